@@ -1,0 +1,105 @@
+"""Attention from packed storage against attention over what it decodes to."""
+
+from __future__ import annotations
+
+import itertools
+
+import mlx.core as mx
+import pytest
+
+from tqchat.kv.cache import FEW_ROWS, SchemeCache
+from tqchat.kv.scheme import parse_scheme
+
+PACKING = ["affine8", "affine4", "turbo0v4", "turbo0v2", "turbo4", "turbo3v2"]
+HEADS = 2
+
+
+def filled(scheme: str, head_dim: int, count: int, dtype: mx.Dtype = mx.float32) -> SchemeCache:
+    cache = SchemeCache(parse_scheme(scheme))
+    grow(cache, head_dim, count, dtype)
+    return cache
+
+
+def grow(cache: SchemeCache, head_dim: int, count: int, dtype: mx.Dtype = mx.float32, seed: int = 5) -> None:
+    """A prompt of ``count - 1`` tokens and one decoding step, which packs what is due."""
+    keys, values = mx.random.normal((2, 1, HEADS, count, head_dim), key=mx.random.key(seed)).astype(dtype)
+    for part in (slice(0, count - 1), slice(count - 1, count)):
+        if part.stop > part.start:
+            cache.update_and_fetch(keys[:, :, part], values[:, :, part])
+
+
+def check(cache: SchemeCache, head_dim: int, groups: int, rows: int) -> None:
+    queries = mx.random.normal((1, HEADS * groups, rows, head_dim), key=mx.random.key(9))
+    keys, values = (side.fetch(mx.float32) for side in cache.sides)
+    mask = "causal" if rows > 1 else None
+    scale = head_dim**-0.5
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+    got = cache.attend(queries, scale, mask)
+    assert got.shape == expected.shape
+    assert mx.abs(got - expected).max().item() < 2e-5
+
+
+@pytest.mark.parametrize("scheme", PACKING)
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+def test_packed_attention_equals_attention_over_decoded_arrays(scheme: str, head_dim: int) -> None:
+    cache = filled(scheme, head_dim, 300)
+    assert cache.packed_tokens > 100
+    for groups, rows in itertools.product((1, 2, 3, 4, 8), (1, 5)):
+        check(cache, head_dim, groups, rows)
+
+
+@pytest.mark.parametrize("scheme", PACKING)
+def test_it_still_does_after_trims_and_growth(scheme: str) -> None:
+    cache = filled(scheme, 64, 400)
+    for trim, more in ((3, 1), (160, 2), (0, 300), (200, 40), (1, 1)):
+        assert cache.trim(trim) == trim
+        grow(cache, 64, more, seed=trim)
+        check(cache, 64, 2, 1)
+        check(cache, 64, 3, 4)
+    assert cache.offset == cache.key_side.length == cache.value_side.length == 400 - 364 + 344
+
+
+def test_sinks_of_the_model_take_their_share_of_attention() -> None:
+    cache = filled("turbo4", 64, 300)
+    queries = mx.random.normal((1, 4, 1, 64), key=mx.random.key(2))
+    sinks = mx.array([0.5, -1.0, 2.0, 0.0])
+    keys, values = (mx.repeat(side.fetch(mx.float32), 2, axis=1) for side in cache.sides)
+    scores = (queries * 0.125) @ keys.swapaxes(-1, -2)
+    weights = mx.softmax(mx.concatenate([sinks.reshape(1, 4, 1, 1), scores], axis=-1), axis=-1)[..., 1:]
+    assert mx.allclose(cache.attend(queries, 0.125, None, sinks), weights @ values, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_masks_given_as_arrays_are_respected(kind: str) -> None:
+    cache = filled("turbo0v4", 64, 300)
+    allowed = mx.random.uniform(shape=(3, 300), key=mx.random.key(1)) > 0.3
+    mask = allowed if kind == "boolean" else mx.where(allowed, 0.0, -1e9)
+    queries = mx.random.normal((1, 4, 3, 64), key=mx.random.key(2))
+    keys, values = (side.fetch(mx.float32) for side in cache.sides)
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.125, mask=mask)
+    assert mx.allclose(cache.attend(queries, 0.125, mask), expected, atol=1e-5)
+
+
+def test_large_scores_do_not_overflow_sixteen_bits() -> None:
+    # Key biases of some models make products that float16 cannot hold.
+    cache = SchemeCache(parse_scheme("turbo0v4"))
+    keys = mx.full((1, 1, 300, 64), 200.0, dtype=mx.float16)
+    values = mx.random.normal((1, 1, 300, 64)).astype(mx.float16)
+    for part in (slice(0, 299), slice(299, 300)):
+        cache.update_and_fetch(keys[:, :, part], values[:, :, part])
+    out = cache.attend(mx.full((1, 1, 1, 64), 200.0, dtype=mx.float16), 0.125, None)
+    assert out.dtype == mx.float16
+    assert not mx.isnan(out).any() and not mx.isinf(out).any()
+
+
+@pytest.mark.parametrize("rows, attends", [(1, True), (FEW_ROWS, True), (FEW_ROWS + 1, False)])
+def test_many_rows_are_left_to_fused_attention_over_what_was_fetched(rows: int, attends: bool) -> None:
+    cache = filled("turbo4", 64, 300)
+    fetched = cache.update_and_fetch(*mx.random.normal((2, 1, HEADS, rows, 64)))
+    assert cache.can_attend(mx.zeros((1, 4, rows, 64)), *fetched) is attends
+
+
+def test_keys_that_the_model_changed_after_fetching_are_not_attended_from_storage() -> None:
+    cache = filled("turbo4", 64, 300)
+    keys, values = cache.update_and_fetch(*mx.random.normal((2, 1, HEADS, 1, 64)))
+    assert not cache.can_attend(mx.zeros((1, 4, 1, 64)), keys * 2, values)

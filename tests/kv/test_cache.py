@@ -1,0 +1,190 @@
+"""The cache as mlx-lm's models use it."""
+
+from __future__ import annotations
+
+import copy
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models import base
+from mlx_lm.models import cache as mlx_cache
+from mlx_lm.models import llama as llama_file
+
+from tests.kv import tiny
+from tqchat.kv import make_prompt_cache, memory_report, routing
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
+
+COMPRESSING = [scheme.name for scheme in SCHEMES if scheme.compresses]
+
+
+def logits(model: object, cache: list[object], tokens: mx.array, *splits: int) -> mx.array:
+    """Logits of every token, fed in the given chunk sizes and then one by one."""
+    out, start = [], 0
+    for size in [*splits, *[1] * (tokens.shape[1] - sum(splits))]:
+        out.append(model(tokens[:, start : start + size], cache=cache))  # type: ignore[operator]
+        mx.eval(out[-1], [c.state for c in cache])  # type: ignore[attr-defined]
+        start += size
+    return mx.concatenate(out, axis=1)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_fp16_gives_bit_equal_logits_to_mlx_lms_own_cache(dtype: mx.Dtype) -> None:
+    model, tokens = tiny.llama(dtype), tiny.tokens(330)
+    ours = logits(model, make_prompt_cache(model, "fp16"), tokens, 200, 57, 3)
+    theirs = logits(model, mlx_cache.make_prompt_cache(model), tokens, 200, 57, 3)
+    assert mx.array_equal(ours, theirs)
+
+
+def test_fp16_is_bit_equal_after_a_trim_as_well() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(300)
+    results = []
+    for cache in (make_prompt_cache(model, "fp16"), mlx_cache.make_prompt_cache(model)):
+        logits(model, cache, tokens, 280)
+        assert mlx_cache.trim_prompt_cache(cache, 90) == 90
+        results.append(logits(model, cache, tokens[:, :50], 40))
+    assert mx.array_equal(*results)
+
+
+@pytest.mark.parametrize("scheme", COMPRESSING)
+def test_a_prompt_stays_raw_until_decoding_begins(scheme: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(400)
+    cache = make_prompt_cache(model, scheme)
+    prompt = logits(model, cache, tokens[:, :399], 250, 149)
+    assert mx.array_equal(
+        prompt, logits(model, mlx_cache.make_prompt_cache(model), tokens[:, :399], 250, 149)
+    )
+    assert memory_report(cache).packed_tokens == 0
+    logits(model, cache, tokens[:, 399:])
+    report = memory_report(cache)
+    assert report.sink_tokens == 4
+    assert 128 <= report.tail_tokens < 128 + TILE
+    assert report.packed_tokens == 400 - 4 - report.tail_tokens
+    assert report.layers_compressed == report.layers_total == 2
+
+
+@pytest.mark.parametrize("scheme", COMPRESSING)
+def test_packing_goes_on_tile_by_tile_while_decoding(scheme: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, scheme)
+    logits(model, cache, tokens[:, :200], 199)
+    packed = []
+    for step in range(200, 330):
+        logits(model, cache, tokens[:, step : step + 1])
+        report = memory_report(cache)
+        packed.append(report.packed_tokens)
+        assert report.sink_tokens + report.packed_tokens + report.tail_tokens == step + 1
+        assert report.tail_tokens >= 128
+    assert packed[-1] - packed[0] == 128
+    assert {b - a for a, b in zip(packed, packed[1:], strict=False)} == {0, TILE}
+
+
+@pytest.mark.parametrize("scheme, worst", [("affine8", 0.02), ("turbo0v4", 0.1), ("affine4", 0.3)])
+def test_compressed_logits_stay_close_to_raw_ones(scheme: str, worst: float) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(420)
+    raw = logits(model, mlx_cache.make_prompt_cache(model), tokens, 380)[:, 380:]
+    packed = logits(model, make_prompt_cache(model, scheme), tokens, 380)[:, 380:]
+    assert 0 < mx.sqrt((raw - packed).square().mean() / raw.square().mean()).item() < worst
+
+
+@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES])
+def test_several_tokens_at_once_equal_one_by_one_over_the_same_cache(scheme: str) -> None:
+    # What speculative decoding does: a few tokens on top of a packed history.
+    model, tokens = tiny.llama(), tiny.tokens(400)
+    cache = make_prompt_cache(model, scheme)
+    logits(model, cache, tokens[:, :390], 389)
+    twin = copy.deepcopy(cache)
+    at_once = logits(model, cache, tokens[:, 390:395], 5)
+    one_by_one = logits(model, twin, tokens[:, 390:395])
+    if memory_report(cache).packed_tokens == memory_report(twin).packed_tokens:
+        assert mx.allclose(at_once, one_by_one, atol=2e-4)
+    assert cache[0].offset == twin[0].offset == 395
+
+
+@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES])
+def test_trim_then_append_matches_a_cache_that_never_held_more(scheme: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(420)
+    cache, fresh = make_prompt_cache(model, scheme), make_prompt_cache(model, scheme)
+    logits(model, cache, tokens[:, :400], 380)
+    logits(model, fresh, tokens[:, :396], 380)
+    assert mlx_cache.trim_prompt_cache(cache, 4) == 4
+    again = logits(model, cache, tokens[:, 396:])
+    assert mx.allclose(again, logits(model, fresh, tokens[:, 396:]), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 128, 150, 297, 300, 1000])
+def test_trim_reaches_tail_packed_and_sinks(count: int) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(300)
+    cache = make_prompt_cache(model, "turbo0v4")
+    logits(model, cache, tokens, 299)
+    assert all(layer.trim(count) == min(count, 300) for layer in cache)
+    left = max(0, 300 - count)
+    assert [layer.offset for layer in cache] == [left, left]
+    assert memory_report(cache).tokens == left
+    logits(model, cache, tokens[:, :200], 150)
+    assert cache[0].offset == left + 200
+    assert {side.length for layer in cache for side in layer.sides} == {left + 200}
+
+
+@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES])
+def test_state_round_trips(scheme: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, scheme)
+    logits(model, cache, tokens[:, :300], 280)
+    twin = [SchemeCache.from_state(layer.state) for layer in cache]
+    assert mx.array_equal(logits(model, cache, tokens[:, 300:]), logits(model, twin, tokens[:, 300:]))
+
+
+def test_storage_in_sixteen_bits_halves_a_float32_models_cache() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(256)
+    cache = make_prompt_cache(model, "fp16", dtype=mx.float16)
+    out = logits(model, cache, tokens, 255)
+    report = memory_report(cache)
+    assert out.dtype == mx.float32
+    assert report.bytes == report.fp16_bytes
+
+
+def test_an_empty_cache_takes_nothing_and_can_be_asked_anything() -> None:
+    cache = SchemeCache(parse_scheme("turbo4"))
+    assert cache.empty() and cache.size() == 0 and cache.nbytes == 0 and cache.trim(5) == 0
+    twin = SchemeCache.from_state(cache.state)
+    assert twin.empty() and twin.scheme == cache.scheme
+
+
+def test_a_packed_cache_really_frees_the_raw_prompt() -> None:
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    cache = SchemeCache(parse_scheme("turbo4"))
+    keys, values = mx.random.normal((2, 1, 4, 8192, 128)).astype(mx.float16)
+    for part in (slice(0, 8191), slice(8191, 8192)):
+        cache.update_and_fetch(keys[:, :, part], values[:, :, part])
+        mx.eval(cache.state)
+    cache.can_attend(keys[:, :, :1], keys, values)
+    raw = keys.nbytes + values.nbytes
+    del keys, values
+    mx.clear_cache()
+    assert mx.get_active_memory() - before < raw / 3
+
+
+def test_attention_is_routed_and_can_be_given_back() -> None:
+    make_prompt_cache(tiny.llama(), "fp16")
+    assert llama_file.scaled_dot_product_attention is routing.routed_attention
+    assert base.scaled_dot_product_attention is routing.routed_attention
+    routing.uninstall()
+    assert llama_file.scaled_dot_product_attention is base.scaled_dot_product_attention
+    assert base.scaled_dot_product_attention is not routing.routed_attention
+    routing.install()
+
+
+def test_without_routing_a_packed_cache_is_only_slower() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, "turbo0v2")
+    logits(model, cache, tokens[:, :300], 299)
+    twin = copy.deepcopy(cache)
+    routed = logits(model, cache, tokens[:, 300:])
+    routing.uninstall()
+    try:
+        plain = logits(model, twin, tokens[:, 300:])
+    finally:
+        routing.install()
+    assert mx.allclose(routed, plain, atol=1e-4)

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import itertools
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models import cache as mlx_cache
+
+from tests.kv import tiny
+from tests.kv.test_cache import logits
+from tqchat.kv import UnknownScheme, convert, make_prompt_cache, memory_report
+
+NAMES = ["fp16", "affine8", "affine4", "turbo0v4", "turbo0v2", "turbo4"]
+
+
+@pytest.mark.parametrize("before, after", list(itertools.permutations(NAMES, 2)))
+def test_a_converted_cache_goes_on_close_to_where_it_was(before: str, after: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, before)
+    logits(model, cache, tokens[:, :320], 319)
+    new = convert(cache, after)
+    assert memory_report(new).scheme == after
+    assert [layer.offset for layer in new] == [320, 320]
+    compressed = memory_report(new).packed_tokens > 0
+    assert compressed is (after != "fp16")
+    raw = logits(model, mlx_cache.make_prompt_cache(model), tokens, 320)[:, 320:]
+    out = logits(model, new, tokens[:, 320:])
+    assert mx.sqrt((out - raw).square().mean() / raw.square().mean()).item() < 0.5
+
+
+def test_the_old_cache_is_left_whole() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache, twin = make_prompt_cache(model, "turbo0v4"), make_prompt_cache(model, "turbo0v4")
+    for one in (cache, twin):
+        logits(model, one, tokens[:, :320], 319)
+    new = convert(cache, "fp16")
+    logits(model, new, tokens[:, 320:])
+    assert mx.array_equal(logits(model, cache, tokens[:, 320:]), logits(model, twin, tokens[:, 320:]))
+
+
+def test_going_up_keeps_the_rounding_that_history_has() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, "turbo0v2")
+    logits(model, cache, tokens[:, :320], 319)
+    up = convert(cache, "fp16")
+    for old, new in zip(cache, up, strict=True):
+        assert mx.array_equal(old.value_side.fetch(mx.float32), new.value_side.fetch(mx.float32))
+
+
+def test_keys_of_the_same_format_are_taken_over_bit_for_bit() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, "turbo8v4")
+    logits(model, cache, tokens, 319)
+    new = convert(cache, "turbo8v2")
+    for old, fresh in zip(cache[0].key_side.packed.view(), new[0].key_side.packed.view(), strict=True):
+        assert mx.array_equal(old, fresh)
+
+
+def test_a_cache_made_by_mlx_lm_can_be_converted() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = mlx_cache.make_prompt_cache(model)
+    logits(model, cache, tokens[:, :320], 320)
+    report = memory_report(convert(cache, "turbo0v4"))
+    assert (report.tokens, report.layers_compressed) == (320, 2)
+
+
+def test_an_empty_cache_converts_to_an_empty_one() -> None:
+    cache = convert(make_prompt_cache(tiny.llama(), "fp16"), "turbo0v4")
+    assert all(layer.empty() for layer in cache) and memory_report(cache).scheme == "turbo0v4"
+
+
+def test_an_unknown_scheme_changes_nothing() -> None:
+    with pytest.raises(UnknownScheme):
+        convert(make_prompt_cache(tiny.llama(), "fp16"), "turbo17")

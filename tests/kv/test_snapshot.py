@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from tests.kv import tiny
+from tests.kv.test_cache import logits
+from tqchat.kv import CacheFileError, load, make_prompt_cache, memory_report, save
+from tqchat.kv.scheme import SCHEMES
+
+
+def saved(tmp_path: Path, scheme: str = "turbo0v4", **config: Any) -> tuple[Any, list[Any], Path]:
+    model = tiny.llama(mx.float16, **config)
+    cache = make_prompt_cache(model, scheme)
+    logits(model, cache, tiny.tokens(320), 315)
+    path = tmp_path / "cache.safetensors"
+    save(path, cache, {"model": "tiny"})
+    return model, cache, path
+
+
+@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES] + ["turbo3", "turbo8v4"])
+def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, scheme: str) -> None:
+    model, cache, path = saved(tmp_path, scheme)
+    restored, metadata = load(path)
+    assert metadata == {"model": "tiny"}
+    assert memory_report(restored) == memory_report(cache)
+    more = tiny.tokens(60, seed=4)
+    assert mx.array_equal(logits(model, restored, more, 20), logits(model, cache, more, 20))
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
+def test_sliding_window_layers_come_back_too(tmp_path: Path, scheme: str) -> None:
+    config = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
+    model, cache, path = saved(tmp_path, scheme, **config)
+    restored, _ = load(path)
+    more = tiny.tokens(60, seed=4)
+    assert mx.array_equal(logits(model, restored, more), logits(model, cache, more))
+
+
+def test_empty_caches_can_be_saved(tmp_path: Path) -> None:
+    path = tmp_path / "cache.safetensors"
+    save(path, make_prompt_cache(tiny.llama(), "turbo0v4"))
+    restored, _ = load(path)
+    assert len(restored) == 2 and all(layer.empty() for layer in restored)
+
+
+def test_packed_stays_packed_on_disk(tmp_path: Path) -> None:
+    _, cache, path = saved(tmp_path, "turbo0v2")
+    report = memory_report(cache)
+    assert report.bytes < path.stat().st_size < report.bytes * 1.01 + 8192
+
+
+def test_overwriting_the_file_after_loading_changes_nothing(tmp_path: Path) -> None:
+    model, cache, path = saved(tmp_path)
+    restored, _ = load(path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    more = tiny.tokens(5, seed=4)
+    assert mx.array_equal(logits(model, restored, more), logits(model, cache, more))
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write(path: Path, header: dict[str, Any], body: bytes) -> None:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def damaged_files(path: Path) -> dict[str, bytes]:
+    data = path.read_bytes()
+    return {
+        "empty": b"",
+        "short": data[:5],
+        "cut off": data[: len(data) // 2],
+        "header cut off": data[:100],
+        "no safetensors": b"hello there, this is no cache" * 50,
+        "zeros": b"\0" * len(data),
+        "huge header": struct.pack("<Q", 1 << 60) + data[8:],
+        "nested header": struct.pack("<Q", 100_000) + b"[" * 100_000,
+    }
+
+
+@pytest.mark.parametrize("kind", list(damaged_files(Path(__file__))))
+def test_a_damaged_file_is_a_clear_error(tmp_path: Path, kind: str) -> None:
+    _, _, path = saved(tmp_path)
+    path.write_bytes(damaged_files(path)[kind])
+    with pytest.raises(CacheFileError, match=r"cache\.safetensors"):
+        load(path)
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheFileError, match="cannot be read"):
+        load(tmp_path / "none.safetensors")
+
+
+def test_a_file_cannot_name_a_class_of_its_own(tmp_path: Path) -> None:
+    _, _, path = saved(tmp_path)
+    header, body = header_of(path)
+    told = json.loads(header["__metadata__"]["tqchat"])
+    told["layers"][0]["class"] = "os.system"
+    header["__metadata__"]["tqchat"] = json.dumps(told)
+    write(path, header, body)
+    with pytest.raises(CacheFileError, match="not allowed"):
+        load(path)
+
+
+def test_another_codec_version_is_refused(tmp_path: Path) -> None:
+    _, _, path = saved(tmp_path)
+    header, body = header_of(path)
+    told = json.loads(header["__metadata__"]["tqchat"])
+    told["codec"] += 1
+    header["__metadata__"]["tqchat"] = json.dumps(told)
+    write(path, header, body)
+    with pytest.raises(CacheFileError, match="codec version"):
+        load(path)
+
+
+def test_shapes_larger_than_the_file_are_refused_before_anything_is_allocated(tmp_path: Path) -> None:
+    _, _, path = saved(tmp_path)
+    header, body = header_of(path)
+    name = next(key for key in header if key != "__metadata__")
+    header[name]["shape"] = [1 << 40, 1 << 20]
+    write(path, header, body)
+    with pytest.raises(CacheFileError, match="does not lie inside"):
+        load(path)
+
+
+def test_a_file_without_our_description_is_no_cache(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    mx.save_safetensors(str(path), {"a": mx.ones(3)})
+    with pytest.raises(CacheFileError, match="not a cache file"):
+        load(path)
+
+
+def test_a_cache_of_unknown_class_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CacheFileError, match="cannot be saved"):
+        save(tmp_path / "x.safetensors", [object()])
+
+
+def test_a_cache_file_needs_its_suffix(tmp_path: Path) -> None:
+    with pytest.raises(CacheFileError, match=r"\.safetensors"):
+        save(tmp_path / "x.kv", [])

@@ -1,0 +1,75 @@
+"""What the rest of the application asks of the engine thread: plain data, no MLX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """One turn as the chat template sees it."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. ``None`` leaves the choice to the model's ``generation_config.json``."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int = 1024
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadModel:
+    """Load a model: ``None`` for the bundled starter, a folder, or a Hugging Face repo id."""
+
+    ref: str | None = None
+
+
+@dataclass(frozen=True)
+class OpenConversation:
+    """Make a conversation current and bring its cache back, if it has one that fits."""
+
+    conversation_id: str
+    messages: tuple[ChatMessage, ...]
+    scheme: str
+
+
+@dataclass(frozen=True)
+class Send:
+    """Answer the transcript, whose last message is the user's. It is on disk already."""
+
+    conversation_id: str
+    messages: tuple[ChatMessage, ...]
+    scheme: str
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class SetScheme:
+    """Convert the live cache. ``reread`` reads the transcript again instead of keeping earlier rounding."""
+
+    conversation_id: str
+    scheme: str
+    reread: bool = False
+    messages: tuple[ChatMessage, ...] = ()
+
+
+@dataclass(frozen=True)
+class ForgetConversation:
+    """Drop a deleted conversation's cache, in memory and on disk."""
+
+    conversation_id: str
+
+
+Command = LoadModel | OpenConversation | Send | SetScheme | ForgetConversation

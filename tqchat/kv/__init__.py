@@ -1,0 +1,50 @@
+"""TurboQuant-compressed KV caches for mlx-lm models.
+
+``make_prompt_cache(model, "turbo0v4")`` gives a list that goes straight into ``mlx_lm.stream_generate(...,
+prompt_cache=...)``. Names are loaded when first used: schemes and reports need no MLX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqchat.kv.cache import SchemeCache as SchemeCache
+    from tqchat.kv.memory import LayerReport as LayerReport
+    from tqchat.kv.memory import MemoryReport as MemoryReport
+    from tqchat.kv.memory import predict_bytes as predict_bytes
+    from tqchat.kv.prompt_cache import convert as convert
+    from tqchat.kv.prompt_cache import make_prompt_cache as make_prompt_cache
+    from tqchat.kv.report import memory_report as memory_report
+    from tqchat.kv.scheme import SCHEMES as SCHEMES
+    from tqchat.kv.scheme import Scheme as Scheme
+    from tqchat.kv.scheme import UnknownScheme as UnknownScheme
+    from tqchat.kv.scheme import parse_scheme as parse_scheme
+    from tqchat.kv.snapshot import CacheFileError as CacheFileError
+    from tqchat.kv.snapshot import load as load
+    from tqchat.kv.snapshot import save as save
+
+_HOMES = {
+    "SchemeCache": "cache",
+    "LayerReport": "memory",
+    "MemoryReport": "memory",
+    "predict_bytes": "memory",
+    "convert": "prompt_cache",
+    "make_prompt_cache": "prompt_cache",
+    "memory_report": "report",
+    "SCHEMES": "scheme",
+    "Scheme": "scheme",
+    "UnknownScheme": "scheme",
+    "parse_scheme": "scheme",
+    "CacheFileError": "snapshot",
+    "load": "snapshot",
+    "save": "snapshot",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,139 @@
+"""Counting what a live cache takes, from its arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models import cache as mlx_cache
+
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.memory import LayerKind, LayerReport, MemoryReport
+from tqchat.kv.scheme import Scheme
+
+
+def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> MemoryReport:
+    """What ``cache`` takes now, layer by layer, against FP16 for the same layers and tokens.
+
+    Args:
+        scheme: The scheme asked for, shown in the report; by default the one that the layers carry.
+    """
+    layers = [inner for layer in cache for inner in _flat(layer)]
+    reports = tuple(_layer_report(index, layer) for index, layer in enumerate(layers))
+    ours = [layer for layer in layers if isinstance(layer, SchemeCache)]
+    if scheme is None:
+        scheme = ours[0].scheme if ours else "fp16"
+    shared = {id(a): a.nbytes for c in ours for s in c.sides for a in s.format.constants.values()}
+    return MemoryReport(
+        scheme=scheme if isinstance(scheme, str) else scheme.name,
+        tokens=max((layer.tokens for layer in reports), default=0),
+        layers=reports,
+        shared_bytes=sum(shared.values()),
+    )
+
+
+def _flat(layer: Any) -> list[Any]:
+    if isinstance(layer, mlx_cache.CacheList):
+        return [inner for part in layer.caches for inner in _flat(part)]
+    return [layer]
+
+
+def _layer_report(index: int, layer: Any) -> LayerReport:
+    if isinstance(layer, SchemeCache):
+        return _scheme_layer(index, layer)
+    if isinstance(layer, mlx_cache.ArraysCache):
+        return _recurrent_layer(index, layer)
+    return _foreign_layer(index, layer)
+
+
+def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
+    keys, values = layer.sides
+    batch, heads = keys.shape
+    heads *= batch
+    fullest = max(layer.sides, key=lambda side: side.packed.length)
+    return LayerReport(
+        index=index,
+        kind="full",
+        scheme=layer.scheme.name,
+        reason=None,
+        tokens=layer.offset,
+        key_bytes=keys.bytes,
+        value_bytes=values.bytes,
+        bytes=keys.bytes + values.bytes,
+        allocated_bytes=layer.nbytes,
+        fp16_bytes=2 * layer.offset * heads * (keys.head_dim + values.head_dim),
+        packed_tokens=layer.packed_tokens,
+        tail_tokens=fullest.recent.length,
+        sink_tokens=fullest.sinks.length,
+        heads=heads,
+        key_dim=keys.head_dim,
+        value_dim=values.head_dim,
+    )
+
+
+def _recurrent_layer(index: int, layer: mlx_cache.ArraysCache) -> LayerReport:
+    arrays: list[Any] = layer.cache
+    size = sum(array.nbytes for array in arrays if array is not None)
+    reason = "recurrent state: its size does not grow with the conversation"
+    return _untouched(index, "recurrent", reason, size, size)
+
+
+def _foreign_layer(index: int, layer: Any) -> LayerReport:
+    """A layer whose cache is mlx-lm's own: keys and values where it has them, all its arrays otherwise."""
+    kind: LayerKind
+    if isinstance(layer, (mlx_cache.RotatingKVCache, mlx_cache.ChunkedKVCache)):
+        kind, reason = "sliding", "sliding window: bounded by the window, kept as it is"
+    elif isinstance(layer, mlx_cache.KVCache):
+        kind, reason = "other", "latent attention (MLA): its cache is a compressed one already, kept as it is"
+    else:
+        kind, reason = "other", f"{type(layer).__name__}: not a cache of keys and values that can be packed"
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    if not (isinstance(keys, mx.array) and isinstance(values, mx.array)):
+        leaves = dict(tree_flatten(layer.state)).values()
+        size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, mx.array))
+        return _untouched(index, kind, reason, size, size)
+    capacity = int(keys.shape[2])
+    tokens = min(int(layer.offset), capacity)
+    heads = int(keys.shape[0] * keys.shape[1])
+    key_bytes = keys.nbytes // max(capacity, 1) * tokens
+    value_bytes = values.nbytes // max(capacity, 1) * tokens
+    return LayerReport(
+        index=index,
+        kind=kind,
+        scheme="fp16",
+        reason=reason,
+        tokens=tokens,
+        key_bytes=key_bytes,
+        value_bytes=value_bytes,
+        bytes=key_bytes + value_bytes,
+        allocated_bytes=keys.nbytes + values.nbytes,
+        fp16_bytes=2 * tokens * heads * int(keys.shape[3] + values.shape[3]),
+        packed_tokens=0,
+        tail_tokens=tokens,
+        sink_tokens=0,
+        heads=heads,
+        key_dim=int(keys.shape[3]),
+        value_dim=int(values.shape[3]),
+    )
+
+
+def _untouched(index: int, kind: LayerKind, reason: str, size: int, allocated: int) -> LayerReport:
+    return LayerReport(
+        index=index,
+        kind=kind,
+        scheme="fp16",
+        reason=reason,
+        tokens=0,
+        key_bytes=0,
+        value_bytes=0,
+        bytes=size,
+        allocated_bytes=allocated,
+        fp16_bytes=size,
+        packed_tokens=0,
+        tail_tokens=0,
+        sink_tokens=0,
+        heads=0,
+        key_dim=0,
+        value_dim=0,
+    )

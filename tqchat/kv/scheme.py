@@ -1,0 +1,171 @@
+"""Cache schemes: how keys and values are stored, and what that costs. Pure Python, no MLX."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from tqchat.errors import TqchatError
+
+TURBO_BITS = (1, 2, 3, 4)
+"""Widths that have a pinned Lloyd-Max codebook."""
+
+AFFINE_GROUP = 64
+TILE = 32
+"""Tokens encoded at a time, once the tail holds that many more than it must."""
+
+
+class UnknownScheme(TqchatError):
+    """The name is none of the schemes."""
+
+    exit_code = 2
+
+    def __init__(self, name: str) -> None:
+        known = ", ".join(scheme.name for scheme in SCHEMES)
+        super().__init__(
+            f"There is no cache scheme {name!r}. Choose one of: {known}, "
+            "or turbo<K>v<V> with K of 0, 1 to 4 or 8 and V of 1 to 4."
+        )
+
+
+@dataclass(frozen=True)
+class FormatSpec:
+    """How one side (keys or values) is stored once it leaves the tail.
+
+    ``raw`` keeps 16 bits, ``affine`` is MLX's group quantisation (a 16-bit scale and bias for each group),
+    ``turbo`` is a rotated vector against a Lloyd-Max codebook with one 16-bit norm per vector.
+    """
+
+    kind: Literal["raw", "affine", "turbo"]
+    bits: int
+
+    def group_size(self, head_dim: int) -> int:
+        """Values that share one affine scale; 64 where it divides ``head_dim``, else 32."""
+        return AFFINE_GROUP if head_dim % AFFINE_GROUP == 0 else AFFINE_GROUP // 2
+
+    def padded_dim(self, head_dim: int) -> int:
+        """The width stored for ``head_dim`` values:
+
+        affine groups and whole 32-bit words need padding at odd sizes.
+        """
+        unit = {"raw": 1, "affine": self.group_size(head_dim), "turbo": 1}[self.kind]
+        return -(-head_dim // unit) * unit
+
+    def bytes_per_vector(self, head_dim: int) -> int:
+        """Bytes that one packed vector of ``head_dim`` values takes, its norm or scales included."""
+        if self.kind == "raw":
+            return 2 * head_dim
+        if self.kind == "affine":
+            dim = self.padded_dim(head_dim)
+            return dim * self.bits // 8 + 4 * (dim // self.group_size(head_dim))
+        return 4 * words_per_vector(head_dim, self.bits) + 2
+
+    def bits_per_value(self, head_dim: int) -> float:
+        """Exact bits per value of a packed vector."""
+        return 8 * self.bytes_per_vector(head_dim) / head_dim
+
+
+def planes(bits: int) -> tuple[int, ...]:
+    """Widths of the bit planes that a code is stored in: no code crosses a 32-bit word."""
+    return (2, 1) if bits == 3 else (bits,)
+
+
+def rotation_bytes(head_dim: int) -> int:
+    """What a rotation takes: signs for a power of two, else a dense matrix, in float32; layers share it."""
+    return 4 * head_dim if head_dim & (head_dim - 1) == 0 else 4 * head_dim**2
+
+
+def words_per_vector(head_dim: int, bits: int) -> int:
+    """32-bit words that hold ``head_dim`` codes of ``bits`` bits."""
+    return sum(-(-head_dim * width // 32) for width in planes(bits))
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A named pair of formats, and what stays raw around the packed tokens.
+
+    ``tail`` is the least number of recent tokens kept raw, ``sinks`` the first ones that are never packed.
+    """
+
+    name: str
+    key: FormatSpec
+    value: FormatSpec
+    tail: int = 128
+    sinks: int = 4
+
+    @property
+    def compresses(self) -> bool:
+        """Whether anything is ever packed."""
+        return self.key.kind != "raw" or self.value.kind != "raw"
+
+    def bits_per_key(self, head_dim: int) -> float:
+        """Exact bits per packed key value."""
+        return self.key.bits_per_value(head_dim)
+
+    def bits_per_value(self, head_dim: int) -> float:
+        """Exact bits per packed value."""
+        return self.value.bits_per_value(head_dim)
+
+    def packable(self, recent: int) -> int:
+        """How many of ``recent`` raw tokens behind the sinks are due for packing:
+
+        whole tiles, the tail left raw.
+        """
+        return max(0, (recent - self.tail) // TILE * TILE)
+
+    @property
+    def description(self) -> str:
+        """One short sentence for a list of schemes."""
+        if not self.compresses:
+            return "Nothing compressed: every key and value at 16 bits."
+        if self.key.kind == self.value.kind == "affine":
+            return f"Keys and values at {self.key.bits} bits, MLX's own quantisation."
+        keys = {
+            "raw": "Keys at 16 bits",
+            "affine": f"Keys at {self.key.bits} bits (affine)",
+            "turbo": f"Keys at {self.key.bits} bits (rotated)",
+        }[self.key.kind]
+        return f"{keys}, values at {self.value.bits} bits (rotated)."
+
+
+RAW = FormatSpec("raw", 16)
+
+
+def _turbo(key_bits: int, value_bits: int, name: str | None = None) -> Scheme:
+    key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec("turbo", key_bits))
+    return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits))
+
+
+def _affine(bits: int) -> Scheme:
+    return Scheme(f"affine{bits}", FormatSpec("affine", bits), FormatSpec("affine", bits))
+
+
+FP16 = Scheme("fp16", RAW, RAW)
+
+SCHEMES: tuple[Scheme, ...] = (FP16, _affine(8), _affine(4), _turbo(0, 4), _turbo(0, 2))
+"""The schemes that lists show, in the order they show them."""
+
+_NAMED = {scheme.name: scheme for scheme in SCHEMES}
+_PATTERN = re.compile(r"turbo([0-48])(?:v([1-4]))?", re.ASCII)
+
+
+def parse_scheme(name: str) -> Scheme:
+    """The scheme of that name: a listed one, or any ``turbo<K>v<V>`` (``turbo4`` means ``turbo4v4``).
+
+    Raises:
+        UnknownScheme: if it is neither.
+    """
+    name = name.strip().lower()
+    if name in _NAMED:
+        return _NAMED[name]
+    match = _PATTERN.fullmatch(name)
+    if match is None:
+        raise UnknownScheme(name)
+    key_bits = int(match[1])
+    if match[2] is None:
+        if key_bits not in TURBO_BITS:
+            raise UnknownScheme(name)
+        return _turbo(key_bits, key_bits, name)
+    value_bits = int(match[2])
+    return _turbo(key_bits, value_bits, f"turbo{key_bits}" if key_bits == value_bits else name)

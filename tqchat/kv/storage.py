@@ -1,0 +1,237 @@
+"""Token-axis storage shared by every format, and the one side (keys or values) of a layer's cache built
+from it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+
+from tqchat.kv.formats import Block, Format, RawFormat, make_format
+from tqchat.kv.scheme import TILE, FormatSpec, Scheme
+
+GROWTH = 256
+"""Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
+
+PACK_AT_ONCE = 2048
+"""Tokens encoded in one go at most, so that a long prompt's temporaries stay small."""
+
+
+class TokenStore:
+    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready."""
+
+    def __init__(self, growth: int = GROWTH) -> None:
+        self.growth = growth
+        self.arrays: Block = ()
+        self.length = 0
+
+    @property
+    def capacity(self) -> int:
+        return int(self.arrays[0].shape[2]) if self.arrays else 0
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the arrays as they are."""
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def bytes(self) -> int:
+        """The share of ``allocated_bytes`` that belongs to tokens held."""
+        return self.allocated_bytes // self.capacity * self.length if self.arrays else 0
+
+    def append(self, block: Block) -> None:
+        """Add a block's tokens at the end."""
+        count = block[0].shape[2]
+        end = self.length + count
+        if end > self.capacity:
+            # Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its
+            # source, and a slice of a prompt would keep the whole prompt alive.
+            room = (count // self.growth + 1) * self.growth
+            held = self.view()
+            blank = tuple(mx.zeros((*b.shape[:2], room, *b.shape[3:]), b.dtype) for b in block)
+            self.arrays = (
+                tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
+                if self.length
+                else blank
+            )
+        for array, part in zip(self.arrays, block, strict=True):
+            array[:, :, self.length : end] = part
+        self.length = end
+
+    def view(self) -> Block:
+        """The tokens held, as slices of their own: appending later does not change them."""
+        return tuple(array[:, :, : self.length] for array in self.arrays)
+
+    def take_front(self, count: int) -> Block:
+        """Remove the first ``count`` tokens and return them;
+
+        what is left moves to storage of its own size.
+        """
+        front = tuple(array[:, :, :count] for array in self.arrays)
+        rest = tuple(array[:, :, count : self.length] for array in self.arrays)
+        left = self.length - count
+        self.clear()
+        if left:
+            self.append(rest)
+        return front
+
+    def trim(self, count: int) -> None:
+        """Forget the last ``count`` tokens; their room stays allocated."""
+        self.length -= count
+
+    def clear(self) -> None:
+        self.arrays = ()
+        self.length = 0
+
+
+class Side:
+    """The keys or the values of one layer: ``[sinks | packed | recent]`` in token order.
+
+    Everything is appended to ``recent``, raw. ``pack_due`` encodes the oldest of it, tile by tile, behind the
+    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. A raw side never packs: all its
+    tokens are ``recent``."""
+
+    def __init__(self, scheme: Scheme, spec: FormatSpec, seed: int) -> None:
+        self.scheme = scheme
+        self.spec = spec
+        self.seed = seed
+        self.head_dim = 0
+        self.dtype = mx.float16
+        self.format: Format = RawFormat()
+        self.sinks = TokenStore(growth=1)
+        self.packed = TokenStore()
+        self.recent = TokenStore(GROWTH if spec.kind == "raw" else TILE)
+
+    @property
+    def stores(self) -> dict[str, TokenStore]:
+        """The parts in token order, by name."""
+        return {"sinks": self.sinks, "packed": self.packed, "recent": self.recent}
+
+    @property
+    def length(self) -> int:
+        return sum(store.length for store in self.stores.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tokens held; the format's constants, which layers share, are not in it."""
+        return sum(store.bytes for store in self.stores.values())
+
+    @property
+    def allocated_bytes(self) -> int:
+        return sum(store.allocated_bytes for store in self.stores.values())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Batch size and heads; (0, 0) while empty."""
+        for store in self.stores.values():
+            if store.arrays:
+                return int(store.arrays[0].shape[0]), int(store.arrays[0].shape[1])
+        return 0, 0
+
+    def _parts(self) -> list[tuple[Format, Block]]:
+        raw = RawFormat()
+        parts = [(raw, self.sinks), (self.format, self.packed), (raw, self.recent)]
+        return [(form, store.view()) for form, store in parts if store.length]
+
+    def append(self, x: mx.array) -> None:
+        """Add vectors ``[batch, heads, tokens, head_dim]`` of the storage's dtype."""
+        if not self.head_dim:
+            self.prepare(x.shape[-1])
+        self.dtype = x.dtype
+        self.recent.append((x,))
+
+    def prepare(self, head_dim: int, constants: dict[str, mx.array] | None = None) -> None:
+        """Fix the vector width, and with it the format."""
+        self.head_dim = head_dim
+        self.format = make_format(self.spec, head_dim, self.seed, constants)
+
+    def pack_due(self) -> None:
+        """Encode the tokens that have left the tail."""
+        if self.spec.kind == "raw":
+            return
+        wanted = self.scheme.sinks if not self.sinks.length else 0
+        count = self.scheme.packable(self.recent.length - wanted)
+        if not count:
+            return
+        if wanted:
+            self.sinks.append(self.recent.take_front(wanted))
+        due = self.recent.take_front(count)
+        for start in range(0, count, PACK_AT_ONCE):
+            block = self.format.encode(due[0][:, :, start : start + PACK_AT_ONCE])
+            self.packed.append(block)
+            if count > PACK_AT_ONCE:
+                mx.eval(self.packed.arrays)
+
+    def trim(self, count: int) -> None:
+        """Forget the last ``count`` tokens, wherever they are stored."""
+        for store in (self.recent, self.packed, self.sinks):
+            gone = min(count, store.length)
+            store.trim(gone)
+            count -= gone
+        if not self.packed.length and self.sinks.length:
+            # Nothing is packed any more: the sinks are simply the first raw tokens again.
+            rest = self.recent.view()
+            raw = self.sinks.view()
+            self.recent.clear()
+            self.recent.append(raw)
+            if rest and rest[0].shape[2]:
+                self.recent.append(rest)
+            self.sinks.clear()
+        for store in (self.packed, self.sinks):
+            if not store.length:
+                store.clear()
+
+    def fetch(self, dtype: mx.Dtype) -> mx.array:
+        """All vectors, decoded:
+
+        ``[batch, heads, tokens, head_dim]``. Lazy: costs nothing unless it is used.
+        """
+        parts = self._parts()
+        if len(parts) == 1 and isinstance(parts[0][0], RawFormat):
+            return parts[0][1][0].astype(dtype)
+        return mx.concatenate([form.decode(block).astype(dtype) for form, block in parts], axis=2)
+
+    def scores(self, queries: mx.array) -> mx.array:
+        """Dot products with all keys: float32 ``[batch, heads, rows, tokens]``."""
+        parts = [form.scores(queries, block) for form, block in self._parts()]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+
+    def combine(self, weights: mx.array) -> mx.array:
+        """Sums of all values under ``weights`` ``[batch, heads, rows, tokens]``:
+
+        ``[batch, heads, rows, head_dim]``.
+        """
+        total: mx.array | None = None
+        start = 0
+        for form, block in self._parts():
+            end = start + block[0].shape[2]
+            part = form.combine(weights[..., start:end], block)
+            total = part if total is None else total + part
+            start = end
+        assert total is not None
+        return total
+
+    def arrays(self) -> dict[str, mx.array]:
+        """Everything needed to continue bit for bit, by name; slack is left out."""
+        named = {
+            f"{name}_{i}": array
+            for name, store in self.stores.items()
+            if store.length
+            for i, array in enumerate(store.view())
+        }
+        return named | {f"constant_{name}": array for name, array in self.format.constants.items()}
+
+    def restore(self, arrays: dict[str, Any], head_dim: int, dtype: mx.Dtype) -> None:
+        """The inverse of ``arrays``, into an empty side; ``dtype`` is that of its raw tokens."""
+        self.dtype = dtype
+        if not head_dim:
+            return
+        constants = {k.removeprefix("constant_"): v for k, v in arrays.items() if k.startswith("constant_")}
+        self.prepare(head_dim, constants)
+        for name, store in self.stores.items():
+            block: list[mx.array] = []
+            while (array := arrays.get(f"{name}_{len(block)}")) is not None:
+                block.append(array)
+            if block:
+                store.append(tuple(block))
