@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ def test_turbo_reaches_the_codebook_distortion_on_any_vectors(
 ) -> None:
     # Heavy-tailed, unequal channels: nothing like the codebook's normal until it is rotated.
     x = mx.random.normal((1, 2, 400, head_dim), key=mx.random.key(3)) ** 3
-    format_ = make_format(FormatSpec("turbo", bits), head_dim, 42)
+    format_ = make_format(FormatSpec("turbo", bits), head_dim, "key")
     error = (format_.decode(format_.encode(x)) - x).square().sum() / x.square().sum()
     # A matched norm gives back what Lloyd-Max shrinks, at the cost of D / (1 - D) instead of D at most.
     assert error.item() < distortion / (1 - distortion) * 1.12
@@ -77,13 +79,14 @@ def test_turbo_reaches_the_codebook_distortion_on_any_vectors(
 
 def test_turbo_keeps_the_norm_of_every_vector() -> None:
     x = mx.random.normal((1, 1, 64, 128), key=mx.random.key(3)) * mx.arange(1, 65)[:, None]
-    format_ = make_format(FormatSpec("turbo", 2), 128, 42)
+    format_ = make_format(FormatSpec("turbo", 2), 128, "key")
     decoded = format_.decode(format_.encode(x))
     assert mx.allclose(mx.linalg.norm(decoded, axis=-1), mx.linalg.norm(x, axis=-1), rtol=2e-3)
 
 
-def test_turbo_decodes_a_zero_vector_to_zero() -> None:
-    format_ = make_format(FormatSpec("turbo", 4), 64, 42)
+@pytest.mark.parametrize("role", ["key", "value"])
+def test_turbo_decodes_a_zero_vector_to_zero(role: Literal["key", "value"]) -> None:
+    format_ = make_format(FormatSpec("turbo", 4), 64, role)
     assert mx.array_equal(format_.decode(format_.encode(mx.zeros((1, 1, 2, 64)))), mx.zeros((1, 1, 2, 64)))
 
 
@@ -91,11 +94,11 @@ def test_turbo_decodes_a_zero_vector_to_zero() -> None:
 @pytest.mark.parametrize("name", ["affine8", "affine4", "turbo4", "turbo3", "turbo2", "turbo0v4"])
 def test_bytes_a_vector_takes_are_those_of_its_arrays(name: str, head_dim: int) -> None:
     spec = parse_scheme(name).value
-    block = make_format(spec, head_dim, 43).encode(mx.ones((1, 1, 8, head_dim), dtype=mx.float16))
+    block = make_format(spec, head_dim, "value").encode(mx.ones((1, 1, 8, head_dim), dtype=mx.float16))
     assert sum(array.nbytes for array in block) == 8 * spec.bytes_per_vector(head_dim)
 
 
 def test_formats_of_one_size_share_their_rotation() -> None:
-    one, other = (make_format(FormatSpec("turbo", bits), 128, 42) for bits in (2, 4))
+    one, other = (make_format(FormatSpec("turbo", bits), 128, "key") for bits in (2, 4))
     assert isinstance(one, TurboFormat) and isinstance(other, TurboFormat)
     assert one.rotation.array is other.rotation.array

@@ -9,7 +9,6 @@ import pytest
 from mlx_lm import stream_generate
 from mlx_lm.generate import generate_step
 from mlx_lm.models import cache as mlx_cache
-
 from transformers import PreTrainedTokenizerBase
 
 from tests.kv import tiny

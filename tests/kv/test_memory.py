@@ -62,7 +62,7 @@ def test_bytes_are_those_of_the_saved_arrays_that_hold_tokens(scheme: str) -> No
     held = 0
     for layer in cache:
         for name, array in layer.state[1].items():
-            if "constant" in name:
+            if "shared" in name:
                 shared[name] = array.nbytes
             else:
                 held += array.nbytes

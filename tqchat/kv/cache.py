@@ -9,7 +9,6 @@ import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
 from tqchat.kv.attention import attention
-from tqchat.kv.rotation import KEY_SEED, VALUE_SEED
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage import Side
 
@@ -43,8 +42,10 @@ class SchemeCache:
         self.scheme = scheme
         self.dtype = dtype
         self.offset = 0
-        self.key_side = Side(scheme, scheme.key, KEY_SEED)
-        self.value_side = Side(scheme, scheme.value, VALUE_SEED)
+        self.key_side = Side(scheme, "key")
+        self.value_side = Side(scheme, "value")
+        self.query_energy: mx.array | None = None
+        self.queries_seen = 0
         self._fetched: tuple[mx.array, mx.array] | None = None
 
     @property
@@ -74,8 +75,25 @@ class SchemeCache:
 
     def pack_due(self) -> None:
         """Encode what has left the tail, on both sides."""
-        for side in self.sides:
-            side.pack_due()
+        energy = None if self.query_energy is None else self.query_energy / self.queries_seen
+        self.key_side.pack_due(energy)
+        self.value_side.pack_due()
+        if self.key_side.format.fitted:
+            self.query_energy, self.queries_seen = None, 0
+
+    def observe(self, queries: mx.array) -> None:
+        """Note how strong the queries' channels are, until the keys' format has been fitted to it.
+
+        Args:
+            queries: ``[batch, query_heads, rows, key_dim]``, those that attend to this cache.
+        """
+        if self.key_side.spec.kind != "turbo" or self.key_side.format.fitted:
+            return
+        batch, heads = self.key_side.shape
+        rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
+        energy = rows.square().sum(axis=2, keepdims=True)
+        self.query_energy = energy if self.query_energy is None else self.query_energy + energy
+        self.queries_seen += int(rows.shape[2])
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All tokens decoded, in the storage dtype."""
@@ -128,7 +146,8 @@ class SchemeCache:
     @property
     def nbytes(self) -> int:
         """Bytes of this layer's arrays as allocated; rotations, which layers share, are not in it."""
-        return sum(side.allocated_bytes for side in self.sides)
+        pending = 0 if self.query_energy is None else self.query_energy.nbytes
+        return sum(side.allocated_bytes for side in self.sides) + pending
 
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:
@@ -139,6 +158,7 @@ class SchemeCache:
             "sinks": self.scheme.sinks,
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),
             "offset": self.offset,
+            "queries_seen": self.queries_seen,
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }
         arrays = {
@@ -146,6 +166,8 @@ class SchemeCache:
             for name, side in zip(("key", "value"), self.sides, strict=True)
             for key, array in side.arrays().items()
         }
+        if self.query_energy is not None:
+            arrays["query_energy"] = self.query_energy
         return json.dumps(description), arrays
 
     @state.setter
@@ -160,6 +182,8 @@ class SchemeCache:
                 k.removeprefix(f"{name}_"): v for k, v in (arrays or {}).items() if k.startswith(f"{name}_")
             }
             side.restore(own, int(head_dim), _RAW_DTYPES[dtype])
+        self.query_energy = (arrays or {}).get("query_energy")
+        self.queries_seen = int(told["queries_seen"])
         self.offset = int(told["offset"])
         if any(side.length != self.offset for side in self.sides):
             raise ValueError("The arrays do not hold as many tokens as the cache says.")

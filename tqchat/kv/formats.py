@@ -6,14 +6,15 @@ against an encoded block."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 import mlx.core as mx
 
 from tqchat.kv.codebook import quantise
 from tqchat.kv.packing import lookup, pack
-from tqchat.kv.rotation import Rotation, draw_rotation, restored_rotation
+from tqchat.kv.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restored_rotation
 from tqchat.kv.scheme import FormatSpec
 
 Block = tuple[mx.array, ...]
@@ -23,8 +24,23 @@ class Format(Protocol):
     """One way of writing vectors down."""
 
     @property
-    def constants(self) -> dict[str, mx.array]:
-        """Arrays that decoding needs beside the blocks, by name."""
+    def shared(self) -> dict[str, mx.array]:
+        """Arrays that decoding needs beside the blocks and that every layer shares, by name."""
+        ...
+
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        """Arrays that decoding needs and that ``fit`` took from this layer's own vectors, by name."""
+        ...
+
+    def fit(self, x: mx.array, query_energy: mx.array | None) -> Format:
+        """This format, fitted to vectors like ``x`` before the first of them is encoded.
+
+        Args:
+            x: ``[batch, heads, tokens, head_dim]``.
+            query_energy: Mean square of the queries' coordinates, float32 ``[batch, heads, 1, head_dim]``,
+                where ``x`` are keys and queries were seen.
+        """
         ...
 
     def encode(self, x: mx.array) -> Block:
@@ -50,12 +66,23 @@ class Format(Protocol):
         ...
 
 
-class RawFormat:
-    """Vectors as they are."""
+class _DataFree:
+    """A format that is the same whatever the vectors."""
 
     @property
-    def constants(self) -> dict[str, mx.array]:
+    def shared(self) -> dict[str, mx.array]:
         return {}
+
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        return {}
+
+    def fit(self, x: mx.array, query_energy: mx.array | None) -> Self:
+        return self
+
+
+class RawFormat(_DataFree):
+    """Vectors as they are."""
 
     def encode(self, x: mx.array) -> Block:
         return (x,)
@@ -71,15 +98,11 @@ class RawFormat:
 
 
 @dataclass(frozen=True)
-class AffineFormat:
+class AffineFormat(_DataFree):
     """MLX's group quantisation. A head dim that its groups do not divide is padded with zeros."""
 
     spec: FormatSpec
     head_dim: int
-
-    @property
-    def constants(self) -> dict[str, mx.array]:
-        return {}
 
     @property
     def _group(self) -> int:
@@ -118,60 +141,133 @@ class TurboFormat:
     """TurboQuant: rotate, divide by the norm, quantise each coordinate against a Lloyd-Max codebook.
 
     A block is packed codes ``uint32 [batch, heads, tokens, words]`` and gains ``float16 [batch, heads,
-    tokens, 1]``. A gain is what a vector's centroids must be multiplied by to have the vector's own norm
-    ("matched norm"): it takes the shrinkage of Lloyd-Max centroids out of the dot products, which measured
-    better than storing the norm itself.
+    tokens, 1]``, what a vector's centroids are multiplied by. Gains are chosen so that the shrinkage of
+    Lloyd-Max centroids does not bias attention: for keys the decoded vector has the vector's own length (its
+    effect on a score stays what it was), for values its own component along the vector (its effect on a sum
+    does).
 
-    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage.
-    """
+    Before the first vector is encoded the format is fitted, where there is something to fit to:
+
+    - ``mean`` is subtracted and given back exactly, in the scores and in the sums. It is where large key
+    biases go.
+    - ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of queries / rms of
+    keys) makes the
+      error of their product the least that a diagonal map can, and the codec indifferent to how a model
+      scales channels.
+
+    Both are float16 ``[batch, heads, 1, head_dim]`` and stay fixed from then on.
+
+    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; the gain for values as in
+        EDEN (arXiv 2108.08842)."""
 
     bits: int
     rotation: Rotation
+    role: Literal["key", "value"]
+    mean: mx.array | None = None
+    balance: mx.array | None = None
 
     @property
-    def constants(self) -> dict[str, mx.array]:
+    def shared(self) -> dict[str, mx.array]:
         return {"rotation": self.rotation.array}
 
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        named = {"mean": self.mean, "balance": self.balance}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def fit(self, x: mx.array, query_energy: mx.array | None) -> TurboFormat:
+        x = x.astype(mx.float32)
+        mean = x.mean(axis=2, keepdims=True).astype(mx.float16)
+        balance = None
+        if self.role == "key":
+            energy = (x - mean).square().mean(axis=2, keepdims=True)
+            # Without a query seen, queries are taken to be as the keys: every channel keeps its scale.
+            balance = _balance(energy if query_energy is None else query_energy, energy)
+        mx.eval([array for array in (mean, balance) if array is not None])
+        return replace(self, mean=mean, balance=balance)
+
     def encode(self, x: mx.array) -> Block:
-        y = self.rotation.rotate(x.astype(mx.float32))
+        x = x.astype(mx.float32)
+        if self.mean is not None:
+            x = x - self.mean
+        if self.balance is not None:
+            x = x * self.balance
+        y = self.rotation.rotate(x)
         norm = mx.linalg.norm(y, axis=-1, keepdims=True)
         unit = y * (self.rotation.head_dim**0.5 / mx.maximum(norm, 1e-20))
         words = pack(quantise(unit, self.bits), self.bits)
-        centroids = lookup(words, self.bits, self.rotation.head_dim)
-        gain = norm / mx.linalg.norm(centroids, axis=-1, keepdims=True)
-        return words, mx.minimum(gain, 65504.0).astype(mx.float16)
+        centroids = self._lookup(words)
+        if self.role == "key":
+            gain = norm / mx.linalg.norm(centroids, axis=-1, keepdims=True)
+        else:
+            gain = norm.square() / mx.maximum((y * centroids).sum(axis=-1, keepdims=True), 1e-20)
+        return words, mx.minimum(gain, _LARGEST_GAIN).astype(mx.float16)
 
     def decode(self, block: Block) -> mx.array:
         words, gain = block
-        return self.rotation.unrotate(
-            lookup(words, self.bits, self.rotation.head_dim) * gain.astype(mx.float32)
-        )
+        x = self.rotation.unrotate(self._lookup(words) * gain.astype(mx.float32))
+        if self.balance is not None:
+            x = x / self.balance
+        return x if self.mean is None else x + self.mean
 
     def scores(self, queries: mx.array, block: Block) -> mx.array:
         words, gain = block
-        centroids = lookup(words, self.bits, self.rotation.head_dim)
-        products = self.rotation.rotate(queries) @ centroids.swapaxes(-1, -2)
-        return products * gain.astype(mx.float32).swapaxes(-1, -2)
+        balanced = queries if self.balance is None else queries / self.balance
+        products = self.rotation.rotate(balanced) @ self._lookup(words).swapaxes(-1, -2)
+        scores = products * gain.astype(mx.float32).swapaxes(-1, -2)
+        # Softmax would ignore the mean's share if every token were packed; beside raw ones it must be there.
+        return scores if self.mean is None else scores + (queries * self.mean).sum(axis=-1, keepdims=True)
 
     def combine(self, weights: mx.array, block: Block) -> mx.array:
         words, gain = block
-        centroids = lookup(words, self.bits, self.rotation.head_dim)
-        return self.rotation.unrotate((weights * gain.astype(mx.float32).swapaxes(-1, -2)) @ centroids)
+        total = (weights * gain.astype(mx.float32).swapaxes(-1, -2)) @ self._lookup(words)
+        total = self.rotation.unrotate(total)
+        if self.balance is not None:
+            total = total / self.balance
+        return total if self.mean is None else total + weights.sum(axis=-1, keepdims=True) * self.mean
+
+    def _lookup(self, words: mx.array) -> mx.array:
+        return lookup(words, self.bits, self.rotation.head_dim)
+
+
+_LARGEST_GAIN = 65504.0
+"""The largest float16; a vector longer than what it can scale is shortened rather than made infinite."""
+
+_LARGEST_BALANCE = 64.0
+"""How far one channel may be scaled against the typical one; real outliers measured up to some 30."""
+
+
+def _balance(query_energy: mx.array, key_energy: mx.array) -> mx.array:
+    """The diagonal map that makes the error of query . key least, ``sqrt(rms_query / rms_key)``, of geometric
+    mean 1.
+
+    The rotation spreads the error evenly, so its effect is sum(q^2 / w^2) * sum(k^2 w^2): least, by
+    Cauchy-Schwarz, at this w. A channel that one side never uses says nothing, and is left near the typical
+    scale."""
+    q, k = (mx.log(e + 1e-6 * e.mean(axis=-1, keepdims=True) + 1e-30) for e in (query_energy, key_energy))
+    log = (q - k) / 4
+    log = log - log.mean(axis=-1, keepdims=True)
+    limit = math.log(_LARGEST_BALANCE)
+    return mx.exp(mx.clip(log, -limit, limit)).astype(mx.float16)
 
 
 def make_format(
-    spec: FormatSpec, head_dim: int, seed: int, constants: dict[str, mx.array] | None = None
+    spec: FormatSpec,
+    head_dim: int,
+    role: Literal["key", "value"],
+    shared: dict[str, mx.array] | None = None,
+    fitted: dict[str, mx.array] | None = None,
 ) -> Format:
     """The format that ``spec`` names, for vectors of ``head_dim``.
 
     Args:
-        seed: Tells the rotation of keys from that of values.
-        constants: Arrays of an earlier format of the same spec, restored from disk; without them they are
-            drawn.
+        shared: Arrays of an earlier format of the same spec, restored from disk; without them they are drawn.
+        fitted: What the earlier format was fitted to.
     """
     if spec.kind == "raw":
         return RawFormat()
     if spec.kind == "affine":
         return AffineFormat(spec, head_dim)
-    rotation = restored_rotation(constants["rotation"], seed) if constants else draw_rotation(head_dim, seed)
-    return TurboFormat(spec.bits, rotation)
+    drawn = draw_rotation(head_dim, KEY_SEED if role == "key" else VALUE_SEED)
+    rotation = restored_rotation(shared["rotation"], drawn) if shared else drawn
+    return TurboFormat(spec.bits, rotation, role, **(fitted or {}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tqchat.kv.scheme import Scheme, rotation_bytes
+from tqchat.kv.scheme import FormatSpec, Scheme, fitted_bytes, rotation_bytes
 
 LayerKind = Literal["full", "sliding", "recurrent", "other"]
 
@@ -132,10 +132,15 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
         if layer.reason is not None:
             total += layer.bytes
             continue
-        for side, spec, dim in (("k", scheme.key, layer.key_dim), ("v", scheme.value, layer.value_dim)):
+        sides: tuple[tuple[Literal["key", "value"], FormatSpec, int], ...] = (
+            ("key", scheme.key, layer.key_dim),
+            ("value", scheme.value, layer.value_dim),
+        )
+        for role, spec, dim in sides:
             packed = 0 if spec.kind == "raw" else scheme.packable(layer.tokens - scheme.sinks)
             vector_bytes = packed * spec.bytes_per_vector(dim) + (layer.tokens - packed) * 2 * dim
+            vector_bytes += fitted_bytes(spec, role, dim) if packed else 0
             total += vector_bytes * layer.heads
             if spec.kind == "turbo" and dim:
-                rotations.add((side, dim))
+                rotations.add((role, dim))
     return total + sum(rotation_bytes(dim) for _, dim in rotations)

@@ -24,7 +24,7 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
     ours = [layer for layer in layers if isinstance(layer, SchemeCache)]
     if scheme is None:
         scheme = ours[0].scheme if ours else "fp16"
-    shared = {id(a): a.nbytes for c in ours for s in c.sides for a in s.format.constants.values()}
+    shared = {id(a): a.nbytes for c in ours for s in c.sides for a in s.format.shared.values()}
     return MemoryReport(
         scheme=scheme if isinstance(scheme, str) else scheme.name,
         tokens=max((layer.tokens for layer in reports), default=0),
@@ -49,6 +49,7 @@ def _layer_report(index: int, layer: Any) -> LayerReport:
 
 def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     keys, values = layer.sides
+    pending = 0 if layer.query_energy is None else layer.query_energy.nbytes
     batch, heads = keys.shape
     heads *= batch
     fullest = max(layer.sides, key=lambda side: side.packed.length)
@@ -58,9 +59,9 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
         scheme=layer.scheme.name,
         reason=None,
         tokens=layer.offset,
-        key_bytes=keys.bytes,
+        key_bytes=keys.bytes + pending,
         value_bytes=values.bytes,
-        bytes=keys.bytes + values.bytes,
+        bytes=keys.bytes + values.bytes + pending,
         allocated_bytes=layer.nbytes,
         fp16_bytes=2 * layer.offset * heads * (keys.head_dim + values.head_dim),
         packed_tokens=layer.packed_tokens,

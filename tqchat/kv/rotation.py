@@ -65,12 +65,11 @@ def draw_rotation(head_dim: int, seed: int) -> Rotation:
     return Rotation(array)
 
 
-def restored_rotation(array: mx.array, seed: int) -> Rotation:
-    """The rotation that an array from disk stands for;
+def restored_rotation(array: mx.array, drawn: Rotation) -> Rotation:
+    """The rotation in an array from disk:
 
-    the drawn one itself where they are equal, so that layers go on sharing it.
+    the drawn one itself where they are equal, so that layers share it.
     """
-    drawn = draw_rotation(int(array.shape[-1]), seed)
     if drawn.array.shape == array.shape and mx.array_equal(drawn.array, array).item():
         return drawn
     return Rotation(array)

@@ -32,8 +32,10 @@ def routed_attention(
     """mlx-lm's ``scaled_dot_product_attention``, handed to the cache if it packs and the model left what
     it fetched untouched.
     """
-    if isinstance(cache, SchemeCache) and cache.can_attend(queries, keys, values):
-        return cache.attend(queries, scale, mask, sinks)
+    if isinstance(cache, SchemeCache):
+        if cache.can_attend(queries, keys, values):
+            return cache.attend(queries, scale, mask, sinks)
+        cache.observe(queries)
     return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
 
 

@@ -12,7 +12,7 @@ TURBO_BITS = (1, 2, 3, 4)
 """Widths that have a pinned Lloyd-Max codebook."""
 
 AFFINE_GROUP = 64
-TILE = 32
+TILE = 16
 """Tokens encoded at a time, once the tail holds that many more than it must."""
 
 
@@ -69,6 +69,11 @@ class FormatSpec:
 def planes(bits: int) -> tuple[int, ...]:
     """Widths of the bit planes that a code is stored in: no code crosses a 32-bit word."""
     return (2, 1) if bits == 3 else (bits,)
+
+
+def fitted_bytes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> int:
+    """What a packed head is fitted with, in float16: a mean, and for keys a balance."""
+    return 2 * head_dim * (2 if role == "key" else 1) if spec.kind == "turbo" else 0
 
 
 def rotation_bytes(head_dim: int) -> int:
@@ -134,7 +139,10 @@ RAW = FormatSpec("raw", 16)
 
 def _turbo(key_bits: int, value_bits: int, name: str | None = None) -> Scheme:
     key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec("turbo", key_bits))
-    return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits))
+    # Where keys are packed too, a raw token costs four times a packed one: a shorter tail keeps the ratio
+    # at 4k tokens.
+    tail = 128 if key_bits == 0 else 64
+    return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits), tail)
 
 
 def _affine(bits: int) -> Scheme:

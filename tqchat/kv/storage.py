@@ -4,7 +4,7 @@ from it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
@@ -92,16 +92,16 @@ class Side:
     first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. A raw side never packs: all its
     tokens are ``recent``."""
 
-    def __init__(self, scheme: Scheme, spec: FormatSpec, seed: int) -> None:
+    def __init__(self, scheme: Scheme, role: Literal["key", "value"]) -> None:
         self.scheme = scheme
-        self.spec = spec
-        self.seed = seed
+        self.role = role
+        self.spec: FormatSpec = scheme.key if role == "key" else scheme.value
         self.head_dim = 0
         self.dtype = mx.float16
         self.format: Format = RawFormat()
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
-        self.recent = TokenStore(GROWTH if spec.kind == "raw" else TILE)
+        self.recent = TokenStore(GROWTH if self.spec.kind == "raw" else TILE)
 
     @property
     def stores(self) -> dict[str, TokenStore]:
@@ -114,12 +114,16 @@ class Side:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tokens held; the format's constants, which layers share, are not in it."""
-        return sum(store.bytes for store in self.stores.values())
+        """Bytes of the tokens held and of what the format was fitted to; what layers share is not in it."""
+        return sum(store.bytes for store in self.stores.values()) + self._fitted_bytes
 
     @property
     def allocated_bytes(self) -> int:
-        return sum(store.allocated_bytes for store in self.stores.values())
+        return sum(store.allocated_bytes for store in self.stores.values()) + self._fitted_bytes
+
+    @property
+    def _fitted_bytes(self) -> int:
+        return sum(array.nbytes for array in self.format.fitted.values())
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -141,13 +145,16 @@ class Side:
         self.dtype = x.dtype
         self.recent.append((x,))
 
-    def prepare(self, head_dim: int, constants: dict[str, mx.array] | None = None) -> None:
-        """Fix the vector width, and with it the format."""
+    def prepare(self, head_dim: int, **arrays: dict[str, mx.array]) -> None:
+        """Fix the vector width, and with it the format; ``arrays`` are those of an earlier one."""
         self.head_dim = head_dim
-        self.format = make_format(self.spec, head_dim, self.seed, constants)
+        self.format = make_format(self.spec, head_dim, self.role, **arrays)
 
-    def pack_due(self) -> None:
-        """Encode the tokens that have left the tail."""
+    def pack_due(self, query_energy: mx.array | None = None) -> None:
+        """Encode the tokens that have left the tail;
+
+        before the first, fit the format to them (see ``Format.fit``).
+        """
         if self.spec.kind == "raw":
             return
         wanted = self.scheme.sinks if not self.sinks.length else 0
@@ -156,6 +163,8 @@ class Side:
             return
         if wanted:
             self.sinks.append(self.recent.take_front(wanted))
+        if not self.format.fitted:
+            self.format = self.format.fit(self.recent.view()[0], query_energy)
         due = self.recent.take_front(count)
         for start in range(0, count, PACK_AT_ONCE):
             block = self.format.encode(due[0][:, :, start : start + PACK_AT_ONCE])
@@ -220,15 +229,20 @@ class Side:
             if store.length
             for i, array in enumerate(store.view())
         }
-        return named | {f"constant_{name}": array for name, array in self.format.constants.items()}
+        for kind, extra in (("shared", self.format.shared), ("fitted", self.format.fitted)):
+            named |= {f"{kind}_{name}": array for name, array in extra.items()}
+        return named
 
     def restore(self, arrays: dict[str, Any], head_dim: int, dtype: mx.Dtype) -> None:
         """The inverse of ``arrays``, into an empty side; ``dtype`` is that of its raw tokens."""
         self.dtype = dtype
         if not head_dim:
             return
-        constants = {k.removeprefix("constant_"): v for k, v in arrays.items() if k.startswith("constant_")}
-        self.prepare(head_dim, constants)
+        shared, fitted = (
+            {k.removeprefix(kind): v for k, v in arrays.items() if k.startswith(kind)}
+            for kind in ("shared_", "fitted_")
+        )
+        self.prepare(head_dim, shared=shared, fitted=fitted)
         for name, store in self.stores.items():
             block: list[mx.array] = []
             while (array := arrays.get(f"{name}_{len(block)}")) is not None:
