@@ -1,7 +1,8 @@
 """TurboQuant-compressed KV caches for mlx-lm models.
 
 ``make_prompt_cache(model, "turbo0v4")`` gives a list that goes straight into ``mlx_lm.stream_generate(...,
-prompt_cache=...)``. Names are loaded when first used: schemes and reports need no MLX."""
+prompt_cache=...)``. Names are loaded when first used: schemes and reports need no MLX.
+"""
 
 from __future__ import annotations
 

@@ -13,10 +13,7 @@ from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage import Side
 
 FEW_ROWS = 16
-"""Up to so many query tokens are attended from packed storage;
-
-more decode it once and use MLX's fused attention.
-"""
+"""Query tokens up to which attention works from packed storage; more use MLX's fused one, decoding once."""
 
 _RAW_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -101,10 +98,7 @@ class SchemeCache:
         return keys, values
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
-        """Whether ``attend`` gives attention over exactly these keys and values:
-
-        they are what was fetched last.
-        """
+        """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
         fetched, self._fetched = self._fetched, None
         if fetched is None or queries.shape[2] > FEW_ROWS:
             return False

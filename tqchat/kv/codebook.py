@@ -2,7 +2,8 @@
 
 A rotated unit vector scaled by ``sqrt(head_dim)`` has near-Gaussian coordinates whatever the model, so one
 codebook serves every model (TurboQuant, arXiv 2504.19874). Mean squared error per coordinate of N(0, 1) at
-1/2/3/4 bits: 0.3634, 0.1175, 0.0345, 0.0095."""
+1/2/3/4 bits: 0.3634, 0.1175, 0.0345, 0.0095.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def centroids(bits: int) -> tuple[float, ...]:
     """All centroids, so that a code is an index: ascending magnitude, negative first.
 
     A code's top bit is its sign (1 = positive), the lower bits number the magnitude, so that sign and
-    magnitude can be stored in separate bit planes (see ``packing``)."""
+    magnitude can be stored in separate bit planes (see ``packing``).
+    """
     magnitudes = MAGNITUDES[bits]
     return tuple(-m for m in magnitudes) + magnitudes
 

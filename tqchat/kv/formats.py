@@ -2,7 +2,8 @@
 
 Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can grow, trim and slice
 it along the token axis without knowing what it means. ``scores`` and ``combine`` are attention's two products
-against an encoded block."""
+against an encoded block.
+"""
 
 from __future__ import annotations
 
@@ -52,16 +53,24 @@ class Format(Protocol):
         ...
 
     def scores(self, queries: mx.array, block: Block) -> mx.array:
-        """Dot products of ``queries`` float32 ``[batch, heads, rows, head_dim]`` with a block:
+        """Dot products of queries with a block.
 
-        ``[batch, heads, rows, tokens]``.
+        Args:
+            queries: float32 ``[batch, heads, rows, head_dim]``.
+
+        Returns:
+            float32 ``[batch, heads, rows, tokens]``.
         """
         ...
 
     def combine(self, weights: mx.array, block: Block) -> mx.array:
-        """Sums of a block's vectors under ``weights`` float32 ``[batch, heads, rows, tokens]``:
+        """Weighted sums of a block's vectors.
 
-        ``[batch, heads, rows, head_dim]``.
+        Args:
+            weights: float32 ``[batch, heads, rows, tokens]``.
+
+        Returns:
+            float32 ``[batch, heads, rows, head_dim]``.
         """
         ...
 
@@ -149,16 +158,17 @@ class TurboFormat:
     Before the first vector is encoded the format is fitted, where there is something to fit to:
 
     - ``mean`` is subtracted and given back exactly, in the scores and in the sums. It is where large key
-    biases go.
+      biases go.
     - ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of queries / rms of
-    keys) makes the
-      error of their product the least that a diagonal map can, and the codec indifferent to how a model
-      scales channels.
+    keys)
+      makes the error of their product the least that a diagonal map can, and the codec indifferent to how a
+      model scales its channels.
 
     Both are float16 ``[batch, heads, 1, head_dim]`` and stay fixed from then on.
 
     Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; the gain for values as in
-        EDEN (arXiv 2108.08842)."""
+    EDEN (arXiv 2108.08842).
+    """
 
     bits: int
     rotation: Rotation
@@ -243,7 +253,8 @@ def _balance(query_energy: mx.array, key_energy: mx.array) -> mx.array:
 
     The rotation spreads the error evenly, so its effect is sum(q^2 / w^2) * sum(k^2 w^2): least, by
     Cauchy-Schwarz, at this w. A channel that one side never uses says nothing, and is left near the typical
-    scale."""
+    scale.
+    """
     q, k = (mx.log(e + 1e-6 * e.mean(axis=-1, keepdims=True) + 1e-30) for e in (query_energy, key_energy))
     log = (q - k) / 4
     log = log - log.mean(axis=-1, keepdims=True)

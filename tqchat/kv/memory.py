@@ -1,7 +1,4 @@
-"""What a cache takes:
-
-the figures behind the gauge. Pure Python; counting the live arrays is ``report.py``'s job.
-"""
+"""What a cache takes, the figures behind the gauge. Pure Python: ``report.py`` counts the live arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +17,8 @@ class LayerReport:
     ``bytes`` covers the tokens held; ``allocated_bytes`` also the slack that growth keeps ready.
     ``key_bytes`` and ``value_bytes`` add up to ``bytes`` where a layer has keys and values. ``fp16_bytes`` is
     the same layer and tokens at two bytes a value. ``reason`` says why a layer stays as the model made it,
-    ``None`` where the scheme applies."""
+    ``None`` where the scheme applies.
+    """
 
     index: int
     kind: LayerKind
@@ -125,7 +123,8 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
     """What the same tokens would take under another scheme, from the layers' own shapes.
 
     The arithmetic of ``convert``: a test holds it against real conversions. Layers that a scheme does not
-    reach count as they are."""
+    reach count as they are.
+    """
     rotations: set[tuple[str, int]] = set()
     total = 0
     for layer in report.layers:

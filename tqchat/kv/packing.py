@@ -2,7 +2,8 @@
 
 A word holds ``32 // b`` codes, the first in its lowest bits, for b of 1, 2 and 4. Three bits are stored as
 two planes, magnitude (2 bits) and sign (1 bit), one after the other, so that no code crosses a word and no
-bit is wasted."""
+bit is wasted.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def lookup(words: mx.array, bits: int, head_dim: int) -> mx.array:
     """Centroids of packed codes, one gather a byte: float32 ``[..., head_dim]``.
 
     Equal to ``centroids[unpack(words)]`` and several times faster in plain operations, which is all a CPU
-    has."""
+    has.
+    """
     if bits != 3:
         return _gather(words, byte_table(bits), head_dim)
     split = -(-head_dim * 2 // 32)

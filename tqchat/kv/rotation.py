@@ -21,7 +21,8 @@ class Rotation:
 
     ``array`` is ``float32 [head_dim]``, the +1/-1 signs of a randomised Hadamard transform, for a power of
     two; else a dense orthogonal matrix ``float32 [head_dim, head_dim]``. It is stored with the caches it
-    rotated, never drawn again: random generators change between releases."""
+    rotated, never drawn again: random generators change between releases.
+    """
 
     array: mx.array
 
@@ -66,10 +67,7 @@ def draw_rotation(head_dim: int, seed: int) -> Rotation:
 
 
 def restored_rotation(array: mx.array, drawn: Rotation) -> Rotation:
-    """The rotation in an array from disk:
-
-    the drawn one itself where they are equal, so that layers share it.
-    """
+    """The rotation in an array from disk; the drawn one where they are equal, so that layers share it."""
     if drawn.array.shape == array.shape and mx.array_equal(drawn.array, array).item():
         return drawn
     return Rotation(array)

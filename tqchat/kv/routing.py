@@ -2,7 +2,8 @@
 packed.
 
 mlx-lm's model files import ``scaled_dot_product_attention`` by name, so the name is replaced in every loaded
-model file as well as where it is defined. ``uninstall`` puts all of it back."""
+model file as well as where it is defined. ``uninstall`` puts all of it back.
+"""
 
 from __future__ import annotations
 

@@ -45,10 +45,7 @@ class FormatSpec:
         return AFFINE_GROUP if head_dim % AFFINE_GROUP == 0 else AFFINE_GROUP // 2
 
     def padded_dim(self, head_dim: int) -> int:
-        """The width stored for ``head_dim`` values:
-
-        affine groups and whole 32-bit words need padding at odd sizes.
-        """
+        """The width stored for ``head_dim`` values: affine groups need padding at odd sizes."""
         unit = {"raw": 1, "affine": self.group_size(head_dim), "turbo": 1}[self.kind]
         return -(-head_dim // unit) * unit
 
@@ -113,10 +110,7 @@ class Scheme:
         return self.value.bits_per_value(head_dim)
 
     def packable(self, recent: int) -> int:
-        """How many of ``recent`` raw tokens behind the sinks are due for packing:
-
-        whole tiles, the tail left raw.
-        """
+        """How many of ``recent`` raw tokens behind the sinks to pack: whole tiles, leaving the tail."""
         return max(0, (recent - self.tail) // TILE * TILE)
 
     @property
@@ -151,7 +145,17 @@ def _affine(bits: int) -> Scheme:
 
 FP16 = Scheme("fp16", RAW, RAW)
 
-SCHEMES: tuple[Scheme, ...] = (FP16, _affine(8), _affine(4), _turbo(0, 4), _turbo(0, 2))
+SCHEMES: tuple[Scheme, ...] = (
+    FP16,
+    _affine(8),
+    _affine(4),
+    *(_turbo(key, value) for key in (0, 8) for value in (4, 3, 2)),
+    _turbo(4, 4, "turbo4"),
+    _turbo(4, 2),
+    _turbo(3, 3, "turbo3"),
+    _turbo(3, 2),
+    _turbo(2, 2, "turbo2"),
+)
 """The schemes that lists show, in the order they show them."""
 
 _NAMED = {scheme.name: scheme for scheme in SCHEMES}

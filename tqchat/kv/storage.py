@@ -64,10 +64,7 @@ class TokenStore:
         return tuple(array[:, :, : self.length] for array in self.arrays)
 
     def take_front(self, count: int) -> Block:
-        """Remove the first ``count`` tokens and return them;
-
-        what is left moves to storage of its own size.
-        """
+        """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
         front = tuple(array[:, :, :count] for array in self.arrays)
         rest = tuple(array[:, :, count : self.length] for array in self.arrays)
         left = self.length - count
@@ -90,7 +87,8 @@ class Side:
 
     Everything is appended to ``recent``, raw. ``pack_due`` encodes the oldest of it, tile by tile, behind the
     first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. A raw side never packs: all its
-    tokens are ``recent``."""
+    tokens are ``recent``.
+    """
 
     def __init__(self, scheme: Scheme, role: Literal["key", "value"]) -> None:
         self.scheme = scheme
@@ -151,10 +149,7 @@ class Side:
         self.format = make_format(self.spec, head_dim, self.role, **arrays)
 
     def pack_due(self, query_energy: mx.array | None = None) -> None:
-        """Encode the tokens that have left the tail;
-
-        before the first, fit the format to them (see ``Format.fit``).
-        """
+        """Encode the tokens that have left the tail, fitting the format to them before the first."""
         if self.spec.kind == "raw":
             return
         wanted = self.scheme.sinks if not self.sinks.length else 0
@@ -192,10 +187,7 @@ class Side:
                 store.clear()
 
     def fetch(self, dtype: mx.Dtype) -> mx.array:
-        """All vectors, decoded:
-
-        ``[batch, heads, tokens, head_dim]``. Lazy: costs nothing unless it is used.
-        """
+        """All vectors decoded, ``[batch, heads, tokens, head_dim]``; lazy, so free unless it is used."""
         parts = self._parts()
         if len(parts) == 1 and isinstance(parts[0][0], RawFormat):
             return parts[0][1][0].astype(dtype)
