@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqchat.kv.cache import SchemeCache as SchemeCache
+    from tqchat.kv.calibration import needs_queries as needs_queries
+    from tqchat.kv.calibration import observe_queries as observe_queries
     from tqchat.kv.memory import LayerReport as LayerReport
     from tqchat.kv.memory import MemoryReport as MemoryReport
     from tqchat.kv.memory import predict_bytes as predict_bytes
@@ -37,6 +39,8 @@ _HOMES = {
     "Scheme": "scheme",
     "UnknownScheme": "scheme",
     "parse_scheme": "scheme",
+    "needs_queries": "calibration",
+    "observe_queries": "calibration",
     "CacheFileError": "snapshot",
     "load": "snapshot",
     "save": "snapshot",

@@ -75,7 +75,7 @@ class SchemeCache:
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         self.key_side.pack_due(energy)
         self.value_side.pack_due()
-        if self.key_side.format.fitted:
+        if self.key_side.format.fitted or self.key_side.spec.kind != "turbo":
             self.query_energy, self.queries_seen = None, 0
 
     def observe(self, queries: mx.array) -> None:

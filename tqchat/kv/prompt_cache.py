@@ -67,6 +67,14 @@ def _replace(layer: Any, make: Callable[[Any], SchemeCache]) -> Any:
     return layer
 
 
+def flat_layers(cache: list[Any]) -> list[Any]:
+    """The caches of a model one by one, those inside a ``CacheList`` too."""
+    flat: list[Any] = []
+    for layer in cache:
+        flat += flat_layers(list(layer.caches)) if isinstance(layer, mlx_cache.CacheList) else [layer]
+    return flat
+
+
 def cache_list(parts: list[Any]) -> Any:
     """mlx-lm's ``CacheList`` of these caches."""
     make: Callable[..., Any] = mlx_cache.CacheList
@@ -87,6 +95,7 @@ def _convert_layer(old: Any, scheme: Scheme) -> SchemeCache:
     if old.empty():
         return new
     if isinstance(old, SchemeCache):
+        new.query_energy, new.queries_seen = old.query_energy, old.queries_seen
         for target, source in zip(new.sides, old.sides, strict=True):
             same_packing = source.spec == target.spec and (old.scheme.tail, old.scheme.sinks) == (
                 scheme.tail,

@@ -10,6 +10,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.memory import LayerKind, LayerReport, MemoryReport
+from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import Scheme
 
 
@@ -19,7 +20,7 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
     Args:
         scheme: The scheme asked for, shown in the report; by default the one that the layers carry.
     """
-    layers = [inner for layer in cache for inner in _flat(layer)]
+    layers = flat_layers(cache)
     reports = tuple(_layer_report(index, layer) for index, layer in enumerate(layers))
     ours = [layer for layer in layers if isinstance(layer, SchemeCache)]
     if scheme is None:
@@ -31,12 +32,6 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
         layers=reports,
         shared_bytes=sum(shared.values()),
     )
-
-
-def _flat(layer: Any) -> list[Any]:
-    if isinstance(layer, mlx_cache.CacheList):
-        return [inner for part in layer.caches for inner in _flat(part)]
-    return [layer]
 
 
 def _layer_report(index: int, layer: Any) -> LayerReport:
