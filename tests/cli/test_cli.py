@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tqchat
+from tqchat.cli import main
+from tqchat.paths import Paths
+from tqchat.store.database import Database
+
+Captured = pytest.CaptureFixture[str]
+
+
+def fails(capsys: Captured, code: int, *arguments: str) -> str:
+    """The one sentence on standard error of a command that must fail so."""
+    assert main(arguments) == code
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("tqchat: ")
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+def test_version(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"tqchat {tqchat.__version__}\n"
+
+
+def test_an_unknown_option_is_said_in_a_line_with_usage(capsys: Captured) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--nonsense"])
+    assert left.value.code == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
+def test_without_a_terminal_the_way_to_run_is_shown(capsys: Captured, home: Path) -> None:
+    assert "tqchat run" in fails(capsys, 2)
+    assert not home.exists()
+
+
+def test_unknown_scheme(capsys: Captured) -> None:
+    for arguments in (
+        ["--scheme", "zip"],
+        ["run", "hi", "--scheme", "zip"],
+        ["--scheme", "zip", "run", "hi"],
+    ):
+        sentence = fails(capsys, 2, *arguments)
+        assert "'zip'" in sentence
+        assert "turbo0v4" in sentence
+
+
+def test_a_corrupt_config_is_named(capsys: Captured, paths: Paths) -> None:
+    paths.config_file.write_text("scheme = [", "utf-8")
+    assert str(paths.config_file) in fails(capsys, 2, "run", "hi")
+
+
+def test_ls_before_anything_creates_nothing(capsys: Captured, home: Path) -> None:
+    assert main(["ls"]) == 0
+    assert "No conversations yet" in capsys.readouterr().out
+    assert not home.exists()
+
+
+def test_ls_and_show(capsys: Captured, paths: Paths) -> None:
+    with Database(paths.database) as database:
+        old = database.create("Old one", None, "fp16")
+        new = database.create("New\x1b]0;owned\x07 one\n", "starter", "turbo0v4")
+        database.add_message(new.id, "user", "What is\x1b[2J a fox?")
+        database.add_message(new.id, "assistant", "An animal.\n\nRed.\n", status="stopped")
+    assert main(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=4)[3:] for line in lines] == [["turbo0v4", "New one"], ["fp16", "Old one"]]
+    assert [line[:8] for line in lines] == [new.id[:8], old.id[:8]]
+
+    assert main(["show", new.id[:8]]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert shown.startswith("New one\n\n[you, 2")
+    assert "]\nWhat is a fox?\n\n[assistant, 2" in shown
+    assert shown.endswith(", stopped]\nAn animal.\n\nRed.\n")
+
+
+def test_show_what_is_not_there(capsys: Captured, paths: Paths) -> None:
+    assert "tqchat ls" in fails(capsys, 2, "show", "abc")
+    Database(paths.database).close()
+    assert "tqchat ls" in fails(capsys, 2, "show", "abc")
+
+
+def test_a_damaged_database_is_one_sentence(capsys: Captured, paths: Paths) -> None:
+    paths.database.write_bytes(b"no database " * 1000)
+    assert str(paths.database) in fails(capsys, 1, "ls")
+
+
+def test_locate_names_every_location(capsys: Captured, paths: Paths) -> None:
+    assert main(["locate"]) == 0
+    shown = capsys.readouterr().out
+    for place in (
+        paths.config_file,
+        paths.themes,
+        paths.state_file,
+        paths.database,
+        paths.caches,
+        paths.log_dir,
+        os.environ["HF_HUB_CACHE"],
+    ):
+        assert f"  {place}\n" in shown
+
+
+def test_an_empty_question(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "empty" in fails(capsys, 2, "run", "  ")
+    for arguments in (["run"], ["run", "-"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+        assert "empty" in fails(capsys, 2, *arguments)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert "UTF-8" in fails(capsys, 2, "run")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--temperature", "9"), ("--max-tokens", "0"), ("--seed", "-1")]
+)
+def test_an_option_out_of_range(capsys: Captured, option: str, value: str) -> None:
+    assert option in fails(capsys, 2, "run", "hi", f"{option}={value}")
+
+
+def test_a_reader_that_leaves_is_no_error(paths: Paths) -> None:
+    with Database(paths.database) as database:
+        conversation = database.create("t", None, "fp16")
+        database.add_message(conversation.id, "user", "x" * 1_000_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tqchat", "show", conversation.id],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 141
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_to_a_full_disk_is_one_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tqchat", "locate"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 1
+    assert result.stderr.startswith("tqchat: Writing failed (no space left")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,55 @@
+"""The wheel, installed where the checkout is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_it_carries_what_the_app_needs(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    starter = {f"tqchat/assets/starter/{file.name}" for file in (ROOT / "assets" / "starter").iterdir()}
+    themes = {f"tqchat/themes/{file.name}" for file in (ROOT / "themes").glob("*.toml")}
+    assert themes
+    assert {"tqchat/py.typed", "tqchat/ui/tqchat.tcss"} | starter | themes <= names
+    assert not [name for name in names if name.startswith(("tests/", "themes/", "assets/"))]
+
+
+def test_it_chats_away_from_the_checkout(wheel: Path, tmp_path: Path, home: Path) -> None:
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    # -P and the first place on the path: the checkout must not serve in its stead.
+    code = (
+        "import sys, pathlib, tqchat\n"
+        "assert pathlib.Path(tqchat.__file__).is_relative_to(sys.argv.pop(1)), tqchat.__file__\n"
+        "from tqchat.cli import main\n"
+        "sys.exit(main())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(installed), "run", "Hello!", "--json", "--max-tokens", "20"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["reply"].strip()

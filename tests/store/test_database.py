@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tqchat.paths import Paths
+from tqchat.store import migrations
+from tqchat.store.database import (
+    Database,
+    DatabaseBusy,
+    DatabaseTooNew,
+    DatabaseUnreadable,
+    StoreFull,
+    UnknownConversation,
+    UnknownMessage,
+)
+
+
+@pytest.fixture
+def database(paths: Paths) -> Iterator[Database]:
+    with Database(paths.database) as opened:
+        yield opened
+
+
+def contents(database: Database, conversation_id: str) -> list[str]:
+    return [message.content for message in database.messages(conversation_id)]
+
+
+def test_a_conversation_is_there_after_a_restart(paths: Paths) -> None:
+    with Database(paths.database) as first:
+        conversation = first.create("Foxes", "starter", "turbo0v4")
+        question = first.add_message(conversation.id, "user", "What is a fox?")
+        reply = first.add_message(
+            conversation.id, "assistant", "A fox.", tokens=3, tokens_per_second=70.5, scheme="fp16", model="m"
+        )
+    with Database(paths.database) as second:
+        assert second.messages(conversation.id) == [question, reply]
+        again = second.conversation(conversation.id)
+        assert again.head_id == reply.id
+        assert again.updated_at == reply.created_at
+        assert (again.title, again.model, again.scheme) == ("Foxes", "starter", "turbo0v4")
+        assert again.title_is_automatic is True
+    assert (question.parent_id, reply.parent_id) == (None, question.id)
+
+
+def test_a_message_survives_a_kill_right_after_it(paths: Paths) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from tqchat.store.database import Database
+database = Database(Path(sys.argv[1]))
+conversation = database.create("t", None, "fp16")
+database.add_message(conversation.id, "user", "kept")
+database.add_message(conversation.id, "assistant", "half", status="unfinished")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    result = subprocess.run([sys.executable, "-c", code, str(paths.database)], timeout=60)
+    assert result.returncode == -9
+    with Database(paths.database) as database:
+        (conversation,) = database.conversations()
+        assert [(m.content, m.status) for m in database.messages(conversation.id)] == [
+            ("kept", "complete"),
+            ("half", "unfinished"),
+        ]
+
+
+def test_commits_are_flushed_to_the_disk(database: Database) -> None:
+    assert database._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert database._connection.execute("PRAGMA synchronous").fetchone()[0] == 2
+
+
+def test_the_last_written_to_comes_first(database: Database) -> None:
+    one, two, three = (database.create(title, None, "fp16") for title in ("one", "two", "three"))
+    database.add_message(one.id, "user", "again")
+    assert [c.id for c in database.conversations()] == [one.id, three.id, two.id]
+
+
+def test_renaming_and_changing(database: Database) -> None:
+    conversation = database.create("", None, "fp16")
+    database.rename(conversation.id, "Automatic", automatic=True)
+    assert database.conversation(conversation.id).title_is_automatic is True
+    database.rename(conversation.id, "Mine")
+    database.set_scheme(conversation.id, "affine4")
+    database.set_model(conversation.id, "other")
+    changed = database.conversation(conversation.id)
+    assert (changed.title, changed.title_is_automatic) == ("Mine", False)
+    assert (changed.scheme, changed.model) == ("affine4", "other")
+
+
+def test_deleting_takes_every_branch_and_nothing_else(database: Database, paths: Paths) -> None:
+    gone, kept = database.create("gone", None, "fp16"), database.create("kept", None, "fp16")
+    for conversation in (gone, kept):
+        database.add_message(conversation.id, "user", "q")
+        database.add_message(conversation.id, "assistant", "a")
+        database.rewind_to(conversation.id, database.messages(conversation.id)[0].id)
+        database.add_message(conversation.id, "assistant", "b")
+    database.delete(gone.id)
+    with pytest.raises(UnknownConversation):
+        database.conversation(gone.id)
+    assert contents(database, kept.id) == ["q", "b"]
+    with sqlite3.connect(paths.database) as other:
+        assert other.execute("SELECT count(*) FROM messages").fetchone() == (3,)
+    other.close()
+
+
+def test_regenerating_keeps_the_other_reply(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    question = database.add_message(conversation.id, "user", "q")
+    first = database.add_message(conversation.id, "assistant", "first")
+    database.add_message(conversation.id, "user", "more")
+    last = database.add_message(conversation.id, "assistant", "much more")
+    database.rewind_to(conversation.id, question.id)
+    second = database.add_message(conversation.id, "assistant", "second")
+    assert contents(database, conversation.id) == ["q", "second"]
+    assert [m.id for m in database.siblings(second.id)] == [first.id, second.id]
+    assert [m.id for m in database.siblings(question.id)] == [question.id]
+
+    leaf = database.newest_leaf(first.id)
+    assert leaf.id == last.id
+    database.rewind_to(conversation.id, leaf.id)
+    assert contents(database, conversation.id) == ["q", "first", "more", "much more"]
+
+    database.rewind_to(conversation.id, None)
+    assert contents(database, conversation.id) == []
+    other = database.add_message(conversation.id, "user", "asked otherwise")
+    assert [m.content for m in database.siblings(other.id)] == ["q", "asked otherwise"]
+
+
+def test_a_reply_grows_and_is_completed(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    reply = database.add_message(conversation.id, "assistant", "", status="unfinished")
+    database.update_message(reply.id, content="Once")
+    done = database.update_message(reply.id, status="complete", tokens=4, first_token_seconds=0.2)
+    assert (done.content, done.status, done.tokens, done.first_token_seconds) == ("Once", "complete", 4, 0.2)
+    assert database.messages(conversation.id) == [done]
+    assert database.conversation(conversation.id).updated_at > reply.created_at
+
+
+def test_what_is_gone_is_named(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    message = database.add_message(conversation.id, "user", "q")
+    other = database.create("o", None, "fp16")
+    for call in (
+        lambda: database.add_message("none", "user", "q"),
+        lambda: database.rename("none", "x"),
+        lambda: database.delete("none"),
+        lambda: database.rewind_to("none", None),
+        lambda: database.conversation("none"),
+        lambda: database.conversation(""),
+    ):
+        with pytest.raises(UnknownConversation):
+            call()
+    for call in (
+        lambda: database.update_message("none", content="x"),
+        lambda: database.rewind_to(conversation.id, "none"),
+        lambda: database.rewind_to(other.id, message.id),
+        lambda: database.siblings("none"),
+        lambda: database.newest_leaf("none"),
+    ):
+        with pytest.raises(UnknownMessage):
+            call()
+    assert contents(database, conversation.id) == ["q"]
+
+
+def test_a_prefix_will_do_while_it_is_unique(database: Database) -> None:
+    conversations = [database.create(str(n), None, "fp16") for n in range(17)]
+    assert database.conversation(conversations[0].id[:12]) == conversations[0]
+    # 17 ids of hexadecimal digits: two must begin alike.
+    first = [c.id[0] for c in conversations]
+    digit = next(d for d in first if first.count(d) > 1)
+    with pytest.raises(UnknownConversation, match=f"{first.count(digit)} conversations.*write more"):
+        database.conversation(digit)
+    with pytest.raises(UnknownConversation):
+        database.conversation("%")
+
+
+def test_two_processes_see_each_other(paths: Paths) -> None:
+    with Database(paths.database) as here, Database(paths.database) as there:
+        conversation = here.create("t", None, "fp16")
+        there.add_message(conversation.id, "user", "from there")
+        here.add_message(conversation.id, "user", "from here")
+        assert contents(there, conversation.id) == ["from there", "from here"]
+
+
+def test_many_first_starts_at_once(paths: Paths) -> None:
+    failures: list[BaseException] = []
+    ready = threading.Barrier(8)
+
+    def start() -> None:
+        try:
+            ready.wait()
+            with Database(paths.database) as database:
+                database.create("t", None, "fp16")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    with Database(paths.database) as database:
+        assert len(database.conversations()) == 8
+
+
+def test_a_lock_that_stays_is_said(database: Database, paths: Paths) -> None:
+    conversation = database.create("t", None, "fp16")
+    database._connection.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(paths.database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseBusy, match="locked"):
+        database.add_message(conversation.id, "user", "q")
+    other.execute("ROLLBACK")
+    other.close()
+    database.add_message(conversation.id, "user", "q")
+
+
+def test_only_the_owner_may_read(database: Database, paths: Paths) -> None:
+    database.create("t", None, "fp16")
+    files = list(paths.data_dir.iterdir())
+    assert {file.name for file in files} >= {"tqchat.db", "tqchat.db-wal"}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE(paths.data_dir.stat().st_mode) == 0o700
+
+
+def test_a_full_disk_loses_nothing_that_was_there(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    database.add_message(conversation.id, "user", "kept")
+    pages = database._connection.execute("PRAGMA page_count").fetchone()[0]
+    database._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(StoreFull, match="no room left"):
+        database.add_message(conversation.id, "user", "x" * 100_000)
+    assert contents(database, conversation.id) == ["kept"]
+    database._connection.execute("PRAGMA max_page_count = 100000")
+    database.add_message(conversation.id, "user", "room again")
+    assert contents(database, conversation.id) == ["kept", "room again"]
+
+
+def test_a_really_full_disk(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this user may not mount a small disk")
+    try:
+        with Database(disk / "data" / "tqchat.db") as database:
+            conversation = database.create("t", None, "fp16")
+            database.add_message(conversation.id, "user", "kept")
+            with pytest.raises(StoreFull):
+                database.add_message(conversation.id, "user", "x" * 1_000_000)
+            assert contents(database, conversation.id) == ["kept"]
+        (disk / "filler").write_bytes(b"")
+        with pytest.raises(OSError, match="No space"):
+            (disk / "filler").write_bytes(b"x" * 1_000_000)
+        with pytest.raises(StoreFull):
+            Database(disk / "data" / "another.db")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_newer_database_is_left_alone(paths: Paths) -> None:
+    with Database(paths.database) as database:
+        database.create("t", None, "fp16")
+    with sqlite3.connect(paths.database) as other:
+        other.execute("PRAGMA user_version = 99")
+    other.close()
+    before = paths.database.read_bytes()
+    with pytest.raises(DatabaseTooNew, match=r"newer tqchat.*format 99.*update tqchat"):
+        Database(paths.database)
+    assert paths.database.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database at all, but quite long" * 200, b"SQLite format 3\x00" + b"\xff" * 8192]
+)
+def test_another_file_is_left_alone(paths: Paths, content: bytes) -> None:
+    paths.database.write_bytes(content)
+    with pytest.raises(DatabaseUnreadable, match=r"tqchat\.db cannot be read"):
+        Database(paths.database)
+    assert paths.database.read_bytes() == content
+
+
+def test_another_programs_database_is_left_alone(paths: Paths) -> None:
+    with sqlite3.connect(paths.database) as other:
+        other.execute("CREATE TABLE bookmarks (id)")
+    other.close()
+    before = paths.database.read_bytes()
+    with pytest.raises(DatabaseUnreadable, match="another program"):
+        Database(paths.database)
+    assert paths.database.read_bytes() == before
+
+
+def test_damage_inside_is_said_when_it_is_met(paths: Paths) -> None:
+    with Database(paths.database) as database:
+        conversation = database.create("t", None, "fp16")
+        for _ in range(200):
+            database.add_message(conversation.id, "user", "x" * 500)
+    content = bytearray(paths.database.read_bytes())
+    content[4096 * 3 :] = b"\xaa" * (len(content) - 4096 * 3)
+    paths.database.write_bytes(content)
+    with pytest.raises(DatabaseUnreadable), Database(paths.database) as database:
+        database.messages(conversation.id)
+
+
+def test_a_folder_in_place_of_the_file_is_said(paths: Paths) -> None:
+    paths.database.mkdir()
+    with pytest.raises(DatabaseUnreadable, match="directory"):
+        Database(paths.database)
+
+
+STEPS = (
+    *migrations.MIGRATIONS,
+    ("ALTER TABLE conversations ADD COLUMN note TEXT", "UPDATE conversations SET note = 'moved'"),
+)
+
+
+def test_an_older_database_moves_up_with_its_content(paths: Paths) -> None:
+    with Database(paths.database) as database:
+        conversation = database.create("t", None, "fp16")
+        database.add_message(conversation.id, "user", "kept")
+    connection = sqlite3.connect(paths.database, isolation_level=None)
+    migrations.migrate(connection, paths.database, STEPS)
+    migrations.migrate(connection, paths.database, STEPS)
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
+    assert connection.execute("SELECT note FROM conversations").fetchall() == [("moved",)]
+    assert connection.execute("SELECT content FROM messages").fetchall() == [("kept",)]
+    connection.close()
+
+
+def test_a_step_that_fails_is_undone_whole(paths: Paths) -> None:
+    Database(paths.database).close()
+    connection = sqlite3.connect(paths.database, isolation_level=None)
+    broken = (*migrations.MIGRATIONS, ("CREATE TABLE half (id)", "CREATE TABLE half (id)"))
+    with pytest.raises(sqlite3.OperationalError):
+        migrations.migrate(connection, paths.database, broken)
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(migrations.MIGRATIONS)
+    assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
+    connection.close()
+    Database(paths.database).close()
+
+
+def test_a_new_database_is_ours_and_current(database: Database) -> None:
+    connection = database._connection
+    assert connection.execute("PRAGMA application_id").fetchone()[0] == migrations.APPLICATION_ID
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(migrations.MIGRATIONS)
+    assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1

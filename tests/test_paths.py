@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tqchat import paths
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_home_variable_moves_every_location(home: Path) -> None:
+    places = paths.locate()
+    for place in (
+        places.config_file,
+        places.themes,
+        places.state_file,
+        places.database,
+        places.caches,
+        places.log_dir,
+    ):
+        assert place.is_relative_to(home)
+
+
+def test_a_relative_or_tilde_home_is_made_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TQCHAT_HOME", "~/chat")
+    assert paths.locate().data_dir == tmp_path / "chat" / "data"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQCHAT_HOME", "chat")
+    assert paths.locate().data_dir == tmp_path / "chat" / "data"
+
+
+def test_without_the_variable_the_platform_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TQCHAT_HOME")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "c"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "d"))
+    assert paths.locate().config_file == tmp_path / "c" / "tqchat" / "config.toml"
+    assert paths.locate().database == tmp_path / "d" / "tqchat" / "tqchat.db"
+
+
+def test_looking_creates_nothing(home: Path) -> None:
+    paths.locate()
+    assert not home.exists()
+
+
+def test_ensure_makes_folders_for_their_owner_only(home: Path) -> None:
+    previous = os.umask(0)
+    try:
+        (home / "data").mkdir(parents=True, mode=0o755)
+        paths.locate().ensure()
+    finally:
+        os.umask(previous)
+    places = paths.locate()
+    for folder in (places.config_dir, places.state_dir, places.data_dir, places.caches, places.log_dir):
+        assert mode(folder) == 0o700
+
+
+def test_a_file_in_the_way_is_named(home: Path) -> None:
+    home.write_text("in the way")
+    with pytest.raises(paths.UnusableFolder, match=r"config.*cannot be used.*TQCHAT_HOME"):
+        paths.locate().ensure()
+
+
+def test_bundled_resources_are_there() -> None:
+    assert (paths.bundled("starter") / "model.safetensors").is_file()
+    assert list(paths.bundled("themes").glob("*.toml"))
+
+
+def test_resources_inside_the_package_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tqchat" / "themes").mkdir(parents=True)
+    (tmp_path / "themes").mkdir()
+    monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "tqchat")
+    assert paths.bundled("themes") == tmp_path / "tqchat" / "themes"
+    with pytest.raises(paths.MissingResource, match="starter"):
+        paths.bundled("starter")

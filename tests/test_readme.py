@@ -1,0 +1,54 @@
+"""What the README promises, held against what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tqchat import settings
+from tqchat.kv.scheme import SCHEMES, parse_scheme
+from tqchat.paths import Paths
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_library_example_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (example,) = blocks("python")
+    names: dict[str, object] = {}
+    exec(example, names)
+    assert re.search(r"\d+ bytes, \d\.\d\dx smaller than FP16", capsys.readouterr().out)
+
+
+def test_the_settings_example_is_accepted_whole(paths: Paths) -> None:
+    (example,) = blocks("toml")
+    paths.config_file.write_text(example, "utf-8")
+    loaded = settings.load(paths)
+    assert all(getattr(loaded, key) is not None for key in settings.Settings.__dataclass_fields__)
+
+
+def test_the_scheme_table_tells_the_true_bits() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+)x", README, re.MULTILINE)
+    assert [row[0] for row in rows] == [scheme.name for scheme in SCHEMES]
+    for name, key_bits, value_bits, ratio in rows:
+        scheme = parse_scheme(name)
+        key, value = scheme.bits_per_key(128), scheme.bits_per_value(128)
+        assert float(key_bits) == pytest.approx(key, abs=0.006)
+        assert float(value_bits) == pytest.approx(value, abs=0.006)
+        assert float(ratio) == pytest.approx(32 / (key + value), abs=0.051)
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    (pattern,) = re.findall(r'grep -m1 -E "([^"]+)" README\.md', script)
+    (command,) = [line for block in blocks("sh") for line in block.splitlines() if re.match(pattern, line)]
+    assert command.endswith(".venv/bin/pytest -n 2")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from tqchat.text import PrintableStream, one_line, printable
+
+HOSTILE = [
+    ("\x1b[31mred\x1b[0m", "red"),
+    ("\x1b[2J\x1b[H\x1b[?1049hgone", "gone"),
+    ("\x9b31mred", "red"),
+    ("\x1b]0;a title\x07text", "text"),
+    ("\x1b]52;c;cGFzdGU=\x1b\\text", "text"),
+    ("\x1bPq#0\x1b\\text", "text"),
+    ("\x1b(Btext\x1b7\x1b=", "text"),
+    ("a\rb\bc\x07d\x00e\x7ff", "abcdef"),
+    ("line\r\nline\tcell\n", "line\nline\tcell\n"),
+    ("\u202egpj.exe\u202c \u2066x\u2069", "gpj.exe x"),
+    ("half \ud83d pair", "half \ufffd pair"),
+    ("æøå 👩‍👩‍👧 שלום ♥️", "æøå 👩‍👩‍👧 שלום ♥️"),
+    ("\x1b]0;never ends", "0;never ends"),
+    ("\x1b\x1b[[31m", "31m"),
+]
+
+
+def is_safe(text: str) -> bool:
+    return not any(
+        (ord(c) < 32 and c not in "\n\t") or 127 <= ord(c) < 160 or c in "\u202a\u202e\u2066" for c in text
+    )
+
+
+@pytest.mark.parametrize(("text", "wanted"), HOSTILE)
+def test_nothing_steers_the_terminal(text: str, wanted: str) -> None:
+    assert printable(text) == wanted
+    assert is_safe(printable(text))
+
+
+@pytest.mark.parametrize(("text", "wanted"), HOSTILE)
+def test_pieces_come_out_as_the_whole_does(text: str, wanted: str) -> None:
+    for size in (1, 2, 3):
+        stream = PrintableStream()
+        pieces = [stream.feed(text[i : i + size]) for i in range(0, len(text), size)]
+        shown = "".join(pieces) + stream.flush()
+        assert shown == wanted
+        assert is_safe(shown)
+
+
+def test_a_string_that_never_ends_does_not_swallow_the_reply() -> None:
+    stream = PrintableStream()
+    shown = "".join(stream.feed(piece) for piece in ["\x1b]0;", *["word "] * 200])
+    assert shown.count("word") > 100
+
+
+def test_plain_text_is_not_held_back() -> None:
+    assert PrintableStream().feed("hello") == "hello"
+
+
+def test_one_line_is_one_line() -> None:
+    assert one_line(" a\n\x1b[31m b\t\u2028c ") == "a b c"

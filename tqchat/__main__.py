@@ -1,0 +1,8 @@
+"""``python -m tqchat`` does what ``tqchat`` does."""
+
+import sys
+
+from tqchat.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

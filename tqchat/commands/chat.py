@@ -1,0 +1,47 @@
+"""``tqchat``: opens the app."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tqchat import paths, settings
+from tqchat.errors import TqchatError
+from tqchat.kv.scheme import parse_scheme
+
+
+class NoTerminal(TqchatError):
+    """The app has no screen to draw on."""
+
+    exit_code = 2
+
+    def __init__(self) -> None:
+        super().__init__(
+            'The app needs a terminal to draw on; in pipes and scripts use `tqchat run "question"` instead.'
+        )
+
+
+def main(*, model: str | None, scheme: str | None) -> int:
+    """Open the app and return its exit code.
+
+    Raises:
+        NoTerminal: if the standard streams are no terminal that can be drawn on.
+        SettingsError, UnknownScheme: if what the user asked for cannot be.
+    """
+    if scheme is not None:
+        scheme = parse_scheme(scheme).name
+    # Textual reads standard input and draws on standard error.
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    if os.environ.get("TERM") == "dumb" or not all(
+        stream is not None and stream.isatty() for stream in streams
+    ):
+        raise NoTerminal
+    places = paths.locate()
+    wishes = settings.load(places)
+    places.ensure()
+
+    from tqchat.ui.app import TqchatApp
+
+    app = TqchatApp(places, wishes, model=model, scheme=scheme)
+    app.run()
+    return app.return_code or 0

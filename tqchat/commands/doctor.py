@@ -1,0 +1,89 @@
+"""``tqchat doctor``: what was found on this machine, and what would make it faster."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from tqchat import __version__, paths, settings
+from tqchat.commands.locate import locations, table
+from tqchat.errors import TqchatError
+from tqchat.store.database import Database
+
+GIB = 1 << 30
+UNUSABLE = "unusable, see below"
+T = TypeVar("T")
+
+
+def main() -> int:
+    """Print what was found; the exit code is 1 if something must be put right before tqchat works."""
+    from tqchat.engine import backend
+
+    places = paths.locate()
+    problems: list[str] = []
+    rows = [
+        ("tqchat", __version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+    ]
+    advice: tuple[str, ...] = ()
+    try:
+        found = backend.prepare()
+    except TqchatError as error:
+        problems.append(str(error))
+    else:
+        advice = found.advice
+        absent = "none found" if found.name == "cpu" else "not needed"
+        rows += [
+            ("mlx", f"{found.mlx_version}, mlx-lm {found.mlx_lm_version}"),
+            ("backend", found.name),
+            ("device", found.device),
+            ("memory", f"{found.memory_bytes / GIB:.1f} GiB"),
+            ("blas", found.blas or absent),
+            ("compiler", found.compiler or "not needed"),
+        ]
+    wishes = _checked(lambda: settings.load(places), problems) or settings.Settings()
+    rows += [
+        ("model", _checked(lambda: _model(wishes.model), problems) or UNUSABLE),
+        ("scheme", wishes.scheme),
+        ("chats", _checked(lambda: _conversations(places.database), problems) or UNUSABLE),
+    ]
+    _print_section(table(rows))
+    _print_section(table(_checked(locations, problems) or [("locations", places.data_dir)]))
+    for title, lines in (("To put right:", problems), ("Would make it faster:", advice)):
+        if lines:
+            _print_section("\n".join([title, *(f"  - {line}" for line in lines)]))
+    return 1 if problems else 0
+
+
+def _model(ref: str | None) -> str:
+    from tqchat.engine import folders, models
+
+    name = ref or models.STARTER
+    folder = models.local_folder(ref)
+    if folder is None:
+        return f"{name}, to be downloaded when it is first used"
+    config = folders.check(folder)
+    return f"{name} ({config['model_type']})"
+
+
+def _conversations(file: Path) -> str:
+    if not file.exists():
+        return "none yet"
+    with Database(file) as database:
+        count = len(database.conversations())
+    return f"{count} conversation{'' if count == 1 else 's'}"
+
+
+def _checked(look: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return look()
+    except TqchatError as error:
+        problems.append(str(error))
+        return None
+
+
+def _print_section(text: str) -> None:
+    sys.stdout.write(f"{text}\n\n")

@@ -1,0 +1,61 @@
+"""``tqchat ls`` and ``tqchat show``: the conversations as plain text."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from tqchat import paths
+from tqchat.store.database import Conversation, Database, UnknownConversation
+from tqchat.text import one_line, printable
+
+SHORT_ID = 8
+UNTITLED = "(untitled)"
+
+
+def list_conversations() -> int:
+    """Print one line for each conversation, the newest first."""
+    file = paths.locate().database
+    # Looking must not create anything.
+    conversations: list[Conversation] = []
+    if file.exists():
+        with Database(file) as database:
+            conversations = database.conversations()
+    if not conversations:
+        print("No conversations yet; `tqchat` begins one.")
+        return 0
+    length = _unique_length([conversation.id for conversation in conversations])
+    width = max(len(conversation.scheme) for conversation in conversations)
+    for conversation in conversations:
+        when = datetime.fromtimestamp(conversation.updated_at).strftime("%Y-%m-%d %H:%M")
+        title = one_line(conversation.title) or UNTITLED
+        print(f"{conversation.id[:length]}  {when}  {one_line(conversation.scheme):<{width}}  {title}")
+    return 0
+
+
+def show(conversation_id: str) -> int:
+    """Print a conversation from its first message to its last.
+
+    Raises:
+        UnknownConversation: if no conversation, or more than one, has an id that begins so.
+    """
+    file = paths.locate().database
+    if not file.exists():
+        raise UnknownConversation(conversation_id)
+    with Database(file) as database:
+        conversation = database.conversation(conversation_id)
+        messages = database.messages(conversation.id)
+    print(one_line(conversation.title) or UNTITLED)
+    for message in messages:
+        when = datetime.fromtimestamp(message.created_at).strftime("%Y-%m-%d %H:%M")
+        note = "" if message.status == "complete" else f", {message.status}"
+        name = "you" if message.role == "user" else message.role
+        print(f"\n[{name}, {when}{note}]\n{printable(message.content).rstrip()}")
+    return 0
+
+
+def _unique_length(ids: list[str]) -> int:
+    """The shortest prefix that tells the ids apart, but no shorter than is comfortable to read."""
+    for length in range(SHORT_ID, max(map(len, ids))):
+        if len({i[:length] for i in ids}) == len(ids):
+            return length
+    return max(map(len, ids))

@@ -1,0 +1,45 @@
+"""``tqchat locate``: where everything is kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tqchat import paths
+
+
+def main() -> int:
+    """Print every location, one to a line."""
+    print(table(locations()))
+    return 0
+
+
+def locations() -> list[tuple[str, Path]]:
+    """What tqchat reads and writes, and where. Nothing of it need exist."""
+    places = paths.locate()
+    return [
+        ("settings", places.config_file),
+        ("themes", places.themes),
+        ("state", places.state_file),
+        ("conversations", places.database),
+        ("caches", places.caches),
+        ("logs", places.log_dir),
+        ("models", downloads()),
+        ("starter", paths.bundled("starter")),
+    ]
+
+
+def downloads() -> Path:
+    """Where huggingface_hub keeps downloaded models, by its own rules; other programs share them."""
+    if folder := os.environ.get("HF_HUB_CACHE"):
+        return Path(folder).expanduser()
+    if folder := os.environ.get("HF_HOME"):
+        return Path(folder).expanduser() / "hub"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "huggingface" / "hub"
+
+
+def table(rows: list[tuple[str, Path]] | list[tuple[str, str]]) -> str:
+    """Names and what belongs to them, in two columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
