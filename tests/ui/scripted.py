@@ -1,0 +1,149 @@
+"""An engine that follows a script: the screen's own tests decide when it says what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqchat.engine import commands, events
+from tqchat.kv.memory import LayerReport, MemoryReport
+from tqchat.kv.scheme import parse_scheme
+
+HEADS, DIM, LAYERS = 4, 64, 8
+INFO = events.ModelInfo("starter 30M", "starter", "f00d", "llama", LAYERS, 31_000_000, 4096, "CPU")
+
+
+def report(tokens: int, scheme: str = "turbo0v4", bypassed: int = 0) -> MemoryReport:
+    """A report of plausible proportions."""
+    wanted = parse_scheme(scheme)
+    layers = []
+    for index in range(LAYERS):
+        raw = index < bypassed
+        packed = 0 if raw or not wanted.compresses else wanted.packable(tokens)
+        key = HEADS * (packed * wanted.key.bytes_per_vector(DIM) + (tokens - packed) * 2 * DIM)
+        value = HEADS * (packed * wanted.value.bytes_per_vector(DIM) + (tokens - packed) * 2 * DIM)
+        sinks = min(tokens, wanted.sinks)
+        layers.append(
+            LayerReport(
+                index,
+                "sliding" if raw else "full",
+                scheme,
+                "sliding windows stay raw" if raw else None,
+                tokens,
+                key,
+                value,
+                key + value,
+                key + value + 4096,
+                tokens * HEADS * DIM * 4,
+                packed,
+                tokens - packed - sinks,
+                sinks,
+                HEADS,
+                DIM,
+                DIM,
+            )
+        )
+    return MemoryReport(scheme, tokens, tuple(layers), 256)
+
+
+class ScriptedEngine:
+    """Records commands; answers the quiet ones by itself, and replies when the test says so."""
+
+    def __init__(self, on_event: Callable[[events.Event], None], *, loads: bool = True) -> None:
+        self.say = on_event
+        self.loads = loads
+        self.commands: list[commands.Command] = []
+        self.stops = self.cancels = 0
+        self.started = self.ended = False
+        self.restored: events.Opened | None = None
+        self.tokens: dict[str, int] = {}
+        self.schemes: dict[str, str] = {}
+
+    def start(self) -> None:
+        self.started = True
+
+    def submit(self, command: commands.Command) -> None:
+        self.commands.append(command)
+        match command:
+            case commands.LoadModel() if self.loads:
+                self.ready()
+            case commands.Send():
+                self.schemes[command.conversation_id] = command.scheme
+            case commands.OpenConversation():
+                self.say(self.restored or events.Opened(command.conversation_id, 0, 0.0))
+            case commands.SetScheme():
+                self._convert(command)
+
+    def stop(self) -> None:
+        self.stops += 1
+
+    def cancel_download(self) -> None:
+        self.cancels += 1
+
+    def shutdown(self, timeout: float) -> None:
+        self.ended = True
+
+    # What a test lets it do
+
+    def ready(self, info: events.ModelInfo = INFO) -> None:
+        self.say(events.ModelReady(info, 0.5))
+
+    def sent(self) -> list[commands.Send]:
+        return [command for command in self.commands if isinstance(command, commands.Send)]
+
+    def delta(self, text: str) -> None:
+        self.say(events.TextDelta(self.sent()[-1].conversation_id, text))
+
+    def count(self, tokens: int, speed: float | None = 71.0) -> None:
+        send = self.sent()[-1]
+        self.tokens[send.conversation_id] = tokens
+        self.say(events.MemoryUpdate(send.conversation_id, report(tokens, send.scheme), speed))
+
+    def done(self, text: str, reason: events.StopReason = "stop", tokens: int = 300) -> None:
+        send = self.sent()[-1]
+        self.tokens[send.conversation_id] = tokens
+        counts = events.TokenCounts(40, 0, 0, 40, tokens - 40)
+        self.say(
+            events.Done(
+                send.conversation_id,
+                text,
+                reason,
+                counts,
+                900.0,
+                71.0,
+                0.2,
+                send.scheme,
+                INFO.name,
+                report(tokens, send.scheme),
+            )
+        )
+        self.say(events.Saved(send.conversation_id, tokens, report(tokens, send.scheme).bytes + 900, 0.1))
+
+    def reply(self, text: str, tokens: int = 300, step: int = 7) -> None:
+        """A whole reply, piece by piece, the cache growing with it."""
+        pieces = [text[start : start + step] for start in range(0, len(text), step)]
+        before = self.tokens.get(self.sent()[-1].conversation_id, 0)
+        for index, piece in enumerate(pieces):
+            self.delta(piece)
+            self.count(before + max(1, (tokens - before) * (index + 1) // len(pieces)))
+        self.done(text, tokens=tokens)
+
+    def _convert(self, command: commands.SetScheme) -> None:
+        previous = self.schemes.get(command.conversation_id, "turbo0v4")
+        self.schemes[command.conversation_id] = command.scheme
+        tokens = self.tokens.get(command.conversation_id, 0)
+        before, after = report(tokens, previous), report(tokens, command.scheme)
+        kept = not command.reread and after.bytes > before.bytes
+        self.say(
+            events.SchemeChanged(
+                command.conversation_id,
+                command.scheme,
+                previous,
+                tokens,
+                0.2,
+                command.reread,
+                kept,
+                before.bytes,
+                after.bytes,
+                after,
+            )
+        )

@@ -1,0 +1,127 @@
+"""The gauge says what was counted, and why it is not less."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from tests.ui.conftest import Open
+from tests.ui.scripted import report
+from tqchat.kv.memory import predict_bytes
+from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
+from tqchat.ui import figures
+from tqchat.ui.screens.scheme import rows
+from tqchat.ui.state import History, Sample
+from tqchat.ui.widgets.gauge.drawing import bar, curves
+from tqchat.ui.widgets.gauge.reading import Reading, bits
+
+
+async def test_the_panel_shows_the_reports_figures(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("Go", "Well. " * 30, tokens=1900)
+        counted = report(1900)
+        for shown in (
+            figures.size(counted.bytes),
+            figures.size(counted.fp16_bytes),
+            figures.size(counted.saved_bytes),
+            figures.size(counted.allocated_bytes),
+            f"{figures.ratio(counted.ratio)} smaller",
+            "8 of 8 packed",
+            figures.tokens(counted.packed_tokens),
+            figures.tokens(counted.tail_tokens),
+            "on disk",
+        ):
+            await it.sees(shown)
+        assert any(0x2800 < ord(mark) <= 0x28FF for mark in it.text()), "the curves"
+
+
+async def test_a_cache_that_is_not_compressed_yet_says_why(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("Go", "Well.", tokens=60)
+        await it.sees("0 of 8 packed")
+        scheme = parse_scheme("turbo0v4")
+        await it.sees(f"Packs after {scheme.sinks + scheme.tail + TILE} tokens.")
+
+
+def test_layers_out_of_the_schemes_reach_are_named() -> None:
+    reading = Reading(parse_scheme("turbo0v4"), report(1900, bypassed=3), History())
+    assert reading.coverage == "5 of 8"
+    assert reading.explanations == ["3 layers stay as is: sliding windows stay raw"]
+
+
+def test_under_fp16_nothing_needs_explaining() -> None:
+    assert Reading(parse_scheme("fp16"), report(60, "fp16"), History()).explanations == []
+
+
+def test_bits_are_what_is_held_tail_and_sinks_included() -> None:
+    counted = report(1900)
+    assert bits(counted, "keys") == 16
+    values = bits(counted, "values")
+    assert values is not None and 4.25 < values < 6
+
+
+def test_the_picker_shows_every_scheme_and_marks_the_one_in_force() -> None:
+    shown = rows("turbo0v4", report(1900))
+    assert [row.scheme for row in shown] == list(SCHEMES)
+    assert [row.scheme.name for row in shown if row.current] == ["turbo0v4"]
+    for row in shown:
+        expected = report(1900).bytes if row.current else predict_bytes(report(1900), row.scheme)
+        assert row.bytes == expected
+    unlisted = rows("turbo1v1", None)
+    assert unlisted[-1].current and unlisted[-1].bytes is None
+
+
+@pytest.mark.parametrize("width", [1, 8, 28])
+def test_a_bar_is_as_long_as_asked(width: int) -> None:
+    lengths = [bar(step / 50, width).plain.count("█") for step in range(51)]
+    assert all(bar(step / 50, width).cell_length == width for step in range(-5, 70))
+    assert lengths == sorted(lengths) and lengths[-1] == width
+
+
+def test_the_curves_part_where_compression_begins() -> None:
+    samples = [
+        Sample(tokens, tokens * (10 if tokens < 50 else 5), tokens * 10, "x") for tokens in range(1, 101)
+    ]
+    drawn = curves(samples, 20, 4)
+    assert [line.cell_length for line in drawn] == [20] * 4
+    top, bottom = drawn[0].plain, drawn[-1].plain
+    assert top.strip("\u2800") and top.startswith("\u2800" * 8), "FP16 alone reaches the top, at the right"
+    filled = [bin(ord(cell) - 0x2800).count("1") for cell in bottom]
+    assert all(before <= after + 2 for before, after in pairwise(filled[:9])), "the area grows"
+
+
+def test_too_little_for_a_curve_draws_none() -> None:
+    assert curves([], 20, 4) == []
+    assert curves([Sample(5, 1, 1, "x")], 20, 4) == []
+
+
+def test_the_history_keeps_its_shape_when_it_is_full_and_forgets_what_was_taken_back() -> None:
+    history = History(limit=16)
+    for tokens in range(1, 200):
+        history.add(report(tokens))
+    assert len(history.samples) <= 17
+    assert history.samples[0].tokens == 1 and history.samples[-1].tokens == 199
+    history.add(report(100))
+    assert max(sample.tokens for sample in history.samples) == 100
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (310_000, "310 kB"),
+        (820_000, "0.82 MB"),
+        (3_150_000, "3.15 MB"),
+        (12_400_000_000, "12.4 GB"),
+        (-512, "-512 B"),
+    ],
+)
+def test_sizes_read_well(count: int, text: str) -> None:
+    assert figures.size(count) == text
+
+
+def test_text_fits_by_cells_not_by_characters() -> None:
+    assert figures.fit("睡觉睡觉", 5) == "睡觉…"
+    assert figures.fit("ab", 4) == "ab  "

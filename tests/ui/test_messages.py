@@ -1,0 +1,194 @@
+"""What a model writes, on the screen: whole, in place, and never in command."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from textual.widgets import Markdown
+
+from tests.ui.conftest import Open
+from tqchat.store.database import Message
+from tqchat.ui.widgets.chat.frozen import frozen
+from tqchat.ui.widgets.chat.log import LIVE, PAGE, ChatLog
+from tqchat.ui.widgets.chat.message import FrozenMessage, LiveReply, footer
+
+DOCUMENT = """Intro text.
+
+```python
+def hunt(mouse):
+    return len(mouse) > 3
+```
+
+1. one
+2. two
+   - *a*
+   - **b** `c`
+
+| time | deed |
+|------|------|
+| dawn | 🦊 睡觉 |
+
+> quoted
+
+<div>kept</div>
+
+The [end](http://example.com)."""
+
+
+def message(content: str, role: str = "assistant", number: int = 0, status: str = "complete") -> Message:
+    return Message(f"m{number}", "c", None, role, content, status, time.time())  # type: ignore[arg-type]
+
+
+async def test_streamed_markdown_equals_the_whole_document(stage: Open) -> None:
+    async with stage() as it:
+        await it.ask("Go")
+        await it.until(lambda: it.engine.sent())
+        for start in range(0, len(DOCUMENT), 3):
+            it.engine.delta(DOCUMENT[start : start + 3])
+            if start % 30 == 0:
+                await it.pilot.pause()
+        it.engine.done(DOCUMENT)
+        await it.until(lambda: it.app.chat.reply is None)
+        reply = it.app.query_one(LiveReply)
+        await it.until(lambda: reply.query_one(Markdown).source == DOCUMENT)
+        streamed = [type(block).__name__ for block in reply.query("MarkdownBlock")]
+        body = reply.query_one(Markdown)
+        await body.update(DOCUMENT)
+        assert streamed == [type(block).__name__ for block in reply.query("MarkdownBlock")]
+        it.app.query_one(ChatLog).scroll_home(animate=False)
+        for shown in ("Intro text.", "def hunt(mouse):", "• a", "睡觉"):
+            await it.sees(shown)
+
+
+async def test_html_is_shown_as_text(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("Go", "<script>alert(1)</script>\n\n<div>kept</div>")
+        await it.sees("<div>kept</div>")
+        await it.sees("<script>alert(1)</script>")
+
+
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        "[red]not red[/red] [@click=app.quit]do not click[/]",
+        "[/unopened] [[",
+        "\x1b]0;stolen title\x07\x1b[2J\x1b[31mred\x1b[0m",
+        "‮desrever‬",
+        "a\u2028b\u2029c\x0bd\x0ce\x85f",
+        "[link](javascript:alert(1)) [x](action:app.quit) [y](app.quit())",
+        "```" + "x" * 5000,
+        "| a |\n|---|\n" + "| b |\n" * 40,
+        "👩‍👩‍👧‍👦 ｗｉｄｅ ﷽ e̸̗͊v̵i̴l̷",
+        "> " * 30 + "deep",
+    ],
+)
+async def test_nothing_that_is_written_steers_the_screen(stage: Open, nasty: str) -> None:
+    async with stage((100, 30)) as it:
+        await it.chat(nasty, nasty)
+        await it.pilot.press("ctrl+t", "escape")
+        await it.pilot.press("ctrl+n", "alt+down")
+        await it.until(lambda: len(it.app.query(FrozenMessage)) == 2)
+        await it.pilot.pause()
+        text = it.text()
+        assert "\x1b" not in text and "\u202e" not in text
+        lines = text.splitlines()
+        assert len(lines) == 30
+        await it.sees("tqchat")
+        assert not it.app._exit
+
+
+async def test_a_link_is_shown_not_followed(stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage() as it:
+        followed: list[str] = []
+        monkeypatch.setattr(it.app, "open_url", lambda url, **more: followed.append(url))
+        await it.chat("Go", "[here](https://example.com/x)")
+        body = it.app.query_one(LiveReply).query_one(Markdown)
+        body.post_message(Markdown.LinkClicked(body, "https://example.com/x"))
+        await it.sees("Link: https://example.com/x")
+        assert followed == []
+
+
+async def test_the_place_that_is_read_stays_while_text_streams(stage: Open) -> None:
+    async with stage((100, 24)) as it:
+        await it.chat("Go", "\n\n".join(f"Paragraph {number}." for number in range(40)))
+        log = it.app.query_one(ChatLog)
+        await it.until(lambda: log.max_scroll_y > 30 and log.scroll_y == log.max_scroll_y)
+        await it.ask("More")
+        await it.until(lambda: len(it.engine.sent()) == 2)
+        await it.pilot.press("pageup")
+        await it.until(lambda: log.scroll_y < log.max_scroll_y)
+        place, height = log.scroll_y, log.max_scroll_y
+        for number in range(30):
+            it.engine.delta(f"Line {number}.\n\n")
+        await it.until(lambda: log.max_scroll_y > height + 20)
+        assert log.scroll_y == place
+        while log.scroll_y < log.max_scroll_y:
+            await it.pilot.press("pagedown")
+            await it.pilot.pause(0.05)
+        for number in range(30):
+            it.engine.delta(f"Further {number}.\n\n")
+        await it.sees("Further 29.")
+        assert log.scroll_y == log.max_scroll_y, "at the end the log follows again"
+
+
+async def test_old_replies_are_one_widget_each(stage: Open) -> None:
+    async with stage() as it:
+        for number in range(LIVE + 3):
+            await it.chat(f"Question {number}", f"Answer {number}", tokens=100 + number)
+        await it.until(lambda: len(it.app.query(LiveReply)) == LIVE)
+        kinds = [type(view) for view in it.app.query_one(ChatLog).children]
+        assert len(kinds) == 2 * (LIVE + 3)
+        await it.sees(f"Answer {LIVE + 2}")
+
+
+async def test_a_long_conversation_opens_at_its_end_and_loads_what_is_earlier(stage: Open) -> None:
+    async with stage() as it:
+        database = it.app.database
+        long = database.create("Long", None, "turbo0v4")
+        for number in range(100):
+            database.add_message(long.id, "user" if number % 2 == 0 else "assistant", f"Message {number}")
+        it.app.chat.open(long.id)
+        await it.sees("Message 99")
+        log = it.app.query_one(ChatLog)
+        assert len(log.query(FrozenMessage)) == PAGE
+        log.scroll_home(animate=False)
+        await it.until(lambda: len(log.query(FrozenMessage)) == 2 * PAGE)
+        await it.sees(f"Message {100 - PAGE}")
+        assert log.scroll_y > 0, "what was read stays in place"
+
+
+async def test_a_reply_in_another_conversation_is_whole_when_one_comes_back(stage: Open) -> None:
+    async with stage() as it:
+        await it.ask("Tell")
+        await it.until(lambda: it.engine.sent())
+        it.engine.delta("Once **upon** ")
+        await it.sees("Once upon")
+        await it.pilot.press("ctrl+n")
+        await it.sees("Ask something to begin.")
+        it.engine.delta("a time ")
+        await it.pilot.press("alt+down")
+        await it.sees("Once upon a time")
+        it.engine.delta("there was.")
+        it.engine.done("Once **upon** a time there was.")
+        await it.sees("Once upon a time there was.")
+
+
+def test_frozen_markdown_keeps_every_word() -> None:
+    text = frozen(DOCUMENT).plain
+    for kept in ("Intro text.", "    return len(mouse) > 3", " 2. two", "• a", "b c", "🦊 睡觉", "▌ quoted"):
+        assert kept in text
+    assert "<div>kept</div>" in text and "```" not in text
+
+
+@pytest.mark.parametrize("text", ["", "   ", "```", "|", "[", "- ", "1.\n", "***", "\\", "&amp;", "#"])
+def test_frozen_markdown_takes_what_is_unfinished(text: str) -> None:
+    frozen(text)
+
+
+def test_the_footer_says_how_a_reply_ended() -> None:
+    assert footer(message("x")) is None
+    said = footer(message("x", status="unfinished"))
+    assert said is not None and said.plain == "unfinished: ^R answers again"
+    said = footer(message("x"), "cut at the length limit")
+    assert said is not None and said.plain == "cut at the length limit"

@@ -1,0 +1,113 @@
+"""The screen with the real engine and model: the main job, from the first key to the restored cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from textual.pilot import Pilot
+
+from tqchat.kv.scheme import parse_scheme
+from tqchat.paths import Paths
+from tqchat.settings import Settings
+from tqchat.ui.app import TqchatApp
+from tqchat.ui.widgets.prompt.prompt import Prompt
+from tqchat.ui.widgets.status.bars import NoticeLine
+
+DEADLINE = 90.0
+
+
+@asynccontextmanager
+async def running(paths: Paths) -> AsyncIterator[tuple[TqchatApp, Pilot[None]]]:
+    app = TqchatApp(paths, Settings(theme="tqchat-dark", temperature=0.0, max_tokens=200))
+    async with app.run_test(size=(120, 45)) as pilot:
+        yield app, pilot
+
+
+async def until(pilot: Pilot[None], app: TqchatApp, happened: object) -> None:
+    assert callable(happened)
+    deadline = time.monotonic() + DEADLINE
+    while not happened():
+        assert time.monotonic() < deadline, f"did not happen; the screen says:\n{text(app)}"
+        await pilot.pause(0.05)
+
+
+def text(app: TqchatApp) -> str:
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+def notice(app: TqchatApp) -> str:
+    return str(app.query_one(NoticeLine).content)
+
+
+async def ask(pilot: Pilot[None], app: TqchatApp, words: str) -> str:
+    """A whole turn; the reply."""
+    app.query_one(Prompt).put(words)
+    await pilot.press("enter")
+    await until(pilot, app, lambda: app.chat.messages and app.chat.messages[-1].role == "assistant")
+    await until(pilot, app, lambda: app.chat.reply is None and app.chat.activity is None)
+    return app.chat.messages[-1].content
+
+
+async def leave(pilot: Pilot[None], app: TqchatApp) -> None:
+    await pilot.press("ctrl+q")
+    await until(pilot, app, lambda: app._exit)
+
+
+@pytest.mark.slow
+async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
+    async with running(paths) as (app, pilot):
+        # Typed and sent before the model is there.
+        reply = await ask(pilot, app, "Tell me a story about a fox.")
+        assert len(reply) > 40
+        await until(pilot, app, lambda: app.chat.report and app.chat.report.packed_tokens > 0)
+        await until(pilot, app, lambda: "8 of 8 packed" in text(app))
+        first = app.chat.report
+        assert first is not None and first.scheme == app.chat.scheme
+        await pilot.press("ctrl+k", "home", "enter")
+        await until(pilot, app, lambda: app.chat.report and app.chat.report.scheme == "fp16")
+        await until(pilot, app, lambda: "History keeps its earlier rounding" in notice(app))
+        app.chat.set_scheme("turbo0v2")
+        await until(pilot, app, lambda: app.chat.report and app.chat.report.scheme == "turbo0v2")
+        converted = app.chat.report
+        assert converted is not None and converted.bytes < converted.fp16_bytes
+        tokens = converted.tokens
+        await until(pilot, app, lambda: app.chat.caches.disk_bytes)
+        await leave(pilot, app)
+
+    async with running(paths) as (app, pilot):
+        await until(pilot, app, lambda: f"Restored {tokens} tokens, nothing re-read." in text(app))
+        assert app.chat.messages[-1].content == reply
+        assert app.chat.scheme == parse_scheme("turbo0v2").name
+        again = await ask(pilot, app, "And then?")
+        assert again
+        await leave(pilot, app)
+
+
+@pytest.mark.slow
+async def test_a_stop_comes_through_and_the_next_message_is_answered(paths: Paths) -> None:
+    async with running(paths) as (app, pilot):
+        app.query_one(Prompt).put("Tell me a story about an owl.")
+        await pilot.press("enter")
+        await until(pilot, app, lambda: app.chat.reply and app.chat.reply.text)
+        await pilot.press("escape")
+        await until(pilot, app, lambda: app.chat.reply is None)
+        stopped = app.chat.messages[-1]
+        assert stopped.status == "stopped" and stopped.content
+        assert await ask(pilot, app, "Go on.")
+        assert app.chat.messages[-1].status == "complete"
+        await leave(pilot, app)
+
+
+@pytest.mark.slow
+async def test_a_folder_that_is_no_model_leaves_the_app_usable(paths: Paths) -> None:
+    nothing = paths.data_dir / "nothing"
+    nothing.mkdir()
+    app = TqchatApp(paths, Settings(theme="tqchat-dark"), model=str(nothing))
+    async with app.run_test(size=(120, 45)) as pilot:
+        await until(pilot, app, lambda: "✗" in text(app) and "No model." in text(app))
+        app.chat.load_model(None)
+        assert await ask(pilot, app, "Hello")
+        await leave(pilot, app)

@@ -1,0 +1,110 @@
+"""Themes are files: ours are legible, a person's own win, a bad one is a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.color import Color
+
+from tests.ui.conftest import Open
+from tqchat import paths as locations
+from tqchat.paths import Paths
+from tqchat.settings import Settings, State
+from tqchat.ui import themes
+
+GOOD = """
+name = "mine"
+[colors]
+primary = "#aabbcc"
+accent = "#aabbcc"
+foreground = "#ffffff"
+background = "#000000"
+surface = "#111111"
+panel = "#222222"
+warning = "#ffff00"
+error = "#ff0000"
+"""
+
+
+def test_the_shipped_themes_load_without_a_problem() -> None:
+    found = themes.load_all(locations.bundled("themes"))
+    assert found.problems == []
+    assert {"tqchat-dark", "tqchat-light"} <= set(found.themes)
+    assert themes.DEFAULT_THEME in found.themes
+
+
+@pytest.mark.parametrize("name", ["tqchat-dark", "tqchat-light"])
+def test_text_is_legible(name: str) -> None:
+    theme = themes.load_all(locations.bundled("themes")).themes[name]
+    quiet = theme.variables["quiet"]
+    for ground in (theme.background, theme.surface):
+        assert ground is not None
+        for text, least in (
+            (theme.foreground, 7),
+            (quiet, 4.5),
+            (theme.accent, 4.5),
+            (theme.warning, 4.5),
+            (theme.error, 4.5),
+        ):
+            assert text is not None
+            ratio = contrast(Color.parse(text), Color.parse(ground))
+            assert ratio >= least, f"{text} on {ground} has {ratio:.1f}"
+
+
+def contrast(one: Color, other: Color) -> float:
+    """WCAG's ratio."""
+
+    def luminance(color: Color) -> float:
+        channels = [channel / 255 for channel in color.rgb]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not toml [", "cannot be read"),
+        ('name = "x"\n', "lacks these colors"),
+        (GOOD.replace("#ff0000", "reddish"), "no color for error"),
+        (GOOD + 'shiny = "#ffffff"\n', "unknown color: shiny"),
+        (GOOD + '[variables]\nborder = "blueish"\n', "no color for border"),
+        ("sparkle = 1\n" + GOOD, "unknown entry: sparkle"),
+        (GOOD.replace('name = "mine"', "name = 3"), "needs a name"),
+    ],
+)
+def test_a_bad_theme_is_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(themes.BadTheme, match=said):
+        themes.load(file)
+
+
+async def test_a_persons_theme_is_used_and_a_bad_one_beside_it_is_said(stage: Open, paths: Paths) -> None:
+    paths.themes.mkdir(parents=True)
+    (paths.themes / "mine.toml").write_text(GOOD)
+    (paths.themes / "bad.toml").write_text("[")
+    async with stage(settings=Settings(theme="mine")) as it:
+        assert it.app.theme == "mine"
+        await it.sees("! The theme bad.toml cannot be read")
+
+
+async def test_an_unknown_theme_is_said_and_ours_is_used(stage: Open) -> None:
+    async with stage(settings=Settings(theme="nope")) as it:
+        assert it.app.theme == themes.DEFAULT_THEME
+        await it.sees("There is no theme 'nope'")
+
+
+@pytest.mark.parametrize("name", ["textual-light", "ansi-dark", "nord"])
+async def test_textuals_own_themes_work_and_a_choice_is_remembered(
+    stage: Open, paths: Paths, name: str
+) -> None:
+    async with stage() as it:
+        it.app.theme = name
+        await it.chat("Go", "Well.")
+        await it.pilot.press("ctrl+q")
+        await it.until(lambda: it.app._exit)
+    assert State.load(paths).theme == name

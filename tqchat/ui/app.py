@@ -1,0 +1,360 @@
+"""The application: chat, screen and engine put together, and every action that a key or the palette runs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+from textual import on, work
+from textual.app import App, SystemCommand
+from textual.binding import BindingType
+from textual.screen import ModalScreen, Screen
+from textual.theme import Theme
+from textual.widgets import Markdown
+
+from tqchat import paths as locations
+from tqchat.engine import events
+from tqchat.errors import TqchatError
+from tqchat.kv.scheme import parse_scheme
+from tqchat.paths import Paths
+from tqchat.settings import Settings, State
+from tqchat.store.database import Conversation, Database
+from tqchat.store.vault import Vault
+from tqchat.text import one_line
+from tqchat.ui import themes
+from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
+from tqchat.ui.conversation import Chat
+from tqchat.ui.keymap import ACTIONS, keys_in_force
+from tqchat.ui.screens.chat import ChatScreen
+from tqchat.ui.screens.dialog import Ask, Confirm, Leaving
+from tqchat.ui.screens.help import Help
+from tqchat.ui.screens.scheme import Choice, SchemePicker
+from tqchat.ui.widgets.chat.log import ChatLog
+from tqchat.ui.widgets.conversations.list import ConversationList
+from tqchat.ui.widgets.prompt.prompt import Prompt
+
+SAVING_SECONDS = 60.0
+"""How long leaving waits for the cache to be saved; ctrl+q again does not wait."""
+STARTER = "starter"
+T = TypeVar("T")
+_NAMES = frozenset(action.name for action in ACTIONS)
+
+
+class TqchatApp(App[None]):
+    """tqchat in a terminal.
+
+    ``engine`` makes the engine once the screen has been painted; left out, it is the real one.
+
+    Raises:
+        TqchatError: if the conversations cannot be opened; nothing has been drawn by then.
+    """
+
+    TITLE = "tqchat"
+    CSS_PATH = "tqchat.tcss"
+    HORIZONTAL_BREAKPOINTS: list[tuple[int, str]] | None = [
+        (0, "-narrow"),
+        (88, "-medium"),
+        (112, "-wide"),
+    ]
+    VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-low"), (22, "-mid"), (32, "-high")]
+    BINDINGS: ClassVar[list[BindingType]] = [action.binding for action in ACTIONS]
+
+    def __init__(
+        self,
+        paths: Paths,
+        settings: Settings,
+        model: str | None = None,
+        scheme: str | None = None,
+        engine: EngineFactory | None = None,
+    ) -> None:
+        super().__init__()
+        self.paths = paths
+        self.state = State.load(paths)
+        self.database = Database(paths.database)
+        self._model = model or settings.model
+        self._make_engine = engine or self._real_engine
+        self._engine: EngineLike | None = None
+        self._leaving = False
+        self._chat_screen = ChatScreen()
+        self.chat = Chat(
+            self.database,
+            self._chat_screen,
+            scheme=parse_scheme(scheme or settings.scheme).name,
+            sampling=settings.sampling,
+            system_prompt=settings.system_prompt,
+        )
+        self._chat_screen.chat = self.chat
+        self._problems = self._use_themes(self.state.theme or settings.theme)
+
+    def get_default_screen(self) -> Screen[None]:
+        """The chat."""
+        return self._chat_screen
+
+    @on(ChatScreen.Ready)
+    def _begin(self) -> None:
+        """Show the last conversation; the engine's thread starts once that is painted."""
+        screen = self._chat_screen
+        screen.query_one("#conversations").set_class(not self.state.sidebar, "folded")
+        screen.query_one("#gauge").set_class(not self.state.gauge, "folded")
+        self.theme_changed_signal.subscribe(self, self._remember_theme)
+        self._reopen()
+        for problem in self._problems:
+            screen.say(problem, "warning")
+        screen.draw_due()
+        screen.call_after_refresh(self._start_engine)
+
+    def _reopen(self) -> None:
+        if self.state.conversation is not None:
+            try:
+                self.chat.open(self.state.conversation)
+                return
+            except TqchatError:
+                pass  # It was deleted, by another process or on the command line: an empty page says enough.
+        self.chat.new()
+
+    # Themes
+
+    def _use_themes(self, wished: str) -> list[str]:
+        """Register the themes and take the wished one; what was wrong with any, in sentences."""
+        found = themes.load_all(locations.bundled("themes"), self.paths.themes)
+        for theme in found.themes.values():
+            self.register_theme(theme)
+        if wished in self.available_themes:
+            self.theme = wished
+            return found.problems
+        self.theme = themes.DEFAULT_THEME
+        return [*found.problems, f"There is no theme {one_line(wished)!r}; {self.theme} is used instead."]
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Our own two greys, for themes that do not set them."""
+        theme = self.current_theme
+        foreground = theme.foreground or ("#e0e0e0" if theme.dark else "#1f1f1f")
+        return {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
+
+    def _remember_theme(self, theme: Theme) -> None:
+        self._remember(replace(self.state, theme=theme.name))
+
+    def _remember(self, state: State | None = None) -> None:
+        """Write down what the next start needs, at once: a killed app should come back where it was."""
+        current = self.chat.conversation
+        state = replace(state or self.state, conversation=current.id if current else None)
+        if state != self.state:
+            self.state = state
+            state.save(self.paths)
+
+    # The engine
+
+    def _real_engine(self, on_event: OnEvent) -> EngineLike:
+        from tqchat.engine.worker import Engine
+
+        return Engine(on_event, paths=self.paths)
+
+    def _start_engine(self) -> None:
+        vault = Vault(self.paths.caches)
+        self.chat.caches.disk_bytes.update(
+            (one.id, size) for one in self.database.conversations() if (size := vault.size(one.id))
+        )
+        self._chat_screen.conversations_changed()
+        try:
+            self._engine = self._make_engine(self._from_engine)
+            self._engine.start()
+        except TqchatError as error:
+            self._chat_screen.say(str(error), "error")
+        else:
+            self.chat.connect(self._engine, self._model)
+
+    def _from_engine(self, event: events.Event) -> None:
+        """Runs on the engine's thread: hands the event over, and never waits for the screen."""
+        self.post_message(EngineEvent(event))
+
+    def on_engine_event(self, message: EngineEvent) -> None:
+        """On the screen's thread again."""
+        self.chat.handle(message.event)
+
+    # What the person does
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A question in front of the chat has the keys to itself; leaving is always possible."""
+        if action in _NAMES and action != "quit" and isinstance(self.screen, ModalScreen):
+            return False
+        return super().check_action(action, parameters)
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """The palette has every action, and nothing else."""
+        for action in ACTIONS:
+            if action.name != "command_palette":
+                yield SystemCommand(action.title, action.help, self._runner(action.name))
+
+    def _runner(self, name: str) -> Callable[[], Awaitable[None]]:
+        async def run() -> None:
+            await self.run_action(name)
+
+        return run
+
+    def _try(self, deed: Callable[..., T], *arguments: object) -> T | None:
+        """Do something to the chat; what the database refuses is said, not raised."""
+        try:
+            return deed(*arguments)
+        except TqchatError as error:
+            self._chat_screen.say(str(error), "error")
+            self._chat_screen.conversations_changed()
+            return None
+
+    @on(Prompt.Submitted)
+    def _send(self, message: Prompt.Submitted) -> None:
+        if self.chat.send(message.text):
+            self._chat_screen.query_one(Prompt).clear_sent()
+            self._remember()
+        elif self.chat.shown_reply or self.chat.shown_waiting:
+            self._chat_screen.say("One message at a time: Esc stops this reply.", "warning")
+
+    @on(ConversationList.Chosen)
+    def _open(self, message: ConversationList.Chosen) -> None:
+        self._try(self.chat.open, message.conversation_id)
+        self._remember()
+        self._chat_screen.close_overlays()
+        self._chat_screen.query_one(Prompt).focus()
+
+    @on(Markdown.LinkClicked)
+    def _show_link(self, message: Markdown.LinkClicked) -> None:
+        # A model wrote it: it is shown, never followed.
+        self._chat_screen.say(f"Link: {message.href}")
+
+    def action_new(self) -> None:
+        """Start with an empty page."""
+        self.chat.new()
+        self._remember()
+        self._chat_screen.close_overlays()
+        self._chat_screen.query_one(Prompt).focus()
+
+    def action_previous(self) -> None:
+        """Open the conversation above this one in the list."""
+        self._step(-1)
+
+    def action_next(self) -> None:
+        """Open the one below."""
+        self._step(1)
+
+    def _step(self, step: int) -> None:
+        ids = [one.id for one in self._try(self.database.conversations) or ()]
+        current = self.chat.conversation
+        index = ids.index(current.id) + step if current and current.id in ids else 0
+        if 0 <= index < len(ids):
+            self._try(self.chat.open, ids[index])
+        elif index < 0:
+            self.chat.new()
+        self._remember()
+
+    @work
+    async def action_rename(self) -> None:
+        """Ask for another title."""
+        if self.chat.conversation is None:
+            self._chat_screen.say("A conversation has a title from its first message on.")
+            return
+        title = await self.push_screen_wait(Ask("Title", one_line(self.chat.conversation.title)))
+        if title:
+            self._try(self.chat.rename, one_line(title))
+
+    @work
+    async def action_delete(self) -> None:
+        """Delete the conversation, after asking."""
+        conversation = self._to_delete()
+        if conversation is None:
+            return
+        question = f"“{one_line(conversation.title)}” and its cache are deleted for good."
+        if await self.push_screen_wait(Confirm("Delete this conversation?", question, "delete")):
+            self._try(self.chat.delete, conversation.id)
+
+    def _to_delete(self) -> Conversation | None:
+        """The one under the list's cursor while the list has the keys, else the one that is open."""
+        marked = self._chat_screen.query_one(ConversationList).marked
+        return marked or self.chat.conversation
+
+    def action_stop(self) -> None:
+        """Close what lies over the chat, else stop what goes on, else back to the prompt."""
+        screen = self._chat_screen
+        if not screen.close_overlays() and not self._try(self.chat.stop):
+            screen.clear_notice()
+            screen.query_one(Prompt).focus()
+
+    def action_regenerate(self) -> None:
+        """Have the last message answered again."""
+        if self._try(self.chat.regenerate) is False:
+            self._chat_screen.say("There is nothing to answer again now.")
+
+    @work
+    async def action_scheme(self) -> None:
+        """Choose the cache's scheme."""
+        picker = SchemePicker(self.chat.scheme, self.chat.report, self.chat.cache_is_live)
+        choice: Choice | None = await self.push_screen_wait(picker)
+        if choice is not None:
+            self._try(self.chat.set_scheme, choice.scheme, choice.reread)
+
+    @work
+    async def action_model(self) -> None:
+        """Load another model."""
+        current = self.chat.model.ref if self.chat.model else self._model or STARTER
+        ref = await self.push_screen_wait(
+            Ask(
+                "Load a model",
+                current,
+                "starter, a folder, or a Hugging Face repo such as mlx-community/Qwen3-0.6B-4bit.",
+                "starter",
+            )
+        )
+        if ref:
+            self.chat.load_model(None if ref == STARTER else ref)
+
+    def action_toggle_list(self) -> None:
+        """Show or hide the conversations."""
+        shown = self._chat_screen.toggle("#conversations")
+        if not self._chat_screen.is_narrow:
+            self._remember(replace(self.state, sidebar=shown))
+
+    def action_toggle_gauge(self) -> None:
+        """Show or hide the gauge."""
+        shown = self._chat_screen.toggle("#gauge")
+        if self._chat_screen.has_class("-wide"):
+            self._remember(replace(self.state, gauge=shown))
+
+    def action_page_up(self) -> None:
+        """Scroll the conversation back, wherever the cursor is."""
+        self._chat_screen.query_one(ChatLog).scroll_page_up(animate=False)
+
+    def action_page_down(self) -> None:
+        """Scroll it on."""
+        self._chat_screen.query_one(ChatLog).scroll_page_down(animate=False)
+
+    def action_help(self) -> None:
+        """All keys."""
+        self.push_screen(Help(keys_in_force(self._chat_screen)))
+
+    def action_theme(self) -> None:
+        """Choose the colours, from Textual's own list with ours in it."""
+        self.search_themes()
+
+    # Leaving
+
+    async def action_quit(self) -> None:
+        """Save the cache, then leave; the second time, leave."""
+        if self._leaving or self._engine is None:
+            self._leave()
+            return
+        self._leaving = True
+        self.push_screen(Leaving())
+        self._save_and_leave(self._engine)
+
+    @work(thread=True)
+    def _save_and_leave(self, engine: EngineLike) -> None:
+        engine.stop()
+        engine.shutdown(SAVING_SECONDS)
+        # Behind the events that the engine has posted by now, so that a stopped reply is written first.
+        self.post_message(EngineGone())
+
+    @on(EngineGone)
+    def _leave(self) -> None:
+        self._try(self.chat.close)
+        self._remember()
+        self.database.close()
+        self.exit()

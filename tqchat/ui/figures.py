@@ -1,0 +1,84 @@
+"""Figures as people read them: one way to write a size, a count, a ratio and a time, everywhere."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+
+_UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units with three meaningful figures: ``0.82 MB``, ``310 kB``, ``12.4 GB``."""
+    sign, count = ("-", -count) if count < 0 else ("", count)
+    for unit, name in _UNITS:
+        # From 0.1 of a unit on, so that neighbours in a column keep one unit: 0.82 MB under 3.15 MB.
+        if count >= unit * (0.5 if unit > 1_000 else 1):
+            value = count / unit
+            digits = 0 if value >= 100 else 1 if value >= 10 else 2
+            return f"{sign}{value:.{digits}f} {name}"
+    return f"{sign}{count} B"
+
+
+def number(count: int) -> str:
+    """A whole number with thousands separated: ``3,076``."""
+    return f"{count:,}"
+
+
+def tokens(count: int) -> str:
+    """A count of tokens with its word: ``1 token``, ``3,076 tokens``."""
+    return f"{count:,} token" if count == 1 else f"{count:,} tokens"
+
+
+def ratio(value: float) -> str:
+    """How many times smaller than FP16: ``3.8x``."""
+    return f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
+
+
+def bits(value: float) -> str:
+    """Bits per value, without a needless fraction: ``16``, ``4.13``."""
+    return f"{value:.0f}" if abs(value - round(value)) < 0.005 else f"{value:.2f}"
+
+
+def seconds(value: float) -> str:
+    """A short time: ``0.2 s``, ``12 s``, ``3 min``."""
+    if value < 0.95:
+        return f"{value:.2f} s" if value < 0.095 else f"{value:.1f} s"
+    if value < 9.95:
+        return f"{value:.1f} s"
+    return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def speed(tokens_per_second: float) -> str:
+    """Decode speed: ``71 tok/s``, ``4.2 tok/s``."""
+    return f"{tokens_per_second:.0f} tok/s" if tokens_per_second >= 9.95 else f"{tokens_per_second:.1f} tok/s"
+
+
+def clock(timestamp: float) -> str:
+    """The local time of day: ``18:23``."""
+    return datetime.fromtimestamp(timestamp).strftime("%H:%M")
+
+
+def day(timestamp: float, today: date) -> str:
+    """The heading a conversation stands under: Today, Yesterday, a weekday of this week, or a month."""
+    then = datetime.fromtimestamp(timestamp).date()
+    age = (today - then).days
+    if age <= 0:
+        return "Today"
+    if age == 1:
+        return "Yesterday"
+    if age < 7:
+        return then.strftime("%A")
+    if then.year == today.year:
+        return then.strftime("%B")
+    return then.strftime("%B %Y")
+
+
+def fit(text: str, width: int) -> str:
+    """``text`` cut to ``width`` cells with an ellipsis where it is longer, padded where it is shorter."""
+    from rich.cells import cell_len, set_cell_size
+
+    if width <= 0:
+        return ""
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    return set_cell_size(text, width - 1).rstrip() + "…" if width > 1 else "…"

@@ -1,0 +1,201 @@
+"""The one screen of the app: it draws what the chat tells it, and owns nothing but pixels."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.message import Message as Posted
+from textual.screen import Screen
+
+from tqchat.kv.scheme import parse_scheme
+from tqchat.store.database import Message
+from tqchat.ui.conversation import Chat
+from tqchat.ui.state import Reply
+from tqchat.ui.view import Severity
+from tqchat.ui.widgets.chat.log import ChatLog
+from tqchat.ui.widgets.chat.welcome import Welcome
+from tqchat.ui.widgets.conversations.list import ConversationList
+from tqchat.ui.widgets.gauge.line import GaugeLine
+from tqchat.ui.widgets.gauge.panel import GaugePanel
+from tqchat.ui.widgets.gauge.reading import Reading
+from tqchat.ui.widgets.prompt.prompt import Prompt
+from tqchat.ui.widgets.status.bars import Hints, NoticeLine, StatusLine, TopBar, doing
+
+DRAWS_PER_SECOND = 8
+"""How often figures and the list are drawn, however often they change."""
+
+
+class ChatScreen(Screen[None]):
+    """List, conversation and gauge; the two at the sides fold away where it is narrow.
+
+    A ``View`` of the chat.
+    """
+
+    class Ready(Posted):
+        """The widgets stand: there is something to draw on."""
+
+    def __init__(self) -> None:
+        super().__init__(id="chat")
+        self.chat: Chat | None = None
+        self._figures_due = self._list_due = True
+
+    def compose(self) -> ComposeResult:
+        """Title, list, conversation, gauge, status, keys."""
+        yield TopBar()
+        with Horizontal(id="body"):
+            yield ConversationList()
+            with Vertical(id="centre"):
+                yield Welcome()
+                yield ChatLog()
+                yield NoticeLine()
+                yield GaugeLine()
+                yield Prompt()
+            with VerticalScroll(id="gauge"):
+                yield GaugePanel()
+        yield StatusLine()
+        yield Hints()
+
+    def on_mount(self) -> None:
+        """Writing comes first."""
+        self.query_one(Prompt).focus()
+        self.set_interval(1 / DRAWS_PER_SECOND, self.draw_due)
+        self.post_message(self.Ready())
+
+    # The parts that fold
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether list and gauge lie over the conversation instead of beside it."""
+        return self.has_class("-narrow")
+
+    def toggle(self, side: str) -> bool:
+        """Show or hide a side, beside the conversation or over it; whether it is shown now."""
+        part = self.query_one(side)
+        beside = self.has_class("-wide") or (side == "#conversations" and not self.is_narrow)
+        if beside:
+            part.toggle_class("folded")
+            shown = not part.has_class("folded")
+        else:
+            shown = not part.has_class("over")
+            self.close_overlays()
+            part.set_class(shown, "over")
+        if not shown:
+            self.query_one(Prompt).focus()
+        elif side == "#conversations":
+            self.query_one("#titles").focus()
+        elif not beside:
+            part.focus()
+        return shown
+
+    def close_overlays(self) -> bool:
+        """Fold away what lies over the conversation; whether anything did."""
+        over = list(self.query(".over"))
+        for part in over:
+            part.remove_class("over")
+        if over:
+            self.query_one(Prompt).focus()
+        return bool(over)
+
+    # What the chat tells (View)
+
+    def conversations_changed(self) -> None:
+        """Drawn with the next beat: titles and sizes change often while a reply is saved."""
+        self._list_due = True
+
+    def transcript_changed(self) -> None:
+        """Another conversation, or another past."""
+        chat, log = self._chat, self.query_one(ChatLog)
+        reply = chat.shown_reply
+        unwritten = reply.message_id if reply else None
+        shown = [message for message in chat.messages if message.id != unwritten]
+        log.show(shown, self._assistant, chat.endings)
+        if reply is not None:
+            self.reply_started(reply)
+            if reply.text:
+                log.grow(reply.text)
+        self._show_log()
+        self.query_one(NoticeLine).clear()
+        self.query_one(Prompt).remember([message.content for message in shown if message.role == "user"])
+        self._figures_due = self._list_due = True
+
+    def message_added(self, message: Message) -> None:
+        """The person's message is on disk."""
+        self.query_one(NoticeLine).clear()
+        self.query_one(ChatLog).add(message)
+        self._show_log()
+
+    def reply_started(self, reply: Reply) -> None:
+        """Room for the reply."""
+        self.query_one(ChatLog).start_reply(self._assistant, "…")
+        self._show_log()
+        self._figures_due = True
+
+    def reply_grew(self, text: str) -> None:
+        """More of it."""
+        self.query_one(ChatLog).grow(text)
+
+    def reply_finished(self, message: Message | None) -> None:
+        """The end of it."""
+        ending = self._chat.endings.get(message.id) if message else None
+        self.query_one(ChatLog).finish_reply(message, ending)
+
+    def prompt_returned(self, text: str) -> None:
+        """Words that were not answered."""
+        self.query_one(Prompt).take_back(text)
+
+    def figures_changed(self) -> None:
+        """Drawn with the next beat."""
+        self._figures_due = True
+
+    def say(self, text: str, severity: Severity = "information") -> None:
+        """One line above the prompt."""
+        self.query_one(NoticeLine).say(text, severity)
+
+    def clear_notice(self) -> None:
+        """The person has read it."""
+        self.query_one(NoticeLine).clear()
+
+    # Drawing
+
+    @property
+    def _chat(self) -> Chat:
+        assert self.chat is not None, "the app connects the chat before it tells anything"
+        return self.chat
+
+    @property
+    def _assistant(self) -> str:
+        return self._chat.model.name if self._chat.model else "assistant"
+
+    def _show_log(self) -> None:
+        empty = not any(message.role != "system" for message in self._chat.messages)
+        self.query_one(Welcome).display = empty
+        self.query_one(ChatLog).display = not empty
+
+    def draw_due(self) -> None:
+        """Draw what has changed since the last beat."""
+        if self.chat is None:
+            return
+        if self._list_due:
+            self._list_due = False
+            self._draw_list(self.chat)
+        if self._figures_due:
+            self._figures_due = False
+            self._draw_figures(self.chat)
+
+    def _draw_figures(self, chat: Chat) -> None:
+        on_disk = chat.caches.disk_bytes.get(chat.conversation.id) if chat.conversation else None
+        reading = Reading(parse_scheme(chat.scheme), chat.report, chat.history, on_disk)
+        self.query_one(GaugePanel).show(reading)
+        self.query_one(GaugeLine).show(reading)
+        self.query_one(TopBar).show(chat)
+        self.query_one(StatusLine).show(chat)
+        self.query_one(Welcome).show(chat)
+        reply = self.query_one(ChatLog).reply
+        if reply is not None and chat.shown_reply and not chat.shown_reply.text:
+            reply.wait_for(doing(chat).plain)
+
+    def _draw_list(self, chat: Chat) -> None:
+        counted = {key: report.bytes for key, report in chat.caches.reports.items() if report.tokens}
+        sizes = chat.caches.disk_bytes | counted
+        current = chat.conversation.id if chat.conversation else None
+        self.query_one(ConversationList).show(chat.database.conversations(), current, sizes)

@@ -1,0 +1,173 @@
+"""Choosing how a conversation's cache is stored, with what each choice would take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from tqchat.kv.memory import MemoryReport, predict_bytes
+from tqchat.kv.scheme import SCHEMES, Scheme, parse_scheme
+from tqchat.ui import figures
+
+NOMINAL_HEAD = 128
+"""Head size that bits are given for while no cache says better."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the person decided."""
+
+    scheme: str
+    reread: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme in the list. ``bytes`` is measured for the scheme in force, predicted for the others."""
+
+    scheme: Scheme
+    current: bool
+    key_bits: float
+    value_bits: float
+    bytes: int | None
+    ratio: float | None
+
+
+def rows(current: str, report: MemoryReport | None) -> list[Row]:
+    """The listed schemes, and the current one if it is not among them."""
+    in_force = parse_scheme(current)
+    schemes = [*SCHEMES] if any(one.name == in_force.name for one in SCHEMES) else [*SCHEMES, in_force]
+    counted = report if report and report.tokens else None
+    shaped = next((layer for layer in counted.layers if layer.key_dim), None) if counted else None
+    made = []
+    for scheme in schemes:
+        taken = None
+        if counted:
+            taken = counted.bytes if scheme.name == counted.scheme else predict_bytes(counted, scheme)
+        made.append(
+            Row(
+                scheme,
+                scheme.name == in_force.name,
+                scheme.bits_per_key(shaped.key_dim if shaped else NOMINAL_HEAD),
+                scheme.bits_per_value(shaped.value_dim if shaped else NOMINAL_HEAD),
+                taken,
+                counted.fp16_bytes / taken if counted and taken else None,
+            )
+        )
+    return made
+
+
+def is_finer(scheme: Scheme, than: Scheme) -> bool:
+    """Whether a side gains precision: what was rounded stays rounded unless it is read again."""
+    return scheme.key.bits > than.key.bits or scheme.value.bits > than.value.bits
+
+
+class SchemePicker(ModalScreen[Choice | None]):
+    """Every scheme with its bits and bytes; Enter applies, r applies and re-reads."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,ctrl+k", "cancel", "Back"),
+        Binding("r", "reread", "Re-read exactly"),
+    ]
+
+    def __init__(self, current: str, report: MemoryReport | None, live: bool) -> None:
+        super().__init__(classes="dialog picker")
+        self._current, self._report, self._live = current, report, live
+        self._rows = rows(current, report)
+
+    def compose(self) -> ComposeResult:
+        """A heading, the schemes, and what the highlighted one would do."""
+        with Vertical(classes="box") as box:
+            box.border_title = "Scheme for this conversation"
+            yield Static(_heading(self._report), markup=False)
+            yield OptionList(
+                *(Option(_line(row), id=row.scheme.name) for row in self._rows), compact=True, markup=False
+            )
+            if self._report is not None and self._report.tokens:
+                legend = "≈ is predicted; the scheme in force is counted."
+                yield Static(legend, classes="legend", markup=False)
+            yield Static("", classes="explanation", markup=False)
+            yield Static(self._keys(), classes="answers", markup=False)
+
+    def on_mount(self) -> None:
+        """Start at the scheme in force."""
+        index = next(index for index, row in enumerate(self._rows) if row.current)
+        self.query_one(OptionList).highlighted = index
+        self._explain(self._rows[index].scheme)
+
+    @property
+    def _can_reread(self) -> bool:
+        return self._live and self._report is not None and self._report.tokens > 0
+
+    def _keys(self) -> Content:
+        keys = [("Enter", "applies"), ("Esc", "goes back")]
+        if self._can_reread:
+            keys.insert(1, ("r", "re-reads exactly"))
+        return Content("   ").join([Content.assemble((k, "$accent"), (f" {w}", "")) for k, w in keys])
+
+    def _explain(self, scheme: Scheme) -> None:
+        self.query_one(".explanation", Static).update(
+            Content("\n").join([Content(scheme.description), Content.styled(self._effect(scheme), "$quiet")])
+        )
+
+    def _effect(self, scheme: Scheme) -> str:
+        before, report = parse_scheme(self._current), self._report
+        if report is None or not report.tokens or not self._live:
+            return "Holds from the next message on." if scheme.name != before.name else "In force."
+        history = figures.tokens(report.tokens)
+        if scheme.name == before.name:
+            return f"In force. [r] re-reads {history} exactly." if report.packed_tokens else "In force."
+        if report.packed_tokens and is_finer(scheme, before):
+            return f"Converts {history}; history keeps its earlier rounding. [r] re-reads it exactly instead."
+        return f"Converts {history} as they are; nothing is read again."
+
+    @on(OptionList.OptionHighlighted)
+    def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        if event.option.id is not None:
+            self._explain(parse_scheme(event.option.id))
+
+    @on(OptionList.OptionSelected)
+    def _selected(self, event: OptionList.OptionSelected) -> None:
+        name = event.option.id
+        unchanged = name is None or name == parse_scheme(self._current).name
+        self.dismiss(None if unchanged or name is None else Choice(name))
+
+    def action_reread(self) -> None:
+        """Apply, and read the conversation again rather than keep rounding."""
+        index = self.query_one(OptionList).highlighted
+        if self._can_reread and index is not None:
+            self.dismiss(Choice(self._rows[index].scheme.name, reread=True))
+
+    def action_cancel(self) -> None:
+        """Leave all as it is."""
+        self.dismiss(None)
+
+
+def _heading(report: MemoryReport | None) -> Content:
+    bits = f"{'':2}{'scheme':<12}{'keys':>6}{'values':>8}"
+    if report is None or not report.tokens:
+        return Content.styled(f"{bits}   bits, heads of {NOMINAL_HEAD}", "$quiet")
+    return Content.styled(f"{bits}{'would take':>14}{'ratio':>8}", "$quiet")
+
+
+def _line(row: Row) -> Content:
+    parts: list[tuple[str, str]] = [
+        ("▌ " if row.current else "  ", "$accent"),
+        (f"{row.scheme.name:<12}", "bold" if row.current else ""),
+        (f"{figures.bits(row.key_bits):>6}{figures.bits(row.value_bits):>8}", ""),
+    ]
+    if row.bytes is not None and row.ratio is not None:
+        taken = figures.size(row.bytes) if row.current else f"≈ {figures.size(row.bytes)}"
+        parts.append((f"{taken:>14}{figures.ratio(row.ratio):>8}", ""))
+    elif row.current:
+        parts.append(("   in force", "$quiet"))
+    return Content.assemble(*parts)

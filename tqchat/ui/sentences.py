@@ -1,0 +1,29 @@
+"""What happened, in one line."""
+
+from __future__ import annotations
+
+from tqchat.engine import events
+from tqchat.ui import figures
+
+
+def opened(event: events.Opened) -> str | None:
+    """How much of a conversation's cache came back; ``None`` where there was nothing to bring back."""
+    if event.reason:
+        return event.reason
+    return f"Restored {figures.tokens(event.restored)}, nothing re-read." if event.restored else None
+
+
+def scheme_changed(event: events.SchemeChanged) -> str:
+    """What a change of scheme did, how long it took and what it saved."""
+    did = "Re-read" if event.reread else "Converted"
+    sentence = (
+        f"{did} {figures.tokens(event.tokens)} from {event.previous} to {event.scheme} in "
+        f"{figures.seconds(event.seconds)}: "
+        f"{figures.size(event.bytes_before)} → {figures.size(event.bytes_after)}."
+    )
+    return f"{sentence} History keeps its earlier rounding." if event.kept_rounding else sentence
+
+
+def ending(reason: events.StopReason) -> str | None:
+    """Why a reply ended, where it did not end by itself or by the person."""
+    return {"length": "cut at the length limit", "context": "cut: the context is full"}.get(reason)

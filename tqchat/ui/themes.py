@@ -1,0 +1,106 @@
+"""Themes as TOML files: the shipped ones, then the person's own, which win by name.
+
+A file is one theme::
+
+    name = "tqchat-dark"
+    dark = true
+
+    [colors]
+    primary = "#7aa2f7"
+    ...
+
+    [variables]          # optional: any of Textual's theme variables
+    border = "#2a2f3a"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from textual.color import Color, ColorParseError
+from textual.theme import Theme
+
+from tqchat.errors import TqchatError
+
+DEFAULT_THEME = "tqchat-dark"
+REQUIRED = ("primary", "accent", "foreground", "background", "surface", "panel", "warning", "error")
+COLORS = (*REQUIRED, "secondary", "success")
+
+
+class BadTheme(TqchatError):
+    """A theme file cannot be used; the sentence says which and why."""
+
+
+@dataclass
+class Themes:
+    """The themes that could be read, by name, and a sentence for each that could not."""
+
+    themes: dict[str, Theme] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def load_all(*folders: Path) -> Themes:
+    """Read every ``*.toml`` of the folders; a later folder's theme replaces an earlier one of its name."""
+    found = Themes()
+    for folder in folders:
+        for file in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+            try:
+                theme = load(file)
+            except BadTheme as error:
+                found.problems.append(str(error))
+            else:
+                found.themes[theme.name] = theme
+    return found
+
+
+def load(file: Path) -> Theme:
+    """Read one theme.
+
+    Raises:
+        BadTheme: if the file is no TOML or not a theme.
+    """
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadTheme(f"The theme {file.name} cannot be read: {error}.") from None
+    unknown = set(data) - {"name", "dark", "colors", "variables"}
+    if unknown:
+        raise BadTheme(f"The theme {file.name} has an unknown entry: {', '.join(sorted(unknown))}.")
+    name, dark = data.get("name", file.stem), data.get("dark", True)
+    if not isinstance(name, str) or not name.strip() or not isinstance(dark, bool):
+        raise BadTheme(f"The theme {file.name} needs a name in quotes, and dark = true or false.")
+    colors = _colors(file, data.get("colors", {}))
+    missing = [key for key in REQUIRED if key not in colors]
+    if missing:
+        raise BadTheme(f"The theme {file.name} lacks these colors: {', '.join(missing)}.")
+    return Theme(name=name, dark=dark, variables=_variables(file, data.get("variables", {})), **colors)
+
+
+def _colors(file: Path, table: Any) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise BadTheme(f"The theme {file.name} needs a table [colors].")
+    for key, value in table.items():
+        if key not in COLORS:
+            raise BadTheme(f"The theme {file.name} has an unknown color: {key}.")
+        _check_color(file, key, value)
+    return table
+
+
+def _variables(file: Path, table: Any) -> dict[str, str]:
+    if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
+        raise BadTheme(f"The theme {file.name} needs texts in quotes under [variables].")
+    for key, value in table.items():
+        # What Textual cannot parse would end the app when the stylesheet is read again, not here.
+        if not key.endswith(("-style", "-style-hover")):
+            _check_color(file, key, value)
+    return table
+
+
+def _check_color(file: Path, key: str, value: Any) -> None:
+    try:
+        Color.parse(value.split()[0] if isinstance(value, str) and value.strip() else "")
+    except (ColorParseError, AttributeError):
+        raise BadTheme(f'The theme {file.name} has no color for {key}: use one like "#7aa2f7".') from None

@@ -1,0 +1,87 @@
+"""Bars and curves out of block and braille characters."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from tqchat.ui.state import Sample
+
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+_BRAILLE = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))
+"""Dots of a braille cell by column, from the bottom up."""
+
+
+def bar(fraction: float, width: int) -> Content:
+    """A bar of ``width`` cells, filled to ``fraction`` in eighths of a cell; the rest is a shaded track."""
+    eighths = round(max(0.0, min(1.0, fraction)) * width * 8)
+    if fraction > 0:
+        eighths = max(eighths, 1)
+    full, rest = divmod(eighths, 8)
+    filled = "█" * full + (_EIGHTHS[rest] if rest else "")
+    return Content.assemble((filled, "$accent on $panel"), ("░" * (width - len(filled)), "$faint on $panel"))
+
+
+def curves(samples: Sequence[Sample], width: int, height: int) -> list[Content]:
+    """The cache over the conversation: a filled area for what it took, a line for what FP16 would have taken.
+
+    From the first measured token count on the left to the last on the right; from zero to the largest
+    figure upwards. Filled or line tells the two apart, not only the colour.
+    """
+    columns, rows = width * 2, height * 4
+    top = max((max(sample.bytes, sample.fp16_bytes) for sample in samples), default=0)
+    if len(samples) < 2 or samples[0].tokens >= samples[-1].tokens or not top:
+        return []
+    now = [_level(samples, column, columns, top, rows, "bytes") for column in range(columns)]
+    fp16 = [_level(samples, column, columns, top, rows, "fp16_bytes") for column in range(columns)]
+    lines = []
+    for row in range(height):
+        base = (height - 1 - row) * 4
+        pieces: list[tuple[str, str]] = []
+        for cell in range(width):
+            area = line = 0
+            for half in (0, 1):
+                column = cell * 2 + half
+                for dot in range(4):
+                    level = base + dot
+                    if level <= now[column]:
+                        area |= _BRAILLE[half][dot]
+                    if _on_line(fp16, column, level):
+                        line |= _BRAILLE[half][dot]
+            style = "$accent" if area else "$quiet"
+            pieces.append((chr(0x2800 + (area | line)), style))
+        lines.append(_joined(pieces))
+    return lines
+
+
+def _level(samples: Sequence[Sample], column: int, columns: int, top: int, rows: int, field: str) -> int:
+    """The row (0 is lowest) of a curve in a column: straight between samples of one scheme."""
+    first, last = samples[0].tokens, samples[-1].tokens
+    tokens = first + (last - first) * column / (columns - 1)
+    after = bisect_right(samples, tokens, key=lambda sample: sample.tokens)
+    before = samples[max(after - 1, 0)]
+    value: float = getattr(before, field)
+    if after < len(samples) and samples[after].scheme == before.scheme:
+        share = (tokens - before.tokens) / (samples[after].tokens - before.tokens)
+        value += share * (getattr(samples[after], field) - value)
+    return round(value / top * (rows - 1))
+
+
+def _on_line(levels: Sequence[int], column: int, level: int) -> bool:
+    """Whether a line through the levels passes here; where it jumps, the whole step is drawn."""
+    here = levels[column]
+    before = levels[column - 1] if column else here
+    return level == here or min(before, here) < level < max(before, here)
+
+
+def _joined(pieces: Sequence[tuple[str, str]]) -> Content:
+    """Neighbours of one style as one span: a quarter of the spans to draw."""
+    runs: list[tuple[str, str]] = []
+    for text, style in pieces:
+        if runs and runs[-1][1] == style:
+            runs[-1] = (runs[-1][0] + text, style)
+        else:
+            runs.append((text, style))
+    return Content.assemble(*runs)

@@ -1,0 +1,55 @@
+"""The gauge on one line, where there is no room for the panel."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widgets import Static
+
+from tqchat.ui import figures
+from tqchat.ui.widgets.gauge.drawing import bar
+from tqchat.ui.widgets.gauge.reading import Reading
+
+
+class GaugeLine(Static):
+    """``▕██████▌░░░░▏ 0.82 MB of 3.15 MB FP16 · 3.8x · 8 of 8 layers``, as much as fits."""
+
+    def __init__(self) -> None:
+        super().__init__("", id="gauge-line", markup=False)
+        self._reading: Reading | None = None
+
+    def show(self, reading: Reading) -> None:
+        """Draw a reading."""
+        self._reading = reading
+        self._draw()
+
+    def on_resize(self) -> None:
+        """Another width holds other parts."""
+        self._draw()
+
+    def _draw(self) -> None:
+        reading, width = self._reading, self.size.width
+        if reading is None or width <= 0:
+            return
+        report = reading.report
+        if report is None or not report.tokens:
+            parts = ["no cache yet", reading.scheme.name]
+        else:
+            parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16"]
+            parts.append(figures.ratio(report.ratio))
+            waits = reading.explanations and not report.packed_tokens
+            parts.append(
+                reading.explanations[0].rstrip(".").lower() if waits else f"{reading.coverage} layers"
+            )
+            parts.append(f"saved {figures.size(report.saved_bytes)}")
+        track = 16 if width >= 76 else 10
+        while len(parts) > 1 and track + 3 + len(" · ".join(parts)) > width:
+            parts.pop()
+        self.update(
+            Content.assemble(
+                ("▕", "$faint"),
+                bar(reading.fraction, track),
+                ("▏ ", "$faint"),
+                (parts[0], ""),
+                *((f" · {part}", "$quiet") for part in parts[1:]),
+            )
+        )

@@ -1,0 +1,101 @@
+"""The gauge at full size: what the cache takes, over the conversation and part by part."""
+
+from __future__ import annotations
+
+from textual.content import Content
+from textual.widgets import Static
+
+from tqchat.kv.memory import MemoryReport
+from tqchat.text import printable
+from tqchat.ui import figures
+from tqchat.ui.widgets.gauge.drawing import bar, curves
+from tqchat.ui.widgets.gauge.reading import Reading, bits, layer_mark
+
+WIDTH = 28
+CURVE_HEIGHT = 5
+
+
+class GaugePanel(Static):
+    """A column of measured figures beside the conversation."""
+
+    BORDER_TITLE = "KV cache"
+
+    def __init__(self) -> None:
+        super().__init__("", id="gauge-panel", markup=False)
+
+    def show(self, reading: Reading) -> None:
+        """Draw a reading. Cheap: one widget, one piece of content."""
+        self.border_subtitle = reading.scheme.name
+        self.update(Content("\n").join(_lines(reading)))
+
+
+def _lines(reading: Reading) -> list[Content]:
+    report = reading.report
+    if report is None or not report.tokens:
+        return [
+            Content.styled("empty", "$quiet"),
+            bar(0, WIDTH),
+            Content(""),
+            Content.styled("Counted from the live arrays as soon as there is a cache.", "$quiet"),
+            *_disk(reading),
+        ]
+    lines = [
+        _row(figures.size(report.bytes), _times(report), "bold", "$accent bold"),
+        bar(reading.fraction, WIDTH),
+        _row("FP16 would take", figures.size(report.fp16_bytes)),
+        _row("saved" if report.saved_bytes >= 0 else "more than FP16", figures.size(abs(report.saved_bytes))),
+        Content(""),
+    ]
+    drawn = curves(reading.history.samples, WIDTH, CURVE_HEIGHT)
+    if drawn:
+        samples = reading.history.samples
+        legend = Content.assemble(
+            ("⣿", "$accent"), (" now  ", "$quiet"), ("⠒", "$quiet"), (" FP16", "$quiet")
+        )
+        span = f"{figures.number(samples[0].tokens)}–{figures.number(samples[-1].tokens)} tok"
+        gap = " " * max(1, WIDTH - legend.cell_length - len(span))
+        lines += [*drawn, Content.assemble(legend, gap, (span, "$quiet")), Content("")]
+    lines += [
+        _side("keys", report),
+        _side("values", report),
+        _row("packed", figures.tokens(report.packed_tokens)),
+        _row("tail", figures.tokens(report.tail_tokens)),
+        _row("sinks", figures.tokens(report.sink_tokens)),
+        Content(""),
+        _row("layers", f"{reading.coverage} packed"),
+        *_strip(report),
+        *(Content.styled(text, "$quiet") for text in map(printable, reading.explanations)),
+        Content(""),
+        _row("allocated", figures.size(report.allocated_bytes)),
+        *_disk(reading),
+    ]
+    return lines
+
+
+def _times(report: MemoryReport) -> str:
+    if report.ratio >= 1.05:
+        return f"{figures.ratio(report.ratio)} smaller"
+    return "as FP16" if report.ratio > 0.95 else f"{figures.ratio(1 / report.ratio)} larger"
+
+
+def _row(label: str, value: str, label_style: str = "$quiet", value_style: str = "") -> Content:
+    gap = " " * max(1, WIDTH - len(label) - len(value))
+    return Content.assemble((label, label_style), gap, (value, value_style))
+
+
+def _side(side: str, report: MemoryReport) -> Content:
+    width = bits(report, side)
+    label = side if width is None else f"{side:<7}{figures.bits(width)} bit"
+    return _row(label, figures.size(report.key_bytes if side == "keys" else report.value_bytes))
+
+
+def _strip(report: MemoryReport) -> list[Content]:
+    """One mark a layer, in rows: a layer that the scheme passes by is seen at once."""
+    marks = [layer_mark(layer) for layer in report.layers]
+    styles = {"▇": "$accent", "░": "$quiet", "×": "$warning"}
+    rows = [marks[start : start + WIDTH] for start in range(0, len(marks), WIDTH)]
+    return [Content.assemble(*((mark, styles[mark]) for mark in row)) for row in rows]
+
+
+def _disk(reading: Reading) -> list[Content]:
+    return [] if reading.disk_bytes is None else [_row("on disk", figures.size(reading.disk_bytes))]

@@ -1,0 +1,70 @@
+"""What the gauge says, as a reading of the live figures: the panel and the line both show this."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from tqchat.kv.memory import LayerReport, MemoryReport
+from tqchat.kv.scheme import TILE, Scheme
+from tqchat.ui import figures
+from tqchat.ui.state import History
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything the gauge needs. ``report`` is ``None`` until the engine has counted the cache."""
+
+    scheme: Scheme
+    report: MemoryReport | None
+    history: History
+    disk_bytes: int | None = None
+
+    @property
+    def fraction(self) -> float:
+        """What is taken of what FP16 would take."""
+        report = self.report
+        return report.bytes / report.fp16_bytes if report and report.fp16_bytes else 0.0
+
+    @property
+    def coverage(self) -> str:
+        """``8 of 8``: layers that hold packed tokens now."""
+        report = self.report
+        return f"{report.layers_compressed} of {report.layers_total}" if report else ""
+
+    @property
+    def explanations(self) -> list[str]:
+        """Why less is compressed than the scheme's name promises: nothing packed yet, layers out of reach."""
+        report, scheme = self.report, self.scheme
+        if report is None or not scheme.compresses:
+            return []
+        said = []
+        reached = [layer for layer in report.layers if layer.reason is None]
+        start = scheme.sinks + scheme.tail + TILE
+        if reached and not report.packed_tokens:
+            said.append(
+                f"Packs after {figures.tokens(start)}."
+                if report.tokens < start
+                else "Packs with the next reply."
+            )
+        reasons = Counter(layer.reason for layer in report.layers if layer.reason is not None)
+        for reason, count in reasons.items():
+            said.append(f"{count} {'layer stays' if count == 1 else 'layers stay'} as is: {reason}")
+        return said
+
+
+def bits(report: MemoryReport, side: str) -> float | None:
+    """Bits per key or value as held now, tail and sinks included; ``None`` where no layer has any."""
+    count = sum(
+        layer.tokens * layer.heads * (layer.key_dim if side == "keys" else layer.value_dim)
+        for layer in report.layers
+    )
+    held = report.key_bytes if side == "keys" else report.value_bytes
+    return held * 8 / count if count else None
+
+
+def layer_mark(layer: LayerReport) -> str:
+    """One character for a layer: packed, out of the scheme's reach, or still raw."""
+    if layer.compressed:
+        return "▇"
+    return "×" if layer.reason is not None else "░"

@@ -1,0 +1,184 @@
+"""The lines above and below: what is open, what goes on, which keys there are."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from textual.content import Content
+from textual.widgets import Static
+
+from tqchat.engine.events import PrefillProgress
+from tqchat.text import one_line
+from tqchat.ui import figures
+from tqchat.ui.conversation import Chat
+from tqchat.ui.keymap import ACTIONS, key_label, keys_in_force
+from tqchat.ui.transcript import UNTITLED
+from tqchat.ui.view import Severity
+from tqchat.ui.widgets.gauge.drawing import bar
+
+
+def _ends(left: Content, right: Content, width: int) -> Content:
+    """Two pieces at the two ends of a line; the left one gives way."""
+    room = width - right.cell_length - 2
+    if room < 8:
+        return left.truncate(width, ellipsis=True)
+    left = left.truncate(room, ellipsis=True)
+    return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
+
+
+class _Line(Static):
+    """One line that is composed anew for every width."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__("", id=id, markup=False)
+        self._left = self._right = Content("")
+
+    def put(self, left: Content, right: Content) -> None:
+        """Show these at the two ends."""
+        if not (left.is_same(self._left) and right.is_same(self._right)):
+            self._left, self._right = left, right
+            self._draw()
+
+    def on_resize(self) -> None:
+        """Another width."""
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.size.width > 0:
+            self.update(_ends(self._left, self._right, self.size.width))
+
+
+class TopBar(_Line):
+    """The conversation's title; the model and the scheme."""
+
+    def __init__(self) -> None:
+        super().__init__("top")
+
+    def show(self, chat: Chat) -> None:
+        """Draw what is open."""
+        title = one_line(chat.conversation.title) if chat.conversation else UNTITLED
+        model = one_line(chat.model.name) if chat.model else "no model"
+        self.put(
+            Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold")),
+            Content.assemble((model, ""), (" · ", "$quiet"), (chat.scheme, "$accent")),
+        )
+
+
+class StatusLine(_Line):
+    """What goes on, or what was restored; how full the context is, and how fast the reply comes."""
+
+    def __init__(self) -> None:
+        super().__init__("status")
+
+    def show(self, chat: Chat) -> None:
+        """Draw the chat's state."""
+        parts: list[str] = []
+        if chat.report is not None:
+            limit = chat.model.context_limit if chat.model else None
+            used = figures.number(chat.report.tokens)
+            parts.append(f"context {used} / {figures.number(limit)}" if limit else f"context {used}")
+        if chat.speed and chat.cache_is_live:
+            parts.append(figures.speed(chat.speed))
+        self.put(doing(chat), Content.styled(" · ".join(parts), "$quiet"))
+
+
+def doing(chat: Chat) -> Content:
+    """The one thing that a person wants to know now."""
+    loading = chat.loading
+    if chat.shown_reply is not None:
+        return _answering(chat)
+    if loading is not None and loading.stage == "downloading" and not chat.shown_waiting:
+        return _download(chat)
+    if chat.shown_waiting:
+        why = "Waits for the model" if chat.model is None or loading else "Waits for another reply"
+        return Content.assemble((f"{why}; your message is saved.", ""), (" Esc takes it back.", "$quiet"))
+    if loading is not None:
+        name = one_line(loading.ref)
+        return Content.assemble((f"Loading {name}…", ""), (" You can write already.", "$quiet"))
+    if chat.activity in ("opening", "converting") and chat.cache_is_live:
+        if chat.prefill is not None and chat.prefill.total:
+            return _reading("Re-reading", chat.prefill)
+        return Content(
+            "Converting the cache…" if chat.activity == "converting" else "Bringing the cache back…"
+        )
+    if chat.activity is not None:
+        return Content.styled("Another conversation is being answered.", "$quiet")
+    if chat.model is None:
+        return Content.assemble(("No model.", "$warning"), (" ^O loads one.", "$quiet"))
+    if chat.conversation and (said := chat.caches.returned.get(chat.conversation.id)):
+        return Content.styled(one_line(said), "$quiet")
+    if chat.messages and chat.messages[-1].role == "user":
+        return Content.assemble(("Not answered.", "$warning"), (" ^R answers it.", "$quiet"))
+    return Content.styled("Ready.", "$quiet")
+
+
+def _answering(chat: Chat) -> Content:
+    assert chat.reply is not None
+    if chat.reply.stopping:
+        return Content("Stopping…")
+    if chat.prefill is not None and chat.prefill.total:
+        return _reading("Reading", chat.prefill)
+    return Content.assemble(("Answering" if chat.reply.text else "Thinking", ""), ("  Esc stops", "$quiet"))
+
+
+def _reading(word: str, progress: PrefillProgress) -> Content:
+    return Content.assemble(
+        (f"{word} ", ""), bar(progress.done / progress.total, 12),
+        (f" {figures.number(progress.done)} of {figures.tokens(progress.total)}", ""),
+        ("  Esc stops", "$quiet"),
+    )  # fmt: skip
+
+
+def _download(chat: Chat) -> Content:
+    loading = chat.loading
+    assert loading is not None
+    name = one_line(loading.ref)
+    if loading.done_bytes is None or not loading.total_bytes:
+        return Content.assemble((f"Downloading {name}…", ""), ("  Esc cancels", "$quiet"))
+    return Content.assemble(
+        (f"Downloading {name} ", ""), bar(loading.done_bytes / loading.total_bytes, 12),
+        (f" {figures.size(loading.done_bytes)} of {figures.size(loading.total_bytes)}", ""),
+        ("  Esc cancels", "$quiet"),
+    )  # fmt: skip
+
+
+class Hints(Static):
+    """The keys that matter most, as many as fit."""
+
+    def __init__(self) -> None:
+        super().__init__("", id="hints", markup=False)
+
+    def on_resize(self) -> None:
+        """As many as the new width holds, the most important first; shown in one order."""
+        width = self.size.width
+        bound = keys_in_force(self.screen)
+        hinted = (action for action in ACTIONS if action.rank and action.name in bound)
+        ranked = sorted(hinted, key=lambda action: action.rank)
+        shown: list[tuple[str, str]] = []
+        for action in ranked:
+            hint = (key_label(bound[action.name][0]), action.hint)
+            if sum(cell_len(key) + cell_len(word) + 4 for key, word in [*shown, hint]) - 3 > width:
+                break
+            shown.append(hint)
+        pieces: list[Content] = [
+            Content.assemble((key, "$accent"), (f" {word}", "$quiet")) for key, word in shown
+        ]
+        self.update(Content("   ").join(pieces))
+
+
+class NoticeLine(Static):
+    """The last thing that had to be said, above the prompt: it stays until the person goes on."""
+
+    def __init__(self) -> None:
+        super().__init__("", id="notice", markup=False)
+        self.display = False
+
+    def say(self, text: str, severity: Severity) -> None:
+        """Show a sentence. A sign goes with the colour."""
+        sign = {"information": "·", "warning": "!", "error": "✗"}[severity]
+        self.set_classes(severity)
+        self.update(Content(f"{sign} {one_line(text)}"))
+        self.display = True
+
+    def clear(self) -> None:
+        """The person went on."""
+        self.display = False
