@@ -47,12 +47,17 @@ class OpenConversation:
 
 @dataclass(frozen=True)
 class Send:
-    """Answer the transcript, whose last message is the user's. It is on disk already."""
+    """Answer the transcript, whose last message is the user's. It is on disk already.
+
+    With ``continues`` the last message is a reply that was cut off: go on where it ends; ``Done.text`` and the
+    deltas are then only what is new.
+    """
 
     conversation_id: str
     messages: tuple[ChatMessage, ...]
     scheme: str
     sampling: Sampling = field(default_factory=Sampling)
+    continues: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class ModelInfo:
     """A loaded model, as far as people and screens care.
 
     ``weight_bytes`` is what the live weights take; ``context_limit`` is in tokens, ``None`` if the model
-    states none. """
+    states none."""
 
     name: str
     ref: str
@@ -107,7 +107,7 @@ class TokenCounts:
     """Where the prompt's tokens came from: ``prompt`` = ``restored`` + ``reused`` + ``prefilled``.
 
     ``restored`` came from disk in this process's first turn, ``reused`` were in the live cache, ``prefilled``
-    were read now. """
+    were read now."""
 
     prompt: int
     restored: int

@@ -1,0 +1,178 @@
+"""A stand-in for the Hugging Face hub on this machine: as much of it as downloading a model takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+COMMIT = "c0ffee" + "0" * 34
+REPO = "somebody/tiny"
+
+
+class Hub:
+    """What the server serves, how it misbehaves, and what it was asked for.
+
+    Attributes:
+        files: Name to content of the one repo there is.
+        gated, missing: How the hub answers for the repo instead.
+        cut_after: Break the connection after so many bytes of a file's body; each entry is used once.
+        hold: While not set, file bodies stop after their first half; ``holding`` says that one did.
+        resumes: Whether ranges are honoured.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        self.gated = False
+        self.missing = False
+        self.broken = False
+        self.damaged: set[str] = set()
+        self.cut_after: list[int] = []
+        self.hold = threading.Event()
+        self.hold.set()
+        self.holding = threading.Event()
+        self.resumes = True
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.sent = 0
+        self.url = ""
+
+    def fetched(self) -> set[str]:
+        """Names of the files that were asked for."""
+        return {path.rpartition("/")[2] for method, path, _ in self.requests if "/resolve/" in path}
+
+    def is_large(self, name: str) -> bool:
+        return name.endswith(".safetensors")
+
+    def etag(self, name: str) -> str:
+        kind = hashlib.sha256 if self.is_large(name) else hashlib.sha1
+        return kind(self.files[name]).hexdigest()
+
+    def listing(self) -> dict[str, Any]:
+        siblings = []
+        for name, content in self.files.items():
+            entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": self.etag(name)}
+            if self.is_large(name):
+                entry["lfs"] = {"sha256": self.etag(name), "size": len(content), "pointerSize": 130}
+            siblings.append(entry)
+        return {
+            "id": REPO,
+            "modelId": REPO,
+            "sha": COMMIT,
+            "private": False,
+            "tags": [],
+            "siblings": siblings,
+        }
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, body: bool) -> None:
+            path = urlsplit(self.path).path
+            hub.requests.append((self.command, path, self.headers.get("Range")))
+            if hub.broken:
+                self.plain(503, {})
+            elif hub.missing or REPO not in path:
+                self.plain(404, {"X-Error-Code": "RepoNotFound"})
+            elif hub.gated and "/resolve/" in path:
+                self.plain(403, {"X-Error-Code": "GatedRepo"})
+            elif path.startswith("/api/models/"):
+                self.plain(200, {"Content-Type": "application/json"}, json.dumps(hub.listing()).encode())
+            else:
+                self.file(path.rpartition("/")[2], body)
+
+        def plain(self, status: int, headers: dict[str, str], content: bytes = b"{}") -> None:
+            self.send_response(status)
+            for key, value in (headers | {"Content-Length": str(len(content))}).items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def file(self, name: str, body: bool) -> None:
+            if name not in hub.files:
+                self.plain(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                return
+            content = hub.files[name]
+            if name in hub.damaged:
+                content = bytes(len(content))
+            start, given = 0, self.headers.get("Range")
+            if given and hub.resumes:
+                start = int(given.removeprefix("bytes=").partition("-")[0])
+            rest = content[start:]
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "ETag": f'"{hub.etag(name)}"',
+                "Content-Length": str(len(rest)),
+                "Accept-Ranges": "bytes",
+            }
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if body:
+                self.pour(rest, large=hub.is_large(name))
+
+        def pour(self, content: bytes, large: bool) -> None:
+            if large and hub.cut_after:
+                content = content[: hub.cut_after.pop(0)]
+                self.close_connection = True
+            half = len(content) // 2
+            try:
+                self.wfile.write(content[:half])
+                self.wfile.flush()
+                if large:
+                    hub.sent += half
+                    hub.holding.set()
+                    hub.hold.wait(60)
+                self.wfile.write(content[half:])
+                hub.sent += len(content) - half if large else 0
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+    return Handler
+
+
+@contextmanager
+def serving(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that has the model in ``folder`` as ``REPO``; huggingface_hub caches in ``cache``."""
+    from huggingface_hub import constants
+
+    hub = Hub(folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
+    server.daemon_threads = True
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.hold.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

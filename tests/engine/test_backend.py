@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tqchat.engine import backend
+
+ANSWER = """
+import json, sys
+from tqchat.engine import backend
+assert "mlx.core" not in sys.modules
+found = backend.prepare()
+from tqchat.engine import models
+from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.session import Session
+session = Session(models.load(), "turbo0v4")
+texts = []
+for sampling in (Sampling(temperature=0), Sampling(temperature=0.7, top_p=0.9, top_k=20, min_p=0.05, seed=1)):
+    *_, done = session.send([ChatMessage("user", "Hello! My name is Ada.")], sampling)
+    texts.append(done.text)
+print(json.dumps([found.compiler, texts]))
+"""
+
+
+def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_reply_needs_no_compiler(tmp_path: Path) -> None:
+    # Nor what one compiled in an earlier run, which is kept among the temporary files.
+    without = run(ANSWER, PATH=str(tmp_path), TMPDIR=str(tmp_path))
+    assert without.returncode == 0, without.stderr
+    compiler, texts = json.loads(without.stdout)
+    assert compiler is None
+    assert all(texts)
+    if backend.prepare().compiler is not None:
+        assert json.loads(run(ANSWER).stdout)[1][0] == texts[0]
+
+
+def test_preparing_says_what_was_found() -> None:
+    found = backend.prepare()
+    assert found is backend.prepare()
+    assert found.name in ("metal", "cuda", "cpu")
+    assert found.device
+    assert found.memory_bytes > 1 << 30
+    assert found.mlx_version.split(".")[0].isdigit()
+    assert found.mlx_lm_version.split(".")[0].isdigit()
+    assert 0 < backend.available_memory() <= found.memory_bytes
+    if found.name == "cpu" and sys.platform == "linux":
+        assert (found.blas is None) == any("OpenBLAS" in advice for advice in found.advice)
+
+
+def test_openblas_is_what_multiplies() -> None:
+    if backend.prepare().blas is None:
+        pytest.skip("OpenBLAS is not installed")
+    code = (
+        "from tqchat.engine import backend; backend.prepare()\n"
+        "import mlx.core as mx, time; a = mx.ones((1024, 1024)); mx.eval(a @ a)\n"
+        "began = time.perf_counter(); mx.eval((a + 1) @ a); print(time.perf_counter() - began)"
+    )
+    # The reference BLAS takes seconds for this.
+    assert float(run(code).stdout) < 0.5
+
+
+def test_mlx_without_a_backend_names_the_extra_to_install(tmp_path: Path) -> None:
+    package = tmp_path / "mlx"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "core.py").write_text("raise ImportError('libmlx.so: cannot open shared object file')\n")
+    code = (
+        "from tqchat.engine import backend\n"
+        "from tqchat.errors import TqchatError\n"
+        "try:\n    backend.prepare()\nexcept TqchatError as error:\n    print(error)\n"
+    )
+    done = run(code, PYTHONPATH=os.pathsep.join([str(tmp_path), str(Path.cwd())]))
+    assert "libmlx.so" in done.stdout, done.stderr
+    assert "tqchat[cpu]" in done.stdout or sys.platform == "darwin"
+    assert done.stdout.count("\n") == 1
+
+
+def test_events_commands_and_worker_come_without_mlx() -> None:
+    code = (
+        "import sys, tqchat.engine, tqchat.engine.events, tqchat.engine.commands, tqchat.engine.worker\n"
+        "import tqchat.store.vault\n"
+        "bad = {'mlx', 'mlx_lm', 'transformers', 'numpy', 'huggingface_hub', 'textual'} & set(sys.modules)\n"
+        "sys.exit(', '.join(bad) or 0)"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr

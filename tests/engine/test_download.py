@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.hub import COMMIT, REPO, Hub, serving
+from tqchat.engine import download, models
+from tqchat.engine.download import DownloadCancelled, DownloadFailed
+from tqchat.errors import TqchatError
+
+
+@pytest.fixture
+def source(llama_folder: Path, tmp_path: Path) -> Path:
+    """The model as its owner uploaded it, with things in it that nobody needs to load it."""
+    folder = tmp_path / "source"
+    shutil.copytree(llama_folder, folder)
+    (folder / "modeling_tiny.py").write_text("raise SystemExit")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "README.md").write_text("# tiny")
+    (folder / "consolidated.safetensors").write_bytes(b"the same again")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "hub-cache"
+
+
+@pytest.fixture
+def hub(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(download, "_wait", lambda *_: None)
+    with serving(source, cache, monkeypatch) as hub:
+        yield hub
+
+
+class Watch:
+    """Progress as it was told, and a way to cancel."""
+
+    def __init__(self, cancel_at: int | None = None) -> None:
+        self.told: list[tuple[int, int]] = []
+        self.cancel_at = cancel_at
+
+    def __call__(self, done: int, total: int) -> None:
+        self.told.append((done, total))
+
+    def cancelled(self) -> bool:
+        return self.cancel_at is not None and bool(self.told) and self.told[-1][0] >= self.cancel_at
+
+
+def weights_requests(hub: Hub) -> list[str | None]:
+    """From where on the weights were asked for, each time."""
+    return [r for method, path, r in hub.requests if method == "GET" and path.endswith("model.safetensors")]
+
+
+def partials(cache: Path) -> list[Path]:
+    return list(cache.rglob("*.incomplete"))
+
+
+def test_a_model_is_fetched_and_loads(hub: Hub, source: Path) -> None:
+    watch = Watch()
+    assert models.local_folder(REPO) is None
+    folder = models.resolve(REPO, watch, watch.cancelled)
+    assert folder.name == COMMIT
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (source / name).read_bytes()
+    total = watch.told[0][1]
+    assert watch.told[-1] == (total, total)
+    assert [done for done, _ in watch.told] == sorted(done for done, _ in watch.told)
+    assert total == sum(path.stat().st_size for path in folder.iterdir())
+    loaded = models.load(REPO)
+    assert loaded.info.name == "tiny"
+    assert loaded.info.ref == REPO
+
+
+def test_only_what_a_model_needs_is_fetched(hub: Hub) -> None:
+    models.resolve(REPO)
+    unwanted = {"modeling_tiny.py", "pytorch_model.bin", "README.md", "consolidated.safetensors"}
+    assert unwanted <= set(hub.files)
+    assert not hub.fetched() & unwanted
+
+
+def test_what_is_there_is_used_without_asking(hub: Hub) -> None:
+    folder = models.resolve(REPO)
+    hub.requests.clear()
+    assert models.resolve(REPO) == folder
+    assert models.local_folder(REPO) == folder
+    assert hub.requests == []
+
+
+def test_a_cut_connection_goes_on_where_it_broke(hub: Hub) -> None:
+    size = len(hub.files["model.safetensors"])
+    hub.cut_after = [size // 3, size // 3]
+    folder = models.resolve(REPO)
+    step = size // 3
+    assert weights_requests(hub) == [None, f"bytes={step}-", f"bytes={2 * step}-"]
+    assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+def test_a_hub_that_cannot_resume_starts_that_file_again(hub: Hub) -> None:
+    hub.cut_after = [len(hub.files["model.safetensors"]) // 3]
+    hub.resumes = False
+    folder = models.resolve(REPO)
+    assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+def test_a_download_that_gives_up_is_resumed_next_time(hub: Hub, cache: Path) -> None:
+    size = len(hub.files["model.safetensors"])
+    # As often as it tries while nothing comes, and once more.
+    hub.cut_after = [size // 2, *[0] * 10]
+    with pytest.raises(DownloadFailed):
+        models.resolve(REPO)
+    (partial,) = partials(cache)
+    assert partial.stat().st_size == size // 2
+    assert models.local_folder(REPO) is None
+    hub.cut_after = []
+    folder = models.resolve(REPO)
+    assert weights_requests(hub)[-1] == f"bytes={size // 2}-"
+    assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+    assert partials(cache) == []
+
+
+def test_a_cancelled_download_stops_and_is_resumed_next_time(hub: Hub, cache: Path) -> None:
+    size = len(hub.files["model.safetensors"])
+    watch = Watch(cancel_at=sum(map(len, hub.files.values())) // 3)
+    with pytest.raises(DownloadCancelled, match="resumes"):
+        models.resolve(REPO, watch, watch.cancelled)
+    (partial,) = partials(cache)
+    have = partial.stat().st_size
+    assert 0 < have < size
+    again = Watch()
+    models.resolve(REPO, again, again.cancelled)
+    assert weights_requests(hub)[-1] == f"bytes={have}-"
+    assert again.told[-1][0] == again.told[-1][1]
+
+
+def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
+    hub.hold.clear()
+    found: list[Path | TqchatError] = []
+
+    def fetch() -> None:
+        try:
+            found.append(models.resolve(REPO))
+        except TqchatError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 30
+    while hub.sent == 0 and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    hub.hold.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 2
+    assert isinstance(found[0], Path)
+    assert found[0] == found[1]
+    assert (found[0] / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+
+
+def test_what_arrives_damaged_is_thrown_away(hub: Hub, cache: Path) -> None:
+    hub.damaged = {"model.safetensors"}
+    with pytest.raises(DownloadFailed, match="damaged"):
+        models.resolve(REPO)
+    assert partials(cache) == []
+    hub.damaged = set()
+    models.resolve(REPO)
+
+
+def fails(reason: str) -> None:
+    with pytest.raises(TqchatError) as caught:
+        models.resolve(REPO)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_an_unknown_model_is_one_sentence(hub: Hub) -> None:
+    hub.missing = True
+    fails("There is no model somebody/tiny")
+
+
+def test_a_gated_model_is_one_sentence(hub: Hub) -> None:
+    hub.gated = True
+    fails("licence")
+
+
+def test_a_hub_in_trouble_is_one_sentence(hub: Hub) -> None:
+    hub.broken = True
+    fails("503")
+
+
+def test_a_repo_without_a_model_is_one_sentence(hub: Hub) -> None:
+    del hub.files["model.safetensors"]
+    fails("no weights")
+    del hub.files["config.json"]
+    fails("no config.json")
+
+
+def test_offline_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    nowhere = "http://127.0.0.1:9"
+    monkeypatch.setattr(constants, "ENDPOINT", nowhere)
+    template = nowhere + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    fails("cannot be reached")
+
+
+def test_offline_mode_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    fails("offline mode")
+    assert hub.requests == []
+
+
+def test_a_full_disk_is_said_before_anything_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil._ntuple_diskusage(10, 10, 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    fails("free some")
+    assert not hub.fetched()
+
+
+@pytest.mark.parametrize("sha", ["../../../escape", "", "C0FFEE"])
+def test_a_hub_that_sends_odd_hashes_is_not_trusted(
+    hub: Hub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.hub.COMMIT", sha)
+    fails("version")
+    assert not hub.fetched()
+
+
+def test_a_snapshot_that_lost_its_weights_is_fetched_again(hub: Hub) -> None:
+    folder = models.resolve(REPO)
+    weights = folder / "model.safetensors"
+    weights.resolve().unlink()
+    weights.unlink()
+    assert models.local_folder(REPO) is None
+    assert models.resolve(REPO) == folder
+    assert weights.read_bytes() == hub.files["model.safetensors"]

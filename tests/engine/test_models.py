@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import tiny as tiny_models
+from tests.models import tiny_llama
+from tqchat.engine import backend, models
+from tqchat.engine.commands import Sampling
+from tqchat.engine.fingerprint import fingerprint
+from tqchat.engine.generation import settled
+from tqchat.engine.models import LoadedModel
+from tqchat.errors import TqchatError
+from tqchat.paths import bundled
+
+on_cpu = pytest.mark.skipif(backend.prepare().name != "cpu", reason="weights stay as they are on a GPU")
+
+
+def logits(model: Any, tokens: list[int]) -> Any:
+    import mlx.core as mx
+
+    return model(mx.array([tokens])).astype(mx.float32)
+
+
+@on_cpu
+def test_the_starter_computes_in_float32_and_caches_in_bfloat16(starter: LoadedModel) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    assert {array.dtype for _, array in tree_flatten(starter.model.parameters())} == {mx.float32}
+    assert starter.cache_dtype == mx.bfloat16
+    assert starter.info.weight_bytes == sum(a.nbytes for _, a in tree_flatten(starter.model.parameters()))
+    assert starter.info.layers == 8
+    assert starter.info.architecture == "llama"
+    assert starter.info.name == starter.info.ref == "starter"
+    assert starter.info.device.startswith("cpu")
+
+
+@on_cpu
+def test_dequantised_weights_predict_what_the_quantised_ones_do(starter: LoadedModel) -> None:
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    tokens = starter.tokenizer.encode("Once upon a time there was a dog.")
+    quantised, _ = load_model(bundled("starter"))
+    quantised.set_dtype(mx.float32)  # the scales, and so what is computed with
+    a, b = logits(starter.model, tokens), logits(quantised, tokens)
+    assert float(mx.abs(a - b).max()) < 1e-3
+
+
+@on_cpu
+def test_experts_are_dequantised_too(tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    folder = tiny_models.write(tmp_path / "experts", tiny_models.EXPERTS, quantised=True)
+    model = models.load(str(folder))
+    quantised, _ = load_model(folder)
+    assert not [name for name, _ in model.model.named_modules() if "scales" in name]
+    tokens = list(range(5, 25))
+    a, b = logits(model.model, tokens), logits(quantised, tokens)
+    assert float(mx.abs(a - b).mean()) < 0.05 * float(mx.abs(b).mean()) + 1e-3
+
+
+@on_cpu
+def test_weights_that_do_not_fit_as_float32_stay_quantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    folder = tiny_models.write(tmp_path / "experts", tiny_models.EXPERTS, quantised=True)
+    monkeypatch.setattr(backend, "available_memory", lambda: 1000)
+    model = models.load(str(folder))
+    assert mx.uint32 in {array.dtype for _, array in tree_flatten(model.model.parameters())}
+    assert model.cache_dtype is None
+
+
+def test_float16_models_keep_float16_caches(tiny: LoadedModel) -> None:
+    import mlx.core as mx
+
+    if tiny.on_cpu:
+        assert tiny.cache_dtype == mx.float16
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "no valid JSON"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "no JSON table"),
+    "no model type": (lambda f: (f / "config.json").write_text("{}"), "model_type"),
+    "unknown architecture": (lambda f: change(f, model_type="hal9000"), "hal9000"),
+    "own code": (lambda f: change(f, model_file="model.py"), "Python code"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights"),
+    "only GGUF": (lambda f: (f / "model.safetensors").rename(f / "model.gguf"), "GGUF"),
+    "cut weights": (lambda f: cut(f / "model.safetensors", -1000), "cut short"),
+    "weights cut in the header": (lambda f: cut(f / "model.safetensors", 20), "cut short"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cut short"),
+    "no weights at all": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x02" + b"\0" * 7 + b"{]"),
+        "damaged",
+    ),
+    "a shard missing": (
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}})
+        ),
+        "1 of 2 weight files",
+    ),
+    "other shapes": (lambda f: change(f, hidden_size=128), "shapes"),
+    "other layers": (lambda f: change(f, num_hidden_layers=5), "missing"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
+    "tokenizer with own code": (
+        lambda f: (f / "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "Odd", "auto_map": {"AutoTokenizer": ["odd.OddTokenizer", None]}})
+        ),
+        "Python code",
+    ),
+}
+
+
+def change(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def cut(path: Path, end: int) -> None:
+    path.write_bytes(path.read_bytes()[:end])
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_folder_that_is_no_model_is_one_sentence(llama_folder: Path, tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    if kind == "tokenizer with own code":
+        (folder / "odd.py").write_text("raise SystemExit('this must never run')")
+    spoil, reason = BROKEN[kind]
+    spoil(folder)
+    with pytest.raises(TqchatError) as caught:
+        models.load(str(folder))
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "ref", ["./nowhere", "/nowhere/at/all", "~/nowhere", "nowhere", "a/b/c", "x/y z", ""]
+)
+def test_a_name_of_nothing_is_one_sentence(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path / "..")
+    if ref == "":
+        ref = str(tmp_path / "gone")
+    with pytest.raises(models.ModelNotFound) as caught:
+        models.resolve(ref)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_is_no_model(llama_folder: Path) -> None:
+    with pytest.raises(models.ModelNotFound, match="is a file"):
+        models.resolve(str(llama_folder / "config.json"))
+
+
+def test_the_starter_needs_no_name() -> None:
+    assert models.resolve(None) == models.resolve("starter") == bundled("starter")
+
+
+def test_the_starters_own_sampling_is_the_default(starter: LoadedModel) -> None:
+    chosen = settled(Sampling(), starter.defaults)
+    assert (chosen.temperature, chosen.top_p, chosen.repetition_penalty) == (0.7, 0.9, 1.1)
+    assert settled(Sampling(top_p=0.5), starter.defaults).top_p == 0.5
+    greedy = settled(Sampling(temperature=0.0), starter.defaults)
+    assert (greedy.top_p, greedy.repetition_penalty) == (None, None)
+    assert (
+        settled(Sampling(temperature=0.0, repetition_penalty=1.2), starter.defaults).repetition_penalty == 1.2
+    )
+
+
+def test_without_a_generation_config_a_usual_recipe_applies(llama_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    (folder / "generation_config.json").write_text("not JSON")
+    defaults = models._defaults(folder)
+    assert (defaults.temperature, defaults.top_p, defaults.repetition_penalty) == (0.7, 0.95, None)
+
+
+def test_a_fingerprint_follows_what_matters(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "a")
+    print_ = fingerprint(folder, "x")
+    assert fingerprint(folder, "x") == print_
+    assert fingerprint(folder, "y") != print_
+    assert fingerprint(tiny_llama(tmp_path / "b"), "x") == print_
+    assert fingerprint(tiny_llama(tmp_path / "c", seed=1), "x") != print_
+    (folder / "README.md").write_text("words")
+    assert fingerprint(folder, "x") == print_
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert fingerprint(folder, "x") != print_
+
+
+def test_a_large_weight_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tqchat.engine import fingerprint as module
+
+    folder = tiny_llama(tmp_path / "a")
+    monkeypatch.setattr(module, "WHOLE_FILE", 1000)
+    monkeypatch.setattr(module, "_SAMPLE_BYTES", 4096)
+    before = fingerprint(folder)
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert fingerprint(folder) != before

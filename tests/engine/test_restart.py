@@ -1,0 +1,220 @@
+"""A conversation goes on in another process as if it had never been interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.engine import tiny as tiny_models
+from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, send, user
+from tqchat.engine import models
+from tqchat.engine.commands import ChatMessage
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.session import Session
+from tqchat.kv.scheme import SCHEMES
+from tqchat.store.vault import Vault
+
+NAMES = [scheme.name for scheme in SCHEMES]
+STORY = [user(TALE)]
+MORE = greedy(24)
+
+GO_ON = """
+import json, sys
+from pathlib import Path
+from tqchat.engine import models
+from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.session import Session
+from tqchat.store.vault import Vault
+model, vault = models.load(), Vault(Path(sys.argv[1]))
+for scheme, transcript in json.loads(sys.argv[2]).items():
+    messages = [ChatMessage(*turn) for turn in transcript]
+    session = Session(model, scheme)
+    restored, reason = session.restore(vault, scheme, messages[:-1])
+    *_, done = session.send(messages, Sampling(temperature=0, max_tokens=24))
+    print(json.dumps([restored, reason, done.text, done.counts.restored, done.counts.reused, session.tokens]))
+"""
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path / "vault")
+
+
+def begun(
+    model: LoadedModel, scheme: str, vault: Vault, name: str = "story"
+) -> tuple[Session, list[ChatMessage]]:
+    """A saved conversation with packed tokens, and its transcript with one more question."""
+    session = Session(model, scheme)
+    done = send(session, STORY, greedy(8))
+    assert session.changed
+    assert session.save(vault, name) > 0
+    assert not session.changed
+    return session, [*STORY, assistant(done.text), user("What is my name? And what happened then?")]
+
+
+def test_another_process_goes_on_with_the_same_tokens(starter: LoadedModel, vault: Vault) -> None:
+    schemes = [*NAMES, "turbo1v1"]
+    here = {scheme: begun(starter, scheme, vault, scheme) for scheme in schemes}
+    saved = {scheme: len(session.tokens) for scheme, (session, _) in here.items()}
+    transcripts = {
+        scheme: [(message.role, message.content) for message in asked] for scheme, (_, asked) in here.items()
+    }
+    other = subprocess.run(
+        [sys.executable, "-c", GO_ON, str(vault.folder), json.dumps(transcripts)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        timeout=240,
+        check=False,
+    )
+    assert other.returncode == 0, other.stderr
+    lines = [json.loads(line) for line in other.stdout.splitlines()]
+    for scheme, (restored, reason, text, counted, reused, tokens) in zip(schemes, lines, strict=True):
+        session, asked = here[scheme]
+        assert (scheme, restored, reason) == (scheme, saved[scheme], None)
+        assert (scheme, counted, reused) == (scheme, saved[scheme], 0)
+        never_interrupted = send(session, asked, MORE)
+        assert (scheme, text) == (scheme, never_interrupted.text)
+        assert tokens == list(session.tokens)
+        assert never_interrupted.counts.generated > 1
+
+
+@pytest.mark.parametrize("scheme", NAMES)
+def test_a_restored_cache_counts_the_same_bytes(starter: LoadedModel, vault: Vault, scheme: str) -> None:
+    session, asked = begun(starter, scheme, vault)
+    again = Session(starter, scheme)
+    again.restore(vault, "story", asked[:-1])
+    assert again.memory().bytes == session.memory().bytes
+    assert again.memory().layers_compressed == session.memory().layers_compressed
+    assert again.tokens == session.tokens
+    assert held_is_consistent(again)
+
+
+def test_rounding_is_remembered_across_a_restart(starter: LoadedModel, vault: Vault) -> None:
+    session, asked = begun(starter, "turbo0v2", vault)
+    list(session.set_scheme("turbo0v4"))
+    session.save(vault, "story")
+    again = Session(starter, "turbo0v4")
+    again.restore(vault, "story", asked[:-1])
+    (change,) = again.set_scheme("fp16")
+    assert change.kept_rounding  # type: ignore[union-attr]
+
+
+def test_a_conversation_never_saved_is_read_again(starter: LoadedModel, vault: Vault) -> None:
+    session = Session(starter)
+    assert session.restore(vault, "new", []) == (0, None)
+    assert session.restore(vault, "new", STORY) == (0, None)
+    restored, reason = session.restore(vault, "old", [*STORY, assistant("Once upon a time.")])
+    assert restored == 0
+    assert reason is not None
+    assert "tokens are read again" in reason
+
+
+def test_another_scheme_is_refused(starter: LoadedModel, vault: Vault) -> None:
+    _, asked = begun(starter, "turbo0v4", vault)
+    restored, reason = Session(starter, "affine8").restore(vault, "story", asked)
+    assert restored == 0
+    assert reason is not None
+    assert "turbo0v4" in reason
+    assert "affine8" in reason
+
+
+@pytest.mark.parametrize("what", ["weights", "template", "config"])
+def test_another_version_of_the_model_is_refused(
+    llama_folder: Path, tiny: LoadedModel, vault: Vault, tmp_path: Path, what: str
+) -> None:
+    from tests.models import tiny_llama
+
+    session = Session(tiny, "turbo0v4")
+    said = [user("Hello"), assistant(send(session, [user("Hello")]).text)]
+    session.save(vault, "talk")
+
+    same = models.load(str(tiny_llama(tmp_path / "same")))
+    assert same.info.fingerprint == tiny.info.fingerprint
+    assert Session(same, "turbo0v4").restore(vault, "talk", said)[0] > 0
+
+    folder = tiny_llama(tmp_path / what, seed=1 if what == "weights" else 0)
+    if what == "template":
+        table = json.loads((folder / "tokenizer_config.json").read_text())
+        table["chat_template"] += " "
+        (folder / "tokenizer_config.json").write_text(json.dumps(table))
+    if what == "config":
+        table = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(table | {"rope_theta": 20000.0}))
+    other = models.load(str(folder))
+    again = Session(other, "turbo0v4")
+    restored, reason = again.restore(vault, "talk", said)
+    assert restored == 0
+    assert again.tokens == ()
+    assert reason is not None
+    assert "another model" in reason
+    assert send(again, [*said, user("Well?")], greedy(3)).counts.restored == 0
+
+
+def test_an_edited_transcript_keeps_what_still_holds(starter: LoadedModel, vault: Vault) -> None:
+    session, asked = begun(starter, "turbo0v4", vault)
+    session_length = len(session.tokens)
+    edited = [asked[0], assistant("Once there was no dog."), asked[2]]
+    again = Session(starter, "turbo0v4")
+    restored, reason = again.restore(vault, "story", edited)
+    assert 0 < restored < session_length
+    assert reason is not None
+    assert f"from token {restored + 1}" in reason
+    done = send(again, edited)
+    assert done.counts.restored == restored
+    assert done.text == send(Session(starter, "turbo0v4"), edited).text
+
+
+def test_a_transcript_shorter_than_the_cache_misses_nothing(starter: LoadedModel, vault: Vault) -> None:
+    begun(starter, "turbo0v4", vault)
+    again = Session(starter, "turbo0v4")
+    restored, reason = again.restore(vault, "story", STORY)
+    assert restored > 0
+    assert reason is None
+
+
+def test_a_transcript_that_cannot_be_rendered_restores_nothing_wrong(
+    starter: LoadedModel, vault: Vault
+) -> None:
+    begun(starter, "turbo0v4", vault)
+    again = Session(starter, "turbo0v4")
+    restored, _ = again.restore(vault, "story", [])
+    assert restored == 0
+    assert again.tokens == ()
+
+
+@pytest.mark.parametrize("kind", ["sliding", "recurrent"])
+def test_other_kinds_of_cache_come_back_too(tmp_path: Path, vault: Vault, kind: str) -> None:
+    config = {"sliding": tiny_models.SLIDING, "recurrent": tiny_models.RECURRENT}[kind]
+    model = models.load(str(tiny_models.write(tmp_path / kind, config)))
+    session = Session(model, "turbo0v4")
+    asked = [user("one two three four five six seven eight nine ten " * 12)]
+    # Just read, not answered: the transcript's tokens are then exactly the cache's.
+    list(session.set_scheme("turbo0v4", reread=True, messages=asked))
+    session.save(vault, "talk")
+    again = Session(model, "turbo0v4")
+    restored, reason = again.restore(vault, "talk", asked)
+    assert (restored, reason) == (len(session.tokens), None)
+    first, second = send(session, asked), send(again, asked)
+    assert first.text == second.text
+    assert first.counts.reused == second.counts.restored == restored
+
+
+def test_an_odd_layer_is_refused(starter: LoadedModel, tiny: LoadedModel, vault: Vault) -> None:
+    # The manifest agrees, but the layers are not this model's: as if two fingerprints were alike.
+    session = Session(tiny, "turbo0v4")
+    send(session, [user("Hello")], greedy(2))
+    alike = replace(starter, info=replace(starter.info, fingerprint=tiny.info.fingerprint))
+    session.save(vault, "talk")
+    again = Session(alike, "turbo0v4")
+    restored, reason = again.restore(vault, "talk", [user("Hello")])
+    assert restored == 0
+    assert reason is not None
+    assert "layers" in reason
+    assert send(again, [user("Hello")], GREEDY).text

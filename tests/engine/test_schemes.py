@@ -1,0 +1,154 @@
+"""Changing a live cache's scheme."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+import pytest
+
+from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, of, send, user
+from tqchat.engine.commands import ChatMessage
+from tqchat.engine.events import Event, Failed, PrefillProgress, SchemeChanged
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.session import Session
+from tqchat.kv.scheme import SCHEMES
+
+STORY = [user(TALE)]
+NAMES = [scheme.name for scheme in SCHEMES]
+PAIRS = sorted(
+    {("fp16", name) for name in NAMES}
+    | {(name, "fp16") for name in NAMES}
+    | set(zip(NAMES, reversed(NAMES), strict=True))
+)
+
+
+def changed(events: Iterable[Event]) -> SchemeChanged:
+    last = list(events)[-1]
+    assert isinstance(last, SchemeChanged), last
+    return last
+
+
+def told(model: LoadedModel, scheme: str) -> tuple[Session, list[ChatMessage]]:
+    """A session that has packed some tokens (where its scheme packs), and its transcript."""
+    session = Session(model, scheme)
+    done = send(session, STORY, greedy(8))
+    return session, [*STORY, assistant(done.text)]
+
+
+@pytest.mark.parametrize(("previous", "scheme"), PAIRS)
+def test_a_scheme_turns_into_another(starter: LoadedModel, previous: str, scheme: str) -> None:
+    session, said = told(starter, previous)
+    tokens, before = session.tokens, session.memory()
+    change = changed(session.set_scheme(scheme))
+    assert (change.previous, change.scheme, change.tokens) == (previous, scheme, len(tokens))
+    assert change.bytes_before == before.bytes
+    assert change.bytes_after == change.report.bytes == session.memory().bytes
+    assert change.report.scheme == scheme
+    assert session.tokens == tokens
+    assert held_is_consistent(session)
+    done = send(session, [*said, user("What is my name?")])
+    assert done.counts.reused >= len(tokens) - 1
+    assert done.scheme == scheme
+
+
+def test_a_finer_scheme_keeps_the_rounding_that_history_has(starter: LoadedModel) -> None:
+    session, _ = told(starter, "turbo0v2")
+    assert changed(session.set_scheme("turbo0v4")).kept_rounding
+    assert changed(session.set_scheme("fp16")).kept_rounding
+    # Back at two bits there is nothing to regret.
+    assert not changed(session.set_scheme("turbo0v2")).kept_rounding
+
+
+def test_a_coarser_scheme_keeps_nothing(starter: LoadedModel) -> None:
+    session, _ = told(starter, "fp16")
+    assert not changed(session.set_scheme("turbo0v2")).kept_rounding
+
+
+def test_nothing_was_rounded_as_long_as_nothing_is_packed(starter: LoadedModel) -> None:
+    session = Session(starter, "turbo0v2")
+    send(session, [user("Hello!")], greedy(5))
+    assert not changed(session.set_scheme("fp16")).kept_rounding
+
+
+def test_reading_again_gives_what_the_finer_scheme_would_have_had(starter: LoadedModel) -> None:
+    session, said = told(starter, "turbo0v2")
+    events = list(session.set_scheme("fp16", reread=True, messages=said))
+    change = changed(events)
+    assert change.reread
+    assert not change.kept_rounding
+    steps = of(events, PrefillProgress)
+    assert steps[-1].done == steps[-1].total == change.tokens
+    asked = [*said, user("What is my name?")]
+    assert send(session, asked).text == send(Session(starter, "fp16"), asked).text
+
+
+def test_reading_again_without_a_transcript_reads_what_is_held(starter: LoadedModel) -> None:
+    session, _ = told(starter, "turbo0v2")
+    tokens = session.tokens
+    changed(session.set_scheme("fp16", reread=True))
+    assert session.tokens == tokens
+
+
+def test_a_stopped_reading_leaves_the_old_cache(tiny: LoadedModel) -> None:
+    session = Session(tiny, "turbo0v4")
+    send(session, [user("word " * 400)], greedy(2))
+    before, stop = session.memory(), threading.Event()
+    stop.set()
+    many = [user("word " * 450)]
+    (*_, last) = session.set_scheme("fp16", reread=True, messages=many, stop=stop)
+    if isinstance(last, Failed):  # more than one chunk
+        assert "turbo0v4" in last.message
+        assert session.scheme == "turbo0v4"
+        assert session.memory() == before
+    else:
+        assert len(session.tokens) <= 512
+
+
+def test_an_unknown_scheme_leaves_everything_as_it_was(starter: LoadedModel) -> None:
+    session, said = told(starter, "turbo0v4")
+    before, tokens = session.memory(), session.tokens
+    (failed,) = session.set_scheme("turbo9")
+    assert isinstance(failed, Failed)
+    assert "turbo9" in failed.message
+    assert (session.scheme, session.memory(), session.tokens) == ("turbo0v4", before, tokens)
+    assert send(session, [*said, user("Hi")]).text
+
+
+def test_a_conversion_that_breaks_off_leaves_everything_as_it_was(
+    starter: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqchat.kv import prompt_cache
+
+    session, _ = told(starter, "turbo0v4")
+    before, tokens = session.memory(), session.tokens
+    whole = prompt_cache._convert_layer
+    calls = 0
+
+    def breaks(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("[malloc] Unable to allocate 1 bytes")
+        return whole(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prompt_cache, "_convert_layer", breaks)
+    (failed,) = session.set_scheme("affine4")
+    assert isinstance(failed, Failed)
+    assert "memory" in failed.message
+    assert (session.scheme, session.memory(), session.tokens) == ("turbo0v4", before, tokens)
+    assert held_is_consistent(session)
+
+
+def test_the_same_scheme_is_no_change(starter: LoadedModel) -> None:
+    session, _ = told(starter, "affine8")
+    session.changed = False
+    change = changed(session.set_scheme("affine8"))
+    assert change.bytes_before == change.bytes_after
+    assert not session.changed
+
+
+def test_an_empty_conversation_takes_any_scheme(tiny: LoadedModel) -> None:
+    session = Session(tiny, "fp16")
+    assert changed(session.set_scheme("turbo0v2")).tokens == 0
+    assert send(session, [user("Hi")], GREEDY).scheme == "turbo0v2"

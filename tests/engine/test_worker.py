@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.engine.hub import REPO, Hub, serving
+from tests.engine.talk import assistant, greedy, user
+from tqchat.engine.commands import (
+    ChatMessage,
+    ForgetConversation,
+    LoadModel,
+    OpenConversation,
+    Sampling,
+    Send,
+    SetScheme,
+)
+from tqchat.engine.events import (
+    Done,
+    Event,
+    Failed,
+    MemoryUpdate,
+    ModelFailed,
+    ModelProgress,
+    ModelReady,
+    Opened,
+    PrefillProgress,
+    Saved,
+    SaveFailed,
+    SchemeChanged,
+    TextDelta,
+)
+from tqchat.engine.worker import Engine
+from tqchat.paths import Paths
+from tqchat.store.vault import Vault
+
+E = TypeVar("E")
+SECONDS = 60
+HELLO = (user("Hello! My name is Ada."),)
+DOG = (user("Tell me a story about a dog."),)
+
+
+class Listener:
+    """Hears an engine's events and waits for some."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.threads: set[int] = set()
+        self._new = threading.Condition()
+        self._seen = 0
+        self.on_event: Callable[[Event], None] = lambda event: None
+
+    def __call__(self, event: Event) -> None:
+        with self._new:
+            self.events.append(event)
+            self.threads.add(threading.get_ident())
+            self._new.notify_all()
+        self.on_event(event)
+
+    def next(self, kind: type[E], timeout: float = SECONDS) -> E:
+        """The next event of this kind, counted from the last one waited for."""
+        deadline = time.monotonic() + timeout
+        with self._new:
+            while True:
+                while self._seen < len(self.events):
+                    event = self.events[self._seen]
+                    self._seen += 1
+                    if isinstance(event, kind):
+                        return event
+                if not self._new.wait(max(0, deadline - time.monotonic())):
+                    raise AssertionError(f"no {kind.__name__} in {self.events}")
+
+    def all(self, kind: type[E]) -> list[E]:
+        with self._new:
+            return [event for event in self.events if isinstance(event, kind)]
+
+
+@pytest.fixture
+def heard() -> Listener:
+    return Listener()
+
+
+@pytest.fixture
+def engine(heard: Listener, paths: Paths) -> Iterator[Engine]:
+    engine = Engine(heard, paths=paths)
+    engine.start()
+    yield engine
+    engine.shutdown(SECONDS)
+
+
+@pytest.fixture
+def tiny(llama_folder: Path) -> LoadModel:
+    """A model that loads at once, for when it does not matter what it says."""
+    return LoadModel(str(llama_folder))
+
+
+def send(
+    conversation: str, messages: tuple[ChatMessage, ...], max_tokens: int = 12, scheme: str = "turbo0v4"
+) -> Send:
+    return Send(conversation, messages, scheme, greedy(max_tokens))
+
+
+def test_a_first_conversation(engine: Engine, heard: Listener, paths: Paths) -> None:
+    engine.submit(LoadModel())
+    engine.submit(OpenConversation("first", (), "turbo0v4"))
+    engine.submit(send("first", HELLO))
+    assert heard.next(ModelProgress).stage == "loading"
+    ready = heard.next(ModelReady)
+    assert ready.info.name == "starter"
+    opened = heard.next(Opened)
+    assert (opened.conversation_id, opened.restored, opened.reason) == ("first", 0, None)
+    assert heard.next(MemoryUpdate).report.tokens == 0
+    done = heard.next(Done)
+    saved = heard.next(Saved)
+    assert saved.tokens == done.report.tokens
+    assert saved.bytes == Vault(paths.caches).size("first")
+    assert heard.threads == {engine._thread.ident}
+    assert not heard.all(Failed)
+
+
+def test_the_next_start_reads_only_what_is_new(heard: Listener, paths: Paths) -> None:
+    first = Engine(heard, paths=paths)
+    first.start()
+    first.submit(LoadModel())
+    first.submit(send("talk", HELLO))
+    said = (*HELLO, assistant(heard.next(Done).text))
+    first.shutdown(SECONDS)
+    tokens = heard.next(Saved).tokens
+
+    second = Engine(heard, paths=paths)
+    second.start()
+    second.submit(LoadModel())
+    second.submit(OpenConversation("talk", said, "turbo0v4"))
+    opened = heard.next(Opened)
+    assert (opened.restored, opened.reason) == (tokens, None)
+    assert heard.next(MemoryUpdate).report.tokens == tokens
+    second.submit(send("talk", (*said, user("What is my name?"))))
+    done = heard.next(Done)
+    assert done.counts.restored == tokens
+    assert "Ada" in done.text
+    second.shutdown(SECONDS)
+
+
+def test_stop_ends_a_reply_and_what_was_asked_before_it_but_nothing_later(
+    engine: Engine, heard: Listener
+) -> None:
+    engine.submit(LoadModel())
+    engine.submit(send("a", DOG, 400))
+    engine.submit(send("b", DOG, 400))
+    heard.next(TextDelta)
+    engine.stop()
+    engine.submit(send("c", HELLO, 6))
+    assert [heard.next(Done).stop_reason for _ in range(3)][:2] == ["stopped", "stopped"]
+    last = heard.all(Done)[-1]
+    assert last.conversation_id == "c"
+    assert last.stop_reason in ("stop", "length")
+
+
+def test_stop_with_nothing_to_stop_stops_nothing_later(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    engine.submit(tiny)
+    heard.next(ModelReady)
+    engine.stop()
+    engine.submit(send("a", HELLO, 3))
+    assert heard.next(Done).stop_reason != "stopped"
+
+
+def test_a_queued_message_does_not_wait_for_saving(tiny: LoadModel, engine: Engine, heard: Listener) -> None:
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 3))
+    engine.submit(send("a", HELLO, 4))
+    heard.next(Done)
+    heard.next(Done)
+    assert not heard.all(Saved)
+    heard.next(Saved)
+
+
+def test_leaving_a_conversation_saves_it_and_coming_back_restores_it(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 3))
+    engine.submit(OpenConversation("b", (), "fp16"))
+    engine.submit(OpenConversation("a", HELLO, "turbo0v4"))
+    kinds = {Saved, Opened}
+    heard.next(Done)
+    heard.next(Opened)
+    back = heard.next(Opened)
+    assert back.conversation_id == "a"
+    assert back.restored > 0
+    order = [(type(e), e.conversation_id) for e in heard.events if isinstance(e, Saved | Opened)]
+    assert order == [(Opened, "a"), (Saved, "a"), (Opened, "b"), (Opened, "a")]
+    assert kinds == {kind for kind, _ in order}
+
+
+def test_a_scheme_change_converts_the_live_cache_and_saves_it(
+    engine: Engine, heard: Listener, paths: Paths
+) -> None:
+    engine.submit(LoadModel())
+    engine.submit(send("a", DOG, 40))
+    done = heard.next(Done)
+    heard.next(Saved)
+    engine.submit(SetScheme("a", "affine8"))
+    change = heard.next(SchemeChanged)
+    assert (change.conversation_id, change.previous, change.scheme) == ("a", "turbo0v4", "affine8")
+    assert change.tokens == done.report.tokens
+    heard.next(Saved)
+    assert Vault(paths.caches).scheme("a") == "affine8"
+    engine.submit(SetScheme("a", "turbo7"))
+    assert "turbo7" in heard.next(Failed).message
+    engine.submit(SetScheme("a", "fp16", reread=True, messages=(*DOG, assistant(done.text))))
+    assert heard.next(PrefillProgress).total > 0
+    assert heard.next(SchemeChanged).reread
+
+
+def test_a_message_under_another_scheme_converts_first(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 4, "fp16"))
+    engine.submit(send("a", HELLO, 4, "turbo0v2"))
+    heard.next(Done)
+    assert heard.next(SchemeChanged).scheme == "turbo0v2"
+    assert heard.next(Done).scheme == "turbo0v2"
+
+
+def test_a_scheme_change_of_a_conversation_that_is_not_open(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 4, "turbo0v4"))
+    heard.next(Saved)
+    engine.submit(OpenConversation("b", (), "fp16"))
+    engine.submit(SetScheme("a", "fp16", messages=HELLO))
+    heard.next(Opened)
+    assert heard.next(Opened).restored > 0
+    assert heard.next(SchemeChanged).previous == "turbo0v4"
+
+
+def test_a_forgotten_conversation_is_gone_from_disk_and_memory(
+    tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths
+) -> None:
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 4))
+    heard.next(Saved)
+    engine.submit(send("a", HELLO, 5))
+    engine.submit(ForgetConversation("a"))
+    engine.submit(OpenConversation("a", (), "turbo0v4"))
+    heard.next(Done)
+    assert heard.next(Opened).restored == 0
+    assert not (paths.caches / "a").exists()
+    assert len(heard.all(Saved)) == 1
+
+
+def test_without_a_model_a_message_fails_in_one_sentence(engine: Engine, heard: Listener) -> None:
+    engine.submit(send("a", HELLO))
+    assert "No model" in heard.next(Failed).message
+    engine.submit(LoadModel("/nowhere"))
+    assert "/nowhere" in heard.next(ModelFailed).message
+
+
+def test_a_model_that_fails_leaves_the_one_before(
+    engine: Engine, heard: Listener, llama_folder: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(llama_folder, broken)
+    (broken / "model.safetensors").write_bytes(b"")
+    engine.submit(LoadModel())
+    engine.submit(send("a", HELLO, 4))
+    engine.submit(LoadModel(str(broken)))
+    engine.submit(send("a", HELLO, 4))
+    heard.next(ModelReady)
+    heard.next(Done)
+    assert "cut short" in heard.next(ModelFailed).message
+    again = heard.next(Done)
+    assert again.model == "starter"
+    assert again.counts.prefilled == 1
+
+
+def test_another_model_reads_the_open_conversation_again(
+    engine: Engine, heard: Listener, llama_folder: Path
+) -> None:
+    engine.submit(LoadModel())
+    engine.submit(send("a", HELLO, 4))
+    engine.submit(LoadModel(str(llama_folder)))
+    heard.next(ModelReady)
+    said = (*HELLO, assistant(heard.next(Done).text), user("And?"))
+    assert heard.next(ModelReady).info.ref == str(llama_folder)
+    opened = heard.next(Opened)
+    assert (opened.conversation_id, opened.restored) == ("a", 0)
+    assert opened.reason is not None
+    assert "another model" in opened.reason
+    engine.submit(send("a", said, 4))
+    done = heard.next(Done)
+    assert done.model == llama_folder.name
+    assert done.counts.reused == 0
+
+
+def test_the_thread_survives_what_nobody_foresaw(
+    tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqchat.engine.session import Session
+
+    engine.submit(tiny)
+    heard.next(ModelReady)
+
+    def breaks(*_: object, **__: object) -> Iterator[Event]:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_send", breaks)
+        patch.setattr(Session, "set_scheme", breaks)
+        engine.submit(send("a", HELLO))
+        failed = heard.next(Failed)
+        assert failed.conversation_id == "a"
+        assert "ZeroDivisionError: a bug" in failed.message
+        engine.submit(SetScheme("a", "fp16"))
+        assert "a bug" in heard.next(Failed).message
+    engine.submit(send("a", HELLO, 3))
+    heard.next(Done)
+    log = paths.log_dir / "engine.log"
+    assert "Traceback" in log.read_text()
+    assert stat.S_IMODE(log.stat().st_mode) & 0o077 == 0
+
+
+def test_a_listener_that_fails_does_not_end_the_reply(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    def breaks(event: Event) -> None:
+        raise RuntimeError("the screen is gone")
+
+    heard.on_event = breaks
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 4))
+    assert heard.next(Done).counts.generated == 4
+
+
+def test_a_cache_that_cannot_be_saved_is_said_once(
+    tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths
+) -> None:
+    paths.caches.rmdir()
+    paths.caches.write_text("in the way")
+    engine.submit(tiny)
+    engine.submit(send("a", HELLO, 4))
+    heard.next(Done)
+    assert "could not be saved" in heard.next(SaveFailed).message
+    engine.submit(send("a", HELLO, 4))
+    heard.next(Done)
+    heard.next(SaveFailed)
+    engine.shutdown(SECONDS)
+    assert len(heard.all(SaveFailed)) == 2
+
+
+def test_a_seed_repeats_a_reply_on_the_engines_thread(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    sampling = Sampling(temperature=1.0, max_tokens=16, seed=7)
+    engine.submit(tiny)
+    for conversation in ("a", "b"):
+        engine.submit(Send(conversation, DOG, "fp16", sampling))
+    assert heard.next(Done).text == heard.next(Done).text
+
+
+# Downloads
+
+
+@pytest.fixture
+def hub(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serving(llama_folder, tmp_path / "hub-cache", monkeypatch) as hub:
+        yield hub
+
+
+def test_a_download_shows_its_progress_and_what_waits_for_it_is_answered(
+    hub: Hub, engine: Engine, heard: Listener
+) -> None:
+    engine.submit(LoadModel(REPO))
+    engine.submit(OpenConversation("a", (), "turbo0v4"))
+    engine.submit(send("a", HELLO, 4))
+    ready = heard.next(ModelReady)
+    assert ready.info.ref == REPO
+    assert heard.next(Opened).conversation_id == "a"
+    assert heard.next(Done).model == "tiny"
+    steps = [step for step in heard.all(ModelProgress) if step.stage == "downloading"]
+    assert steps[-1].done_bytes == steps[-1].total_bytes
+    assert heard.threads == {engine._thread.ident}
+
+
+def test_the_chat_goes_on_while_a_model_is_fetched(hub: Hub, engine: Engine, heard: Listener) -> None:
+    hub.hold.clear()
+    engine.submit(LoadModel())
+    engine.submit(LoadModel(REPO))
+    engine.submit(send("a", HELLO, 4))
+    assert heard.next(Done).model == "starter"
+    hub.hold.set()
+    assert heard.next(ModelReady).info.ref == REPO
+    assert heard.next(Opened).conversation_id == "a"
+
+
+def test_a_download_can_be_cancelled_while_nothing_comes(hub: Hub, engine: Engine, heard: Listener) -> None:
+    hub.hold.clear()
+    engine.submit(LoadModel(REPO))
+    engine.submit(send("a", HELLO, 4))
+    assert hub.holding.wait(SECONDS)
+    engine.cancel_download()
+    assert "cancelled" in heard.next(ModelFailed, timeout=5).message
+    assert "No model" in heard.next(Failed, timeout=5).message
+    engine.submit(LoadModel())
+    assert heard.next(ModelReady).info.name == "starter"
+    hub.hold.set()
+    engine.submit(LoadModel(REPO))
+    assert heard.next(ModelReady).info.ref == REPO
+
+
+def test_another_model_ends_a_download(hub: Hub, engine: Engine, heard: Listener) -> None:
+    hub.hold.clear()
+    engine.submit(LoadModel(REPO))
+    engine.submit(send("a", HELLO, 4))
+    engine.submit(LoadModel())
+    failed = heard.next(ModelFailed)
+    assert (failed.ref, "another model" in failed.message) == (REPO, True)
+    heard.next(ModelReady)
+    assert heard.next(Done).model == "starter"
+
+
+def test_a_download_does_not_hold_up_the_end(hub: Hub, heard: Listener, paths: Paths) -> None:
+    hub.hold.clear()
+    engine = Engine(heard, paths=paths)
+    engine.start()
+    engine.submit(LoadModel(REPO))
+    assert hub.holding.wait(SECONDS)
+    began = time.monotonic()
+    engine.shutdown(SECONDS)
+    assert time.monotonic() - began < 5
+
+
+def test_an_unknown_model_leaves_the_chat_usable(
+    tiny: LoadModel, hub: Hub, engine: Engine, heard: Listener
+) -> None:
+    hub.missing = True
+    engine.submit(tiny)
+    engine.submit(LoadModel(REPO))
+    assert "There is no model" in heard.next(ModelFailed).message
+    engine.submit(send("a", HELLO, 4))
+    heard.next(Done)
+
+
+# The end
+
+
+def test_shutting_down_in_the_middle_of_a_reply_saves_what_there_is(
+    tiny: LoadModel, heard: Listener, paths: Paths
+) -> None:
+    engine = Engine(heard, paths=paths)
+    engine.start()
+    engine.submit(tiny)
+    engine.submit(send("a", DOG, 400))
+    heard.next(TextDelta)
+    engine.submit(send("b", DOG, 400))
+    engine.shutdown(SECONDS)
+    (done,) = heard.all(Done)
+    assert done.stop_reason == "stopped"
+    assert heard.next(Saved).tokens == done.report.tokens
+    assert Vault(paths.caches).size("b") == 0
+    engine.shutdown(SECONDS)
+
+
+def test_an_engine_that_never_started_can_be_shut_down(
+    tiny: LoadModel, heard: Listener, paths: Paths
+) -> None:
+    Engine(heard, paths=paths).shutdown(1)
+
+
+LEAVE = """
+import sys, threading
+from tqchat.engine.commands import ChatMessage, LoadModel, Sampling, Send
+from tqchat.engine.events import Done, TextDelta
+from tqchat.engine.worker import Engine
+from tqchat.paths import locate
+there = threading.Event()
+engine = Engine(lambda e: there.set() if isinstance(e, eval(sys.argv[1])) else None, paths=locate())
+engine.start()
+engine.submit(LoadModel(sys.argv[2]))
+engine.submit(Send("a", (ChatMessage("user", "Tell me a story."),), "turbo0v4", Sampling(max_tokens=60)))
+assert there.wait(60)
+engine.shutdown(30)
+"""
+
+
+@pytest.mark.parametrize("when", ["Done", "TextDelta"])
+def test_the_process_ends_without_a_crash(when: str, home: Path, llama_folder: Path) -> None:
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", LEAVE, when, str(llama_folder)],
+            capture_output=True,
+            text=True,
+            env=os.environ,
+            timeout=120,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")

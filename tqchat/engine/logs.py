@@ -1,0 +1,46 @@
+"""The engine's log file: what went wrong that nobody foresaw."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+LOG_FILE = "engine.log"
+
+
+class _PrivateFileHandler(RotatingFileHandler):
+    """A log that only its owner can read."""
+
+    def _open(self) -> io.TextIOWrapper:
+        stream = super()._open()
+        os.fchmod(stream.fileno(), 0o600)
+        return stream
+
+
+@contextmanager
+def log_to(folder: Path) -> Iterator[None]:
+    """Write warnings of ``tqchat.engine`` to a small file in ``folder``, where one can be written."""
+    logger = logging.getLogger("tqchat.engine")
+    handler: logging.Handler
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = _PrivateFileHandler(
+            folder / LOG_FILE, maxBytes=1 << 20, backupCount=1, delay=True, encoding="utf-8"
+        )
+    except OSError:
+        handler = logging.NullHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    # The terminal belongs to the application: without this, logging's last resort would print there.
+    propagated, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
+        handler.close()

@@ -1,0 +1,238 @@
+"""Finding a model and loading it in the form that is fastest here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqchat.engine import backend, download, folders, prompts
+from tqchat.engine.commands import Sampling
+from tqchat.engine.events import ModelInfo
+from tqchat.engine.fingerprint import fingerprint
+from tqchat.errors import TqchatError
+from tqchat.paths import bundled
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    from mlx.nn.layers.base import Module
+
+STARTER = "starter"
+"""The name of the bundled model."""
+
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_TOP_P = 0.95
+
+_REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_FITS = 0.8
+
+
+class ModelNotFound(TqchatError):
+    """There is no such model on this machine, and the name is not one that could be fetched."""
+
+    exit_code = 2
+
+
+class ModelUnusable(TqchatError):
+    """The model is there but cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to answer.
+
+    ``cache_dtype`` is what caches store raw tokens in where that is not the compute dtype; ``None`` keeps the
+    model's. ``defaults`` are how the model likes to be sampled.
+    """
+
+    model: Module
+    tokenizer: Any
+    info: ModelInfo
+    config: dict[str, Any]
+    defaults: Sampling
+    cache_dtype: mx.Dtype | None
+    folder: Path
+
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens that the model was made for."""
+        return self.info.context_limit
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether prompts are read by a CPU, in smaller steps."""
+        return self.info.device.startswith("cpu")
+
+
+def local_folder(ref: str | None) -> Path | None:
+    """Where a model is on this machine, ``None`` if it must be downloaded first.
+
+    Args:
+        ref: ``None`` or ``"starter"`` for the bundled model, a folder, or a Hugging Face repo id.
+
+    Raises:
+        ModelNotFound: if there is no such folder and the name is no repo id either.
+    """
+    if ref is None or ref == STARTER:
+        return bundled("starter")
+    folder = Path(ref).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_file():
+        raise ModelNotFound(f"{ref} is a file; name the folder that holds the model.")
+    if ref.startswith(("/", ".", "~")) or not _REPO.fullmatch(ref):
+        raise ModelNotFound(
+            f"There is no model folder {ref!r}; name a folder, or a Hugging Face model as owner/name."
+        )
+    return download.cached(ref)
+
+
+def resolve(
+    ref: str | None,
+    progress: download.Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Path:
+    """Where a model is on this machine, downloading it if need be.
+
+    Raises:
+        TqchatError: if it cannot be had, in one sentence.
+    """
+    if (folder := local_folder(ref)) is not None:
+        return folder
+    assert ref is not None  # the bundled model is always local
+    return download.download(ref, progress or (lambda *_: None), cancelled or (lambda: False))
+
+
+def load(
+    ref: str | None = None,
+    *,
+    progress: download.Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> LoadedModel:
+    """Find (or download) a model and load it on this thread.
+
+    On a CPU, weights become float32 where that fits into memory; caches stay in the model's own 16 bits.
+
+    Raises:
+        TqchatError: if it cannot be had or loaded, in one sentence.
+    """
+    machine = backend.prepare()
+    return load_folder(resolve(ref, progress, cancelled), ref, machine)
+
+
+def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> LoadedModel:
+    """Load the model in a folder; ``ref`` is what the person calls it.
+
+    Raises:
+        NotAModel, NeedsCustomCode, ModelUnusable: if it cannot be loaded.
+    """
+    config = folders.check(folder)
+    model, config = _load_weights(folder, config)
+    tokenizer = _load_tokenizer(folder, config)
+
+    import mlx.core as mx
+
+    from tqchat.engine import weights
+
+    cache_dtype: mx.Dtype | None = None
+    half = weights.native_half_dtype(model, config)
+    in_half = weights.computes_in_half(model)
+    if machine.name == "cpu" and in_half and _fits_as_float32(model):
+        weights.to_float32(model)
+        in_half = False
+    if not in_half:
+        cache_dtype = half
+    name = STARTER if ref is None or ref == STARTER else ref.rstrip("/").rpartition("/")[2] or folder.name
+    compute = "float32" if not in_half else str(half)
+    info = ModelInfo(
+        name=name,
+        ref=STARTER if ref is None else ref,
+        fingerprint=fingerprint(folder, f"compute {compute}", f"cache {cache_dtype}"),
+        architecture=str(config["model_type"]),
+        layers=len(model.layers),
+        weight_bytes=weights.weight_bytes(model),
+        context_limit=prompts.context_limit(config),
+        device=f"{machine.name}: {machine.device}",
+    )
+    mx.clear_cache()
+    return LoadedModel(model, tokenizer, info, config, _defaults(folder), cache_dtype, folder)
+
+
+def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from mlx_lm.utils import load_model
+
+    try:
+        # Code that comes with a model is never run.
+        return load_model(folder, trust_remote_code=False)
+    except MemoryError as error:
+        raise ModelUnusable(f"{folder.name} does not fit into memory; choose a smaller model.") from error
+    except Exception as error:
+        kind = config["model_type"]
+        text = str(error)
+        if "not supported" in text and kind in text:
+            reason = f"mlx-lm does not know its architecture ({kind}); a newer mlx-lm may"
+        elif "Missing" in text and "parameters" in text:
+            reason = "weights are missing from its files; download it again"
+        elif "not in model" in text:
+            reason = "its files hold weights that its config.json does not account for"
+        elif "shape" in text.lower():
+            reason = "its weights do not have the shapes that its config.json says"
+        else:
+            reason = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
+        raise ModelUnusable(f"{folder.name} cannot be loaded: {reason.rstrip('.')}.") from error
+
+
+def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+    import transformers
+    from mlx_lm.utils import load_tokenizer
+
+    # Its advice would be written across the screen.
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        return load_tokenizer(  # type: ignore[no-untyped-call]
+            folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+        )
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise folders.NeedsCustomCode(
+                f"{folder.name} has a tokenizer with its own Python code, which tqchat never runs; "
+                "choose another version of the model."
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ModelUnusable(f"The tokenizer of {folder.name} cannot be loaded: {reason}.") from error
+
+
+def _fits_as_float32(model: Any) -> bool:
+    from tqchat.engine import weights
+
+    return weights.float32_bytes(model) < backend.available_memory() * _FITS
+
+
+def _defaults(folder: Path) -> Sampling:
+    """The model's own way of sampling; what its ``generation_config.json`` leaves out, we choose."""
+    told: dict[str, Any] = {}
+    try:
+        table = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        told = table if isinstance(table, dict) else {}
+    except (OSError, ValueError):
+        pass
+
+    def number(key: str) -> float | None:
+        value = told.get(key)
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    temperature = number("temperature")
+    if told.get("do_sample") is False:
+        temperature = 0.0
+    top_k = number("top_k")
+    top_p = number("top_p")
+    return Sampling(
+        temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
+        top_p=DEFAULT_TOP_P if top_p is None else top_p,
+        top_k=None if top_k is None else int(top_k),
+        min_p=number("min_p"),
+        repetition_penalty=number("repetition_penalty"),
+    )

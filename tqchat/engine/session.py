@@ -1,0 +1,395 @@
+"""One conversation's model side: what its cache holds, and how it answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+
+from tqchat.engine import prompts
+from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.events import (
+    Done,
+    Event,
+    Failed,
+    MemoryUpdate,
+    Notice,
+    PrefillProgress,
+    SchemeChanged,
+    StopReason,
+    TextDelta,
+    TokenCounts,
+)
+from tqchat.engine.failures import ContextFull, RereadStopped, explained
+from tqchat.engine.generation import TextStream, processors_for, sampler_for, settled
+from tqchat.engine.held import HeldTokens
+from tqchat.engine.models import LoadedModel
+from tqchat.errors import TqchatError
+from tqchat.kv.memory import MemoryReport
+from tqchat.kv.scheme import parse_scheme
+from tqchat.store.vault import Refused, Vault
+
+REPORT_SECONDS = 0.25
+"""How often the gauge hears of the cache while a reply is generated."""
+
+
+@dataclass
+class _Reply:
+    """How far an answer has come."""
+
+    text: str = ""
+    prompt: int = 0
+    restored: int = 0
+    reused: int = 0
+    generated: int = 0
+    began: float = 0.0
+    first_token: float = 0.0
+    last_token: float = 0.0
+
+    @property
+    def prefilled(self) -> int:
+        return self.prompt - self.restored - self.reused
+
+    @property
+    def prompt_speed(self) -> float:
+        seconds = self.first_token - self.began
+        return self.prefilled / seconds if self.first_token and seconds > 0 else 0.0
+
+    @property
+    def decode_speed(self) -> float:
+        seconds = self.last_token - self.first_token
+        return (self.generated - 1) / seconds if self.generated > 1 and seconds > 0 else 0.0
+
+
+class Session:
+    """Answers the transcripts of one conversation, reading only what its cache does not hold yet.
+
+    Everything happens on the calling thread, which must be the one that loaded the model.
+    """
+
+    def __init__(self, model: LoadedModel, scheme: str = "fp16") -> None:
+        self.model = model
+        self._held = HeldTokens(model, scheme)
+        self.changed = False
+        """Whether the cache holds something that is not saved."""
+
+    @property
+    def scheme(self) -> str:
+        """Name of the cache's scheme."""
+        return self._held.scheme
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What the cache holds."""
+        return tuple(self._held.tokens)
+
+    def memory(self) -> MemoryReport:
+        """What the cache takes now."""
+        return self._held.report()
+
+    def send(
+        self,
+        messages: Sequence[ChatMessage],
+        sampling: Sampling | None = None,
+        stop: threading.Event | None = None,
+        conversation_id: str = "",
+        continues: bool = False,
+    ) -> Iterator[Event]:
+        """Answer a transcript; ends with ``Done`` or ``Failed``.
+
+        Args:
+            messages: The transcript, the person's new message last.
+            sampling: What it leaves open, the model's own defaults decide.
+            stop: Ends the reply within one token, or the reading of the prompt within one chunk.
+            conversation_id: Goes into the events.
+            continues: The last message is a reply that was cut off: go on where it ends. The events tell only
+                what is new.
+        """
+        stop = stop or threading.Event()
+        reply = _Reply(began=time.perf_counter())
+        certain = False
+        try:
+            prompt, said = self._prompt(messages, continues)
+            text = self._text_after(said)
+            yield from self._send(prompt, text, sampling or Sampling(), stop, conversation_id, reply)
+            certain = True
+        except GeneratorExit:
+            certain = True  # only ever at a yield, where cache and tokens agree
+            raise
+        except Exception as error:
+            yield self._failed(error, conversation_id, reply.text)
+        finally:
+            self._held.settle(certain)
+
+    def _prompt(self, messages: Sequence[ChatMessage], continues: bool) -> tuple[list[int], list[int]]:
+        """The tokens to read, and those of them that are the reply's own beginning."""
+        tokenizer = self.model.tokenizer
+        if continues and len(messages) > 1 and messages[-1].role == "assistant":
+            return prompts.render_unfinished(tokenizer, messages, self._held.tokens)
+        return prompts.render(tokenizer, messages), []
+
+    def _text_after(self, said: list[int]) -> TextStream:
+        tokenizer = self.model.tokenizer
+        text = TextStream(tokenizer, None if tokenizer.has_chat_template else prompts.PLAIN_STOP)
+        text.begin_after(said)
+        return text
+
+    def _send(
+        self,
+        prompt: list[int],
+        text: TextStream,
+        sampling: Sampling,
+        stop: threading.Event,
+        conversation_id: str,
+        reply: _Reply,
+    ) -> Iterator[Event]:
+        limit = self.model.context_limit
+        if limit is not None and len(prompt) >= limit:
+            raise ContextFull(len(prompt), limit)
+        reply.prompt = len(prompt)
+        yield from self._reuse(prompt, conversation_id, reply)
+        self.changed = True
+        self._held.restored = 0
+        total = reply.prefilled
+        yield PrefillProgress(conversation_id, 0, total)
+        if stop.is_set():
+            yield self._done("stopped", conversation_id, reply)
+            return
+        for done in self._held.feed_in_chunks(prompt[len(self._held.tokens) : -1]):
+            yield PrefillProgress(conversation_id, done, total)
+            if stop.is_set():
+                yield self._done("stopped", conversation_id, reply)
+                return
+        yield from self._generate(prompt, text, sampling, stop, conversation_id, reply)
+
+    def _reuse(self, prompt: list[int], conversation_id: str, reply: _Reply) -> Iterator[Event]:
+        """Keep what cache and prompt share, but for the last token: reading it gives the first logits."""
+        held = self._held
+        keep = min(prompts.common_prefix(held.tokens, prompt), len(prompt) - 1)
+        restored = held.restored
+        if not held.rewind(keep):
+            why = "sliding-window" if any(x.kind == "sliding" for x in held.report().layers) else "recurrent"
+            yield Notice(
+                conversation_id,
+                f"This model's {why} cache cannot go back, so all {len(prompt):,} tokens are read again.",
+            )
+            held.clear()
+        keep = len(held.tokens)
+        reply.restored = min(keep, restored)
+        reply.reused = keep - reply.restored
+
+    def _generate(
+        self,
+        prompt: list[int],
+        text: TextStream,
+        sampling: Sampling,
+        stop: threading.Event,
+        conversation_id: str,
+        reply: _Reply,
+    ) -> Iterator[Event]:
+        tokenizer, held = self.model.tokenizer, self._held
+        sampling = settled(sampling, self.model.defaults)
+        limit = self.model.context_limit
+        room = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
+        room = max(room, 1)
+        if sampling.seed is not None:
+            mx.random.seed(sampling.seed)
+        steps = generate_step(
+            mx.array(prompt[-1:]),
+            self.model.model,
+            max_tokens=room,
+            sampler=sampler_for(sampling, len(tokenizer)),
+            logits_processors=processors_for(sampling, prompt),
+            prompt_cache=held.cache,
+        )
+        reason: StopReason | None = None
+        reported = time.perf_counter()
+        try:
+            # When a token comes out, the cache holds the prompt and every token so far, this one included.
+            for token, _ in cast("Iterator[tuple[int, mx.array]]", steps):
+                now = time.perf_counter()
+                if not reply.generated:
+                    held.tokens.append(prompt[-1])
+                    reply.first_token = now
+                    yield PrefillProgress(conversation_id, reply.prefilled, reply.prefilled)
+                held.tokens.append(token)
+                reply.generated += 1
+                reply.last_token = now
+                if token in tokenizer.eos_token_ids:
+                    reason = "stop"
+                elif piece := text.add(token):
+                    reply.text = text.text
+                    yield TextDelta(conversation_id, piece)
+                if reason is None:
+                    reason = self._ended(text, stop, reply, room, limit)
+                if reason is not None:
+                    break
+                if now - reported >= REPORT_SECONDS:
+                    reported = now
+                    yield MemoryUpdate(conversation_id, held.report(), reply.decode_speed)
+        finally:
+            steps.close()
+        if piece := text.finish():
+            reply.text = text.text
+            yield TextDelta(conversation_id, piece)
+        yield self._done(reason or "length", conversation_id, reply)
+
+    @staticmethod
+    def _ended(
+        text: TextStream, stop: threading.Event, reply: _Reply, room: int, limit: int | None
+    ) -> StopReason | None:
+        if text.ended:
+            return "stop"
+        if stop.is_set():
+            return "stopped"
+        if reply.generated >= room:
+            return "context" if limit is not None and reply.prompt + reply.generated >= limit else "length"
+        return None
+
+    def _done(self, reason: StopReason, conversation_id: str, reply: _Reply) -> Done:
+        self._held.settle(certain=True)
+        first = reply.first_token or time.perf_counter()
+        return Done(
+            conversation_id=conversation_id,
+            text=reply.text,
+            stop_reason=reason,
+            counts=TokenCounts(
+                prompt=reply.prompt,
+                restored=reply.restored,
+                reused=reply.reused,
+                prefilled=reply.prefilled,
+                generated=reply.generated,
+            ),
+            prompt_tokens_per_second=reply.prompt_speed,
+            decode_tokens_per_second=reply.decode_speed,
+            first_token_seconds=first - reply.began,
+            scheme=self.scheme,
+            model=self.model.info.name,
+            report=self.memory(),
+        )
+
+    @staticmethod
+    def _failed(error: Exception, conversation_id: str, text: str = "") -> Failed:
+        return Failed(conversation_id, explained(error), text)
+
+    def set_scheme(
+        self,
+        scheme: str,
+        reread: bool = False,
+        messages: Sequence[ChatMessage] = (),
+        stop: threading.Event | None = None,
+        conversation_id: str = "",
+    ) -> Iterator[Event]:
+        """Put the live cache under another scheme; ends with ``SchemeChanged`` or ``Failed``.
+
+        The new cache is made beside the old one, which stays whole and current if anything goes wrong.
+
+        Args:
+            reread: Let the model read the transcript again, so that history carries no earlier rounding.
+            messages: The transcript; without it the tokens that the cache holds are read.
+            stop: Ends a re-reading within one chunk; the old scheme stays.
+        """
+        began = time.perf_counter()
+        previous, before = self.scheme, self.memory().bytes
+        fresh: HeldTokens | None = None
+        try:
+            name = parse_scheme(scheme).name
+            if reread:
+                fresh = HeldTokens(self.model, name)
+                target = self._transcript(messages)
+                yield PrefillProgress(conversation_id, 0, len(target))
+                for done in fresh.feed_in_chunks(target):
+                    yield PrefillProgress(conversation_id, done, len(target))
+                    if stop is not None and stop.is_set() and done < len(target):
+                        raise RereadStopped(previous)
+                self._held = fresh
+            elif name != previous:
+                self._held.convert(name)
+        except Exception as error:
+            yield self._failed(error, conversation_id)
+            return
+        self.changed = self.changed or reread or name != previous
+        report = self.memory()
+        yield SchemeChanged(
+            conversation_id=conversation_id,
+            scheme=name,
+            previous=previous,
+            tokens=len(self._held.tokens),
+            seconds=time.perf_counter() - began,
+            reread=reread,
+            kept_rounding=self._held.carries_coarser_rounding(),
+            bytes_before=before,
+            bytes_after=report.bytes,
+            report=report,
+        )
+
+    def _transcript(self, messages: Sequence[ChatMessage]) -> list[int]:
+        if not messages:
+            return list(self._held.tokens)
+        tokens = prompts.render(self.model.tokenizer, messages, add_generation_prompt=False)
+        limit = self.model.context_limit
+        if limit is not None and len(tokens) > limit:
+            raise ContextFull(len(tokens), limit)
+        return tokens
+
+    def save(self, vault: Vault, conversation_id: str) -> int:
+        """Save the cache; the bytes that it takes on disk.
+
+        Raises:
+            VaultError: if that fails. What was saved before is then still there.
+        """
+        held = self._held
+        held.settle(certain=True)
+        size = vault.save(
+            conversation_id,
+            held.cache,
+            held.tokens,
+            fingerprint=self.model.info.fingerprint,
+            scheme=held.scheme,
+            model=self.model.info.name,
+            rounding=held.rounding,
+        )
+        self.changed = False
+        return size
+
+    def restore(
+        self, vault: Vault, conversation_id: str, messages: Sequence[ChatMessage]
+    ) -> tuple[int, str | None]:
+        """Bring the conversation's cache back, as far as it agrees with the transcript.
+
+        Returns:
+            How many tokens came back; and why not all of them, ``None`` if nothing that was said is missing.
+        """
+        held = self._held
+        try:
+            wanted = prompts.render(self.model.tokenizer, messages, add_generation_prompt=False)
+        except TqchatError:
+            wanted = []  # an empty conversation, or one that sending will explain
+        found = vault.load(conversation_id, fingerprint=self.model.info.fingerprint, scheme=held.scheme)
+        if found is None:
+            spoken = any(message.role == "assistant" for message in messages)
+            return 0, _with_cost("No cache was saved for this conversation", len(wanted)) if spoken else None
+        if isinstance(found, Refused):
+            return 0, _with_cost(found.reason, len(wanted))
+        if (reason := held.adopt(found.cache, found.tokens, found.rounding)) is not None:
+            return 0, _with_cost(reason, len(wanted))
+        shared = prompts.common_prefix(held.tokens, wanted)
+        if shared == len(held.tokens):
+            return shared, None
+        if not held.rewind(shared):
+            held.clear()
+        if len(held.tokens) == len(wanted):
+            return shared, None  # the cache knew more than the transcript does, nothing is missing
+        reason = "The saved cache and the transcript differ"
+        if shared:
+            reason += f" from token {shared + 1:,} on"
+        return len(held.tokens), _with_cost(reason, len(wanted) - len(held.tokens))
+
+
+def _with_cost(reason: str, tokens: int) -> str:
+    return f"{reason}; {tokens:,} tokens are read again with the next message."

@@ -1,0 +1,334 @@
+"""The engine thread: it owns MLX, takes commands from a queue and answers with events."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tqchat.engine.commands import (
+    ChatMessage,
+    Command,
+    ForgetConversation,
+    LoadModel,
+    OpenConversation,
+    Send,
+    SetScheme,
+)
+from tqchat.engine.events import (
+    Done,
+    Event,
+    Failed,
+    MemoryUpdate,
+    ModelFailed,
+    ModelProgress,
+    ModelReady,
+    Notice,
+    Opened,
+    Saved,
+    SaveFailed,
+)
+from tqchat.engine.failures import NoModel, explained
+from tqchat.engine.fetching import Fetch, Fetched
+from tqchat.engine.logs import log_to
+from tqchat.errors import TqchatError
+from tqchat.kv.scheme import parse_scheme
+from tqchat.store.vault import Vault
+
+if TYPE_CHECKING:
+    from tqchat.engine.models import LoadedModel
+    from tqchat.engine.session import Session
+
+_log = logging.getLogger(__name__)
+
+
+class Locations(Protocol):
+    """What the engine needs of ``tqchat.paths.Paths``."""
+
+    @property
+    def caches(self) -> Path: ...
+    @property
+    def log_dir(self) -> Path: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A command on its way, and what stops it: a stop belongs to what was asked before it, nothing later."""
+
+    command: Command
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class _Current:
+    """The conversation whose cache is live."""
+
+    conversation_id: str
+    messages: tuple[ChatMessage, ...]
+    session: Session
+
+
+class Engine:
+    """Runs commands one after another on a thread of its own. MLX is used nowhere else.
+
+    ``on_event`` is called on that thread, with everything that the application should know. Caches are saved
+    once there is nothing more urgent to do: when the queue is empty, on leaving a conversation, at the end.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None], *, paths: Locations) -> None:
+        self._on_event = on_event
+        self._paths = paths
+        self._vault = Vault(paths.caches)
+        self._queue: queue.SimpleQueue[_Task | Fetched | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open_tasks: list[_Task] = []
+        self._fetch: Fetch | None = None
+        self._waiting: deque[_Task] = deque()
+        self._closing = threading.Event()
+        self._finished = threading.Event()
+        self._model: LoadedModel | None = None
+        self._current: _Current | None = None
+        self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
+
+    # From any thread.
+
+    def start(self) -> None:
+        """Start the thread. MLX is imported there, not here."""
+        self._thread.start()
+
+    def submit(self, command: Command) -> None:
+        """Put a command into the queue; what comes of it arrives as events."""
+        task = _Task(command)
+        with self._lock:
+            self._open_tasks.append(task)
+        self._queue.put(task)
+
+    def stop(self) -> None:
+        """End what is being generated or read, and whatever else was asked for so far, within one token."""
+        with self._lock:
+            for task in self._open_tasks:
+                task.stop.set()
+
+    def cancel_download(self) -> None:
+        """End a download. What has arrived stays and is resumed next time."""
+        if (fetch := self._fetch) is not None:
+            fetch.cancel()
+
+    def shutdown(self, timeout: float = 10.0) -> None:
+        """Stop, save what is not saved, let go of the model; waits for that at most ``timeout`` seconds."""
+        self._closing.set()
+        self.stop()
+        self.cancel_download()
+        self._queue.put(None)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._finished.wait(timeout)
+
+    # On the engine thread, all of it.
+
+    def _run(self) -> None:
+        with log_to(self._paths.log_dir):
+            while (item := self._next()) is not None:
+                self._handle(item)
+            self._save()
+            self._model = self._current = None
+            gc.collect()
+        self._finished.set()
+        # MLX's destructors for this thread want the interpreter and abort the process if it is on its way out
+        # by then. So the thread, a daemon, never ends by itself.
+        threading.Event().wait()
+
+    def _next(self) -> _Task | Fetched | None:
+        if self._model is not None and self._waiting:
+            return self._waiting.popleft()
+        try:
+            return self._queue.get_nowait()
+        except queue.Empty:
+            self._save()
+            return self._queue.get()
+
+    def _handle(self, item: _Task | Fetched) -> None:
+        if self._closing.is_set():
+            return
+        try:
+            if isinstance(item, Fetched):
+                self._fetched(item)
+            elif self._must_wait(item):
+                self._waiting.append(item)
+                return
+            else:
+                self._obey(item)
+        except Exception as error:  # whatever it was, the thread lives on
+            self._report_failure(item, error)
+        if isinstance(item, _Task):
+            with self._lock:
+                self._open_tasks.remove(item)
+
+    def _obey(self, task: _Task) -> None:
+        match task.command:
+            case LoadModel() as command:
+                self._load(command)
+            case OpenConversation() as command:
+                self._open(command.conversation_id, command.messages, command.scheme)
+            case Send() as command:
+                self._send(command, task.stop)
+            case SetScheme() as command:
+                self._set_scheme(command, task.stop)
+            case ForgetConversation() as command:
+                self._forget(command.conversation_id)
+
+    def _must_wait(self, task: _Task) -> bool:
+        """Whether a command needs the model that is still on its way."""
+        needs_model = isinstance(task.command, OpenConversation | Send | SetScheme)
+        return needs_model and self._model is None and self._fetch is not None
+
+    def _emit(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            _log.exception("The receiver of %s failed", type(event).__name__)
+
+    def _report_failure(self, item: _Task | Fetched, error: Exception) -> None:
+        message = explained(error)
+        command = item.command if isinstance(item, _Task) else LoadModel(item.ref)
+        if isinstance(command, LoadModel):
+            self._emit(ModelFailed(command.ref or "starter", message))
+        else:
+            self._emit(Failed(command.conversation_id, message))
+
+    # Models.
+
+    def _load(self, command: LoadModel) -> None:
+        from tqchat.engine import backend, models
+
+        ref = command.ref or models.STARTER
+        self._emit(ModelProgress(ref, "loading"))
+        backend.prepare()
+        folder = models.local_folder(command.ref)
+        self._end_fetch()
+        if folder is not None:
+            self._become(command.ref, folder)
+            return
+        self._fetch = Fetch(ref, self._queue.put)
+        self._fetch.start()
+
+    def _end_fetch(self) -> None:
+        """A download that another model has made pointless ends here."""
+        if self._fetch is not None:
+            self._fetch.cancel()
+            reason = f"The download of {self._fetch.ref} gave way to another model."
+            self._emit(ModelFailed(self._fetch.ref, reason))
+            self._fetch = None
+
+    def _fetched(self, news: Fetched) -> None:
+        fetch = self._fetch
+        if fetch is None or news.fetch is not fetch:
+            return  # of a download that is over
+        if news.progress is not None:
+            done, total = fetch.progress
+            self._emit(ModelProgress(news.ref, "downloading", done, total))
+            return
+        self._fetch = None
+        try:
+            if news.error is not None:
+                raise news.error
+            assert news.folder is not None
+            self._emit(ModelProgress(news.ref, "loading"))
+            self._become(news.ref, news.folder)
+        finally:
+            if self._model is None:
+                # No model came: what waited for it is answered, each in its own words.
+                for task in list(self._waiting):
+                    self._queue.put(task)
+                self._waiting.clear()
+
+    def _become(self, ref: str | None, folder: Path) -> None:
+        """Load a model and make it current; the one before it stays if that fails."""
+        from tqchat.engine import backend, models
+
+        began = time.perf_counter()
+        model = models.load_folder(folder, ref, backend.prepare())
+        self._save()
+        current, self._current, self._model = self._current, None, model
+        self._emit(ModelReady(model.info, time.perf_counter() - began))
+        if current is not None:
+            self._open(current.conversation_id, current.messages, current.session.scheme)
+
+    # Conversations.
+
+    def _open(self, conversation_id: str, messages: tuple[ChatMessage, ...], scheme: str) -> _Current:
+        from tqchat.engine.session import Session
+
+        if self._model is None:
+            raise NoModel()
+        self._save()
+        began = time.perf_counter()
+        self._current = None
+        session = Session(self._model, scheme)
+        restored, reason = session.restore(self._vault, conversation_id, messages)
+        self._current = _Current(conversation_id, messages, session)
+        self._emit(Opened(conversation_id, restored, time.perf_counter() - began, reason))
+        self._emit(MemoryUpdate(conversation_id, session.memory()))
+        return self._current
+
+    def _session(self, command: Send | SetScheme, scheme: str) -> _Current:
+        current = self._current
+        if current is None or current.conversation_id != command.conversation_id:
+            current = self._open(command.conversation_id, command.messages, scheme)
+        if command.messages:
+            current.messages = command.messages
+        return current
+
+    def _send(self, command: Send, stop: threading.Event) -> None:
+        current = self._session(command, command.scheme)
+        session = current.session
+        if parse_scheme(command.scheme).name != session.scheme:
+            for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
+                self._emit(event)
+        said, before = command.messages, ""
+        if command.continues and said and said[-1].role == "assistant":
+            said, before = said[:-1], said[-1].content
+        for event in session.send(
+            command.messages, command.sampling, stop, command.conversation_id, command.continues
+        ):
+            self._emit(event)
+            if isinstance(event, Done):
+                current.messages = (*said, ChatMessage("assistant", before + event.text))
+
+    def _set_scheme(self, command: SetScheme, stop: threading.Event) -> None:
+        saved = self._vault.scheme(command.conversation_id)
+        current = self._session(command, saved or command.scheme)
+        for event in current.session.set_scheme(
+            command.scheme, command.reread, command.messages, stop, command.conversation_id
+        ):
+            self._emit(event)
+
+    def _forget(self, conversation_id: str) -> None:
+        if self._current is not None and self._current.conversation_id == conversation_id:
+            self._current = None
+        try:
+            self._vault.forget(conversation_id)
+        except TqchatError as error:
+            self._emit(Notice(conversation_id, str(error), "warning"))
+
+    def _save(self) -> None:
+        """Save the live cache if it holds something new. A failure is told once, until it changes again."""
+        current = self._current
+        if current is None or not current.session.changed or not current.session.tokens:
+            return
+        began = time.perf_counter()
+        try:
+            size = current.session.save(self._vault, current.conversation_id)
+        except Exception as error:
+            current.session.changed = False
+            self._emit(SaveFailed(current.conversation_id, explained(error)))
+        else:
+            seconds = time.perf_counter() - began
+            tokens = len(current.session.tokens)
+            self._emit(Saved(current.conversation_id, tokens, size, seconds))
