@@ -18,7 +18,7 @@ def build(architecture: str, dtype: mx.Dtype = mx.float32, seed: int = 0, **conf
     def draw(path: str, weight: mx.array) -> mx.array:
         nonlocal key
         key, own = mx.random.split(key)
-        if weight.ndim == 1:
+        if weight.ndim < 2:
             noise = 0.1 * mx.random.normal(weight.shape, key=own)
             return ((1 if "norm" in path else 0) + noise).astype(dtype)
         return (mx.random.normal(weight.shape, key=own) * weight.shape[-1] ** -0.5).astype(dtype)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import weakref
+from typing import Any, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
@@ -43,7 +44,8 @@ class SchemeCache:
         self.value_side = Side(scheme, "value")
         self.query_energy: mx.array | None = None
         self.queries_seen = 0
-        self._fetched: tuple[mx.array, mx.array] | None = None
+        self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
+        self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -61,14 +63,37 @@ class SchemeCache:
             keys: ``[batch, heads, tokens, key_dim]``.
             values: ``[batch, heads, tokens, value_dim]``.
         """
+        if not keys.shape[2]:
+            return self.keys_and_values() if self.key_side.length else (keys, values)
         for side, x in zip(self.sides, (keys, values), strict=True):
             side.append(x if self.dtype is None else x.astype(self.dtype))
         self.offset += keys.shape[2]
         if keys.shape[2] == 1:
             self.pack_due()
-        fetched = self.key_side.fetch(keys.dtype), self.value_side.fetch(values.dtype)
-        self._fetched = fetched if self.packed_tokens else None
+        self._dtypes = keys.dtype, values.dtype
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """All tokens decoded, as the model was given them last.
+
+        Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
+        """
+        key_dtype, value_dtype = self._dtypes or (self.key_side.dtype, self.value_side.dtype)
+        fetched = self.key_side.fetch(key_dtype), self.value_side.fetch(value_dtype)
+        # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
+        self._fetched = weakref.ref(fetched[0]), weakref.ref(fetched[1])
         return fetched
+
+    def take_over(self, old: SchemeCache) -> None:
+        """Hold what another cache holds, decoded where this one's scheme stores it differently."""
+        self.offset, self._dtypes = old.offset, old._dtypes
+        self.query_energy, self.queries_seen = old.query_energy, old.queries_seen
+        same_parts = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
+        for target, source in zip(self.sides, old.sides, strict=True):
+            if same_parts and source.spec == target.spec:
+                target.restore(source.arrays(), source.head_dim, source.dtype)
+            else:
+                target.append(source.fetch(source.dtype))
 
     def pack_due(self) -> None:
         """Encode what has left the tail, on both sides."""
@@ -83,26 +108,26 @@ class SchemeCache:
 
         Args:
             queries: ``[batch, query_heads, rows, key_dim]``, those that attend to this cache.
+                Rows that are not finite are left out.
         """
         if self.key_side.spec.kind != "turbo" or self.key_side.format.fitted:
             return
         batch, heads = self.key_side.shape
         rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
-        energy = rows.square().sum(axis=2, keepdims=True)
+        squares = rows.square()
+        squares = mx.where(mx.isfinite(squares.sum(axis=-1, keepdims=True)), squares, 0)
+        energy = squares.sum(axis=2, keepdims=True)
         self.query_energy = energy if self.query_energy is None else self.query_energy + energy
         self.queries_seen += int(rows.shape[2])
 
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """All tokens decoded, in the storage dtype."""
-        keys, values = (side.fetch(side.dtype) for side in self.sides)
-        return keys, values
+    def fetched(self, keys: mx.array, values: mx.array) -> bool:
+        """Whether these are what was fetched last, untouched."""
+        last = self._fetched
+        return last is not None and last[0]() is keys and last[1]() is values
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
-        fetched, self._fetched = self._fetched, None
-        if fetched is None or queries.shape[2] > FEW_ROWS:
-            return False
-        return fetched[0] is keys and fetched[1] is values
+        return self.packed_tokens > 0 and queries.shape[2] <= FEW_ROWS and self.fetched(keys, values)
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
@@ -146,15 +171,6 @@ class SchemeCache:
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:
         """Everything needed to continue bit for bit: a description and named arrays."""
-        description = {
-            "scheme": self.scheme.name,
-            "tail": self.scheme.tail,
-            "sinks": self.scheme.sinks,
-            "dtype": None if self.dtype is None else _dtype_name(self.dtype),
-            "offset": self.offset,
-            "queries_seen": self.queries_seen,
-            "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
-        }
         arrays = {
             f"{name}_{key}": array
             for name, side in zip(("key", "value"), self.sides, strict=True)
@@ -162,7 +178,7 @@ class SchemeCache:
         }
         if self.query_energy is not None:
             arrays["query_energy"] = self.query_energy
-        return json.dumps(description), arrays
+        return json.dumps(self._description()), arrays
 
     @state.setter
     def state(self, state: tuple[str, dict[str, mx.array]]) -> None:
@@ -170,7 +186,7 @@ class SchemeCache:
         told: dict[str, Any] = json.loads(text)
         named = parse_scheme(told["scheme"])
         scheme = Scheme(named.name, named.key, named.value, int(told["tail"]), int(told["sinks"]))
-        SchemeCache.__init__(self, scheme, None if told["dtype"] is None else _RAW_DTYPES[told["dtype"]])
+        self._begin(told, scheme, None if told["dtype"] is None else _RAW_DTYPES[told["dtype"]])
         for name, side, (head_dim, dtype) in zip(("key", "value"), self.sides, told["sides"], strict=True):
             own = {
                 k.removeprefix(f"{name}_"): v for k, v in (arrays or {}).items() if k.startswith(f"{name}_")
@@ -179,15 +195,33 @@ class SchemeCache:
         self.query_energy = (arrays or {}).get("query_energy")
         self.queries_seen = int(told["queries_seen"])
         self.offset = int(told["offset"])
-        if any(side.length != self.offset for side in self.sides):
+        if not self._holds_enough():
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
 
+    def _description(self) -> dict[str, Any]:
+        return {
+            "scheme": self.scheme.name,
+            "tail": self.scheme.tail,
+            "sinks": self.scheme.sinks,
+            "dtype": None if self.dtype is None else _dtype_name(self.dtype),
+            "offset": self.offset,
+            "queries_seen": self.queries_seen,
+            "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
+        }
+
+    def _begin(self, told: dict[str, Any], scheme: Scheme, dtype: mx.Dtype | None) -> None:
+        """Become an empty cache of the kind that a description tells of."""
+        SchemeCache.__init__(self, scheme, dtype)
+
+    def _holds_enough(self) -> bool:
+        return all(side.length == self.offset for side in self.sides)
+
     @classmethod
-    def from_state(cls, state: tuple[str, dict[str, mx.array]]) -> SchemeCache:
+    def from_state(cls, state: tuple[str, dict[str, mx.array]]) -> Self:
         cache = cls.__new__(cls)
         cache.state = state
         return cache
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SchemeCache:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A dtype cannot be copied, and rotations should stay shared.
-        return SchemeCache.from_state(self.state)
+        return type(self).from_state(self.state)

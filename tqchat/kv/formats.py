@@ -106,6 +106,13 @@ class RawFormat(_DataFree):
         return weights @ block[0].astype(mx.float32)
 
 
+def _has_quantised_matmul() -> bool:
+    """Whether ``mx.quantized_matmul`` takes slices of growing storage: on CUDA (MLX 0.32.4) it refuses
+    them.
+    """
+    return mx.default_device() == mx.cpu or mx.metal.is_available()
+
+
 @dataclass(frozen=True)
 class AffineFormat(_DataFree):
     """MLX's group quantisation. A head dim that its groups do not divide is padded with zeros."""
@@ -140,6 +147,9 @@ class AffineFormat(_DataFree):
         return self._matmul(weights, block, transpose=False)[..., : self.head_dim]
 
     def _matmul(self, x: mx.array, block: Block, transpose: bool) -> mx.array:
+        if not _has_quantised_matmul():
+            decoded = self.decode(block)
+            return x[..., : self.head_dim] @ decoded.swapaxes(-1, -2) if transpose else x @ decoded
         words, scales, biases = block
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.quantized_matmul(x, words, scales, biases, transpose, self._group, self.spec.bits)
@@ -166,6 +176,9 @@ class TurboFormat:
 
     Both are float16 ``[batch, heads, 1, head_dim]`` and stay fixed from then on.
 
+    A vector that is not finite decodes to NaN, as a raw cache would give it back, and has no part in the fit:
+    its neighbours are none the worse, and once it is trimmed or leaves the window nothing is left of it.
+
     Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; the gain for values as in
     EDEN (arXiv 2108.08842).
     """
@@ -187,10 +200,13 @@ class TurboFormat:
 
     def fit(self, x: mx.array, query_energy: mx.array | None) -> TurboFormat:
         x = x.astype(mx.float32)
-        mean = x.mean(axis=2, keepdims=True).astype(mx.float16)
+        sound = mx.isfinite(x.square().sum(axis=-1, keepdims=True))
+        count = mx.maximum(sound.sum(axis=2, keepdims=True), 1)
+        mean = mx.where(sound, x, 0).sum(axis=2, keepdims=True) / count
+        mean = mx.clip(mean, -_LARGEST, _LARGEST).astype(mx.float16)
         balance = None
         if self.role == "key":
-            energy = (x - mean).square().mean(axis=2, keepdims=True)
+            energy = mx.where(sound, x - mean, 0).square().sum(axis=2, keepdims=True) / count
             # Without a query seen, queries are taken to be as the keys: every channel keeps its scale.
             balance = _balance(energy if query_energy is None else query_energy, energy)
         mx.eval([array for array in (mean, balance) if array is not None])
@@ -211,7 +227,8 @@ class TurboFormat:
             gain = norm / mx.linalg.norm(centroids, axis=-1, keepdims=True)
         else:
             gain = norm.square() / mx.maximum((y * centroids).sum(axis=-1, keepdims=True), 1e-20)
-        return words, mx.minimum(gain, _LARGEST_GAIN).astype(mx.float16)
+        gain = mx.where(mx.isfinite(norm), mx.minimum(gain, _LARGEST), mx.nan)
+        return words, gain.astype(mx.float16)
 
     def decode(self, block: Block) -> mx.array:
         words, gain = block
@@ -240,8 +257,8 @@ class TurboFormat:
         return lookup(words, self.bits, self.rotation.head_dim)
 
 
-_LARGEST_GAIN = 65504.0
-"""The largest float16; a vector longer than what it can scale is shortened rather than made infinite."""
+_LARGEST = 65504.0
+"""The largest float16. A vector longer than such a gain can scale is shortened rather than made infinite."""
 
 _LARGEST_BALANCE = 64.0
 """How far one channel may be scaled against the typical one; real outliers measured up to some 30."""

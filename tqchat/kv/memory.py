@@ -17,7 +17,8 @@ class LayerReport:
     ``bytes`` covers the tokens held; ``allocated_bytes`` also the slack that growth keeps ready.
     ``key_bytes`` and ``value_bytes`` add up to ``bytes`` where a layer has keys and values. ``fp16_bytes`` is
     the same layer and tokens at two bytes a value. ``reason`` says why a layer stays as the model made it,
-    ``None`` where the scheme applies.
+    ``None`` where the scheme applies. ``window`` is how many tokens a sliding-window layer that schemes reach
+    holds at most.
     """
 
     index: int
@@ -36,6 +37,7 @@ class LayerReport:
     heads: int
     key_dim: int
     value_dim: int
+    window: int | None = None
 
     @property
     def compressed(self) -> bool:
@@ -128,18 +130,21 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
     rotations: set[tuple[str, int]] = set()
     total = 0
     for layer in report.layers:
-        if layer.reason is not None:
+        if layer.reason is not None and layer.window is None:
             total += layer.bytes
             continue
         sides: tuple[tuple[Literal["key", "value"], FormatSpec, int], ...] = (
             ("key", scheme.key, layer.key_dim),
             ("value", scheme.value, layer.value_dim),
         )
+        tokens = layer.tokens if layer.window is None else min(layer.tokens, layer.window)
+        due = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
+        rotates = layer.window is None or scheme.packable(layer.window)
         for role, spec, dim in sides:
-            packed = 0 if spec.kind == "raw" else scheme.packable(layer.tokens - scheme.sinks)
-            vector_bytes = packed * spec.bytes_per_vector(dim) + (layer.tokens - packed) * 2 * dim
+            packed = due if spec.pays(dim) else 0
+            vector_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
             vector_bytes += fitted_bytes(spec, role, dim) if packed else 0
             total += vector_bytes * layer.heads
-            if spec.kind == "turbo" and dim:
+            if spec.kind == "turbo" and spec.pays(dim) and rotates:
                 rotations.add((role, dim))
     return total + sum(rotation_bytes(dim) for _, dim in rotations)

@@ -12,16 +12,17 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat.kv import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import Scheme, parse_scheme
+from tqchat.kv.window import WindowCache, convert_window, make_window
 
 
 def make_prompt_cache(
     model: Module, scheme: str | Scheme = "fp16", *, dtype: mx.Dtype | None = None
 ) -> list[Any]:
-    """The caches that ``model`` asks for, with every full-attention one under ``scheme``.
+    """The caches that ``model`` asks for, with those of full and sliding-window attention under ``scheme``.
 
-    What comes back goes straight into ``mlx_lm.stream_generate(..., prompt_cache=...)``. Sliding-window,
-    recurrent and latent (MLA) layers keep the cache that mlx-lm made for them; ``memory_report`` names them
-    and says why.
+    What comes back goes straight into ``mlx_lm.stream_generate(..., prompt_cache=...)``. Recurrent, chunked
+    and latent (MLA) layers keep the cache that mlx-lm made for them; ``memory_report`` names them and says
+    why.
 
     Args:
         scheme: A scheme or its name.
@@ -34,8 +35,14 @@ def make_prompt_cache(
     routing.install()
     layers = mlx_cache.make_prompt_cache(model)
     if _has_latent_attention(model):
-        return layers
-    return [_replace(layer, lambda _: SchemeCache(scheme, dtype)) for layer in layers]
+        return [_mark_latent(layer) for layer in layers]
+
+    def make(layer: Any) -> Any:
+        if isinstance(layer, mlx_cache.RotatingKVCache):
+            return make_window(layer.max_size, scheme, dtype)
+        return SchemeCache(scheme, dtype)
+
+    return [_replace(layer, make) for layer in layers]
 
 
 def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
@@ -58,13 +65,39 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
     return converted
 
 
-def _replace(layer: Any, make: Callable[[Any], SchemeCache]) -> Any:
-    """``layer`` with its full-attention caches replaced, inside a ``CacheList`` too."""
-    if type(layer) is mlx_cache.KVCache or isinstance(layer, SchemeCache):
-        return make(layer)
+def _replace(layer: Any, make: Callable[[Any], Any]) -> Any:
+    """``layer`` with its caches of keys and values replaced, inside a ``CacheList`` too.
+
+    Two of them in one list are left: the second holds an index over the first, and such models reach into
+    both.
+    """
     if isinstance(layer, mlx_cache.CacheList):
-        return cache_list([_replace(inner, make) for inner in layer.caches])
-    return layer
+        parts = list(layer.caches)
+        if sum(_is_replaceable(part) for part in parts) != 1:
+            return layer
+        return cache_list([_replace(part, make) for part in parts])
+    return make(layer) if _is_replaceable(layer) else layer
+
+
+def _is_replaceable(layer: Any) -> bool:
+    if type(layer) is mlx_cache.RotatingKVCache:
+        return int(layer.keep) == 0
+    return type(layer) is mlx_cache.KVCache or isinstance(layer, SchemeCache)
+
+
+class LatentCache(mlx_cache.KVCache):
+    """mlx-lm's cache of keys and values, where the model keeps something else in it.
+
+    Latent attention (MLA) stores one vector that all heads share, already a fraction of their keys and
+    values, and reads it before it attends: a scheme would decode all of it at every step.
+    """
+
+
+def _mark_latent(layer: Any) -> Any:
+    if isinstance(layer, mlx_cache.CacheList):
+        return cache_list([_mark_latent(part) for part in layer.caches])
+    make: Callable[[], Any] = LatentCache
+    return make() if type(layer) is mlx_cache.KVCache else layer
 
 
 def flat_layers(cache: list[Any]) -> list[Any]:
@@ -82,32 +115,26 @@ def cache_list(parts: list[Any]) -> Any:
 
 
 def _has_latent_attention(model: Module) -> bool:
-    """Whether attention caches a shared latent instead of keys and values;
+    """Whether attention caches a latent that all heads share: what it calls keys and values are neither.
 
-    what is then called keys and values are neither.
+    Such attention brings queries to the latent with a map of its own. Others that only make keys and values
+    out of a latent (DeepSeek-V2, MiniCPM3) cache those as everybody does.
     """
     modules: list[Any] = model.modules()  # type: ignore[no-untyped-call]
-    return any(hasattr(module, "kv_lora_rank") for module in modules)
+    return any(hasattr(module, "kv_lora_rank") and hasattr(module, "embed_q") for module in modules)
 
 
-def _convert_layer(old: Any, scheme: Scheme) -> SchemeCache:
+def _convert_layer(old: Any, scheme: Scheme) -> Any:
+    if isinstance(old, (WindowCache, mlx_cache.RotatingKVCache)):
+        return convert_window(old, scheme)
     new = SchemeCache(scheme, old.dtype if isinstance(old, SchemeCache) else None)
     if old.empty():
         return new
     if isinstance(old, SchemeCache):
-        new.query_energy, new.queries_seen = old.query_energy, old.queries_seen
-        for target, source in zip(new.sides, old.sides, strict=True):
-            same_packing = source.spec == target.spec and (old.scheme.tail, old.scheme.sinks) == (
-                scheme.tail,
-                scheme.sinks,
-            )
-            if same_packing:
-                target.restore(source.arrays(), source.head_dim, source.dtype)
-            else:
-                target.append(source.fetch(source.dtype))
+        new.take_over(old)
     else:
         for target, x in zip(new.sides, old.keys_and_values(), strict=True):
             target.append(x)
-    new.offset = old.offset
+        new.offset = old.offset
     new.pack_due()
     return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -10,8 +11,9 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.memory import LayerKind, LayerReport, MemoryReport
-from tqchat.kv.prompt_cache import flat_layers
-from tqchat.kv.scheme import Scheme
+from tqchat.kv.prompt_cache import LatentCache, flat_layers
+from tqchat.kv.scheme import FP16, Scheme, parse_scheme
+from tqchat.kv.window import WindowCache, why_window_stays_raw
 
 
 def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> MemoryReport:
@@ -21,25 +23,27 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
         scheme: The scheme asked for, shown in the report; by default the one that the layers carry.
     """
     layers = flat_layers(cache)
-    reports = tuple(_layer_report(index, layer) for index, layer in enumerate(layers))
     ours = [layer for layer in layers if isinstance(layer, SchemeCache)]
     if scheme is None:
-        scheme = ours[0].scheme if ours else "fp16"
+        scheme = ours[0].scheme if ours else FP16
+    elif isinstance(scheme, str):
+        scheme = parse_scheme(scheme)
+    reports = tuple(_layer_report(index, layer, scheme) for index, layer in enumerate(layers))
     shared = {id(a): a.nbytes for c in ours for s in c.sides for a in s.format.shared.values()}
     return MemoryReport(
-        scheme=scheme if isinstance(scheme, str) else scheme.name,
+        scheme=scheme.name,
         tokens=max((layer.tokens for layer in reports), default=0),
         layers=reports,
         shared_bytes=sum(shared.values()),
     )
 
 
-def _layer_report(index: int, layer: Any) -> LayerReport:
+def _layer_report(index: int, layer: Any, scheme: Scheme) -> LayerReport:
     if isinstance(layer, SchemeCache):
         return _scheme_layer(index, layer)
     if isinstance(layer, mlx_cache.ArraysCache):
         return _recurrent_layer(index, layer)
-    return _foreign_layer(index, layer)
+    return _foreign_layer(index, layer, scheme)
 
 
 def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
@@ -48,24 +52,35 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     batch, heads = keys.shape
     heads *= batch
     fullest = max(layer.sides, key=lambda side: side.packed.length)
+    window = layer.max_size if isinstance(layer, WindowCache) else None
     return LayerReport(
         index=index,
-        kind="full",
+        kind="full" if window is None else "sliding",
         scheme=layer.scheme.name,
-        reason=None,
-        tokens=layer.offset,
+        reason=_why_raw(layer),
+        tokens=keys.length,
         key_bytes=keys.bytes + pending,
         value_bytes=values.bytes,
         bytes=keys.bytes + values.bytes + pending,
         allocated_bytes=layer.nbytes,
-        fp16_bytes=2 * layer.offset * heads * (keys.head_dim + values.head_dim),
+        fp16_bytes=2 * keys.length * heads * (keys.head_dim + values.head_dim),
         packed_tokens=layer.packed_tokens,
         tail_tokens=fullest.recent.length,
         sink_tokens=fullest.sinks.length,
         heads=heads,
         key_dim=keys.head_dim,
         value_dim=values.head_dim,
+        window=window,
     )
+
+
+def _why_raw(layer: SchemeCache) -> str | None:
+    if isinstance(layer, WindowCache) and (reason := why_window_stays_raw(layer.max_size, layer.scheme)):
+        return reason
+    if layer.empty() or not layer.scheme.compresses or any(side.spec.kind != "raw" for side in layer.sides):
+        return None
+    dims = " and ".join(str(dim) for dim in dict.fromkeys(side.head_dim for side in layer.sides))
+    return f"head dimension of {dims}: packed it would take no less"
 
 
 def _recurrent_layer(index: int, layer: mlx_cache.ArraysCache) -> LayerReport:
@@ -75,20 +90,32 @@ def _recurrent_layer(index: int, layer: mlx_cache.ArraysCache) -> LayerReport:
     return _untouched(index, "recurrent", reason, size, size)
 
 
-def _foreign_layer(index: int, layer: Any) -> LayerReport:
+def _foreign_layer(index: int, layer: Any, scheme: Scheme) -> LayerReport:
     """A layer whose cache is mlx-lm's own: keys and values where it has them, all its arrays otherwise."""
-    kind: LayerKind
-    if isinstance(layer, (mlx_cache.RotatingKVCache, mlx_cache.ChunkedKVCache)):
-        kind, reason = "sliding", "sliding window: bounded by the window, kept as it is"
+    kind: LayerKind = "other"
+    window: int | None = None
+    reason: str | None
+    if isinstance(layer, mlx_cache.RotatingKVCache):
+        kind = "sliding"
+        if layer.keep:
+            reason = f"sliding window that keeps its first {layer.keep} tokens: kept as it is"
+        else:
+            window, reason = layer.max_size, why_window_stays_raw(layer.max_size, scheme)
+    elif isinstance(layer, mlx_cache.ChunkedKVCache):
+        kind, reason = "sliding", "chunked attention: bounded by the chunk, kept as it is"
+    elif isinstance(layer, LatentCache):
+        reason = (
+            "latent attention (MLA): one vector for all heads is a compressed cache already, kept as it is"
+        )
     elif isinstance(layer, mlx_cache.KVCache):
-        kind, reason = "other", "latent attention (MLA): its cache is a compressed one already, kept as it is"
+        reason = "indexed attention: the model works on the cache's arrays itself, kept as it is"
     else:
-        kind, reason = "other", f"{type(layer).__name__}: not a cache of keys and values that can be packed"
+        reason = f"{type(layer).__name__}: not a cache of keys and values that can be packed"
     keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
     if not (isinstance(keys, mx.array) and isinstance(values, mx.array)):
         leaves = dict(tree_flatten(layer.state)).values()
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, mx.array))
-        return _untouched(index, kind, reason, size, size)
+        return replace(_untouched(index, kind, reason, size, size), window=window)
     capacity = int(keys.shape[2])
     tokens = min(int(layer.offset), capacity)
     heads = int(keys.shape[0] * keys.shape[1])
@@ -111,10 +138,11 @@ def _foreign_layer(index: int, layer: Any) -> LayerReport:
         heads=heads,
         key_dim=int(keys.shape[3]),
         value_dim=int(values.shape[3]),
+        window=window,
     )
 
 
-def _untouched(index: int, kind: LayerKind, reason: str, size: int, allocated: int) -> LayerReport:
+def _untouched(index: int, kind: LayerKind, reason: str | None, size: int, allocated: int) -> LayerReport:
     return LayerReport(
         index=index,
         kind=kind,

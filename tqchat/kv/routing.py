@@ -36,7 +36,8 @@ def routed_attention(
     if isinstance(cache, SchemeCache):
         if cache.can_attend(queries, keys, values):
             return cache.attend(queries, scale, mask, sinks)
-        cache.observe(queries)
+        if cache.fetched(keys, values):
+            cache.observe(queries)
     return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
 
 

@@ -62,6 +62,12 @@ class FormatSpec:
         """Exact bits per value of a packed vector."""
         return 8 * self.bytes_per_vector(head_dim) / head_dim
 
+    def pays(self, head_dim: int) -> bool:
+        """Whether a packed vector takes less than a raw one: at tiny or odd sizes padding and scales cost
+        more than they save, and such vectors stay raw.
+        """
+        return self.kind != "raw" and head_dim > 1 and self.bytes_per_vector(head_dim) < 2 * head_dim
+
 
 def planes(bits: int) -> tuple[int, ...]:
     """Widths of the bit planes that a code is stored in: no code crosses a 32-bit word."""

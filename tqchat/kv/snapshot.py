@@ -18,13 +18,16 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat.errors import TqchatError
 from tqchat.kv import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.prompt_cache import cache_list
+from tqchat.kv.prompt_cache import LatentCache, cache_list
+from tqchat.kv.window import WindowCache
 
 CODEC_VERSION = 1
 """Goes up whenever packed tokens of an older version would be read differently."""
 
 _CLASSES: dict[str, type[Any]] = {
     "SchemeCache": SchemeCache,
+    "WindowCache": WindowCache,
+    "LatentCache": LatentCache,
     **{
         name: getattr(mlx_cache, name)
         for name in (
@@ -131,7 +134,7 @@ def _rebuild(told: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> 
     ]
     leaves += [(key, value) for key, value in told["scalars"]]
     state = tree_unflatten(sorted(leaves, key=lambda leaf: leaf[0]))
-    if told["class"] == "SchemeCache" and len(state) == 1:
+    if issubclass(_CLASSES[told["class"]], SchemeCache) and len(state) == 1:
         state = [state[0], {}]
     return _CLASSES[told["class"]].from_state(state)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import mlx.core as mx
 
 from tqchat.kv.formats import Block, Format, RawFormat, make_format
-from tqchat.kv.scheme import TILE, FormatSpec, Scheme
+from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
 
 GROWTH = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
@@ -24,6 +24,7 @@ class TokenStore:
     def __init__(self, growth: int = GROWTH) -> None:
         self.growth = growth
         self.arrays: Block = ()
+        self.start = 0
         self.length = 0
 
     @property
@@ -43,7 +44,7 @@ class TokenStore:
     def append(self, block: Block) -> None:
         """Add a block's tokens at the end."""
         count = block[0].shape[2]
-        end = self.length + count
+        end = self.start + self.length + count
         if end > self.capacity:
             # Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its
             # source, and a slice of a prompt would keep the whole prompt alive.
@@ -55,23 +56,34 @@ class TokenStore:
                 if self.length
                 else blank
             )
+            self.start, end = 0, self.length + count
         for array, part in zip(self.arrays, block, strict=True):
-            array[:, :, self.length : end] = part
-        self.length = end
+            array[:, :, end - count : end] = part
+        self.length += count
 
     def view(self) -> Block:
         """The tokens held, as slices of their own: appending later does not change them."""
-        return tuple(array[:, :, : self.length] for array in self.arrays)
+        return tuple(array[:, :, self.start : self.start + self.length] for array in self.arrays)
 
     def take_front(self, count: int) -> Block:
         """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
-        front = tuple(array[:, :, :count] for array in self.arrays)
-        rest = tuple(array[:, :, count : self.length] for array in self.arrays)
+        held = self.view()
+        front = tuple(array[:, :, :count] for array in held)
+        rest = tuple(array[:, :, count:] for array in held)
         left = self.length - count
         self.clear()
         if left:
             self.append(rest)
         return front
+
+    def drop_front(self, count: int) -> None:
+        """Forget the first ``count`` tokens; their room is given back once it is as much as growth adds."""
+        self.start += count
+        self.length -= count
+        if not self.length:
+            self.clear()
+        elif self.start >= self.growth:
+            self.take_front(0)
 
     def trim(self, count: int) -> None:
         """Forget the last ``count`` tokens; their room stays allocated."""
@@ -79,6 +91,7 @@ class TokenStore:
 
     def clear(self) -> None:
         self.arrays = ()
+        self.start = 0
         self.length = 0
 
 
@@ -146,6 +159,8 @@ class Side:
     def prepare(self, head_dim: int, **arrays: dict[str, mx.array]) -> None:
         """Fix the vector width, and with it the format; ``arrays`` are those of an earlier one."""
         self.head_dim = head_dim
+        if not self.spec.pays(head_dim):
+            self.spec = RAW
         self.format = make_format(self.spec, head_dim, self.role, **arrays)
 
     def pack_due(self, query_energy: mx.array | None = None) -> None:
@@ -166,6 +181,13 @@ class Side:
             self.packed.append(block)
             if count > PACK_AT_ONCE:
                 mx.eval(self.packed.arrays)
+
+    def drop_front(self, count: int) -> None:
+        """Forget the first ``count`` tokens, wherever they are stored; the format stays fitted."""
+        for store in self.stores.values():
+            gone = min(count, store.length)
+            store.drop_front(gone)
+            count -= gone
 
     def trim(self, count: int) -> None:
         """Forget the last ``count`` tokens, wherever they are stored."""
