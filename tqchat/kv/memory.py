@@ -139,12 +139,11 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
         )
         tokens = layer.tokens if layer.window is None else min(layer.tokens, layer.window)
         due = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
-        rotates = layer.window is None or scheme.packable(layer.window)
         for role, spec, dim in sides:
             packed = due if spec.pays(dim) else 0
-            vector_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
-            vector_bytes += fitted_bytes(spec, role, dim) if packed else 0
-            total += vector_bytes * layer.heads
-            if spec.kind == "turbo" and spec.pays(dim) and rotates:
+            head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
+            if packed and spec.kind == "turbo":
+                head_bytes += fitted_bytes(spec, role, dim)
                 rotations.add((role, dim))
+            total += head_bytes * layer.heads
     return total + sum(rotation_bytes(dim) for _, dim in rotations)

@@ -156,12 +156,11 @@ class Side:
         self.dtype = x.dtype
         self.recent.append((x,))
 
-    def prepare(self, head_dim: int, **arrays: dict[str, mx.array]) -> None:
-        """Fix the vector width, and with it the format; ``arrays`` are those of an earlier one."""
+    def prepare(self, head_dim: int) -> None:
+        """Fix the vector width."""
         self.head_dim = head_dim
         if not self.spec.pays(head_dim):
             self.spec = RAW
-        self.format = make_format(self.spec, head_dim, self.role, **arrays)
 
     def pack_due(self, query_energy: mx.array | None = None) -> None:
         """Encode the tokens that have left the tail, fitting the format to them before the first."""
@@ -173,6 +172,8 @@ class Side:
             return
         if wanted:
             self.sinks.append(self.recent.take_front(wanted))
+        if isinstance(self.format, RawFormat):
+            self.format = make_format(self.spec, self.head_dim, self.role)
         if not self.format.fitted:
             self.format = self.format.fit(self.recent.view()[0], query_energy)
         due = self.recent.take_front(count)
@@ -221,9 +222,8 @@ class Side:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
     def combine(self, weights: mx.array) -> mx.array:
-        """Sums of all values under ``weights`` ``[batch, heads, rows, tokens]``:
-
-        ``[batch, heads, rows, head_dim]``.
+        """Sums of all values, ``[batch, heads, rows, head_dim]``, under weights ``[batch, heads, rows,
+        tokens]``.
         """
         total: mx.array | None = None
         start = 0
@@ -256,7 +256,9 @@ class Side:
             {k.removeprefix(kind): v for k, v in arrays.items() if k.startswith(kind)}
             for kind in ("shared_", "fitted_")
         )
-        self.prepare(head_dim, shared=shared, fitted=fitted)
+        self.prepare(head_dim)
+        if shared or fitted or "packed_0" in arrays:
+            self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
         for name, store in self.stores.items():
             block: list[mx.array] = []
             while (array := arrays.get(f"{name}_{len(block)}")) is not None:
