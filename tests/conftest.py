@@ -1,20 +1,12 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from tests import environment  # noqa: F401  first of all: see there
 from tests.models import tiny_llama
 from tqchat.paths import Paths, locate
-
-# Two cores, two workers: more threads than that only get into each other's way.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# On CUDA, MLX multiplies float32 matrices in TF32 unless told otherwise; the tests compare to float32
-# rounding.
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# A test that reaches for the network is a mistake, and should fail at once rather than wait.
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from mlx_lm.models import llama as llama_file
 from tests.kv import tiny
 from tqchat.kv import make_prompt_cache, memory_report, routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
+from tqchat.kv.scheme import TILE, parse_scheme
 
-COMPRESSING = [scheme.name for scheme in SCHEMES if scheme.compresses]
+COMPRESSING = tiny.REPRESENTATIVE[1:]
 
 
 def logits(model: object, cache: list[object], tokens: mx.array, *splits: int) -> mx.array:
@@ -89,7 +89,7 @@ def test_compressed_logits_stay_close_to_raw_ones(scheme: str, worst: float) -> 
     assert 0 < mx.sqrt((raw - packed).square().mean() / raw.square().mean()).item() < worst
 
 
-@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES])
+@pytest.mark.parametrize("scheme", tiny.REPRESENTATIVE)
 def test_several_tokens_at_once_equal_one_by_one_over_the_same_cache(scheme: str) -> None:
     # What speculative decoding does: a few tokens on top of a packed history.
     model, tokens = tiny.llama(), tiny.tokens(400)
@@ -103,7 +103,7 @@ def test_several_tokens_at_once_equal_one_by_one_over_the_same_cache(scheme: str
     assert cache[0].offset == twin[0].offset == 395
 
 
-@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES])
+@pytest.mark.parametrize("scheme", tiny.REPRESENTATIVE)
 def test_trim_then_append_matches_a_cache_that_never_held_more(scheme: str) -> None:
     model, tokens = tiny.llama(), tiny.tokens(420)
     cache, fresh = make_prompt_cache(model, scheme), make_prompt_cache(model, scheme)
@@ -128,7 +128,7 @@ def test_trim_reaches_tail_packed_and_sinks(count: int) -> None:
     assert {side.length for layer in cache for side in layer.sides} == {left + 200}
 
 
-@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES])
+@pytest.mark.parametrize("scheme", tiny.REPRESENTATIVE)
 def test_state_round_trips(scheme: str) -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, scheme)

@@ -10,7 +10,7 @@ from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import UnknownScheme, convert, make_prompt_cache, memory_report
 
-NAMES = ["fp16", "affine8", "affine4", "turbo0v4", "turbo0v2", "turbo4"]
+NAMES = ["fp16", "affine4", "turbo0v2", "turbo8v4", "turbo4"]
 
 
 @pytest.mark.parametrize("before, after", list(itertools.permutations(NAMES, 2)))

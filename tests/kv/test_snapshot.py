@@ -11,19 +11,18 @@ import pytest
 from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import CacheFileError, load, make_prompt_cache, memory_report, save
-from tqchat.kv.scheme import SCHEMES
 
 
 def saved(tmp_path: Path, scheme: str = "turbo0v4", **config: Any) -> tuple[Any, list[Any], Path]:
-    model = tiny.llama(mx.float16, **config)
-    cache = make_prompt_cache(model, scheme)
+    model = tiny.llama(**config)
+    cache = make_prompt_cache(model, scheme, dtype=mx.float16)
     logits(model, cache, tiny.tokens(320), 315)
     path = tmp_path / "cache.safetensors"
     save(path, cache, {"model": "tiny"})
     return model, cache, path
 
 
-@pytest.mark.parametrize("scheme", [s.name for s in SCHEMES] + ["turbo3", "turbo8v4"])
+@pytest.mark.parametrize("scheme", tiny.REPRESENTATIVE)
 def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, scheme: str) -> None:
     model, cache, path = saved(tmp_path, scheme)
     restored, metadata = load(path)

@@ -8,6 +8,9 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
+REPRESENTATIVE = ("fp16", "affine8", "affine4", "turbo0v4", "turbo0v2", "turbo8v4", "turbo4", "turbo3v2")
+"""Every kind of format on either side, and every width; the other schemes are pairs of the same."""
+
 
 def build(architecture: str, dtype: mx.Dtype = mx.float32, seed: int = 0, **config: Any) -> Any:
     """A model of ``mlx_lm.models.<architecture>`` from its config, with weights drawn from ``seed``."""
