@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from tqchat import __version__
+from tqchat.commands import lab
 from tqchat.errors import TqchatError
 from tqchat.text import printable
 
@@ -78,8 +79,32 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("ls", help="list the conversations")
     show = commands.add_parser("show", help="print a conversation as plain text")
     show.add_argument("id", help="the conversation's id, or as much of its beginning as is unique")
+    search = commands.add_parser("search", help="find what was said", allow_abbrev=False)
+    search.add_argument(
+        "text",
+        nargs="+",
+        help="words that must all be there, in any order; '\"two words\"' are kept together",
+    )
+    search.add_argument("--limit", metavar="N", type=int, default=20, help="most results, 20 by default")
+    export = commands.add_parser("export", help="write conversations to a file", allow_abbrev=False)
+    which = export.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "id", nargs="?", help="the conversation's id, or as much of its beginning as is unique"
+    )
+    which.add_argument("--all", action="store_true", help="every conversation")
+    export.add_argument(
+        "--format",
+        choices=("md", "json"),
+        help="md to read the branch that is shown (the default), json to keep everything",
+    )
+    export.add_argument(
+        "-o", "--output", metavar="FILE", help="the file; without it, or with -, standard output"
+    )
+    imports = commands.add_parser("import", help="read conversations from a JSON export")
+    imports.add_argument("file", metavar="FILE", help="the file; - is standard input")
     commands.add_parser("locate", help="print where everything is kept")
     commands.add_parser("doctor", help="say what was found on this machine and what would make it faster")
+    lab.add_parser(commands)
     return parser
 
 
@@ -106,6 +131,18 @@ def _dispatch(options: argparse.Namespace) -> int:
             from tqchat.commands import listing
 
             return listing.show(options.id)
+        case "search":
+            from tqchat.commands import search
+
+            return search.main(" ".join(options.text), options.limit)
+        case "export":
+            from tqchat.commands import exchange
+
+            return exchange.export(options.id, file_format=options.format, output=options.output)
+        case "import":
+            from tqchat.commands import exchange
+
+            return exchange.import_file(options.file)
         case "locate":
             from tqchat.commands import locate
 
@@ -114,6 +151,8 @@ def _dispatch(options: argparse.Namespace) -> int:
             from tqchat.commands import doctor
 
             return doctor.main()
+        case "lab":
+            return lab.main(options)
         case _:
             from tqchat.commands import chat
 

@@ -5,19 +5,25 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tqchat.kv.scheme import UnknownScheme
 from tqchat.paths import Paths
 from tqchat.store import migrations
 from tqchat.store.database import (
+    KEEP_DELETED,
     Database,
     DatabaseBusy,
     DatabaseTooNew,
     DatabaseUnreadable,
+    Place,
+    SamplingChoice,
     StoreFull,
+    Totals,
     UnknownConversation,
     UnknownMessage,
 )
@@ -105,9 +111,153 @@ def test_deleting_takes_every_branch_and_nothing_else(database: Database, paths:
     with pytest.raises(UnknownConversation):
         database.conversation(gone.id)
     assert contents(database, kept.id) == ["q", "b"]
+    assert database.purge(time.time()) == 1
     with sqlite3.connect(paths.database) as other:
         assert other.execute("SELECT count(*) FROM messages").fetchone() == (3,)
     other.close()
+
+
+def test_a_deletion_can_be_undone(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    database.add_message(conversation.id, "user", "vixen")
+    before = database.conversation(conversation.id)
+    database.delete(conversation.id)
+    assert database.conversations() == [] and contents(database, conversation.id) == []
+    assert [one.id for one in database.deleted()] == [conversation.id]
+    assert database.search("vixen") == []
+    for call in (
+        lambda: database.add_message(conversation.id, "user", "q"),
+        lambda: database.delete(conversation.id),
+        lambda: database.rename(conversation.id, "x"),
+        lambda: database.rewind_to(conversation.id, None),
+    ):
+        with pytest.raises(UnknownConversation):
+            call()
+    assert database.undelete(conversation.id) == before
+    assert contents(database, conversation.id) == ["vixen"] and len(database.search("vixen")) == 1
+    with pytest.raises(UnknownConversation):
+        database.undelete(conversation.id)
+
+
+def test_a_deletion_becomes_final_at_a_start_after_its_time(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Database(paths.database) as database:
+        conversation = database.create("t", None, "fp16")
+        database.add_message(conversation.id, "user", "unrepeatable secret")
+        database.delete(conversation.id)
+    with Database(paths.database) as database:
+        assert len(database.deleted()) == 1
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + KEEP_DELETED + 1)
+    with Database(paths.database) as database:
+        assert database.deleted() == []
+    assert b"unrepeatable secret" not in paths.database.read_bytes()
+
+
+def test_what_a_conversation_decides_is_kept(paths: Paths) -> None:
+    choice = SamplingChoice(temperature=0.5, top_k=40, seed=2**62)
+    with Database(paths.database) as database:
+        conversation = database.create("t", None, "auto", system_prompt="Be brief.")
+        assert conversation == database.conversation(conversation.id)
+        database.set_sampling(conversation.id, choice)
+        database.set_system_prompt(conversation.id, "In rhyme.")
+        database.set_draft(conversation.id, "half a quest\ud800")
+    with Database(paths.database) as database:
+        again = database.conversation(conversation.id)
+        assert (again.scheme, again.system_prompt) == ("auto", "In rhyme.")
+        assert (again.sampling, again.draft) == (choice, "half a quest\ufffd")
+        assert again.updated_at == conversation.updated_at
+        database.set_sampling(conversation.id, SamplingChoice())
+        database.set_system_prompt(conversation.id, None)
+        assert database.conversation(conversation.id).sampling == SamplingChoice()
+        assert database.conversation(conversation.id).system_prompt is None
+        with pytest.raises(UnknownScheme):
+            database.set_scheme(conversation.id, "zip")
+        with pytest.raises(UnknownScheme):
+            database.create("t", None, "zip")
+
+
+def test_damaged_sampling_does_not_keep_a_conversation_from_opening(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    for damaged in ("{", "null", "[1]", '{"seed": -1}', '{"zip": 1}', "[" * 100_000):
+        database._connection.execute("UPDATE conversations SET sampling = ?", (damaged,))
+        assert database.conversation(conversation.id).sampling == SamplingChoice()
+
+
+def test_figures_are_summed_over_every_branch(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    assert database.totals(conversation.id) == Totals(0, 0, None)
+    question = database.add_message(conversation.id, "user", "q")
+    database.add_message(conversation.id, "assistant", "a", tokens=30, tokens_per_second=10.0)
+    database.rewind_to(conversation.id, question.id)
+    database.add_message(conversation.id, "assistant", "b", tokens=10, tokens_per_second=10.0)
+    database.add_message(
+        conversation.id, "assistant", "c", tokens=40, tokens_per_second=40.0, prompt_tokens=7
+    )
+    endless = database.add_message(
+        conversation.id, "assistant", "d", tokens=5, tokens_per_second=float("inf")
+    )
+    assert database.message(endless.id).tokens_per_second is None
+    # 80 tokens in 3 + 1 + 1 seconds; the 5 of unknown speed count as tokens only.
+    assert database.totals(conversation.id) == Totals(5, 85, 16.0)
+    assert database.messages(conversation.id)[-2].prompt_tokens == 7
+
+
+def test_an_edit_is_a_sibling_and_both_can_be_shown(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    first = database.add_message(conversation.id, "user", "q")
+    database.add_message(conversation.id, "assistant", "a")
+    edited = database.add_sibling(first.id, "q, otherwise")
+    assert (edited.role, edited.parent_id, edited.status) == ("user", None, "complete")
+    assert contents(database, conversation.id) == ["q, otherwise"]
+    reply = database.add_message(conversation.id, "assistant", "b")
+    again = database.add_sibling(reply.id, "", "unfinished", model="m")
+    third = database.add_sibling(reply.id, "b3")
+    assert (again.parent_id, again.role, again.model) == (edited.id, "assistant", "m")
+    assert database.places(conversation.id) == {
+        edited.id: Place(2, 2, first.id, None),
+        third.id: Place(3, 3, again.id, None),
+    }
+    database.select(again.id)
+    assert database.places(conversation.id)[again.id] == Place(2, 3, reply.id, third.id)
+    assert database.select(first.id).content == "a"
+    assert contents(database, conversation.id) == ["q", "a"]
+    assert database.select(edited.id).id == third.id
+    assert [m.content for m in database.tree(conversation.id)] == ["q", "a", "q, otherwise", "b", "", "b3"]
+    with pytest.raises(UnknownMessage):
+        database.add_sibling("none", "x")
+
+
+def test_a_cut_reply_goes_on_in_place_and_an_answered_one_beside_itself(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    question = database.add_message(conversation.id, "user", "q")
+    reply = database.add_message(conversation.id, "assistant", "Once upon", "unfinished", model="m")
+    database.rewind_to(conversation.id, question.id)
+    going = database.continue_reply(reply.id)
+    assert going == reply
+    assert database.conversation(conversation.id).head_id == reply.id
+    database.update_message(reply.id, content="Once upon a time", status="stopped")
+    assert database.continue_reply(reply.id).status == "unfinished"
+    database.update_message(reply.id, status="stopped")
+
+    database.add_message(conversation.id, "user", "and then?")
+    beside = database.continue_reply(reply.id)
+    assert beside.id != reply.id and beside.parent_id == question.id
+    assert (beside.content, beside.status, beside.model) == ("Once upon a time", "unfinished", "m")
+    assert database.message(reply.id).status == "stopped"
+    with pytest.raises(UnknownMessage):
+        database.continue_reply(question.id)
+
+
+def test_a_change_by_another_process_is_noticed(paths: Paths) -> None:
+    with Database(paths.database) as here, Database(paths.database) as there:
+        assert not here.changed()
+        conversation = there.create("t", None, "fp16")
+        assert here.changed()
+        assert not here.changed()
+        here.add_message(conversation.id, "user", "mine")
+        assert not here.changed() and there.changed()
 
 
 def test_regenerating_keeps_the_other_reply(database: Database) -> None:

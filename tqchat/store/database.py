@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
-from types import TracebackType
-from typing import Self, Unpack
+from typing import Unpack
 
-from tqchat.paths import make_private_folder
+from tqchat.store import search
+from tqchat.store.conversations import KEEP_DELETED, Conversations, expect
 from tqchat.store.errors import (
+    ConversationInUse,
     DatabaseBusy,
     DatabaseTooNew,
     DatabaseUnreadable,
@@ -22,33 +18,56 @@ from tqchat.store.errors import (
     StoreFull,
     UnknownConversation,
     UnknownMessage,
-    translate,
 )
-from tqchat.store.migrations import check, migrate
-from tqchat.store.records import Conversation, Message, MessageChanges, Role, Status
+from tqchat.store.records import (
+    Conversation,
+    Figures,
+    Message,
+    MessageChanges,
+    Place,
+    Role,
+    SearchHit,
+    Status,
+    Totals,
+)
+from tqchat.store.rows import AUTO, MESSAGE, column, insert_message, message_from, new_id, storable
+from tqchat.store.sampling import SamplingChoice
 
 __all__ = [
+    "AUTO",
+    "KEEP_DELETED",
     "Conversation",
+    "ConversationInUse",
     "Database",
     "DatabaseBusy",
     "DatabaseTooNew",
     "DatabaseUnreadable",
     "Message",
+    "Place",
+    "SamplingChoice",
+    "SearchHit",
     "StoreError",
     "StoreFull",
+    "Totals",
     "UnknownConversation",
     "UnknownMessage",
 ]
 
-_BUSY_SECONDS = 5.0
+_OF_BRANCH = ", ".join(f"m.{field.name}" for field in fields(Message))
+_BRANCH = """
+    WITH RECURSIVE branch (id, depth) AS (
+        SELECT head_id, 0 FROM conversations WHERE id = ? AND deleted_at IS NULL
+        UNION ALL
+        SELECT m.parent_id, branch.depth + 1 FROM branch JOIN messages m ON m.id = branch.id
+    )
+"""
 
-_CONVERSATION = ", ".join(field.name for field in fields(Conversation))
-_MESSAGE = ", ".join(field.name for field in fields(Message))
-_MESSAGE_OF_M = ", ".join(f"m.{field.name}" for field in fields(Message))
 
-
-class Database:
+class Database(Conversations):
     """The open database. Used from the thread that opened it; other processes may have the same file open.
+
+    A conversation whose lease another process has can be read, and every method that would write it raises
+    ConversationInUse.
 
     Raises:
         DatabaseTooNew: if a later tqchat wrote the file.
@@ -56,136 +75,34 @@ class Database:
         StoreFull: if there is no room to create it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        make_private_folder(path.parent)
-        try:
-            # SQLite gives the log files beside it the same mode.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-        except OSError as error:
-            raise DatabaseUnreadable(path, (error.strerror or str(error)).lower()) from error
-        except sqlite3.Error as error:
-            raise translate(error, path) from error
-        self._connection.row_factory = sqlite3.Row
-        try:
-            with self._translated():
-                self._prepare()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _prepare(self) -> None:
-        # Before anything that writes: a file that is not ours stays as it is.
-        check(self._connection, self.path)
-        self._use_wal()
-        # FULL, not WAL's usual NORMAL: under NORMAL a commit survives kill -9 but not a power loss, because
-        # the log is only flushed at checkpoints. One flush for each message is nothing beside generating the
-        # reply. On a Mac only F_FULLFSYNC reaches the medium; elsewhere the two pragmas after it do nothing.
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA fullfsync = ON")
-        self._connection.execute("PRAGMA checkpoint_fullfsync = ON")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        migrate(self._connection, self.path)
-
-    def _use_wal(self) -> None:
-        # Two first starts at once: SQLite does not wait for its lock to change the journal mode, so we do.
-        deadline = time.monotonic() + _BUSY_SECONDS
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-
-    def close(self) -> None:
-        """Close the file. Everything is on disk already."""
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    # Conversations
-
-    def conversations(self) -> list[Conversation]:
-        """Every conversation, the one last written to first."""
-        rows = self._select(f"SELECT {_CONVERSATION} FROM conversations ORDER BY updated_at DESC, rowid DESC")
-        return [_conversation(row) for row in rows]
-
-    def conversation(self, conversation_id: str) -> Conversation:
-        """The conversation of that id, or of the only id that begins so.
-
-        Raises:
-            UnknownConversation: if there is none, or more than one.
-        """
-        rows = self._select(
-            f"""
-            SELECT {_CONVERSATION} FROM conversations
-            WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id != ?1
-            """,
-            conversation_id,
-        )
-        if not rows or not conversation_id:
-            raise UnknownConversation(conversation_id)
-        if len(rows) > 1 and rows[0]["id"] != conversation_id:
-            raise UnknownConversation(conversation_id, matches=len(rows))
-        return _conversation(rows[0])
-
-    def create(self, title: str, model: str | None, scheme: str) -> Conversation:
-        """A new, empty conversation. Its title counts as automatic until someone renames it."""
-        now = time.time()
-        conversation = Conversation(secrets.token_hex(8), title, model, scheme, now, now, None, True)
-        with self._write() as connection:
-            connection.execute(
-                f"INSERT INTO conversations ({_CONVERSATION}) VALUES ({_marks(Conversation)})",
-                tuple(getattr(conversation, field.name) for field in fields(Conversation)),
-            )
-        return conversation
-
-    def rename(self, conversation_id: str, title: str, automatic: bool = False) -> None:
-        """Give a conversation another title; ``automatic`` if no person chose it."""
-        self._change(conversation_id, "title = ?, title_is_automatic = ?", title, automatic)
-
-    def set_scheme(self, conversation_id: str, scheme: str) -> None:
-        """Remember the cache scheme of a conversation."""
-        self._change(conversation_id, "scheme = ?", scheme)
-
-    def set_model(self, conversation_id: str, model: str | None) -> None:
-        """Remember the model of a conversation."""
-        self._change(conversation_id, "model = ?", model)
-
-    def delete(self, conversation_id: str) -> None:
-        """Delete a conversation and all its messages, on every branch."""
-        with self._write() as connection:
-            connection.execute("UPDATE conversations SET head_id = NULL WHERE id = ?", (conversation_id,))
-            _expect(
-                connection.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,)),
-                conversation_id,
-            )
-
-    # Messages
-
     def messages(self, conversation_id: str) -> list[Message]:
         """The branch that is shown, from its first message to the head."""
-        rows = self._select(
+        rows = self.rows(
             f"""
-            WITH RECURSIVE branch (id, depth) AS (
-                SELECT head_id, 0 FROM conversations WHERE id = ?
-                UNION ALL
-                SELECT m.parent_id, branch.depth + 1 FROM branch JOIN messages m ON m.id = branch.id
-            )
-            SELECT {_MESSAGE_OF_M} FROM branch JOIN messages m ON m.id = branch.id ORDER BY branch.depth DESC
+            {_BRANCH}
+            SELECT {_OF_BRANCH} FROM branch JOIN messages m ON m.id = branch.id ORDER BY depth DESC
             """,
             conversation_id,
         )
-        return [Message(**dict(row)) for row in rows]
+        return [message_from(row) for row in rows]
+
+    def tree(self, conversation_id: str) -> list[Message]:
+        """Every message of a conversation, on all branches, the oldest first: parents before children."""
+        rows = self.rows(
+            f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? ORDER BY number", conversation_id
+        )
+        return [message_from(row) for row in rows]
+
+    def message(self, message_id: str) -> Message:
+        """One message.
+
+        Raises:
+            UnknownMessage: if it is gone.
+        """
+        rows = self.rows(f"SELECT {MESSAGE} FROM messages WHERE id = ?", message_id)
+        if not rows:
+            raise UnknownMessage(message_id)
+        return message_from(rows[0])
 
     def add_message(
         self,
@@ -193,47 +110,61 @@ class Database:
         role: Role,
         content: str,
         status: Status = "complete",
-        *,
-        tokens: int | None = None,
-        tokens_per_second: float | None = None,
-        first_token_seconds: float | None = None,
-        scheme: str | None = None,
-        model: str | None = None,
+        **figures: Unpack[Figures],
     ) -> Message:
         """Append a message to the branch that is shown; it becomes the head.
 
         Raises:
             UnknownConversation: if the conversation is gone.
         """
-        with self._write() as connection:
+        with self._writing_to(conversation_id) as connection:
             row = connection.execute(
-                "SELECT head_id FROM conversations WHERE id = ?", (conversation_id,)
+                "SELECT head_id FROM conversations WHERE id = ? AND deleted_at IS NULL", (conversation_id,)
             ).fetchone()
             if row is None:
                 raise UnknownConversation(conversation_id)
-            message = Message(
-                secrets.token_hex(8),
-                conversation_id,
-                row["head_id"],
-                role,
+            return _append(connection, conversation_id, row["head_id"], role, content, status, figures)
+
+    def add_sibling(
+        self, message_id: str, content: str, status: Status = "complete", **figures: Unpack[Figures]
+    ) -> Message:
+        """Say a message differently: another one of the same role and parent, which becomes the head.
+
+        So a question is edited, and (with "" and "unfinished") a reply begun again. The first one stays.
+
+        Raises:
+            UnknownMessage: if the message is gone.
+        """
+        message = self.message(message_id)
+        with self._writing_to(message.conversation_id) as connection:
+            return _append(
+                connection,
+                message.conversation_id,
+                message.parent_id,
+                message.role,
                 content,
                 status,
-                time.time(),
-                tokens,
-                tokens_per_second,
-                first_token_seconds,
-                scheme,
-                model,
+                figures,
             )
-            connection.execute(
-                f"INSERT INTO messages ({_MESSAGE}) VALUES ({_marks(Message)})",
-                tuple(getattr(message, field.name) for field in fields(Message)),
-            )
-            connection.execute(
-                "UPDATE conversations SET head_id = ?, updated_at = ? WHERE id = ?",
-                (message.id, message.created_at, conversation_id),
-            )
-        return message
+
+    def continue_reply(self, message_id: str) -> Message:
+        """Make a reply ready to grow again: unfinished, and the head.
+
+        It is the very same message while nothing was said after it, for then its words stay and more follow.
+        Otherwise it is a new sibling that begins with them.
+
+        Raises:
+            UnknownMessage: if there is no such reply.
+        """
+        reply = self.message(message_id)
+        if reply.role != "assistant":
+            raise UnknownMessage(message_id)
+        if self.rows("SELECT 1 FROM messages WHERE parent_id = ? LIMIT 1", message_id):
+            return self.add_sibling(message_id, reply.content, "unfinished", model=reply.model)
+        with self._writing_to(reply.conversation_id) as connection:
+            connection.execute("UPDATE messages SET status = 'unfinished' WHERE id = ?", (message_id,))
+            _set_head(connection, reply.conversation_id, message_id, time.time())
+            return self.message(message_id)
 
     def update_message(self, message_id: str, **changes: Unpack[MessageChanges]) -> Message:
         """Change a message's content, status or figures; what is not named stays.
@@ -241,114 +172,144 @@ class Database:
         Raises:
             UnknownMessage: if it is gone.
         """
-        unknown = changes.keys() - MessageChanges.__annotations__.keys()
-        if unknown or not changes:
+        known = MessageChanges.__annotations__.keys()
+        if (unknown := changes.keys() - known) or not changes:
             raise TypeError(f"a message has no {', '.join(unknown)}" if unknown else "nothing to change")
         assignments = ", ".join(f"{name} = ?" for name in changes)
-        with self._write() as connection:
+        conversation_id = self.message(message_id).conversation_id
+        with self._writing_to(conversation_id) as connection:
+            values = map(column, changes.values())
+            connection.execute(f"UPDATE messages SET {assignments} WHERE id = ?", (*values, message_id))
             connection.execute(
-                f"UPDATE messages SET {assignments} WHERE id = ?", (*changes.values(), message_id)
+                "UPDATE conversations SET updated_at = ? WHERE id = ?", (time.time(), conversation_id)
             )
-            message = self._message(message_id)
-            connection.execute(
-                "UPDATE conversations SET updated_at = ? WHERE id = ?", (time.time(), message.conversation_id)
-            )
-        return message
+            return self.message(message_id)
+
+    def totals(self, conversation_id: str) -> Totals:
+        """A conversation's figures, over all its branches."""
+        (row,) = self.rows(
+            """
+            SELECT count(*), coalesce(sum(tokens), 0),
+                sum(tokens) FILTER (WHERE tokens > 0 AND tokens_per_second > 0)
+                / sum(tokens / tokens_per_second) FILTER (WHERE tokens > 0 AND tokens_per_second > 0)
+            FROM messages WHERE conversation_id = ?
+            """,
+            conversation_id,
+        )
+        return Totals(*row)
+
+    def search(self, text: str, limit: int = 50) -> list[SearchHit]:
+        """Titles and messages, on every branch, that hold every word of a text; titles come first.
+
+        Words are found anywhere, in any case, also as parts of others; "double quotes" keep words together.
+        There is no text that cannot be searched for.
+        """
+        return search.search(self, text, limit)
+
+    # Branches
 
     def rewind_to(self, conversation_id: str, message_id: str | None) -> None:
-        """Show another branch: the one that ends in this message, or none at all. Nothing is deleted.
+        """Show the branch that ends in this message, or none at all; the next message grows from there.
+
+        Nothing is deleted.
 
         Raises:
             UnknownConversation, UnknownMessage: if one is gone, or the message is another conversation's.
         """
-        with self._write() as connection:
-            if message_id is not None and self._message(message_id).conversation_id != conversation_id:
+        with self._writing_to(conversation_id) as connection:
+            if message_id is not None and self.message(message_id).conversation_id != conversation_id:
                 raise UnknownMessage(message_id)
-            changed = connection.execute(
-                "UPDATE conversations SET head_id = ? WHERE id = ?", (message_id, conversation_id)
-            )
-            _expect(changed, conversation_id)
+            _set_head(connection, conversation_id, message_id)
+
+    def select(self, message_id: str) -> Message:
+        """Show the branch through this message that was last written to; its end, the new head."""
+        leaf = self.newest_leaf(message_id)
+        self.rewind_to(leaf.conversation_id, leaf.id)
+        return leaf
 
     def siblings(self, message_id: str) -> list[Message]:
         """The message and those with the same parent (the other replies to one question), oldest first."""
-        message = self._message(message_id)
-        rows = self._select(
-            f"SELECT {_MESSAGE} FROM messages WHERE conversation_id = ? AND parent_id IS ? ORDER BY rowid",
+        message = self.message(message_id)
+        rows = self.rows(
+            f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? AND parent_id IS ? ORDER BY number",
             message.conversation_id,
             message.parent_id,
         )
-        return [Message(**dict(row)) for row in rows]
+        return [message_from(row) for row in rows]
+
+    def places(self, conversation_id: str) -> dict[str, Place]:
+        """Where each message of the branch that is shown stands among its siblings, by its id."""
+        rows = self.rows(
+            f"""
+            {_BRANCH}
+            SELECT m.id, s.id AS sibling FROM branch JOIN messages m ON m.id = branch.id
+            JOIN messages s ON s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id
+            ORDER BY depth DESC, s.number
+            """,
+            conversation_id,
+        )
+        families: dict[str, list[str]] = {}
+        for row in rows:
+            families.setdefault(row["id"], []).append(row["sibling"])
+        return {message_id: _place(message_id, family) for message_id, family in families.items()}
 
     def newest_leaf(self, message_id: str) -> Message:
-        """The end of the branch through this message that was last written to: where to rewind to for it."""
-        rows = self._select(
+        """The end of the branch through this message that was begun last: where to rewind to for it.
+
+        Raises:
+            UnknownMessage: if the message is gone.
+        """
+        rows = self.rows(
             """
             WITH RECURSIVE below (id) AS (
                 SELECT ?
                 UNION ALL
                 SELECT messages.id FROM below JOIN messages ON messages.parent_id = below.id
             )
-            SELECT m.id FROM below JOIN messages m ON m.id = below.id ORDER BY m.rowid DESC LIMIT 1
+            SELECT m.id FROM below JOIN messages m ON m.id = below.id ORDER BY m.number DESC LIMIT 1
             """,
             message_id,
         )
         if not rows:
             raise UnknownMessage(message_id)
-        return self._message(rows[0]["id"])
-
-    # Inside
-
-    def _message(self, message_id: str) -> Message:
-        rows = self._select(f"SELECT {_MESSAGE} FROM messages WHERE id = ?", message_id)
-        if not rows:
-            raise UnknownMessage(message_id)
-        return Message(**dict(rows[0]))
-
-    def _change(self, conversation_id: str, assignments: str, *values: object) -> None:
-        with self._write() as connection:
-            _expect(
-                connection.execute(
-                    f"UPDATE conversations SET {assignments} WHERE id = ?", (*values, conversation_id)
-                ),
-                conversation_id,
-            )
-
-    def _select(self, statement: str, *values: object) -> list[sqlite3.Row]:
-        with self._translated():
-            return self._connection.execute(statement, values).fetchall()
-
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: on disk when the block is left, undone if it raises."""
-        with self._translated():
-            # IMMEDIATE takes the write lock first: a transaction that reads, then writes cannot fail between.
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite has rolled back by itself after some errors, a full disk among them.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise translate(error, self.path) from error
+        return self.message(rows[0]["id"])
 
 
-def _conversation(row: sqlite3.Row) -> Conversation:
-    values = dict(row)
-    return Conversation(**values | {"title_is_automatic": bool(values["title_is_automatic"])})
+def _append(
+    connection: sqlite3.Connection,
+    conversation_id: str,
+    parent_id: str | None,
+    role: Role,
+    content: str,
+    status: Status,
+    figures: Figures,
+) -> Message:
+    message = Message(
+        new_id(), conversation_id, parent_id, role, storable(content), status, time.time(), **figures
+    )
+    insert_message(connection, message)
+    _set_head(connection, conversation_id, message.id, message.created_at)
+    return message
 
 
-def _marks(kind: type[Conversation] | type[Message]) -> str:
-    return ", ".join("?" for _ in fields(kind))
+def _set_head(
+    connection: sqlite3.Connection,
+    conversation_id: str,
+    message_id: str | None,
+    updated_at: float | None = None,
+) -> None:
+    changed = connection.execute(
+        """
+        UPDATE conversations SET head_id = ?, updated_at = coalesce(?, updated_at)
+        WHERE id = ? AND deleted_at IS NULL
+        """,
+        (message_id, updated_at, conversation_id),
+    )
+    expect(changed, conversation_id)
 
 
-def _expect(cursor: sqlite3.Cursor, conversation_id: str) -> None:
-    if cursor.rowcount == 0:
-        raise UnknownConversation(conversation_id)
+def _place(message_id: str, family: list[str]) -> Place:
+    at = family.index(message_id)
+    before = family[at - 1] if at else None
+    after = family[at + 1] if at + 1 < len(family) else None
+    return Place(at + 1, len(family), before, after)

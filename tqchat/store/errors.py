@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import os
+import resource
 import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 
 from tqchat.errors import TqchatError
+
+_A_LITTLE = 1 << 20
 
 
 class StoreError(TqchatError):
@@ -63,6 +70,17 @@ class UnknownConversation(StoreError):
         )
 
 
+class ConversationInUse(StoreError):
+    """Another process has the conversation open. ``pid`` is its id, 0 if that cannot be told."""
+
+    def __init__(self, conversation_id: str, pid: int) -> None:
+        self.conversation_id, self.pid = conversation_id, pid
+        who = f" (process {pid})" if pid else ""
+        super().__init__(
+            f"This conversation is open in another tqchat{who}; write there, or close it there first."
+        )
+
+
 class UnknownMessage(StoreError):
     """The conversation has no such message."""
 
@@ -82,8 +100,19 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
 
 
 def _disk_is_full(path: Path) -> bool:
-    # SQLite reports a log file that cannot grow as an I/O error, without saying why.
+    """Whether nothing more can be written: SQLite reports a log file that cannot grow, a quota and a limit on
+    the size of files all as an I/O error, without saying why."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     try:
-        return shutil.disk_usage(path.parent).free < 1 << 20
-    except OSError:
-        return False
+        sizes = [file.stat().st_size for file in path.parent.glob(f"{glob.escape(path.name)}*")]
+        if limit != resource.RLIM_INFINITY and max(sizes, default=0) + _A_LITTLE > limit:
+            return True
+        if shutil.disk_usage(path.parent).free < _A_LITTLE:
+            return True
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(bytes(1 << 14))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return False

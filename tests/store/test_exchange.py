@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tqchat.paths import Paths
+from tqchat.store import parsing
+from tqchat.store.database import Database, SamplingChoice, StoreFull
+from tqchat.store.exchange import from_json, to_json, to_markdown
+from tqchat.store.parsing import BadImport
+
+LETTERS = "abc XYZ\n\täß中文🦊'\"\\%_*`#\x00\x1b\x9b\u2028\u202e\ufeff{}[]"
+
+
+@pytest.fixture
+def database(paths: Paths) -> Iterator[Database]:
+    with Database(paths.database) as opened:
+        yield opened
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Database]:
+    with Database(tmp_path / "other" / "tqchat.db") as opened:
+        yield opened
+
+
+def exported(database: Database) -> bytes:
+    return "".join(to_json(database, database.conversations())).encode()
+
+
+def everything(database: Database) -> list[Any]:
+    return [(one, database.tree(one.id)) for one in database.conversations()]
+
+
+def fill(database: Database, seed: int) -> None:
+    """A few conversations with everything that a conversation can have."""
+    chance = random.Random(seed)
+
+    def text(longest: int = 80) -> str:
+        return "".join(chance.choices(LETTERS, k=chance.randint(0, longest)))
+
+    def perhaps(value: Any) -> Any:
+        return chance.choice((None, value))
+
+    for _ in range(chance.randint(1, 4)):
+        scheme = chance.choice(("fp16", "auto", "turbo4v2", "affine8"))
+        one = database.create(text(), perhaps(text()), scheme, system_prompt=perhaps(text()))
+        if chance.random() < 0.5:
+            database.rename(one.id, text())
+        choice = SamplingChoice(
+            temperature=perhaps(chance.random() * 5),
+            top_k=perhaps(chance.randrange(10**6)),
+            seed=perhaps(chance.randrange(2**63)),
+        )
+        database.set_sampling(one.id, choice)
+        database.set_draft(one.id, text())
+        ids: list[str] = []
+        for _ in range(chance.randrange(12)):
+            if ids and chance.random() < 0.4:
+                database.rewind_to(one.id, chance.choice((None, *ids)))
+            message = database.add_message(
+                one.id,
+                chance.choice(("system", "user", "assistant")),
+                text(400),
+                chance.choice(("complete", "unfinished", "stopped")),
+                tokens=perhaps(chance.randrange(2**53)),
+                prompt_tokens=perhaps(chance.randrange(10**6)),
+                tokens_per_second=perhaps(chance.random() * 10 ** chance.randint(-5, 300)),
+                first_token_seconds=perhaps(chance.random()),
+                scheme=perhaps("turbo0v4"),
+                model=perhaps(text()),
+            )
+            ids.append(message.id)
+        if ids and chance.random() < 0.3:
+            database.rewind_to(one.id, chance.choice((None, *ids)))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_imported_is_what_was_exported(database: Database, other: Database, seed: int) -> None:
+    fill(database, seed)
+    file = exported(database)
+    imported = from_json(other, file)
+    assert {one.outcome for one in imported} == {"added"}
+    assert everything(other) == everything(database)
+    assert exported(other) == file
+    for one in database.conversations():
+        assert other.messages(one.id) == database.messages(one.id)
+    # A second time nothing happens, on either side.
+    assert {one.outcome for one in from_json(other, file) + from_json(database, file)} == {"skipped"}
+    assert exported(other) == exported(database) == file
+    assert other._connection.execute("PRAGMA foreign_key_check").fetchall() == []
+
+
+def test_an_imported_conversation_is_found_and_goes_on(database: Database, other: Database) -> None:
+    conversation = database.create("Foxes", None, "fp16")
+    database.add_message(conversation.id, "user", "a vixen")
+    from_json(other, exported(database))
+    assert len(other.search("vixen")) == len(other.search("foxes")) == 1
+    other.add_message(conversation.id, "assistant", "yes")
+    assert [m.content for m in other.messages(conversation.id)] == ["a vixen", "yes"]
+
+
+def test_an_id_that_is_taken_makes_a_copy(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    first = database.add_message(conversation.id, "user", "q")
+    database.add_message(conversation.id, "assistant", "a")
+    file = exported(database)
+    database.rename(conversation.id, "mine now")
+    database.add_sibling(first.id, "otherwise")
+    before = database.conversation(conversation.id), database.tree(conversation.id)
+    (copied,) = from_json(database, file)
+    assert copied.outcome == "copied" and copied.conversation.id != conversation.id
+    assert (database.conversation(conversation.id), database.tree(conversation.id)) == before
+    assert [m.content for m in database.messages(copied.conversation.id)] == ["q", "a"]
+    assert not {m.id for m in database.tree(copied.conversation.id)} & {m.id for m in before[1]}
+
+
+def test_messages_of_others_are_not_taken_over(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    database.add_message(conversation.id, "user", "q")
+    whole = json.loads(exported(database))
+    whole["conversations"][0]["id"] = "stranger"
+    (copied,) = from_json(database, json.dumps(whole).encode())
+    assert copied.outcome == "copied"
+    assert [m.content for m in database.messages(conversation.id)] == ["q"]
+    assert len(database.conversations()) == 2
+
+
+def test_a_deleted_conversation_comes_back(database: Database) -> None:
+    conversation = database.create("t", None, "fp16")
+    database.add_message(conversation.id, "user", "q")
+    file, before = exported(database), everything(database)
+    database.delete(conversation.id)
+    assert [one.outcome for one in from_json(database, file)] == ["restored"]
+    assert everything(database) == before
+    database.rename(conversation.id, "changed")
+    database.delete(conversation.id)
+    assert [one.outcome for one in from_json(database, file)] == ["copied"]
+    assert database.deleted()[0].title == "changed"
+
+
+def test_the_same_conversation_twice_in_a_file(database: Database, other: Database) -> None:
+    database.create("t", None, "fp16")
+    whole = json.loads(exported(database))
+    whole["conversations"] *= 2
+    assert [one.outcome for one in from_json(other, json.dumps(whole).encode())] == ["added", "skipped"]
+
+
+Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f, c, m: f.update(format="x"), "not an export of tqchat"),
+        (lambda f, c, m: f.update(version=2), "a newer tqchat wrote it"),
+        (lambda f, c, m: f.update(version=True), "not an export"),
+        (lambda f, c, m: f.update(version=None), "not an export"),
+        (lambda f, c, m: f.update(more=1), "not an export"),
+        (lambda f, c, m: f.update(conversations={}), "must be a list"),
+        (lambda f, c, m: f.update(conversations=[1]), "conversation 1 must be an object"),
+        (lambda f, c, m: c.pop("title"), "conversation 2 lacks title"),
+        (lambda f, c, m: c.update(title=None), "title of conversation 2 is None, but must be a text"),
+        (lambda f, c, m: c.update(extra=1), "conversation 2 has an unknown field 'extra'"),
+        (lambda f, c, m: c.update(deleted_at=1), "unknown field"),
+        (lambda f, c, m: c.update(id="../../etc"), "must be an id"),
+        (lambda f, c, m: c.update(id="a" * 65), "must be an id"),
+        (lambda f, c, m: c.update(id=["x"]), "is a list, but must be an id"),
+        (lambda f, c, m: c.update(scheme="zip"), "must be a cache scheme"),
+        (lambda f, c, m: c.update(created_at=float("nan")), "must be a number"),
+        (lambda f, c, m: c.update(created_at=float("inf")), "must be a number"),
+        (lambda f, c, m: c.update(updated_at=1e300), "must be a number"),
+        (lambda f, c, m: c.update(updated_at=10**400), "must be a number"),
+        (lambda f, c, m: c.update(created_at=-1), "must be a number"),
+        (lambda f, c, m: c.update(created_at=True), "must be a number"),
+        (lambda f, c, m: c.update(title_is_automatic=1), "true or false"),
+        (lambda f, c, m: c.update(sampling={"heat": 1}), "no sampling setting 'heat'"),
+        (lambda f, c, m: c.update(sampling={"seed": "1"}), "seed is '1'"),
+        (lambda f, c, m: c.update(sampling={"seed": "x" * 9999}), "seed is"),
+        (lambda f, c, m: c.update(sampling=[]), "an object of sampling"),
+        (lambda f, c, m: c.update(head_id="nowhere"), "ends in a message that it does not have"),
+        (lambda f, c, m: c.update(head_id={}), "must be an id"),
+        (lambda f, c, m: c.update(messages=None), "with a list of messages"),
+        (lambda f, c, m: c.update(messages=[[]]), "message 1 of conversation 2 must be an object"),
+        (lambda f, c, m: c["messages"].append(m), "has the id of an earlier one"),
+        (lambda f, c, m: c["messages"].reverse(), "parent of message 1 of conversation 2 does not come"),
+        (lambda f, c, m: m.update(parent_id=m["id"]), "parent of message 2"),
+        (lambda f, c, m: m.update(role="tool"), "one of system, user, assistant"),
+        (lambda f, c, m: m.update(role=["user"]), "one of system"),
+        (lambda f, c, m: m.update(status=None), "one of complete"),
+        (lambda f, c, m: m.update(content=5), "must be a text"),
+        (lambda f, c, m: m.update(content="x" * (16 << 20) + "x"), "at most 16,777,216"),
+        (lambda f, c, m: m.update(tokens=-1), "whole number"),
+        (lambda f, c, m: m.update(tokens=1.5), "whole number"),
+        (lambda f, c, m: m.update(tokens=2**70), "whole number"),
+        (lambda f, c, m: m.update(conversation_id="x"), "unknown field"),
+    ],
+)
+def test_a_file_with_anything_wrong_imports_nothing(
+    database: Database, other: Database, change: Change, sentence: str
+) -> None:
+    for title in ("right", "wrong"):
+        conversation = database.create(title, None, "fp16")
+        database.add_message(conversation.id, "user", "q")
+        database.add_message(conversation.id, "assistant", "a")
+    whole = json.loads(exported(database))
+    bad = whole["conversations"][1]
+    change(whole, bad, bad["messages"][1])
+    with pytest.raises(BadImport) as told:
+        from_json(other, json.dumps(whole).encode())
+    assert sentence in str(told.value)
+    assert str(told.value).endswith("Nothing was imported.") and len(str(told.value)) < 400
+    assert other.conversations() == [] and other.deleted() == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"null", b"[]", b"1", b'"x"', b"\xff\xfe", b"\x00" * 100, b"[" * 200_000, b"9" * 5000),
+        *(b'{"a":' * 200_000, b"NaN", b"SQLite format 3\x00", b'{"format": "tqchat-conversations"}'),
+    ],
+)
+def test_other_files_are_refused_in_a_sentence(database: Database, content: bytes) -> None:
+    with pytest.raises(BadImport, match="cannot be imported"):
+        from_json(database, content)
+
+
+def test_a_file_that_is_too_large_is_not_even_parsed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parsing, "LARGEST_FILE", 1 << 20)
+    with pytest.raises(BadImport, match="larger than 1 MiB"):
+        from_json(database, b" " * ((1 << 20) + 1))
+
+
+def test_random_damage_never_does_more_than_refuse(database: Database, other: Database) -> None:
+    fill(database, 3)
+    file = exported(database)
+    chance = random.Random(5)
+    for _ in range(300):
+        damaged = bytearray(file)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randrange(len(damaged))
+            action = chance.randrange(3)
+            if action == 0:
+                damaged[at] = chance.randrange(256)
+            elif action == 1:
+                del damaged[at : at + chance.randint(1, 50)]
+            else:
+                damaged[at:at] = damaged[at : at + chance.randint(1, 50)]
+        try:
+            from_json(other, bytes(damaged))
+        except BadImport:
+            continue
+        # A change inside a text is no damage; what came in is then as sound as any other.
+        for one in other.conversations():
+            assert len(other.messages(one.id)) <= len(other.tree(one.id))
+    assert other._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert other._connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    from_json(other, exported(other))
+
+
+def test_half_characters_become_whole_ones(database: Database, other: Database) -> None:
+    database.create("t", None, "fp16")
+    file = exported(database).replace(b'"title": "t"', b'"title": "\\ud800"')
+    (imported,) = from_json(other, file)
+    assert other.conversation(imported.conversation.id).title == "\ufffd"
+
+
+def test_what_may_be_left_out_may_be(database: Database) -> None:
+    message = json.loads(
+        '{"id": "m1", "parent_id": null, "role": "user", "content": "hi", "status": "complete",'
+        ' "created_at": 5}'
+    )
+    conversation = json.loads(
+        '{"id": "c1", "title": "By hand", "model": null, "scheme": "fp16", "created_at": 5,'
+        ' "updated_at": 6, "head_id": "m1", "title_is_automatic": false}'
+    )
+    conversation["messages"] = [message]
+    whole = {"format": "tqchat-conversations", "version": 1, "conversations": [conversation]}
+    from_json(database, json.dumps(whole).encode())
+    assert [m.content for m in database.messages("c1")] == ["hi"]
+    assert from_json(database, json.dumps(copy.deepcopy(whole)).encode())[0].outcome == "skipped"
+
+
+def test_a_disk_that_fills_up_imports_nothing(database: Database, other: Database) -> None:
+    for _ in range(3):
+        conversation = database.create("t", None, "fp16")
+        database.add_message(conversation.id, "user", "x" * 50_000)
+    kept = other.create("kept", None, "fp16")
+    pages = other._connection.execute("PRAGMA page_count").fetchone()[0]
+    other._connection.execute(f"PRAGMA max_page_count = {pages + 60}")
+    with pytest.raises(StoreFull):
+        from_json(other, exported(database))
+    assert other.conversations() == [kept]
+
+
+def test_markdown_shows_the_branch_that_is_shown(database: Database) -> None:
+    conversation = database.create("A\nfox", "starter", "fp16", system_prompt="Be brief.")
+    database.add_message(conversation.id, "user", "What is a *fox*?\n\n\x1b[2J")
+    first = database.add_message(conversation.id, "assistant", "hidden")
+    database.add_sibling(first.id, "```\ncode\n```\n", "stopped", model="starter")
+    text = to_markdown(database, conversation)
+    created = text.splitlines()[2]
+    assert created.endswith(", starter*")
+    assert text == (
+        f"# A fox\n\n{created}\n\n## System\n\nBe brief.\n\n## You\n\nWhat is a *fox*?\n\n\x1b[2J\n\n"
+        "## starter (stopped)\n\n```\ncode\n```\n\n"
+        "*1 more message on other branches; an export as JSON has them.*\n"
+    )

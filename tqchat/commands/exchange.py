@@ -1,0 +1,103 @@
+"""``tqchat export`` and ``tqchat import``: conversations as files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqchat import paths
+from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.errors import TqchatError
+from tqchat.files import write_atomically
+from tqchat.store import exchange
+from tqchat.store.database import Conversation, Database, UnknownConversation
+from tqchat.store.parsing import LARGEST_FILE
+from tqchat.text import one_line, printable
+
+_OUTCOMES = {
+    "added": "",
+    "copied": "  (another one has its id: imported under a new one)",
+    "restored": "  (was deleted here, is back)",
+    "skipped": "  (is here already)",
+}
+
+
+class BadFile(TqchatError):
+    """A file cannot be read or written."""
+
+    def __init__(self, doing: str, file: str, error: OSError) -> None:
+        super().__init__(f"{file} cannot be {doing} ({(error.strerror or str(error)).lower()}).")
+
+
+def export(conversation_id: str | None, *, file_format: str | None, output: str | None) -> int:
+    """Write one conversation, or all of them if no id is given.
+
+    Raises:
+        UnknownConversation: if there is no such one.
+        BadFile: if the file cannot be written; an old one is then as it was.
+    """
+    if file_format is None:
+        file_format = "json" if output is not None and output.lower().endswith(".json") else "md"
+    file = paths.locate().database
+    if not file.exists():
+        if conversation_id is not None:
+            raise UnknownConversation(conversation_id)
+        raise TqchatError("There are no conversations to export yet.")
+    with Database(file) as database:
+        chosen = (
+            database.conversations() if conversation_id is None else [database.conversation(conversation_id)]
+        )
+        pieces = exchange.to_json(database, chosen) if file_format == "json" else _markdown(database, chosen)
+        if output is None or output == "-":
+            # A terminal obeys what a file only holds. The JSON has nothing but plain characters.
+            clean = printable if sys.stdout.isatty() else str
+            for piece in pieces:
+                sys.stdout.write(clean(piece))
+        else:
+            _write(output, pieces)
+    return 0
+
+
+def import_file(name: str) -> int:
+    """Read the conversations of a JSON file, all of them or none.
+
+    Raises:
+        BadFile: if the file cannot be read.
+        BadImport: if it is not an export of tqchat.
+    """
+    try:
+        # One byte more than is allowed is enough to know.
+        if name == "-":
+            content = sys.stdin.buffer.read(LARGEST_FILE + 1)
+        else:
+            with Path(name).open("rb") as file:
+                content = file.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise BadFile("read", name, error) from error
+    with Database(paths.locate().database) as database:
+        imported = exchange.from_json(database, content)
+    for one in imported:
+        title = one_line(one.conversation.title) or UNTITLED
+        print(f"{one.conversation.id[:SHORT_ID]}  {title}{_OUTCOMES[one.outcome]}")
+    new = sum(one.outcome != "skipped" for one in imported)
+    print(f"{new} imported, {len(imported) - new} already here.")
+    return 0
+
+
+def _markdown(database: Database, chosen: list[Conversation]) -> Iterator[str]:
+    for index, conversation in enumerate(chosen):
+        yield ("\n---\n\n" if index else "") + exchange.to_markdown(database, conversation)
+
+
+def _write(name: str, pieces: Iterator[str]) -> None:
+    path = Path(name)
+    try:
+        if path.exists() and not path.is_file():
+            # A pipe or a device is written to, not replaced.
+            with path.open("w", encoding="utf-8") as file:
+                file.writelines(pieces)
+        else:
+            write_atomically(path.resolve(), "".join(pieces).encode())
+    except OSError as error:
+        raise BadFile("written", name, error) from error

@@ -1,0 +1,217 @@
+"""``tqchat lab``: measuring what cache schemes cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqchat.errors import TqchatError
+from tqchat.text import one_line
+
+if TYPE_CHECKING:
+    from tqchat.engine.models import LoadedModel
+    from tqchat.lab.evaluation import Dropped
+
+
+class CannotWrite(TqchatError):
+    """A result cannot be written where it was asked for."""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``lab`` and what is below it to the command line's parser."""
+    lab = commands.add_parser("lab", help="measure what cache schemes cost", allow_abbrev=False)
+    below = lab.add_subparsers(dest="lab_command", metavar="what", required=True)
+
+    evaluate = below.add_parser(
+        "eval", help="hold schemes against the FP16 cache on a text", allow_abbrev=False
+    )
+    evaluate.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
+    evaluate.add_argument(
+        "--schemes",
+        metavar="A,B,C",
+        default="all",
+        help="schemes, and mlx8 and mlx4 for mlx-lm's own quantised caches; all of them by default",
+    )
+    evaluate.add_argument("--text", metavar="FILE", required=True, type=Path, help="a UTF-8 text to read")
+    evaluate.add_argument(
+        "--recall", metavar="FILE", type=Path, help='JSON Lines of {"messages": [...], "answer": "..."}'
+    )
+    evaluate.add_argument("--tokens", metavar="N", type=int, help="tokens to read, 4096 by default")
+    evaluate.add_argument(
+        "--prefill", metavar="N", type=int, help="how many of them are the prompt; a quarter by default"
+    )
+    evaluate.add_argument("--json", metavar="OUT", type=Path, help="write the results there")
+    evaluate.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw the frontier there")
+    evaluate.add_argument(
+        "--outliers", metavar="F", type=float, help="give the keys outliers of this factor, 20 for example"
+    )
+    _add_one_by_one(evaluate)
+
+    profile = below.add_parser("profile", help="measure a model, for the scheme auto", allow_abbrev=False)
+    profile.add_argument("model", metavar="MODEL", nargs="?", default=argparse.SUPPRESS)
+    profile.add_argument("--tokens", metavar="N", type=int, help="tokens to read, 2048 by default")
+    _add_one_by_one(profile)
+
+    below.add_parser("schemes", help="print the table of schemes, as Markdown")
+
+    plot = below.add_parser("plot", help="draw the frontier of earlier results")
+    plot.add_argument("results", metavar="RESULTS.json", type=Path)
+    plot.add_argument("picture", metavar="OUT.svg", type=Path)
+
+
+def _add_one_by_one(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--one-by-one",
+        action="store_true",
+        default=None,
+        help="feed single tokens on a CPU too, where up to 15 together give the same, sooner",
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the command below ``lab`` and return its exit code."""
+    match options.lab_command:
+        case "eval":
+            return _evaluate(options)
+        case "profile":
+            return _profile(options)
+        case "plot":
+            from tqchat.lab.frontier import frontier_svg
+            from tqchat.lab.results import Results
+
+            _write(options.picture, frontier_svg(Results.read(options.results)))
+            return 0
+        case _:
+            from tqchat.lab.tables import scheme_table
+
+            print(scheme_table())
+            return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from tqchat.lab.contestants import parse_contestants
+    from tqchat.lab.results import Results
+
+    # All that can be refused is refused before a model is loaded.
+    contestants = parse_contestants(options.schemes)
+    for out in (options.json, options.plot):
+        if out is not None and not out.parent.is_dir():
+            raise CannotWrite(
+                f"The folder {out.parent} does not exist, so {out.name} cannot be written there."
+            )
+
+    model = _load(options.model)
+    from tqchat.lab import evaluation, outliers, reading, recall
+
+    text = reading.read_text(options.text)
+    asked = None if options.recall is None else recall.read_prompts(options.recall)
+    ids, prefill = reading.portion(model, text, options.tokens, options.prefill)
+    if options.outliers is not None:
+        outliers.add_outliers(model, options.outliers)
+    progress = Progress()
+    rows, dropped = evaluation.evaluate(
+        model, contestants, ids, prefill, one_by_one=options.one_by_one, progress=progress
+    )
+    if asked is not None:
+        answered = recall.recall(model, contestants, asked, progress)
+        rows = [replace(row, recall=answered.get(row.scheme)) for row in rows]
+    progress.end()
+    name = model.info.name + ("" if options.outliers is None else f" with outliers x{options.outliers:g}")
+    results = Results(name, options.text.name, len(ids) - 1, tuple(rows))
+    if options.json is not None:
+        _write(options.json, results.to_json())
+    if options.plot is not None and rows:
+        from tqchat.lab.frontier import frontier_svg
+
+        _write(options.plot, frontier_svg(results))
+    if rows:
+        from tqchat.lab.tables import result_table
+
+        measured = f"{prefill:,} read as the prompt, {results.tokens - prefill:,} measured"
+        held = f"{results.tokens:,} tokens held"
+        print(f"{one_line(results.model)} on {one_line(results.text)}: {held}, {measured}.\n")
+        print(result_table(results))
+    return _complain_of(dropped)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    model = _load(options.model)
+    from tqchat import paths
+    from tqchat.engine import chooser, profile
+    from tqchat.lab import profiling
+    from tqchat.lab.results import Results
+    from tqchat.lab.tables import result_table
+
+    places = paths.locate()
+    progress = Progress()
+    made, rows, dropped = profiling.measure(
+        model, tokens=options.tokens, one_by_one=options.one_by_one, progress=progress
+    )
+    progress.end()
+    file = profile.save(places, made)
+    print(f"{one_line(made.model)} on the built-in text, {made.tokens:,} tokens held.\n")
+    print(result_table(Results(made.model, "the built-in text", made.tokens, tuple(rows))))
+    choice = chooser.resolve_scheme(chooser.AUTO, profile=made)
+    print(f"\nauto, with memory to spare: {choice.reason}\nKept in {file}.")
+    return _complain_of(dropped)
+
+
+def _load(ref: str | None) -> LoadedModel:
+    from tqchat import paths, settings
+    from tqchat.engine import models
+
+    wishes = settings.load(paths.locate())
+    return models.load(ref if ref is not None else wishes.model)
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CannotWrite(f"{file} cannot be written ({(error.strerror or str(error)).lower()}).") from error
+
+
+def _complain_of(dropped: list[Dropped]) -> int:
+    for one in dropped:
+        print(f"tqchat: {one.name} was not measured: {one.reason}.", file=sys.stderr)
+    return 1 if dropped else 0
+
+
+class Progress:
+    """How far a measurement is, on standard error: a line that renews itself, or a few lines in a log."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._began = self._told = time.monotonic()
+        self._tenth = -1
+        self._shown = False
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show what is going on, if it is time to."""
+        now = time.monotonic()
+        share = done / total if total else 0.0
+        if self._live:
+            if now - self._told < 0.2:
+                return
+            self._told, self._shown = now, True
+            sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} %  {what}{self._left(now, share)}")
+        elif int(10 * share) != self._tenth:
+            self._tenth = int(10 * share)
+            sys.stderr.write(f"{100 * share:3.0f} %  {what}\n")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Make room for what comes next."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    def _left(self, now: float, share: float) -> str:
+        if share < 0.02:
+            return ""
+        left = (now - self._began) / share * (1 - share)
+        return f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"

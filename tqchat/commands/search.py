@@ -1,0 +1,60 @@
+"""``tqchat search``: what was said, and where."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import datetime
+
+from tqchat import paths
+from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.errors import TqchatError
+from tqchat.store.database import Database, SearchHit
+from tqchat.text import one_line
+
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[22m"
+
+
+class BadSearch(TqchatError):
+    """What was asked for cannot be looked for."""
+
+    exit_code = 2
+
+
+def main(text: str, limit: int) -> int:
+    """Print the titles and messages that hold every word of a text.
+
+    Raises:
+        BadSearch: if there is nothing to look for.
+    """
+    if not text.strip():
+        raise BadSearch("There is nothing to search for; write a word or two.")
+    if not 1 <= limit <= 10_000:
+        raise BadSearch(f"--limit is {limit}, but must be a whole number from 1 to 10000.")
+    file = paths.locate().database
+    hits: list[SearchHit] = []
+    # Looking must not create anything.
+    if file.exists():
+        with Database(file) as database:
+            hits = database.search(text, limit)
+    if not hits:
+        print("Nothing was found.")
+    bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    for hit in hits:
+        when = datetime.fromtimestamp(hit.created_at).strftime("%Y-%m-%d %H:%M")
+        title = one_line(hit.title) or UNTITLED
+        print(f"{hit.conversation_id[:SHORT_ID]}  {when}  {title}")
+        if hit.message_id is not None:
+            name = "you" if hit.role == "user" else hit.role
+            print(f"    {name}: {_marked(hit) if bold else hit.snippet}")
+    return 0
+
+
+def _marked(hit: SearchHit) -> str:
+    """The snippet, which is printable already, with what was found in bold."""
+    parts: list[str] = []
+    end = 0
+    for start, stop in hit.marks:
+        parts += [hit.snippet[end:start], _BOLD, hit.snippet[start:stop], _PLAIN]
+        end = stop
+    return "".join([*parts, hit.snippet[end:]])

@@ -1,0 +1,139 @@
+"""Conversations as files: Markdown for people, JSON for machines.
+
+The JSON holds everything, with every branch and setting: what is imported is what was exported."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any, Literal
+
+from tqchat.store.database import Database
+from tqchat.store.parsing import FORMAT, VERSION, Parsed, parse
+from tqchat.store.records import Conversation, Message
+from tqchat.store.rows import CONVERSATION, conversation_from, insert_conversation, insert_message, new_id
+from tqchat.text import one_line
+
+Outcome = Literal["added", "copied", "restored", "skipped"]
+UNTITLED = "(untitled)"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of one conversation of a file.
+
+    It was ``added``; or ``copied`` under another id, because a different one has its own; or ``restored``,
+    because it was here and deleted; or ``skipped``, because it is here already, the same in everything.
+    """
+
+    conversation: Conversation
+    outcome: Outcome
+
+
+def to_json(database: Database, conversations: Sequence[Conversation]) -> Iterator[str]:
+    """A JSON file of conversations, piece by piece, so that not all must be in memory.
+
+    Raises:
+        UnknownConversation: if one is gone.
+    """
+    yield f'{{"format": "{FORMAT}", "version": {VERSION}, "conversations": ['
+    for index, conversation in enumerate(conversations):
+        with database.reading():
+            whole = database.conversation(conversation.id), database.tree(conversation.id)
+        body = json.dumps(_plain(*whole), ensure_ascii=True, allow_nan=False, indent=1)
+        yield (",\n" if index else "\n") + body
+    yield "\n]}\n"
+
+
+def to_markdown(database: Database, conversation: Conversation) -> str:
+    """The branch that is shown of one conversation, to be read; the content is left as it is.
+
+    Raises:
+        UnknownConversation: if it is gone.
+    """
+    with database.reading():
+        conversation = database.conversation(conversation.id)
+        shown = database.messages(conversation.id)
+        hidden = len(database.tree(conversation.id)) - len(shown)
+    facts = [_when(conversation.created_at), *([conversation.model] if conversation.model else [])]
+    parts = [f"# {one_line(conversation.title) or UNTITLED}", f"*{one_line(', '.join(facts))}*"]
+    if conversation.system_prompt:
+        parts += ["## System", conversation.system_prompt.strip("\n")]
+    for message in shown:
+        name = {"user": "You", "system": "System"}.get(message.role) or one_line(message.model or "Assistant")
+        note = "" if message.status == "complete" else f" ({message.status})"
+        parts += [f"## {name}{note}", message.content.strip("\n")]
+    if hidden:
+        others = f"{hidden} more message{'' if hidden == 1 else 's'}"
+        parts.append(f"*{others} on other branches; an export as JSON has them.*")
+    return "\n\n".join(parts) + "\n"
+
+
+def from_json(database: Database, content: bytes) -> list[Imported]:
+    """Import every conversation of a JSON file, or none of them.
+
+    Raises:
+        BadImport: if the file is not such a file, or anything in it is not as it must be.
+    """
+    wanted = parse(content)
+    with database.writing() as connection:
+        return [_import(database, connection, parsed) for parsed in wanted]
+
+
+def _import(database: Database, connection: sqlite3.Connection, parsed: Parsed) -> Imported:
+    conversation = parsed.conversation
+    known = database.rows(f"SELECT {CONVERSATION} FROM conversations WHERE id = ?", conversation.id)
+    if known:
+        here = conversation_from(known[0])
+        if replace(here, deleted_at=None) == conversation and database.tree(here.id) == parsed.messages:
+            connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (here.id,))
+            return Imported(conversation, "skipped" if here.deleted_at is None else "restored")
+    taken = known or any(
+        database.rows("SELECT 1 FROM messages WHERE id = ?", message.id) for message in parsed.messages
+    )
+    if taken:
+        parsed = _renamed(parsed)
+    # The head is set last: it may only name a message that is there.
+    insert_conversation(connection, replace(parsed.conversation, head_id=None))
+    for message in parsed.messages:
+        insert_message(connection, message)
+    connection.execute(
+        "UPDATE conversations SET head_id = ? WHERE id = ?",
+        (parsed.conversation.head_id, parsed.conversation.id),
+    )
+    return Imported(parsed.conversation, "copied" if taken else "added")
+
+
+def _renamed(parsed: Parsed) -> Parsed:
+    """The same conversation under ids of its own."""
+    ids: dict[str | None, str | None] = {None: None}
+    ids |= {message.id: new_id() for message in parsed.messages}
+    conversation = replace(parsed.conversation, id=new_id(), head_id=ids[parsed.conversation.head_id])
+    messages = [
+        replace(
+            message,
+            id=ids[message.id] or "",
+            conversation_id=conversation.id,
+            parent_id=ids[message.parent_id],
+        )
+        for message in parsed.messages
+    ]
+    return Parsed(conversation, messages)
+
+
+def _plain(conversation: Conversation, messages: Sequence[Message]) -> dict[str, Any]:
+    whole = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
+    del whole["deleted_at"]
+    whole["sampling"] = conversation.sampling.given
+    whole["messages"] = [
+        {f.name: getattr(message, f.name) for f in fields(Message) if f.name != "conversation_id"}
+        for message in messages
+    ]
+    return whole
+
+
+def _when(time: float) -> str:
+    return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M")
