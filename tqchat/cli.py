@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="MODEL", help="a folder or a Hugging Face repo id; default: the starter"
     )
     parser.add_argument(
-        "--scheme", metavar="SCHEME", help="cache scheme of new conversations, such as turbo0v4"
+        "--scheme", metavar="SCHEME", help="cache scheme of new conversations, such as turbo0v4, or auto"
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a Hugging Face repo id"
     )
     run.add_argument(
-        "--scheme", metavar="SCHEME", default=argparse.SUPPRESS, help="cache scheme, such as turbo0v4"
+        "--scheme", metavar="SCHEME", default=argparse.SUPPRESS, help="cache scheme, such as turbo0v4, or auto"
     )
     run.add_argument("--max-tokens", metavar="N", type=int, help="longest reply, in tokens")
     run.add_argument("--temperature", metavar="T", type=float, help="0 always takes the likeliest token")

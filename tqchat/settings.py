@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import tomli_w
 from tqchat.engine.commands import Sampling
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
-from tqchat.kv.scheme import SCHEMES, UnknownScheme, parse_scheme
+from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 from tqchat.paths import Paths, make_private_folder
 
 DEFAULT_SCHEME = "turbo0v4"
@@ -37,6 +37,7 @@ class Settings:
         scheme: Cache scheme of new conversations.
         system_prompt: First message of every conversation, unseen in the chat.
         max_tokens: Longest reply, in tokens.
+        keys: The person's own keys, by action: the table ``[keys]``. The screen knows the actions.
     """
 
     theme: str = "tqchat-dark"
@@ -50,6 +51,7 @@ class Settings:
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sampling(self) -> Sampling:
@@ -77,11 +79,15 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for text in value.values())
+
+
 def _scheme(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     try:
-        parse_scheme(value)
+        scheme_setting(value)
     except UnknownScheme:
         return False
     return True
@@ -103,7 +109,9 @@ def _number(least: float, most: float, *, above: bool = False) -> _Rule:
 _RULES: Mapping[str, _Rule] = {
     "theme": _Rule("the name of a theme, in quotes", _text),
     "model": _Rule("a folder or a Hugging Face repo id, in quotes", _text),
-    "scheme": _Rule(f"a cache scheme, such as {', '.join(scheme.name for scheme in SCHEMES)}", _scheme),
+    "scheme": _Rule(
+        f"auto, or a cache scheme such as {', '.join(scheme.name for scheme in SCHEMES)}", _scheme
+    ),
     "system_prompt": _Rule("a text in quotes", lambda v: isinstance(v, str)),
     "max_tokens": _whole(1, 1_000_000),
     "temperature": _number(0, 5),
@@ -112,6 +120,7 @@ _RULES: Mapping[str, _Rule] = {
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0, 10, above=True),
     "seed": _whole(0, 2**63 - 1),
+    "keys": _Rule('a table of keys by action, such as scheme = "ctrl+k"', _texts),
 }
 
 

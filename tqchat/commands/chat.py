@@ -7,7 +7,7 @@ import sys
 
 from tqchat import paths, settings
 from tqchat.errors import TqchatError
-from tqchat.kv.scheme import parse_scheme
+from tqchat.kv.scheme import scheme_setting
 
 
 class NoTerminal(TqchatError):
@@ -29,7 +29,7 @@ def main(*, model: str | None, scheme: str | None) -> int:
         SettingsError, UnknownScheme: if what the user asked for cannot be.
     """
     if scheme is not None:
-        scheme = parse_scheme(scheme).name
+        scheme = scheme_setting(scheme)
     # Textual reads standard input and draws on standard error.
     streams = (sys.stdin, sys.stdout, sys.stderr)
     if os.environ.get("TERM") == "dumb" or not all(

@@ -142,6 +142,7 @@ def _profile(options: argparse.Namespace) -> int:
     model = _load(options.model)
     from tqchat import paths
     from tqchat.engine import chooser, profile
+    from tqchat.kv.scheme import AUTO
     from tqchat.lab import profiling
     from tqchat.lab.results import Results
     from tqchat.lab.tables import result_table
@@ -155,7 +156,7 @@ def _profile(options: argparse.Namespace) -> int:
     file = profile.save(places, made)
     print(f"{one_line(made.model)} on the built-in text, {made.tokens:,} tokens held.\n")
     print(result_table(Results(made.model, "the built-in text", made.tokens, tuple(rows))))
-    choice = chooser.resolve_scheme(chooser.AUTO, profile=made)
+    choice = chooser.resolve_scheme(AUTO, profile=made)
     print(f"\nauto, with memory to spare: {choice.reason}\nKept in {file}.")
     return _complain_of(dropped)
 

@@ -11,7 +11,7 @@ from tqchat import paths, settings
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError
-from tqchat.kv.scheme import parse_scheme
+from tqchat.kv.scheme import AUTO, scheme_setting
 from tqchat.text import PrintableStream, printable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main(
         TqchatError: if the settings, the options, the model or the question will not do.
     """
     wishes = settings.load(paths.locate())
-    name = parse_scheme(scheme if scheme is not None else wishes.scheme).name
+    name = scheme_setting(scheme if scheme is not None else wishes.scheme)
     sampling = _sampling(wishes.sampling, max_tokens, temperature, seed)
     messages = [ChatMessage("user", _question(question))]
     if wishes.system_prompt:
@@ -83,6 +83,12 @@ def _events(
     # After the model: loading it prepares the backend, which must come before MLX is first imported.
     from tqchat.engine.session import Session
 
+    if scheme == AUTO:
+        from tqchat.engine import automatic
+
+        choice = automatic.choose(loaded, paths.locate())
+        print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
+        scheme = choice.scheme
     with log_to(paths.locate().log_dir):
         yield from Session(loaded, scheme).send(messages, sampling)
 

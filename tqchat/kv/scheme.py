@@ -187,3 +187,16 @@ def parse_scheme(name: str) -> Scheme:
         return _turbo(key_bits, key_bits, name)
     value_bits = int(match[2])
     return _turbo(key_bits, value_bits, f"turbo{key_bits}" if key_bits == value_bits else name)
+
+
+AUTO = "auto"
+"""The setting that leaves the choice of a scheme to the chooser."""
+
+
+def scheme_setting(name: str) -> str:
+    """``auto``, or the proper name of a scheme: what a conversation or a setting may ask for.
+
+    Raises:
+        UnknownScheme: if it is neither.
+    """
+    return AUTO if name.strip().lower() == AUTO else parse_scheme(name).name

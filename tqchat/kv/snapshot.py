@@ -68,7 +68,7 @@ def save(path: str | Path, cache: list[Any], metadata: dict[str, str] | None = N
     if path.suffix != ".safetensors":
         raise CacheFileError(f"A cache file's name ends in .safetensors; {path.name} does not.")
     arrays: dict[str, mx.array] = {}
-    layers = [_describe(layer, f"layer.{index}", arrays) for index, layer in enumerate(cache)]
+    layers = [describe_layer(layer, f"layer.{index}", arrays) for index, layer in enumerate(cache)]
     told = {"codec": CODEC_VERSION, "layers": layers, "metadata": metadata or {}}
     # Slices of storage with slack are not contiguous, and safetensors holds contiguous arrays only.
     contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
@@ -94,7 +94,7 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
         arrays: dict[str, mx.array] = dict(loaded)
         # mx.load is lazy: the file must not be needed any more once this returns.
         mx.eval(arrays)
-        cache = [_rebuild(layer, f"layer.{index}", arrays) for index, layer in enumerate(told["layers"])]
+        cache = [rebuild_layer(layer, f"layer.{index}", arrays) for index, layer in enumerate(told["layers"])]
         mx.eval([layer.state for layer in cache if not layer.empty()])
         metadata = {str(key): str(value) for key, value in told["metadata"].items()}
     except CacheFileError:
@@ -105,11 +105,11 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     return cache, metadata
 
 
-def _describe(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict[str, Any]:
-    """What ``_rebuild`` needs to know about a layer; its arrays go into ``arrays`` under ``prefix``."""
+def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict[str, Any]:
+    """What ``rebuild_layer`` needs to know about a layer; its arrays go into ``arrays`` as ``prefix.*``."""
     name = type(layer).__name__
     if isinstance(layer, mlx_cache.CacheList):
-        parts = [_describe(part, f"{prefix}.{i}", arrays) for i, part in enumerate(layer.caches)]
+        parts = [describe_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(layer.caches)]
         return {"class": "CacheList", "parts": parts}
     if _CLASSES.get(name) is not type(layer):
         raise CacheFileError(f"A cache of class {name} cannot be saved.")
@@ -123,9 +123,10 @@ def _describe(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict[str,
     return {"class": name, "scalars": scalars}
 
 
-def _rebuild(told: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:
+def rebuild_layer(told: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:
+    """The inverse of ``describe_layer``."""
     if told["class"] == "CacheList":
-        parts = [_rebuild(part, f"{prefix}.{i}", arrays) for i, part in enumerate(told["parts"])]
+        parts = [rebuild_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(told["parts"])]
         return cache_list(parts)
     if told["class"] not in _CLASSES:
         raise CacheFileError(f"The file names a cache class {told['class']!r} that is not allowed.")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqchat.kv.scheme import scheme_setting
 from tqchat.store.errors import DatabaseBusy, StoreFull, UnknownConversation
 from tqchat.store.file import DatabaseFile
 from tqchat.store.lease import Leases
@@ -19,7 +20,6 @@ from tqchat.store.rows import (
     conversation_from,
     insert_conversation,
     new_id,
-    scheme_choice,
     storable,
 )
 from tqchat.store.sampling import SamplingChoice, to_column
@@ -86,7 +86,7 @@ class Conversations(DatabaseFile):
             new_id(),
             storable(title),
             model,
-            scheme_choice(scheme),
+            scheme_setting(scheme),
             now,
             now,
             None,
@@ -104,7 +104,7 @@ class Conversations(DatabaseFile):
 
     def set_scheme(self, conversation_id: str, scheme: str) -> None:
         """Remember the cache scheme of a conversation, or ``auto``."""
-        self._change(conversation_id, "scheme = ?", scheme_choice(scheme))
+        self._change(conversation_id, "scheme = ?", scheme_setting(scheme))
 
     def set_model(self, conversation_id: str, model: str | None) -> None:
         """Remember the model of a conversation."""

@@ -7,6 +7,7 @@ import time
 from dataclasses import fields
 from typing import Unpack
 
+from tqchat.kv.scheme import AUTO
 from tqchat.store import search
 from tqchat.store.conversations import KEEP_DELETED, Conversations, expect
 from tqchat.store.errors import (
@@ -30,7 +31,7 @@ from tqchat.store.records import (
     Status,
     Totals,
 )
-from tqchat.store.rows import AUTO, MESSAGE, column, insert_message, message_from, new_id, storable
+from tqchat.store.rows import MESSAGE, column, insert_message, message_from, new_id, storable
 from tqchat.store.sampling import SamplingChoice
 
 __all__ = [

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from tqchat.errors import TqchatError
+from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
 from tqchat.store.errors import StoreError
 from tqchat.store.records import Conversation, Message
-from tqchat.store.rows import scheme_choice, storable
+from tqchat.store.rows import storable
 
 FORMAT = "tqchat-conversations"
 VERSION = 1
@@ -102,7 +103,7 @@ def _yes_or_no(value: Any) -> bool:
 
 def _scheme(value: Any) -> str:
     try:
-        return scheme_choice(_text(_LONGEST_NAME)(value))
+        return scheme_setting(_text(_LONGEST_NAME)(value))
     except TqchatError as error:
         raise _Wrong("a cache scheme that this version knows, or auto") from error
 

@@ -9,12 +9,8 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import fields
 
-from tqchat.kv.scheme import parse_scheme
 from tqchat.store import sampling
 from tqchat.store.records import Conversation, Message
-
-AUTO = "auto"
-"""The scheme choice that leaves it to the engine's chooser."""
 
 CONVERSATION = ", ".join(field.name for field in fields(Conversation))
 MESSAGE = ", ".join(field.name for field in fields(Message))
@@ -30,17 +26,6 @@ def new_id() -> str:
 def storable(text: str) -> str:
     """The text without the half characters that a terminal or a file name can bring, and no file can hold."""
     return _SURROGATE.sub("\ufffd", text)
-
-
-def scheme_choice(name: str) -> str:
-    """The name, if a conversation may choose it.
-
-    Raises:
-        UnknownScheme: if not.
-    """
-    if name != AUTO:
-        parse_scheme(name)
-    return name
 
 
 def conversation_from(row: sqlite3.Row) -> Conversation:

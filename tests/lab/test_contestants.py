@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+import pytest
+
+from tqchat import kv
+from tqchat.kv.scheme import SCHEMES
+from tqchat.lab.contestants import Contestant, UnknownContestant, decode_runs, parse_contestants
+from tqchat.lab.evaluation import Runner
+from tqchat.lab.reading import encode
+
+if TYPE_CHECKING:
+    from tqchat.engine.models import LoadedModel
+
+
+def test_all_are_the_listed_schemes_and_the_peers() -> None:
+    names = [contestant.name for contestant in parse_contestants("all")]
+    assert names == [*(scheme.name for scheme in SCHEMES), "mlx8", "mlx4"]
+
+
+def test_a_name_is_taken_once_whichever_way_it_is_written() -> None:
+    assert [c.name for c in parse_contestants("turbo4, TURBO4v4,mlx4")] == ["turbo4", "mlx4"]
+
+
+def test_an_unknown_name_is_told_what_there_is() -> None:
+    with pytest.raises(UnknownContestant, match=r"turbo9.*turbo0v4.*mlx8") as error:
+        parse_contestants("turbo4,turbo9")
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["turbo4", "turbo0v2", "affine8"])
+def test_tokens_fed_together_leave_the_cache_of_single_steps(
+    tiny: LoadedModel, prose: str, name: str
+) -> None:
+    ids = encode(tiny, prose)[:300]
+    states = []
+    for one_by_one in (True, False):
+        (contestant,) = parse_contestants(name)
+        runner = Runner(tiny, contestant, one_by_one)
+        runner.read(ids[:150])
+        for start in range(150, 300, 40):
+            runner.decode(ids[start : start + 40])
+        states.append(runner.cache)
+    single, joined = (kv.memory_report(cache) for cache in states)
+    for layer, other in zip(single.layers, joined.layers, strict=True):
+        assert replace(layer, allocated_bytes=0) == replace(other, allocated_bytes=0)
+    assert single.packed_tokens > 0
+    for layer, other in zip(*states, strict=True):
+        for x, y in zip(layer.keys_and_values(), other.keys_and_values(), strict=True):
+            assert mx.abs(x.astype(mx.float32) - y.astype(mx.float32)).mean().item() < 1e-3
+
+
+def test_a_run_never_crosses_a_packing_step() -> None:
+    (contestant,) = parse_contestants("turbo4")
+    scheme = contestant.scheme
+    runs = list(decode_runs(scheme, 151, 400, 16))
+    assert [start for start, _ in runs] == [151, *(stop for _, stop in runs[:-1])]
+    assert runs[-1][1] == 400
+    for start, stop in runs:
+        packed = {scheme.packable(held - scheme.sinks) for held in range(start + 1, stop + 1)}
+        assert len(packed) == 1
+        packs = packed != {scheme.packable(start - scheme.sinks)}
+        assert not packs or stop == start + 1
+    assert max(stop - start for start, stop in runs) == 15
+
+
+def test_peers_begin_raw() -> None:
+    (peer,) = parse_contestants("mlx8")
+    assert peer == Contestant("mlx8", SCHEMES[0], 8)

@@ -1,0 +1,12 @@
+"""The measure of the screen runs the real app and reports what it saw."""
+
+from __future__ import annotations
+
+from tqchat.lab.ui_bench import measure
+
+
+def test_a_short_run_reports_opening_and_lag() -> None:
+    (row,) = measure([30], tokens_per_second=60, seconds=1)
+    assert (row.messages, row.tokens_per_second) == (30, 60)
+    assert row.opening_seconds > 0 and row.widgets > 30
+    assert 0 <= row.lag_p50_ms <= row.lag_p95_ms <= row.lag_max_ms

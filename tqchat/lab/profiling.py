@@ -1,0 +1,69 @@
+"""Measuring a model for ``auto``: every listed scheme on the built-in text.
+
+``text.txt`` is from chapter 12 of Mark Twain's "The Prince and the Pauper" (1881), which is in the public
+domain; the starter was not trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqchat.engine import profile
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.profile import Measured, Profile
+from tqchat.kv.scheme import SCHEMES
+from tqchat.lab.contestants import Contestant
+from tqchat.lab.evaluation import Dropped, Progress, evaluate
+from tqchat.lab.reading import encode
+from tqchat.lab.results import Row
+
+TOKENS = 2048
+"""Tokens read at most; the built-in text has about 3,000."""
+
+PREFILL_SHARE = 4
+"""One token in so many is read as the prompt."""
+
+
+def measure(
+    model: LoadedModel,
+    *,
+    tokens: int | None = None,
+    one_by_one: bool | None = None,
+    progress: Progress | None = None,
+) -> tuple[Profile, list[Row], list[Dropped]]:
+    """Measure every listed scheme in the chat's decode path.
+
+    Returns:
+        The profile, the full rows that it was made from, and schemes that could not be measured.
+
+    Raises:
+        NotFinite: if the model computes NaN.
+    """
+    text = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8")
+    limit = TOKENS if tokens is None else tokens
+    if model.context_limit is not None:
+        limit = min(limit, model.context_limit)
+    ids = encode(model, text)[: limit + 1]
+    contestants = [Contestant(scheme.name, scheme) for scheme in SCHEMES]
+    rows, dropped = evaluate(
+        model, contestants, ids, len(ids) // PREFILL_SHARE, one_by_one=one_by_one, progress=progress
+    )
+    measured = tuple(
+        Measured(
+            scheme=row.scheme,
+            kld_mean=row.kld_mean,
+            kld_p99=row.kld_p99,
+            top1=row.top1,
+            bytes=row.bytes,
+            fp16_bytes=row.fp16_bytes,
+            ratio=row.ratio,
+        )
+        for row in rows
+    )
+    made = Profile(
+        model=model.info.name,
+        fingerprint=model.info.fingerprint,
+        codec=profile.codec_version(),
+        tokens=len(ids) - 1,
+        rows=measured,
+    )
+    return made, rows, dropped

@@ -1,0 +1,114 @@
+"""A conversation's other branches: manifests that share segments with the live one. Nothing is copied."""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqchat.files import write_atomically
+from tqchat.store.manifest import BRANCH, MANIFEST, Manifest, ManifestError, read_manifest
+
+MOST_BRANCHES = 4
+
+
+def files(folder: Path) -> list[Path]:
+    """The manifests of other branches, that used last first."""
+    found = [(path.stat().st_mtime, path) for path in folder.glob(f"{BRANCH}*.json")]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def is_branch(path: Path) -> bool:
+    """Whether a file is the manifest of another branch."""
+    return path.name.startswith(BRANCH) and path.suffix == ".json"
+
+
+def named(folder: Path) -> set[str]:
+    """The segments that any manifest of the conversation names."""
+    names: set[str] = set()
+    for path in (folder / MANIFEST, *files(folder)):
+        try:
+            names |= read_manifest(path).files
+        except (ManifestError, FileNotFoundError):
+            continue  # what cannot be read names nothing
+    return names
+
+
+def keep_other(folder: Path, new: Manifest) -> None:
+    """Before ``new`` becomes the live manifest: keep the one before it if it is another branch of the same
+    cache, and let go of branches that ``new`` contains or that are one too many."""
+    try:
+        old = read_manifest(folder / MANIFEST)
+    except (ManifestError, FileNotFoundError):
+        old = None
+    if old is not None and _is_sibling(old, new):
+        # A copy: whenever the process is killed, there is a live manifest.
+        content = (folder / MANIFEST).read_bytes()
+        write_atomically(folder / f"{BRANCH}{uuid.uuid4().hex}.json", content)
+    kept = 0
+    for path in files(folder):
+        try:
+            fits = _is_sibling(read_manifest(path), new)
+        except ManifestError:
+            fits = False
+        if fits and kept < MOST_BRANCHES:
+            kept += 1
+        else:
+            path.unlink(missing_ok=True)
+
+
+def nearest(
+    folder: Path, found: Sequence[tuple[Path, Manifest]], wanted: Sequence[int]
+) -> tuple[Path, Manifest]:
+    """The manifest whose tokens go furthest along with ``wanted``, the first among equals."""
+    if len(found) == 1 or not wanted:
+        return found[0]
+    return max(found, key=lambda one: _shared(_tokens(folder, one[1]), wanted))
+
+
+def _is_sibling(old: Manifest, new: Manifest) -> bool:
+    """Whether a manifest begins with the same segments as another and holds some that the other does not."""
+    same = (old.fingerprint, old.scheme, old.format, old.codec) == (
+        new.fingerprint,
+        new.scheme,
+        new.format,
+        new.codec,
+    )
+    if not (same and old.pieces and new.pieces and old.pieces[0].file == new.pieces[0].file):
+        return False
+    used = {piece.file.name: piece.used for piece in new.pieces}
+    return any(used.get(piece.file.name, -1) < piece.used for piece in old.pieces)
+
+
+def _shared(tokens: Sequence[int], wanted: Sequence[int]) -> int:
+    for index, (mine, theirs) in enumerate(zip(tokens, wanted, strict=False)):
+        if mine != theirs:
+            return index
+    return min(len(tokens), len(wanted))
+
+
+def _tokens(folder: Path, manifest: Manifest) -> list[int]:
+    """A branch's tokens, read past its tensors: good enough to choose by."""
+    tokens: list[int] = []
+    try:
+        for piece in manifest.pieces:
+            tokens += _tokens_of(folder / piece.file.name)[: piece.used - piece.start]
+        tokens += _tokens_of(folder / manifest.rest.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, EOFError):
+        pass  # as far as it goes
+    return tokens
+
+
+def _tokens_of(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length > path.stat().st_size:
+            raise ValueError(path.name)
+        start, end = json.loads(file.read(length))["tokens"]["data_offsets"]
+        file.seek(8 + length + start)
+        ids = array("I")
+        ids.frombytes(file.read(end - start))
+    return ids.tolist()
