@@ -58,6 +58,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     below.add_parser("schemes", help="print the table of schemes, as Markdown")
 
+    restore = below.add_parser(
+        "restore", help="time saved caches coming back against reading again", allow_abbrev=False
+    )
+    restore.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
+    restore.add_argument("--schemes", metavar="A,B,C", default="fp16,turbo0v4,turbo4,turbo2")
+    restore.add_argument("--long", action="store_true", help="16,384 tokens too")
+
     plot = below.add_parser("plot", help="draw the frontier of earlier results")
     plot.add_argument("results", metavar="RESULTS.json", type=Path)
     plot.add_argument("picture", metavar="OUT.svg", type=Path)
@@ -66,9 +73,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_one_by_one(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--one-by-one",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="feed single tokens on a CPU too, where up to 15 together give the same, sooner",
+        help="feed single tokens, as an accelerator does by default, or up to 15 together, as a CPU does",
     )
 
 
@@ -79,6 +86,8 @@ def main(options: argparse.Namespace) -> int:
             return _evaluate(options)
         case "profile":
             return _profile(options)
+        case "restore":
+            return _restore(options)
         case "plot":
             from tqchat.lab.frontier import frontier_svg
             from tqchat.lab.results import Results
@@ -159,6 +168,24 @@ def _profile(options: argparse.Namespace) -> int:
     choice = chooser.resolve_scheme(AUTO, profile=made)
     print(f"\nauto, with memory to spare: {choice.reason}\nKept in {file}.")
     return _complain_of(dropped)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from tqchat.kv.scheme import parse_scheme
+
+    schemes = [parse_scheme(name.strip()).name for name in options.schemes.split(",")]
+    model = _load(options.model)
+    from tqchat.lab import restore_bench
+
+    lengths = (*restore_bench.LENGTHS, restore_bench.LONG) if options.long else restore_bench.LENGTHS
+    progress = Progress()
+    rows = []
+    for row in restore_bench.measure(model, schemes, lengths):
+        rows.append(row)
+        progress(f"{row.scheme}, {row.tokens:,} tokens", len(rows), len(schemes) * len(lengths))
+    progress.end()
+    print(restore_bench.table(rows))
+    return 0
 
 
 def _load(ref: str | None) -> LoadedModel:

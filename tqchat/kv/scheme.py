@@ -139,9 +139,9 @@ RAW = FormatSpec("raw", 16)
 
 def _turbo(key_bits: int, value_bits: int, name: str | None = None) -> Scheme:
     key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec("turbo", key_bits))
-    # Where keys are packed too, a raw token costs four times a packed one: a shorter tail keeps the ratio
-    # at 4k tokens.
-    tail = 128 if key_bits == 0 else 64
+    # Where keys are packed too, a raw token costs four times a packed one or more: a shorter tail keeps the
+    # ratio at 4k tokens. 4-bit keys and values can afford more of it than the rest.
+    tail = 128 if key_bits == 0 else 88 if key_bits == value_bits == 4 else 64
     return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits), tail)
 
 
