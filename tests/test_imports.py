@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "store": GROUND | {"kv"},
     "engine": GROUND | {"kv", "store"},
     "settings": GROUND | {"kv", "engine.commands"},
-    "lab": GROUND | {"kv", "engine", "store", "settings"},
+    "lab": GROUND | {"kv", "engine", "store", "settings", "ui"},
     "ui": GROUND | {"kv", "engine", "store", "settings"},
     "commands": GROUND | {"kv", "engine", "store", "settings", "lab", "ui"},
     "cli": GROUND | {"commands"},

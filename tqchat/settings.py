@@ -37,6 +37,8 @@ class Settings:
         scheme: Cache scheme of new conversations.
         system_prompt: First message of every conversation, unseen in the chat.
         max_tokens: Longest reply, in tokens.
+        cache_budget: GiB on disk that the saved caches may take together; ``None`` is 20, and no more than a
+            quarter of what is free.
         keys: The person's own keys, by action: the table ``[keys]``. The screen knows the actions.
     """
 
@@ -51,6 +53,7 @@ class Settings:
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    cache_budget: float | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -120,6 +123,7 @@ _RULES: Mapping[str, _Rule] = {
     "min_p": _number(0, 1),
     "repetition_penalty": _number(0, 10, above=True),
     "seed": _whole(0, 2**63 - 1),
+    "cache_budget": _number(0, 100_000, above=True),
     "keys": _Rule('a table of keys by action, such as scheme = "ctrl+k"', _texts),
 }
 

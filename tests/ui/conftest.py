@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -11,6 +12,7 @@ from textual.content import Content
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from tests.ui.room import Room
 from tests.ui.scripted import ScriptedEngine
 from tqchat.engine import events
 from tqchat.paths import Paths
@@ -108,3 +110,15 @@ def stage(paths: Paths) -> Open:
             yield it
 
     return opened
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "tqchat.db"
+
+
+@pytest.fixture
+def room(path: Path) -> Iterator[Room]:
+    room = Room(path)
+    yield room
+    room.database.close()

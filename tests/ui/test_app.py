@@ -171,7 +171,7 @@ async def test_the_picker_applies_a_scheme_to_the_live_cache(stage: Open) -> Non
         await it.sees("Converted 1,900 tokens from turbo0v4 to affine4")
         await it.pilot.press("ctrl+k")
         await it.until(lambda: isinstance(it.app.screen, SchemePicker))
-        await it.pilot.press("home")
+        await it.pilot.press("home", "down")
         await it.sees("keeps its earlier rounding")
         await it.pilot.press("r")
         await it.sees("Re-read 1,900 tokens from affine4 to fp16")
@@ -183,7 +183,7 @@ async def test_the_picker_works_before_there_is_a_model(stage: Open) -> None:
         await it.until(lambda: isinstance(it.app.screen, SchemePicker))
         await it.sees("In force.")
         assert "would take" not in it.text()
-        await it.pilot.press("home", "enter")
+        await it.pilot.press("home", "down", "enter")
         await it.until(lambda: it.app.chat.scheme == "fp16")
 
 
@@ -234,7 +234,7 @@ async def test_a_failed_reply_says_why(stage: Open) -> None:
         it.engine.delta("Well")
         it.engine.say(events.Failed(it.engine.sent()[0].conversation_id, "Not enough memory.", "Well"))
         await it.sees("✗ Not enough memory.")
-        await it.sees("unfinished: ^R answers again")
+        await it.sees("unfinished: F4 goes on, ^R answers again")
 
 
 async def test_quit_saves_first_and_the_conversation_is_there_again(stage: Open, paths: Paths) -> None:
@@ -273,17 +273,17 @@ async def test_quitting_in_the_middle_keeps_the_reply_as_unfinished(stage: Open,
         last = database.messages(database.conversations()[0].id)[-1]
     assert (last.content, last.status) == ("Half of a sentence", "unfinished")
     async with stage() as it:
-        await it.sees("unfinished: ^R answers again")
+        await it.sees("unfinished: F4 goes on, ^R answers again")
 
 
 async def test_help_lists_the_keys_that_are_really_bound(stage: Open) -> None:
-    async with stage((120, 50)) as it:
-        it.app.set_keymap({"scheme": "f6"})
+    async with stage((120, 80)) as it:
+        it.app.set_keymap({"scheme": "f12"})
         await it.pilot.press("f1")
         await it.until(lambda: isinstance(it.app.screen, Help))
         await it.sees("Cache scheme")
         row = next(line for line in it.text().splitlines() if "Cache scheme" in line)
-        assert "F6" in row and "^K" not in row
+        assert "F12" in row and "^K" not in row
         await it.pilot.press("escape")
         await it.until(lambda: not isinstance(it.app.screen, Help))
 

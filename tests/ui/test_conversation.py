@@ -2,81 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.ui.scripted import INFO, ScriptedEngine, report
+from tests.ui.room import Room
+from tests.ui.scripted import INFO, report
 from tqchat.engine import commands, events
 from tqchat.store.database import Database, Message, StoreFull
-from tqchat.ui.conversation import Chat
-from tqchat.ui.state import Reply
-from tqchat.ui.view import Severity
-
-
-class RecordingView:
-    def __init__(self) -> None:
-        self.said: list[tuple[str, str]] = []
-        self.returned: list[str] = []
-        self.finished: list[Message | None] = []
-        self.grown = ""
-
-    def conversations_changed(self) -> None: ...
-    def transcript_changed(self) -> None: ...
-    def message_added(self, message: Message) -> None: ...
-    def figures_changed(self) -> None: ...
-    def reply_started(self, reply: Reply) -> None: ...
-
-    def reply_grew(self, text: str) -> None:
-        self.grown += text
-
-    def reply_finished(self, message: Message | None) -> None:
-        self.finished.append(message)
-
-    def prompt_returned(self, text: str) -> None:
-        self.returned.append(text)
-
-    def say(self, text: str, severity: Severity = "information") -> None:
-        self.said.append((severity, text))
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class Room:
-    """A chat with a scripted engine that answers at once, on the same thread."""
-
-    def __init__(self, path: Path, *, loads: bool = True, system_prompt: str | None = None) -> None:
-        self.database = Database(path)
-        self.view, self.clock = RecordingView(), Clock()
-        self.chat = Chat(
-            self.database, self.view, scheme="turbo0v4", system_prompt=system_prompt, clock=self.clock
-        )
-        self.engine = ScriptedEngine(self.chat.handle, loads=loads)
-        self.chat.connect(self.engine, None)
-
-    def said(self) -> list[tuple[str, str, str]]:
-        assert self.chat.conversation is not None
-        messages = self.database.messages(self.chat.conversation.id)
-        return [(message.role, message.content, message.status) for message in messages]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "data" / "tqchat.db"
-
-
-@pytest.fixture
-def room(path: Path) -> Iterator[Room]:
-    room = Room(path)
-    yield room
-    room.database.close()
 
 
 def test_the_message_is_on_disk_before_the_engine_hears_of_it(path: Path) -> None:
@@ -362,6 +295,7 @@ def test_a_scheme_chosen_for_a_cache_on_disk_converts_it_once_there_is_a_model(p
     room.engine.reply("Hi.")
     assert room.chat.conversation is not None
     one = room.chat.conversation.id
+    room.chat.close()
     room.database.close()
     room = Room(path, loads=False)
     room.chat.caches.disk_bytes[one] = 1000
@@ -372,3 +306,18 @@ def test_a_scheme_chosen_for_a_cache_on_disk_converts_it_once_there_is_a_model(p
     changes = [command for command in room.engine.commands if isinstance(command, commands.SetScheme)]
     assert [(change.conversation_id, change.scheme) for change in changes] == [(one, "turbo0v2")]
     assert room.chat.scheme == "turbo0v2"
+
+
+def test_auto_is_kept_as_the_choice_and_the_engine_hears_a_scheme(room: Room) -> None:
+    room.chat.set_scheme("auto")
+    room.chat.send("Hello")
+    assert room.engine.sent()[-1].scheme == "turbo0v4"
+    room.engine.reply("Hi.")
+    assert room.chat.conversation is not None and room.chat.conversation.scheme == "auto"
+    assert room.chat.scheme_label == "auto: turbo0v4"
+    room.chat.set_scheme("turbo4")
+    assert room.chat.conversation.scheme == "turbo4"
+    room.chat.set_scheme("auto")
+    change = room.engine.commands[-1]
+    assert isinstance(change, commands.SetScheme) and change.scheme == "turbo0v4"
+    assert room.chat.conversation.scheme == "auto", "what was converted is the choice, not its result"

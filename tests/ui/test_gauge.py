@@ -8,6 +8,8 @@ import pytest
 
 from tests.ui.conftest import Open
 from tests.ui.scripted import report
+from tqchat.engine import chooser
+from tqchat.engine.profile import Measured, Profile
 from tqchat.kv.memory import predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
 from tqchat.ui import figures
@@ -15,6 +17,7 @@ from tqchat.ui.screens.scheme import rows
 from tqchat.ui.state import History, Sample
 from tqchat.ui.widgets.gauge.drawing import bar, curves
 from tqchat.ui.widgets.gauge.reading import Reading, bits
+from tqchat.ui.widgets.gauge.room import room
 
 
 async def test_the_panel_shows_the_reports_figures(stage: Open) -> None:
@@ -125,3 +128,22 @@ def test_sizes_read_well(count: int, text: str) -> None:
 def test_text_fits_by_cells_not_by_characters() -> None:
     assert figures.fit("睡觉睡觉", 5) == "睡觉…"
     assert figures.fit("ab", 4) == "ab  "
+
+
+def test_the_picker_offers_auto_with_its_choice_and_what_was_measured() -> None:
+    choice = chooser.Choice("turbo4", "turbo4: because.")
+    measured = tuple(Measured(one.name, 0.001, 0.01, 0.99, 1, 2, 2.0) for one in SCHEMES[:3])
+    shown = rows("auto", report(1900), choice, Profile("m", "f", 1, 100, measured))
+    assert [row.name for row in shown] == ["auto", *(one.name for one in SCHEMES)]
+    assert [row.name for row in shown if row.current] == ["auto"]
+    assert [row.name for row in shown if row.recommended] == ["turbo4"]
+    assert shown[0].scheme.name == "turbo4" and shown[1].kld == 0.001 and shown[-1].kld is None
+
+
+def test_room_is_what_the_budget_leaves_divided_by_what_a_token_takes() -> None:
+    counted = report(1900)
+    found = room(counted, counted.fp16_bytes)
+    assert found is not None and found[1] == 0
+    per_token = (report(9000).bytes - report(5000).bytes) / 4000
+    assert found[0] == pytest.approx((counted.fp16_bytes - counted.bytes) / per_token, rel=0.01)
+    assert room(report(0), 10**9) is None

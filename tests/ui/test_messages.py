@@ -11,7 +11,7 @@ from tests.ui.conftest import Open
 from tqchat.store.database import Message
 from tqchat.ui.widgets.chat.frozen import frozen
 from tqchat.ui.widgets.chat.log import LIVE, PAGE, ChatLog
-from tqchat.ui.widgets.chat.message import FrozenMessage, LiveReply, footer
+from tqchat.ui.widgets.chat.message import Facts, FrozenMessage, LiveReply, footer
 
 DOCUMENT = """Intro text.
 
@@ -189,6 +189,6 @@ def test_frozen_markdown_takes_what_is_unfinished(text: str) -> None:
 def test_the_footer_says_how_a_reply_ended() -> None:
     assert footer(message("x")) is None
     said = footer(message("x", status="unfinished"))
-    assert said is not None and said.plain == "unfinished: ^R answers again"
-    said = footer(message("x"), "cut at the length limit")
-    assert said is not None and said.plain == "cut at the length limit"
+    assert said is not None and said.plain == "unfinished"
+    said = footer(message("x"), Facts("cut at the length limit", 2, 3))
+    assert said is not None and said.plain == "cut at the length limit · 2/3"

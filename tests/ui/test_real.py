@@ -66,7 +66,7 @@ async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
         await until(pilot, app, lambda: "8 of 8 packed" in text(app))
         first = app.chat.report
         assert first is not None and first.scheme == app.chat.scheme
-        await pilot.press("ctrl+k", "home", "enter")
+        await pilot.press("ctrl+k", "home", "down", "enter")
         await until(pilot, app, lambda: app.chat.report and app.chat.report.scheme == "fp16")
         await until(pilot, app, lambda: "History keeps its earlier rounding" in notice(app))
         app.chat.set_scheme("turbo0v2")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from textual.color import Color
+from textual.filter import Monochrome
 
 from tests.ui.conftest import Open
 from tqchat import paths as locations
@@ -30,26 +31,39 @@ error = "#ff0000"
 def test_the_shipped_themes_load_without_a_problem() -> None:
     found = themes.load_all(locations.bundled("themes"))
     assert found.problems == []
-    assert {"tqchat-dark", "tqchat-light"} <= set(found.themes)
+    assert len(found.themes) >= 6 and all(name.startswith("tqchat-") for name in found.themes)
     assert themes.DEFAULT_THEME in found.themes
 
 
-@pytest.mark.parametrize("name", ["tqchat-dark", "tqchat-light"])
+SHIPPED = themes.load_all(locations.bundled("themes")).themes
+
+
+@pytest.mark.parametrize("name", [name for name, theme in SHIPPED.items() if not theme.ansi])
 def test_text_is_legible(name: str) -> None:
-    theme = themes.load_all(locations.bundled("themes")).themes[name]
+    theme = SHIPPED[name]
     quiet = theme.variables["quiet"]
-    for ground in (theme.background, theme.surface):
+    strict = 7 if "contrast" in name else 4.5
+    for ground in (theme.background, theme.surface, theme.panel):
         assert ground is not None
         for text, least in (
             (theme.foreground, 7),
-            (quiet, 4.5),
-            (theme.accent, 4.5),
-            (theme.warning, 4.5),
-            (theme.error, 4.5),
+            (quiet, strict),
+            (theme.accent, strict),
+            (theme.warning, strict),
+            (theme.error, strict),
         ):
             assert text is not None
             ratio = contrast(Color.parse(text), Color.parse(ground))
             assert ratio >= least, f"{text} on {ground} has {ratio:.1f}"
+    cursor = [Color.parse(theme.variables[f"block-cursor-{side}"]) for side in ("foreground", "background")]
+    assert contrast(*cursor) >= 4.5
+
+
+def test_the_terminal_theme_uses_the_terminals_colours_alone() -> None:
+    theme = SHIPPED["tqchat-terminal"]
+    assert theme.ansi
+    colours = [theme.primary, theme.accent, theme.foreground, theme.background, theme.warning, theme.error]
+    assert all(str(colour).startswith("ansi_") for colour in colours)
 
 
 def contrast(one: Color, other: Color) -> float:
@@ -98,7 +112,7 @@ async def test_an_unknown_theme_is_said_and_ours_is_used(stage: Open) -> None:
         await it.sees("There is no theme 'nope'")
 
 
-@pytest.mark.parametrize("name", ["textual-light", "ansi-dark", "nord"])
+@pytest.mark.parametrize("name", ["textual-light", "tqchat-terminal", "tqchat-contrast"])
 async def test_textuals_own_themes_work_and_a_choice_is_remembered(
     stage: Open, paths: Paths, name: str
 ) -> None:
@@ -108,3 +122,27 @@ async def test_textuals_own_themes_work_and_a_choice_is_remembered(
         await it.pilot.press("ctrl+q")
         await it.until(lambda: it.app._exit)
     assert State.load(paths).theme == name
+
+
+async def test_a_persons_theme_is_followed_while_it_is_written(stage: Open, paths: Paths) -> None:
+    paths.themes.mkdir(parents=True)
+    file = paths.themes / "mine.toml"
+    file.write_text(GOOD)
+    async with stage(settings=Settings(theme="mine")) as it:
+        file.write_text(GOOD.replace('background = "#000000"', 'background = "#101010"'))
+        it.app._beat()
+        await it.until(lambda: it.app.screen.styles.background.hex == "#101010")
+        assert State.load(paths).theme is None, "the choice in config.toml stays the choice"
+
+
+async def test_without_colour_nothing_is_coloured(stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with stage() as it:
+        assert it.app.no_color
+        await it.chat("Go", "Well.", tokens=900)
+        (filter,) = [one for one in it.app._filters if isinstance(one, Monochrome)]
+        for strip in it.app.screen._compositor.render_strips():
+            for segment in filter.apply(list(strip), Color.parse("black")):
+                colour = segment.style.color if segment.style else None
+                if colour is not None and colour.triplet is not None:
+                    assert len(set(colour.triplet)) == 1, segment

@@ -87,8 +87,10 @@ def available_memory() -> int:
 
 
 def _prepare() -> Backend:
+    # Once MLX is loaded it keeps the BLAS that it found.
+    too_late = "mlx.core" in sys.modules
     on_cpu = sys.platform == "linux" and not _has_cuda_wheel()
-    blas = _load_openblas() if on_cpu else None
+    blas = _load_openblas() if on_cpu and not too_late else None
     mx = _import_mlx()
     name = _backend_name(mx)
     compiler: str | None = None
@@ -97,7 +99,9 @@ def _prepare() -> Backend:
         compiler = shutil.which(_COMPILER)
         if compiler is None:
             mx.disable_compile()
-        if sys.platform == "linux" and blas is None:
+        if too_late:
+            advice.append("Import tqchat.engine before MLX, so that it can load OpenBLAS first.")
+        elif sys.platform == "linux" and blas is None:
             advice.append(
                 "Install OpenBLAS (`sudo apt install libopenblas0`, `sudo dnf install openblas`): "
                 "prompts are read about 20 times faster."

@@ -49,8 +49,8 @@ class OpenConversation:
 class Send:
     """Answer the transcript, whose last message is the user's. It is on disk already.
 
-    With ``continues`` the last message is a reply that was cut off: go on where it ends; ``Done.text`` and the
-    deltas are then only what is new.
+    With ``continues`` the last message is a reply that was cut off: go on where it ends; ``Done.text`` and
+    the deltas are then only what is new.
     """
 
     conversation_id: str

@@ -15,7 +15,7 @@ class ModelInfo:
     """A loaded model, as far as people and screens care.
 
     ``weight_bytes`` is what the live weights take; ``context_limit`` is in tokens, ``None`` if the model
-    states none."""
+    states none. ``cache_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown."""
 
     name: str
     ref: str
@@ -25,6 +25,7 @@ class ModelInfo:
     weight_bytes: int
     context_limit: int | None
     device: str
+    cache_budget: int | None = None
 
 
 @dataclass(frozen=True)

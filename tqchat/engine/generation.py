@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,19 +72,26 @@ class TextStream:
     """Tokens in, text out: whole characters, no special tokens, nothing past ``stop_text``."""
 
     def __init__(self, tokenizer: Any, stop_text: str | None = None) -> None:
+        self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer
         self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.eos_token_ids)
         self._stop_text = stop_text
         self._held = ""
+        self._shown_ahead = ""
         self.text = ""
         self.ended = False
         """Whether ``stop_text`` has come."""
 
     def begin_after(self, tokens: Sequence[int]) -> None:
-        """Go on behind text that was shown before: what follows it keeps its leading space."""
+        """Go on behind text that was shown before: what follows keeps its leading space, and what was held
+        back and shown at the end of that text is not shown twice.
+        """
+        before = TextStream(self._tokenizer)
         for token in tokens:
+            before.add(token)
             self._detokenizer.add_token(token)
-        _ = self._detokenizer.last_segment
+        before.finish()
+        self._shown_ahead = before.text[len(self._detokenizer.last_segment) :]
 
     def add(self, token: int) -> str:
         """The text that this token completes; often a word, sometimes nothing."""
@@ -101,6 +112,8 @@ class TextStream:
         return self._release(rest.rstrip("\ufffd"), last=True)
 
     def _release(self, segment: str, last: bool = False) -> str:
+        if self._shown_ahead and segment:
+            segment, self._shown_ahead = segment.removeprefix(self._shown_ahead), ""
         if self._stop_text is not None and not self.ended:
             self._held += segment
             at = self._held.find(self._stop_text)

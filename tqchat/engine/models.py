@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqchat.engine import backend, download, folders, prompts
+from tqchat.engine import backend, chooser, download, folders, prompts
 from tqchat.engine.commands import Sampling
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.fingerprint import fingerprint
@@ -156,6 +156,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         weight_bytes=weights.weight_bytes(model),
         context_limit=prompts.context_limit(config),
         device=f"{machine.name}: {machine.device}",
+        cache_budget=chooser.memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, _defaults(folder), cache_dtype, folder)

@@ -52,8 +52,8 @@ def render_unfinished(
     """The token ids of a transcript whose last message is a reply that goes on.
 
     Args:
-        held: The tokens in the cache. If they are this very reply, they are kept as they were generated: a text
-            can be written in other tokens than it came in.
+        held: The tokens in the cache. If they are this very reply, they are kept as they were generated: the
+            same text can be written in other tokens.
 
     Returns:
         The whole prompt, and the part of it that is the reply so far.

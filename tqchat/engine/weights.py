@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
 from typing import Any
 
 import mlx.core as mx

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from textual import on, work
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import ModalScreen, Screen
 from textual.theme import Theme
 from textual.widgets import Markdown
 
 from tqchat import paths as locations
-from tqchat.engine import events
+from tqchat.engine import events, profile
 from tqchat.errors import TqchatError
-from tqchat.kv.scheme import parse_scheme
+from tqchat.kv.scheme import scheme_setting
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State
-from tqchat.store.database import Conversation, Database
+from tqchat.store.database import Database
 from tqchat.store.vault import Vault
 from tqchat.text import one_line
-from tqchat.ui import themes
+from tqchat.ui import keymap, themes
 from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import ACTIONS, keys_in_force
 from tqchat.ui.screens.chat import ChatScreen
-from tqchat.ui.screens.dialog import Ask, Confirm, Leaving
+from tqchat.ui.screens.dialog import Ask, Leaving
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.scheme import Choice, SchemePicker
+from tqchat.ui.slash_actions import SlashActions
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -37,11 +38,12 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 SAVING_SECONDS = 60.0
 """How long leaving waits for the cache to be saved; ctrl+q again does not wait."""
 STARTER = "starter"
-T = TypeVar("T")
+BEAT_SECONDS = 1.5
+"""How often other processes' writing is looked for, and a draft is kept."""
 _NAMES = frozenset(action.name for action in ACTIONS)
 
 
-class TqchatApp(App[None]):
+class TqchatApp(SlashActions):
     """tqchat in a terminal.
 
     ``engine`` makes the engine once the screen has been painted; left out, it is the real one.
@@ -73,6 +75,7 @@ class TqchatApp(App[None]):
         self.state = State.load(paths)
         self.database = Database(paths.database)
         self._model = model or settings.model
+        self._cache_budget = settings.cache_budget
         self._make_engine = engine or self._real_engine
         self._engine: EngineLike | None = None
         self._leaving = False
@@ -80,12 +83,18 @@ class TqchatApp(App[None]):
         self.chat = Chat(
             self.database,
             self._chat_screen,
-            scheme=parse_scheme(scheme or settings.scheme).name,
+            scheme=scheme_setting(scheme or settings.scheme),
+            profiles=lambda fingerprint: profile.load(paths, fingerprint),
             sampling=settings.sampling,
             system_prompt=settings.system_prompt,
         )
         self._chat_screen.chat = self.chat
+        self._wished_theme = settings.theme
         self._problems = self._use_themes(self.state.theme or settings.theme)
+        self._theme_files = themes.stamp(paths.themes)
+        keys, problems = keymap.checked(settings.keys)
+        self._problems += problems + keymap.lost(keys)
+        self.set_keymap(keys)
 
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
@@ -101,6 +110,8 @@ class TqchatApp(App[None]):
         self._reopen()
         for problem in self._problems:
             screen.say(problem, "warning")
+        screen.query_one(ConversationList).find = lambda text: self._try(self.database.search, text) or []
+        self.set_interval(BEAT_SECONDS, self._beat)
         screen.draw_due()
         screen.call_after_refresh(self._start_engine)
 
@@ -108,6 +119,7 @@ class TqchatApp(App[None]):
         if self.state.conversation is not None:
             try:
                 self.chat.open(self.state.conversation)
+                self.prompt.put(self.chat.draft)
                 return
             except TqchatError:
                 pass  # It was deleted, by another process or on the command line: an empty page says enough.
@@ -133,22 +145,24 @@ class TqchatApp(App[None]):
         return {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
 
     def _remember_theme(self, theme: Theme) -> None:
-        self._remember(replace(self.state, theme=theme.name))
+        if theme.name != (self.state.theme or self._wished_theme):
+            self._remember(replace(self.state, theme=theme.name))
 
-    def _remember(self, state: State | None = None) -> None:
-        """Write down what the next start needs, at once: a killed app should come back where it was."""
-        current = self.chat.conversation
-        state = replace(state or self.state, conversation=current.id if current else None)
-        if state != self.state:
-            self.state = state
-            state.save(self.paths)
+    def _reread_themes(self) -> None:
+        """Take a theme into use as it is written: the person's own folder is looked at now and then."""
+        if (now := themes.stamp(self.paths.themes)) == self._theme_files:
+            return
+        self._theme_files = now
+        for problem in self._use_themes(self.theme):
+            self.say(problem, "warning")
+        self.mutate_reactive(TqchatApp.theme)
 
     # The engine
 
     def _real_engine(self, on_event: OnEvent) -> EngineLike:
         from tqchat.engine.worker import Engine
 
-        return Engine(on_event, paths=self.paths)
+        return Engine(on_event, paths=self.paths, cache_budget=self._cache_budget)
 
     def _start_engine(self) -> None:
         vault = Vault(self.paths.caches)
@@ -192,101 +206,39 @@ class TqchatApp(App[None]):
 
         return run
 
-    def _try(self, deed: Callable[..., T], *arguments: object) -> T | None:
-        """Do something to the chat; what the database refuses is said, not raised."""
-        try:
-            return deed(*arguments)
-        except TqchatError as error:
-            self._chat_screen.say(str(error), "error")
-            self._chat_screen.conversations_changed()
-            return None
-
-    @on(Prompt.Submitted)
-    def _send(self, message: Prompt.Submitted) -> None:
-        if self.chat.send(message.text):
-            self._chat_screen.query_one(Prompt).clear_sent()
-            self._remember()
-        elif self.chat.shown_reply or self.chat.shown_waiting:
-            self._chat_screen.say("One message at a time: Esc stops this reply.", "warning")
-
-    @on(ConversationList.Chosen)
-    def _open(self, message: ConversationList.Chosen) -> None:
-        self._try(self.chat.open, message.conversation_id)
-        self._remember()
-        self._chat_screen.close_overlays()
-        self._chat_screen.query_one(Prompt).focus()
+    def _beat(self) -> None:
+        """What is looked after now and then: other processes, and what is half written."""
+        if not self._leaving:
+            self._try(self.chat.refresh)
+            self._reread_themes()
+            self._keep_draft()
 
     @on(Markdown.LinkClicked)
     def _show_link(self, message: Markdown.LinkClicked) -> None:
         # A model wrote it: it is shown, never followed.
         self._chat_screen.say(f"Link: {message.href}")
 
-    def action_new(self) -> None:
-        """Start with an empty page."""
-        self.chat.new()
-        self._remember()
-        self._chat_screen.close_overlays()
-        self._chat_screen.query_one(Prompt).focus()
-
-    def action_previous(self) -> None:
-        """Open the conversation above this one in the list."""
-        self._step(-1)
-
-    def action_next(self) -> None:
-        """Open the one below."""
-        self._step(1)
-
-    def _step(self, step: int) -> None:
-        ids = [one.id for one in self._try(self.database.conversations) or ()]
-        current = self.chat.conversation
-        index = ids.index(current.id) + step if current and current.id in ids else 0
-        if 0 <= index < len(ids):
-            self._try(self.chat.open, ids[index])
-        elif index < 0:
-            self.chat.new()
-        self._remember()
-
-    @work
-    async def action_rename(self) -> None:
-        """Ask for another title."""
-        if self.chat.conversation is None:
-            self._chat_screen.say("A conversation has a title from its first message on.")
-            return
-        title = await self.push_screen_wait(Ask("Title", one_line(self.chat.conversation.title)))
-        if title:
-            self._try(self.chat.rename, one_line(title))
-
-    @work
-    async def action_delete(self) -> None:
-        """Delete the conversation, after asking."""
-        conversation = self._to_delete()
-        if conversation is None:
-            return
-        question = f"“{one_line(conversation.title)}” and its cache are deleted for good."
-        if await self.push_screen_wait(Confirm("Delete this conversation?", question, "delete")):
-            self._try(self.chat.delete, conversation.id)
-
-    def _to_delete(self) -> Conversation | None:
-        """The one under the list's cursor while the list has the keys, else the one that is open."""
-        marked = self._chat_screen.query_one(ConversationList).marked
-        return marked or self.chat.conversation
-
     def action_stop(self) -> None:
         """Close what lies over the chat, else stop what goes on, else back to the prompt."""
         screen = self._chat_screen
-        if not screen.close_overlays() and not self._try(self.chat.stop):
+        if screen.close_overlays():
+            return
+        if self.log_view.marked is not None:
+            self.log_view.mark(None)
+        elif not self._try(self.chat.stop) and not self._leave_fork():
             screen.clear_notice()
             screen.query_one(Prompt).focus()
-
-    def action_regenerate(self) -> None:
-        """Have the last message answered again."""
-        if self._try(self.chat.regenerate) is False:
-            self._chat_screen.say("There is nothing to answer again now.")
 
     @work
     async def action_scheme(self) -> None:
         """Choose the cache's scheme."""
-        picker = SchemePicker(self.chat.scheme, self.chat.report, self.chat.cache_is_live)
+        picker = SchemePicker(
+            self.chat.scheme,
+            self.chat.report,
+            self.chat.cache_is_live,
+            self.chat.auto_choice,
+            self.chat.profile,
+        )
         choice: Choice | None = await self.push_screen_wait(picker)
         if choice is not None:
             self._try(self.chat.set_scheme, choice.scheme, choice.reread)
@@ -305,18 +257,6 @@ class TqchatApp(App[None]):
         )
         if ref:
             self.chat.load_model(None if ref == STARTER else ref)
-
-    def action_toggle_list(self) -> None:
-        """Show or hide the conversations."""
-        shown = self._chat_screen.toggle("#conversations")
-        if not self._chat_screen.is_narrow:
-            self._remember(replace(self.state, sidebar=shown))
-
-    def action_toggle_gauge(self) -> None:
-        """Show or hide the gauge."""
-        shown = self._chat_screen.toggle("#gauge")
-        if self._chat_screen.has_class("-wide"):
-            self._remember(replace(self.state, gauge=shown))
 
     def action_page_up(self) -> None:
         """Scroll the conversation back, wherever the cursor is."""
@@ -341,6 +281,7 @@ class TqchatApp(App[None]):
         if self._leaving or self._engine is None:
             self._leave()
             return
+        self._keep_draft()
         self._leaving = True
         self.push_screen(Leaving())
         self._save_and_leave(self._engine)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tqchat.engine import events
+from tqchat.engine import chooser, events
+from tqchat.engine.profile import Profile
 from tqchat.kv.memory import MemoryReport
-from tqchat.store.database import Conversation, Message
-from tqchat.ui.state import Activity, Caches, History, Reply, SchemeWish, Waiting
+from tqchat.store.database import AUTO, Conversation, Message, Place, SamplingChoice
+from tqchat.ui.state import Activity, Caches, Fork, History, Reply, SchemeWish, Waiting
 
 
 class ChatState:
@@ -24,14 +25,74 @@ class ChatState:
         self.speed: float | None = None
         self.caches = Caches()
         self.endings: dict[str, str] = {}
+        self.fork: Fork | None = None
         self._engine_conversation: str | None = None
         self._wish: SchemeWish | None = None
+        self.places: dict[str, Place] = {}
+        self.read_only: str | None = None
         self._draft_scheme = scheme
+        self._draft_prompt: str | None = None
+        self._draft_sampling = SamplingChoice()
+        self._draft = ""
+        self.profile: Profile | None = None
+        self._chosen: dict[str, chooser.Choice] = {}
 
     @property
     def scheme(self) -> str:
         """The scheme of the shown conversation, or the one that a new conversation will get."""
         return self.conversation.scheme if self.conversation else self._draft_scheme
+
+    @property
+    def auto_choice(self) -> chooser.Choice:
+        """What ``auto`` means for the shown conversation, and why."""
+        return self._choice(self.conversation.id if self.conversation else "")
+
+    @property
+    def scheme_in_force(self) -> str:
+        """The scheme that is really used here, whatever chose it."""
+        return self.auto_choice.scheme if self.scheme == AUTO else self.scheme
+
+    @property
+    def scheme_label(self) -> str:
+        """``turbo4``, or ``auto: turbo0v4``."""
+        return f"auto: {self.scheme_in_force}" if self.scheme == AUTO else self.scheme
+
+    def _choice(self, conversation_id: str) -> chooser.Choice:
+        """The chooser's answer, which a conversation keeps until another model comes."""
+        found = self._chosen.get(conversation_id)
+        if found is None:
+            budget, limit = (
+                (self.model.cache_budget, self.model.context_limit) if self.model else (None, None)
+            )
+            found = chooser.resolve_scheme(
+                AUTO,
+                profile=self.profile,
+                shapes=next(iter(self.caches.reports.values()), None),
+                budget=budget,
+                expected_tokens=chooser.expected_tokens(0, limit),
+            )
+            if self.model is not None:
+                self._chosen[conversation_id] = found
+        return found
+
+    def _resolved(self, conversation_id: str, scheme: str) -> str:
+        """The scheme that a conversation's setting stands for."""
+        return self._choice(conversation_id).scheme if scheme == AUTO else scheme
+
+    @property
+    def system_prompt(self) -> str | None:
+        """What stands before the shown conversation's first message, or will before a new one's."""
+        return self.conversation.system_prompt if self.conversation else self._draft_prompt
+
+    @property
+    def sampling_choice(self) -> SamplingChoice:
+        """What the shown conversation decides about how its replies are drawn."""
+        return self.conversation.sampling if self.conversation else self._draft_sampling
+
+    @property
+    def draft(self) -> str:
+        """What was typed here and not sent."""
+        return self.conversation.draft if self.conversation else self._draft
 
     @property
     def report(self) -> MemoryReport | None:

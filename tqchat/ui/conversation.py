@@ -6,70 +6,47 @@ The screen calls the methods and draws what ``View`` is told; the engine's event
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-from tqchat.engine import commands, events
 from tqchat.errors import TqchatError
-from tqchat.store.database import Conversation, Database, Message
-from tqchat.ui import sentences
-from tqchat.ui.bridge import EngineLike
-from tqchat.ui.chat_state import ChatState
-from tqchat.ui.replies import ReplyWriter
-from tqchat.ui.state import Reply, SchemeWish, Waiting
-from tqchat.ui.transcript import for_engine, last_user, title_from
-from tqchat.ui.view import View
+from tqchat.store.database import Conversation, SamplingChoice, UnknownConversation
+from tqchat.ui.branches import Branches
+from tqchat.ui.state import SchemeWish, Waiting
+from tqchat.ui.transcript import title_from
 
 
-class Chat(ChatState):
+class Chat(Branches):
     """Conversations, the one that is shown, and the replies under way."""
-
-    def __init__(
-        self,
-        database: Database,
-        view: View,
-        *,
-        scheme: str,
-        sampling: commands.Sampling | None = None,
-        system_prompt: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__(scheme)
-        self.database = database
-        self.view = view
-        self.default_scheme = scheme
-        self.sampling = sampling or commands.Sampling()
-        self.system_prompt = system_prompt
-        self._engine: EngineLike | None = None
-        self._writer = ReplyWriter(database, view, clock)
-
-    # What the person does
-
-    def connect(self, engine: EngineLike, model: str | None) -> None:
-        """Take an engine into service and let it load a model."""
-        self._engine = engine
-        self.load_model(model)
-
-    def load_model(self, ref: str | None) -> None:
-        """Load another model; the one before it stays until the new one is ready."""
-        if self._engine is None:
-            return
-        self.loading = events.ModelProgress(ref or "starter", "loading")
-        self._engine.submit(commands.LoadModel(ref))
-        self.view.figures_changed()
-
-    def new(self) -> None:
-        """Begin a conversation. It comes into the database with its first message."""
-        self.conversation, self.messages = None, []
-        self._draft_scheme = self.default_scheme
-        self.view.transcript_changed()
 
     def open(self, conversation_id: str) -> None:
         """Show a conversation, and let the engine bring its cache back as soon as it is free."""
         self.conversation = self.database.conversation(conversation_id)
-        self.messages = self.database.messages(self.conversation.id)
+        self.fork = None
+        self._reread_rows()
+        self.read_only = self._tenancy.take(self.conversation.id)
+        self._let_go()
         self.view.transcript_changed()
         self._pump()
+
+    def refresh(self) -> None:
+        """Take in what another process has written, and the lease that it gave back."""
+        if self.conversation and self.read_only:
+            self.read_only = self._tenancy.take(self.conversation.id)
+            if self.read_only is None:
+                self.view.say("The other tqchat has closed this conversation; you can write here.")
+                self.open(self.conversation.id)
+        if not self.database.changed():
+            return
+        self.view.conversations_changed()
+        if self.conversation is None or self.shown_reply or not self.read_only:
+            return
+        before = self.messages
+        try:
+            self._reread_rows()
+        except UnknownConversation:
+            self.new()
+            self.view.say("This conversation was deleted in another tqchat.")
+        else:
+            if self.messages != before:
+                self.view.transcript_changed()
 
     def send(self, text: str) -> bool:
         """Commit a message and have it answered. Whether it is on disk; if not, the person keeps the text."""
@@ -79,43 +56,70 @@ class Chat(ChatState):
             if self.conversation is None:
                 self.conversation = self._create(text)
             head = self.conversation.head_id
+            if self.fork is not None:
+                self.database.rewind_to(self.conversation.id, self.fork.parent_id)
             message = self.database.add_message(self.conversation.id, "user", text)
+            if self.conversation.draft:
+                self.database.set_draft(self.conversation.id, "")
         except TqchatError as error:
             self.view.say(str(error), "error")
             return False
         self._reread_rows()
-        self.view.message_added(message)
+        if self.fork is None:
+            self.view.message_added(message)
+        else:
+            self.fork = None
+            self.view.transcript_changed()
         self.view.conversations_changed()
-        self.waiting.append(Waiting(self.conversation.id, head, text))
-        self._pump()
-        self.view.figures_changed()
+        self._wait(Waiting(self.conversation.id, head, text))
         return True
 
     def _create(self, text: str) -> Conversation:
         """A conversation in the database, with the system prompt as its first message."""
         model = self.model.ref if self.model else None
-        conversation = self.database.create(title_from(text), model, self._draft_scheme)
-        if self.system_prompt:
-            self.database.add_message(conversation.id, "system", self.system_prompt)
-        return self.database.conversation(conversation.id)
+        conversation = self.database.create(
+            title_from(text),
+            model,
+            self._draft_scheme,
+            system_prompt=self._draft_prompt or None,
+            sampling=self._draft_sampling,
+        )
+        self._tenancy.take(conversation.id)
+        self._draft = ""
+        return conversation
 
-    def regenerate(self) -> bool:
-        """Answer the last user message again.
+    def keep_draft(self, text: str) -> None:
+        """Remember what is typed and not sent."""
+        if self.conversation is None:
+            self._draft = text
+        elif not self.read_only and text != self.conversation.draft:
+            self.database.set_draft(self.conversation.id, text)
+            self.conversation = self.database.conversation(self.conversation.id)
 
-        The reply before it stays in the database, beside the new one.
-        """
-        if self.conversation is None or self.shown_reply or self.shown_waiting:
+    def set_system_prompt(self, text: str | None) -> None:
+        """What the model is told before the first message; it is re-read from there on."""
+        if self.conversation is None:
+            self._draft_prompt = text or None
+        else:
+            self.database.set_system_prompt(self.conversation.id, text or None)
+            self._reread_rows()
+
+    def set_sampling(self, choice: SamplingChoice) -> None:
+        """How replies are drawn here, from the next one on."""
+        if self.conversation is None:
+            self._draft_sampling = choice
+        else:
+            self.database.set_sampling(self.conversation.id, choice)
+            self._reread_rows()
+
+    def undelete(self) -> bool:
+        """Bring back what was deleted last; whether there was anything."""
+        deleted = self.database.deleted()
+        if not deleted:
             return False
-        index = last_user(self.messages)
-        if index is None:
-            return False
-        head = self.conversation.head_id
-        self.database.rewind_to(self.conversation.id, self.messages[index].id)
-        self._reread_rows()
-        self.view.transcript_changed()
-        self.waiting.append(Waiting(self.conversation.id, head, None))
-        self._pump()
-        self.view.figures_changed()
+        self.database.undelete(deleted[0].id)
+        self.open(deleted[0].id)
+        self.view.conversations_changed()
         return True
 
     def stop(self) -> bool:
@@ -146,30 +150,15 @@ class Chat(ChatState):
             self._reread_rows()
             self.view.conversations_changed()
 
-    def delete(self, conversation_id: str) -> None:
-        """Delete a conversation and its cache."""
-        if self.reply and self.reply.conversation_id == conversation_id:
-            if self._engine:
-                self._engine.stop()
-            self.reply = None
-        self.waiting = [waiting for waiting in self.waiting if waiting.conversation_id != conversation_id]
-        if self._wish and self._wish.conversation_id == conversation_id:
-            self._wish = None
-        self.database.delete(conversation_id)
-        self.caches.forget(conversation_id)
-        if self._engine:
-            self._engine.submit(commands.ForgetConversation(conversation_id))
-        if self._engine_conversation == conversation_id:
-            self._engine_conversation = None
-        if self._shown(conversation_id):
-            self.new()
-        self.view.conversations_changed()
-
     def set_scheme(self, scheme: str, reread: bool = False) -> None:
         """Change the scheme here. A live cache is converted (or read again) as soon as the engine is free."""
         if self.conversation is None:
             self._draft_scheme = scheme
-        elif not self.has_cache:
+        elif self.read_only:
+            self.view.say(self.read_only, "warning")
+        elif not self.has_cache or (
+            not reread and self._resolved(self.conversation.id, scheme) == self.scheme_in_force
+        ):
             self.database.set_scheme(self.conversation.id, scheme)
             self._reread_rows()
         else:
@@ -179,206 +168,3 @@ class Chat(ChatState):
                 when = "once the model is loaded" if self.model is None else "when this reply is done"
                 self.view.say(f"Changes to {scheme} {when}.")
         self.view.figures_changed()
-
-    # What the engine says
-
-    def handle(self, event: events.Event) -> None:
-        """Take one engine event. What the database then refuses is said, and the engine goes on."""
-        try:
-            self._take(event)
-        except TqchatError as error:
-            self.view.say(str(error), "error")
-            self._free()
-        self.view.figures_changed()
-
-    def _take(self, event: events.Event) -> None:
-        match event:
-            case events.ModelProgress():
-                self.loading = event
-                self._pump()
-            case events.ModelReady():
-                self._model_ready(event)
-            case events.ModelFailed():
-                self.loading = None
-                self.view.say(event.message, "error")
-                self._pump()
-            case events.Opened():
-                self._opened(event)
-            case events.PrefillProgress():
-                self.prefill = event
-                self.activity = "reading" if self.activity == "answering" else self.activity
-            case events.Notice():
-                if event.conversation_id is None or self._shown(event.conversation_id):
-                    self.view.say(event.text, event.severity)
-            case events.TextDelta():
-                self._grow(event)
-            case events.MemoryUpdate():
-                self.caches.count(event.conversation_id, event.report)
-                self.speed = event.tokens_per_second
-            case events.Done():
-                self._done(event)
-            case events.Failed():
-                self._failed(event)
-            case events.Saved():
-                self.caches.disk_bytes[event.conversation_id] = event.bytes
-                self.view.conversations_changed()
-            case events.SaveFailed():
-                self.view.say(event.message, "warning")
-            case events.SchemeChanged():
-                self._scheme_changed(event)
-
-    def _model_ready(self, event: events.ModelReady) -> None:
-        self.model, self.loading = event.info, None
-        self.caches.another_model()  # The engine brings the conversation that it has open back by itself.
-        self._pump()
-
-    def _opened(self, event: events.Opened) -> None:
-        if (sentence := sentences.opened(event)) is not None:
-            self.caches.returned[event.conversation_id] = sentence
-        if self.activity == "opening":
-            self._free()
-
-    def _grow(self, event: events.TextDelta) -> None:
-        reply = self.reply
-        if reply is None or reply.conversation_id != event.conversation_id:
-            return
-        self.activity, self.prefill = "answering", None
-        reply.text += event.text
-        self._writer.grow(reply)
-        if self._shown(event.conversation_id):
-            self.view.reply_grew(event.text)
-
-    def _done(self, event: events.Done) -> None:
-        reply, self.reply = self.reply, None
-        self.caches.count(event.conversation_id, event.report)
-        self.speed = event.decode_tokens_per_second or None
-        if reply is None or reply.conversation_id != event.conversation_id:
-            self._free()
-            return
-        stopped = event.stop_reason == "stopped"
-        reply.text = event.text
-        if stopped and not event.text.strip():
-            self._discard(reply)
-            self._free()
-            return
-        self._writer.finish(reply, event)
-        if reply.message_id and (ending := sentences.ending(event.stop_reason)):
-            self.endings[reply.message_id] = ending
-        self._finish(reply)
-
-    def _failed(self, event: events.Failed) -> None:
-        reply, self.reply = self.reply, None
-        if self._wish and self._wish.conversation_id == event.conversation_id:
-            self._wish = None
-        if reply is not None and reply.conversation_id == event.conversation_id:
-            reply.text = event.text or reply.text
-            if reply.text.strip():
-                self._writer.keep(reply)
-            self._finish(reply)
-        else:
-            self.reply = reply
-            if self.active_id == event.conversation_id:
-                self._free()
-        self.view.say(event.message, "error")
-
-    def _scheme_changed(self, event: events.SchemeChanged) -> None:
-        self.caches.count(event.conversation_id, event.report)
-        self.database.set_scheme(event.conversation_id, event.scheme)
-        self._reread_rows()
-        self.caches.returned.pop(event.conversation_id, None)
-        self.view.say(sentences.scheme_changed(event))
-        if self.activity == "converting":
-            self._free()
-
-    def close(self) -> None:
-        """Keep what has been said of a reply that will not be finished. The engine is gone by now."""
-        if self.reply is not None and self.reply.text.strip():
-            self._writer.keep(self.reply)
-        self.reply = None
-        if self._wish is not None:
-            # Too late to convert: next time the conversation is read again, under the scheme that was wanted.
-            self.database.set_scheme(self._wish.conversation_id, self._wish.scheme)
-
-    # The one queue in front of the engine
-
-    def _pump(self) -> None:
-        """Give the engine its next work, if it is free and has a model."""
-        # While another model is downloaded, the one before it goes on answering.
-        loading = self.loading is not None and self.loading.stage == "loading"
-        if self._engine is None or self.model is None or loading or self.activity is not None:
-            return
-        if self.waiting:
-            self._answer(self.waiting.pop(0))
-        elif self._wish is not None:
-            wish, self._wish = self._wish, None
-            self.activity, self.active_id = "converting", wish.conversation_id
-            self._engine_conversation = wish.conversation_id
-            turns = for_engine(self.database.messages(wish.conversation_id))
-            self._engine.submit(commands.SetScheme(wish.conversation_id, wish.scheme, wish.reread, turns))
-        elif self.conversation and self._engine_conversation != self.conversation.id:
-            self.activity, self.active_id = "opening", self.conversation.id
-            self._open_in_engine(self.conversation, self.messages)
-
-    def _open_in_engine(self, conversation: Conversation, messages: list[Message]) -> None:
-        assert self._engine is not None
-        self._engine_conversation = conversation.id
-        self._engine.submit(
-            commands.OpenConversation(conversation.id, for_engine(messages), conversation.scheme)
-        )
-
-    def _answer(self, waiting: Waiting) -> None:
-        assert self._engine is not None and self.model is not None
-        conversation = self.database.conversation(waiting.conversation_id)
-        messages = self.database.messages(conversation.id)
-        if self._engine_conversation != conversation.id:
-            self._open_in_engine(conversation, messages)
-        if conversation.model != self.model.ref:
-            self.database.set_model(conversation.id, self.model.ref)
-        self.reply = Reply(conversation.id, waiting.head_before, waiting.returns, self.model.name)
-        self.activity, self.active_id, self.speed = "answering", conversation.id, None
-        if self._shown(conversation.id):
-            self.view.reply_started(self.reply)
-        self._engine.submit(
-            commands.Send(conversation.id, for_engine(messages), conversation.scheme, self.sampling)
-        )
-
-    def _free(self) -> None:
-        self.activity = self.active_id = self.prefill = None
-        self._pump()
-
-    def _finish(self, reply: Reply) -> None:
-        if self._shown(reply.conversation_id):
-            self._reread_rows()
-            finished = next((message for message in self.messages if message.id == reply.message_id), None)
-            self.view.reply_finished(finished)
-        self.view.conversations_changed()
-        self._free()
-
-    def _discard(self, reply: Reply) -> None:
-        """Nothing was answered: as if nothing had been asked, and the words return to the person."""
-        if self._shown(reply.conversation_id):
-            self.view.reply_finished(None)
-        self._unsend(reply.conversation_id, reply.head_before, reply.returns)
-
-    def _unsend(self, conversation_id: str, head_before: str | None, returns: str | None) -> None:
-        shown = self._shown(conversation_id)
-        self.database.rewind_to(conversation_id, head_before)
-        conversation = self.database.conversation(conversation_id)
-        said = [message for message in self.database.messages(conversation_id) if message.role != "system"]
-        if not said and conversation.title_is_automatic:
-            # It began with this message: an empty conversation in the list would only be in the way.
-            self.delete(conversation_id)
-        else:
-            self._reread_rows()
-            if shown:
-                self.view.transcript_changed()
-        if shown and returns is not None:
-            self.view.prompt_returned(returns)
-        self.view.conversations_changed()
-        self.view.figures_changed()
-
-    def _reread_rows(self) -> None:
-        """The shown conversation as the database has it now."""
-        if self.conversation:
-            self.conversation = self.database.conversation(self.conversation.id)
-            self.messages = self.database.messages(self.conversation.id)

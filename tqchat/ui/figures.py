@@ -29,6 +29,13 @@ def tokens(count: int) -> str:
     return f"{count:,} token" if count == 1 else f"{count:,} tokens"
 
 
+def short(count: int) -> str:
+    """A large count in few characters: ``850``, ``56k``, ``1.2M``."""
+    if count < 10_000:
+        return f"{count:,}"
+    return f"{count / 1_000:.0f}k" if count < 1_000_000 else f"{count / 1_000_000:.1f}M"
+
+
 def ratio(value: float) -> str:
     """How many times smaller than FP16: ``3.8x``."""
     return f"{value:.1f}x" if value < 100 else f"{value:.0f}x"

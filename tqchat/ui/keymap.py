@@ -5,14 +5,17 @@ The bindings of the app, the hints in the last line, the palette and F1's help a
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from textual.binding import Binding
 from textual.screen import Screen
 
-Group = Literal["Conversation", "Reply", "Cache", "Screen"]
-GROUPS: tuple[Group, ...] = ("Conversation", "Reply", "Cache", "Screen")
+Group = Literal["Conversation", "Reply", "Message", "Cache", "Screen"]
+GROUPS: tuple[Group, ...] = ("Conversation", "Reply", "Message", "Cache", "Screen")
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,14 @@ class Action:
     hint: str = ""
     rank: int = 0
     priority: bool = True
+    deed: str = ""
 
     @property
     def binding(self) -> Binding:
         """The action as Textual binds it. The id is what a person's keymap names."""
         return Binding(
             self.keys,
-            self.name,
+            self.deed or self.name,
             self.title,
             show=False,
             priority=self.priority,
@@ -71,8 +75,11 @@ ACTIONS: tuple[Action, ...] = (
         "Open the one below in the list.",
         "Conversation",
     ),
+    Action("settings", "f10", "Conversation settings", "System prompt and sampling.", "Conversation"),
     Action("rename", "ctrl+t", "Rename", "Give this conversation another title.", "Conversation"),
     Action("delete", "f8", "Delete", "With its cache, after asking.", "Conversation"),
+    Action("undelete", "alt+z", "Undo delete", "Bring back what was deleted last.", "Conversation"),
+    Action("search", "ctrl+f", "Search", "In titles and messages.", "Conversation"),
     Action(
         "stop",
         "escape",
@@ -84,6 +91,16 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "regenerate", "ctrl+r", "Answer again", "Have the last message answered again.", "Reply", "again", 7
     ),
+    Action("continue", "f4", "Go on", "Let a reply that was cut off go on.", "Reply"),
+    Action("copy_reply", "f5", "Copy the reply", "The last one, as it was written.", "Reply"),
+    Action("copy_last_code", "alt+c", "Copy code", "The last block of code in the last reply.", "Reply"),
+    Action("copy_chat", "alt+a", "Copy the chat", "All of it, as Markdown.", "Reply"),
+    Action(
+        "previous_version", "alt+left", "Version before", "Of the last message that has several.", "Reply"
+    ),
+    Action("next_version", "alt+right", "Version after", "Of the last message that has several.", "Reply"),
+    Action("cursor_up", "ctrl+up,f6", "Cursor up", "Over the messages; keys then act on one.", "Message"),
+    Action("cursor_down", "ctrl+down,f7", "Cursor down", "Past the last one back to the prompt.", "Message"),
     Action(
         "scheme",
         "ctrl+k",
@@ -113,11 +130,31 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit", "ctrl+q", "Quit", "Save the cache and leave.", "Screen", "quit", 9),
 )
 
+
+def _on_message(name: str, keys: str, title: str, help: str, hint: str = "") -> Action:
+    return Action(name, keys, title, help, "Message", hint, priority=False, deed=f"ask('{name}')")
+
+
+MESSAGE_ACTIONS: tuple[Action, ...] = (
+    _on_message("open_message", "enter", "Open", "Edit your own message, unfold a reply's thinking.", "open"),
+    _on_message("edit", "e", "Edit and resend", "What was said stays as another version.", "edit"),
+    _on_message("answer", "r", "Answer again", "This message, or the one this reply answers.", "again"),
+    _on_message("branch", "b", "Branch from here", "The next message follows this one.", "branch"),
+    _on_message("go_on", "c", "Go on", "With a reply that was cut off.", "go on"),
+    _on_message("copy_message", "y", "Copy", "This message.", "copy"),
+    _on_message("copy_code", "o", "Copy code", "Its last block of code.", "code"),
+    _on_message("version_before", "left", "Version before", "With what followed it."),
+    _on_message("version_after", "right", "Version after", "With what followed it."),
+    _on_message("mark_up", "k", "Message above", "The cursor goes up."),
+    _on_message("mark_down", "j", "Message below", "The cursor goes down."),
+)
+"""What can be done to the message under the cursor. Bound in the log, while the cursor stands on one."""
+
 PROMPT_KEYS: tuple[tuple[str, str], ...] = (
     ("enter", "Send"),
     ("shift+enter  ctrl+j", "New line"),
     ("up  down", "Earlier and later messages"),
-    ("tab", "Next part of the screen"),
+    ("tab", "Complete, or go to the next part"),
 )
 """The prompt's own keys, for help; they are bound in its widget."""
 
@@ -129,13 +166,66 @@ def keys_in_force(screen: Screen[Any]) -> dict[str, list[str]]:
     for key, active in screen.active_bindings.items():
         if active.binding.id in names:
             keys.setdefault(str(active.binding.id), []).append(key)
+    # A message's keys are bound only while the cursor stands on one.
+    rebound: Mapping[str, str] = getattr(screen.app, "rebound", {})
+    for action in MESSAGE_ACTIONS:
+        keys[action.name] = rebound.get(action.name, action.keys).split(",")
     return keys
+
+
+def checked(keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A person's own keys, without those that cannot be used; and a sentence for each of these.
+
+    An own key takes a key away from an action that has it by default; the same own key twice is a conflict.
+    """
+    actions = {action.name: action for action in (*ACTIONS, *MESSAGE_ACTIONS)}
+    taken: dict[tuple[bool, str], str] = {}
+    good: dict[str, str] = {}
+    problems: list[str] = []
+    for name, written in keys.items():
+        if name not in actions:
+            close = difflib.get_close_matches(name, actions, n=1)
+            nearest = f"; the nearest is {close[0]}" if close else ""
+            problems.append(f"config.toml, [keys]: there is no action {name!r}{nearest}.")
+            continue
+        wanted = [key.strip().lower() for key in written.split(",") if key.strip()]
+        if not wanted or not all(_KEY.fullmatch(key) for key in wanted):
+            problems.append(f'config.toml, [keys]: {name} needs keys such as "ctrl+k" or "f5,alt+y".')
+            continue
+        scope = bool(actions[name].deed)
+        clash = next((key for key in wanted if (scope, key) in taken), None)
+        if clash is not None:
+            other = taken[scope, clash]
+            problems.append(
+                f"config.toml, [keys]: {clash} is given to {other} and to {name}; {other} has it."
+            )
+            continue
+        taken |= {(scope, key): name for key in wanted}
+        good[name] = ",".join(wanted)
+    return good, problems
+
+
+def lost(keys: Mapping[str, str]) -> list[str]:
+    """A sentence for each action that is left without a key, because an own key took its last one."""
+    said = []
+    for actions in (ACTIONS, MESSAGE_ACTIONS):
+        own = {key: action.name for action in actions for key in keys.get(action.name, "").split(",") if key}
+        for action in actions:
+            defaults = action.keys.split(",")
+            if action.name not in keys and all(key in own for key in defaults):
+                said.append(f"{action.title} has no key any more: {own[defaults[0]]} took {defaults[0]}.")
+    return said
+
+
+_KEY = re.compile(r"[a-z0-9_+]+", re.ASCII)
 
 
 def key_label(key: str) -> str:
     """A key as the hints write it: ``^K``, ``F1``, ``Esc``."""
     if key.startswith("ctrl+") and len(key) == 6:
         return f"^{key[-1].upper()}"
+    if len(key) == 1:
+        return key
     if key == "escape":
         return "Esc"
     names = {"pageup": "PgUp", "pagedown": "PgDn", "up": "↑", "down": "↓"}

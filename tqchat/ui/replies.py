@@ -42,7 +42,7 @@ class ReplyWriter:
         changes: MessageChanges = {
             "content": reply.text,
             "status": "stopped" if done.stop_reason == "stopped" else "complete",
-            "tokens": done.counts.generated,
+            "tokens": done.counts.generated + ((reply.continued.tokens or 0) if reply.continued else 0),
             "tokens_per_second": done.decode_tokens_per_second,
             "first_token_seconds": done.first_token_seconds,
             "scheme": done.scheme,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tqchat.kv.memory import MemoryReport
+from tqchat.store.database import Message
 
 Activity = Literal["opening", "reading", "answering", "converting"]
 """What the engine is doing for a conversation."""
@@ -50,7 +51,8 @@ class Reply:
     """The reply being generated. ``message_id`` is ``None`` until its first words are in the database.
 
     ``head_before`` is where the conversation's head goes back to if nothing is answered; ``returns`` is the
-    text that then returns to the prompt, ``None`` for a regenerated reply.
+    text that then returns to the prompt, ``None`` for a regenerated reply. ``continued`` is the cut-off reply
+    that this one goes on with, as it was.
     """
 
     conversation_id: str
@@ -59,6 +61,7 @@ class Reply:
     model: str
     message_id: str | None = None
     text: str = ""
+    continued: Message | None = None
     written: float = 0.0
     stopping: bool = False
 
@@ -70,6 +73,18 @@ class Waiting:
     conversation_id: str
     head_before: str | None
     returns: str | None
+    continues: bool = False
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where the person's next message goes, if not to the end: the message it will follow.
+
+    ``edits`` is the message that it will stand beside, ``None`` for a new branch below an earlier reply.
+    """
+
+    parent_id: str | None
+    edits: str | None = None
 
 
 @dataclass(frozen=True)

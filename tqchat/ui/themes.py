@@ -9,6 +9,8 @@ A file is one theme::
     primary = "#7aa2f7"
     ...
 
+    ansi = true          # optional: colours are the terminal's own, such as "ansi_cyan"
+
     [variables]          # optional: any of Textual's theme variables
     border = "#2a2f3a"
 """
@@ -66,17 +68,27 @@ def load(file: Path) -> Theme:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise BadTheme(f"The theme {file.name} cannot be read: {error}.") from None
-    unknown = set(data) - {"name", "dark", "colors", "variables"}
+    unknown = set(data) - {"name", "dark", "ansi", "colors", "variables"}
     if unknown:
         raise BadTheme(f"The theme {file.name} has an unknown entry: {', '.join(sorted(unknown))}.")
-    name, dark = data.get("name", file.stem), data.get("dark", True)
-    if not isinstance(name, str) or not name.strip() or not isinstance(dark, bool):
+    name, dark, ansi = data.get("name", file.stem), data.get("dark", True), data.get("ansi", False)
+    if not isinstance(name, str) or not name.strip() or not isinstance(dark, bool) or type(ansi) is not bool:
         raise BadTheme(f"The theme {file.name} needs a name in quotes, and dark = true or false.")
     colors = _colors(file, data.get("colors", {}))
     missing = [key for key in REQUIRED if key not in colors]
     if missing:
         raise BadTheme(f"The theme {file.name} lacks these colors: {', '.join(missing)}.")
-    return Theme(name=name, dark=dark, variables=_variables(file, data.get("variables", {})), **colors)
+    variables = _variables(file, data.get("variables", {}))
+    return Theme(name=name, dark=dark, ansi=ansi, variables=variables, **colors)
+
+
+def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a theme in the folder does: names, times and sizes of its files."""
+    try:
+        files = [(file.name, file.stat()) for file in sorted(folder.glob("*.toml"))]
+    except OSError:
+        return ()  # one was removed in between: the next look sees it
+    return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
 
 
 def _colors(file: Path, table: Any) -> dict[str, Any]:

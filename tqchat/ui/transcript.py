@@ -11,13 +11,13 @@ TITLE_LENGTH = 48
 UNTITLED = "New conversation"
 
 
-def for_engine(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
+def for_engine(messages: Sequence[Message], system_prompt: str | None = None) -> tuple[ChatMessage, ...]:
     """The transcript as the chat template takes it.
 
     Many templates insist on turns that alternate. A reply that never came would leave two user turns in a
     row, so neighbours of the same role become one turn, and empty replies are left out.
     """
-    turns: list[ChatMessage] = []
+    turns = [ChatMessage("system", system_prompt)] if system_prompt else []
     for message in messages:
         if message.role == "assistant" and not message.content.strip():
             continue
@@ -38,6 +38,23 @@ def title_from(text: str) -> str:
             return (title or word[: TITLE_LENGTH - 1]).rstrip(" ,.;:") + "…"
         title = longer
     return title or UNTITLED
+
+
+def as_markdown(messages: Sequence[Message], assistant: str) -> str:
+    """The transcript for people: a heading for each message, its words as they were written."""
+    return "\n\n".join(
+        f"**{'you' if message.role == 'user' else message.model or assistant}**\n\n{message.content.strip()}"
+        for message in messages
+        if message.role != "system"
+    )
+
+
+def last_code(markdown: str) -> str | None:
+    """The text of the last block of code, if there is one."""
+    from markdown_it import MarkdownIt
+
+    blocks = [token for token in MarkdownIt().parse(markdown) if token.type in ("fence", "code_block")]
+    return blocks[-1].content.rstrip("\n") if blocks else None
 
 
 def last_user(messages: Sequence[Message]) -> int | None:

@@ -10,18 +10,21 @@ from textual.screen import Screen
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
 from tqchat.ui.conversation import Chat
-from tqchat.ui.state import Reply
+from tqchat.ui.keymap import key_label, keys_in_force
+from tqchat.ui.state import Fork, Reply
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
+from tqchat.ui.widgets.chat.message import Facts
 from tqchat.ui.widgets.chat.welcome import Welcome
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.gauge.line import GaugeLine
 from tqchat.ui.widgets.gauge.panel import GaugePanel
 from tqchat.ui.widgets.gauge.reading import Reading
 from tqchat.ui.widgets.prompt.prompt import Prompt
+from tqchat.ui.widgets.prompt.suggestions import Suggestions
 from tqchat.ui.widgets.status.bars import Hints, NoticeLine, StatusLine, TopBar, doing
 
-DRAWS_PER_SECOND = 8
+DRAWS_PER_SECOND = 4
 """How often figures and the list are drawn, however often they change."""
 
 
@@ -38,6 +41,7 @@ class ChatScreen(Screen[None]):
         super().__init__(id="chat")
         self.chat: Chat | None = None
         self._figures_due = self._list_due = True
+        self._drawn_fork: Fork | None = None
 
     def compose(self) -> ComposeResult:
         """Title, list, conversation, gauge, status, keys."""
@@ -49,6 +53,7 @@ class ChatScreen(Screen[None]):
                 yield ChatLog()
                 yield NoticeLine()
                 yield GaugeLine()
+                yield Suggestions()
                 yield Prompt()
             with VerticalScroll(id="gauge"):
                 yield GaugePanel()
@@ -108,7 +113,8 @@ class ChatScreen(Screen[None]):
         reply = chat.shown_reply
         unwritten = reply.message_id if reply else None
         shown = [message for message in chat.messages if message.id != unwritten]
-        log.show(shown, self._assistant, chat.endings)
+        self._drawn_fork = None
+        log.show(shown, self._assistant, self.facts)
         if reply is not None:
             self.reply_started(reply)
             if reply.text:
@@ -136,8 +142,18 @@ class ChatScreen(Screen[None]):
 
     def reply_finished(self, message: Message | None) -> None:
         """The end of it."""
-        ending = self._chat.endings.get(message.id) if message else None
-        self.query_one(ChatLog).finish_reply(message, ending)
+        self.query_one(ChatLog).finish_reply(message)
+
+    def facts(self, message: Message) -> Facts:
+        """What is said of a message beside its own figures."""
+        chat = self._chat
+        ending = chat.endings.get(message.id) or (message.status if message.status != "complete" else None)
+        if chat.can_continue(message):
+            keys = keys_in_force(self)
+            go_on, again = (key_label(keys.get(name, ["?"])[0]) for name in ("continue", "regenerate"))
+            ending = f"{ending}: {go_on} goes on, {again} answers again"
+        version, versions = chat.version(message)
+        return Facts(ending, version, versions)
 
     def prompt_returned(self, text: str) -> None:
         """Words that were not answered."""
@@ -184,15 +200,30 @@ class ChatScreen(Screen[None]):
 
     def _draw_figures(self, chat: Chat) -> None:
         on_disk = chat.caches.disk_bytes.get(chat.conversation.id) if chat.conversation else None
-        reading = Reading(parse_scheme(chat.scheme), chat.report, chat.history, on_disk)
+        budget = chat.model.cache_budget if chat.model else None
+        reading = Reading(
+            parse_scheme(chat.scheme_in_force), chat.report, chat.history, on_disk, chat.scheme_label, budget
+        )
         self.query_one(GaugePanel).show(reading)
         self.query_one(GaugeLine).show(reading)
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)
         self.query_one(Welcome).show(chat)
+        if chat.fork != self._drawn_fork:
+            self._draw_fork(chat.fork)
         reply = self.query_one(ChatLog).reply
         if reply is not None and chat.shown_reply and not chat.shown_reply.text:
             reply.wait_for(doing(chat).plain)
+
+    def _draw_fork(self, fork: Fork | None) -> None:
+        """What the next message will replace or leave aside is faded, and the prompt says so."""
+        self._drawn_fork = fork
+        since = None if fork is None else (fork.edits, True) if fork.edits else (fork.parent_id, False)
+        self.query_one(ChatLog).fade(since)
+        what = "" if fork is None else "Edits an earlier message" if fork.edits else "Begins a branch here"
+        prompt = self.query_one(Prompt)
+        prompt.border_title = what
+        prompt.border_subtitle = "Esc leaves all as it is" if what else ""
 
     def _draw_list(self, chat: Chat) -> None:
         counted = {key: report.bytes for key, report in chat.caches.reports.items() if report.tokens}

@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tqchat.ui.keymap import ACTIONS, GROUPS, PROMPT_KEYS, key_label
+from tqchat.ui.keymap import ACTIONS, GROUPS, MESSAGE_ACTIONS, PROMPT_KEYS, key_label
 
 WIDTH = 96
 """Screen width from which on the explanations fit beside the keys."""
@@ -52,7 +52,7 @@ class Help(ModalScreen[None]):
         ]
         for group in GROUPS:
             rows.append((group, "", ""))
-            for action in ACTIONS:
+            for action in (*ACTIONS, *MESSAGE_ACTIONS):
                 if action.group == group and action.name in self._keys:
                     keys = " ".join(key_label(key) for key in self._keys[action.name])
                     rows.append((keys, action.title, action.help))

@@ -14,8 +14,11 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from tqchat.engine import chooser
+from tqchat.engine.profile import Profile
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import SCHEMES, Scheme, parse_scheme
+from tqchat.store.database import AUTO
 from tqchat.ui import figures
 
 NOMINAL_HEAD = 128
@@ -32,35 +35,52 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme in the list. ``bytes`` is measured for the scheme in force, predicted for the others."""
+    """One scheme in the list. ``bytes`` is measured for the scheme in force, predicted for the others.
 
+    ``name`` is what the person chooses: the scheme's own, or ``auto``. ``kld`` comes from a profile.
+    """
+
+    name: str
     scheme: Scheme
     current: bool
     key_bits: float
     value_bits: float
     bytes: int | None
     ratio: float | None
+    kld: float | None = None
+    recommended: bool = False
 
 
-def rows(current: str, report: MemoryReport | None) -> list[Row]:
-    """The listed schemes, and the current one if it is not among them."""
-    in_force = parse_scheme(current)
+def rows(
+    current: str,
+    report: MemoryReport | None,
+    choice: chooser.Choice | None = None,
+    profile: Profile | None = None,
+) -> list[Row]:
+    """``auto``, the listed schemes, and the current one if it is not among them."""
+    auto = [parse_scheme(choice.scheme)] if choice else []
+    in_force = auto[0] if current == AUTO and auto else parse_scheme(current)
     schemes = [*SCHEMES] if any(one.name == in_force.name for one in SCHEMES) else [*SCHEMES, in_force]
     counted = report if report and report.tokens else None
     shaped = next((layer for layer in counted.layers if layer.key_dim), None) if counted else None
     made = []
-    for scheme in schemes:
+    for index, scheme in enumerate([*auto, *schemes]):
+        is_auto = index < len(auto)
+        measured = profile.row(scheme.name) if profile else None
         taken = None
         if counted:
             taken = counted.bytes if scheme.name == counted.scheme else predict_bytes(counted, scheme)
         made.append(
             Row(
+                AUTO if is_auto else scheme.name,
                 scheme,
-                scheme.name == in_force.name,
+                is_auto == (current == AUTO) and scheme.name == in_force.name,
                 scheme.bits_per_key(shaped.key_dim if shaped else NOMINAL_HEAD),
                 scheme.bits_per_value(shaped.value_dim if shaped else NOMINAL_HEAD),
                 taken,
                 counted.fp16_bytes / taken if counted and taken else None,
+                measured.kld_mean if measured else None,
+                choice is not None and not is_auto and scheme.name == choice.scheme,
             )
         )
     return made
@@ -79,18 +99,29 @@ class SchemePicker(ModalScreen[Choice | None]):
         Binding("r", "reread", "Re-read exactly"),
     ]
 
-    def __init__(self, current: str, report: MemoryReport | None, live: bool) -> None:
+    def __init__(
+        self,
+        current: str,
+        report: MemoryReport | None,
+        live: bool,
+        choice: chooser.Choice | None = None,
+        profile: Profile | None = None,
+    ) -> None:
         super().__init__(classes="dialog picker")
         self._current, self._report, self._live = current, report, live
-        self._rows = rows(current, report)
+        self._choice, self._profile = choice, profile
+        self._rows = rows(current, report, choice, profile)
+        self._in_force = choice.scheme if current == AUTO and choice else current
 
     def compose(self) -> ComposeResult:
         """A heading, the schemes, and what the highlighted one would do."""
         with Vertical(classes="box") as box:
             box.border_title = "Scheme for this conversation"
-            yield Static(_heading(self._report), markup=False)
+            yield Static(_heading(self._report, self._profile), classes="heading", markup=False)
             yield OptionList(
-                *(Option(_line(row), id=row.scheme.name) for row in self._rows), compact=True, markup=False
+                *(Option(_line(row, self._report), id=row.name) for row in self._rows),
+                compact=True,
+                markup=False,
             )
             if self._report is not None and self._report.tokens:
                 legend = "≈ is predicted; the scheme in force is counted."
@@ -102,7 +133,7 @@ class SchemePicker(ModalScreen[Choice | None]):
         """Start at the scheme in force."""
         index = next(index for index, row in enumerate(self._rows) if row.current)
         self.query_one(OptionList).highlighted = index
-        self._explain(self._rows[index].scheme)
+        self._explain(self._rows[index])
 
     @property
     def _can_reread(self) -> bool:
@@ -114,13 +145,19 @@ class SchemePicker(ModalScreen[Choice | None]):
             keys.insert(1, ("r", "re-reads exactly"))
         return Content("   ").join([Content.assemble((k, "$accent"), (f" {w}", "")) for k, w in keys])
 
-    def _explain(self, scheme: Scheme) -> None:
+    def _explain(self, row: Row) -> None:
+        scheme = row.scheme
+        what = self._choice.reason if row.name == AUTO and self._choice else scheme.description
+        if row.kld is not None:
+            what += f" KLD here {row.kld:.2g}."
+        if row.recommended:
+            what += " Recommended: auto chooses it."
         self.query_one(".explanation", Static).update(
-            Content("\n").join([Content(scheme.description), Content.styled(self._effect(scheme), "$quiet")])
+            Content("\n").join([Content(what), Content.styled(self._effect(scheme), "$quiet")])
         )
 
     def _effect(self, scheme: Scheme) -> str:
-        before, report = parse_scheme(self._current), self._report
+        before, report = parse_scheme(self._in_force), self._report
         if report is None or not report.tokens or not self._live:
             return "Holds from the next message on." if scheme.name != before.name else "In force."
         history = figures.tokens(report.tokens)
@@ -132,42 +169,47 @@ class SchemePicker(ModalScreen[Choice | None]):
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
-        if event.option.id is not None:
-            self._explain(parse_scheme(event.option.id))
+        self._explain(self._rows[event.option_index])
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:
         name = event.option.id
-        unchanged = name is None or name == parse_scheme(self._current).name
+        unchanged = name is None or self._rows[event.option_index].current
         self.dismiss(None if unchanged or name is None else Choice(name))
 
     def action_reread(self) -> None:
         """Apply, and read the conversation again rather than keep rounding."""
         index = self.query_one(OptionList).highlighted
         if self._can_reread and index is not None:
-            self.dismiss(Choice(self._rows[index].scheme.name, reread=True))
+            self.dismiss(Choice(self._rows[index].name, reread=True))
 
     def action_cancel(self) -> None:
         """Leave all as it is."""
         self.dismiss(None)
 
 
-def _heading(report: MemoryReport | None) -> Content:
+def _heading(report: MemoryReport | None, profile: Profile | None) -> Content:
+    kld = f"{'KLD here':>11}" if profile else ""
     bits = f"{'':2}{'scheme':<12}{'keys':>6}{'values':>8}"
     if report is None or not report.tokens:
         return Content.styled(f"{bits}   bits, heads of {NOMINAL_HEAD}", "$quiet")
-    return Content.styled(f"{bits}{'would take':>14}{'ratio':>8}", "$quiet")
+    return Content.styled(f"{bits}{'would take':>14}{'ratio':>8}{kld}", "$quiet")
 
 
-def _line(row: Row) -> Content:
+def _line(row: Row, report: MemoryReport | None) -> Content:
     parts: list[tuple[str, str]] = [
         ("▌ " if row.current else "  ", "$accent"),
-        (f"{row.scheme.name:<12}", "bold" if row.current else ""),
+        (f"{row.name:<12}", "bold" if row.current else ""),
         (f"{figures.bits(row.key_bits):>6}{figures.bits(row.value_bits):>8}", ""),
     ]
     if row.bytes is not None and row.ratio is not None:
-        taken = figures.size(row.bytes) if row.current else f"≈ {figures.size(row.bytes)}"
+        counted = report is not None and row.scheme.name == report.scheme
+        taken = figures.size(row.bytes) if counted else f"≈ {figures.size(row.bytes)}"
         parts.append((f"{taken:>14}{figures.ratio(row.ratio):>8}", ""))
     elif row.current:
         parts.append(("   in force", "$quiet"))
+    if row.kld is not None:
+        parts.append((f"{row.kld:>11.2g}", ""))
+    if row.recommended:
+        parts.append(("  recommended", "$accent"))
     return Content.assemble(*parts)

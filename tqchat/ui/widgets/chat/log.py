@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import ClassVar
 
+from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.message import Message as Posted
 from textual.widget import Widget
 from textual.widgets import Static
 
 from tqchat.store.database import Message
 from tqchat.ui import figures
-from tqchat.ui.widgets.chat.message import FrozenMessage, LiveReply
+from tqchat.ui.keymap import MESSAGE_ACTIONS
+from tqchat.ui.widgets.chat.message import Facts, FrozenMessage, LiveReply
 
 PAGE = 30
 """Messages mounted at a time. What lags is the number of widgets, not the text."""
@@ -36,16 +40,35 @@ class Earlier(Static):
 
 
 class ChatLog(VerticalScroll):
-    """A scrolling log that follows the reply until the person scrolls away from its end."""
+    """A scrolling log that follows the reply until the person scrolls away from its end.
+
+    A cursor goes over its messages; while it stands on one, the log has keys for what can be done to it.
+    """
 
     can_focus = True
+    BINDINGS: ClassVar[list[BindingType]] = [action.binding for action in MESSAGE_ACTIONS]
+
+    class Marked(Posted):
+        """The cursor stands on another message, or on none."""
+
+        def __init__(self, message: Message | None) -> None:
+            super().__init__()
+            self.message = message
+
+    class Asked(Posted):
+        """The person wants something done to the marked message; ``deed`` is an action's name."""
+
+        def __init__(self, deed: str, message: Message) -> None:
+            super().__init__()
+            self.deed, self.message = deed, message
 
     def __init__(self) -> None:
         super().__init__(id="log")
         self._older: list[Message] = []
         self._views: list[FrozenMessage | LiveReply] = []
         self._assistant = "assistant"
-        self._endings: Mapping[str, str] = {}
+        self._facts: Callable[[Message], Facts] = lambda message: Facts()
+        self._marked: FrozenMessage | LiveReply | None = None
         self._earlier: Earlier | None = None
         self._loading = False
         self._reply: LiveReply | None = None
@@ -55,10 +78,13 @@ class ChatLog(VerticalScroll):
         """The reply that is being written, if it is shown."""
         return self._reply
 
-    def show(self, messages: Sequence[Message], assistant: str, endings: Mapping[str, str]) -> None:
-        """Draw a conversation anew, from its end."""
+    def show(
+        self, messages: Sequence[Message], assistant: str, facts: Callable[[Message], Facts] | None = None
+    ) -> None:
+        """Draw a conversation anew, from its end. ``facts`` tells what goes with each message."""
+        self.mark(None)
         self.remove_children()
-        self._assistant, self._endings = assistant, endings
+        self._assistant, self._facts = assistant, facts or self._facts
         visible = [message for message in messages if message.role != "system"]
         self._older, newest = visible[:-PAGE], visible[-PAGE:]
         self._reply, self._earlier = None, None
@@ -91,7 +117,7 @@ class ChatLog(VerticalScroll):
         if self._reply is not None:
             self._reply.feed(text)
 
-    def finish_reply(self, message: Message | None, ending: str | None = None) -> None:
+    def finish_reply(self, message: Message | None) -> None:
         """The reply ended; without a message there was nothing in it."""
         reply, self._reply = self._reply, None
         if reply is None:
@@ -100,15 +126,22 @@ class ChatLog(VerticalScroll):
             self._views.remove(reply)
             reply.remove()
         else:
-            reply.finish(message, ending)
+            reply.finish(message, self._facts(message))
             self._freeze()
 
-    def load_earlier(self) -> None:
+    def reveal(self, message_id: str) -> None:
+        """Put the cursor on a message, however far back it is."""
+        index = next((index for index, one in enumerate(self._older) if one.id == message_id), None)
+        if index is not None:
+            self.load_earlier(len(self._older) - index + PAGE // 2)
+        self.call_after_refresh(self.mark, message_id)
+
+    def load_earlier(self, count: int = PAGE) -> None:
         """Mount the page before, and keep what the person looks at where it is."""
         if not self._older or self._loading or self._earlier is None:
             return
         self._loading = True
-        page, self._older = self._older[-PAGE:], self._older[:-PAGE]
+        page, self._older = self._older[-count:], self._older[:-count]
         views = [self._frozen(message) for message in page]
         self._views[:0] = views
         before = self.virtual_size.height
@@ -122,6 +155,68 @@ class ChatLog(VerticalScroll):
 
         self.call_after_refresh(settle)
 
+    # The cursor over messages
+
+    @property
+    def marked(self) -> Message | None:
+        """The message under the cursor."""
+        return self._marked.message if self._marked is not None else None
+
+    def mark(self, message_id: str | None) -> bool:
+        """Put the cursor on a message, or take it away; whether the message is there."""
+        found = next((view for view in self._views if view.message and view.message.id == message_id), None)
+        if self._marked is not None:
+            self._marked.remove_class("marked")
+        changed, self._marked = found is not self._marked, found
+        if found is not None:
+            found.add_class("marked")
+            self.focus(scroll_visible=False)
+            self.call_after_refresh(self.scroll_to_widget, found, animate=False)
+        if changed:
+            self.post_message(self.Marked(self.marked))
+        return found is not None
+
+    def move_mark(self, step: int) -> bool:
+        """Go over the messages, from the last upwards; whether the cursor stands on one then."""
+        views = [view for view in self._views if view.message is not None]
+        if self._marked in views:
+            there = views.index(self._marked) + step
+            if there < 0 and self._older:
+                self.load_earlier()
+                return True
+            there = max(there, 0)
+        else:
+            there = len(views) - 1 if step < 0 else len(views)
+        message = views[there].message if there < len(views) else None
+        return self.mark(message.id if message else None)
+
+    def fade(self, since: tuple[str | None, bool] | None) -> None:
+        """Draw messages faintly from one on, that one included or not; all as usual for ``None``."""
+        faded, (first, included) = False, since or (None, False)
+        for view in self._views:
+            here = since is not None and view.message is not None and view.message.id == first
+            faded = faded or (here and included)
+            view.set_class(faded, "faded")
+            faded = faded or here
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The cursor's keys are there while it stands on a message."""
+        if action == "ask" and self._marked is None:
+            return False
+        return super().check_action(action, parameters)
+
+    def unfold(self) -> None:
+        """Show or fold the thinking of the marked message."""
+        if self._marked is not None:
+            self._marked.unfold()
+
+    def action_ask(self, deed: str) -> None:
+        """Have something done to the marked message."""
+        if deed in ("mark_up", "mark_down"):
+            self.move_mark(-1 if deed == "mark_up" else 1)
+        elif self.marked is not None:
+            self.post_message(self.Asked(deed, self.marked))
+
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Reaching the top fetches what is earlier."""
         super().watch_scroll_y(old_value, new_value)
@@ -129,7 +224,7 @@ class ChatLog(VerticalScroll):
             self.load_earlier()
 
     def _frozen(self, message: Message) -> FrozenMessage:
-        return FrozenMessage(message, self._assistant, self._endings.get(message.id))
+        return FrozenMessage(message, self._assistant, self._facts(message))
 
     def _freeze(self) -> None:
         """Swap replies that are no longer among the newest for one widget each."""
@@ -139,5 +234,8 @@ class ChatLog(VerticalScroll):
                 continue
             frozen = self._frozen(view.message)
             self._views[self._views.index(view)] = frozen
+            if view is self._marked:
+                self._marked = frozen
+                frozen.add_class("marked")
             self.mount(frozen, after=view)
             view.remove()

@@ -29,7 +29,7 @@ class Welcome(Static):
                 "The model is loading. You can write already." if chat.loading else "No model is loaded.",
                 "$quiet",
             )
-        scheme = parse_scheme(chat.scheme)
+        scheme = parse_scheme(chat.scheme_in_force)
         keys = (("enter", "sends"), ("ctrl+k", "chooses the scheme"), ("f1", "shows all keys"))
         self.update(
             Content("\n").join(
@@ -37,7 +37,7 @@ class Welcome(Static):
                     Content.styled("Ask something to begin.", "bold"),
                     Content(""),
                     who,
-                    Content.assemble((scheme.name, "$accent"), (f"  {scheme.description}", "$quiet")),
+                    Content.assemble((chat.scheme_label, "$accent"), (f"  {scheme.description}", "$quiet")),
                     Content(""),
                     Content("   ").join(
                         [

@@ -1,8 +1,8 @@
-"""The conversations, by day."""
+"""The conversations, by day; or what a search finds in their titles and messages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 
 from textual import on
@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from tqchat.store.database import Conversation
+from tqchat.store.database import Conversation, SearchHit
 from tqchat.text import one_line
 from tqchat.ui import figures
 
@@ -21,26 +21,28 @@ WIDTH = 26
 
 
 class ConversationList(Vertical):
-    """A search box, and the conversations whose titles have its words, with what their caches take."""
+    """A search box, and the conversations with what their caches take; or the places that have its words."""
 
     BORDER_TITLE = "Conversations"
 
     class Chosen(Message):
-        """The person opens a conversation."""
+        """The person opens a conversation, at a message if it was found by its words."""
 
-        def __init__(self, conversation_id: str) -> None:
+        def __init__(self, conversation_id: str, message_id: str | None = None) -> None:
             super().__init__()
-            self.conversation_id = conversation_id
+            self.conversation_id, self.message_id = conversation_id, message_id
 
     def __init__(self) -> None:
         super().__init__(id="conversations")
+        self.find: Callable[[str], list[SearchHit]] = lambda text: []
+        self._hits: list[SearchHit] = []
         self._conversations: Sequence[Conversation] = ()
         self._sizes: Mapping[str, int] = {}
         self._current: str | None = None
 
     def compose(self) -> ComposeResult:
         """The box above, the list below."""
-        yield Input(placeholder="search titles", id="search", compact=True)
+        yield Input(placeholder="search everything", id="search", compact=True)
         yield OptionList(id="titles", compact=True, markup=False)
 
     def show(
@@ -51,36 +53,63 @@ class ConversationList(Vertical):
         self._draw()
 
     @property
-    def found(self) -> list[Conversation]:
-        """The conversations that the search leaves, newest first."""
-        words = self.query_one("#search", Input).value.casefold().split()
-        return [one for one in self._conversations if all(word in one.title.casefold() for word in words)]
-
-    @property
     def marked(self) -> Conversation | None:
         """The conversation under the cursor, while the list has the keys."""
         titles = self.query_one("#titles", OptionList)
         option = titles.highlighted_option if titles.has_focus else None
-        return next((one for one in self._conversations if option and one.id == option.id), None)
+        if option is None or option.id is None:
+            return None
+        return next((one for one in self._conversations if one.id == option.id.partition("/")[0]), None)
+
+    def search_for(self, text: str) -> None:
+        """Look for words, with the cursor in the box."""
+        box = self.query_one("#search", Input)
+        box.value = text
+        box.focus()
 
     def _draw(self) -> None:
         titles = self.query_one("#titles", OptionList)
+        if (wanted := self.query_one("#search", Input).value).strip():
+            self._hits = self.find(wanted)
+            self.border_subtitle = f"{len(self._hits)} found"
+            before = [None, *(hit.conversation_id for hit in self._hits)]
+            titles.set_options([self._hit(hit, index, before[index]) for index, hit in enumerate(self._hits)])
+            if not self._hits:
+                titles.add_option(Option(Content.styled("Nothing has these words.", "$quiet"), disabled=True))
+            return
+        self._hits, self.border_subtitle = [], ""
         scroll = titles.scroll_y
         options: list[Option] = []
         heading, today = "", date.today()
-        for conversation in self.found:
+        for conversation in self._conversations:
             day = figures.day(conversation.updated_at, today)
             if day != heading:
                 heading = day
                 options.append(Option(Content.styled(day, "$quiet"), disabled=True))
             options.append(Option(self._line(conversation), id=conversation.id))
         if not options:
-            nothing = "No title has these words." if self._conversations else "None yet."
-            options.append(Option(Content.styled(nothing, "$quiet"), disabled=True))
+            options.append(Option(Content.styled("None yet.", "$quiet"), disabled=True))
         titles.set_options(options)
         if self._current and any(option.id == self._current for option in options):
             titles.highlighted = titles.get_option_index(self._current)
         titles.scroll_to(y=scroll, animate=False)
+
+    def _hit(self, hit: SearchHit, index: int, before: str | None) -> Option:
+        """A title, unless the line above is of the same conversation, and the words found in a message."""
+        title = Content.styled(figures.fit(one_line(hit.title), WIDTH - 2), "bold")
+        if hit.message_id is None:
+            return Option(title, id=f"{hit.conversation_id}/{index}")
+        mark = hit.marks[0][0] if hit.marks else 0
+        start = mark and hit.snippet.rfind(" ", 0, max(0, mark - 4)) + 1
+        start = start if mark - start <= 12 else mark
+        line = Content(hit.snippet[start:])
+        for first, last in hit.marks:
+            if first >= start:
+                line = line.stylize("bold underline $accent", first - start, last - start)
+        who = "you: " if hit.role == "user" else ""
+        line = Content.assemble((who, "$quiet"), line).truncate(WIDTH, ellipsis=True)
+        lines = [line] if before == hit.conversation_id else [title, line]
+        return Option(Content("\n").join(lines), id=f"{hit.conversation_id}/{index}")
 
     def _line(self, conversation: Conversation) -> Content:
         current = conversation.id == self._current
@@ -98,11 +127,14 @@ class ConversationList(Vertical):
     @on(Input.Submitted, "#search")
     def _first_found(self, event: Input.Submitted) -> None:
         event.stop()
-        if self.found:
-            self.post_message(self.Chosen(self.found[0].id))
+        if self._hits:
+            self.post_message(self.Chosen(self._hits[0].conversation_id, self._hits[0].message_id))
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        if event.option.id is not None:
-            self.post_message(self.Chosen(event.option.id))
+        if event.option.id is None:
+            return
+        conversation_id, _, index = event.option.id.partition("/")
+        message_id = self._hits[int(index)].message_id if index and int(index) < len(self._hits) else None
+        self.post_message(self.Chosen(conversation_id, message_id))

@@ -10,6 +10,7 @@ from tqchat.text import printable
 from tqchat.ui import figures
 from tqchat.ui.widgets.gauge.drawing import bar, curves
 from tqchat.ui.widgets.gauge.reading import Reading, bits, layer_mark
+from tqchat.ui.widgets.gauge.room import room
 
 WIDTH = 28
 CURVE_HEIGHT = 5
@@ -22,10 +23,14 @@ class GaugePanel(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="gauge-panel", markup=False)
+        self._shown: Reading | None = None
 
     def show(self, reading: Reading) -> None:
         """Draw a reading. Cheap: one widget, one piece of content."""
-        self.border_subtitle = reading.scheme.name
+        if reading == self._shown:
+            return
+        self._shown = reading
+        self.border_subtitle = reading.label or reading.scheme.name
         self.update(Content("\n").join(_lines(reading)))
 
 
@@ -66,6 +71,7 @@ def _lines(reading: Reading) -> list[Content]:
         *_strip(report),
         *(Content.styled(text, "$quiet") for text in map(printable, reading.explanations)),
         Content(""),
+        *_room(reading),
         _row("allocated", figures.size(report.allocated_bytes)),
         *_disk(reading),
     ]
@@ -95,6 +101,19 @@ def _strip(report: MemoryReport) -> list[Content]:
     styles = {"▇": "$accent", "░": "$quiet", "×": "$warning"}
     rows = [marks[start : start + WIDTH] for start in range(0, len(marks), WIDTH)]
     return [Content.assemble(*((mark, styles[mark]) for mark in row)) for row in rows]
+
+
+def _room(reading: Reading) -> list[Content]:
+    """What still fits into the memory budget, against what would under FP16."""
+    if reading.report is None or reading.budget is None:
+        return []
+    found = room(reading.report, reading.budget)
+    if found is None:
+        return []
+    return [
+        _row("room for", f"{figures.short(found[0])} more"),
+        _row("  under FP16", f"{figures.short(found[1])} more"),
+    ]
 
 
 def _disk(reading: Reading) -> list[Content]:

@@ -19,6 +19,8 @@ class Reading:
     report: MemoryReport | None
     history: History
     disk_bytes: int | None = None
+    label: str = ""
+    budget: int | None = None
 
     @property
     def fraction(self) -> float:

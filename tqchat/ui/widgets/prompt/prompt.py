@@ -9,6 +9,9 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+LONG_PASTE, LONG_PASTE_LINES = 1_500, 15
+"""Characters or lines from which on a pasted text is folded."""
+
 
 class Prompt(TextArea):
     """Several lines of text; Enter sends.
@@ -28,16 +31,28 @@ class Prompt(TextArea):
             super().__init__()
             self.text = text
 
+    class Completing(Message):
+        """The person asks for the rest of what is written: Tab."""
+
     def __init__(self) -> None:
         super().__init__(
             id="prompt",
             compact=True,
             highlight_cursor_line=False,
-            placeholder="Write a message",
+            placeholder="Write a message, or /command",
         )
         self._history: list[str] = []
         self._position: int | None = None
         self._draft = ""
+        self._pasted: dict[str, str] = {}
+
+    @property
+    def whole(self) -> str:
+        """The text, with what was pasted in place of what stands for it."""
+        text = self.text
+        for chip, pasted in self._pasted.items():
+            text = text.replace(chip, pasted)
+        return text
 
     def remember(self, texts: list[str]) -> None:
         """The earlier messages that up goes through, oldest first."""
@@ -56,14 +71,15 @@ class Prompt(TextArea):
 
     def clear_sent(self) -> None:
         """The text was sent."""
-        self._history.append(self.text)
+        self._history.append(self.whole)
         self._position, self._draft = None, ""
+        self._pasted.clear()
         self.clear()
 
     def action_send(self) -> None:
         """Hand the text over, if there is any."""
         if self.text.strip():
-            self.post_message(self.Submitted(self.text))
+            self.post_message(self.Submitted(self.whole))
 
     def action_newline(self) -> None:
         """Break the line here."""
@@ -76,7 +92,23 @@ class Prompt(TextArea):
             event.prevent_default()
             self.action_send()
             return
+        if event.key == "tab":
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Completing())
+            return
         await super()._on_key(event)
+
+    async def _on_paste(self, event: events.Paste) -> None:
+        # A long text is one mark in the prompt: what is being written stays in view.
+        if len(event.text) > LONG_PASTE or event.text.count("\n") >= LONG_PASTE_LINES:
+            event.stop()
+            event.prevent_default()
+            chip = f"[pasted text {len(self._pasted) + 1}: {len(event.text):,} characters]"
+            self._pasted[chip] = event.text
+            self.insert(chip)
+            return
+        await super()._on_paste(event)
 
     def action_cursor_up(self, select: bool = False) -> None:
         """Up, or to the message before where there is no line above."""

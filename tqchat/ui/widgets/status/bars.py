@@ -7,10 +7,11 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tqchat.engine.events import PrefillProgress
+from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import ACTIONS, key_label, keys_in_force
+from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_in_force
 from tqchat.ui.transcript import UNTITLED
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
@@ -59,7 +60,7 @@ class TopBar(_Line):
         model = one_line(chat.model.name) if chat.model else "no model"
         self.put(
             Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold")),
-            Content.assemble((model, ""), (" · ", "$quiet"), (chat.scheme, "$accent")),
+            Content.assemble((model, ""), (" · ", "$quiet"), (chat.scheme_label, "$accent")),
         )
 
 
@@ -102,12 +103,16 @@ def doing(chat: Chat) -> Content:
         )
     if chat.activity is not None:
         return Content.styled("Another conversation is being answered.", "$quiet")
+    if chat.read_only:
+        return Content.assemble(("Read only. ", "$warning"), (one_line(chat.read_only), "$quiet"))
     if chat.model is None:
         return Content.assemble(("No model.", "$warning"), (" ^O loads one.", "$quiet"))
     if chat.conversation and (said := chat.caches.returned.get(chat.conversation.id)):
         return Content.styled(one_line(said), "$quiet")
     if chat.messages and chat.messages[-1].role == "user":
         return Content.assemble(("Not answered.", "$warning"), (" ^R answers it.", "$quiet"))
+    if chat.scheme == AUTO:
+        return Content.styled(f"auto: {chat.auto_choice.reason}", "$quiet")
     return Content.styled("Ready.", "$quiet")
 
 
@@ -146,13 +151,23 @@ class Hints(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="hints", markup=False)
+        self._of_message = False
+
+    def for_message(self, marked: bool) -> None:
+        """The cursor stands on a message, or on none: other keys matter."""
+        if marked != self._of_message:
+            self._of_message = marked
+            self.on_resize()
 
     def on_resize(self) -> None:
         """As many as the new width holds, the most important first; shown in one order."""
         width = self.size.width
         bound = keys_in_force(self.screen)
-        hinted = (action for action in ACTIONS if action.rank and action.name in bound)
-        ranked = sorted(hinted, key=lambda action: action.rank)
+        if self._of_message:
+            ranked = [action for action in MESSAGE_ACTIONS if action.hint]
+        else:
+            hinted = (action for action in ACTIONS if action.rank and action.name in bound)
+            ranked = sorted(hinted, key=lambda action: action.rank)
         shown: list[tuple[str, str]] = []
         for action in ranked:
             hint = (key_label(bound[action.name][0]), action.hint)

@@ -1,0 +1,103 @@
+"""Keys on messages, copies, search: the screen's side of what the chat can do."""
+
+from __future__ import annotations
+
+from textual.widgets import Input
+
+from tests.ui.conftest import Open
+from tqchat.ui.widgets.chat.log import ChatLog
+from tqchat.ui.widgets.prompt.prompt import Prompt
+
+CODE = "Here:\n\n```python\nprint('fox')\n```\n"
+
+
+async def test_the_cursor_goes_over_messages_and_edits_one(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("About foxes", "Red ones.")
+        await it.pilot.press("x", "ctrl+up")
+        log, prompt = it.app.query_one(ChatLog), it.app.query_one(Prompt)
+        await it.until(lambda: log.marked and log.marked.content == "Red ones.")
+        await it.sees("e edit")
+        await it.pilot.press("k", "e")
+        await it.until(lambda: prompt.text == "About foxes" and it.app.focused is prompt)
+        await it.sees("Edits an earlier message")
+        await it.pilot.press("escape")
+        await it.until(lambda: prompt.text == "x")
+        await it.sees_no("Edits an earlier message")
+        await it.pilot.press("ctrl+up", "ctrl+up", "e")
+        await it.until(lambda: prompt.text == "About foxes")
+        prompt.put("About owls")
+        await it.pilot.press("enter")
+        await it.until(lambda: len(it.engine.sent()) == 2)
+        it.engine.reply("Grey ones.")
+        await it.sees("2/2")
+        await it.sees_no("Red ones.")
+        await it.pilot.press("alt+left")
+        await it.sees("Red ones.")
+        await it.sees("1/2")
+
+
+async def test_a_cut_off_reply_goes_on_by_key(stage: Open) -> None:
+    async with stage() as it:
+        await it.ask("Count")
+        await it.until(lambda: it.engine.sent())
+        it.engine.done("one, two", "length")
+        await it.sees("F4 goes on")
+        await it.pilot.press("f4")
+        await it.until(lambda: len(it.engine.sent()) == 2)
+        it.engine.delta(", three")
+        it.engine.done(", three")
+        await it.sees("one, two, three")
+        await it.sees_no("F4 goes on")
+
+
+async def test_copies_go_to_the_clipboard(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("Show", CODE)
+        await it.pilot.press("f5")
+        assert it.app.clipboard == CODE
+        await it.pilot.press("alt+c")
+        assert it.app.clipboard == "print('fox')"
+        await it.pilot.press("alt+a")
+        assert it.app.clipboard.startswith("**you**\n\nShow\n\n**starter 30M**\n\nHere:")
+        await it.pilot.press("ctrl+up", "ctrl+up", "y")
+        assert it.app.clipboard == "Show"
+        await it.sees("Copied the message, 4 characters.")
+
+
+async def test_search_finds_words_in_messages_and_jumps_there(stage: Open) -> None:
+    async with stage() as it:
+        database = it.app.database
+        long = database.create("Animals", None, "turbo0v4")
+        for number in range(60):
+            text = "The quokka smiles." if number == 4 else f"Message {number}"
+            database.add_message(long.id, "user" if number % 2 == 0 else "assistant", text)
+        await it.pilot.press("ctrl+f")
+        await it.until(lambda: isinstance(it.app.focused, Input))
+        await it.pilot.press(*"quokka")
+        await it.sees("1 found")
+        await it.sees("quokka smiles.")
+        await it.pilot.press("enter")
+        log = it.app.query_one(ChatLog)
+        await it.until(lambda: log.marked and log.marked.content == "The quokka smiles.")
+        await it.sees("Message 5")
+
+
+async def test_a_draft_is_there_again(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("About foxes", "Red ones.")
+        prompt = it.app.query_one(Prompt)
+        await it.pilot.press(*"half")
+        await it.pilot.press("ctrl+n")
+        assert prompt.text == ""
+        await it.pilot.press("alt+down")
+        await it.until(lambda: prompt.text == "half")
+
+
+async def test_what_was_deleted_comes_back(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("About foxes", "Red ones.")
+        await it.pilot.press("f8", "y")
+        await it.sees("Alt+Z brings it back.")
+        await it.pilot.press("alt+z")
+        await it.sees("Red ones.")

@@ -1,0 +1,40 @@
+"""A person's own keys: taken where they can be, and said where not."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+from tests.ui.conftest import Open
+from tqchat.settings import Settings
+from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, checked, lost
+from tqchat.ui.screens.scheme import SchemePicker
+
+
+def test_no_two_actions_share_a_key_by_default() -> None:
+    for actions in (ACTIONS, MESSAGE_ACTIONS):
+        for one, other in combinations(actions, 2):
+            assert not set(one.keys.split(",")) & set(other.keys.split(",")), (one.name, other.name)
+
+
+def test_own_keys_are_checked() -> None:
+    good, problems = checked(
+        {"scheme": "F12, alt+s", "new": "f12", "modle": "f4", "quit": "?!", "edit": "f12"}
+    )
+    assert good == {"scheme": "f12,alt+s", "edit": "f12"}, "a message's keys are apart from the app's"
+    assert len(problems) == 3
+    assert "f12 is given to scheme and to new" in problems[0]
+    assert "the nearest is model" in problems[1]
+
+
+def test_an_action_that_lost_its_last_key_is_named() -> None:
+    assert lost({"scheme": "ctrl+n"}) == ["New conversation has no key any more: scheme took ctrl+n."]
+    assert lost({"scheme": "f2"}) == []
+
+
+async def test_own_keys_are_in_force_and_conflicts_are_said(stage: Open) -> None:
+    keys = {"scheme": "f12", "nonsense": "f4"}
+    async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
+        await it.sees("there is no action")
+        await it.sees("F12 scheme")
+        await it.pilot.press("f12")
+        await it.until(lambda: isinstance(it.app.screen, SchemePicker))

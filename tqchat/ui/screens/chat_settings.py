@@ -1,0 +1,82 @@
+"""What one conversation decides for itself: what the model is told first, and how replies are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, Label, Static, TextArea
+
+from tqchat.errors import TqchatError
+from tqchat.store.database import SamplingChoice
+from tqchat.store.sampling import parse
+from tqchat.ui.slash import number
+
+NAMES = tuple(field.name for field in fields(SamplingChoice))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the person wrote."""
+
+    system_prompt: str | None
+    sampling: SamplingChoice
+
+
+class ChatSettings(ModalScreen[Decision | None]):
+    """A text and seven numbers; what stays empty is left to the settings and the model."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "cancel", "Back"),
+        Binding("ctrl+s", "save", "Save", priority=True),
+    ]
+
+    def __init__(self, system_prompt: str | None, sampling: SamplingChoice) -> None:
+        super().__init__(classes="dialog settings")
+        self._system_prompt, self._sampling = system_prompt, sampling
+
+    def compose(self) -> ComposeResult:
+        """The text above, the numbers below."""
+        with Vertical(classes="box") as box:
+            box.border_title = "This conversation"
+            yield Static(Content.styled("What the model is told before the first message", "$quiet"))
+            yield TextArea(self._system_prompt or "", compact=True, highlight_cursor_line=False)
+            yield Static(Content.styled("How replies are drawn; empty leaves it to the settings", "$quiet"))
+            with VerticalScroll(classes="numbers", can_focus=False):
+                for name in NAMES:
+                    value = self._sampling.given.get(name)
+                    with Horizontal(classes="row"):
+                        yield Label(name.replace("_", " "), markup=False)
+                        yield Input("" if value is None else f"{value:g}", id=f"set-{name}", compact=True)
+            yield Static("", classes="problem", markup=False)
+            yield Static(
+                Content.assemble(("^S", "$accent"), " saves   ", ("Esc", "$accent"), " goes back"),
+                classes="answers",
+            )
+
+    def action_save(self) -> None:
+        """Leave with what was written, if all of it can be used."""
+        values: dict[str, object] = {}
+        try:
+            for name in NAMES:
+                written = self.query_one(f"#set-{name}", Input).value.strip()
+                values[name] = number(written)
+            sampling = parse(values)
+        except ValueError:
+            self._refuse(f"{name.replace('_', ' ')} must be a number.")
+        except TqchatError as error:
+            self._refuse(str(error))
+        else:
+            self.dismiss(Decision(self.query_one(TextArea).text.strip() or None, sampling))
+
+    def _refuse(self, why: str) -> None:
+        self.query_one(".problem", Static).update(Content.styled(why, "$error"))
+
+    def action_cancel(self) -> None:
+        """Leave all as it is."""
+        self.dismiss(None)

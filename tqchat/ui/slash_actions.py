@@ -1,0 +1,162 @@
+"""What commands written into the prompt do; and the dialog for what one conversation decides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+from textual import on, work
+from textual.widgets import TextArea
+
+from tqchat.errors import TqchatError
+from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
+from tqchat.store.database import SamplingChoice
+from tqchat.store.sampling import parse
+from tqchat.text import one_line
+from tqchat.ui import slash
+from tqchat.ui.conversation_actions import ConversationActions
+from tqchat.ui.screens.chat_settings import ChatSettings, Decision
+from tqchat.ui.widgets.prompt.prompt import Prompt
+from tqchat.ui.widgets.prompt.suggestions import Suggestions
+
+
+class SlashActions(ConversationActions):
+    """Slash commands: every one is also an action with a key or in the palette."""
+
+    def run_slash(self, name: str, argument: str) -> bool:
+        """Do what a command says; ``False`` leaves it in the prompt to be put right."""
+        if name not in slash.NAMES:
+            self.say(f"There is no command /{name}; // at the beginning sends it as text.", "warning")
+            return False
+        deed: Callable[[str], bool | None] = getattr(self, f"_slash_{name}")
+        try:
+            return deed(argument) is not False
+        except (TqchatError, OSError, ValueError) as error:
+            self.say(str(error) or "That cannot be done.", "error")
+            return False
+
+    def _slash_scheme(self, argument: str) -> None:
+        if not argument:
+            self.call_later(self.run_action, "scheme")
+            return
+        self.chat.set_scheme(scheme_setting(argument))
+
+    def _slash_model(self, argument: str) -> None:
+        if argument:
+            self.chat.load_model(None if argument == "starter" else argument)
+        else:
+            self.call_later(self.run_action, "model")
+
+    def _slash_new(self, argument: str) -> None:
+        self.call_later(self.action_new)
+
+    def _slash_rename(self, argument: str) -> None:
+        if argument and self.chat.conversation is not None:
+            self.chat.rename(one_line(argument))
+        else:
+            self.call_later(self.run_action, "rename")
+
+    def _slash_search(self, argument: str) -> None:
+        self.call_later(self.search_for, argument)
+
+    def _slash_system(self, argument: str) -> None:
+        if argument:
+            self.chat.set_system_prompt(argument)
+            self.say("The model is told so from the next message on.")
+        else:
+            self.call_later(self.run_action, "settings")
+
+    def _slash_set(self, argument: str) -> bool:
+        wanted = slash.assignments(argument)
+        if not wanted:
+            self.call_later(self.run_action, "settings")
+            return True
+        try:
+            values = {name: slash.number(value) for name, value in wanted.items()}
+        except ValueError:
+            self.say("Write it as name=number, such as temperature=0.7.", "warning")
+            return False
+        parse(dict(values))
+        choice = replace(self.chat.sampling_choice, **values)  # type: ignore[arg-type]
+        self.chat.set_sampling(choice)
+        said = ", ".join(f"{name} {value:g}" for name, value in choice.given.items())
+        self.say(f"Decided here: {said}." if said else "All is left to the settings.")
+        return True
+
+    def _slash_copy(self, argument: str) -> bool:
+        deeds = {
+            "": self.action_copy_reply,
+            "code": self.action_copy_last_code,
+            "chat": self.action_copy_chat,
+        }
+        if argument not in deeds:
+            self.say("Copy what: nothing for the reply, code, or chat.", "warning")
+            return False
+        deeds[argument]()
+        return True
+
+    def _slash_export(self, argument: str) -> bool:
+        from tqchat.store.exchange import to_markdown
+
+        if self.chat.conversation is None:
+            self.say("There is nothing to export yet.")
+            return False
+        title = re.sub(r"[^\w-]+", "-", one_line(self.chat.conversation.title)).strip("-").lower()
+        file = Path(argument or f"{title or 'conversation'}.md").expanduser().absolute()
+        if file.exists():
+            self.say(f"{file} is there already; name another file.", "warning")
+            return False
+        file.write_text(to_markdown(self.database, self.chat.conversation), encoding="utf-8")
+        self.say(f"Written to {file}.")
+        return True
+
+    def _slash_theme(self, argument: str) -> bool:
+        if not argument:
+            self.call_later(self.run_action, "theme")
+        elif argument in self.available_themes:
+            self.theme = argument
+        else:
+            self.say(f"There is no theme {one_line(argument)!r}; /theme alone lists them.", "warning")
+            return False
+        return True
+
+    def _slash_help(self, argument: str) -> None:
+        self.call_later(self.run_action, "help")
+
+    # Completion
+
+    @on(TextArea.Changed, "#prompt")
+    def _suggest(self, event: TextArea.Changed) -> None:
+        values: dict[str, Callable[[], Sequence[str]]] = {
+            "scheme": lambda: [AUTO, *(scheme.name for scheme in SCHEMES)],
+            "theme": lambda: sorted(self.available_themes),
+            "set": lambda: [f"{field.name}=" for field in fields(SamplingChoice)],
+            "copy": lambda: ["code", "chat"],
+            "model": lambda: ["starter"],
+        }
+        lines = slash.suggestions(event.text_area.text, values)
+        self._chat_screen.query_one(Suggestions).show(lines)
+
+    @on(Prompt.Completing)
+    def _complete(self) -> None:
+        first = self._chat_screen.query_one(Suggestions).first
+        if first is None:
+            self._chat_screen.focus_next()
+        else:
+            more = first.endswith("=") or first[1:] not in slash.NAMES
+            self.prompt.put(first if more else f"{first} ")
+
+    # The dialog
+
+    @work
+    async def action_settings(self) -> None:
+        """What this conversation decides for itself."""
+        dialog = ChatSettings(self.chat.system_prompt, self.chat.sampling_choice)
+        decision: Decision | None = await self.push_screen_wait(dialog)
+        if decision is None:
+            return
+        if decision.system_prompt != self.chat.system_prompt:
+            self._try(self.chat.set_system_prompt, decision.system_prompt)
+        self._try(self.chat.set_sampling, decision.sampling)

@@ -1,0 +1,331 @@
+"""The engine's side of the chat: the one queue in front of it, and what its events mean for the database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from tqchat.engine import commands, events
+from tqchat.engine.profile import Profile
+from tqchat.errors import TqchatError
+from tqchat.store.database import Conversation, Database, Message, SamplingChoice
+from tqchat.ui import sentences
+from tqchat.ui.bridge import EngineLike
+from tqchat.ui.chat_state import ChatState
+from tqchat.ui.replies import ReplyWriter
+from tqchat.ui.state import Reply, SchemeWish, Waiting
+from tqchat.ui.tenancy import Tenancy
+from tqchat.ui.transcript import for_engine
+from tqchat.ui.view import View
+
+
+class Turns(ChatState):
+    """Answers what waits, one thing after another, and takes the engine's events."""
+
+    def __init__(
+        self,
+        database: Database,
+        view: View,
+        *,
+        scheme: str,
+        sampling: commands.Sampling | None = None,
+        system_prompt: str | None = None,
+        profiles: Callable[[str], Profile | None] = lambda fingerprint: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(scheme)
+        self.database = database
+        self.view = view
+        self.default_scheme = scheme
+        self.sampling = sampling or commands.Sampling()
+        self.default_prompt = self._draft_prompt = system_prompt
+        self._profiles = profiles
+        self._converting: SchemeWish | None = None
+        self._tenancy = Tenancy(database.leases)
+        self._engine: EngineLike | None = None
+        self._writer = ReplyWriter(database, view, clock)
+
+    def connect(self, engine: EngineLike, model: str | None) -> None:
+        """Take an engine into service and let it load a model."""
+        self._engine = engine
+        self.load_model(model)
+
+    def load_model(self, ref: str | None) -> None:
+        """Load another model; the one before it stays until the new one is ready."""
+        if self._engine is None:
+            return
+        self.loading = events.ModelProgress(ref or "starter", "loading")
+        self._engine.submit(commands.LoadModel(ref))
+        self.view.figures_changed()
+
+    def new(self) -> None:
+        """Begin a conversation. It comes into the database with its first message."""
+        self.conversation, self.messages, self.fork = None, [], None
+        self.places, self.read_only = {}, None
+        self._draft_scheme, self._draft_prompt = self.default_scheme, self.default_prompt
+        self._draft_sampling = SamplingChoice()
+        self._let_go()
+        self.view.transcript_changed()
+
+    def delete(self, conversation_id: str) -> None:
+        """Delete a conversation and its cache."""
+        if self.reply and self.reply.conversation_id == conversation_id:
+            if self._engine:
+                self._engine.stop()
+            self.reply = None
+        self.waiting = [waiting for waiting in self.waiting if waiting.conversation_id != conversation_id]
+        if self._wish and self._wish.conversation_id == conversation_id:
+            self._wish = None
+        self.database.delete(conversation_id)
+        self.caches.forget(conversation_id)
+        if self._engine:
+            self._engine.submit(commands.ForgetConversation(conversation_id))
+        if self._engine_conversation == conversation_id:
+            self._engine_conversation = None
+        if self._shown(conversation_id):
+            self.new()
+        self.view.conversations_changed()
+
+    # What the engine says
+
+    def handle(self, event: events.Event) -> None:
+        """Take one engine event. What the database then refuses is said, and the engine goes on."""
+        try:
+            self._take(event)
+        except TqchatError as error:
+            self.view.say(str(error), "error")
+            self._free()
+        self.view.figures_changed()
+
+    def _take(self, event: events.Event) -> None:
+        match event:
+            case events.ModelProgress():
+                self.loading = event
+                self._pump()
+            case events.ModelReady():
+                self._model_ready(event)
+            case events.ModelFailed():
+                self.loading = None
+                self.view.say(event.message, "error")
+                self._pump()
+            case events.Opened():
+                self._opened(event)
+            case events.PrefillProgress():
+                self.prefill = event
+                self.activity = "reading" if self.activity == "answering" else self.activity
+            case events.Notice():
+                if event.conversation_id is None or self._shown(event.conversation_id):
+                    self.view.say(event.text, event.severity)
+            case events.TextDelta():
+                self._grow(event)
+            case events.MemoryUpdate():
+                self.caches.count(event.conversation_id, event.report)
+                self.speed = event.tokens_per_second
+            case events.Done():
+                self._done(event)
+            case events.Failed():
+                self._failed(event)
+            case events.Saved():
+                self.caches.disk_bytes[event.conversation_id] = event.bytes
+                self.view.conversations_changed()
+            case events.SaveFailed():
+                self.view.say(event.message, "warning")
+            case events.SchemeChanged():
+                self._scheme_changed(event)
+
+    def _model_ready(self, event: events.ModelReady) -> None:
+        self.model, self.loading = event.info, None
+        self.profile, self._chosen = self._profiles(event.info.fingerprint), {}
+        self.caches.another_model()  # The engine brings the conversation that it has open back by itself.
+        self._pump()
+
+    def _opened(self, event: events.Opened) -> None:
+        if (sentence := sentences.opened(event)) is not None:
+            self.caches.returned[event.conversation_id] = sentence
+        if self.activity == "opening":
+            self._free()
+
+    def _grow(self, event: events.TextDelta) -> None:
+        reply = self.reply
+        if reply is None or reply.conversation_id != event.conversation_id:
+            return
+        self.activity, self.prefill = "answering", None
+        reply.text += event.text
+        self._writer.grow(reply)
+        if self._shown(event.conversation_id):
+            self.view.reply_grew(event.text)
+
+    def _done(self, event: events.Done) -> None:
+        reply, self.reply = self.reply, None
+        self.caches.count(event.conversation_id, event.report)
+        self.speed = event.decode_tokens_per_second or None
+        if reply is None or reply.conversation_id != event.conversation_id:
+            self._free()
+            return
+        stopped = event.stop_reason == "stopped"
+        reply.text = _whole(reply, event.text)
+        if stopped and not reply.text.strip():
+            self._discard(reply)
+            self._free()
+            return
+        self._writer.finish(reply, event)
+        if reply.message_id:
+            self.endings.pop(reply.message_id, None)
+            if ending := sentences.ending(event.stop_reason):
+                self.endings[reply.message_id] = ending
+        self._finish(reply)
+
+    def _failed(self, event: events.Failed) -> None:
+        reply, self.reply = self.reply, None
+        if self._wish and self._wish.conversation_id == event.conversation_id:
+            self._wish = None
+        if reply is not None and reply.conversation_id == event.conversation_id:
+            reply.text = _whole(reply, event.text) if event.text else reply.text
+            if reply.text.strip():
+                self._writer.keep(reply)
+            self._finish(reply)
+        else:
+            self.reply = reply
+            if self.active_id == event.conversation_id:
+                self._free()
+        self.view.say(event.message, "error")
+
+    def _scheme_changed(self, event: events.SchemeChanged) -> None:
+        self.caches.count(event.conversation_id, event.report)
+        wish, self._converting = self._converting, None
+        if wish is not None and wish.conversation_id == event.conversation_id:
+            self.database.set_scheme(event.conversation_id, wish.scheme)
+        else:
+            chosen = self.database.conversation(event.conversation_id).scheme
+            if self._resolved(event.conversation_id, chosen) != event.scheme:
+                self.database.set_scheme(event.conversation_id, event.scheme)
+        self._reread_rows()
+        self.caches.returned.pop(event.conversation_id, None)
+        self.view.say(sentences.scheme_changed(event))
+        if self.activity == "converting":
+            self._free()
+
+    def close(self) -> None:
+        """Keep what has been said of a reply that will not be finished. The engine is gone by now."""
+        if self.reply is not None and self.reply.text.strip():
+            self._writer.keep(self.reply)
+        self.reply = None
+        if self._wish is not None:
+            # Too late to convert: next time the conversation is read again, under the scheme that was wanted.
+            self.database.set_scheme(self._wish.conversation_id, self._wish.scheme)
+        self._tenancy.keep_only([])
+
+    # The one queue in front of the engine
+
+    def _pump(self) -> None:
+        """Give the engine its next work, if it is free and has a model."""
+        # While another model is downloaded, the one before it goes on answering.
+        loading = self.loading is not None and self.loading.stage == "loading"
+        if self._engine is None or self.model is None or loading or self.activity is not None:
+            return
+        if self.waiting:
+            self._answer(self.waiting.pop(0))
+        elif self._wish is not None:
+            wish, self._wish = self._wish, None
+            self._converting = wish
+            scheme = self._resolved(wish.conversation_id, wish.scheme)
+            self.activity, self.active_id = "converting", wish.conversation_id
+            self._engine_conversation = wish.conversation_id
+            turns = for_engine(
+                self.database.messages(wish.conversation_id),
+                self.database.conversation(wish.conversation_id).system_prompt,
+            )
+            self._engine.submit(commands.SetScheme(wish.conversation_id, scheme, wish.reread, turns))
+        elif self.conversation and not self.read_only and self._engine_conversation != self.conversation.id:
+            self.activity, self.active_id = "opening", self.conversation.id
+            self._open_in_engine(self.conversation, self.messages)
+
+    def _open_in_engine(self, conversation: Conversation, messages: list[Message]) -> None:
+        assert self._engine is not None
+        self._engine_conversation = conversation.id
+        self._engine.submit(
+            commands.OpenConversation(
+                conversation.id,
+                for_engine(messages, conversation.system_prompt),
+                self._resolved(conversation.id, conversation.scheme),
+            )
+        )
+
+    def _answer(self, waiting: Waiting) -> None:
+        assert self._engine is not None and self.model is not None
+        conversation = self.database.conversation(waiting.conversation_id)
+        messages = self.database.messages(conversation.id)
+        if self._engine_conversation != conversation.id:
+            self._open_in_engine(conversation, messages)
+        if conversation.model != self.model.ref:
+            self.database.set_model(conversation.id, self.model.ref)
+        self.reply = Reply(conversation.id, waiting.head_before, waiting.returns, self.model.name)
+        self.activity, self.active_id, self.speed = "answering", conversation.id, None
+        if waiting.continues:
+            last = messages[-1]
+            self.reply.message_id, self.reply.text, self.reply.continued = last.id, last.content, last
+        if self._shown(conversation.id):
+            if waiting.continues:
+                self.view.transcript_changed()
+            else:
+                self.view.reply_started(self.reply)
+        turns = for_engine(messages, conversation.system_prompt)
+        sampling = replace(self.sampling, **conversation.sampling.given)  # type: ignore[arg-type]
+        scheme = self._resolved(conversation.id, conversation.scheme)
+        self._engine.submit(commands.Send(conversation.id, turns, scheme, sampling, waiting.continues))
+
+    def _free(self) -> None:
+        self.activity = self.active_id = self.prefill = None
+        self._pump()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Other processes may write what is neither shown nor worked on here."""
+        shown = self.conversation.id if self.conversation else None
+        wish = self._wish.conversation_id if self._wish else None
+        waiting = [one.conversation_id for one in self.waiting]
+        self._tenancy.keep_only([shown, wish, self.active_id, *waiting])
+
+    def _finish(self, reply: Reply) -> None:
+        if self._shown(reply.conversation_id):
+            self._reread_rows()
+            finished = next((message for message in self.messages if message.id == reply.message_id), None)
+            self.view.reply_finished(finished)
+        self.view.conversations_changed()
+        self._free()
+
+    def _discard(self, reply: Reply) -> None:
+        """Nothing was answered: as if nothing had been asked, and the words return to the person."""
+        if self._shown(reply.conversation_id):
+            self.view.reply_finished(None)
+        self._unsend(reply.conversation_id, reply.head_before, reply.returns)
+
+    def _unsend(self, conversation_id: str, head_before: str | None, returns: str | None) -> None:
+        shown = self._shown(conversation_id)
+        self.database.rewind_to(conversation_id, head_before)
+        conversation = self.database.conversation(conversation_id)
+        said = [message for message in self.database.messages(conversation_id) if message.role != "system"]
+        if not said and conversation.title_is_automatic:
+            # It began with this message: an empty conversation in the list would only be in the way.
+            self.delete(conversation_id)
+        else:
+            self._reread_rows()
+            if shown:
+                self.view.transcript_changed()
+        if shown and returns is not None:
+            self.view.prompt_returned(returns)
+        self.view.conversations_changed()
+        self.view.figures_changed()
+
+    def _reread_rows(self) -> None:
+        """The shown conversation as the database has it now."""
+        if self.conversation:
+            self.conversation = self.database.conversation(self.conversation.id)
+            self.messages = self.database.messages(self.conversation.id)
+            self.places = self.database.places(self.conversation.id)
+
+
+def _whole(reply: Reply, text: str) -> str:
+    """What the engine says it wrote, behind what a continued reply said before."""
+    return reply.continued.content + text if reply.continued else text

@@ -1,0 +1,70 @@
+"""A reasoning model's thinking, told apart from its answer."""
+
+from __future__ import annotations
+
+import re
+
+TAGS = ("think", "thinking", "thought", "reasoning", "longcat_think", "seed:think")
+"""How models mark it, between angle brackets. Markers that are special tokens never reach the text."""
+
+_OPEN = re.compile(rf"\s*<({'|'.join(TAGS)})>\n?")
+_STARTS = tuple(f"<{tag}>" for tag in TAGS)
+_CLOSE = re.compile(rf"</({'|'.join(TAGS)})>\s*")
+
+
+def split(text: str) -> tuple[str, str]:
+    """Thinking and answer of a whole reply.
+
+    Some chat templates open the thinking themselves: then only its end is in the text.
+    """
+    opening = _OPEN.match(text)
+    start = opening.end() if opening else 0
+    closing = _CLOSE.search(text, start)
+    if closing is None:
+        return (text[start:].rstrip(), "") if opening else ("", text)
+    if opening is None and "<" + closing[1] + ">" in text[: closing.start()]:
+        return "", text  # it speaks of the marks, somewhere in the middle
+    return text[start : closing.start()].rstrip(), text[closing.end() :]
+
+
+class Splitter:
+    """``split`` for text that arrives in pieces."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._state = "start"
+        self._close = ""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the thinking has begun and not ended."""
+        return self._state == "thinking"
+
+    def feed(self, piece: str) -> tuple[str, str]:
+        """The next piece, as what belongs to the thinking and what to the answer."""
+        if self._state == "answer":
+            return "", piece
+        self._held += piece
+        if self._state == "start":
+            opening = _OPEN.match(self._held)
+            if opening is None:
+                begun = self._held.lstrip()
+                if any(start.startswith(begun) for start in _STARTS):
+                    return "", ""
+                self._state = "answer"
+                return "", self._take(len(self._held))
+            self._state, self._close = "thinking", f"</{opening[1]}>"
+            self._held = self._held[opening.end() :]
+        at = self._held.find(self._close)
+        if at < 0:
+            keep = next(
+                (n for n in range(len(self._close) - 1, 0, -1) if self._held.endswith(self._close[:n])), 0
+            )
+            return self._take(len(self._held) - keep), ""
+        thought = self._take(at)
+        self._state = "answer"
+        return thought, self._take(len(self._held))[len(self._close) :].lstrip()
+
+    def _take(self, count: int) -> str:
+        taken, self._held = self._held[:count], self._held[count:]
+        return taken
