@@ -260,11 +260,6 @@ class TurboFormat:
 _LARGEST = 65504.0
 """The largest float16. A vector longer than such a gain can scale is shortened rather than made infinite."""
 
-_UNTOLD = 0.2
-"""Log-scale differences too small to be told from a prompt's own chance; leaving them alone measured
-better.
-"""
-
 _LARGEST_BALANCE = 64.0
 """How far one channel may be scaled against the typical one; real outliers measured up to some 30."""
 
@@ -280,7 +275,6 @@ def _balance(query_energy: mx.array, key_energy: mx.array) -> mx.array:
     q, k = (mx.log(e + 1e-6 * e.mean(axis=-1, keepdims=True) + 1e-30) for e in (query_energy, key_energy))
     log = (q - k) / 4
     log = log - log.mean(axis=-1, keepdims=True)
-    log = mx.sign(log) * mx.maximum(mx.abs(log) - _UNTOLD, 0)
     limit = math.log(_LARGEST_BALANCE)
     return mx.exp(mx.clip(log, -limit, limit)).astype(mx.float16)
 
