@@ -67,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a Hugging Face repo id"
     )
     run.add_argument(
-        "--scheme", metavar="SCHEME", default=argparse.SUPPRESS, help="cache scheme, such as turbo0v4, or auto"
+        "--scheme",
+        metavar="SCHEME",
+        default=argparse.SUPPRESS,
+        help="cache scheme, such as turbo0v4, or auto",
     )
     run.add_argument("--max-tokens", metavar="N", type=int, help="longest reply, in tokens")
     run.add_argument("--temperature", metavar="T", type=float, help="0 always takes the likeliest token")
@@ -104,8 +107,19 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("file", metavar="FILE", help="the file; - is standard input")
     commands.add_parser("locate", help="print where everything is kept")
     commands.add_parser("doctor", help="say what was found on this machine and what would make it faster")
+    _add_cache(commands)
     lab.add_parser(commands)
     return parser
+
+
+def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    cache = commands.add_parser("cache", help="list the saved caches, or remove some", allow_abbrev=False)
+    below = cache.add_subparsers(dest="cache_command", metavar="what")
+    below.add_parser("list", help="sizes, tokens, schemes and ages, which `tqchat cache` alone does too")
+    prune = below.add_parser("prune", help="remove what is over the budget, least recently used first")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    wipe = below.add_parser("wipe", help="remove all of them; the conversations stay")
+    wipe.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -151,6 +165,10 @@ def _dispatch(options: argparse.Namespace) -> int:
             from tqchat.commands import doctor
 
             return doctor.main()
+        case "cache":
+            from tqchat.commands import cache
+
+            return cache.main(options)
         case "lab":
             return lab.main(options)
         case _:

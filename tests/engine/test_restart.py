@@ -13,16 +13,16 @@ import pytest
 
 from tests.engine import tiny as tiny_models
 from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, send, user
+from tests.kv.tiny import REPRESENTATIVE
 from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
-from tqchat.kv.scheme import SCHEMES
 from tqchat.store.vault import Vault
 
-NAMES = [scheme.name for scheme in SCHEMES]
+NAMES = list(REPRESENTATIVE)
 STORY = [user(TALE)]
-MORE = greedy(24)
+MORE = greedy(16)
 
 GO_ON = """
 import json, sys
@@ -36,7 +36,7 @@ for scheme, transcript in json.loads(sys.argv[2]).items():
     messages = [ChatMessage(*turn) for turn in transcript]
     session = Session(model, scheme)
     restored, reason = session.restore(vault, scheme, messages[:-1])
-    *_, done = session.send(messages, Sampling(temperature=0, max_tokens=24))
+    *_, done = session.send(messages, Sampling(temperature=0, max_tokens=16))
     print(json.dumps([restored, reason, done.text, done.counts.restored, done.counts.reused, session.tokens]))
 """
 
@@ -51,7 +51,7 @@ def begun(
 ) -> tuple[Session, list[ChatMessage]]:
     """A saved conversation with packed tokens, and its transcript with one more question."""
     session = Session(model, scheme)
-    done = send(session, STORY, greedy(8))
+    done = send(session, STORY, greedy(3))
     assert session.changed
     assert session.save(vault, name) > 0
     assert not session.changed

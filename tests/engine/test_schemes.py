@@ -8,14 +8,14 @@ from collections.abc import Iterable
 import pytest
 
 from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, of, send, user
+from tests.kv.tiny import REPRESENTATIVE
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.events import Event, Failed, PrefillProgress, SchemeChanged
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
-from tqchat.kv.scheme import SCHEMES
 
 STORY = [user(TALE)]
-NAMES = [scheme.name for scheme in SCHEMES]
+NAMES = list(REPRESENTATIVE)
 PAIRS = sorted(
     {("fp16", name) for name in NAMES}
     | {(name, "fp16") for name in NAMES}

@@ -371,6 +371,19 @@ def test_a_seed_repeats_a_reply_on_the_engines_thread(
     assert heard.next(Done).text == heard.next(Done).text
 
 
+def test_a_reply_goes_on_where_it_was_cut_off(engine: Engine, heard: Listener) -> None:
+    engine.submit(LoadModel())
+    engine.submit(send("a", DOG, 20))
+    first = heard.next(Done)
+    assert first.stop_reason == "length"
+    cut = (*DOG, assistant(first.text))
+    engine.submit(Send("a", cut, "turbo0v4", greedy(20), continues=True))
+    rest = heard.next(Done)
+    assert rest.counts.prefilled == 1
+    engine.submit(send("b", DOG, 40))
+    assert heard.next(Done).text == first.text + rest.text
+
+
 # Downloads
 
 

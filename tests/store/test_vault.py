@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tqchat.engine import backend
-from tqchat.store.vault import MANIFEST, Refused, Restored, Vault, VaultError
+from tqchat.store.manifest import MANIFEST, read_manifest
+from tqchat.store.vault import Refused, Restored, Vault, VaultError
 
 backend.prepare()
 
@@ -65,9 +63,11 @@ def restored(vault: Vault) -> Restored:
     return found
 
 
-def snapshot(vault: Vault) -> Path:
-    (path,) = (vault.folder / ID).glob("*.safetensors")
-    return path
+def segments(vault: Vault) -> list[Path]:
+    """The files of the settled tokens in order, and last that of everything else."""
+    manifest = read_manifest(vault.folder / ID / MANIFEST)
+    names = [piece.file.name for piece in manifest.pieces]
+    return [vault.folder / ID / name for name in (*names, manifest.rest.name)]
 
 
 def test_what_is_saved_comes_back_bit_for_bit(vault: Vault, model: LoadedModel) -> None:
@@ -99,16 +99,16 @@ def test_files_are_the_owners_alone(vault: Vault, model: LoadedModel) -> None:
     assert stat.S_IMODE(vault.folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((vault.folder / ID).stat().st_mode) == 0o700
     files = list((vault.folder / ID).iterdir())
-    assert len(files) == 2
+    assert len(files) == 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
     assert vault.size(ID) == sum(path.stat().st_size for path in files)
 
 
 def test_a_second_save_replaces_the_first(vault: Vault, model: LoadedModel) -> None:
     save(vault, model, 200)
-    first = snapshot(vault)
+    first = segments(vault)
     tokens = save(vault, model, 260)
-    assert snapshot(vault) != first
+    assert not any(path.exists() for path in first)
     assert restored(vault).tokens == tokens
 
 
@@ -119,8 +119,8 @@ def test_an_overwritten_conversation_does_not_change_a_cache_that_was_loaded(
 
     tokens = save(vault, model)
     found = restored(vault)
-    path = snapshot(vault)
-    path.write_bytes(b"\0" * path.stat().st_size)
+    for path in segments(vault):
+        path.write_bytes(b"\0" * path.stat().st_size)
     whole = filled(model, tokens)
     assert mx.array_equal(found.cache[0].keys_and_values()[0], whole[0].keys_and_values()[0])
 
@@ -159,13 +159,13 @@ def refusal(found: Restored | Refused | None) -> str:
 
 def rewrite(vault: Vault, **changes: Any) -> None:
     """Change the manifest and give it a right digest again: another version, not a damaged one."""
-    from tqchat.store.vault import _digest
+    from tqchat.store.manifest import digest
 
     path = vault.folder / ID / MANIFEST
     manifest = json.loads(path.read_text())
     del manifest["digest"]
     manifest |= changes
-    path.write_text(json.dumps(manifest | {"digest": _digest(manifest)}))
+    path.write_text(json.dumps(manifest | {"digest": digest(manifest)}))
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,16 @@ def rewrite(vault: Vault, **changes: Any) -> None:
         ({"format": 99}, "another version of tqchat"),
         ({"codec": 99}, "another version of tqchat"),
         ({"mlx_lm": "0.1.0"}, "0.1.0"),
-        ({"layout": []}, "layers"),
-        ({"snapshot": "gone.safetensors"}, "missing"),
-        ({"snapshot": "../../etc/passwd"}, "missing"),
-        ({"sha256": "0" * 64}, "checksum"),
+        ({"conversation": "other"}, "another conversation"),
+        ({"layout": [[], []]}, "layers"),
+        ({"rest": ["gone.safetensors", 1, ""]}, "damaged"),
+        ({"rest": ["../../etc/passwd", 1, ""]}, "damaged"),
+        ({"pieces": []}, "damaged"),
+        ({"pieces": [["0" * 32 + ".safetensors", 9, "", 0, 200, 100]]}, "missing"),
+        ({"structure": [[], []]}, "damaged"),
         ({"tokens": None}, "damaged"),
         ({"rounding": 3}, "damaged"),
+        ({"surprise": 3}, "damaged"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(
@@ -197,27 +201,31 @@ def flip(path: Path, at: int) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path, Path], Any]] = {
-    "one bit of the snapshot": lambda manifest, snapshot: flip(snapshot, -100),
-    "the snapshot's header": lambda manifest, snapshot: flip(snapshot, 40),
-    "a snapshot cut short": lambda manifest, snapshot: snapshot.write_bytes(snapshot.read_bytes()[:-1]),
-    "an empty snapshot": lambda manifest, snapshot: snapshot.write_bytes(b""),
-    "no snapshot": lambda manifest, snapshot: snapshot.unlink(),
-    "one bit of the manifest": lambda manifest, snapshot: flip(manifest, 200),
-    "a manifest cut short": lambda manifest, snapshot: manifest.write_bytes(manifest.read_bytes()[:-9]),
-    "an empty manifest": lambda manifest, snapshot: manifest.write_bytes(b""),
-    "a manifest of something else": lambda manifest, snapshot: manifest.write_text("[1, 2]"),
-    "zeros for a manifest": lambda manifest, snapshot: manifest.write_bytes(b"\0" * 500),
+    "one bit of the segment": lambda manifest, segment: flip(segment, -100),
+    "the segment's header": lambda manifest, segment: flip(segment, 40),
+    "a segment cut short": lambda manifest, segment: segment.write_bytes(segment.read_bytes()[:-1]),
+    "an empty segment": lambda manifest, segment: segment.write_bytes(b""),
+    "no segment": lambda manifest, segment: segment.unlink(),
+    "a folder for a segment": lambda manifest, segment: (segment.unlink(), segment.mkdir()),
+    "one bit of the manifest": lambda manifest, segment: flip(manifest, 200),
+    "a manifest cut short": lambda manifest, segment: manifest.write_bytes(manifest.read_bytes()[:-9]),
+    "an empty manifest": lambda manifest, segment: manifest.write_bytes(b""),
+    "a manifest of something else": lambda manifest, segment: manifest.write_text("[1, 2]"),
+    "zeros for a manifest": lambda manifest, segment: manifest.write_bytes(b"\0" * 500),
+    "the manifest before there were segments": lambda manifest, segment: manifest.write_text(OLD_MANIFEST),
 }
+OLD_MANIFEST = json.dumps({"format": 1, "snapshot": "a.safetensors", "digest": "0" * 64})
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_refused_and_the_next_save_heals_it(vault: Vault, model: LoadedModel, kind: str) -> None:
     save(vault, model)
-    DAMAGE[kind](vault.folder / ID / MANIFEST, snapshot(vault))
+    DAMAGE[kind](vault.folder / ID / MANIFEST, segments(vault)[0])
     assert refusal(load(vault))
     tokens = save(vault, model, 220)
     assert restored(vault).tokens == tokens
-    assert len(list((vault.folder / ID).iterdir())) == 2
+    if "folder" not in kind:
+        assert len(list((vault.folder / ID).iterdir())) == 3
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(vault: Vault, model: LoadedModel) -> None:
@@ -225,76 +233,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(vault: Vault, model: Lo
     vault.folder.write_text("a file where the folder should be")
     with pytest.raises(VaultError, match="could not be saved"):
         save(vault, model)
-
-
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from tests.store.test_vault import ID, load, save
-from tqchat.engine import backend, models
-from tqchat.store.vault import Restored, Vault, VaultError
-model, vault = models.load(sys.argv[1]), Vault(Path(sys.argv[2]))
-tokens = save(vault, model, 200)
-before = sorted((path.name, path.read_bytes()) for path in (vault.folder / ID).iterdir())
-size = vault.size(ID)
-for limit in (0, 10, 1000, size // 3, size - 2000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    try:
-        save(vault, model, 400)
-    except VaultError as error:
-        print(error)
-    after = sorted((path.name, path.read_bytes()) for path in (vault.folder / ID).iterdir())
-    assert after == before, limit
-    found = load(vault)
-    assert isinstance(found, Restored) and found.tokens == tokens
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert save(vault, model, 400) == load(vault).tokens
-"""
-
-
-def test_a_full_disk_leaves_what_was_saved_before(llama_folder: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(llama_folder), str(tmp_path / "caches")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    sentences = done.stdout.splitlines()
-    assert len(sentences) == 5
-    assert all(line.startswith("The cache could not be saved (") for line in sentences)
-
-
-SAVE_FOR_EVER = """
-import sys
-from pathlib import Path
-from tests.store.test_vault import save
-from tqchat.engine import models
-from tqchat.store.vault import Vault
-model, vault = models.load(sys.argv[1]), Vault(Path(sys.argv[2]))
-for count in range(200, 100000):
-    save(vault, model, 200 + count % 100)
-    print(count, flush=True)
-"""
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_cache(llama_folder: Path, tmp_path: Path) -> None:
-    vault = Vault(tmp_path / "caches")
-    for saves in (1, 2, 3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOR_EVER, str(llama_folder), str(vault.folder)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        for _ in range(saves):
-            assert process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        found = restored(vault)
-        assert found.cache[0].offset == len(found.tokens) >= 200
 
 
 def test_what_a_killed_process_left_is_cleared_away_once_it_is_old(vault: Vault, model: LoadedModel) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +17,8 @@ from tqchat import kv
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import flat_layers
+from tqchat.store.manifest import Pieces, cut
+from tqchat.store.vault import Restored
 
 FULL_PRECISION = (16, 16)
 
@@ -25,6 +31,7 @@ class HeldTokens:
         tokens: What the cache holds, first to last.
         restored: How many leading tokens came from disk.
         rounding: The fewest bits (of keys, of values) that packed history has been through.
+        pieces: Segments on disk that hold the cache's first tokens as they are here.
     """
 
     def __init__(self, model: LoadedModel, scheme: str) -> None:
@@ -34,6 +41,7 @@ class HeldTokens:
         self.tokens: list[int] = []
         self.restored = 0
         self.rounding = FULL_PRECISION
+        self.pieces: Pieces = ()
         self.clear()
 
     def clear(self) -> None:
@@ -42,14 +50,17 @@ class HeldTokens:
         self.tokens = []
         self.restored = 0
         self.rounding = FULL_PRECISION
+        self.pieces = ()
 
-    def adopt(self, cache: list[Any], tokens: Sequence[int], rounding: tuple[int, int]) -> str | None:
+    def adopt(self, found: Restored) -> str | None:
         """Take over a cache from disk; why not, if it is not one that this model makes."""
+        cache, tokens = found.cache, found.tokens
         if [_shape(layer) for layer in cache] != [_shape(layer) for layer in self.cache]:
             return "The saved cache does not have this model's layers"
         if not _holds(cache, len(tokens)):
             return "The saved cache does not hold the tokens that it should"
-        self.cache, self.tokens, self.rounding = cache, list(tokens), rounding
+        self.cache, self.tokens, self.rounding = cache, list(tokens), found.rounding
+        self.pieces = found.pieces
         self.restored = len(tokens)
         return None
 
@@ -65,6 +76,7 @@ class HeldTokens:
             return False
         mlx_cache.trim_prompt_cache(self.cache, surplus)
         del self.tokens[keep:]
+        self.pieces = cut(self.pieces, keep)
         self.restored = min(self.restored, keep)
         if not _holds(self.cache, keep):
             self.clear()
@@ -116,6 +128,7 @@ class HeldTokens:
             keys, values = self.rounding
             self.rounding = (min(keys, old.key.bits), min(values, old.value.bits))
         self.cache, self.scheme = converted, kv.parse_scheme(scheme).name
+        self.pieces = ()
 
     def carries_coarser_rounding(self) -> bool:
         """Whether history was rounded more coarsely than the present scheme rounds."""

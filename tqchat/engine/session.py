@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
-from tqchat.engine import prompts
+from tqchat.engine import persistence, prompts
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.events import (
     Done,
@@ -29,10 +33,9 @@ from tqchat.engine.failures import ContextFull, RereadStopped, explained
 from tqchat.engine.generation import TextStream, processors_for, sampler_for, settled
 from tqchat.engine.held import HeldTokens
 from tqchat.engine.models import LoadedModel
-from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import parse_scheme
-from tqchat.store.vault import Refused, Vault
+from tqchat.store.vault import Vault
 
 REPORT_SECONDS = 0.25
 """How often the gauge hears of the cache while a reply is generated."""
@@ -337,24 +340,20 @@ class Session:
             raise ContextFull(len(tokens), limit)
         return tokens
 
-    def save(self, vault: Vault, conversation_id: str) -> int:
-        """Save the cache; the bytes that it takes on disk.
+    def save(
+        self, vault: Vault, conversation_id: str, interrupted: Callable[[], bool] = lambda: False
+    ) -> int:
+        """Save what is new in the cache; the bytes that it takes on disk, 0 if the save was interrupted.
+
+        Args:
+            interrupted: Asked every few megabytes; ends the save once it says yes. What was saved before then
+                still is, and the next save goes on where this one was.
 
         Raises:
             VaultError: if that fails. What was saved before is then still there.
         """
-        held = self._held
-        held.settle(certain=True)
-        size = vault.save(
-            conversation_id,
-            held.cache,
-            held.tokens,
-            fingerprint=self.model.info.fingerprint,
-            scheme=held.scheme,
-            model=self.model.info.name,
-            rounding=held.rounding,
-        )
-        self.changed = False
+        size = persistence.save(self._held, vault, conversation_id, interrupted)
+        self.changed = self.changed and not size
         return size
 
     def restore(
@@ -365,31 +364,4 @@ class Session:
         Returns:
             How many tokens came back; and why not all of them, ``None`` if nothing that was said is missing.
         """
-        held = self._held
-        try:
-            wanted = prompts.render(self.model.tokenizer, messages, add_generation_prompt=False)
-        except TqchatError:
-            wanted = []  # an empty conversation, or one that sending will explain
-        found = vault.load(conversation_id, fingerprint=self.model.info.fingerprint, scheme=held.scheme)
-        if found is None:
-            spoken = any(message.role == "assistant" for message in messages)
-            return 0, _with_cost("No cache was saved for this conversation", len(wanted)) if spoken else None
-        if isinstance(found, Refused):
-            return 0, _with_cost(found.reason, len(wanted))
-        if (reason := held.adopt(found.cache, found.tokens, found.rounding)) is not None:
-            return 0, _with_cost(reason, len(wanted))
-        shared = prompts.common_prefix(held.tokens, wanted)
-        if shared == len(held.tokens):
-            return shared, None
-        if not held.rewind(shared):
-            held.clear()
-        if len(held.tokens) == len(wanted):
-            return shared, None  # the cache knew more than the transcript does, nothing is missing
-        reason = "The saved cache and the transcript differ"
-        if shared:
-            reason += f" from token {shared + 1:,} on"
-        return len(held.tokens), _with_cost(reason, len(wanted) - len(held.tokens))
-
-
-def _with_cost(reason: str, tokens: int) -> str:
-    return f"{reason}; {tokens:,} tokens are read again with the next message."
+        return persistence.restore(self._held, vault, conversation_id, messages)

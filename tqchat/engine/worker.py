@@ -79,13 +79,16 @@ class Engine:
     """Runs commands one after another on a thread of its own. MLX is used nowhere else.
 
     ``on_event`` is called on that thread, with everything that the application should know. Caches are saved
-    once there is nothing more urgent to do: when the queue is empty, on leaving a conversation, at the end.
+    once there is nothing more urgent to do: when the queue is empty (and no longer than it is), on leaving a
+    conversation, at the end. All of them together take ``cache_budget`` GiB at most.
     """
 
-    def __init__(self, on_event: Callable[[Event], None], *, paths: Locations) -> None:
+    def __init__(
+        self, on_event: Callable[[Event], None], *, paths: Locations, cache_budget: float | None = None
+    ) -> None:
         self._on_event = on_event
         self._paths = paths
-        self._vault = Vault(paths.caches)
+        self._vault = Vault(paths.caches, cache_budget)
         self._queue: queue.SimpleQueue[_Task | Fetched | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open_tasks: list[_Task] = []
@@ -134,6 +137,7 @@ class Engine:
 
     def _run(self) -> None:
         with log_to(self._paths.log_dir):
+            self._prune()
             while (item := self._next()) is not None:
                 self._handle(item)
             self._save()
@@ -150,7 +154,7 @@ class Engine:
         try:
             return self._queue.get_nowait()
         except queue.Empty:
-            self._save()
+            self._save(interrupted=lambda: not self._queue.empty())
             return self._queue.get()
 
     def _handle(self, item: _Task | Fetched) -> None:
@@ -317,18 +321,27 @@ class Engine:
         except TqchatError as error:
             self._emit(Notice(conversation_id, str(error), "warning"))
 
-    def _save(self) -> None:
+    def _prune(self) -> None:
+        try:
+            for entry in self._vault.prune():
+                _log.info("The cache of %s made room: it was used least recently", entry.conversation)
+        except Exception:
+            _log.exception("The caches on disk could not be held against their budget")
+
+    def _save(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Save the live cache if it holds something new. A failure is told once, until it changes again."""
         current = self._current
         if current is None or not current.session.changed or not current.session.tokens:
             return
         began = time.perf_counter()
         try:
-            size = current.session.save(self._vault, current.conversation_id)
+            size = current.session.save(self._vault, current.conversation_id, interrupted)
         except Exception as error:
             current.session.changed = False
             self._emit(SaveFailed(current.conversation_id, explained(error)))
         else:
+            if not size:
+                return  # something more urgent came; what is still to be saved is saved after it
             seconds = time.perf_counter() - began
             tokens = len(current.session.tokens)
             self._emit(Saved(current.conversation_id, tokens, size, seconds))

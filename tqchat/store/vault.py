@@ -1,19 +1,15 @@
-"""Conversations' caches on disk: one snapshot each, and a manifest that says what it is.
+"""Conversations' caches on disk: segments that are written once, and a manifest that says which make a cache.
 
 Caches are expendable, so anything doubtful is refused with a reason and the transcript is read again. MLX is
-imported when a snapshot is written or read, not before."""
+imported when tensors are written or read, not before."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
-import struct
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,15 +18,21 @@ from typing import Any
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import UnusableFolder, make_private_folder
+from tqchat.store import branches, budget, segments
+from tqchat.store.manifest import (
+    MANIFEST,
+    Manifest,
+    Pieces,
+    codec_version,
+    covered,
+    read_manifest,
+)
+from tqchat.store.saving import Saving
+from tqchat.store.segments import Interrupted, SegmentError
 
-FORMAT = 1
-"""Goes up whenever a manifest of an older version would be read differently."""
-
-MANIFEST = "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
-_TEMPORARY = "new-"
 _STALE_SECONDS = 3600
-"""A temporary snapshot this old was left behind by a killed process."""
+"""A temporary file this old was left behind by a killed process."""
 
 
 class VaultError(TqchatError):
@@ -38,15 +40,37 @@ class VaultError(TqchatError):
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A cache that is exactly what was saved, and the tokens that it holds.
+class Written:
+    """What a save did.
 
-    ``rounding`` are the fewest bits (of keys, of values) that its history has been through.
+    Attributes:
+        pieces: The segments that the next save of this cache can build on.
+        bytes: What the conversation takes on disk.
+        bytes_written: How much of that is new.
+        complete: Whether it came to the end. If not, what was saved before is still what is saved.
+    """
+
+    pieces: Pieces
+    bytes: int = 0
+    bytes_written: int = 0
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A cache that is exactly what was saved, or exactly that trimmed, and the tokens that it holds.
+
+    Attributes:
+        rounding: The fewest bits (of keys, of values) that its history has been through.
+        pieces: The segments that the next save of this cache can build on.
+        damage: Why it is not all that was saved: the beginning of a sentence, without a full stop.
     """
 
     cache: list[Any]
     tokens: list[int]
     rounding: tuple[int, int]
+    pieces: Pieces = ()
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +81,16 @@ class Refused:
 
 
 class Vault:
-    """The caches below one folder, which has a folder for each conversation."""
+    """The caches below one folder, which has a folder for each conversation.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Where they are; it need not exist.
+        budget: GiB that they may take together; ``None`` leaves it to ``budget.limit_for``.
+    """
+
+    def __init__(self, folder: Path, budget: float | None = None) -> None:
         self.folder = folder
+        self.budget = budget
 
     def save(
         self,
@@ -72,54 +102,81 @@ class Vault:
         scheme: str,
         model: str = "",
         rounding: tuple[int, int] = (16, 16),
-    ) -> int:
-        """Write a conversation's cache; the bytes that it takes on disk.
+        pieces: Pieces = (),
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> Written:
+        """Write what is new in a conversation's cache.
 
-        The snapshot goes under a name of its own; the manifest that names it is replaced last, in one step.
-        Whenever the process is killed, the old pair or the new pair is there, whole.
+        Tokens that are settled go into segments that no later save touches. The rest (the raw tail, windows,
+        recurrent state) is bounded and written each time. The manifest is replaced last, in one step:
+        whenever the process is killed, the old state or the new state is there, whole.
+
+        Args:
+            pieces: What an earlier save, or the load, of this very cache returned, ``cut`` to what has
+                not been trimmed since.
+            interrupted: Asked every few megabytes; ends the save once it says yes.
 
         Raises:
             VaultError: if it cannot be written. What was saved before is then untouched.
         """
         folder = self._folder(conversation_id)
+        kept = pieces
         try:
             make_private_folder(self.folder)
             make_private_folder(folder)
-            snapshot = _write_snapshot(folder, cache)
-            manifest = {
-                "format": FORMAT,
-                "codec": _codec_version(),
-                "mlx_lm": metadata.version("mlx-lm"),
-                "fingerprint": fingerprint,
-                "model": model,
-                "scheme": scheme,
-                "layout": _layout(cache),
-                "rounding": list(rounding),
-                "tokens": list(tokens),
-                "snapshot": snapshot.name,
-                "bytes": snapshot.stat().st_size,
-                "sha256": _sha256(snapshot),
-                "saved_at": time.time(),
-            }
-            content = json.dumps(manifest | {"digest": _digest(manifest)}).encode()
+            saving = Saving(folder, cache, tokens, pieces, interrupted)
+            self._make_room(conversation_id, folder, saving)
+            try:
+                for start, end in saving.due():
+                    saving.write_segment(start, end)
+                    kept = saving.pieces
+                manifest = Manifest(
+                    conversation=conversation_id,
+                    fingerprint=fingerprint,
+                    model=model,
+                    scheme=scheme,
+                    rounding=rounding,
+                    layout=_layout(cache),
+                    structure=saving.structure,
+                    pieces=saving.pieces,
+                    rest=saving.write_rest(),
+                    tokens=len(tokens),
+                    prefix_is_usable=saving.prefix_is_usable,
+                    saved_at=time.time(),
+                    codec=codec_version(),
+                    mlx_lm=metadata.version("mlx-lm"),
+                )
+            except Interrupted:
+                return Written(saving.pieces, bytes_written=saving.written, complete=False)
+            content = manifest.to_json()
+            segments.sync_folder(folder)
+            branches.keep_other(folder, manifest)
             write_atomically(folder / MANIFEST, content)
-            _sync_folder(folder)
+            segments.sync_folder(folder)
         except (UnusableFolder, OSError, RuntimeError) as error:
-            _remove_leftovers(folder)
+            _remove_leftovers(folder, pieces)
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise VaultError(
                 f"The cache could not be saved ({reason}); the chat goes on, "
                 "and the conversation is read again after the next start."
             ) from error
-        _remove_leftovers(folder)
-        return len(content) + int(snapshot.stat().st_size)
+        _remove_leftovers(folder, kept)
+        return Written(kept, self.size(conversation_id), saving.written + len(content))
 
-    def load(self, conversation_id: str, *, fingerprint: str, scheme: str) -> Restored | Refused | None:
-        """Bring a conversation's cache back, evaluated.
+    def load(
+        self,
+        conversation_id: str,
+        *,
+        fingerprint: str,
+        scheme: str,
+        wanted: Sequence[int] = (),
+    ) -> Restored | Refused | None:
+        """Bring a conversation's cache back, in memory, as far as it is whole.
 
         Args:
             fingerprint: Of the model that is to continue from it.
             scheme: The one that the conversation is under now.
+            wanted: The transcript's tokens: of several branches, the one that shares most of them is taken.
 
         Returns:
             The cache; or why the one on disk cannot be used; or ``None`` if none was saved.
@@ -128,22 +185,44 @@ class Vault:
             folder = self._folder(conversation_id)
             if not (folder / MANIFEST).exists():
                 return None
-            manifest = _read_manifest(folder / MANIFEST)
-            if (reason := _mismatch(manifest, fingerprint, scheme)) is not None:
-                return Refused(reason)
-            return _read_snapshot(folder, manifest)
+            found: list[tuple[Path, Manifest]] = []
+            reason: str | None = None
+            for path in [folder / MANIFEST, *branches.files(folder)]:
+                try:
+                    manifest = read_manifest(path)
+                    mismatch = manifest.mismatch(conversation_id, fingerprint, scheme)
+                except TqchatError as error:
+                    mismatch = str(error).rstrip(".")
+                if mismatch is None:
+                    found.append((path, manifest))
+                reason = reason or mismatch
+            if not found:
+                return Refused(reason or "The saved cache cannot be read")
+            path, manifest = branches.nearest(folder, found, wanted)
+            restored = _restore(folder, manifest)
+            os.utime(path)
+            os.utime(folder / MANIFEST)
+            return restored
         except TqchatError as error:
             return Refused(str(error).rstrip("."))
         except OSError as error:
             return Refused(f"The saved cache cannot be read ({error.strerror or error})")
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        except (
+            KeyError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RuntimeError,
+            MemoryError,
+        ) as error:
             return Refused(f"The saved cache is damaged ({type(error).__name__})")
 
     def scheme(self, conversation_id: str) -> str | None:
         """The scheme of a saved cache, ``None`` if none was saved or its manifest cannot be read."""
         try:
-            return str(_read_manifest(self._folder(conversation_id) / MANIFEST)["scheme"])
-        except (TqchatError, OSError, KeyError, ValueError):
+            return read_manifest(self._folder(conversation_id) / MANIFEST).scheme
+        except (TqchatError, OSError):
             return None
 
     def forget(self, conversation_id: str) -> None:
@@ -154,7 +233,7 @@ class Vault:
         """
         folder = self._folder(conversation_id)
         try:
-            # Without its manifest a snapshot is nothing, whatever happens next.
+            # Without its manifest a segment is nothing, whatever happens next.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
         except FileNotFoundError:
@@ -174,87 +253,77 @@ class Vault:
             pass  # not saved, or being replaced this moment
         return total
 
+    def entries(self) -> list[budget.Entry]:
+        """All saved caches, that used longest ago first."""
+        return budget.entries(self.folder)
+
+    def limit(self) -> int:
+        """Bytes that all caches together may take."""
+        return budget.limit_for(self.folder, self.budget)
+
+    def to_prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.Entry]:
+        """The caches that are over the budget or below the floor of free space, least recently used first."""
+        surplus = budget.shortfall(self.folder, self.limit(), need)
+        return budget.to_remove(self.entries(), surplus, keep)
+
+    def prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.Entry]:
+        """Remove them; those that were."""
+        removed = []
+        for entry in self.to_prune(keep, need):
+            try:
+                self.forget(entry.conversation)
+            except VaultError:
+                continue  # it stays, and is tried again
+            removed.append(entry)
+        return removed
+
+    def _make_room(self, conversation_id: str, folder: Path, saving: Saving) -> None:
+        """Let the least recently used go, if a save needs their room; never the open conversation."""
+        need = saving.bytes_due()
+        self.prune([conversation_id], need)
+        limit = self.limit()
+        if need + saving.bytes_kept > limit:
+            raise OSError(0, f"it takes more than the {limit / budget.GIB:.3g} GiB allowed")
+        if budget.shortfall(folder, 1 << 62, need):
+            raise OSError(0, "the disk is almost full")
+
     def _folder(self, conversation_id: str) -> Path:
         if not _ID.fullmatch(conversation_id):
             raise VaultError(f"{conversation_id!r} cannot be the id of a conversation.")
         return self.folder / conversation_id
 
 
-def _write_snapshot(folder: Path, cache: list[Any]) -> Path:
-    from tqchat import kv
+def _restore(folder: Path, manifest: Manifest) -> Restored | Refused:
+    from tqchat.kv import ranges
 
-    stem = uuid.uuid4().hex
-    # MLX appends ".safetensors" to names that lack it, so the temporary one has it too.
-    temporary = folder / f"{_TEMPORARY}{stem}.safetensors"
-    final = folder / f"{stem}.safetensors"
+    parts, tokens, pieces, damage = [], [], [], None
     try:
-        # Made first, so that it is never readable by others, not even while it grows.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        kv.save(temporary, cache)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        if not _is_whole(temporary):
-            raise OSError("it was written only in part")
-        temporary.replace(final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return final
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says: a full disk need not be reported to MLX."""
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        if len(prefix) < 8:
-            return False
-        length = struct.unpack("<Q", prefix)[0]
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return bool(path.stat().st_size == 8 + length + max(ends, default=0))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_bytes())
-        digest = manifest.pop("digest")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise VaultError("The saved cache has a damaged manifest") from error
-    if digest != _digest(manifest):
-        raise VaultError("The saved cache has a damaged manifest")
-    return dict(manifest)
-
-
-def _mismatch(manifest: dict[str, Any], fingerprint: str, scheme: str) -> str | None:
-    if manifest["format"] != FORMAT or manifest["codec"] != _codec_version():
-        return "The saved cache was written by another version of tqchat"
-    if manifest["mlx_lm"] != metadata.version("mlx-lm"):
-        return f"The saved cache was made under mlx-lm {manifest['mlx_lm']}, and this is another version"
-    if manifest["fingerprint"] != fingerprint:
-        made = f" ({manifest['model']})" if manifest["model"] else ""
-        return f"The saved cache was made with another model, or another version of it{made}"
-    if manifest["scheme"] != scheme:
-        return f"The saved cache is under {manifest['scheme']}, and this conversation under {scheme}"
-    return None
-
-
-def _read_snapshot(folder: Path, manifest: dict[str, Any]) -> Restored | Refused:
-    from tqchat import kv
-
-    name = str(manifest["snapshot"])
-    path = folder / name
-    if Path(name).name != name or not path.is_file():
-        return Refused("The saved cache is incomplete (its snapshot is missing)")
-    if path.stat().st_size != manifest["bytes"] or _sha256(path) != manifest["sha256"]:
-        return Refused("The saved cache is damaged (its checksum does not match)")
-    cache, _ = kv.load(path)
-    if _layout(cache) != manifest["layout"]:
+        for piece in manifest.pieces:
+            arrays = segments.read(folder, piece.file)
+            tokens += _tokens(arrays, piece.end - piece.start)[: piece.used - piece.start]
+            parts.append(
+                ranges.shortened(arrays, piece.start, piece.used) if piece.used < piece.end else arrays
+            )
+            pieces.append(piece)
+        arrays = segments.read(folder, manifest.rest)
+        tokens += _tokens(arrays, manifest.tokens - covered(manifest.pieces))
+        parts.append(arrays)
+    except SegmentError as error:
+        if not tokens or not manifest.prefix_is_usable:
+            return Refused(f"The saved cache is damaged ({error})")
+        if len(tokens) < manifest.tokens:
+            damage = f"The saved cache is damaged from token {len(tokens) + 1:,} on ({error})"
+    cache = ranges.rebuild(manifest.structure, parts, len(tokens))
+    if _layout(cache) != manifest.layout:
         return Refused("The saved cache is damaged (its layers are not those that were saved)")
-    keys, values = manifest["rounding"]
-    return Restored(cache, [int(token) for token in manifest["tokens"]], (int(keys), int(values)))
+    return Restored(cache, tokens, manifest.rounding, tuple(pieces), damage)
+
+
+def _tokens(arrays: dict[str, Any], count: int) -> list[int]:
+    tokens: list[int] = arrays.pop("tokens").tolist()
+    if len(tokens) != count:
+        raise SegmentError("a part of it holds other tokens than it should")
+    return tokens
 
 
 def _layout(cache: list[Any]) -> list[list[Any]]:
@@ -265,39 +334,17 @@ def _layout(cache: list[Any]) -> list[list[Any]]:
     return [[layer.kind, layer.scheme, layer.heads, layer.key_dim, layer.value_dim] for layer in layers]
 
 
-def _codec_version() -> int:
-    from tqchat.kv.snapshot import CODEC_VERSION
-
-    return CODEC_VERSION
-
-
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _remove_leftovers(folder: Path, pieces: Pieces) -> None:
+    """Remove what no manifest names and no later save builds on; another process's unfinished file is left
+    alone."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove snapshots that the manifest does not name; another process's unfinished one is left alone."""
-    try:
-        named = _read_manifest(folder / MANIFEST)["snapshot"]
-    except (VaultError, OSError, KeyError):
-        named = None
-    try:
-        for path in folder.glob("*.safetensors"):
-            fresh = path.name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime < _STALE_SECONDS
-            if path.name != named and not fresh:
+        named = {piece.file.name for piece in pieces} | branches.named(folder)
+        for path in folder.iterdir():
+            fresh = path.name.startswith((segments.TEMPORARY, f".{MANIFEST}")) and (
+                time.time() - path.stat().st_mtime < _STALE_SECONDS
+            )
+            kept = path.name == MANIFEST or path.name in named or fresh or branches.is_branch(path)
+            if not kept:
                 path.unlink(missing_ok=True)
-    except OSError:
+    except (OSError, TqchatError):
         pass  # they cost room, nothing else; the next save tries again

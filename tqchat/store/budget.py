@@ -1,0 +1,106 @@
+"""How much room the saved caches may take, and which of them go first. Reads manifests, never tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqchat.store.manifest import MANIFEST, ManifestError, read_manifest
+
+GIB = 1 << 30
+MOST_BY_DEFAULT = 20 * GIB
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One conversation's caches on disk.
+
+    ``tokens``, ``scheme`` and ``model`` are what its manifest says, 0 and empty where there is none that can
+    be read.
+    """
+
+    conversation: str
+    folder: Path
+    bytes: int
+    used_at: float
+    tokens: int = 0
+    scheme: str = ""
+    model: str = ""
+
+
+def entries(folder: Path) -> list[Entry]:
+    """What lies below the folder of all caches, that used longest ago first."""
+    found = []
+    try:
+        folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError:
+        folders = []
+    for path in folders:
+        try:
+            found.append(_entry(path))
+        except OSError:
+            continue  # removed this moment
+    return sorted((entry for entry in found if entry.bytes), key=lambda entry: entry.used_at)
+
+
+def limit_for(folder: Path, budget: float | None = None) -> int:
+    """Bytes that all caches together may take: ``budget`` GiB, or else 20, and no more than a quarter of what
+    would be free without them."""
+    if budget is not None:
+        return int(budget * GIB)
+    used = sum(entry.bytes for entry in entries(folder))
+    return min(MOST_BY_DEFAULT, (_usage(folder)[1] + used) // 4)
+
+
+def floor_of(folder: Path) -> int:
+    """Bytes that stay free on the disk whatever the budget: 1 GiB, or a twentieth of a small disk."""
+    return min(GIB, _usage(folder)[0] // 20)
+
+
+def shortfall(folder: Path, limit: int, need: int) -> int:
+    """How many bytes of caches are too many, if ``need`` more are to be written."""
+    used = sum(entry.bytes for entry in entries(folder))
+    over = used + need - limit
+    return max(over, need + floor_of(folder) - _usage(folder)[1], 0)
+
+
+def to_remove(found: Iterable[Entry], surplus: int, keep: Collection[str] = ()) -> list[Entry]:
+    """The caches to remove so that at least ``surplus`` bytes are free, least recently used first.
+
+    Args:
+        found: As ``entries`` returns them.
+        keep: Conversations that are never removed.
+    """
+    chosen = []
+    for entry in found:
+        if surplus <= 0:
+            break
+        if entry.conversation not in keep:
+            chosen.append(entry)
+            surplus -= entry.bytes
+    return chosen
+
+
+def _entry(folder: Path) -> Entry:
+    size, newest = 0, 0.0
+    for path in folder.iterdir():
+        about = path.lstat()
+        size += about.st_size
+        newest = max(newest, about.st_mtime)
+    try:
+        # Restoring touches the manifest.
+        used_at = (folder / MANIFEST).stat().st_mtime
+        manifest = read_manifest(folder / MANIFEST)
+    except (ManifestError, OSError):
+        return Entry(folder.name, folder, size, newest)
+    return Entry(folder.name, folder, size, used_at, manifest.tokens, manifest.scheme, manifest.model)
+
+
+def _usage(folder: Path) -> tuple[int, int]:
+    """Bytes of the disk and those free on it; of the nearest folder that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return usage.total, usage.free
