@@ -49,8 +49,10 @@ class ConversationList(Vertical):
         self, conversations: Sequence[Conversation], current: str | None, sizes: Mapping[str, int]
     ) -> None:
         """Draw the list. ``sizes`` are bytes, where they are known."""
+        # The cursor stays where the person put it while the list is only drawn anew.
+        marked = self.marked if current == self._current else None
         self._conversations, self._current, self._sizes = conversations, current, sizes
-        self._draw()
+        self._draw(marked.id if marked else current)
 
     @property
     def marked(self) -> Conversation | None:
@@ -67,7 +69,7 @@ class ConversationList(Vertical):
         box.value = text
         box.focus()
 
-    def _draw(self) -> None:
+    def _draw(self, cursor: str | None) -> None:
         titles = self.query_one("#titles", OptionList)
         if (wanted := self.query_one("#search", Input).value).strip():
             self._hits = self.find(wanted)
@@ -90,8 +92,8 @@ class ConversationList(Vertical):
         if not options:
             options.append(Option(Content.styled("None yet.", "$quiet"), disabled=True))
         titles.set_options(options)
-        if self._current and any(option.id == self._current for option in options):
-            titles.highlighted = titles.get_option_index(self._current)
+        if cursor and any(option.id == cursor for option in options):
+            titles.highlighted = titles.get_option_index(cursor)
         titles.scroll_to(y=scroll, animate=False)
 
     def _hit(self, hit: SearchHit, index: int, before: str | None) -> Option:
@@ -122,7 +124,7 @@ class ConversationList(Vertical):
     @on(Input.Changed, "#search")
     def _search(self, event: Input.Changed) -> None:
         event.stop()
-        self._draw()
+        self._draw(self._current)
 
     @on(Input.Submitted, "#search")
     def _first_found(self, event: Input.Submitted) -> None:
