@@ -117,8 +117,15 @@ async def test_conversations_open_from_the_list_and_by_key(stage: Open) -> None:
         await it.sees("Grey ones.")
         titles = it.app.query_one("#titles", OptionList)
         titles.focus()
-        await it.until(lambda: titles.has_focus)
-        await it.pilot.pause()
+        shown = it.app.chat.conversation
+        assert shown is not None and shown.title == "About owls"
+        # The list is drawn a moment after the messages are; until then its cursor is on the
+        # conversation before.
+        await it.until(
+            lambda: (
+                titles.has_focus and titles.highlighted_option and titles.highlighted_option.id == shown.id
+            )
+        )
         await it.pilot.press("down")
         # Another process writes, a cache is saved: the list is drawn anew under the cursor.
         it.app.screen._draw_list(it.app.chat)
