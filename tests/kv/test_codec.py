@@ -90,6 +90,34 @@ def test_turbo_decodes_a_zero_vector_to_zero(role: Literal["key", "value"]) -> N
     assert mx.array_equal(format_.decode(format_.encode(mx.zeros((1, 1, 2, 64)))), mx.zeros((1, 1, 2, 64)))
 
 
+@pytest.mark.parametrize("role", ["key", "value"])
+@pytest.mark.parametrize("spec", [FormatSpec("turbo", 3), FormatSpec("affine", 8), FormatSpec("raw", 16)])
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
+    role: Literal["key", "value"], spec: FormatSpec, head_dim: int
+) -> None:
+    x, queries = mx.random.normal((2, 1, 2, 30, head_dim), key=mx.random.key(3)) + 2
+    format_ = make_format(spec, head_dim, role).fit(x, queries.square().mean(axis=2, keepdims=True))
+    block = format_.encode(x)
+    if spec.kind == "turbo":
+        words, gain = block
+        stored = lookup(words, spec.bits, head_dim) * gain.astype(mx.float32)
+    elif spec.kind == "affine":
+        words, scales, biases = block
+        stored = mx.dequantize(words, scales, biases, spec.group_size(head_dim), spec.bits)
+    else:
+        (stored,) = block
+    folded, constant = format_.fold(queries)
+    assert folded.shape == (*queries.shape[:3], stored.shape[-1])
+    scores = folded @ stored.swapaxes(-1, -2) + (0 if constant is None else constant)
+    assert mx.allclose(scores, queries @ format_.decode(block).swapaxes(-1, -2), atol=1e-2)
+    assert mx.allclose(scores, format_.scores(queries, block), atol=1e-2)
+    weights = mx.random.uniform(shape=(1, 2, 7, 30), key=mx.random.key(4))
+    sums = format_.unfold(weights @ stored, weights.sum(axis=-1, keepdims=True))
+    assert mx.allclose(sums, weights @ format_.decode(block), atol=1e-3)
+    assert mx.allclose(sums, format_.combine(weights, block), atol=1e-3)
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("name", ["affine8", "affine4", "turbo4", "turbo3", "turbo2", "turbo0v4"])
 def test_bytes_a_vector_takes_are_those_of_its_arrays(name: str, head_dim: int) -> None:

@@ -2,7 +2,9 @@
 
 Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can grow, trim and slice
 it along the token axis without knowing what it means. ``scores`` and ``combine`` are attention's two products
-against an encoded block.
+against an encoded block. What a block stores is multiplied as it is, by a kernel or by plain operations; all
+that a format does to vectors before it writes them down is undone on the queries (``fold``) and on the sums
+(``unfold``).
 """
 
 from __future__ import annotations
@@ -52,6 +54,33 @@ class Format(Protocol):
         """The vectors that a block stands for, float32 ``[batch, heads, tokens, head_dim]``."""
         ...
 
+    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Queries as stored vectors are to be multiplied with, and what every score gets besides.
+
+        ``queries @ decode(block)^T`` is ``folded @ stored^T + constant``, ``stored`` being the centroids of a
+        block times their gain (turbo), or what MLX dequantises it to (affine).
+
+        Args:
+            queries: float32 ``[batch, heads, rows, head_dim]``.
+
+        Returns:
+            ``folded``, float32 ``[batch, heads, rows, stored_dim]``; and ``constant``, float32
+            ``[batch, heads, rows, 1]``, or ``None`` where there is nothing to add.
+        """
+        ...
+
+    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
+        """Sums of vectors from sums of stored ones.
+
+        Args:
+            total: Weighted sums of stored vectors, float32 ``[batch, heads, rows, stored_dim]``.
+            weight_sum: The weights of each sum added up, float32 ``[batch, heads, rows, 1]``.
+
+        Returns:
+            float32 ``[batch, heads, rows, head_dim]``.
+        """
+        ...
+
     def scores(self, queries: mx.array, block: Block) -> mx.array:
         """Dot products of queries with a block.
 
@@ -75,7 +104,33 @@ class Format(Protocol):
         ...
 
 
-class _DataFree:
+class _Folding:
+    """Attention's products from those with stored vectors (``_multiply``, ``_sum``) between a format's
+    ``fold`` and ``unfold``.
+    """
+
+    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
+        return queries, None
+
+    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
+        return total
+
+    def scores(self, queries: mx.array, block: Block) -> mx.array:
+        folded, constant = self.fold(queries)
+        products = self._multiply(folded, block)
+        return products if constant is None else products + constant
+
+    def combine(self, weights: mx.array, block: Block) -> mx.array:
+        return self.unfold(self._sum(weights, block), weights.sum(axis=-1, keepdims=True))
+
+    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
+        raise NotImplementedError
+
+    def _sum(self, weights: mx.array, block: Block) -> mx.array:
+        raise NotImplementedError
+
+
+class _DataFree(_Folding):
     """A format that is the same whatever the vectors."""
 
     @property
@@ -99,10 +154,10 @@ class RawFormat(_DataFree):
     def decode(self, block: Block) -> mx.array:
         return block[0].astype(mx.float32)
 
-    def scores(self, queries: mx.array, block: Block) -> mx.array:
-        return queries @ block[0].astype(mx.float32).swapaxes(-1, -2)
+    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
+        return folded @ block[0].astype(mx.float32).swapaxes(-1, -2)
 
-    def combine(self, weights: mx.array, block: Block) -> mx.array:
+    def _sum(self, weights: mx.array, block: Block) -> mx.array:
         return weights @ block[0].astype(mx.float32)
 
 
@@ -133,30 +188,37 @@ class AffineFormat(_DataFree):
         return words, scales, biases
 
     def decode(self, block: Block) -> mx.array:
+        return self._stored(block)[..., : self.head_dim]
+
+    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
+        return self._pad(queries), None
+
+    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
+        return total[..., : self.head_dim]
+
+    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
+        return self._matmul(folded, block, transpose=True)
+
+    def _sum(self, weights: mx.array, block: Block) -> mx.array:
+        return self._matmul(weights, block, transpose=False)
+
+    def _stored(self, block: Block) -> mx.array:
         # In float32 throughout: 16-bit arithmetic would round what the scales and codes stand for once more.
         words, scales, biases = block
-        x = mx.dequantize(
-            words, scales.astype(mx.float32), biases.astype(mx.float32), self._group, self.spec.bits
-        )
-        return x[..., : self.head_dim]
-
-    def scores(self, queries: mx.array, block: Block) -> mx.array:
-        return self._matmul(self._pad(queries), block, transpose=True)
-
-    def combine(self, weights: mx.array, block: Block) -> mx.array:
-        return self._matmul(weights, block, transpose=False)[..., : self.head_dim]
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        return mx.dequantize(words, scales, biases, self._group, self.spec.bits)
 
     def _matmul(self, x: mx.array, block: Block, transpose: bool) -> mx.array:
         if not _has_quantised_matmul():
-            decoded = self.decode(block)
-            return x[..., : self.head_dim] @ decoded.swapaxes(-1, -2) if transpose else x @ decoded
+            stored = self._stored(block)
+            return x @ (stored.swapaxes(-1, -2) if transpose else stored)
         words, scales, biases = block
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.quantized_matmul(x, words, scales, biases, transpose, self._group, self.spec.bits)
 
 
 @dataclass(frozen=True)
-class TurboFormat:
+class TurboFormat(_Folding):
     """TurboQuant: rotate, divide by the norm, quantise each coordinate against a Lloyd-Max codebook.
 
     A block is packed codes ``uint32 [batch, heads, tokens, words]`` and gains ``float16 [batch, heads,
@@ -232,26 +294,28 @@ class TurboFormat:
 
     def decode(self, block: Block) -> mx.array:
         words, gain = block
-        x = self.rotation.unrotate(self._lookup(words) * gain.astype(mx.float32))
-        if self.balance is not None:
-            x = x / self.balance
-        return x if self.mean is None else x + self.mean
+        stored = self._lookup(words) * gain.astype(mx.float32)
+        return self.unfold(stored, mx.ones((*stored.shape[:-1], 1)))
 
-    def scores(self, queries: mx.array, block: Block) -> mx.array:
-        words, gain = block
+    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
         balanced = queries if self.balance is None else queries / self.balance
-        products = self.rotation.rotate(balanced) @ self._lookup(words).swapaxes(-1, -2)
-        scores = products * gain.astype(mx.float32).swapaxes(-1, -2)
         # Softmax would ignore the mean's share if every token were packed; beside raw ones it must be there.
-        return scores if self.mean is None else scores + (queries * self.mean).sum(axis=-1, keepdims=True)
+        constant = None if self.mean is None else (queries * self.mean).sum(axis=-1, keepdims=True)
+        return self.rotation.rotate(balanced), constant
 
-    def combine(self, weights: mx.array, block: Block) -> mx.array:
-        words, gain = block
-        total = (weights * gain.astype(mx.float32).swapaxes(-1, -2)) @ self._lookup(words)
+    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
         total = self.rotation.unrotate(total)
         if self.balance is not None:
             total = total / self.balance
-        return total if self.mean is None else total + weights.sum(axis=-1, keepdims=True) * self.mean
+        return total if self.mean is None else total + weight_sum * self.mean
+
+    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
+        words, gain = block
+        return (folded @ self._lookup(words).swapaxes(-1, -2)) * gain.astype(mx.float32).swapaxes(-1, -2)
+
+    def _sum(self, weights: mx.array, block: Block) -> mx.array:
+        words, gain = block
+        return (weights * gain.astype(mx.float32).swapaxes(-1, -2)) @ self._lookup(words)
 
     def _lookup(self, words: mx.array) -> mx.array:
         return lookup(words, self.bits, self.rotation.head_dim)
