@@ -20,7 +20,7 @@ def test_a_sound_machine_is_described(capsys: Captured, paths: Paths) -> None:
     assert rows["memory"].endswith("GiB")
     assert rows["model"] == "starter (llama)"
     assert rows["conversations"] == str(paths.database)
-    assert {"device", "blas", "compiler", "settings", "caches"} <= rows.keys()
+    assert {"device", "blas", "settings", "caches"} <= rows.keys()
 
 
 def test_what_is_broken_is_listed_and_the_rest_still_shown(capsys: Captured, paths: Paths) -> None:

@@ -42,7 +42,6 @@ def main() -> int:
             ("device", found.device),
             ("memory", f"{found.memory_bytes / GIB:.1f} GiB"),
             ("blas", found.blas or absent),
-            ("compiler", found.compiler or "not needed"),
         ]
     wishes = _checked(lambda: settings.load(places), problems) or settings.Settings()
     rows += [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import shutil
 import sys
 import threading
 from dataclasses import dataclass
@@ -28,9 +27,6 @@ _BLAS_FOLDERS = (
     "/opt/OpenBLAS/lib",
     "/home/linuxbrew/.linuxbrew/lib",
 )
-_COMPILER = "g++"
-"""What MLX's CPU backend starts by that name to compile fused operations."""
-
 _lock = threading.Lock()
 _prepared: Backend | None = None
 
@@ -43,15 +39,14 @@ class BackendMissing(TqchatError):
 class Backend:
     """What computes on this machine.
 
-    ``blas`` and ``compiler`` are looked for where the CPU backend needs them; ``None`` means not found there,
-    or not needed. ``memory_bytes`` is all that the device can use. ``advice`` are sentences: what would make
+    ``blas`` is looked for where the CPU backend needs it; ``None`` means not found there, or not needed.
+    ``memory_bytes`` is all that the device can use. ``advice`` are sentences: what would make
     it faster.
     """
 
     name: Literal["metal", "cuda", "cpu"]
     device: str
     blas: str | None
-    compiler: str | None
     memory_bytes: int
     mlx_version: str
     mlx_lm_version: str
@@ -62,8 +57,9 @@ def prepare() -> Backend:
     """Load what makes MLX fast, import it, and say what was found. Later calls return the same.
 
     The CPU backend on Linux comes with a reference BLAS, 20 times slower at reading prompts than OpenBLAS,
-    whose symbols win if it is loaded first. Without a C++ compiler fused operations cannot be compiled at
-    run time; they are then left unfused, at no measurable cost.
+    whose symbols win if it is loaded first. Its operations are left unfused, at no measurable cost: to fuse
+    them it starts a C++ compiler, which writes to one folder of temporary files for all processes and users.
+    A process that loads what another is still writing, or was killed writing, fails from then on.
 
     Raises:
         BackendMissing: if MLX is not installed, or without a backend for this machine.
@@ -93,12 +89,9 @@ def _prepare() -> Backend:
     blas = _load_openblas() if on_cpu and not too_late else None
     mx = _import_mlx()
     name = _backend_name(mx)
-    compiler: str | None = None
     advice: list[str] = []
     if name == "cpu":
-        compiler = shutil.which(_COMPILER)
-        if compiler is None:
-            mx.disable_compile()
+        mx.disable_compile()
         if too_late:
             advice.append("Import tqchat.engine before MLX, so that it can load OpenBLAS first.")
         elif sys.platform == "linux" and blas is None:
@@ -119,7 +112,6 @@ def _prepare() -> Backend:
         name=name,
         device=device,
         blas=blas,
-        compiler=compiler,
         memory_bytes=memory,
         mlx_version=metadata.version("mlx"),
         mlx_lm_version=metadata.version("mlx-lm"),
