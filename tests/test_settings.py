@@ -65,7 +65,7 @@ def test_values_arrive_and_become_sampling(paths: Paths) -> None:
         ("top_p = 0", ["top_p is 0", "above 0 and at most 1"]),
         ('model = ""', ["model is ''", "folder or a Hugging Face repo id"]),
         ('tempurature = "1"', ["no setting 'tempurature'", "'temperature'"]),
-        ("zzz = 1", ["no setting 'zzz'", "the settings are theme, model"]),
+        ("zzz = 1", ["no setting 'zzz'", "the settings are theme, keys"]),
         ("[theme]\nname = 1", ["theme is {'name': 1}"]),
         ("theme = 1 2", ["not valid TOML", "line 1"]),
     ],
@@ -89,7 +89,7 @@ def test_a_folder_in_place_of_the_file_is_named(paths: Paths) -> None:
 
 
 def test_state_survives_a_restart(paths: Paths) -> None:
-    state = State(conversation="abc", theme=None, sidebar=False)
+    state = State(conversation="abc", sidebar=False, settings={"theme": "mine", "temperature": 0.5})
     assert state.save(paths)
     assert State.load(paths) == state
     assert stat.S_IMODE(paths.state_file.stat().st_mode) == 0o600

@@ -345,7 +345,7 @@ async def test_folding_where_it_is_wide_is_remembered(stage: Open, paths: Paths)
         await it.sees_no("Conversations")
         await it.pilot.press("ctrl+q")
         await it.until(lambda: it.app._exit)
-    assert State.load(paths) == State(None, State.load(paths).theme, sidebar=False, gauge=False)
+    assert State.load(paths) == State(sidebar=False, gauge=False)
 
 
 async def test_resizing_moves_the_gauge_between_panel_and_line(stage: Open) -> None:

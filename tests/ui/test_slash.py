@@ -33,7 +33,7 @@ def test_a_command_is_told_from_a_message(text: str, read: tuple[str, str] | Non
 
 def test_commands_and_what_follows_them_complete() -> None:
     values = {"set": lambda: ["temperature=", "top_p="], "scheme": lambda: ["turbo4", "turbo3", "fp16"]}
-    assert slash.suggestions("/s", values) == ["/scheme", "/search", "/system", "/set"]
+    assert slash.suggestions("/sy", values) == ["/system"]
     assert slash.suggestions("/scheme tu", values) == ["/scheme turbo4", "/scheme turbo3"]
     assert slash.suggestions("/set seed=1 to", values) == ["/set seed=1 top_p="]
     assert slash.suggestions("hello", values) == slash.suggestions("/new x", values) == []

@@ -121,7 +121,7 @@ async def test_textuals_own_themes_work_and_a_choice_is_remembered(
         await it.chat("Go", "Well.")
         await it.pilot.press("ctrl+q")
         await it.until(lambda: it.app._exit)
-    assert State.load(paths).theme == name
+    assert State.load(paths).settings == {"theme": name}
 
 
 async def test_a_persons_theme_is_followed_while_it_is_written(stage: Open, paths: Paths) -> None:
@@ -132,7 +132,7 @@ async def test_a_persons_theme_is_followed_while_it_is_written(stage: Open, path
         file.write_text(GOOD.replace('background = "#000000"', 'background = "#101010"'))
         it.app._beat()
         await it.until(lambda: it.app.screen.styles.background.hex == "#101010")
-        assert State.load(paths).theme is None, "the choice in config.toml stays the choice"
+        assert not State.load(paths).settings, "the choice in config.toml stays the choice"
 
 
 async def test_without_colour_nothing_is_coloured(stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:

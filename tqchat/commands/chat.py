@@ -37,7 +37,7 @@ def main(*, model: str | None, scheme: str | None) -> int:
     ):
         raise NoTerminal
     places = paths.locate()
-    wishes = settings.load(places)
+    wishes = settings.configured(places)
     places.ensure()
 
     from tqchat.ui.app import TqchatApp

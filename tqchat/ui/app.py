@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import ModalScreen, Screen
-from textual.theme import Theme
 from textual.widgets import Markdown
 
-from tqchat import paths as locations
 from tqchat.engine import events, profile
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
@@ -21,8 +18,7 @@ from tqchat.paths import Paths
 from tqchat.settings import Settings, State
 from tqchat.store.database import Database
 from tqchat.store.vault import Vault
-from tqchat.text import one_line
-from tqchat.ui import keymap, themes
+from tqchat.ui import keymap
 from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import ACTIONS, keys_in_force
@@ -46,7 +42,8 @@ _NAMES = frozenset(action.name for action in ACTIONS)
 class TqchatApp(SlashActions):
     """tqchat in a terminal.
 
-    ``engine`` makes the engine once the screen has been painted; left out, it is the real one.
+    ``settings`` are those of ``config.toml``; what was changed in the app goes before them. ``engine`` makes
+    the engine once the screen has been painted; left out, it is the real one.
 
     Raises:
         TqchatError: if the conversations cannot be opened; nothing has been drawn by then.
@@ -73,9 +70,10 @@ class TqchatApp(SlashActions):
         super().__init__()
         self.paths = paths
         self.state = State.load(paths)
+        self.configured = settings
+        self.settings = settings = settings.changed(self.state.settings)
         self.database = Database(paths.database)
         self._model = model or settings.model
-        self._cache_budget = settings.cache_budget
         self._make_engine = engine or self._real_engine
         self._engine: EngineLike | None = None
         self._leaving = False
@@ -89,11 +87,9 @@ class TqchatApp(SlashActions):
             system_prompt=settings.system_prompt,
         )
         self._chat_screen.chat = self.chat
-        self._wished_theme = settings.theme
-        self._problems = self._use_themes(self.state.theme or settings.theme)
-        self._theme_files = themes.stamp(paths.themes)
+        self.chat.memory_budget = settings.memory_budget_bytes
         keys, problems = keymap.checked(settings.keys)
-        self._problems += problems + keymap.lost(keys)
+        self.problems = [*self._use_themes(settings.theme), *problems, *keymap.lost(keys)]
         self.set_keymap(keys)
 
     def get_default_screen(self) -> Screen[None]:
@@ -108,8 +104,10 @@ class TqchatApp(SlashActions):
         screen.query_one("#gauge").set_class(not self.state.gauge, "folded")
         self.theme_changed_signal.subscribe(self, self._remember_theme)
         self._reopen()
-        for problem in self._problems:
-            screen.say(problem, "warning")
+        if self.problems:
+            more = len(self.problems) - 1
+            tail = f" {more} more in the settings, {self.key('preferences')}." if more else ""
+            screen.say(f"{self.problems[0]}{tail}", "warning")
         screen.query_one(ConversationList).find = lambda text: self._try(self.database.search, text) or []
         self.set_interval(BEAT_SECONDS, self._beat)
         screen.draw_due()
@@ -125,44 +123,12 @@ class TqchatApp(SlashActions):
                 pass  # It was deleted, by another process or on the command line: an empty page says enough.
         self.chat.new()
 
-    # Themes
-
-    def _use_themes(self, wished: str) -> list[str]:
-        """Register the themes and take the wished one; what was wrong with any, in sentences."""
-        found = themes.load_all(locations.bundled("themes"), self.paths.themes)
-        for theme in found.themes.values():
-            self.register_theme(theme)
-        if wished in self.available_themes:
-            self.theme = wished
-            return found.problems
-        self.theme = themes.DEFAULT_THEME
-        return [*found.problems, f"There is no theme {one_line(wished)!r}; {self.theme} is used instead."]
-
-    def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Our own two greys, for themes that do not set them."""
-        theme = self.current_theme
-        foreground = theme.foreground or ("#e0e0e0" if theme.dark else "#1f1f1f")
-        return {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
-
-    def _remember_theme(self, theme: Theme) -> None:
-        if theme.name != (self.state.theme or self._wished_theme):
-            self._remember(replace(self.state, theme=theme.name))
-
-    def _reread_themes(self) -> None:
-        """Take a theme into use as it is written: the person's own folder is looked at now and then."""
-        if (now := themes.stamp(self.paths.themes)) == self._theme_files:
-            return
-        self._theme_files = now
-        for problem in self._use_themes(self.theme):
-            self.say(problem, "warning")
-        self.mutate_reactive(TqchatApp.theme)
-
     # The engine
 
     def _real_engine(self, on_event: OnEvent) -> EngineLike:
         from tqchat.engine.worker import Engine
 
-        return Engine(on_event, paths=self.paths, cache_budget=self._cache_budget)
+        return Engine(on_event, paths=self.paths, cache_budget=self.settings.cache_budget)
 
     def _start_engine(self) -> None:
         vault = Vault(self.paths.caches)
@@ -269,10 +235,6 @@ class TqchatApp(SlashActions):
     def action_help(self) -> None:
         """All keys."""
         self.push_screen(Help(keys_in_force(self._chat_screen)))
-
-    def action_theme(self) -> None:
-        """Choose the colours, from Textual's own list with ours in it."""
-        self.search_themes()
 
     # Leaving
 

@@ -36,6 +36,7 @@ class ChatState:
         self._draft = ""
         self.profile: Profile | None = None
         self._chosen: dict[str, chooser.Choice] = {}
+        self.memory_budget: int | None = None
 
     @property
     def scheme(self) -> str:
@@ -61,14 +62,12 @@ class ChatState:
         """The chooser's answer, which a conversation keeps until another model comes."""
         found = self._chosen.get(conversation_id)
         if found is None:
-            budget, limit = (
-                (self.model.cache_budget, self.model.context_limit) if self.model else (None, None)
-            )
+            limit = self.model.context_limit if self.model else None
             found = chooser.resolve_scheme(
                 AUTO,
                 profile=self.profile,
                 shapes=next(iter(self.caches.reports.values()), None),
-                budget=budget,
+                budget=self.budget,
                 expected_tokens=chooser.expected_tokens(0, limit),
             )
             if self.model is not None:
@@ -78,6 +77,11 @@ class ChatState:
     def _resolved(self, conversation_id: str, scheme: str) -> str:
         """The scheme that a conversation's setting stands for."""
         return self._choice(conversation_id).scheme if scheme == AUTO else scheme
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that a conversation's cache may take: what the person allows, else what the model leaves."""
+        return self.memory_budget or (self.model.cache_budget if self.model else None)
 
     @property
     def system_prompt(self) -> str | None:

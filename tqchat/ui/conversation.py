@@ -6,6 +6,7 @@ The screen calls the methods and draws what ``View`` is told; the engine's event
 
 from __future__ import annotations
 
+from tqchat.engine.commands import Sampling
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, SamplingChoice, UnknownConversation
 from tqchat.ui.branches import Branches
@@ -111,6 +112,15 @@ class Chat(Branches):
         else:
             self.database.set_sampling(self.conversation.id, choice)
             self._reread_rows()
+
+    def use_defaults(self, scheme: str, system_prompt: str | None, sampling: Sampling) -> None:
+        """Other settings: for new conversations, an empty page included, and for replies to come."""
+        if self._draft_scheme == self.default_scheme:
+            self._draft_scheme = scheme
+        if self._draft_prompt == self.default_prompt:
+            self._draft_prompt = system_prompt
+        self.default_scheme, self.default_prompt, self.sampling = scheme, system_prompt, sampling
+        self._chosen.clear()
 
     def undelete(self) -> bool:
         """Bring back what was deleted last; whether there was anything."""

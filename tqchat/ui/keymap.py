@@ -124,6 +124,9 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("help", "f1", "Help", "All keys.", "Screen", "help", 1),
     Action("command_palette", "ctrl+p", "Palette", "Find and run any command.", "Screen", "palette", 5),
+    Action(
+        "preferences", "ctrl+s", "Settings", "All of them, each with a sentence.", "Screen", "settings", 8
+    ),
     Action("theme", "f9", "Theme", "Choose the colours.", "Screen"),
     Action("page_up", "pageup", "Scroll back", "One page up in the conversation.", "Screen"),
     Action("page_down", "pagedown", "Scroll on", "At the end, the reply is followed again.", "Screen"),

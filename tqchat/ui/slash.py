@@ -29,6 +29,7 @@ COMMANDS: tuple[Slash, ...] = (
     Slash("copy", "[code|chat]", "copy the last reply, its code, or the chat"),
     Slash("export", "[FILE]", "write this conversation as Markdown"),
     Slash("theme", "[NAME]", "choose the colours"),
+    Slash("settings", "", "show and change all settings"),
     Slash("help", "", "show all keys"),
 )
 NAMES = tuple(command.name for command in COMMANDS)

@@ -16,13 +16,13 @@ from tqchat.store.database import SamplingChoice
 from tqchat.store.sampling import parse
 from tqchat.text import one_line
 from tqchat.ui import slash
-from tqchat.ui.conversation_actions import ConversationActions
+from tqchat.ui.look_actions import LookActions
 from tqchat.ui.screens.chat_settings import ChatSettings, Decision
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.prompt.suggestions import Suggestions
 
 
-class SlashActions(ConversationActions):
+class SlashActions(LookActions):
     """Slash commands: every one is also an action with a key or in the palette."""
 
     def run_slash(self, name: str, argument: str) -> bool:
@@ -121,6 +121,9 @@ class SlashActions(ConversationActions):
             self.say(f"There is no theme {one_line(argument)!r}; /theme alone lists them.", "warning")
             return False
         return True
+
+    def _slash_settings(self, argument: str) -> None:
+        self.call_later(self.run_action, "preferences")
 
     def _slash_help(self, argument: str) -> None:
         self.call_later(self.run_action, "help")

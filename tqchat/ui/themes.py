@@ -18,6 +18,7 @@ A file is one theme::
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,11 @@ def load(file: Path) -> Theme:
         raise BadTheme(f"The theme {file.name} lacks these colors: {', '.join(missing)}.")
     variables = _variables(file, data.get("variables", {}))
     return Theme(name=name, dark=dark, ansi=ansi, variables=variables, **colors)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names for a list: ours first, then the person's own and Textual's."""
+    return sorted(names, key=lambda name: (not name.startswith("tqchat-"), name))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -200,9 +200,13 @@ class ChatScreen(Screen[None]):
 
     def _draw_figures(self, chat: Chat) -> None:
         on_disk = chat.caches.disk_bytes.get(chat.conversation.id) if chat.conversation else None
-        budget = chat.model.cache_budget if chat.model else None
         reading = Reading(
-            parse_scheme(chat.scheme_in_force), chat.report, chat.history, on_disk, chat.scheme_label, budget
+            parse_scheme(chat.scheme_in_force),
+            chat.report,
+            chat.history,
+            on_disk,
+            chat.scheme_label,
+            chat.budget,
         )
         self.query_one(GaugePanel).show(reading)
         self.query_one(GaugeLine).show(reading)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from textual import on
@@ -10,7 +11,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
 
 
 class Confirm(ModalScreen[bool]):
@@ -72,6 +74,55 @@ class Ask(ModalScreen[str | None]):
     @on(Input.Submitted)
     def _take(self, event: Input.Submitted) -> None:
         self.dismiss(event.value.strip() or None)
+
+    def action_cancel(self) -> None:
+        """Leave without."""
+        self.dismiss(None)
+
+
+class Choose(ModalScreen[str | None]):
+    """One of a few, each with what it is."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
+
+    def __init__(self, title: str, options: Sequence[tuple[str, str]], current: str) -> None:
+        super().__init__(classes="dialog choose")
+        self._title, self._options, self._current = title, options, current
+
+    def compose(self) -> ComposeResult:
+        """A list."""
+        width = max(len(name) for name, _ in self._options)
+        with Vertical(classes="box") as box:
+            box.border_title = Content(self._title)
+            yield OptionList(
+                *(
+                    Option(
+                        Content.assemble(
+                            ("▌ " if name == self._current else "  ", "$accent"),
+                            (f"{name:<{width}}  ", "bold" if name == self._current else ""),
+                            (what, "$quiet"),
+                        ),
+                        id=name,
+                    )
+                    for name, what in self._options
+                ),
+                compact=True,
+                markup=False,
+            )
+            yield Static(
+                Content.assemble(("Enter", "$accent"), " takes it   ", ("Esc", "$accent"), " goes back"),
+                classes="answers",
+            )
+
+    def on_mount(self) -> None:
+        """Start at the one that holds."""
+        names = [name for name, _ in self._options]
+        if self._current in names:
+            self.query_one(OptionList).highlighted = names.index(self._current)
+
+    @on(OptionList.OptionSelected)
+    def _take(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option.id)
 
     def action_cancel(self) -> None:
         """Leave without."""

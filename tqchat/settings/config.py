@@ -1,0 +1,122 @@
+"""``config.toml``, which is the user's and only read, with what was changed in the app on top."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqchat.engine.commands import Sampling
+from tqchat.errors import TqchatError
+from tqchat.paths import Paths
+from tqchat.settings.schema import BY_NAME, allowed
+from tqchat.settings.state import State
+
+DEFAULT_SCHEME = "turbo0v4"
+"""FP16 keys and 4-bit values: errors in values average out, errors in keys do not."""
+
+
+class SettingsError(TqchatError):
+    """``config.toml`` cannot be used as it is."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user decided; the schema says in words what each is. ``None`` leaves the choice to others:
+    sampling to the model's own ``generation_config.json``, budgets to what the machine has.
+    """
+
+    theme: str = "tqchat-dark"
+    keys: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+    model_folders: tuple[str, ...] = ()
+    system_prompt: str | None = None
+    scheme: str = DEFAULT_SCHEME
+    memory_budget: float | None = None
+    cache_budget: float | None = None
+    max_tokens: int = 1024
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How replies are drawn under these settings."""
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+        )
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """``memory_budget`` in bytes."""
+        return None if self.memory_budget is None else int(self.memory_budget * 2**30)
+
+    def changed(self, values: Mapping[str, Any]) -> Settings:
+        """These settings with others in the place of some; the values are valid."""
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return replace(self, **given)
+
+
+def load(paths: Paths) -> Settings:
+    """The settings in force: ``config.toml`` with what was changed in the app; without either, the defaults.
+
+    Raises:
+        SettingsError: if ``config.toml`` cannot be read or says what is not allowed.
+    """
+    return configured(paths).changed(State.load(paths).settings)
+
+
+def configured(paths: Paths) -> Settings:
+    """What ``config.toml`` alone says.
+
+    Raises:
+        SettingsError: if the file cannot be read or says what is not allowed; names file, key and what is.
+    """
+    file = paths.config_file
+    values = _read(file)
+    for key, value in values.items():
+        if key not in BY_NAME:
+            raise SettingsError(f"{file}: there is no setting {key!r}; {_nearest(key)}.")
+        if (wanted := allowed(key, value)) is not None:
+            quoted = ", in quotes" if BY_NAME[key].kind in ("theme", "model", "text", "scheme") else ""
+            raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {wanted}{quoted}.")
+    return Settings().changed(values)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text; save it as UTF-8.") from error
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read ({(error.strerror or str(error)).lower()}).") from error
+
+
+def _nearest(key: str) -> str:
+    close = difflib.get_close_matches(key, BY_NAME, n=1)
+    return f"the nearest is {close[0]!r}" if close else f"the settings are {', '.join(BY_NAME)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

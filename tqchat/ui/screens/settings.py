@@ -1,0 +1,241 @@
+"""Every setting with its sentence, made from the table that also checks ``config.toml``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from tqchat.kv.scheme import AUTO, SCHEMES
+from tqchat.paths import Paths
+from tqchat.settings import BY_NAME, SETTINGS, Setting, Settings
+from tqchat.settings.schema import GROUPS
+from tqchat.text import one_line
+from tqchat.ui import figures
+from tqchat.ui.screens.dialog import Choose
+
+NAME_WIDTH = 18
+WIDE = 96
+"""Screen width from which on a line has room for where its value comes from."""
+
+
+class Preferences(Protocol):
+    """What the screen needs of the app."""
+
+    paths: Paths
+    configured: Settings
+    settings: Settings
+    problems: Sequence[str]
+
+    @property
+    def own_settings(self) -> Mapping[str, Any]:
+        """What was changed in the app."""
+
+    def set_own(self, name: str, value: object | None) -> None:
+        """Change a setting, or leave it to config.toml again."""
+
+    def action_theme(self) -> object:
+        """Choose the colours."""
+
+
+class SettingsScreen(ModalScreen[None]):
+    """Settings by group: what holds, where that comes from, and what it may be."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "back", "Back"),
+        Binding("backspace,delete", "reset", "As in config.toml"),
+    ]
+
+    def __init__(self, preferences: Preferences) -> None:
+        super().__init__(classes="dialog preferences")
+        self._app = preferences
+
+    def compose(self) -> ComposeResult:
+        """What is wrong, the settings, the one under the cursor, the keys."""
+        with Vertical(classes="box") as box:
+            box.border_title = "Settings"
+            yield Static(
+                Content("\n").join(Content(f"! {one_line(said)}") for said in self._app.problems),
+                classes="problems",
+            )
+            yield OptionList(*self._options(), compact=True, markup=False)
+            yield Static("", classes="explanation", markup=False)
+            yield Input(compact=True, id="value")
+            yield Static("", classes="problem", markup=False)
+            yield Static("", classes="answers", markup=False)
+
+    def on_mount(self) -> None:
+        """The first setting; nothing is being written."""
+        self.query_one(".problems").display = bool(self._app.problems)
+        self._write(False)
+        self.query_one(OptionList).highlighted = 1
+
+    def on_resize(self) -> None:
+        """Another width holds other parts."""
+        self._redraw()
+
+    def on_screen_resume(self) -> None:
+        """A picker in front of this one may have changed something."""
+        self._redraw()
+
+    # Drawing
+
+    def _options(self) -> list[Option]:
+        options = []
+        for group in GROUPS:
+            options.append(Option(Content.styled(group, "bold $quiet"), disabled=True))
+            options += [
+                Option(self._line(setting), id=setting.name) for setting in SETTINGS if setting.group == group
+            ]
+        return options
+
+    def _line(self, setting: Setting) -> Content:
+        value = self._value(setting)
+        origin = self._origin(setting)
+        style = {"here": "$accent", "config.toml": "", "": "$quiet"}[origin]
+        wide = self.app.size.width >= WIDE
+        parts = [
+            (f"  {setting.title:<{NAME_WIDTH}} ", ""),
+            (figures.fit(value or setting.unset, 40 if wide else 28), style),
+        ]
+        if wide:
+            parts.append((f"  {'set here' if origin == 'here' else origin}", "$quiet"))
+        return Content.assemble(*parts)
+
+    def _value(self, setting: Setting) -> str:
+        if setting.kind == "keys":
+            count = len(self._app.settings.keys)
+            return f"{count} of your own" if count else ""
+        return one_line(setting.written(getattr(self._app.settings, setting.name)))
+
+    def _origin(self, setting: Setting) -> str:
+        if setting.name in self._app.own_settings:
+            return "here"
+        default = getattr(Settings(), setting.name)
+        return "config.toml" if getattr(self._app.configured, setting.name) != default else ""
+
+    def _redraw(self) -> None:
+        options = self.query_one(OptionList)
+        for setting in SETTINGS:
+            options.replace_option_prompt(setting.name, self._line(setting))
+        self._explain()
+
+    def _explain(self) -> None:
+        setting = self._marked
+        if setting is None:
+            return
+        origin = self._origin(setting)
+        if origin == "here":
+            told = setting.written(getattr(self._app.configured, setting.name))
+            where = f"Set here, in state.toml; config.toml would make it {one_line(told) or setting.unset}."
+        elif origin:
+            where = f"From {one_line(str(self._app.paths.config_file))}."
+        else:
+            where = f"Not set: {setting.unset}."
+        self.query_one(".explanation", Static).update(
+            Content("\n").join(
+                [
+                    Content(setting.help),
+                    Content.styled(f"{_sentence(setting.allowed)} Holds {setting.holds}.", "$quiet"),
+                    Content.styled(where, "$quiet"),
+                ]
+            )
+        )
+        keys = [("Enter", "changes"), ("Esc", "closes")]
+        if origin == "here":
+            keys.insert(1, ("Backspace", "as in config.toml"))
+        if self.query_one("#value", Input).display:
+            keys = [("Enter", "takes it"), ("Esc", "leaves it")]
+        self.query_one(".answers", Static).update(
+            Content("   ").join([Content.assemble((key, "$accent"), f" {does}") for key, does in keys])
+        )
+
+    @property
+    def _marked(self) -> Setting | None:
+        option = self.query_one(OptionList).highlighted_option
+        return BY_NAME[option.id] if option is not None and option.id else None
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self) -> None:
+        self._complain("")
+        self._explain()
+
+    # Changing
+
+    @on(OptionList.OptionSelected)
+    def _change(self) -> None:
+        setting = self._marked
+        if setting is None:
+            return
+        if setting.kind == "theme":
+            self._app.action_theme()
+        elif setting.kind == "scheme":
+            self._choose_scheme(setting)
+        elif setting.kind == "keys":
+            self._complain(f"Keys are written in {one_line(str(self._app.paths.config_file))}.")
+        else:
+            box = self.query_one("#value", Input)
+            box.value = one_line(setting.written(getattr(self._app.settings, setting.name)))
+            box.placeholder = setting.unset
+            self._write(True)
+
+    @work
+    async def _choose_scheme(self, setting: Setting) -> None:
+        options = [(AUTO, "Picks one for the model, and says why.")]
+        options += [(scheme.name, scheme.description) for scheme in SCHEMES]
+        choose = Choose("Scheme of new conversations", options, self._app.settings.scheme)
+        if (chosen := await self.app.push_screen_wait(choose)) is not None:
+            self._app.set_own(setting.name, chosen)
+            self._redraw()
+
+    def _write(self, writing: bool) -> None:
+        box = self.query_one("#value", Input)
+        box.display = writing
+        (box if writing else self.query_one(OptionList)).focus()
+        self._complain("")
+        self._explain()
+
+    @on(Input.Submitted, "#value")
+    def _take(self, event: Input.Submitted) -> None:
+        setting = self._marked
+        assert setting is not None
+        if not event.value.strip() and setting.kind != "text":
+            self._app.set_own(setting.name, None)
+        else:
+            try:
+                self._app.set_own(setting.name, setting.read(event.value))
+            except ValueError as error:
+                self._complain(f"It must be {error}.")
+                return
+        self._write(False)
+        self._redraw()
+
+    def _complain(self, what: str) -> None:
+        problem = self.query_one(".problem", Static)
+        problem.display = bool(what)
+        problem.update(Content.styled(f"! {what}", "$warning") if what else "")
+
+    def action_reset(self) -> None:
+        """Leave the setting to config.toml again."""
+        if (setting := self._marked) is not None:
+            self._app.set_own(setting.name, None)
+            self._redraw()
+
+    def action_back(self) -> None:
+        """Out of the line that is written, else out of the settings."""
+        if self.query_one("#value", Input).display:
+            self._write(False)
+        else:
+            self.dismiss(None)
+
+
+def _sentence(allowed: str) -> str:
+    return f"{allowed[0].upper()}{allowed[1:]}."

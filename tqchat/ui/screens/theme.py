@@ -1,0 +1,71 @@
+"""Choosing the colours while looking at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.timer import Timer
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from tqchat.text import one_line
+
+PREVIEW_SECONDS = 0.08
+"""How long the cursor rests on a theme before the screen takes its colours: held arrow keys stay quick."""
+
+
+class ThemePicker(ModalScreen[str | None]):
+    """The themes at the side; the whole app behind it wears the one under the cursor."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
+
+    def __init__(self, names: Sequence[str], current: str, folder: Path) -> None:
+        super().__init__(classes="dialog themes")
+        self._names, self._current, self._folder = names, current, folder
+        self._timer: Timer | None = None
+
+    def compose(self) -> ComposeResult:
+        """The names; where to put one's own."""
+        with Vertical(classes="box") as box:
+            box.border_title = "Theme"
+            yield OptionList(*(Option(self._line(name), id=name) for name in self._names), compact=True)
+            own = f"Your own: a file in {one_line(str(self._folder))}; it is followed while you write it."
+            yield Static(own, classes="legend", markup=False)
+            keys = Content.assemble(("Enter", "$accent"), " keeps   ", ("Esc", "$accent"), " goes back")
+            yield Static(keys, classes="answers")
+
+    def on_mount(self) -> None:
+        """Start at the theme in force."""
+        self.query_one(OptionList).highlighted = self._names.index(self._current)
+
+    def _line(self, name: str) -> Content:
+        current = name == self._current
+        return Content.assemble(("▌ " if current else "  ", "$accent"), (one_line(name), "bold" * current))
+
+    @on(OptionList.OptionHighlighted)
+    def _look(self, event: OptionList.OptionHighlighted) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        name = event.option.id
+        assert name is not None
+        self._timer = self.set_timer(PREVIEW_SECONDS, lambda: self._preview(name))
+
+    def _preview(self, name: str) -> None:
+        if self.is_current:
+            self.app.theme = name
+
+    @on(OptionList.OptionSelected)
+    def _keep(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(event.option.id)
+
+    def action_cancel(self) -> None:
+        """The colours from before."""
+        self.dismiss(None)
