@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqchat.errors import TqchatError
+from tqchat.commands import bench
+from tqchat.commands.measuring import Progress, check_folder, load, write
 from tqchat.text import one_line
 
 if TYPE_CHECKING:
-    from tqchat.engine.models import LoadedModel
     from tqchat.lab.evaluation import Dropped
-
-
-class CannotWrite(TqchatError):
-    """A result cannot be written where it was asked for."""
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,6 +60,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     restore.add_argument("--schemes", metavar="A,B,C", default="fp16,turbo0v4,turbo4,turbo2")
     restore.add_argument("--long", action="store_true", help="16,384 tokens too")
 
+    bench.add_parser(below)
+
     plot = below.add_parser("plot", help="draw the frontier of earlier results")
     plot.add_argument("results", metavar="RESULTS.json", type=Path)
     plot.add_argument("picture", metavar="OUT.svg", type=Path)
@@ -88,11 +85,13 @@ def main(options: argparse.Namespace) -> int:
             return _profile(options)
         case "restore":
             return _restore(options)
+        case "bench":
+            return bench.main(options)
         case "plot":
             from tqchat.lab.frontier import frontier_svg
             from tqchat.lab.results import Results
 
-            _write(options.picture, frontier_svg(Results.read(options.results)))
+            write(options.picture, frontier_svg(Results.read(options.results)))
             return 0
         case _:
             from tqchat.lab.tables import scheme_table
@@ -108,12 +107,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     # All that can be refused is refused before a model is loaded.
     contestants = parse_contestants(options.schemes)
     for out in (options.json, options.plot):
-        if out is not None and not out.parent.is_dir():
-            raise CannotWrite(
-                f"The folder {out.parent} does not exist, so {out.name} cannot be written there."
-            )
+        check_folder(out)
 
-    model = _load(options.model)
+    model = load(options.model)
     from tqchat.lab import evaluation, outliers, reading, recall
 
     text = reading.read_text(options.text)
@@ -132,11 +128,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     name = model.info.name + ("" if options.outliers is None else f" with outliers x{options.outliers:g}")
     results = Results(name, options.text.name, len(ids) - 1, tuple(rows))
     if options.json is not None:
-        _write(options.json, results.to_json())
+        write(options.json, results.to_json())
     if options.plot is not None and rows:
         from tqchat.lab.frontier import frontier_svg
 
-        _write(options.plot, frontier_svg(results))
+        write(options.plot, frontier_svg(results))
     if rows:
         from tqchat.lab.tables import result_table
 
@@ -148,7 +144,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    model = _load(options.model)
+    model = load(options.model)
     from tqchat import paths
     from tqchat.engine import chooser, profile
     from tqchat.kv.scheme import AUTO
@@ -174,7 +170,7 @@ def _restore(options: argparse.Namespace) -> int:
     from tqchat.kv.scheme import parse_scheme
 
     schemes = [parse_scheme(name.strip()).name for name in options.schemes.split(",")]
-    model = _load(options.model)
+    model = load(options.model)
     from tqchat.lab import restore_bench
 
     lengths = (*restore_bench.LENGTHS, restore_bench.LONG) if options.long else restore_bench.LENGTHS
@@ -188,58 +184,7 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(ref: str | None) -> LoadedModel:
-    from tqchat import paths, settings
-    from tqchat.engine import models
-
-    wishes = settings.load(paths.locate())
-    return models.load(ref if ref is not None else wishes.model)
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CannotWrite(f"{file} cannot be written ({(error.strerror or str(error)).lower()}).") from error
-
-
 def _complain_of(dropped: list[Dropped]) -> int:
     for one in dropped:
         print(f"tqchat: {one.name} was not measured: {one.reason}.", file=sys.stderr)
     return 1 if dropped else 0
-
-
-class Progress:
-    """How far a measurement is, on standard error: a line that renews itself, or a few lines in a log."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self._began = self._told = time.monotonic()
-        self._tenth = -1
-        self._shown = False
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show what is going on, if it is time to."""
-        now = time.monotonic()
-        share = done / total if total else 0.0
-        if self._live:
-            if now - self._told < 0.2:
-                return
-            self._told, self._shown = now, True
-            sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} %  {what}{self._left(now, share)}")
-        elif int(10 * share) != self._tenth:
-            self._tenth = int(10 * share)
-            sys.stderr.write(f"{100 * share:3.0f} %  {what}\n")
-        sys.stderr.flush()
-
-    def end(self) -> None:
-        """Make room for what comes next."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-    def _left(self, now: float, share: float) -> str:
-        if share < 0.02:
-            return ""
-        left = (now - self._began) / share * (1 - share)
-        return f", {left / 60:.0f} min left" if left > 90 else f", {left:.0f} s left"

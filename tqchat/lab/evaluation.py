@@ -70,7 +70,7 @@ class Runner:
             mx.eval([layer.state for layer in self.cache if not layer.empty()])
             mx.clear_cache()
         if self.contestant.peer_bits is not None:
-            self.cache = [_quantised(layer, self.contestant.peer_bits, self._model) for layer in self.cache]
+            self.cache = [quantised(layer, self.contestant.peer_bits, self._model) for layer in self.cache]
 
     def decode(self, tokens: Sequence[int]) -> mx.array:
         """Feed tokens as decoding does; what follows each.
@@ -161,7 +161,7 @@ def evaluate(
             tell(f"{contestant.name} reads the prompt", done, total)
             try:
                 runner.read(tokens[:prefill])
-            except _Unsupported as error:
+            except Unsupported as error:
                 dropped.append(Dropped(contestant.name, str(error)))
                 done += len(tokens) - 1
                 continue
@@ -217,11 +217,11 @@ def _side_by_side(reference: Runner, held: int, tokens: int) -> int:
     return max(1, int(room * held / (max(fp16_size, 1) * tokens)))
 
 
-class _Unsupported(Exception):
+class Unsupported(Exception):
     """mlx-lm's quantised cache cannot hold this model's vectors."""
 
 
-class _Peer(QuantizedKVCache):  # type: ignore[misc, unused-ignore]
+class Peer(QuantizedKVCache):  # type: ignore[misc, unused-ignore]
     """mlx-lm's own quantised cache, given 16-bit vectors as its 16-bit models give it."""
 
     def __init__(self, group_size: int, bits: int, dtype: mx.Dtype) -> None:
@@ -235,7 +235,7 @@ class _Peer(QuantizedKVCache):  # type: ignore[misc, unused-ignore]
         )
 
 
-def _quantised(layer: Any, bits: int, model: LoadedModel) -> Any:
+def quantised(layer: Any, bits: int, model: LoadedModel) -> Any:
     """What mlx-lm converts a layer's cache to after the prompt: ``KVCache.to_quantized``."""
     if not isinstance(layer, SchemeCache) or layer.empty():
         return layer
@@ -247,8 +247,8 @@ def _quantised(layer: Any, bits: int, model: LoadedModel) -> Any:
         if keys.shape[-1] % group == 0 and values.shape[-1] % group == 0:
             break
     else:
-        raise _Unsupported(f"mlx-lm cannot quantise heads of {keys.shape[-1]}")
-    peer: Any = _Peer(group, bits, keys.dtype)
+        raise Unsupported(f"mlx-lm cannot quantise heads of {keys.shape[-1]}")
+    peer: Any = Peer(group, bits, keys.dtype)
     peer.offset = layer.offset
     peer.keys, peer.values = mx.quantize(keys, group, bits), mx.quantize(values, group, bits)
     return peer

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import mlx.core as mx
+import pytest
+
+from tqchat.cli import main
+from tqchat.lab.bench import shapes, subjects, timing
+from tqchat.lab.bench.results import BenchResults, BenchRow, tables
+from tqchat.lab.contestants import Contestant
+from tqchat.lab.results import BadResults
+
+KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
+KEYS += ["peak_bytes", "read_bytes", "read_bytes_s"]
+QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
+
+
+def test_a_bench_writes_results_a_picture_and_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "out.json", tmp_path / "out.svg"
+    asked = ["--what", "decode,prefill,attention,encode", "--json", str(out), "--plot", str(plot)]
+    assert main([*QUICK, *asked]) == 0
+    told = json.loads(out.read_text("utf-8"))
+    assert list(told) == ["device", "model", "copy_bytes_s", "rows"]
+    assert [list(row) for row in told["rows"]] == [KEYS] * len(told["rows"])
+    names = ["mlx16", "mlx8", "mlx4", "fp16", "turbo4"]
+    for what in ("decode", "prefill", "attention"):
+        rows = {row["scheme"]: row for row in told["rows"] if row["what"] == what}
+        assert list(rows) == names
+        assert rows["mlx16"]["ratio_fp16"] == 1.0 and rows["turbo4"]["ratio_mlx"] is not None
+        assert all(row["median_s"] > 0 and row["peak_bytes"] > 0 for row in rows.values())
+    assert [row["context"] for row in told["rows"] if row["what"] == "encode"] == [16, 2048]
+    # What is packed is less to read.
+    decoded = {row["scheme"]: row for row in told["rows"] if row["what"] == "attention"}
+    assert decoded["turbo4"]["read_bytes"] < decoded["fp16"]["read_bytes"]
+    ElementTree.fromstring(plot.read_text("utf-8"))
+    assert "| `turbo4`" in capsys.readouterr().out
+    assert BenchResults.read(out).rows[0].scheme == "mlx16"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--what", "walk"],
+        ["--context", "many"],
+        ["--rounds", "0"],
+        ["--shape", "enormous"],
+        ["--schemes", "turbo9"],
+        ["--what", "encode", "--query-heads", "3", "--kv-heads", "2"],
+        ["--head-dim", "0"],
+        ["--json", "/no/such/folder/out.json"],
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(
+    wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*QUICK, *wrong]) in (1, 2)
+    told = capsys.readouterr().err
+    assert told.startswith("tqchat: ") and told.count("\n") == 1
+
+
+def test_everybody_holds_the_same_tokens() -> None:
+    model = shapes.build("tiny")
+    base = subjects.filled(model, 200)
+    keys = base[0].keys_and_values()[0]
+    for contestant in subjects.contestants("fp16,turbo4"):
+        cache = subjects.subject(contestant, base, model)
+        assert [layer.offset for layer in cache] == [200, 200]
+        if contestant.name in ("mlx16", "fp16"):
+            assert mx.allclose(cache[0].keys_and_values()[0], keys)
+
+
+def test_turns_are_held_against_the_same_round() -> None:
+    seconds = {"fast": iter([9.0, 1.0, 2.0, 4.0]), "slow": iter([9.0, 2.0, 4.0, 8.0])}
+    times = timing.take_turns({name: own.__next__ for name, own in seconds.items()}, 3)
+    assert times == {"fast": [1.0, 2.0, 4.0], "slow": [2.0, 4.0, 8.0]}
+    assert timing.ratio(times["fast"], times["slow"]) == 0.5
+    assert timing.ratio(None, times["slow"]) is None
+    assert timing.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == 2.0
+
+
+def test_rivals_have_as_many_bits() -> None:
+    chosen = {c.name: subjects.rival(c) for c in subjects.contestants("turbo8v2,turbo4,affine4,turbo0v4")}
+    assert chosen == {
+        "mlx16": "", "mlx8": "", "mlx4": "", "turbo8v2": "mlx8", "turbo4": "mlx4", "affine4": "mlx4",
+        "turbo0v4": "mlx8",
+    }  # fmt: skip
+    assert all(isinstance(c, Contestant) for c in subjects.FOREIGN)
+
+
+def test_columns_that_say_nothing_are_left_out() -> None:
+    row = BenchRow("start", "import tqchat.cli", 0, 0.2, 0.01)
+    header = tables(BenchResults("a machine", None, None, (row,))).splitlines()[4]
+    assert [cell.strip() for cell in header.strip("|").split("|")] == ["scheme", "median", "spread"]
+
+
+def test_other_files_are_not_results(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("[1]")
+    with pytest.raises(BadResults):
+        BenchResults.read(file)

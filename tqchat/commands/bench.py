@@ -1,0 +1,131 @@
+"""``tqchat lab bench``: speed and memory, measured side by side."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqchat.commands.measuring import Progress, check_folder, load, write
+from tqchat.errors import TqchatError
+
+if TYPE_CHECKING:
+    from tqchat.engine.models import LoadedModel
+    from tqchat.lab.bench.attention import Layer
+
+KINDS = ("decode", "prefill", "attention", "encode", "restore", "ui", "start")
+NEED_A_MODEL = {"decode", "prefill", "restore"}
+
+
+class BadOption(TqchatError):
+    """An option's value is out of range."""
+
+    exit_code = 2
+
+
+def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``bench`` to the commands of the laboratory."""
+    bench = below.add_parser(
+        "bench", help="time caches against mlx-lm's own, and the program itself", allow_abbrev=False
+    )
+    bench.add_argument(
+        "--what",
+        metavar="A,B",
+        default="decode",
+        help=f"all, or some of {', '.join(KINDS)}; decode by default",
+    )
+    bench.add_argument(
+        "--schemes",
+        metavar="A,B,C",
+        default="all",
+        help="schemes; all by default. mlx-lm's caches of 16, 8 and 4 bits always take part",
+    )
+    bench.add_argument("--context", metavar="N,M", default="2048", help="tokens held, 2048 by default")
+    bench.add_argument("--rounds", metavar="N", type=int, default=5, help="turns that count, 5 by default")
+    which = bench.add_mutually_exclusive_group()
+    which.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
+    which.add_argument(
+        "--shape", metavar="NAME", help="a model of random weights instead, such as llama-3.2-3b"
+    )
+    bench.add_argument(
+        "--weights", metavar="BITS", type=int, choices=(4, 8, 16), default=16, help="of a --shape's weights"
+    )
+    for name, meaning in (
+        ("query-heads", "of attention and encode; the model's by default, or 24"),
+        ("kv-heads", "the same, or 8"),
+        ("head-dim", "the same, or 128"),
+        ("rows", "query tokens at once, for attention; 1 by default"),
+    ):
+        bench.add_argument(f"--{name}", metavar="N", type=int, help=meaning)
+    bench.add_argument("--json", metavar="OUT", type=Path, help="write the results there")
+    bench.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw speeds against FP16 there")
+
+
+def main(options: argparse.Namespace) -> int:
+    """Measure, write what was asked for and print tables; returns the exit code."""
+    kinds = _kinds(options.what)
+    contexts = [_least("--context", part, 2) for part in options.context.split(",")]
+    rounds = _least("--rounds", options.rounds, 1)
+    for out in (options.json, options.plot):
+        check_folder(out)
+
+    model = _model(options, kinds)
+    from tqchat.lab.bench import machine, run, subjects
+    from tqchat.lab.bench.results import BenchResults, tables
+
+    contestants = subjects.contestants(options.schemes)
+    layer = _layer(options, run.layer_of(model))
+    progress = Progress()
+    copied = machine.copy_bandwidth()
+    plan = run.Plan(kinds, contestants, contexts, rounds, layer)
+    rows = tuple(run.rows(model, plan, progress.note))
+    progress.end()
+    name = None if model is None else model.info.name
+    results = BenchResults(machine.device(), name, copied, rows)
+    if options.json is not None:
+        write(options.json, results.to_json())
+    if options.plot is not None:
+        from tqchat.lab.bench.picture import bench_svg
+
+        write(options.plot, bench_svg(results))
+    print(tables(results))
+    return 0
+
+
+def _kinds(names: str) -> list[str]:
+    asked = [name.strip().lower() for name in names.split(",")]
+    for name in asked:
+        if name != "all" and name not in KINDS:
+            raise BadOption(f"--what {name} is none of all, {', '.join(KINDS)}.")
+    return list(KINDS) if "all" in asked else [kind for kind in KINDS if kind in asked]
+
+
+def _least(option: str, value: str | int, least: int) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise BadOption(f"{option} is {value}, but must be a whole number of at least {least}.")
+    return number
+
+
+def _model(options: argparse.Namespace, kinds: list[str]) -> LoadedModel | None:
+    if options.shape is not None:
+        from tqchat.lab.bench import shapes
+
+        return shapes.build(options.shape, options.weights)
+    return load(options.model) if NEED_A_MODEL & set(kinds) else None
+
+
+def _layer(options: argparse.Namespace, layer: Layer) -> Layer:
+    """The shape of attention: the model's, but for what was asked."""
+    names = ("query_heads", "kv_heads", "head_dim", "rows")
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    for name, value in asked.items():
+        _least(f"--{name.replace('_', '-')}", value, 1)
+    chosen = replace(layer, **asked)
+    if chosen.query_heads % chosen.kv_heads:
+        raise BadOption(f"{chosen.query_heads} query heads cannot share {chosen.kv_heads} KV heads.")
+    return chosen

@@ -1,0 +1,1 @@
+"""``tqchat lab bench``: speed and memory of the caches, measured side by side on this machine."""

@@ -1,0 +1,61 @@
+"""What packing costs: a tile, as every few tokens of decoding need, and a chunk of a prompt."""
+
+from __future__ import annotations
+
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from statistics import median
+from typing import Literal
+
+import mlx.core as mx
+
+from tqchat.kv.formats import Format, make_format
+from tqchat.kv.scheme import TILE, FormatSpec
+from tqchat.lab.bench import timing
+from tqchat.lab.bench.attention import Layer
+from tqchat.lab.bench.results import BenchRow
+from tqchat.lab.contestants import Contestant
+
+CHUNK = 2048
+CALLS = {TILE: 20, CHUNK: 2}
+
+
+def encode(
+    layer: Layer, contestants: Sequence[Contestant], rounds: int, tell: Callable[[str], None]
+) -> Iterator[BenchRow]:
+    """Both sides of one layer encoded under each scheme that packs, a tile and a chunk at a time."""
+    packing = [c for c in contestants if c.peer_bits is None and c.scheme.compresses]
+    for count in (TILE, CHUNK):
+        x = mx.random.normal((1, layer.kv_heads, count, layer.head_dim), dtype=mx.float16)
+        mx.eval(x)
+        forms = {c.name: [f for f in _formats(c, layer) if f is not None] for c in packing}
+        runs = {name: partial(_encoded, form, x) for name, form in forms.items()}
+        tell(f"encode {count:,} tokens")
+        times = timing.take_turns(runs, rounds)
+        for name, own in times.items():
+            middle = median(own)
+            yield BenchRow("encode", name, count, middle, timing.spread(own), count / middle)
+
+
+def _formats(contestant: Contestant, layer: Layer) -> Iterator[Format | None]:
+    sample = mx.random.normal((1, layer.kv_heads, 256, layer.head_dim), dtype=mx.float16)
+    sides: tuple[tuple[Literal["key", "value"], FormatSpec], ...] = (
+        ("key", contestant.scheme.key),
+        ("value", contestant.scheme.value),
+    )
+    for role, spec in sides:
+        raw = not spec.pays(layer.head_dim)
+        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, None)
+
+
+def _encoded(forms: Sequence[Format], x: mx.array) -> float:
+    calls = CALLS[x.shape[2]]
+    began = time.perf_counter()
+    for _ in range(calls):
+        mx.eval([form.encode(x) for form in forms])
+    return (time.perf_counter() - began) / calls

@@ -1,0 +1,129 @@
+"""What a bench finds, a row for each scheme and length. Pure Python, no MLX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tqchat.lab.results import BadResults
+from tqchat.lab.tables import markdown
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One thing timed. Times in seconds, sizes in bytes; ``None`` where a figure has no meaning.
+
+    Attributes:
+        what: ``decode``, ``prefill``, ``attention``, ``encode``, ``restore``, ``ui`` or ``start``.
+        scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or what else was timed.
+        context: Tokens in the cache (messages in the conversation, for ``ui``).
+        median_s: Median over the rounds: for ``decode`` of one token, else of the whole.
+        spread_s: The interquartile range over the rounds.
+        ratio_fp16: Speed against mlx-lm's 16-bit cache, the median over rounds of the same run: above 1 is
+            faster.
+        ratio_mlx: The same against mlx-lm's quantised cache of the same bits, or the nearest above.
+        peak_bytes: What MLX had allocated at most beyond the weights and other caches.
+        read_bytes: What has to be read for it: the cache, and for ``decode`` the weights as well.
+    """
+
+    what: str
+    scheme: str
+    context: int
+    median_s: float
+    spread_s: float
+    tok_s: float | None = None
+    ratio_fp16: float | None = None
+    ratio_mlx: float | None = None
+    peak_bytes: int | None = None
+    read_bytes: int | None = None
+    read_bytes_s: float | None = None
+
+
+@dataclass(frozen=True)
+class BenchResults:
+    """A bench: the machine, what it copies in a second (bytes read and written), and the rows."""
+
+    device: str
+    model: str | None
+    copy_bytes_s: float | None
+    rows: tuple[BenchRow, ...] = field(default=())
+
+    def to_json(self) -> str:
+        """The form that ``--json`` writes."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> BenchResults:
+        """What ``to_json`` wrote.
+
+        Raises:
+            BadResults: if the file is missing or something else.
+        """
+        try:
+            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(rows=tuple(BenchRow(**row) for row in told.pop("rows")), **told)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise BadResults(f"The results {path} cannot be read ({reason}).") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadResults(f"{path} does not hold results of `tqchat lab bench --json`.") from error
+
+
+def tables(results: BenchResults) -> str:
+    """The rows as Markdown, a table for each kind, the machine named above them."""
+    copy = (
+        "" if results.copy_bytes_s is None else f" It copies {results.copy_bytes_s / 1e9:,.1f} GB a second."
+    )
+    model = "" if results.model is None else f", {results.model}"
+    parts = [f"{results.device}{model}.{copy}"]
+    for what, rows in groupby(results.rows, key=lambda row: row.what):
+        parts.append(f"**{what}**\n\n{_table(list(rows), results.copy_bytes_s)}")
+    return "\n\n".join(parts)
+
+
+def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
+    columns = [
+        ("scheme", [f"`{row.scheme}`" for row in rows]),
+        ("length", [f"{row.context:,}" if row.context else "" for row in rows]),
+        ("median", [_seconds(row.median_s) for row in rows]),
+        ("spread", [_seconds(row.spread_s) for row in rows]),
+        ("tok/s", [_shown(row.tok_s, _speed) for row in rows]),
+        ("of FP16", [_shown(row.ratio_fp16, _times) for row in rows]),
+        ("of mlx-lm's quantised", [_shown(row.ratio_mlx, _times) for row in rows]),
+        ("peak", [_shown(row.peak_bytes, _size) for row in rows]),
+        ("reads", [_shown(row.read_bytes_s, lambda speed: f"{speed / 1e9:,.1f} GB/s") for row in rows]),
+    ]
+    if copy_bytes_s:
+        shares = [
+            _shown(row.read_bytes_s, lambda speed: f"{100 * speed / copy_bytes_s:.0f} %") for row in rows
+        ]
+        columns.append(("of a copy", shares))
+    kept = [(name, cells) for name, cells in columns if any(cells)]
+    body = list(zip(*(cells for _, cells in kept), strict=True))
+    return markdown([name for name, _ in kept], body, right=range(1, len(kept)))
+
+
+def _shown(value: Any, how: Any) -> str:
+    return "" if value is None else str(how(value))
+
+
+def _seconds(value: float) -> str:
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{1e3 * value:.2f} ms" if value >= 1e-3 else f"{1e6 * value:.1f} us"
+
+
+def _speed(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def _size(value: int) -> str:
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

@@ -1,0 +1,86 @@
+"""Everything that ``tqchat lab bench`` measures, in one list of rows."""
+
+from __future__ import annotations
+
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqchat.engine.models import LoadedModel
+from tqchat.lab import reading, restore_bench, ui_bench
+from tqchat.lab.bench import attention, decode, encode, start
+from tqchat.lab.bench.attention import Layer
+from tqchat.lab.bench.results import BenchRow
+from tqchat.lab.contestants import Contestant
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        kinds: Some of ``KINDS``.
+        contestants: The caches, mlx-lm's own among them.
+        contexts: Tokens held.
+        rounds: How often everybody has a turn, behind one that does not count.
+        layer: The shape for attention and encoding.
+    """
+
+    kinds: Sequence[str]
+    contestants: Sequence[Contestant]
+    contexts: Sequence[int]
+    rounds: int
+    layer: Layer
+
+
+def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
+    """Measure; ``model`` may be ``None`` where no kind needs one."""
+    layer = plan.layer
+    for kind in plan.kinds:
+        match kind:
+            case "decode" | "prefill" if model is not None:
+                how = decode.decode if kind == "decode" else decode.prefill
+                text = None if model.tokenizer is None else _text(model, max(plan.contexts))
+                yield from how(model, plan.contestants, plan.contexts, text, plan.rounds, tell)
+            case "attention":
+                yield from attention.attention(layer, plan.contestants, plan.contexts, plan.rounds, tell)
+            case "encode":
+                yield from encode.encode(layer, plan.contestants, plan.rounds, tell)
+            case "restore" if model is not None and model.tokenizer is not None:
+                yield from _restore(model, plan, tell)
+            case "ui":
+                tell("the screen")
+                for row in ui_bench.measure():
+                    yield BenchRow("ui", "opening", row.messages, row.opening_seconds, 0.0)
+                    lag, far = row.lag_p50_ms / 1e3, row.lag_p95_ms / 1e3
+                    yield BenchRow("ui", "lag", row.messages, lag, far - lag)
+            case "start":
+                yield from start.start(plan.rounds, tell)
+            case _:
+                pass  # a kind that this model has nothing for
+
+
+def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
+    schemes = [c.scheme.name for c in plan.contestants if c.name == c.scheme.name]
+    for row in restore_bench.measure(model, schemes, plan.contexts, tell):
+        yield BenchRow("restore", row.scheme, row.tokens, row.restore, 0.0, row.tokens / row.restore)
+
+
+def layer_of(model: LoadedModel | None) -> Layer:
+    """The model's attention, where its config tells of it in the usual words."""
+    config = {} if model is None else model.config
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int):
+        return Layer()
+    kv_heads = config.get("num_key_value_heads") or heads
+    return Layer(heads, kv_heads, config.get("head_dim") or config["hidden_size"] // heads)
+
+
+def _text(model: LoadedModel, count: int) -> list[int]:
+    """``count`` tokens of the built-in text, again and again: how long they take does not depend on which."""
+    ids = reading.encode(model, reading.read_text(Path(reading.__file__).with_name("text.txt")))
+    return (ids * (count // len(ids) + 1))[:count]

@@ -1,0 +1,99 @@
+"""How long the program takes to be there: imports, module by module, and the first picture."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+
+from tqchat.lab.bench import timing
+from tqchat.lab.bench.results import BenchRow
+
+MODULES = (
+    "tqchat.cli",
+    "tqchat.ui.app",
+    "tqchat.engine.ready",
+    "tqchat.engine.session",
+    "tqchat.engine.models",
+)
+"""What is imported by a fresh interpreter: the command line, the screen, MLX, and all that answers."""
+
+SLOWEST = 8
+"""How many of the screen's own and foreign imports are named, slowest first."""
+
+_PAINT = """
+import asyncio, sys, tempfile
+from pathlib import Path
+from tqchat.paths import Paths
+from tqchat.settings import Settings
+from tqchat.ui.app import TqchatApp
+
+class Silent:
+    def start(self): pass
+    def submit(self, command): pass
+    def stop(self): pass
+    def cancel_download(self): pass
+    def shutdown(self, timeout=0.0): pass
+
+async def main():
+    with tempfile.TemporaryDirectory() as home:
+        paths = Paths(*(Path(home) / name for name in ("config", "state", "data", "cache", "log")))
+        paths.ensure()
+        app = TqchatApp(paths, Settings(), engine=lambda say: Silent())
+        async with app.run_test(size=(120, 40)):
+            print("mlx" if "mlx.core" in sys.modules else "painted", flush=True)
+            app.exit()
+
+asyncio.run(main())
+"""
+
+
+def start(rounds: int, tell: Callable[[str], None]) -> Iterator[BenchRow]:
+    """Fresh interpreters, timed from outside; an empty one is the first row."""
+    programs = {"python": "pass", **{f"import {name}": f"import {name}" for name in MODULES}}
+    runs: dict[str, Callable[[], float]] = {name: partial(_seconds, code) for name, code in programs.items()}
+    runs["first paint"] = _first_paint
+    times = timing.take_turns(runs, rounds, lambda name: tell(f"start, {name}"))
+    for name, own in times.items():
+        yield BenchRow("start", name, 0, median(own), timing.spread(own))
+    tell("start, module by module")
+    for name, seconds in _slowest("tqchat.ui.app"):
+        yield BenchRow("import", name, 0, seconds, 0.0)
+
+
+def _seconds(code: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def _first_paint() -> float:
+    """Until the screen is drawn, with MLX not loaded by then."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PAINT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        said = process.stdout.readline().strip()
+        seconds = time.perf_counter() - began
+        process.wait()
+    if said != "painted":
+        raise RuntimeError(f"The screen was not drawn without MLX: {said or 'it failed'}.")
+    return seconds
+
+
+def _slowest(module: str) -> list[tuple[str, float]]:
+    """The imports that take longest by themselves, their own imports not counted, in seconds."""
+    command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    lines = re.findall(r"import time:\s+(\d+) \|\s+(\d+) \| +(\S+)", told)
+    own: dict[str, float] = {}
+    for alone, _, name in lines:
+        package = name.split(".")[0] if not name.startswith("tqchat") else ".".join(name.split(".")[:2])
+        own[package] = own.get(package, 0.0) + int(alone) / 1e6
+    return sorted(own.items(), key=lambda item: -item[1])[:SLOWEST]
