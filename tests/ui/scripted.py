@@ -45,6 +45,10 @@ def report(tokens: int, scheme: str = "turbo0v4", bypassed: int = 0) -> MemoryRe
     return MemoryReport(scheme, tokens, tuple(layers), 256)
 
 
+def estimate(ref: str) -> events.ModelEstimate:
+    return events.ModelEstimate(ref, 31_000_000, report(1, "fp16", bypassed=2), 4096, 10**8, 10**9)
+
+
 class ScriptedEngine:
     """Records commands; answers the quiet ones by itself, and replies when the test says so."""
 
@@ -66,6 +70,8 @@ class ScriptedEngine:
         match command:
             case commands.LoadModel() if self.loads:
                 self.ready()
+            case commands.EstimateModel():
+                self.say(estimate(command.ref))
             case commands.Send():
                 self.schemes[command.conversation_id] = command.scheme
             case commands.OpenConversation():

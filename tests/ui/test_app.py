@@ -12,6 +12,7 @@ from tqchat.settings import State
 from tqchat.store.database import Database
 from tqchat.ui.screens.dialog import Ask, Confirm
 from tqchat.ui.screens.help import Help
+from tqchat.ui.screens.models import ModelPicker
 from tqchat.ui.screens.scheme import SchemePicker
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
@@ -217,7 +218,7 @@ async def test_a_model_that_cannot_be_had_is_said_and_another_can_be_loaded(stag
         await it.sees("✗ There is no model [org/none] on Hugging Face.")
         await it.sees("No model.")
         await it.pilot.press("ctrl+o")
-        await it.until(lambda: isinstance(it.app.screen, Ask))
+        await it.until(lambda: isinstance(it.app.screen, ModelPicker))
         it.app.screen.query_one(Input).value = "some/model"
         await it.pilot.press("enter")
         await it.until(lambda: it.engine.commands[-1] == commands.LoadModel("some/model"))

@@ -59,8 +59,9 @@ def main() -> int:
 
 def _model(ref: str | None) -> str:
     from tqchat.engine import folders, models
+    from tqchat.engine.commands import STARTER
 
-    name = ref or models.STARTER
+    name = ref or STARTER
     folder = models.local_folder(ref)
     if folder is None:
         return f"{name}, to be downloaded when it is first used"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
-from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.commands import STARTER, ChatMessage, Sampling
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
@@ -79,7 +79,7 @@ def _events(
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
 
-    loaded = models.load(model, progress=_Download(model or models.STARTER))
+    loaded = models.load(model, progress=_Download(model or STARTER))
     # After the model: loading it prepares the backend, which must come before MLX is first imported.
     from tqchat.engine.session import Session
 

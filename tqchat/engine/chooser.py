@@ -104,8 +104,13 @@ def choose(
 
 def needed_bytes(shapes: MemoryReport, tokens: int) -> dict[str, int]:
     """What ``tokens`` tokens would take under each listed scheme, from the layers of a shorter cache."""
-    stretched = replace(shapes, layers=tuple(_stretched(layer, tokens) for layer in shapes.layers))
-    return {scheme.name: predict_bytes(stretched, scheme) for scheme in SCHEMES}
+    longer = stretched(shapes, tokens)
+    return {scheme.name: predict_bytes(longer, scheme) for scheme in SCHEMES}
+
+
+def stretched(shapes: MemoryReport, tokens: int) -> MemoryReport:
+    """The layers of a shorter cache at ``tokens`` tokens, for ``predict_bytes``."""
+    return replace(shapes, tokens=tokens, layers=tuple(_stretched(layer, tokens) for layer in shapes.layers))
 
 
 def memory_budget(device_bytes: int, weight_bytes: int, configured: int | None = None) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+
+STARTER = "starter"
+"""The name of the bundled model."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,14 @@ class LoadModel:
     """Load a model: ``None`` for the bundled starter, a folder, or a Hugging Face repo id."""
 
     ref: str | None = None
+
+
+@dataclass(frozen=True)
+class EstimateModel:
+    """Say what the model in a folder would take; ``ref`` is what the person calls it. Nothing is loaded."""
+
+    ref: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -77,4 +89,4 @@ class ForgetConversation:
     conversation_id: str
 
 
-Command = LoadModel | OpenConversation | Send | SetScheme | ForgetConversation
+Command = LoadModel | EstimateModel | OpenConversation | Send | SetScheme | ForgetConversation

@@ -33,6 +33,9 @@ WANTED = (
 )
 """What is fetched: weights as safetensors, tables and tokenizers. Never code."""
 
+UNFINISHED = ".tqchat.incomplete"
+"""How the file of a blob that is still arriving ends."""
+
 _HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _RETRIES = 4
 _TIMEOUT = 15.0
@@ -74,6 +77,45 @@ def cached(repo: str) -> Path | None:
     except folders.NotAModel:
         return None
     return folder
+
+
+def repos() -> list[tuple[str, Path]]:
+    """The models in the hub's cache, whole or not, with the folder that keeps each, by name."""
+    from huggingface_hub import constants
+
+    found = []
+    for storage in Path(constants.HF_HUB_CACHE).glob("models--*"):
+        match storage.name.split("--")[1:]:  # the hub forbids the two dashes in names
+            case [owner, name] if owner and name:
+                found.append((f"{owner}/{name}", storage))
+    return sorted(found, key=lambda one: one[0].lower())
+
+
+def arrived(storage: Path) -> int:
+    """Bytes that are there of a download of ours that was not finished; 0 if there is none."""
+    blobs = list((storage / "blobs").glob("*"))
+    if not any(blob.name.endswith(UNFINISHED) for blob in blobs):
+        return 0
+    return sum(blob.stat().st_size for blob in blobs if blob.is_file())
+
+
+def discard(repo: str) -> None:
+    """Throw away what has arrived of a download that was not finished.
+
+    Raises:
+        DownloadFailed: if it cannot be removed.
+    """
+    storage = next((place for name, place in repos() if name == repo), None)
+    if storage is None or not arrived(storage):
+        return
+    try:
+        if any((storage / "refs").glob("*")):  # another program keeps a version of it here: only ours goes
+            for file in (storage / "blobs").glob(f"*{UNFINISHED}"):
+                file.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(storage)
+    except OSError as error:
+        raise DownloadFailed(f"What is there of {repo} cannot be removed ({error.strerror}).") from error
 
 
 def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Path:
@@ -143,7 +185,7 @@ def _fetch_all(
     total = sum(file.size for file in files)
     done = sum(file.size for file in files if (snapshot / file.name).exists())
     missing = [file for file in files if not (snapshot / file.name).exists()]
-    partials = {file.name: storage / "blobs" / f"{file.etag}.tqchat.incomplete" for file in missing}
+    partials = {file.name: storage / "blobs" / f"{file.etag}{UNFINISHED}" for file in missing}
     arrived = sum(path.stat().st_size for path in partials.values() if path.exists())
     _check_room(repo, storage, total - done - arrived)
     progress(done, total)

@@ -56,6 +56,23 @@ class ModelFailed:
 
 
 @dataclass(frozen=True)
+class ModelEstimate:
+    """What a model would take on this machine, before it is loaded; or, in ``problem``, why it cannot be.
+
+    ``weight_bytes`` as the weights would be kept here; ``shapes`` is a report on a cache that holds one
+    token; ``cache_budget`` what a conversation's cache could take beside the weights.
+    """
+
+    ref: str
+    weight_bytes: int = 0
+    shapes: MemoryReport | None = None
+    context_limit: int | None = None
+    cache_budget: int = 0
+    memory_bytes: int = 0
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Opened:
     """A conversation is current.
 
@@ -183,6 +200,7 @@ Event = (
     ModelProgress
     | ModelReady
     | ModelFailed
+    | ModelEstimate
     | Opened
     | PrefillProgress
     | Notice

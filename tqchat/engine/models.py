@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.engine import backend, chooser, download, folders, prompts
-from tqchat.engine.commands import Sampling
+from tqchat.engine.commands import STARTER, Sampling
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.fingerprint import fingerprint
 from tqchat.errors import TqchatError
@@ -19,9 +19,6 @@ from tqchat.paths import bundled
 if TYPE_CHECKING:
     import mlx.core as mx
     from mlx.nn.layers.base import Module
-
-STARTER = "starter"
-"""The name of the bundled model."""
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95

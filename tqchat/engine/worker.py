@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tqchat.engine.commands import (
+    STARTER,
     ChatMessage,
     Command,
+    EstimateModel,
     ForgetConversation,
     LoadModel,
     OpenConversation,
@@ -27,6 +29,7 @@ from tqchat.engine.events import (
     Event,
     Failed,
     MemoryUpdate,
+    ModelEstimate,
     ModelFailed,
     ModelProgress,
     ModelReady,
@@ -178,6 +181,8 @@ class Engine:
         match task.command:
             case LoadModel() as command:
                 self._load(command)
+            case EstimateModel() as command:
+                self._estimate(command)
             case OpenConversation() as command:
                 self._open(command.conversation_id, command.messages, command.scheme)
             case Send() as command:
@@ -202,8 +207,8 @@ class Engine:
         message = explained(error)
         command = item.command if isinstance(item, _Task) else LoadModel(item.ref)
         if isinstance(command, LoadModel):
-            self._emit(ModelFailed(command.ref or "starter", message))
-        else:
+            self._emit(ModelFailed(command.ref or STARTER, message))
+        elif not isinstance(command, EstimateModel):
             self._emit(Failed(command.conversation_id, message))
 
     # Models.
@@ -211,7 +216,7 @@ class Engine:
     def _load(self, command: LoadModel) -> None:
         from tqchat.engine import backend, models
 
-        ref = command.ref or models.STARTER
+        ref = command.ref or STARTER
         self._emit(ModelProgress(ref, "loading"))
         backend.prepare()
         folder = models.local_folder(command.ref)
@@ -221,6 +226,14 @@ class Engine:
             return
         self._fetch = Fetch(ref, self._queue.put)
         self._fetch.start()
+
+    def _estimate(self, command: EstimateModel) -> None:
+        from tqchat.engine.estimate import estimate
+
+        try:
+            self._emit(estimate(command.folder, command.ref))
+        except Exception as error:
+            self._emit(ModelEstimate(command.ref, problem=explained(error)))
 
     def _end_fetch(self) -> None:
         """A download that another model has made pointless ends here."""

@@ -23,9 +23,8 @@ from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike,
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import ACTIONS, keys_in_force
 from tqchat.ui.screens.chat import ChatScreen
-from tqchat.ui.screens.dialog import Ask, Leaving
+from tqchat.ui.screens.dialog import Leaving
 from tqchat.ui.screens.help import Help
-from tqchat.ui.screens.scheme import Choice, SchemePicker
 from tqchat.ui.slash_actions import SlashActions
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
@@ -33,7 +32,6 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 
 SAVING_SECONDS = 60.0
 """How long leaving waits for the cache to be saved; ctrl+q again does not wait."""
-STARTER = "starter"
 BEAT_SECONDS = 1.5
 """How often other processes' writing is looked for, and a draft is kept."""
 _NAMES = frozenset(action.name for action in ACTIONS)
@@ -75,7 +73,6 @@ class TqchatApp(SlashActions):
         self.database = Database(paths.database)
         self._model = model or settings.model
         self._make_engine = engine or self._real_engine
-        self._engine: EngineLike | None = None
         self._leaving = False
         self._chat_screen = ChatScreen()
         self.chat = Chat(
@@ -151,6 +148,7 @@ class TqchatApp(SlashActions):
     def on_engine_event(self, message: EngineEvent) -> None:
         """On the screen's thread again."""
         self.chat.handle(message.event)
+        self.tell_picker(message.event)
 
     # What the person does
 
@@ -194,35 +192,6 @@ class TqchatApp(SlashActions):
         elif not self._try(self.chat.stop) and not self._leave_fork():
             screen.clear_notice()
             screen.query_one(Prompt).focus()
-
-    @work
-    async def action_scheme(self) -> None:
-        """Choose the cache's scheme."""
-        picker = SchemePicker(
-            self.chat.scheme,
-            self.chat.report,
-            self.chat.cache_is_live,
-            self.chat.auto_choice,
-            self.chat.profile,
-        )
-        choice: Choice | None = await self.push_screen_wait(picker)
-        if choice is not None:
-            self._try(self.chat.set_scheme, choice.scheme, choice.reread)
-
-    @work
-    async def action_model(self) -> None:
-        """Load another model."""
-        current = self.chat.model.ref if self.chat.model else self._model or STARTER
-        ref = await self.push_screen_wait(
-            Ask(
-                "Load a model",
-                current,
-                "starter, a folder, or a Hugging Face repo such as mlx-community/Qwen3-0.6B-4bit.",
-                "starter",
-            )
-        )
-        if ref:
-            self.chat.load_model(None if ref == STARTER else ref)
 
     def action_page_up(self) -> None:
         """Scroll the conversation back, wherever the cursor is."""

@@ -23,6 +23,8 @@ class ChatState:
         self.reply: Reply | None = None
         self.waiting: list[Waiting] = []
         self.speed: float | None = None
+        self.read_speed: float | None = None
+        self.scheme_before: dict[str, str] = {}
         self.caches = Caches()
         self.endings: dict[str, str] = {}
         self.fork: Fork | None = None

@@ -113,6 +113,14 @@ class Chat(Branches):
             self.database.set_sampling(self.conversation.id, choice)
             self._reread_rows()
 
+    def undo_scheme(self) -> bool:
+        """Go back to the scheme before the last change, by reading again. Whether there was a change."""
+        before = self.scheme_before.get(self.conversation.id) if self.conversation else None
+        if before is None:
+            return False
+        self.set_scheme(before, reread=True)
+        return True
+
     def use_defaults(self, scheme: str, system_prompt: str | None, sampling: Sampling) -> None:
         """Other settings: for new conversations, an empty page included, and for replies to come."""
         if self._draft_scheme == self.default_scheme:
@@ -147,10 +155,7 @@ class Chat(Branches):
         if self._engine and self.activity in ("opening", "converting"):
             self._engine.stop()
             return True
-        if self._engine and self.loading and self.loading.stage == "downloading":
-            self._engine.cancel_download()
-            return True
-        return False
+        return self.pause_download()
 
     def rename(self, title: str) -> None:
         """Give the shown conversation a title of the person's own."""

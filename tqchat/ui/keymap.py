@@ -111,13 +111,20 @@ ACTIONS: tuple[Action, ...] = (
         2,
     ),
     Action(
+        "undo_scheme",
+        "alt+k",
+        "Undo scheme",
+        "Back to the scheme before, by reading the conversation again.",
+        "Cache",
+    ),
+    Action(
         "toggle_gauge", "f3,ctrl+g", "Memory gauge", "Show or hide what the cache takes.", "Cache", "gauge", 8
     ),
     Action(
         "model",
         "ctrl+o",
-        "Load a model",
-        "A folder, or a Hugging Face repo.",
+        "Models",
+        "On this machine, or from Hugging Face.",
         "Cache",
         "model",
         3,

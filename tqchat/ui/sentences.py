@@ -21,7 +21,9 @@ def scheme_changed(event: events.SchemeChanged) -> str:
         f"{figures.seconds(event.seconds)}: "
         f"{figures.size(event.bytes_before)} → {figures.size(event.bytes_after)}."
     )
-    return f"{sentence} History keeps its earlier rounding." if event.kept_rounding else sentence
+    if event.kept_rounding:
+        sentence += " History keeps its earlier rounding."
+    return sentence if event.reread else f"{sentence} /scheme undo goes back by reading again."
 
 
 def ending(reason: events.StopReason) -> str | None:

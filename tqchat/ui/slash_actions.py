@@ -10,19 +10,20 @@ from pathlib import Path
 from textual import on, work
 from textual.widgets import TextArea
 
+from tqchat.engine.commands import STARTER
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
 from tqchat.store.database import SamplingChoice
 from tqchat.store.sampling import parse
 from tqchat.text import one_line
 from tqchat.ui import slash
-from tqchat.ui.look_actions import LookActions
+from tqchat.ui.cache_actions import CacheActions
 from tqchat.ui.screens.chat_settings import ChatSettings, Decision
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.prompt.suggestions import Suggestions
 
 
-class SlashActions(LookActions):
+class SlashActions(CacheActions):
     """Slash commands: every one is also an action with a key or in the palette."""
 
     def run_slash(self, name: str, argument: str) -> bool:
@@ -41,11 +42,14 @@ class SlashActions(LookActions):
         if not argument:
             self.call_later(self.run_action, "scheme")
             return
-        self.chat.set_scheme(scheme_setting(argument))
+        if argument == "undo":
+            self.action_undo_scheme()
+        else:
+            self.chat.set_scheme(scheme_setting(argument))
 
     def _slash_model(self, argument: str) -> None:
         if argument:
-            self.chat.load_model(None if argument == "starter" else argument)
+            self.load(argument)
         else:
             self.call_later(self.run_action, "model")
 
@@ -133,11 +137,11 @@ class SlashActions(LookActions):
     @on(TextArea.Changed, "#prompt")
     def _suggest(self, event: TextArea.Changed) -> None:
         values: dict[str, Callable[[], Sequence[str]]] = {
-            "scheme": lambda: [AUTO, *(scheme.name for scheme in SCHEMES)],
+            "scheme": lambda: [AUTO, *(scheme.name for scheme in SCHEMES), "undo"],
             "theme": lambda: sorted(self.available_themes),
             "set": lambda: [f"{field.name}=" for field in fields(SamplingChoice)],
             "copy": lambda: ["code", "chat"],
-            "model": lambda: ["starter"],
+            "model": lambda: [STARTER],
         }
         lines = slash.suggestions(event.text_area.text, values)
         self._chat_screen.query_one(Suggestions).show(lines)

@@ -19,6 +19,9 @@ from tqchat.ui.tenancy import Tenancy
 from tqchat.ui.transcript import for_engine
 from tqchat.ui.view import View
 
+TELLING_TOKENS = 32
+"""Tokens that must have been read for their speed to say something."""
+
 
 class Turns(ChatState):
     """Answers what waits, one thing after another, and takes the engine's events."""
@@ -42,6 +45,7 @@ class Turns(ChatState):
         self.default_prompt = self._draft_prompt = system_prompt
         self._profiles = profiles
         self._converting: SchemeWish | None = None
+        self._pausing: str | None = None
         self._tenancy = Tenancy(database.leases)
         self._engine: EngineLike | None = None
         self._writer = ReplyWriter(database, view, clock)
@@ -106,9 +110,7 @@ class Turns(ChatState):
             case events.ModelReady():
                 self._model_ready(event)
             case events.ModelFailed():
-                self.loading = None
-                self.view.say(event.message, "error")
-                self._pump()
+                self._model_failed(event)
             case events.Opened():
                 self._opened(event)
             case events.PrefillProgress():
@@ -137,8 +139,29 @@ class Turns(ChatState):
     def _model_ready(self, event: events.ModelReady) -> None:
         self.model, self.loading = event.info, None
         self.profile, self._chosen = self._profiles(event.info.fingerprint), {}
+        self.scheme_before, self.read_speed = {}, None
         self.caches.another_model()  # The engine brings the conversation that it has open back by itself.
         self._pump()
+
+    def _model_failed(self, event: events.ModelFailed) -> None:
+        self.loading = None
+        paused, self._pausing = self._pausing, None
+        if event.ref == paused:
+            self.view.say(
+                f"The download of {event.ref} is paused; loaded again, it goes on where it stopped."
+            )
+        else:
+            stays = f" {self.model.name} stays." if self.model else ""
+            self.view.say(f"{event.message}{stays}", "error")
+        self._pump()
+
+    def pause_download(self) -> bool:
+        """Stop a download; what has arrived stays. Whether there was one."""
+        if self._engine is None or self.loading is None or self.loading.stage != "downloading":
+            return False
+        self._pausing = self.loading.ref
+        self._engine.cancel_download()
+        return True
 
     def _opened(self, event: events.Opened) -> None:
         if (sentence := sentences.opened(event)) is not None:
@@ -160,6 +183,8 @@ class Turns(ChatState):
         reply, self.reply = self.reply, None
         self.caches.count(event.conversation_id, event.report)
         self.speed = event.decode_tokens_per_second or None
+        if event.counts.prefilled >= TELLING_TOKENS:
+            self.read_speed = event.prompt_tokens_per_second
         if reply is None or reply.conversation_id != event.conversation_id:
             self._free()
             return
@@ -194,6 +219,7 @@ class Turns(ChatState):
     def _scheme_changed(self, event: events.SchemeChanged) -> None:
         self.caches.count(event.conversation_id, event.report)
         wish, self._converting = self._converting, None
+        self.scheme_before[event.conversation_id] = self.database.conversation(event.conversation_id).scheme
         if wish is not None and wish.conversation_id == event.conversation_id:
             self.database.set_scheme(event.conversation_id, wish.scheme)
         else:

@@ -106,9 +106,11 @@ class SchemePicker(ModalScreen[Choice | None]):
         live: bool,
         choice: chooser.Choice | None = None,
         profile: Profile | None = None,
+        read_speed: float | None = None,
     ) -> None:
         super().__init__(classes="dialog picker")
         self._current, self._report, self._live = current, report, live
+        self._read_speed = read_speed
         self._choice, self._profile = choice, profile
         self._rows = rows(current, report, choice, profile)
         self._in_force = choice.scheme if current == AUTO and choice else current

@@ -138,11 +138,11 @@ def _download(chat: Chat) -> Content:
     assert loading is not None
     name = one_line(loading.ref)
     if loading.done_bytes is None or not loading.total_bytes:
-        return Content.assemble((f"Downloading {name}…", ""), ("  Esc cancels", "$quiet"))
+        return Content.assemble((f"Downloading {name}…", ""), ("  Esc pauses", "$quiet"))
     return Content.assemble(
         (f"Downloading {name} ", ""), bar(loading.done_bytes / loading.total_bytes, 12),
         (f" {figures.size(loading.done_bytes)} of {figures.size(loading.total_bytes)}", ""),
-        ("  Esc cancels", "$quiet"),
+        ("  Esc pauses", "$quiet"),
     )  # fmt: skip
 
 
