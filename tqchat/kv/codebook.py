@@ -66,29 +66,44 @@ def centroid_array(bits: int) -> mx.array:
 
 
 @lru_cache(maxsize=16)
-def byte_table(bits: int, signed: bool = True) -> mx.array:
-    """What a packed byte decodes to, so that one gather yields ``8 // bits`` values.
+def byte_table(bits: int) -> mx.array:
+    """What a packed byte decodes to: ``8 // bits`` float32 centroids, two of them in each 64-bit entry.
 
     Args:
-        bits: Bits of a code within the byte: 1, 2 or 4.
-        signed: Whether codes carry a sign; without, they number the magnitudes of a ``bits + 1`` bit
-            codebook.
+        bits: 1, 2 or 4.
 
     Returns:
-        float32 ``[256, 8 // bits]``.
+        uint64 ``[256, 4 // bits]``.
     """
-    levels = centroids(bits) if signed else MAGNITUDES[bits + 1]
-    mask = (1 << bits) - 1
-    rows = [[levels[(byte >> shift) & mask] for shift in range(0, 8, bits)] for byte in range(256)]
-    table = mx.array(rows, dtype=mx.float32)
+    levels, mask = centroids(bits), (1 << bits) - 1
+    return _paired([[levels[(byte >> shift) & mask] for shift in range(0, 8, bits)] for byte in range(256)])
+
+
+@lru_cache(maxsize=1)
+def planes_table() -> mx.array:
+    """The same for four 3-bit codes: the index has their magnitudes in the lower 8 bits, the signs above.
+
+    Returns:
+        uint64 ``[4096, 2]``.
+    """
+    magnitudes = MAGNITUDES[3]
+    return _paired(
+        [
+            [magnitudes[index >> 2 * i & 3] * (1 if index >> 8 + i & 1 else -1) for i in range(4)]
+            for index in range(4096)
+        ]
+    )
+
+
+@lru_cache(maxsize=1)
+def signs_table() -> mx.array:
+    """Eight signs in a byte as two parts of a ``planes_table`` index, 16 bits each: uint32 ``[256, 1]``."""
+    table = mx.array([[(byte & 15) << 8 | byte >> 4 << 24] for byte in range(256)], dtype=mx.uint32)
     mx.eval(table)
     return table
 
 
-@lru_cache(maxsize=1)
-def sign_table() -> mx.array:
-    """The eight signs (-1 or +1) in a packed byte: float32 ``[256, 8]``."""
-    rows = [[1.0 if byte >> shift & 1 else -1.0 for shift in range(8)] for byte in range(256)]
-    table = mx.array(rows, dtype=mx.float32)
+def _paired(rows: list[list[float]]) -> mx.array:
+    table = mx.array(rows, dtype=mx.float32).view(mx.uint64)
     mx.eval(table)
     return table

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import byte_table, sign_table
+from tqchat.kv.codebook import byte_table, planes_table, signs_table
 from tqchat.kv.scheme import planes
 
 
@@ -56,18 +56,24 @@ def unpack(words: mx.array, bits: int, head_dim: int) -> mx.array:
 
 
 def lookup(words: mx.array, bits: int, head_dim: int) -> mx.array:
-    """Centroids of packed codes, one gather a byte: float32 ``[..., head_dim]``.
+    """Centroids of packed codes: float32 ``[..., head_dim]``, equal to ``centroids[unpack(words)]``.
 
-    Equal to ``centroids[unpack(words)]`` and several times faster in plain operations, which is all a CPU
-    has.
+    A table turns a byte (four codes where they are in two planes) into its centroids, two to an entry. Entries
+    are taken along an axis: a CPU does that 20 times faster than it gathers rows, and nothing else as fast.
     """
     if bits != 3:
-        return _gather(words, byte_table(bits), head_dim)
-    split = -(-head_dim * 2 // 32)
-    magnitude = _gather(words[..., :split], byte_table(2, signed=False), head_dim)
-    return magnitude * _gather(words[..., split:], sign_table(), head_dim)
+        found = _taken(byte_table(bits), words, mx.uint8)
+    else:
+        split = -(-head_dim * 2 // 32)
+        if split % 2:  # a magnitude byte in vain, for which there is no half sign byte
+            words = mx.concatenate([words[..., :split], words[..., split - 1 :]], axis=-1)
+            split += 1
+        magnitudes = mx.contiguous(words[..., :split]).view(mx.uint8).astype(mx.uint16)
+        signs = _taken(signs_table(), words[..., split:], mx.uint8).view(mx.uint16)
+        found = _taken(planes_table(), magnitudes + signs.reshape(magnitudes.shape), mx.uint16)
+    return found.view(mx.float32).reshape(*words.shape[:-1], -1)[..., :head_dim]
 
 
-def _gather(words: mx.array, table: mx.array, head_dim: int) -> mx.array:
-    values = table[mx.contiguous(words).view(mx.uint8)]
-    return values.reshape(*words.shape[:-1], -1)[..., :head_dim]
+def _taken(table: mx.array, indices: mx.array, dtype: mx.Dtype) -> mx.array:
+    flat = mx.contiguous(indices).view(dtype).reshape(-1, 1)
+    return mx.take_along_axis(table, flat, axis=0)
