@@ -58,8 +58,8 @@ def unpack(words: mx.array, bits: int, head_dim: int) -> mx.array:
 def lookup(words: mx.array, bits: int, head_dim: int) -> mx.array:
     """Centroids of packed codes: float32 ``[..., head_dim]``, equal to ``centroids[unpack(words)]``.
 
-    A table turns a byte (four codes where they are in two planes) into its centroids, two to an entry. Entries
-    are taken along an axis: a CPU does that 20 times faster than it gathers rows, and nothing else as fast.
+    A table turns a byte (four codes where they are in two planes) into its centroids, two to an entry.
+    Entries are taken along an axis: a CPU does that 20 times faster than it gathers rows.
     """
     if bits != 3:
         found = _taken(byte_table(bits), words, mx.uint8)
