@@ -187,8 +187,23 @@ async def test_the_picker_applies_a_scheme_to_the_live_cache(stage: Open) -> Non
         await it.until(lambda: isinstance(it.app.screen, SchemePicker))
         await it.pilot.press("home", "down")
         await it.sees("keeps its earlier rounding")
+        await it.sees("(about 2.1")
         await it.pilot.press("r")
         await it.sees("Re-read 1,900 tokens from affine4 to fp16")
+
+
+async def test_a_change_of_scheme_is_undone_by_reading_again(stage: Open) -> None:
+    async with stage() as it:
+        await it.pilot.press("alt+k")
+        await it.sees("has not been changed here")
+        await it.chat("About foxes", "Yes.", tokens=1900)
+        await it.ask("/scheme turbo2")
+        await it.sees("Converted 1,900 tokens from turbo0v4 to turbo2")
+        await it.pilot.press("alt+k")
+        await it.sees("Re-read 1,900 tokens from turbo2 to turbo0v4")
+        assert it.app.chat.scheme == "turbo0v4"
+        await it.ask("/scheme undo")
+        await it.sees("Re-read 1,900 tokens from turbo0v4 to turbo2")
 
 
 async def test_the_picker_works_before_there_is_a_model(stage: Open) -> None:

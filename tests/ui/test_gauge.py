@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,9 +16,10 @@ from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
 from tqchat.ui import figures
 from tqchat.ui.screens.scheme import rows
 from tqchat.ui.state import History, Sample
-from tqchat.ui.widgets.gauge.drawing import bar, curves
+from tqchat.ui.widgets.gauge.drawing import bar, changes, curves
 from tqchat.ui.widgets.gauge.reading import Reading, bits
 from tqchat.ui.widgets.gauge.room import room
+from tqchat.ui.widgets.gauge.strip import strip
 
 
 async def test_the_panel_shows_the_reports_figures(stage: Open) -> None:
@@ -92,6 +94,54 @@ def test_the_curves_part_where_compression_begins() -> None:
     assert top.strip("\u2800") and top.startswith("\u2800" * 8), "FP16 alone reaches the top, at the right"
     filled = [bin(ord(cell) - 0x2800).count("1") for cell in bottom]
     assert all(before <= after + 2 for before, after in pairwise(filled[:9])), "the area grows"
+
+
+def test_a_change_of_scheme_is_marked_where_it_was() -> None:
+    def line(*schemes: str) -> str:
+        found = changes([Sample(index, 5, 5, scheme) for index, scheme in enumerate(schemes)], 20)
+        return found.plain if found else ""
+
+    assert line("a", "a", "a", "a") == ""
+    assert line("a", "a", "b", "b", "b").index("╵b") == round(2 / 4 * 19)
+    assert line("a", "a", "a", "a", "turbo4") == "turbo4╵".rjust(20), "at the right end the name goes first"
+    crowded = line("a", "turbo4", "turbo3", "turbo4", "turbo3", "turbo4")
+    assert len(crowded) == 20 and crowded.count("╵") >= 2
+
+
+def test_the_strip_tells_sorts_of_layers_apart() -> None:
+    alike = strip(report(1900), 28)
+    assert [line.plain for line in alike] == ["▇" * 8], "nothing to tell apart"
+    counted = report(1900, "turbo4", bypassed=2)
+    layers = [*counted.layers]
+    layers[3] = replace(layers[3], kind="sliding", window=1024)
+    layers[4] = replace(layers[4], kind="recurrent", reason="state", packed_tokens=0)
+    layers[5] = replace(layers[5], scheme="turbo8v4")
+    layers[6] = replace(layers[6], packed_tokens=0)
+    lines = [line.plain for line in strip(replace(counted, layers=tuple(layers)), 5)]
+    assert lines[:2] == ["××▇▅~", "▂░▇"]
+    wide = [line.plain for line in strip(replace(counted, layers=tuple(layers)), 28)]
+    assert "▅ 1 sliding (1,024) turbo4" in wide and "× 2 sliding turbo4" in wide
+
+
+async def test_the_panel_says_what_every_scheme_would_take_and_how_fast_it_is(stage: Open) -> None:
+    async with stage((120, 60)) as it:
+        await it.chat("Go", "Well. " * 30, tokens=1900)
+        for scheme in SCHEMES:
+            if scheme.name != "turbo0v4":
+                await it.sees(f"≈{figures.size(predict_bytes(report(1900), scheme))}")
+        await it.sees(f"speed{'71 tok/s':>23}")
+
+
+async def test_the_gauge_is_always_in_sight_and_a_click_opens_it(stage: Open) -> None:
+    async with stage((120, 40)) as it:
+        await it.chat("Go", "Well. " * 30, tokens=1900)
+        await it.sees("FP16 would take")
+        await it.sees_no("of 15.6 MB FP16")
+        await it.pilot.press("f3")
+        await it.sees("of 15.6 MB FP16")
+        await it.pilot.click("#gauge-line")
+        await it.sees("FP16 would take")
+        await it.sees_no("of 15.6 MB FP16")
 
 
 def test_too_little_for_a_curve_draws_none() -> None:

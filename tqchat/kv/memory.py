@@ -129,21 +129,32 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
     """
     rotations: set[tuple[str, int]] = set()
     total = 0
+    alike: dict[tuple[int, int, int, int, int | None], int] = {}  # most layers are of one shape
     for layer in report.layers:
         if layer.reason is not None and layer.window is None:
             total += layer.bytes
             continue
-        sides: tuple[tuple[Literal["key", "value"], FormatSpec, int], ...] = (
-            ("key", scheme.key, layer.key_dim),
-            ("value", scheme.value, layer.value_dim),
-        )
-        tokens = layer.tokens if layer.window is None else min(layer.tokens, layer.window)
-        due = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
-        for role, spec, dim in sides:
-            packed = due if spec.pays(dim) else 0
-            head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
-            if packed and spec.kind == "turbo":
-                head_bytes += fitted_bytes(spec, role, dim)
-                rotations.add((role, dim))
-            total += head_bytes * layer.heads
+        shape = (layer.tokens, layer.heads, layer.key_dim, layer.value_dim, layer.window)
+        if shape not in alike:
+            alike[shape] = _predicted(layer, scheme, rotations)
+        total += alike[shape]
     return total + sum(rotation_bytes(dim) for _, dim in rotations)
+
+
+def _predicted(layer: LayerReport, scheme: Scheme, rotations: set[tuple[str, int]]) -> int:
+    """What one layer would take; the rotations that it needs go into the set."""
+    sides: tuple[tuple[Literal["key", "value"], FormatSpec, int], ...] = (
+        ("key", scheme.key, layer.key_dim),
+        ("value", scheme.value, layer.value_dim),
+    )
+    tokens = layer.tokens if layer.window is None else min(layer.tokens, layer.window)
+    due = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
+    total = 0
+    for role, spec, dim in sides:
+        packed = due if spec.pays(dim) else 0
+        head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
+        if packed and spec.kind == "turbo":
+            head_bytes += fitted_bytes(spec, role, dim)
+            rotations.add((role, dim))
+        total += head_bytes * layer.heads
+    return total

@@ -66,6 +66,10 @@ class ChatScreen(Screen[None]):
         self.set_interval(1 / DRAWS_PER_SECOND, self.draw_due)
         self.post_message(self.Ready())
 
+    def on_resize(self) -> None:
+        """Another width shows the gauge in its other size."""
+        self._figures_due = True
+
     # The parts that fold
 
     @property
@@ -84,6 +88,7 @@ class ChatScreen(Screen[None]):
             shown = not part.has_class("over")
             self.close_overlays()
             part.set_class(shown, "over")
+        self._figures_due = True
         if not shown:
             self.query_one(Prompt).focus()
         elif side == "#conversations":
@@ -98,6 +103,7 @@ class ChatScreen(Screen[None]):
         for part in over:
             part.remove_class("over")
         if over:
+            self._figures_due = True
             self.query_one(Prompt).focus()
         return bool(over)
 
@@ -207,8 +213,12 @@ class ChatScreen(Screen[None]):
             on_disk,
             chat.scheme_label,
             chat.budget,
+            chat.speed if chat.cache_is_live else None,
         )
-        self.query_one(GaugePanel).show(reading)
+        gauge = self.query_one("#gauge")
+        self.query_one(GaugeLine).display = not (gauge.display and self.has_class("-wide"))
+        if gauge.display:
+            self.query_one(GaugePanel).show(reading)
         self.query_one(GaugeLine).show(reading)
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)

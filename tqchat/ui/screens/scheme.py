@@ -121,20 +121,20 @@ class SchemePicker(ModalScreen[Choice | None]):
             box.border_title = "Scheme for this conversation"
             yield Static(_heading(self._report, self._profile), classes="heading", markup=False)
             yield OptionList(
-                *(Option(_line(row, self._report), id=row.name) for row in self._rows),
+                *(Option(_line(row, self._report, self._profile), id=row.name) for row in self._rows),
                 compact=True,
                 markup=False,
             )
-            if self._report is not None and self._report.tokens:
-                legend = "≈ is predicted; the scheme in force is counted."
-                yield Static(legend, classes="legend", markup=False)
+            yield Static(self._legend(), classes="legend", markup=False)
             yield Static("", classes="explanation", markup=False)
             yield Static(self._keys(), classes="answers", markup=False)
 
     def on_mount(self) -> None:
         """Start at the scheme in force."""
         index = next(index for index, row in enumerate(self._rows) if row.current)
-        self.query_one(OptionList).highlighted = index
+        options = self.query_one(OptionList)
+        options.highlighted = index
+        self.call_after_refresh(options.scroll_to_highlight)
         self._explain(self._rows[index])
 
     @property
@@ -147,27 +147,44 @@ class SchemePicker(ModalScreen[Choice | None]):
             keys.insert(1, ("r", "re-reads exactly"))
         return Content("   ").join([Content.assemble((k, "$accent"), (f" {w}", "")) for k, w in keys])
 
+    def _legend(self) -> str:
+        said = []
+        if self._report is not None and self._report.tokens:
+            said.append("≈ predicted")
+        if any(row.recommended for row in self._rows):
+            said.append("* recommended: auto's choice")
+        if self._profile is None:
+            said.append("KLD: tqchat lab profile")
+        return " · ".join(said)
+
     def _explain(self, row: Row) -> None:
         scheme = row.scheme
         what = self._choice.reason if row.name == AUTO and self._choice else scheme.description
         if row.kld is not None:
             what += f" KLD here {row.kld:.2g}."
         if row.recommended:
-            what += " Recommended: auto chooses it."
+            what += " Recommended."
         self.query_one(".explanation", Static).update(
-            Content("\n").join([Content(what), Content.styled(self._effect(scheme), "$quiet")])
+            Content("\n").join([Content(what), Content.styled(self._effect(row), "$quiet")])
         )
 
-    def _effect(self, scheme: Scheme) -> str:
-        before, report = parse_scheme(self._in_force), self._report
+    def _effect(self, row: Row) -> str:
+        """What choosing a scheme would do here."""
+        scheme, before, report = row.scheme, parse_scheme(self._in_force), self._report
         if report is None or not report.tokens or not self._live:
             return "Holds from the next message on." if scheme.name != before.name else "In force."
         history = figures.tokens(report.tokens)
+        time = self._reading_time(report.tokens)
         if scheme.name == before.name:
-            return f"In force. [r] re-reads {history} exactly." if report.packed_tokens else "In force."
+            return f"In force. [r] re-reads {history} exactly{time}." if report.packed_tokens else "In force."
+        sizes = f"{figures.size(report.bytes)} → ≈ {figures.size(row.bytes or 0)}"
         if report.packed_tokens and is_finer(scheme, before):
-            return f"Converts {history}; history keeps its earlier rounding. [r] re-reads it exactly instead."
-        return f"Converts {history} as they are; nothing is read again."
+            kept = f"History keeps its earlier rounding; [r] re-reads exactly{time}."
+            return f"Converts {history}: {sizes}.\n{kept}"
+        return f"Converts {history}: {sizes}. Nothing is read again."
+
+    def _reading_time(self, tokens: int) -> str:
+        return f" (about {figures.seconds(tokens / self._read_speed)})" if self._read_speed else ""
 
     @on(OptionList.OptionHighlighted)
     def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -191,27 +208,29 @@ class SchemePicker(ModalScreen[Choice | None]):
 
 
 def _heading(report: MemoryReport | None, profile: Profile | None) -> Content:
-    kld = f"{'KLD here':>11}" if profile else ""
-    bits = f"{'':2}{'scheme':<12}{'keys':>6}{'values':>8}"
+    head = f"{'':2}{'scheme':<11}{'keys':>5}{'values':>7}"
     if report is None or not report.tokens:
-        return Content.styled(f"{bits}   bits, heads of {NOMINAL_HEAD}", "$quiet")
-    return Content.styled(f"{bits}{'would take':>14}{'ratio':>8}{kld}", "$quiet")
+        head += "  bits"
+    else:
+        head += f"{'would take':>12}{'ratio':>7}"
+    return Content.styled(f"{head}{'KLD here':>10}" if profile else head, "$quiet")
 
 
-def _line(row: Row, report: MemoryReport | None) -> Content:
+def _line(row: Row, report: MemoryReport | None, profile: Profile | None) -> Content:
     parts: list[tuple[str, str]] = [
         ("▌ " if row.current else "  ", "$accent"),
-        (f"{row.name:<12}", "bold" if row.current else ""),
-        (f"{figures.bits(row.key_bits):>6}{figures.bits(row.value_bits):>8}", ""),
+        (f"{row.name:<11}", "bold" if row.current else ""),
+        (f"{figures.bits(row.key_bits):>5}{figures.bits(row.value_bits):>7}", ""),
     ]
     if row.bytes is not None and row.ratio is not None:
         counted = report is not None and row.scheme.name == report.scheme
         taken = figures.size(row.bytes) if counted else f"≈ {figures.size(row.bytes)}"
-        parts.append((f"{taken:>14}{figures.ratio(row.ratio):>8}", ""))
-    elif row.current:
-        parts.append(("   in force", "$quiet"))
-    if row.kld is not None:
-        parts.append((f"{row.kld:>11.2g}", ""))
-    if row.recommended:
-        parts.append(("  recommended", "$accent"))
+        parts.append((f"{taken:>12}{figures.ratio(row.ratio):>7}", ""))
+    else:
+        parts.append(("      ", ""))
+    if profile is not None:
+        parts.append((f"{'' if row.kld is None else format(row.kld, '.2g'):>10}", ""))
+    parts.append((" *" if row.recommended else "  ", "$accent"))
+    if row.current:
+        parts.append((" in force", "$quiet"))
     return Content.assemble(*parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 
 from textual.content import Content
 
@@ -14,14 +15,14 @@ _BRAILLE = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))
 """Dots of a braille cell by column, from the bottom up."""
 
 
-def bar(fraction: float, width: int) -> Content:
+def bar(fraction: float, width: int, style: str = "$accent") -> Content:
     """A bar of ``width`` cells, filled to ``fraction`` in eighths of a cell; the rest is a shaded track."""
     eighths = round(max(0.0, min(1.0, fraction)) * width * 8)
     if fraction > 0:
         eighths = max(eighths, 1)
     full, rest = divmod(eighths, 8)
     filled = "█" * full + (_EIGHTHS[rest] if rest else "")
-    return Content.assemble((filled, "$accent on $panel"), ("░" * (width - len(filled)), "$faint on $panel"))
+    return Content.assemble((filled, f"{style} on $panel"), ("░" * (width - len(filled)), "$faint on $panel"))
 
 
 def curves(samples: Sequence[Sample], width: int, height: int) -> list[Content]:
@@ -54,6 +55,27 @@ def curves(samples: Sequence[Sample], width: int, height: int) -> list[Content]:
             pieces.append((chr(0x2800 + (area | line)), style))
         lines.append(_joined(pieces))
     return lines
+
+
+def changes(samples: Sequence[Sample], width: int) -> Content | None:
+    """A line below the curves with a mark where the scheme changed, and its name where there is room."""
+    first, last = samples[0].tokens, samples[-1].tokens
+    line: list[str] = [" "] * width
+    free = 0
+    for before, after in pairwise(samples):
+        if before.scheme == after.scheme:
+            continue
+        cell = round((after.tokens - first) / (last - first) * (width - 1))
+        text = f"╵{after.scheme}"
+        if cell + len(text) > width:  # the name stands on the other side of its mark
+            text = f"{after.scheme}╵"
+            cell -= len(after.scheme)
+        if cell < free:
+            text, cell = "╵", max(free, min(cell, width - 1))
+        if cell + len(text) <= width:
+            line[cell : cell + len(text)] = text
+            free = cell + len(text) + 1
+    return Content.styled("".join(line), "$quiet") if "╵" in line else None
 
 
 def _level(samples: Sequence[Sample], column: int, columns: int, top: int, rows: int, field: str) -> int:

@@ -26,6 +26,10 @@ class GaugeLine(Static):
         """Another width holds other parts."""
         self._draw()
 
+    async def on_click(self) -> None:
+        """All of it."""
+        await self.run_action("app.toggle_gauge")
+
     def _draw(self) -> None:
         reading, width = self._reading, self.size.width
         if reading is None or width <= 0:

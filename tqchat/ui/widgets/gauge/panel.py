@@ -8,9 +8,10 @@ from textual.widgets import Static
 from tqchat.kv.memory import MemoryReport
 from tqchat.text import printable
 from tqchat.ui import figures
-from tqchat.ui.widgets.gauge.drawing import bar, curves
-from tqchat.ui.widgets.gauge.reading import Reading, bits, layer_mark
+from tqchat.ui.widgets.gauge.drawing import bar, changes, curves
+from tqchat.ui.widgets.gauge.reading import Reading, bits, others
 from tqchat.ui.widgets.gauge.room import room
+from tqchat.ui.widgets.gauge.strip import strip
 
 WIDTH = 28
 CURVE_HEIGHT = 5
@@ -49,6 +50,9 @@ def _lines(reading: Reading) -> list[Content]:
         bar(reading.fraction, WIDTH),
         _row("FP16 would take", figures.size(report.fp16_bytes)),
         _row("saved" if report.saved_bytes >= 0 else "more than FP16", figures.size(abs(report.saved_bytes))),
+        _row("allocated", figures.size(report.allocated_bytes)),
+        *_disk(reading),
+        *([_row("speed", figures.speed(reading.speed))] if reading.speed else []),
         Content(""),
     ]
     drawn = curves(reading.history.samples, WIDTH, CURVE_HEIGHT)
@@ -59,6 +63,8 @@ def _lines(reading: Reading) -> list[Content]:
         )
         span = f"{figures.number(samples[0].tokens)}–{figures.number(samples[-1].tokens)} tok"
         gap = " " * max(1, WIDTH - legend.cell_length - len(span))
+        if (marked := changes(samples, WIDTH)) is not None:
+            drawn.append(marked)
         lines += [*drawn, Content.assemble(legend, gap, (span, "$quiet")), Content("")]
     lines += [
         _side("keys", report),
@@ -68,12 +74,11 @@ def _lines(reading: Reading) -> list[Content]:
         _row("sinks", figures.tokens(report.sink_tokens)),
         Content(""),
         _row("layers", f"{reading.coverage} packed"),
-        *_strip(report),
+        *strip(report, WIDTH),
         *(Content.styled(text, "$quiet") for text in map(printable, reading.explanations)),
-        Content(""),
         *_room(reading),
-        _row("allocated", figures.size(report.allocated_bytes)),
-        *_disk(reading),
+        Content(""),
+        *_others(report),
     ]
     return lines
 
@@ -95,14 +100,6 @@ def _side(side: str, report: MemoryReport) -> Content:
     return _row(label, figures.size(report.key_bytes if side == "keys" else report.value_bytes))
 
 
-def _strip(report: MemoryReport) -> list[Content]:
-    """One mark a layer, in rows: a layer that the scheme passes by is seen at once."""
-    marks = [layer_mark(layer) for layer in report.layers]
-    styles = {"▇": "$accent", "░": "$quiet", "×": "$warning"}
-    rows = [marks[start : start + WIDTH] for start in range(0, len(marks), WIDTH)]
-    return [Content.assemble(*((mark, styles[mark]) for mark in row)) for row in rows]
-
-
 def _room(reading: Reading) -> list[Content]:
     """What still fits into the memory budget, against what would under FP16."""
     if reading.report is None or reading.budget is None:
@@ -111,9 +108,26 @@ def _room(reading: Reading) -> list[Content]:
     if found is None:
         return []
     return [
+        Content(""),
         _row("room for", f"{figures.short(found[0])} more"),
         _row("  under FP16", f"{figures.short(found[1])} more"),
     ]
+
+
+def _others(report: MemoryReport) -> list[Content]:
+    """A bar for every scheme: what it would take now; the one in force is marked, and counted."""
+    taken = others(report)
+    most = max(size for _, size, _ in taken)
+    lines = [Content.styled("the same tokens under", "$quiet")]
+    for name, size, in_force in taken:
+        lines.append(
+            Content.assemble(
+                (f"{name:<9}", "bold $accent" if in_force else ""),
+                bar(size / most, 8, "$accent" if in_force else "$quiet"),
+                f"{'' if in_force else '≈'}{figures.size(size)}".rjust(WIDTH - 17),
+            )
+        )
+    return lines
 
 
 def _disk(reading: Reading) -> list[Content]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from tqchat.kv.memory import LayerReport, MemoryReport
-from tqchat.kv.scheme import TILE, Scheme
+from tqchat.kv.memory import MemoryReport, predict_bytes
+from tqchat.kv.scheme import SCHEMES, TILE, Scheme
 from tqchat.ui import figures
 from tqchat.ui.state import History
 
@@ -21,6 +21,7 @@ class Reading:
     disk_bytes: int | None = None
     label: str = ""
     budget: int | None = None
+    speed: float | None = None
 
     @property
     def fraction(self) -> float:
@@ -65,8 +66,13 @@ def bits(report: MemoryReport, side: str) -> float | None:
     return held * 8 / count if count else None
 
 
-def layer_mark(layer: LayerReport) -> str:
-    """One character for a layer: packed, out of the scheme's reach, or still raw."""
-    if layer.compressed:
-        return "▇"
-    return "×" if layer.reason is not None else "░"
+def others(report: MemoryReport) -> list[tuple[str, int, bool]]:
+    """What every listed scheme would take for these tokens, in the lists' order. The one in force (``True``)
+    is counted.
+    """
+    return [
+        (scheme.name, report.bytes, True)
+        if scheme.name == report.scheme
+        else (scheme.name, predict_bytes(report, scheme), False)
+        for scheme in SCHEMES
+    ]
