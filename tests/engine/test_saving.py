@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.talk import TALE, assistant, greedy, send, user
 from tests.engine.test_worker import SECONDS, Listener
-from tqchat.engine.commands import LoadModel, Send
+from tqchat.engine.commands import ChatMessage, LoadModel, Send
 from tqchat.engine.events import Done, Saved
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
@@ -94,3 +94,34 @@ def test_saving_after_a_turn_writes_no_segment_twice(starter: LoadedModel, tmp_p
     send(again, [*said, user(TALE)], greedy(3))
     again.save(vault, "talk")
     assert first < {piece.file.name for piece in again._held.pieces}
+
+
+def test_a_branch_taken_up_again_comes_from_disk(llama_folder: Path, paths: Paths) -> None:
+    heard = Listener()
+    engine = Engine(heard, paths=paths)
+    question = user("one two three four five six seven " * 9)
+
+    def answered(messages: tuple[ChatMessage, ...]) -> Done:
+        engine.submit(Send("a", messages, "turbo0v4", greedy(4)))
+        done = heard.next(Done)
+        heard.next(Saved)
+        return done
+
+    engine.start()
+    try:
+        engine.submit(LoadModel(str(llama_folder)))
+        begin: tuple[ChatMessage, ...] = (question,)
+        begin = (*begin, assistant(answered(begin).text))
+        one = (*begin, user("red blue green " * 90))
+        two = (*begin, user("cat dog cow " * 90))
+        read = answered(one).counts
+        other = answered(two).counts
+        assert 0 < other.reused < read.prompt - 64
+        back = answered(one).counts
+        assert back.restored + back.reused >= read.prompt - 1 > other.reused + 64
+        assert back.restored > other.reused
+        # Straight on, nothing is looked for on disk.
+        onwards = answered((*one, assistant("Yes."), user("And then?"))).counts
+        assert onwards.restored == 0
+    finally:
+        engine.shutdown(SECONDS)

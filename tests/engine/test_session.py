@@ -288,18 +288,19 @@ def test_a_cache_that_cannot_go_back_is_read_afresh_and_says_so(tmp_path: Path, 
     config = {"sliding": tiny_models.SLIDING, "recurrent": tiny_models.RECURRENT}[kind]
     model = models.load(str(tiny_models.write(tmp_path / kind, config)))
     session = Session(model)
-    first = [user("One two three four five six seven eight nine ten eleven twelve thirteen fourteen.")]
-    done = send(session, first, greedy(30))
+    send(session, [user(LONG)], greedy(4))
     assert held_is_consistent(session)
 
-    events = list(session.send(first, greedy(30)))
+    # Within its first message it has no place to go back to.
+    edited = [user(f"{LONG} At last.")]
+    events = list(session.send(edited, greedy(30)))
     (notice,) = of(events, Notice)
     again = events[-1]
     assert isinstance(again, Done)
     assert kind in notice.text
-    assert str(again.counts.prompt) in notice.text
+    assert f"{again.counts.prompt:,}" in notice.text
     assert again.counts.reused == 0
-    assert again.text == done.text
+    assert again.text == send(Session(model), edited, greedy(30)).text
 
 
 def test_a_sliding_window_goes_forward_without_reading_again(tmp_path: Path) -> None:

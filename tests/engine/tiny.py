@@ -44,6 +44,19 @@ RECURRENT: dict[str, Any] = {
     "tie_word_embeddings": True,
     "eos_token_id": [2, 0],
 }
+HYBRID: dict[str, Any] = COMMON | {
+    "model_type": "jamba",
+    "num_hidden_layers": 2,
+    "attn_layer_offset": 1,
+    "attn_layer_period": 2,
+    "expert_layer_offset": 1,
+    "expert_layer_period": 2,
+    "mamba_d_conv": 4,
+    "mamba_d_state": 8,
+    "mamba_expand": 2,
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+}
 EXPERTS: dict[str, Any] = COMMON | {
     "model_type": "mixtral",
     "num_hidden_layers": 2,

@@ -98,9 +98,10 @@ def test_looking_reads_no_tensors(tmp_path: Path, model: LoadedModel) -> None:
     vault = Vault(tmp_path / "caches")
     save(vault, model, ID)
     code = (
-        "import sys; from pathlib import Path; from tqchat.store.vault import Vault\n"
+        "import sys; from pathlib import Path; from tqchat.store import budget\n"
+        "from tqchat.store.vault import Vault\n"
         "vault = Vault(Path(sys.argv[1]))\n"
-        f"assert [e.tokens for e in vault.entries()] == [300] and vault.scheme({ID!r})\n"
+        f"assert [budget.described(e).tokens for e in vault.entries()] == [300] and vault.scheme({ID!r})\n"
         f"assert vault.size({ID!r})\n"
         "vault.prune()\n"
         "assert not {'mlx', 'mlx.core', 'numpy'} & set(sys.modules), sys.modules.keys()\n"
@@ -139,7 +140,7 @@ def test_prune_removes_what_belongs_to_nothing_and_what_is_over_the_budget(
     assert "gone" in capsys.readouterr().out
     assert len(two.entries()) == 2
     assert main(["cache", "prune"]) == 0
-    assert [entry.tokens for entry in two.entries()] == [300]
+    assert [budget.described(entry).tokens for entry in two.entries()] == [300]
     assert "gone" not in names(two)
     assert main(["cache", "prune"]) == 0
     assert "Nothing is over the budget" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import time
 from tqchat import paths, settings
 from tqchat.commands.listing import SHORT_ID, UNTITLED
 from tqchat.errors import TqchatError
-from tqchat.store.budget import GIB, Entry
+from tqchat.store.budget import GIB, Entry, described
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault
 from tqchat.text import one_line
@@ -52,9 +52,10 @@ def _prune(vault: Vault, known: dict[str, Conversation], *, dry_run: bool) -> in
     keep = [*_in_use(known), *(entry.conversation for entry in orphans)]
     chosen = orphans + vault.to_prune(keep, -sum(entry.bytes for entry in orphans))
     for entry in chosen:
+        line = _line(entry, known)
         if not dry_run:
             vault.forget(entry.conversation)
-        print(_line(entry, known))
+        print(line)
     total = _size(sum(entry.bytes for entry in chosen))
     verb = "would be removed" if dry_run else "removed"
     print(f"{total} {verb}." if chosen else "Nothing is over the budget.")
@@ -95,6 +96,7 @@ def _in_use(known: dict[str, Conversation]) -> list[str]:
 
 
 def _line(entry: Entry, known: dict[str, Conversation]) -> str:
+    entry = described(entry)
     one = known.get(entry.conversation)
     title = "(no such conversation)" if one is None else one_line(one.title) or UNTITLED
     about = (

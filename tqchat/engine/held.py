@@ -7,6 +7,7 @@ import tqchat.engine.ready  # noqa: F401
 # isort: split
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -15,12 +16,17 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat import kv
 from tqchat.engine.models import LoadedModel
+from tqchat.kv import checkpoint
+from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.store.manifest import Pieces, cut
 from tqchat.store.vault import Restored
 
 FULL_PRECISION = (16, 16)
+MOST_CHECKPOINTS, FEWEST_CHECKPOINTS = 8, 2
+"""How many user turns are kept to go back to: two to answer again or edit, more while all of them together
+take no more bytes than the cache itself."""
 
 
 class HeldTokens:
@@ -32,6 +38,7 @@ class HeldTokens:
         restored: How many leading tokens came from disk.
         rounding: The fewest bits (of keys, of values) that packed history has been through.
         pieces: Segments on disk that hold the cache's first tokens as they are here.
+        checkpoints: Where it can go back to if it cannot be trimmed, the shortest first.
     """
 
     def __init__(self, model: LoadedModel, scheme: str) -> None:
@@ -42,6 +49,7 @@ class HeldTokens:
         self.restored = 0
         self.rounding = FULL_PRECISION
         self.pieces: Pieces = ()
+        self.checkpoints: list[Checkpoint] = []
         self.clear()
 
     def clear(self) -> None:
@@ -51,36 +59,73 @@ class HeldTokens:
         self.restored = 0
         self.rounding = FULL_PRECISION
         self.pieces = ()
+        self.checkpoints = []
 
     def adopt(self, found: Restored) -> str | None:
         """Take over a cache from disk; why not, if it is not one that this model makes."""
         cache, tokens = found.cache, found.tokens
-        if [_shape(layer) for layer in cache] != [_shape(layer) for layer in self.cache]:
+        shapes = [_shape(layer) for layer in self.cache]
+        if [_shape(layer) for layer in cache] != shapes:
             return "The saved cache does not have this model's layers"
         if not _holds(cache, len(tokens)):
             return "The saved cache does not hold the tokens that it should"
         self.cache, self.tokens, self.rounding = cache, list(tokens), found.rounding
         self.pieces = found.pieces
+        self.checkpoints = [
+            one
+            for one in found.checkpoints
+            if [_shape(layer) for layer in checkpoint.replaced(cache, one.layers)] == shapes
+            and _holds(list(one.layers.values()), one.tokens)
+        ]
         self.restored = len(tokens)
         return None
 
-    def rewind(self, keep: int) -> bool:
-        """Keep the first ``keep`` tokens. False if the cache cannot do that; it is then unchanged."""
-        surplus = len(self.tokens) - keep
-        if surplus <= 0:
-            return True
-        if keep == 0:
+    def reach(self, keep: int) -> int:
+        """How many of the first ``keep`` tokens ``rewind`` could keep."""
+        if keep >= len(self.tokens) or checkpoint.can_trim(self.cache):
+            return min(keep, len(self.tokens))
+        return max((one.tokens for one in self.checkpoints if one.tokens <= keep), default=0)
+
+    def rewind(self, keep: int) -> None:
+        """Keep the first ``keep`` tokens, or as many of them as the cache can go back to: ``reach(keep)``."""
+        reach = self.reach(keep)
+        surplus = len(self.tokens) - reach
+        if not surplus:
+            return
+        if not reach:
             self.clear()
-            return True
-        if not mlx_cache.can_trim_prompt_cache(self.cache):
-            return False
-        mlx_cache.trim_prompt_cache(self.cache, surplus)
-        del self.tokens[keep:]
-        self.pieces = cut(self.pieces, keep)
-        self.restored = min(self.restored, keep)
-        if not _holds(self.cache, keep):
+            return
+        if checkpoint.can_trim(self.cache):
+            mlx_cache.trim_prompt_cache(self.cache, surplus)
+        else:
+            there = next(one for one in self.checkpoints if one.tokens == reach)
+            self.cache = checkpoint.go_back(self.cache, there, surplus)
+        del self.tokens[reach:]
+        self.pieces = cut(self.pieces, reach)
+        self.checkpoints = [one for one in self.checkpoints if one.tokens <= reach]
+        self.restored = min(self.restored, reach)
+        if not _holds(self.cache, reach):
             self.clear()
-        return True
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether trimming does not serve this model's caches for good."""
+        return checkpoint.needs_checkpoints(self.cache)
+
+    def take_checkpoint(self) -> None:
+        """Make it possible to go back to where the cache is now, at the cost of the oldest such places."""
+        tokens = len(self.tokens)
+        if not self.needs_checkpoints or any(one.tokens == tokens for one in self.checkpoints):
+            return
+        self.checkpoints.append(checkpoint.take(self.cache, tokens))
+        del self.checkpoints[:-MOST_CHECKPOINTS]
+        most = kv.memory_report(self.cache).bytes
+        while len(self.checkpoints) > FEWEST_CHECKPOINTS and self._checkpoint_bytes > most:
+            del self.checkpoints[0]
+
+    @property
+    def _checkpoint_bytes(self) -> int:
+        return sum(one.bytes for one in self.checkpoints)
 
     def feed(self, tokens: Sequence[int]) -> None:
         """Let the model read tokens; they are in the cache, evaluated, when this returns."""
@@ -122,13 +167,14 @@ class HeldTokens:
         if kv.needs_queries(self.cache, scheme):
             kv.observe_queries(self.model.model, self.tokens, self.cache)
         converted = kv.convert(self.cache, scheme)
+        checkpoints = [checkpoint.converted(one, scheme) for one in self.checkpoints]
         if not _holds(converted, len(self.tokens)):
             raise RuntimeError("The converted cache does not hold the same tokens.")
         if packed:
             keys, values = self.rounding
             self.rounding = (min(keys, old.key.bits), min(values, old.value.bits))
         self.cache, self.scheme = converted, kv.parse_scheme(scheme).name
-        self.pieces = ()
+        self.pieces, self.checkpoints = (), checkpoints
 
     def carries_coarser_rounding(self) -> bool:
         """Whether history was rounded more coarsely than the present scheme rounds."""
@@ -138,7 +184,8 @@ class HeldTokens:
 
     def report(self) -> MemoryReport:
         """What the cache takes now."""
-        return kv.memory_report(self.cache, self.scheme)
+        report = kv.memory_report(self.cache, self.scheme)
+        return replace(report, checkpoint_bytes=self._checkpoint_bytes)
 
 
 def _offsets(cache: list[Any]) -> list[int]:

@@ -8,7 +8,10 @@ from tqchat.engine import prompts
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.held import HeldTokens
 from tqchat.errors import TqchatError
-from tqchat.store.vault import Refused, Vault
+from tqchat.store.vault import Refused, Restored, Vault
+
+WORTH_RECALLING = 64
+"""Fewer tokens are sooner read again than brought back from disk."""
 
 
 def save(held: HeldTokens, vault: Vault, conversation_id: str, interrupted: Callable[[], bool]) -> int:
@@ -28,6 +31,7 @@ def save(held: HeldTokens, vault: Vault, conversation_id: str, interrupted: Call
         model=info.name,
         rounding=held.rounding,
         pieces=held.pieces,
+        checkpoints=held.checkpoints,
         interrupted=interrupted,
     )
     held.pieces = written.pieces
@@ -60,14 +64,30 @@ def restore(
     if shared == len(held.tokens):
         missing = len(wanted) - shared
         return shared, _with_cost(found.damage, missing) if found.damage and missing else None
-    if not held.rewind(shared):
-        held.clear()
+    held.rewind(shared)
     if len(held.tokens) == len(wanted):
         return shared, None  # the cache knew more than the transcript does, nothing is missing
     reason = "The saved cache and the transcript differ"
     if shared:
         reason += f" from token {shared + 1:,} on"
     return len(held.tokens), _with_cost(reason, len(wanted) - len(held.tokens))
+
+
+def recall(held: HeldTokens, vault: Vault, conversation_id: str, prompt: Sequence[int]) -> None:
+    """Before a prompt is read: take up the saved branch that holds more of it than the live cache can keep.
+
+    A conversation that goes straight on never looks at the disk.
+    """
+    shared = prompts.common_prefix(held.tokens, prompt)
+    if min(len(held.tokens), len(prompt)) - shared < WORTH_RECALLING:
+        return
+    fingerprint = held.model.info.fingerprint
+    there = vault.reach(conversation_id, fingerprint=fingerprint, scheme=held.scheme, wanted=prompt)
+    if there < held.reach(shared) + WORTH_RECALLING:
+        return
+    found = vault.load(conversation_id, fingerprint=fingerprint, scheme=held.scheme, wanted=prompt)
+    if isinstance(found, Restored) and prompts.common_prefix(found.tokens, prompt) > held.reach(shared):
+        held.adopt(found)
 
 
 def _with_cost(reason: str, tokens: int) -> str:

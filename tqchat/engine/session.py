@@ -40,6 +40,9 @@ from tqchat.store.vault import Vault
 REPORT_SECONDS = 0.25
 """How often the gauge hears of the cache while a reply is generated."""
 
+WORTH_TELLING = 64
+"""Tokens that are read again for want of a way back: more than these are mentioned."""
+
 
 @dataclass
 class _Reply:
@@ -102,6 +105,7 @@ class Session:
         stop: threading.Event | None = None,
         conversation_id: str = "",
         continues: bool = False,
+        vault: Vault | None = None,
     ) -> Iterator[Event]:
         """Answer a transcript; ends with ``Done`` or ``Failed``.
 
@@ -112,6 +116,7 @@ class Session:
             conversation_id: Goes into the events.
             continues: The last message is a reply that was cut off: go on where it ends. The events tell only
                 what is new.
+            vault: Where to look for a saved branch, if the transcript is another than that in the cache.
         """
         stop = stop or threading.Event()
         reply = _Reply(began=time.perf_counter())
@@ -119,7 +124,9 @@ class Session:
         try:
             prompt, said = self._prompt(messages, continues)
             text = self._text_after(said)
-            yield from self._send(prompt, text, sampling or Sampling(), stop, conversation_id, reply)
+            turn = None if said else self._turn(messages, prompt)
+            yield from self._reuse(prompt, vault, conversation_id, reply)
+            yield from self._send(prompt, turn, text, sampling or Sampling(), stop, conversation_id, reply)
             certain = True
         except GeneratorExit:
             certain = True  # only ever at a yield, where cache and tokens agree
@@ -136,6 +143,17 @@ class Session:
             return prompts.render_unfinished(tokenizer, messages, self._held.tokens)
         return prompts.render(tokenizer, messages), []
 
+    def _turn(self, messages: Sequence[ChatMessage], prompt: list[int]) -> int | None:
+        """Where in the prompt the person's words end, if the cache needs a checkpoint there.
+
+        What follows them is not always the same when it is read again: many templates write past replies
+        differently.
+        """
+        if not self._held.needs_checkpoints:
+            return None
+        spoken = prompts.render(self.model.tokenizer, messages, add_generation_prompt=False)
+        return min(prompts.common_prefix(spoken, prompt), len(prompt) - 1)
+
     def _text_after(self, said: list[int]) -> TextStream:
         tokenizer = self.model.tokenizer
         text = TextStream(tokenizer, None if tokenizer.has_chat_template else prompts.PLAIN_STOP)
@@ -145,17 +163,13 @@ class Session:
     def _send(
         self,
         prompt: list[int],
+        turn: int | None,
         text: TextStream,
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
         reply: _Reply,
     ) -> Iterator[Event]:
-        limit = self.model.context_limit
-        if limit is not None and len(prompt) >= limit:
-            raise ContextFull(len(prompt), limit)
-        reply.prompt = len(prompt)
-        yield from self._reuse(prompt, conversation_id, reply)
         self.changed = True
         self._held.restored = 0
         total = reply.prefilled
@@ -163,26 +177,40 @@ class Session:
         if stop.is_set():
             yield self._done("stopped", conversation_id, reply)
             return
-        for done in self._held.feed_in_chunks(prompt[len(self._held.tokens) : -1]):
-            yield PrefillProgress(conversation_id, done, total)
-            if stop.is_set():
-                yield self._done("stopped", conversation_id, reply)
-                return
+        begin = len(self._held.tokens)
+        for end in (turn or 0, len(prompt) - 1):
+            for _ in self._held.feed_in_chunks(prompt[len(self._held.tokens) : end]):
+                yield PrefillProgress(conversation_id, len(self._held.tokens) - begin, total)
+                if stop.is_set():
+                    yield self._done("stopped", conversation_id, reply)
+                    return
+            if turn == len(self._held.tokens):
+                self._held.take_checkpoint()
         yield from self._generate(prompt, text, sampling, stop, conversation_id, reply)
 
-    def _reuse(self, prompt: list[int], conversation_id: str, reply: _Reply) -> Iterator[Event]:
+    def _reuse(
+        self, prompt: list[int], vault: Vault | None, conversation_id: str, reply: _Reply
+    ) -> Iterator[Event]:
         """Keep what cache and prompt share, but for the last token: reading it gives the first logits."""
         held = self._held
-        keep = min(prompts.common_prefix(held.tokens, prompt), len(prompt) - 1)
+        limit = self.model.context_limit
+        if limit is not None and len(prompt) >= limit:
+            raise ContextFull(len(prompt), limit)
+        reply.prompt = len(prompt)
+        if vault is not None:
+            persistence.recall(held, vault, conversation_id, prompt)
+        shared = min(prompts.common_prefix(held.tokens, prompt), len(prompt) - 1)
         restored = held.restored
-        if not held.rewind(keep):
+        held.rewind(shared)
+        keep = len(held.tokens)
+        if shared - keep >= WORTH_TELLING:
             why = "sliding-window" if any(x.kind == "sliding" for x in held.report().layers) else "recurrent"
+            count = f"{len(prompt) - keep:,} of" if keep else "all"
             yield Notice(
                 conversation_id,
-                f"This model's {why} cache cannot go back, so all {len(prompt):,} tokens are read again.",
+                f"This model's {why} cache cannot go back that far, so {count} {len(prompt):,} tokens "
+                "are read again.",
             )
-            held.clear()
-        keep = len(held.tokens)
         reply.restored = min(keep, restored)
         reply.reused = keep - reply.restored
 

@@ -312,7 +312,7 @@ class Engine:
         if command.continues and said and said[-1].role == "assistant":
             said, before = said[:-1], said[-1].content
         for event in session.send(
-            command.messages, command.sampling, stop, command.conversation_id, command.continues
+            command.messages, command.sampling, stop, command.conversation_id, command.continues, self._vault
         ):
             self._emit(event)
             if isinstance(event, Done):

@@ -47,22 +47,28 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What a whole cache takes now. ``shared_bytes`` are arrays that serve every layer (rotation signs)."""
+    """What a whole cache takes now. ``shared_bytes`` are arrays that serve every layer (rotation signs);
+    ``checkpoint_bytes`` are copies of windows and recurrent states, to go back to."""
 
     scheme: str
     tokens: int
     layers: tuple[LayerReport, ...]
     shared_bytes: int = 0
+    checkpoint_bytes: int = 0
 
     @property
     def bytes(self) -> int:
         """Bytes of the tokens held, everything that is needed to use them included."""
-        return self.shared_bytes + sum(layer.bytes for layer in self.layers)
+        return self._common_bytes + sum(layer.bytes for layer in self.layers)
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the live arrays as allocated, growth slack included."""
-        return self.shared_bytes + sum(layer.allocated_bytes for layer in self.layers)
+        return self._common_bytes + sum(layer.allocated_bytes for layer in self.layers)
+
+    @property
+    def _common_bytes(self) -> int:
+        return self.shared_bytes + self.checkpoint_bytes
 
     @property
     def fp16_bytes(self) -> int:

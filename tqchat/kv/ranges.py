@@ -109,20 +109,23 @@ def shortened(arrays: Arrays, start: int, end: int) -> Arrays:
     return short
 
 
-def rebuild(structure: list[Any], parts: Sequence[Arrays], tokens: int) -> list[Any]:
+def rebuild(
+    structure: list[Any], parts: Sequence[Arrays], tokens: int, whole: Mapping[int, Any] | None = None
+) -> list[Any]:
     """The caches again, from all their ranges in order, evaluated.
 
     Args:
         structure: What ``rest`` returned.
         parts: The arrays of each range; those of the rest last, unless it is to be done without.
         tokens: How many tokens that makes.
+        whole: The layers that are not cut into ranges, by their index, if not those of the rest.
 
     Raises:
         CacheFileError: if the parts do not make such a cache.
     """
     try:
         numbers = iter(range(1 << 20))
-        cache = [_rebuild(told, numbers, parts, tokens) for told in structure]
+        cache = [_rebuild(told, numbers, parts, tokens, whole or {}) for told in structure]
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         raise CacheFileError(f"These parts do not make a cache: {error}.") from error
     routing.install()
@@ -186,10 +189,18 @@ def _describe(layer: Any, numbers: Iterator[int], arrays: Arrays) -> dict[str, A
     return {"class": type(layer).__name__}
 
 
-def _rebuild(told: dict[str, Any], numbers: Iterator[int], parts: Sequence[Arrays], tokens: int) -> Any:
+def _rebuild(
+    told: dict[str, Any],
+    numbers: Iterator[int],
+    parts: Sequence[Arrays],
+    tokens: int,
+    given: Mapping[int, Any],
+) -> Any:
     if told["class"] == "CacheList":
-        return cache_list([_rebuild(part, numbers, parts, tokens) for part in told["parts"]])
+        return cache_list([_rebuild(part, numbers, parts, tokens, given) for part in told["parts"]])
     index = next(numbers)
+    if index in given:
+        return given[index]
     prefix = f"{index}."
     if told["class"] == "whole":
         layer = rebuild_layer(told["layer"], f"{index}.whole", parts[-1])
@@ -201,11 +212,11 @@ def _rebuild(told: dict[str, Any], numbers: Iterator[int], parts: Sequence[Array
         for name in [name for name in arrays if name.startswith(prefix)]:
             # Taken out, so that no more than one layer is held twice at a time.
             named.setdefault(name.removeprefix(prefix), []).append(arrays.pop(name))
-    whole = {name: _joined(name, pieces) for name, pieces in named.items()}
+    joined = {name: _joined(name, pieces) for name, pieces in named.items()}
     if told["class"] in _PLAIN:
         plain: Any = _PLAIN[told["class"]]()
-        plain.keys, plain.values, plain.offset = whole["raw.0"], whole["raw.1"], tokens
-        if not whole["raw.0"].shape[2] == whole["raw.1"].shape[2] == tokens:
+        plain.keys, plain.values, plain.offset = joined["raw.0"], joined["raw.1"], tokens
+        if not joined["raw.0"].shape[2] == joined["raw.1"].shape[2] == tokens:
             raise ValueError("keys and values do not hold the tokens")
         mx.eval(plain.keys, plain.values)
         return plain
@@ -213,12 +224,12 @@ def _rebuild(told: dict[str, Any], numbers: Iterator[int], parts: Sequence[Array
         raise ValueError(f"{told['class']!r} is no layer that is cut into ranges")
     description = json.loads(told["text"])
     for role, (head_dim, _) in zip(("key", "value"), description["sides"], strict=True):
-        if f"{role}.packed_0" in whole or any(name.startswith(f"{role}.fitted_") for name in whole):
+        if f"{role}.packed_0" in joined or any(name.startswith(f"{role}.fitted_") for name in joined):
             common = f"shared.{role}.{head_dim}."
             for name in [name for name in parts[0] if name.startswith(common)]:
-                whole.setdefault(f"{role}.shared_{name.removeprefix(common)}", parts[0][name])
+                joined.setdefault(f"{role}.shared_{name.removeprefix(common)}", parts[0][name])
     text = json.dumps(description | {"offset": tokens})
-    layer = SchemeCache.from_state((text, {name.replace(".", "_", 1): a for name, a in whole.items()}))
+    layer = SchemeCache.from_state((text, {name.replace(".", "_", 1): a for name, a in joined.items()}))
     mx.eval(layer.state)
     return layer
 

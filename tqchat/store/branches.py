@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat.files import write_atomically
-from tqchat.store.manifest import BRANCH, MANIFEST, Manifest, ManifestError, read_manifest
+from tqchat.store.manifest import BRANCH, MANIFEST, Manifest, ManifestError, covered, read_manifest
 
 MOST_BRANCHES = 4
 
@@ -37,21 +37,25 @@ def named(folder: Path) -> set[str]:
     return names
 
 
-def keep_other(folder: Path, new: Manifest) -> None:
+def keep_other(folder: Path, new: Manifest, tokens: Sequence[int]) -> None:
     """Before ``new`` becomes the live manifest: keep the one before it if it is another branch of the same
-    cache, and let go of branches that ``new`` contains or that are one too many."""
+    conversation, and let go of branches that ``new`` contains or that are one too many.
+
+    Args:
+        tokens: What ``new`` holds.
+    """
     try:
         old = read_manifest(folder / MANIFEST)
     except (ManifestError, FileNotFoundError):
         old = None
-    if old is not None and _is_sibling(old, new):
+    if old is not None and _is_sibling(folder, old, new, tokens):
         # A copy: whenever the process is killed, there is a live manifest.
         content = (folder / MANIFEST).read_bytes()
         write_atomically(folder / f"{BRANCH}{uuid.uuid4().hex}.json", content)
     kept = 0
     for path in files(folder):
         try:
-            fits = _is_sibling(read_manifest(path), new)
+            fits = _is_sibling(folder, read_manifest(path), new, tokens)
         except ManifestError:
             fits = False
         if fits and kept < MOST_BRANCHES:
@@ -63,24 +67,33 @@ def keep_other(folder: Path, new: Manifest) -> None:
 def nearest(
     folder: Path, found: Sequence[tuple[Path, Manifest]], wanted: Sequence[int]
 ) -> tuple[Path, Manifest]:
-    """The manifest whose tokens go furthest along with ``wanted``, the first among equals."""
+    """The manifest whose cache can be continued furthest along ``wanted``, the first among equals."""
     if len(found) == 1 or not wanted:
         return found[0]
-    return max(found, key=lambda one: _shared(_tokens(folder, one[1]), wanted))
+    return max(found, key=lambda one: reach(folder, one[1], wanted))
 
 
-def _is_sibling(old: Manifest, new: Manifest) -> bool:
-    """Whether a manifest begins with the same segments as another and holds some that the other does not."""
+def reach(folder: Path, manifest: Manifest, wanted: Sequence[int]) -> int:
+    """How many of the ``wanted`` tokens a cache can begin with."""
+    return manifest.reach(_shared(_tokens(folder, manifest), wanted))
+
+
+def _is_sibling(folder: Path, old: Manifest, new: Manifest, tokens: Sequence[int]) -> bool:
+    """Whether a manifest of the same kind of cache as another has segments of tokens that the other lacks."""
     same = (old.fingerprint, old.scheme, old.format, old.codec) == (
         new.fingerprint,
         new.scheme,
         new.format,
         new.codec,
     )
-    if not (same and old.pieces and new.pieces and old.pieces[0].file == new.pieces[0].file):
-        return False
     used = {piece.file.name: piece.used for piece in new.pieces}
-    return any(used.get(piece.file.name, -1) < piece.used for piece in old.pieces)
+    if not same or all(piece.used <= used.get(piece.file.name, -1) for piece in old.pieces):
+        return False
+    if old.pieces[0].file.name in used:
+        return True
+    # Where nothing is shared, the same tokens may have been written anew; and it may be damaged.
+    theirs = _tokens(folder, old)
+    return _shared(theirs, tokens) < covered(old.pieces) <= len(theirs)
 
 
 def _shared(tokens: Sequence[int], wanted: Sequence[int]) -> int:

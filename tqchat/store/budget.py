@@ -1,10 +1,11 @@
-"""How much room the saved caches may take, and which of them go first. Reads manifests, never tensors."""
+"""How much room the saved caches may take, and which of them go first, by the sizes and times of files."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqchat.store.manifest import MANIFEST, ManifestError, read_manifest
@@ -17,8 +18,8 @@ MOST_BY_DEFAULT = 20 * GIB
 class Entry:
     """One conversation's caches on disk.
 
-    ``tokens``, ``scheme`` and ``model`` are what its manifest says, 0 and empty where there is none that can
-    be read.
+    ``tokens``, ``scheme`` and ``model`` are what its manifest says, once ``described`` has read it; 0 and
+    empty where there is none that can be read.
     """
 
     conversation: str
@@ -43,6 +44,15 @@ def entries(folder: Path) -> list[Entry]:
         except OSError:
             continue  # removed this moment
     return sorted((entry for entry in found if entry.bytes), key=lambda entry: entry.used_at)
+
+
+def described(entry: Entry) -> Entry:
+    """An entry with what its manifest says."""
+    try:
+        manifest = read_manifest(entry.folder / MANIFEST)
+    except (ManifestError, OSError):
+        return entry
+    return replace(entry, tokens=manifest.tokens, scheme=manifest.scheme, model=manifest.model)
 
 
 def limit_for(folder: Path, budget: float | None = None) -> int:
@@ -84,18 +94,15 @@ def to_remove(found: Iterable[Entry], surplus: int, keep: Collection[str] = ()) 
 
 
 def _entry(folder: Path) -> Entry:
-    size, newest = 0, 0.0
-    for path in folder.iterdir():
-        about = path.lstat()
-        size += about.st_size
-        newest = max(newest, about.st_mtime)
-    try:
-        # Restoring touches the manifest.
-        used_at = (folder / MANIFEST).stat().st_mtime
-        manifest = read_manifest(folder / MANIFEST)
-    except (ManifestError, OSError):
-        return Entry(folder.name, folder, size, newest)
-    return Entry(folder.name, folder, size, used_at, manifest.tokens, manifest.scheme, manifest.model)
+    size, newest, manifest = 0, 0.0, None
+    with os.scandir(folder) as files:
+        for file in files:
+            about = file.stat(follow_symlinks=False)
+            size += about.st_size
+            newest = max(newest, about.st_mtime)
+            if file.name == MANIFEST:
+                manifest = about.st_mtime  # restoring touches it
+    return Entry(folder.name, folder, size, newest if manifest is None else manifest)
 
 
 def _usage(folder: Path) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any
 from tqchat.errors import TqchatError
 from tqchat.store.segments import SUFFIX, StoredFile
 
-FORMAT = 2
+FORMAT = 3
 """Goes up whenever a manifest of an older version would be read differently."""
 
 MANIFEST = "manifest.json"
@@ -22,7 +22,8 @@ BRANCH = "branch-"
 """Manifests of the conversation's other branches begin so."""
 
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
-_LARGEST = 256 << 20
+_LARGEST = 8 << 20
+"""Bytes. A hundred times what a long conversation takes; what is read becomes many objects."""
 _WORTH_KEEPING = 16
 """A beginning of a segment shorter than this is written anew."""
 
@@ -42,6 +43,19 @@ class Piece:
 
 
 Pieces = tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint: the layers that cannot be trimmed, as they were after so many tokens.
+
+    Attributes:
+        layers: Their indices and descriptions, as ``tqchat.kv.checkpoint`` wants them back.
+    """
+
+    file: StoredFile
+    tokens: int
+    layers: dict[int, Any]
 
 
 def cut(pieces: Pieces, keep: int) -> Pieces:
@@ -73,6 +87,7 @@ class Manifest:
         structure: The layers' description, as ``tqchat.kv.ranges`` wants it back.
         pieces: The settled tokens.
         rest: The file with everything else.
+        checkpoints: What a cache that cannot be trimmed can go back to, the shortest first.
         tokens: How many tokens all of it holds.
         prefix_is_usable: Whether the settled tokens alone are a cache to continue from.
         digest: Over everything above.
@@ -87,6 +102,7 @@ class Manifest:
     structure: list[Any]
     pieces: Pieces
     rest: StoredFile
+    checkpoints: tuple[Saved, ...]
     tokens: int
     prefix_is_usable: bool
     saved_at: float
@@ -97,13 +113,24 @@ class Manifest:
     @property
     def files(self) -> set[str]:
         """The names of its files."""
-        return {piece.file.name for piece in self.pieces} | {self.rest.name}
+        files = [self.rest, *(one.file for one in self.pieces), *(one.file for one in self.checkpoints)]
+        return {file.name for file in files}
+
+    def reach(self, shared: int) -> int:
+        """How many tokens a continuation that shares the first ``shared`` can begin with."""
+        if self.prefix_is_usable or shared >= self.tokens:
+            return shared
+        return max((one.tokens for one in self.checkpoints if one.tokens <= shared), default=0)
 
     def to_json(self) -> bytes:
         """The content of the manifest's file."""
         told = vars(self) | {
             "pieces": [[*vars(p.file).values(), p.start, p.end, p.used] for p in self.pieces],
             "rest": [*vars(self.rest).values()],
+            "checkpoints": [
+                [*vars(one.file).values(), one.tokens, list(one.layers), _fold(list(one.layers.values()))]
+                for one in self.checkpoints
+            ],
             "structure": _fold(self.structure),
             "layout": _fold(self.layout),
         }
@@ -147,6 +174,7 @@ def read_manifest(path: Path) -> Manifest:
                 "rounding": (int(keys), int(values)),
                 "pieces": tuple(_pieces(told["pieces"])),
                 "rest": _file(*told["rest"]),
+                "checkpoints": tuple(_checkpoints(told["checkpoints"])),
                 "structure": _unfold(told["structure"]),
                 "layout": _unfold(told["layout"]),
                 "tokens": int(told["tokens"]),
@@ -185,6 +213,11 @@ def _pieces(told: Iterable[Any]) -> Iterable[Piece]:
             raise ValueError("pieces")
         yield Piece(_file(name, size, sha256), start, end, used)
         at = used
+
+
+def _checkpoints(told: Iterable[Any]) -> Iterable[Saved]:
+    for name, size, sha256, tokens, indices, layers in told:
+        yield Saved(_file(name, size, sha256), int(tokens), dict(zip(indices, _unfold(layers), strict=True)))
 
 
 def _fold(items: list[Any]) -> list[Any]:

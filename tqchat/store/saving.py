@@ -5,11 +5,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqchat.store import segments
-from tqchat.store.manifest import Piece, Pieces, covered, cut
+from tqchat.store.manifest import Piece, Pieces, Saved, covered, cut
 from tqchat.store.segments import Interrupted, StoredFile
+
+if TYPE_CHECKING:
+    from tqchat.kv.checkpoint import Checkpoint
 
 LEAST_TOKENS = 64
 """Fewer settled tokens than this wait for more before they become a segment."""
@@ -26,9 +29,10 @@ class Saving:
         cache: list[Any],
         tokens: Sequence[int],
         pieces: Pieces,
+        checkpoints: Sequence[Checkpoint],
         interrupted: Callable[[], bool],
     ) -> None:
-        from tqchat.kv import ranges
+        from tqchat.kv import checkpoint, ranges
 
         self._folder, self._cache, self._interrupted = folder, cache, interrupted
         self._tokens = array("I", tokens)
@@ -42,6 +46,11 @@ class Saving:
         self._end = end
         self.structure, self._rest = ranges.rest(cache, end)
         self._rest = {"tokens": self._ids(end, len(self._tokens))} | self._rest
+        self._checkpoints = []
+        for one in checkpoints:
+            if one.stored is not None and not _is_there(folder, one.stored):
+                one.stored = None
+            self._checkpoints.append((one, *checkpoint.described(one)))
 
     def due(self) -> list[tuple[int, int]]:
         """The token ranges that become segments now."""
@@ -50,18 +59,29 @@ class Saving:
 
     def bytes_due(self) -> int:
         """What is written if the save comes to its end."""
-        ranges = sum(segments.size_of(self._arrays(start, end)) for start, end in self.due())
-        return ranges + segments.size_of(self._rest)
+        parts = [self._arrays(start, end) for start, end in self.due()]
+        parts += [arrays for one, _, arrays in self._checkpoints if one.stored is None]
+        return sum(map(segments.size_of, parts)) + segments.size_of(self._rest)
 
     @property
     def bytes_kept(self) -> int:
         """What the segments take that are there already."""
-        return sum(piece.file.bytes for piece in self.pieces)
+        stored = [one.stored for one, _, _ in self._checkpoints if one.stored is not None]
+        return sum(file.bytes for file in [*(piece.file for piece in self.pieces), *stored])
 
     def write_segment(self, start: int, end: int) -> None:
         """Write one range; it counts as soon as this returns."""
         file = self._write(self._arrays(start, end))
         self.pieces = (*self.pieces, Piece(file, start, end, end))
+
+    def write_checkpoints(self) -> tuple[Saved, ...]:
+        """Write those that are new; what the manifest says of all of them."""
+        told = []
+        for one, layers, arrays in self._checkpoints:
+            if one.stored is None:
+                one.stored = self._write(arrays)
+            told.append(Saved(one.stored, one.tokens, layers))
+        return tuple(told)
 
     def write_rest(self) -> StoredFile:
         """Write everything else."""
@@ -88,9 +108,13 @@ class Saving:
 def _present(folder: Path, pieces: Pieces) -> Pieces:
     """The leading pieces whose files are there: another process may have made room."""
     for index, piece in enumerate(pieces):
-        try:
-            if (folder / piece.file.name).stat().st_size != piece.file.bytes:
-                return pieces[:index]
-        except OSError:
+        if not _is_there(folder, piece.file):
             return pieces[:index]
     return pieces
+
+
+def _is_there(folder: Path, file: StoredFile) -> bool:
+    try:
+        return (folder / file.name).stat().st_size == file.bytes
+    except OSError:
+        return False

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqchat.errors import TqchatError
 
@@ -39,6 +39,8 @@ _TYPES = {
     "BOOL": "bool_",
 }
 _AT_ONCE = 8 << 20
+"""Bytes that are written and flushed before ``interrupted`` is asked again."""
+_LARGEST_HEADER = 16 << 20
 
 
 class Interrupted(Exception):
@@ -77,6 +79,7 @@ def write(
         with os.fdopen(descriptor, "wb") as file:
             digest = hashlib.sha256(header)
             file.write(header)
+            waiting = 0
             for array in arrays.values():
                 content = _bytes(array)
                 for start in range(0, len(content), _AT_ONCE):
@@ -85,8 +88,11 @@ def write(
                     part = content[start : start + _AT_ONCE]
                     digest.update(part)
                     file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+                    waiting += len(part)
+                    if waiting >= _AT_ONCE:  # one long flush at the end could not be interrupted
+                        _flush(file)
+                        waiting = 0
+            _flush(file)
             size = file.tell()
         temporary.replace(final)
     except BaseException:
@@ -116,7 +122,7 @@ def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
                 raise SegmentError("a part of it has another size than it was saved with")
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > size - 8:
+            if length > min(size - 8, _LARGEST_HEADER):
                 raise SegmentError("a part of it is cut off")
             text = file.read(length)
             digest = hashlib.sha256(prefix + text)
@@ -179,6 +185,11 @@ def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SegmentError("the header of a part of it is damaged") from error
     return found
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _bytes(array: mx.array) -> memoryview:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
@@ -25,14 +25,20 @@ from tqchat.store.manifest import (
     Pieces,
     codec_version,
     covered,
+    cut,
     read_manifest,
 )
 from tqchat.store.saving import Saving
 from tqchat.store.segments import Interrupted, SegmentError
 
+if TYPE_CHECKING:
+    from tqchat.kv.checkpoint import Checkpoint
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _STALE_SECONDS = 3600
 """A temporary file this old was left behind by a killed process."""
+_DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError)
+"""What reading something else than was written can end in."""
 
 
 class VaultError(TqchatError):
@@ -63,6 +69,7 @@ class Restored:
     Attributes:
         rounding: The fewest bits (of keys, of values) that its history has been through.
         pieces: The segments that the next save of this cache can build on.
+        checkpoints: What it can go back to where it cannot be trimmed, the shortest first.
         damage: Why it is not all that was saved: the beginning of a sentence, without a full stop.
     """
 
@@ -70,6 +77,7 @@ class Restored:
     tokens: list[int]
     rounding: tuple[int, int]
     pieces: Pieces = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
     damage: str | None = None
 
 
@@ -103,6 +111,7 @@ class Vault:
         model: str = "",
         rounding: tuple[int, int] = (16, 16),
         pieces: Pieces = (),
+        checkpoints: Sequence[Checkpoint] = (),
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Written:
         """Write what is new in a conversation's cache.
@@ -114,6 +123,7 @@ class Vault:
         Args:
             pieces: What an earlier save, or the load, of this very cache returned, ``cut`` to what has
                 not been trimmed since.
+            checkpoints: Of this cache, the shortest first. Those that are new are written, and know it then.
             interrupted: Asked every few megabytes; ends the save once it says yes.
 
         Raises:
@@ -124,7 +134,7 @@ class Vault:
         try:
             make_private_folder(self.folder)
             make_private_folder(folder)
-            saving = Saving(folder, cache, tokens, pieces, interrupted)
+            saving = Saving(folder, cache, tokens, pieces, checkpoints, interrupted)
             self._make_room(conversation_id, folder, saving)
             try:
                 for start, end in saving.due():
@@ -139,6 +149,7 @@ class Vault:
                     layout=_layout(cache),
                     structure=saving.structure,
                     pieces=saving.pieces,
+                    checkpoints=saving.write_checkpoints(),
                     rest=saving.write_rest(),
                     tokens=len(tokens),
                     prefix_is_usable=saving.prefix_is_usable,
@@ -150,7 +161,7 @@ class Vault:
                 return Written(saving.pieces, bytes_written=saving.written, complete=False)
             content = manifest.to_json()
             segments.sync_folder(folder)
-            branches.keep_other(folder, manifest)
+            branches.keep_other(folder, manifest, tokens)
             write_atomically(folder / MANIFEST, content)
             segments.sync_folder(folder)
         except (UnusableFolder, OSError, RuntimeError) as error:
@@ -185,17 +196,7 @@ class Vault:
             folder = self._folder(conversation_id)
             if not (folder / MANIFEST).exists():
                 return None
-            found: list[tuple[Path, Manifest]] = []
-            reason: str | None = None
-            for path in [folder / MANIFEST, *branches.files(folder)]:
-                try:
-                    manifest = read_manifest(path)
-                    mismatch = manifest.mismatch(conversation_id, fingerprint, scheme)
-                except TqchatError as error:
-                    mismatch = str(error).rstrip(".")
-                if mismatch is None:
-                    found.append((path, manifest))
-                reason = reason or mismatch
+            found, reason = _fitting(folder, conversation_id, fingerprint, scheme)
             if not found:
                 return Refused(reason or "The saved cache cannot be read")
             path, manifest = branches.nearest(folder, found, wanted)
@@ -207,16 +208,17 @@ class Vault:
             return Refused(str(error).rstrip("."))
         except OSError as error:
             return Refused(f"The saved cache cannot be read ({error.strerror or error})")
-        except (
-            KeyError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            RuntimeError,
-            MemoryError,
-        ) as error:
+        except _DAMAGE as error:
             return Refused(f"The saved cache is damaged ({type(error).__name__})")
+
+    def reach(self, conversation_id: str, *, fingerprint: str, scheme: str, wanted: Sequence[int]) -> int:
+        """How many of the ``wanted`` tokens ``load`` would bring back, if the files are what they say."""
+        try:
+            folder = self._folder(conversation_id)
+            found, _ = _fitting(folder, conversation_id, fingerprint, scheme)
+            return max((branches.reach(folder, manifest, wanted) for _, manifest in found), default=0)
+        except (TqchatError, OSError):
+            return 0
 
     def scheme(self, conversation_id: str) -> str | None:
         """The scheme of a saved cache, ``None`` if none was saved or its manifest cannot be read."""
@@ -293,6 +295,24 @@ class Vault:
         return self.folder / conversation_id
 
 
+def _fitting(
+    folder: Path, conversation_id: str, fingerprint: str, scheme: str
+) -> tuple[list[tuple[Path, Manifest]], str | None]:
+    """The manifests that this conversation can go on from, and why the first of the others is none."""
+    found: list[tuple[Path, Manifest]] = []
+    reason: str | None = None
+    for path in [folder / MANIFEST, *branches.files(folder)]:
+        try:
+            manifest = read_manifest(path)
+            mismatch = manifest.mismatch(conversation_id, fingerprint, scheme)
+        except TqchatError as error:
+            mismatch = str(error).rstrip(".")
+        if mismatch is None:
+            found.append((path, manifest))
+        reason = reason or mismatch
+    return found, reason
+
+
 def _restore(folder: Path, manifest: Manifest) -> Restored | Refused:
     from tqchat.kv import ranges
 
@@ -309,14 +329,51 @@ def _restore(folder: Path, manifest: Manifest) -> Restored | Refused:
         tokens += _tokens(arrays, manifest.tokens - covered(manifest.pieces))
         parts.append(arrays)
     except SegmentError as error:
-        if not tokens or not manifest.prefix_is_usable:
-            return Refused(f"The saved cache is damaged ({error})")
-        if len(tokens) < manifest.tokens:
-            damage = f"The saved cache is damaged from token {len(tokens) + 1:,} on ({error})"
-    cache = ranges.rebuild(manifest.structure, parts, len(tokens))
+        damage = str(error)
+    checkpoints = _checkpoints(folder, manifest, len(tokens))
+    whole: dict[int, Any] = {}
+    if damage is not None and not manifest.prefix_is_usable:
+        if not checkpoints:
+            return Refused(f"The saved cache is damaged ({damage})")
+        # The last one goes on as the cache itself.
+        last = checkpoints.pop()
+        whole, tokens = last.layers, tokens[: last.tokens]
+        pieces = [piece for piece in pieces if piece.start < last.tokens]
+        parts = [
+            ranges.shortened(arrays, piece.start, min(piece.used, last.tokens))
+            for arrays, piece in zip(parts, pieces, strict=False)
+        ]
+    if not tokens:
+        return Refused(f"The saved cache is damaged ({damage})")
+    cache = ranges.rebuild(manifest.structure, parts, len(tokens), whole)
     if _layout(cache) != manifest.layout:
         return Refused("The saved cache is damaged (its layers are not those that were saved)")
-    return Restored(cache, tokens, manifest.rounding, tuple(pieces), damage)
+    if damage is not None:
+        damage = f"The saved cache is damaged from token {len(tokens) + 1:,} on ({damage})"
+    return Restored(
+        cache=cache,
+        tokens=tokens,
+        rounding=manifest.rounding,
+        pieces=cut(tuple(pieces), len(tokens)),
+        checkpoints=tuple(checkpoints),
+        damage=damage if len(tokens) < manifest.tokens else None,
+    )
+
+
+def _checkpoints(folder: Path, manifest: Manifest, tokens: int) -> list[Checkpoint]:
+    """Those within the first ``tokens`` that are whole. One that is not is done without."""
+    from tqchat.kv import checkpoint
+
+    found = []
+    for saved in manifest.checkpoints:
+        try:
+            if saved.tokens <= tokens:
+                arrays = segments.read(folder, saved.file)
+                found.append(checkpoint.rebuilt(saved.tokens, saved.layers, arrays))
+                found[-1].stored = saved.file
+        except (TqchatError, *_DAMAGE):
+            continue
+    return found
 
 
 def _tokens(arrays: dict[str, Any], count: int) -> list[int]:

@@ -1,0 +1,155 @@
+"""Caches that cannot be trimmed go back to where a person spoke, now and after a restart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.engine import tiny
+from tests.engine.talk import assistant, greedy, held_is_consistent, of, send, user
+from tests.models import tiny_llama
+from tqchat.engine import models
+from tqchat.engine.commands import ChatMessage
+from tqchat.engine.events import Done, Notice
+from tqchat.engine.held import FEWEST_CHECKPOINTS, MOST_CHECKPOINTS
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.session import Session
+from tqchat.store.manifest import MANIFEST, read_manifest
+from tqchat.store.vault import Vault
+
+KINDS = {"sliding": tiny.SLIDING, "recurrent": tiny.RECURRENT, "hybrid": tiny.HYBRID}
+TALE = "One two three four five six seven eight nine ten. " * 12
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return models.load(str(tiny.write(tmp_path_factory.mktemp("model"), KINDS[request.param])))
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault(tmp_path / "vault")
+
+
+def talk(session: Session, turns: int) -> list[ChatMessage]:
+    """A conversation of some turns, each of them answered."""
+    said: list[ChatMessage] = []
+    for turn in range(turns):
+        said.append(user(f"{turn} {TALE}"))
+        said.append(assistant(send(session, said, greedy(12)).text))
+    return said
+
+
+def turns(session: Session) -> list[int]:
+    return [one.tokens for one in session._held.checkpoints]
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
+def test_answering_again_reads_nothing_but_the_beginning_of_the_reply(
+    model: LoadedModel, scheme: str
+) -> None:
+    session = Session(model, scheme)
+    said = talk(session, 2)[:-1]
+    first = send(session, said, greedy(12))
+    events = list(session.send(said, greedy(12)))
+    again = events[-1]
+    assert isinstance(again, Done)
+    assert not of(events, Notice)
+    assert again.text == first.text
+    assert again.counts.reused == turns(session)[-1]
+    assert again.counts.prefilled < 12
+    assert held_is_consistent(session)
+
+
+def test_an_edit_goes_back_to_the_turn_before_and_answers_as_from_there(model: LoadedModel) -> None:
+    session = Session(model, "fp16")
+    said = talk(session, 2)
+    edited = [*said[:-2], user(f"Something else. {TALE}")]
+    turn = turns(session)[0]
+    straight = Session(model, "fp16")
+    for _ in straight._held.feed_in_chunks(session.tokens[:turn]):
+        pass
+    done = send(session, edited, greedy(12))
+    assert done.counts.reused == turn
+    assert done.text == send(straight, edited, greedy(12)).text
+    assert session.tokens == straight.tokens
+
+
+def test_a_restart_keeps_them_and_the_next_save_writes_them_no_more(model: LoadedModel, vault: Vault) -> None:
+    session = Session(model, "turbo0v4")
+    said = talk(session, 2)
+    session.save(vault, "talk")
+    again = Session(model, "turbo0v4")
+    # A random model's words may be written in other tokens once they are history.
+    assert again.restore(vault, "talk", said)[0] in (len(session.tokens), turns(session)[-1])
+    assert turns(again) == turns(session)
+    mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, session))
+    assert mine.text == theirs.text
+    assert mine.counts.restored == theirs.counts.reused == turns(session)[-1]
+    stored = [one.stored for one in again._held.checkpoints]
+    again.save(vault, "talk")
+    manifest = read_manifest(vault.folder / "talk" / MANIFEST)
+    assert [one.file for one in manifest.checkpoints] == stored
+    assert {path.name for path in (vault.folder / "talk").glob("*.safetensors")} == manifest.files
+
+
+def test_a_restart_with_a_transcript_that_says_less_goes_back(model: LoadedModel, vault: Vault) -> None:
+    session = Session(model, "turbo0v4")
+    said = talk(session, 2)
+    session.save(vault, "talk")
+    again = Session(model, "turbo0v4")
+    restored, reason = again.restore(vault, "talk", [*said[:-1], assistant("It was not what I said.")])
+    assert restored == turns(session)[-1]
+    assert reason is not None
+    assert "differ" in reason
+
+
+def test_a_change_of_scheme_takes_them_along(model: LoadedModel) -> None:
+    session = Session(model, "fp16")
+    said = talk(session, 2)
+    before = turns(session)
+    list(session.set_scheme("turbo0v4"))
+    assert turns(session) == before
+    done = send(session, said[:-1], greedy(12))
+    assert done.counts.reused == before[-1]
+    assert held_is_consistent(session)
+
+
+def test_damage_costs_what_came_after_the_last_of_them(model: LoadedModel, vault: Vault) -> None:
+    session = Session(model, "turbo0v4")
+    said = talk(session, 3)
+    session.save(vault, "talk")
+    manifest = read_manifest(vault.folder / "talk" / MANIFEST)
+    (vault.folder / "talk" / manifest.rest.name).write_bytes(b"")
+    again = Session(model, "turbo0v4")
+    restored, reason = again.restore(vault, "talk", said)
+    assert reason is not None
+    assert "damaged" in reason
+    settled = manifest.pieces[-1].used if manifest.pieces else 0
+    expected = max((one for one in turns(session) if one <= settled), default=0)
+    assert restored == expected
+    straight = Session(model, "turbo0v4")
+    if restored:  # it was read in the same pieces
+        talk(straight, turns(session).index(restored))
+        straight._held.feed(session.tokens[len(straight.tokens) : restored])
+    mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, straight))
+    assert mine.text == theirs.text
+
+
+def test_they_are_bounded_and_counted(model: LoadedModel) -> None:
+    session = Session(model, "fp16")
+    talk(session, MOST_CHECKPOINTS + 2)
+    report = session.memory()
+    assert FEWEST_CHECKPOINTS <= len(turns(session)) <= MOST_CHECKPOINTS
+    assert turns(session) == sorted(turns(session))
+    assert report.checkpoint_bytes > 0
+    layers = report.shared_bytes + sum(layer.bytes for layer in report.layers)
+    assert report.bytes == layers + report.checkpoint_bytes
+    assert len(turns(session)) == FEWEST_CHECKPOINTS or report.checkpoint_bytes <= layers
+
+
+def test_a_cache_that_can_be_trimmed_needs_none(tmp_path: Path) -> None:
+    session = Session(models.load(str(tiny_llama(tmp_path / "llama"))), "turbo0v4")
+    talk(session, 1)
+    assert not session._held.checkpoints
