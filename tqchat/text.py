@@ -20,6 +20,19 @@ _UNSAFE = re.compile(
     "]"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UNSTEADY = re.compile(
+    "["
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"  # fillers, variants, marks of direction
+    "\U0001f3fb-\U0001f3ff\U000e0000-\U000e0fff"  # skin tones, tags
+    "]"
+    "|[\u200c\u200d](?![\u0600-\u0dff])"  # joiners, but for the scripts that are written with them
+)
+_MARK = (
+    "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u064b-\u065f\u06d6-\u06ed\u0e31\u0e34-\u0e3a\u0e47-\u0e4e"
+    "\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+)
+_STACK = re.compile(rf"([{_MARK}]{{3}})[{_MARK}]+")
 _LONGEST_HELD = 256
 
 
@@ -28,9 +41,20 @@ def printable(text: str) -> str:
     return _SURROGATE.sub("\ufffd", _UNSAFE.sub("", _SEQUENCE.sub("", text)))
 
 
+def steady(text: str) -> str:
+    """Printable text that takes as many cells in every terminal as are counted for it here.
+
+    Terminals differ about what joins into one character (families of emoji, skin tones, variants) and about
+    what is invisible; one cell too many moves everything behind it. So characters that join are shown side by
+    side, invisible ones are left out, and no more than three marks stand on one letter.
+    """
+    text = printable(text.replace("\u2028", "\n").replace("\u2029", "\n"))
+    return text if text.isascii() else _STACK.sub(r"\1", _UNSTEADY.sub("", text))
+
+
 def one_line(text: str) -> str:
     """The printable text with every run of white space as one space, for titles and table cells."""
-    return " ".join(printable(text).split())
+    return " ".join(steady(text).split())
 
 
 class PrintableStream:

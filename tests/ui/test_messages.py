@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 
 import pytest
-from textual.widgets import Markdown
 
 from tests.ui.conftest import Open
 from tqchat.store.database import Message
-from tqchat.ui.widgets.chat.frozen import frozen
-from tqchat.ui.widgets.chat.log import LIVE, PAGE, ChatLog
-from tqchat.ui.widgets.chat.message import Facts, FrozenMessage, LiveReply, footer
+from tqchat.ui.widgets.chat.blocks import blocks
+from tqchat.ui.widgets.chat.body import Body
+from tqchat.ui.widgets.chat.layout import lines
+from tqchat.ui.widgets.chat.live import LiveReply
+from tqchat.ui.widgets.chat.log import MOST, PAGE, ChatLog
+from tqchat.ui.widgets.chat.message import Facts, FrozenMessage, footer
 
 DOCUMENT = """Intro text.
 
@@ -51,13 +53,12 @@ async def test_streamed_markdown_equals_the_whole_document(stage: Open) -> None:
         it.engine.done(DOCUMENT)
         await it.until(lambda: it.app.chat.reply is None)
         reply = it.app.query_one(LiveReply)
-        await it.until(lambda: reply.query_one(Markdown).source == DOCUMENT)
-        streamed = [type(block).__name__ for block in reply.query("MarkdownBlock")]
-        body = reply.query_one(Markdown)
-        await body.update(DOCUMENT)
-        assert streamed == [type(block).__name__ for block in reply.query("MarkdownBlock")]
+        await it.until(lambda: reply.source == DOCUMENT)
+        width = reply.query_one(Body).size.width
+        streamed = [line.plain for body in reply.query(Body) for line in body.lines(width)]
+        assert streamed == [line.plain for line in lines(blocks(DOCUMENT), width)]
         it.app.query_one(ChatLog).scroll_home(animate=False)
-        for shown in ("Intro text.", "def hunt(mouse):", "• a", "睡觉"):
+        for shown in ("Intro text.", "def hunt(mouse):", "◦ a", "睡觉"):
             await it.sees(shown)
 
 
@@ -68,44 +69,15 @@ async def test_html_is_shown_as_text(stage: Open) -> None:
         await it.sees("<script>alert(1)</script>")
 
 
-@pytest.mark.parametrize(
-    "nasty",
-    [
-        "[red]not red[/red] [@click=app.quit]do not click[/]",
-        "[/unopened] [[",
-        "\x1b]0;stolen title\x07\x1b[2J\x1b[31mred\x1b[0m",
-        "‮desrever‬",
-        "a\u2028b\u2029c\x0bd\x0ce\x85f",
-        "[link](javascript:alert(1)) [x](action:app.quit) [y](app.quit())",
-        "```" + "x" * 5000,
-        "| a |\n|---|\n" + "| b |\n" * 40,
-        "👩‍👩‍👧‍👦 ｗｉｄｅ ﷽ e̸̗͊v̵i̴l̷",
-        "> " * 30 + "deep",
-    ],
-)
-async def test_nothing_that_is_written_steers_the_screen(stage: Open, nasty: str) -> None:
-    async with stage((100, 30)) as it:
-        await it.chat(nasty, nasty)
-        await it.pilot.press("ctrl+t", "escape")
-        await it.pilot.press("ctrl+n", "alt+down")
-        await it.until(lambda: len(it.app.query(FrozenMessage)) == 2)
-        await it.pilot.pause()
-        text = it.text()
-        assert "\x1b" not in text and "\u202e" not in text
-        lines = text.splitlines()
-        assert len(lines) == 30
-        await it.sees("tqchat")
-        assert not it.app._exit
-
-
 async def test_a_link_is_shown_not_followed(stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage() as it:
         followed: list[str] = []
         monkeypatch.setattr(it.app, "open_url", lambda url, **more: followed.append(url))
         await it.chat("Go", "[here](https://example.com/x)")
-        body = it.app.query_one(LiveReply).query_one(Markdown)
-        body.post_message(Markdown.LinkClicked(body, "https://example.com/x"))
-        await it.sees("Link: https://example.com/x")
+        await it.sees("here (https://example.com/x)")
+        body = it.app.query_one(LiveReply).query_one(Body)
+        await it.pilot.click(body, offset=(2, 0))
+        await it.pilot.pause()
         assert followed == []
 
 
@@ -132,14 +104,25 @@ async def test_the_place_that_is_read_stays_while_text_streams(stage: Open) -> N
         assert log.scroll_y == log.max_scroll_y, "at the end the log follows again"
 
 
-async def test_old_replies_are_one_widget_each(stage: Open) -> None:
+async def test_a_long_sitting_keeps_few_widgets_and_loses_no_message(stage: Open) -> None:
     async with stage() as it:
-        for number in range(LIVE + 3):
-            await it.chat(f"Question {number}", f"Answer {number}", tokens=100 + number)
-        await it.until(lambda: len(it.app.query(LiveReply)) == LIVE)
-        kinds = [type(view) for view in it.app.query_one(ChatLog).children]
-        assert len(kinds) == 2 * (LIVE + 3)
-        await it.sees(f"Answer {LIVE + 2}")
+        database = it.app.database
+        long = database.create("Long", None, "turbo0v4")
+        for number in range(2 * PAGE):
+            database.add_message(long.id, "user" if number % 2 == 0 else "assistant", f"Message {number}")
+        it.app.chat.open(long.id)
+        log = it.app.query_one(ChatLog)
+        await it.sees(f"Message {2 * PAGE - 1}")
+        for number in range(MOST):
+            log.add(message(f"New {number}", "user", number))
+        await it.pilot.pause()
+        await it.until(lambda: len(log.query(FrozenMessage)) <= MOST)
+        await it.sees(f"New {MOST - 1}")
+        while log.scroll_y > 0 or log.query_one(".earlier").display:
+            log.scroll_home(animate=False)
+            await it.pilot.pause(0.02)
+        await it.sees("Message 0")
+        assert len(log.query(FrozenMessage)) == 2 * PAGE + MOST
 
 
 async def test_a_long_conversation_opens_at_its_end_and_loads_what_is_earlier(stage: Open) -> None:
@@ -172,18 +155,6 @@ async def test_a_reply_in_another_conversation_is_whole_when_one_comes_back(stag
         it.engine.delta("there was.")
         it.engine.done("Once **upon** a time there was.")
         await it.sees("Once upon a time there was.")
-
-
-def test_frozen_markdown_keeps_every_word() -> None:
-    text = frozen(DOCUMENT).plain
-    for kept in ("Intro text.", "    return len(mouse) > 3", " 2. two", "• a", "b c", "🦊 睡觉", "▌ quoted"):
-        assert kept in text
-    assert "<div>kept</div>" in text and "```" not in text
-
-
-@pytest.mark.parametrize("text", ["", "   ", "```", "|", "[", "- ", "1.\n", "***", "\\", "&amp;", "#"])
-def test_frozen_markdown_takes_what_is_unfinished(text: str) -> None:
-    frozen(text)
 
 
 def test_the_footer_says_how_a_reply_ended() -> None:

@@ -9,7 +9,6 @@ from textual import on, work
 from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Markdown
 
 from tqchat.engine import events, profile
 from tqchat.errors import TqchatError
@@ -172,15 +171,10 @@ class TqchatApp(SlashActions):
 
     def _beat(self) -> None:
         """What is looked after now and then: other processes, and what is half written."""
-        if not self._leaving:
+        if not self._leaving and self._chat_screen.query(Prompt):
             self._try(self.chat.refresh)
             self._reread_themes()
             self._keep_draft()
-
-    @on(Markdown.LinkClicked)
-    def _show_link(self, message: Markdown.LinkClicked) -> None:
-        # A model wrote it: it is shown, never followed.
-        self._chat_screen.say(f"Link: {message.href}")
 
     def action_stop(self) -> None:
         """Close what lies over the chat, else stop what goes on, else back to the prompt."""

@@ -227,7 +227,7 @@ class ChatScreen(Screen[None]):
             self._draw_fork(chat.fork)
         reply = self.query_one(ChatLog).reply
         if reply is not None and chat.shown_reply and not chat.shown_reply.text:
-            reply.wait_for(doing(chat).plain)
+            reply.wait_for(doing(chat))
 
     def _draw_fork(self, fork: Fork | None) -> None:
         """What the next message will replace or leave aside is faded, and the prompt says so."""

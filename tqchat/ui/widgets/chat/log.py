@@ -1,7 +1,8 @@
-"""The conversation: newest messages live, older ones frozen, the oldest fetched by scrolling up to them."""
+"""The conversation: the newest messages as widgets, what is earlier fetched by scrolling up to it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -15,12 +16,14 @@ from textual.widgets import Static
 from tqchat.store.database import Message
 from tqchat.ui import figures
 from tqchat.ui.keymap import MESSAGE_ACTIONS
-from tqchat.ui.widgets.chat.message import Facts, FrozenMessage, LiveReply
+from tqchat.ui.widgets.chat.body import Body
+from tqchat.ui.widgets.chat.live import LiveReply
+from tqchat.ui.widgets.chat.message import Facts, FrozenMessage
 
 PAGE = 30
 """Messages mounted at a time. What lags is the number of widgets, not the text."""
-LIVE = 6
-"""Replies kept as Markdown widgets after they were streamed."""
+MOST = 4 * PAGE
+"""Messages mounted from which on the earliest page is taken away again, while the end is looked at."""
 
 
 class Earlier(Static):
@@ -100,6 +103,7 @@ class ChatLog(VerticalScroll):
 
     def add(self, message: Message) -> None:
         """A message that was just written. The person wrote it, so the log goes to its end."""
+        self._forget_earliest()
         view = self._frozen(message)
         self._views.append(view)
         self.mount(view)
@@ -127,14 +131,21 @@ class ChatLog(VerticalScroll):
             reply.remove()
         else:
             reply.finish(message, self._facts(message))
-            self._freeze()
 
-    def reveal(self, message_id: str) -> None:
-        """Put the cursor on a message, however far back it is."""
+    def reveal(self, message_id: str, words: Sequence[str] = ()) -> None:
+        """Put the cursor on a message, however far back it is, and make visible what was looked for."""
         index = next((index for index, one in enumerate(self._older) if one.id == message_id), None)
         if index is not None:
             self.load_earlier(len(self._older) - index + PAGE // 2)
+        self.emphasise(words)
         self.call_after_refresh(self.mark, message_id)
+
+    def emphasise(self, words: Sequence[str]) -> None:
+        """Make words visible wherever they are in the messages that are mounted; with none, no more."""
+        longest_first = sorted(words, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, longest_first)), re.I) if words else None
+        for body in self.query(Body):
+            body.emphasise(pattern)
 
     def load_earlier(self, count: int = PAGE) -> None:
         """Mount the page before, and keep what the person looks at where it is."""
@@ -226,16 +237,17 @@ class ChatLog(VerticalScroll):
     def _frozen(self, message: Message) -> FrozenMessage:
         return FrozenMessage(message, self._assistant, self._facts(message))
 
-    def _freeze(self) -> None:
-        """Swap replies that are no longer among the newest for one widget each."""
-        live = [view for view in self._views if isinstance(view, LiveReply)]
-        for view in live[:-LIVE]:
-            if view.message is None:
-                continue
-            frozen = self._frozen(view.message)
-            self._views[self._views.index(view)] = frozen
-            if view is self._marked:
-                self._marked = frozen
-                frozen.add_class("marked")
-            self.mount(frozen, after=view)
-            view.remove()
+    def _forget_earliest(self) -> None:
+        """Let go of the widgets furthest back, unless the person looks at what is there."""
+        if len(self._views) <= MOST or self.scroll_y < self.max_scroll_y:
+            return
+        gone, self._views = self._views[:PAGE], self._views[PAGE:]
+        self._older += [view.message for view in gone if view.message is not None]
+        if self._marked in gone:
+            self.mark(None)
+        self.remove_children(gone)
+        if self._earlier is None:
+            self._earlier = Earlier(self.load_earlier)
+            self.mount(self._earlier, before=0)
+        self._earlier.count(len(self._older))
+        self._earlier.display = True

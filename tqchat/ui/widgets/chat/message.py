@@ -1,25 +1,22 @@
-"""One message on the screen: live while it is written, one frozen widget when it is old."""
+"""One message on the screen, and what is said of it above and below its words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textual.app import ComposeResult
-from textual.containers import Vertical
 from textual.content import Content
-from textual.timer import Timer
-from textual.widgets import Markdown, Static
 
 from tqchat.store.database import Message
-from tqchat.text import PrintableStream, printable
-from tqchat.ui import figures
-from tqchat.ui.widgets.chat.frozen import frozen, parser
-from tqchat.ui.widgets.chat.thinking import Splitter, split
+from tqchat.text import one_line, steady
+from tqchat.ui import attachments, figures
+from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
+from tqchat.ui.widgets.chat.body import Body
+from tqchat.ui.widgets.chat.thinking import split
 
-PIECES_PER_SECOND = 8
-"""How often streamed text is drawn: smooth to the eye, and a slow machine keeps its time for the model."""
-THINKING_LINES = 12
-"""Lines of a model's thinking that are shown while it goes on."""
+OWN_LINES, OWN_CHARACTERS = 24, 2_400
+"""How much of a person's own message is shown before it is unfolded."""
+REPLY_CHARACTERS = 40_000
+"""How much of a reply is: one page more with every unfolding."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +28,10 @@ class Facts:
     versions: int = 1
 
 
-def shown(text: str) -> str:
-    """Text made safe to draw. Unicode's own line ends become plain ones: Markdown widgets count by them."""
-    return printable(text).replace("\u2028", "\n").replace("\u2029", "\n")
-
-
 def heading(message: Message, assistant: str, facts: Facts | None = None) -> Content:
     """Who speaks, and when; for the person's own messages which version this is."""
     own = message.role == "user"
-    name = "you" if own else printable(message.model or assistant)
+    name = "you" if own else one_line(message.model or assistant)
     said = [(name, "bold $accent" if own else "bold"), (f"  {figures.clock(message.created_at)}", "$quiet")]
     if own and facts is not None and facts.versions > 1:
         said.append((f"  {facts.version}/{facts.versions}", "$accent"))
@@ -57,7 +49,7 @@ def footer(message: Message, facts: Facts | None = None) -> Content | None:
     if message.first_token_seconds is not None:
         parts.append(f"first {figures.seconds(message.first_token_seconds)}")
     if message.scheme:
-        parts.append(printable(message.scheme))
+        parts.append(one_line(message.scheme))
     content = Content.styled(" · ".join(parts), "$quiet")
     ended = facts.ending or (message.status if message.status != "complete" else None)
     if ended:
@@ -76,135 +68,77 @@ def thoughts(text: str, unfolded: bool) -> Content:
     return Content.styled(f"▾ Thought, {count}\n{text}", "$quiet italic")
 
 
-class FrozenMessage(Static):
+class FrozenMessage(Body):
     """A whole message as one widget."""
 
     def __init__(self, message: Message, assistant: str, facts: Facts | None = None) -> None:
-        super().__init__("", classes=f"message {message.role}", markup=False)
+        super().__init__(classes=f"message {message.role}")
         self.message, self._assistant, self._facts = message, assistant, facts
-        self._unfolded = False
-        self.update(self._content())
+        self._unfolded = 0
+        self.put(self._content())
+
+    @property
+    def can_unfold(self) -> bool:
+        """Whether there is more of it than is shown first."""
+        return self._folds
 
     def unfold(self) -> None:
-        """Show the thinking, or fold it away."""
-        self._unfolded = not self._unfolded
-        self.update(self._content())
+        """Show more of what is folded: thinking, attachments, the rest of a long text; in the end fold it."""
+        self._unfolded = self._unfolded + 1 if self._more or not self._unfolded else 0
+        self.put(self._content())
 
-    def _content(self) -> Content:
-        message, text = self.message, shown(self.message.content)
-        thought, answer = split(text) if message.role == "assistant" else ("", text)
-        body = Content(text) if message.role == "user" else frozen(answer)
-        parts = [heading(message, self._assistant, self._facts)]
+    def _content(self) -> list[Block]:
+        message = self.message
+        own = message.role == "user"
+        said = self._own() if own else self._reply()
+        if not said:
+            said = [Line(Content.styled("(nothing was said)", "$quiet"))]
+        foot = footer(message, self._facts) if not own else None
+        return [
+            Line(heading(message, self._assistant, self._facts)),
+            *said,
+            *([Line(foot)] if foot is not None else []),
+        ]
+
+    def _own(self) -> list[Block]:
+        """The person's words as they were typed; files and long texts folded."""
+        said, files = attachments.split(self.message.content)
+        text = steady(said)
+        shown, left = (text, 0) if self._unfolded else beginning(text, OWN_LINES, OWN_CHARACTERS)
+        self._more, self._folds = 0, bool(left or files)
+        found: list[Block] = [Line(Content(shown))] if shown.strip() else []
+        if left:
+            found.append(Line(_folded(f"{figures.number(left)} more characters")))
+        for file in files:
+            found.append(Line(_folded(file.label, self._unfolded > 0)))
+            if self._unfolded:
+                found.append(Line(Content.styled(steady(file.text), "$quiet")))
+        return found
+
+    def _reply(self) -> list[Block]:
+        thought, answer = split(steady(self.message.content))
+        shown, left = beginning(answer, None, REPLY_CHARACTERS * (1 + self._unfolded))
+        self._more, self._folds = left, bool(left or thought)
+        found: list[Block] = []
         if thought:
-            parts += [thoughts(thought, self._unfolded), Content("")]
-        if body.plain.strip():
-            parts.append(body)
-        elif not thought:
-            parts.append(Content.styled("(nothing was said)", "$quiet"))
-        if message.role == "assistant" and (foot := footer(message, self._facts)) is not None:
-            parts.append(foot)
-        return Content("\n").join(parts)
+            found.append(Paragraph(thoughts(thought, self._unfolded > 0)))
+        found += blocks(shown)
+        if left:
+            found.append(Line(_folded(f"{figures.number(left)} more characters")))
+        return found
 
 
-class ReplyBody(Markdown):
-    """Markdown of a model: links lead nowhere by themselves, HTML is text."""
+def beginning(text: str, lines: int | None, characters: int) -> tuple[str, int]:
+    """The beginning of a long text, cut between lines where that can be; how many characters are left out."""
+    if len(text) <= characters and (lines is None or text.count("\n") < lines):
+        return text, 0
+    cut = text[:characters]
+    if lines is not None:
+        cut = "\n".join(cut.split("\n")[:lines])
+    if len(cut) == characters and (at := cut.rfind("\n", characters // 2)) > 0:
+        cut = cut[:at]
+    return cut, len(text) - len(cut)
 
-    def __init__(self) -> None:
-        super().__init__(parser_factory=parser, open_links=False)
 
-
-class LiveReply(Vertical):
-    """A reply as Markdown widgets: streamed piece by piece, then kept while it is among the newest.
-
-    Always fed from an empty document: Textual drops text when a document that was set is appended to.
-    """
-
-    def __init__(self, name: str, waiting: str = "") -> None:
-        super().__init__(classes="message assistant live")
-        self.message: Message | None = None
-        self.facts: Facts | None = None
-        self._who = name
-        self._waiting = waiting
-        self._pieces: list[str] = []
-        self._safe = PrintableStream()
-        self._splitter = Splitter()
-        self._thought = ""
-        self._unfolded = False
-        self._finished = False
-        self._timer: Timer | None = None
-
-    def compose(self) -> ComposeResult:
-        """A line for who, the text, a line for how it went."""
-        yield Static(Content.styled(printable(self._who), "bold"), classes="heading", markup=False)
-        yield Static("", classes="thinking", markup=False)
-        yield ReplyBody()
-        yield Static(Content.styled(self._waiting, "$quiet"), classes="footer", markup=False)
-
-    def on_mount(self) -> None:
-        """From here on there is a document to write into."""
-        self._timer = self.set_interval(1 / PIECES_PER_SECOND, self._draw)
-        self._end_if_finished()
-
-    def feed(self, text: str) -> None:
-        """The next piece. Drawn with the next beat."""
-        self._pieces.append(text)
-
-    def wait_for(self, what: str) -> None:
-        """Say what goes on before the first words."""
-        if what == self._waiting:
-            return
-        self._waiting = what
-        if self.is_mounted and not self._finished:
-            self.query_one(".footer", Static).update(Content.styled(what, "$quiet"))
-
-    def finish(self, message: Message, facts: Facts | None = None) -> None:
-        """The reply is complete: draw the rest, and how it went."""
-        self.message, self.facts, self._finished = message, facts, True
-        if self.is_mounted:
-            self._end_if_finished()
-
-    def _end_if_finished(self) -> None:
-        if self._finished:
-            self.call_later(self._end)
-
-    async def _draw(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        thought, text = self._splitter.feed(shown(self._safe.feed("".join(pieces))))
-        if thought:
-            self.wait_for("")
-            self._thought += thought
-            # Its end is what is being thought; all of it can be unfolded afterwards.
-            lines = self._thought.strip().splitlines()[-THINKING_LINES:]
-            body = "\n".join(lines)[-THINKING_LINES * 200 :]
-            self._show_thinking(Content.styled(f"▾ Thinking…\n{body}", "$quiet italic"))
-        if text:
-            self.wait_for("")
-            if self._thought:
-                self._show_thinking(thoughts(self._thought.strip(), self._unfolded))
-            await self.query_one(ReplyBody).append(text)
-
-    def _show_thinking(self, content: Content) -> None:
-        thinking = self.query_one(".thinking", Static)
-        thinking.display = True
-        thinking.update(content)
-
-    def unfold(self) -> None:
-        """Show the thinking, or fold it away, once it is over."""
-        if self._thought and self._finished:
-            self._unfolded = not self._unfolded
-            self._show_thinking(thoughts(self._thought.strip(), self._unfolded))
-
-    async def _end(self) -> None:
-        if self._timer is None or self.message is None:
-            return
-        self._timer.stop()
-        self._timer = None
-        await self._draw()
-        body = self.query_one(ReplyBody)
-        self._thought, final = split(shown(self.message.content))
-        if self._thought:
-            self._show_thinking(thoughts(self._thought, self._unfolded))
-        if body.source != final:
-            await body.update(final)
-        self.query_one(".heading", Static).update(heading(self.message, self._who))
-        self.query_one(".footer", Static).update(footer(self.message, self.facts) or "")
+def _folded(what: str, unfolded: bool = False) -> Content:
+    return Content.styled(f"▾ {what}" if unfolded else f"▸ {what}", "$quiet")

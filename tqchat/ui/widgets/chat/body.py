@@ -1,0 +1,105 @@
+"""A widget for blocks of text: it lays them out for the width that it gets, and draws only lines in view."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from textual.content import Content
+from textual.geometry import Size
+from textual.selection import Selection
+from textual.strip import Strip
+from textual.style import Style
+from textual.visual import Visual
+from textual.widget import Widget
+
+from tqchat.ui.widgets.chat.blocks import Block, apart
+from tqchat.ui.widgets.chat.layout import block_lines
+
+
+class Body(Widget):
+    """Blocks one below the other. What lags in a long chat is the number of widgets, so this is one.
+
+    ``before`` is the block that stands in the widget above, if that one goes on here.
+    """
+
+    DEFAULT_CSS = "Body { height: auto; width: 1fr; }"
+
+    def __init__(
+        self, blocks: Sequence[Block] = (), before: Block | None = None, classes: str | None = None
+    ) -> None:
+        super().__init__(classes=classes)
+        self.auto_links = False
+        self._before = before
+        self._words: re.Pattern[str] | None = None
+        self._blocks = list(blocks)
+        self._laid: list[list[Content]] = []
+        self._lines: list[Content] = []
+        self._width = 0
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """What is shown."""
+        return self._blocks
+
+    def put(self, blocks: Sequence[Block]) -> None:
+        """Show these; blocks that were shown before are not laid out again."""
+        kept = 0
+        while kept < min(len(blocks), len(self._laid)) and blocks[kept] is self._blocks[kept]:
+            kept += 1
+        self._blocks = list(blocks)
+        del self._laid[kept:]
+        self._join()
+        self.refresh(layout=True)
+
+    def lines(self, width: int) -> list[Content]:
+        """All lines, for a width in cells."""
+        if width != self._width:
+            self._width = width
+            self._laid.clear()
+        if len(self._laid) < len(self._blocks):
+            self._laid += [block_lines(block, width) for block in self._blocks[len(self._laid) :]]
+            self._join()
+        return self._lines
+
+    def emphasise(self, words: re.Pattern[str] | None) -> None:
+        """Make visible what was searched for."""
+        self._words = words
+        self.refresh()
+
+    def _join(self) -> None:
+        self._lines = []
+        before = self._before
+        for block, laid in zip(self._blocks, self._laid, strict=False):
+            if before is not None and apart(before, block):
+                self._lines.append(Content(""))
+            self._lines += laid
+            before = block
+
+    # What Textual asks
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """As many lines as it takes at this width."""
+        return len(self.lines(width)) if width > 0 else 0
+
+    def render_line(self, y: int) -> Strip:
+        """One line."""
+        width, style = self.size.width, self.visual_style
+        lines = self.lines(width) if width > 0 else []
+        if y >= len(lines):
+            return Strip.blank(width, style.rich_style)
+        line = lines[y]
+        if self._words is not None:
+            for match in self._words.finditer(line.plain):
+                line = line.stylize("bold reverse", *match.span())
+        if (selection := self.text_selection) is not None and (span := selection.get_span(y)) is not None:
+            start, end = span
+            marked = Style.from_styles(self.screen.get_component_styles("screen--selection"))
+            line = line.stylize(marked, start, None if end == -1 else end)
+        strips = Visual.to_strips(self, line, width, 1, style, apply_selection=False, pad=True)
+        strip = strips[0] if strips else Strip.blank(width, style.rich_style)
+        return strip.crop(0, width).apply_offsets(0, y)
+
+    def get_selection(self, selection: Selection) -> tuple[str, str] | None:
+        """The selected text, as it is laid out."""
+        return selection.extract("\n".join(line.plain.rstrip() for line in self._lines)), "\n"
