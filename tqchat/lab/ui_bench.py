@@ -61,6 +61,7 @@ def measure(
 async def _measure(length: int, speed: float, seconds: float, text: str) -> ScreenRow:
     from tqchat.settings import Settings
     from tqchat.ui.app import TqchatApp
+    from tqchat.ui.pauses import spare_what_stays
 
     with tempfile.TemporaryDirectory() as home:
         paths = Paths(*(Path(home) / name for name in ("config", "state", "data", "cache", "log")))
@@ -69,6 +70,7 @@ async def _measure(length: int, speed: float, seconds: float, text: str) -> Scre
         app = TqchatApp(paths, Settings(), engine=lambda say: Talking(say, text, speed, seconds))
         async with app.run_test(size=SIZE):
             await _until(lambda: app.chat.model is not None)
+            spare_what_stays()  # as the app does in a terminal
             began = time.perf_counter()
             app.chat.open(conversation_id)
             await _drawn(app)

@@ -21,6 +21,7 @@ from tqchat.ui import keymap
 from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import ACTIONS, keys_in_force
+from tqchat.ui.pauses import spare_what_stays
 from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.screens.dialog import Leaving
 from tqchat.ui.screens.help import Help
@@ -148,6 +149,8 @@ class TqchatApp(SlashActions):
         """On the screen's thread again."""
         self.chat.handle(message.event)
         self.tell_picker(message.event)
+        if isinstance(message.event, events.ModelReady) and not self.is_headless:
+            spare_what_stays()
 
     # What the person does
 
