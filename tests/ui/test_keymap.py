@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import pytest
+
 from tests.ui.conftest import Open
 from tqchat.settings import Settings
-from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, checked, lost
+from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, checked, keys_bound, keys_in_force, lost
+from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.scheme import SchemePicker
 
 
@@ -38,3 +41,22 @@ async def test_own_keys_are_in_force_and_conflicts_are_said(stage: Open) -> None
         await it.sees("F12 scheme")
         await it.pilot.press("f12")
         await it.until(lambda: isinstance(it.app.screen, SchemePicker))
+
+
+@pytest.mark.parametrize("keys", [{}, {"scheme": "f12"}, {"new": "f2,ctrl+e", "help": "ctrl+k"}])
+async def test_the_keys_that_are_shown_are_the_keys_that_are_bound(stage: Open, keys: dict[str, str]) -> None:
+    async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
+        bound = keys_in_force(it.app.screen)
+        shown = keys_bound(it.app.rebound)
+        assert {name: set(those) for name, those in shown.items()} == {
+            name: set(those) for name, those in bound.items()
+        }
+
+
+async def test_the_hints_stay_when_the_terminal_is_resized_under_a_dialog(stage: Open) -> None:
+    async with stage() as it:
+        await it.pilot.press("f1")
+        await it.until(lambda: isinstance(it.app.screen, Help))
+        await it.pilot.resize_terminal(100, 30)
+        await it.pilot.press("escape")
+        await it.sees("^K scheme")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from textual import on, work
@@ -17,7 +17,7 @@ from tqchat.paths import Paths
 from tqchat.settings import Settings, State
 from tqchat.store.database import Database
 from tqchat.store.vault import Vault
-from tqchat.ui import keymap
+from tqchat.ui import keymap, palette
 from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import ACTIONS, keys_in_force
@@ -161,16 +161,8 @@ class TqchatApp(SlashActions):
         return super().check_action(action, parameters)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette has every action, and nothing else."""
-        for action in ACTIONS:
-            if action.name != "command_palette":
-                yield SystemCommand(action.title, action.help, self._runner(action.name))
-
-    def _runner(self, name: str) -> Callable[[], Awaitable[None]]:
-        async def run() -> None:
-            await self.run_action(name)
-
-        return run
+        """The palette has everything, and nothing of Textual's own."""
+        return palette.commands(self, keymap.keys_bound(self.rebound))
 
     def _beat(self) -> None:
         """What is looked after now and then: other processes, and what is half written."""

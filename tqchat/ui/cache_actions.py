@@ -30,6 +30,10 @@ class CacheActions(LookActions):
         if choice is not None:
             self._try(chat.set_scheme, choice.scheme, choice.reread)
 
+    def action_use_scheme(self, name: str) -> None:
+        """Change to a scheme without asking: for the palette."""
+        self._try(self.chat.set_scheme, name)
+
     def action_undo_scheme(self) -> None:
         """Back to the scheme before, exactly."""
         if self._try(self.chat.undo_scheme) is False:

@@ -183,6 +183,19 @@ def keys_in_force(screen: Screen[Any]) -> dict[str, list[str]]:
     return keys
 
 
+def keys_bound(rebound: Mapping[str, str]) -> dict[str, list[str]]:
+    """The keys of each action under a person's own keymap, whatever screen is in front just now."""
+    bound: dict[str, list[str]] = {}
+    for actions in (ACTIONS, MESSAGE_ACTIONS):
+        own = {key for action in actions for key in rebound.get(action.name, "").split(",")}
+        for action in actions:
+            if action.name in rebound:
+                bound[action.name] = rebound[action.name].split(",")
+            elif left := [key for key in action.keys.split(",") if key not in own]:
+                bound[action.name] = left
+    return bound
+
+
 def checked(keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """A person's own keys, without those that cannot be used; and a sentence for each of these.
 

@@ -31,6 +31,13 @@ class MessageActions(ChatApp):
         if not self.log_view.move_mark(1):
             self.prompt.focus()
 
+    def action_on_message(self, deed: str) -> None:
+        """Do something to the marked message, else to the last one: for the palette, which has no cursor."""
+        if self.log_view.marked is None and not self.log_view.move_mark(-1):
+            self.say("There is no message yet.")
+        else:
+            self.log_view.action_ask(deed)
+
     @on(ChatLog.Marked)
     def _marked(self, event: ChatLog.Marked) -> None:
         self._chat_screen.query_one(Hints).for_message(event.message is not None)

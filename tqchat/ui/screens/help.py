@@ -1,4 +1,4 @@
-"""All keys, from the bindings that are really in force."""
+"""All keys, from the bindings that are really in force, and all slash commands."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from tqchat.ui.keymap import ACTIONS, GROUPS, MESSAGE_ACTIONS, PROMPT_KEYS, key_label
+from tqchat.ui.slash import COMMANDS
 
-WIDTH = 96
+WIDTH = 104
 """Screen width from which on the explanations fit beside the keys."""
 
 
@@ -56,6 +57,8 @@ class Help(ModalScreen[None]):
                 if action.group == group and action.name in self._keys:
                     keys = " ".join(key_label(key) for key in self._keys[action.name])
                     rows.append((keys, action.title, action.help))
+        rows.append(("Commands, written as a message", "", ""))
+        rows += [(f"/{one.name} {one.argument}".rstrip(), _sentence(one.help), "") for one in COMMANDS]
         lines: list[Content] = []
         for keys, title, text in rows:
             if not title:
@@ -64,8 +67,12 @@ class Help(ModalScreen[None]):
                 )
                 continue
             lines.append(
-                Content.assemble((f"  {keys:<20}", "$accent"), (f"{title:<20} ", ""), (text, "$quiet"))
+                Content.assemble((f"  {keys:<20} ", "$accent"), (f"{title:<22} ", ""), (text, "$quiet"))
                 if text and explained
-                else Content.assemble((f"  {keys:<20}", "$accent"), (title, ""))
+                else Content.assemble((f"  {keys:<20} ", "$accent"), (title, ""))
             )
         return Content("\n").join(lines)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}"

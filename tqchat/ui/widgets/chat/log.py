@@ -190,6 +190,8 @@ class ChatLog(VerticalScroll):
     def move_mark(self, step: int) -> bool:
         """Go over the messages, from the last upwards; whether the cursor stands on one then."""
         views = [view for view in self._views if view.message is not None]
+        if not views:
+            return False
         if self._marked in views:
             there = views.index(self._marked) + step
             if there < 0 and self._older:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 from textual.content import Content
+from textual.events import Click
 from textual.widgets import Static
 
 from tqchat.engine.events import PrefillProgress
@@ -11,7 +12,7 @@ from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_in_force
+from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_bound
 from tqchat.ui.transcript import UNTITLED
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
@@ -48,6 +49,9 @@ class _Line(Static):
             self.update(_ends(self._left, self._right, self.size.width))
 
 
+SEPARATOR = " · "
+
+
 class TopBar(_Line):
     """The conversation's title; the model and the scheme."""
 
@@ -60,8 +64,17 @@ class TopBar(_Line):
         model = one_line(chat.model.name) if chat.model else "no model"
         self.put(
             Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold")),
-            Content.assemble((model, ""), (" · ", "$quiet"), (chat.scheme_label, "$accent")),
+            Content.assemble((model, ""), (SEPARATOR, "$quiet"), (chat.scheme_label, "$accent")),
         )
+
+    async def on_click(self, event: Click) -> None:
+        """The model and the scheme open their pickers."""
+        model, _, scheme = self._right.plain.partition(SEPARATOR)
+        from_right = self.size.width - event.get_content_offset_capture(self).x
+        if from_right <= len(scheme):
+            await self.run_action("app.scheme")
+        elif len(scheme) < from_right <= cell_len(model) + len(SEPARATOR) + len(scheme):
+            await self.run_action("app.model")
 
 
 class StatusLine(_Line):
@@ -152,6 +165,8 @@ class Hints(Static):
     def __init__(self) -> None:
         super().__init__("", id="hints", markup=False)
         self._of_message = False
+        self._deeds: list[tuple[int, str]] = []
+        """Where the room of each hint ends, and the action that a click there does."""
 
     def for_message(self, marked: bool) -> None:
         """The cursor stands on a message, or on none: other keys matter."""
@@ -162,22 +177,34 @@ class Hints(Static):
     def on_resize(self) -> None:
         """As many as the new width holds, the most important first; shown in one order."""
         width = self.size.width
-        bound = keys_in_force(self.screen)
+        bound = keys_bound(getattr(self.app, "rebound", {}))
         if self._of_message:
             ranked = [action for action in MESSAGE_ACTIONS if action.hint]
         else:
             hinted = (action for action in ACTIONS if action.rank and action.name in bound)
             ranked = sorted(hinted, key=lambda action: action.rank)
-        shown: list[tuple[str, str]] = []
+        shown: list[tuple[str, str, str]] = []
         for action in ranked:
-            hint = (key_label(bound[action.name][0]), action.hint)
-            if sum(cell_len(key) + cell_len(word) + 4 for key, word in [*shown, hint]) - 3 > width:
+            deed = f"on_message('{action.name}')" if self._of_message else action.name
+            hint = (key_label(bound[action.name][0]), action.hint, deed)
+            if sum(cell_len(key) + cell_len(word) + 4 for key, word, _ in [*shown, hint]) - 3 > width:
                 break
             shown.append(hint)
+        self._deeds, end = [], 0
+        for key, word, deed in shown:
+            end += cell_len(key) + cell_len(word) + 4
+            self._deeds.append((end, deed))
         pieces: list[Content] = [
-            Content.assemble((key, "$accent"), (f" {word}", "$quiet")) for key, word in shown
+            Content.assemble((key, "$accent"), (f" {word}", "$quiet")) for key, word, _ in shown
         ]
         self.update(Content("   ").join(pieces))
+
+    async def on_click(self, event: Click) -> None:
+        """A hint does what it says."""
+        x = event.get_content_offset_capture(self).x
+        deed = next((deed for end, deed in self._deeds if x < end), None)
+        if deed is not None:
+            await self.run_action(f"app.{deed}")
 
 
 class NoticeLine(Static):
