@@ -190,3 +190,51 @@ def test_without_routing_a_packed_cache_is_only_slower() -> None:
     finally:
         routing.install()
     assert mx.allclose(routed, plain, atol=1e-4)
+
+
+def test_the_first_token_behind_a_prompt_sees_it_raw_and_waits_for_no_packing() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(301)
+    raw, packed = (make_prompt_cache(model, name) for name in ("fp16", "turbo2"))
+    first = [logits(model, cache, tokens[:, :300], 299)[:, -1] for cache in (raw, packed)]
+    assert mx.array_equal(*first)
+    assert packed[0].packed_tokens > 200
+    second = [logits(model, cache, tokens[:, 300:]) for cache in (raw, packed)]
+    assert not mx.allclose(*second, atol=1e-3)
+
+
+def test_what_was_there_before_packing_goes_with_what_was_fetched() -> None:
+    cache = SchemeCache(parse_scheme("turbo4"))
+    keys, values = mx.random.normal((2, 1, 2, 300, 64))
+    cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
+    fetched = cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
+    queries = mx.random.normal((1, 2, 1, 64))
+    expected = mx.fast.scaled_dot_product_attention(queries, *fetched, scale=0.1)
+    assert mx.allclose(cache.attend(queries, 0.1, None), expected, atol=1e-5)
+    assert not cache.can_attend(queries, *fetched), "nothing in it was packed"
+    del fetched
+    rounded = [side.fetch(mx.float32) for side in cache.sides]
+    expected = mx.fast.scaled_dot_product_attention(queries, *rounded, scale=0.1)
+    assert mx.allclose(cache.attend(queries, 0.1, None), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, worst", [("affine8", 0.02), ("turbo0v4", 0.1), ("turbo4", 0.15), ("turbo3v2", 0.4)]
+)
+def test_a_prompt_is_packed_chunk_by_chunk_on_request(name: str, worst: float) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(600)
+    cache = make_prompt_cache(model, name)
+    for layer in cache:
+        layer.packs_prompts = True
+    plain = make_prompt_cache(model, "fp16")
+    held = []
+    for start in range(0, 600, 150):
+        chunk = tokens[:, start : start + 150]
+        output, expected = model(chunk, cache=cache), model(chunk, cache=plain)
+        held.append(cache[0].packed_tokens)
+        recent = cache[0].value_side.recent.length
+        assert recent < cache[0].scheme.tail + 16
+        error = mx.abs(output - expected).mean() / mx.abs(expected).mean()
+        assert error.item() < worst
+    assert held == sorted(held) and held[0] > 0
+    assert ("balance" in cache[0].key_side.format.fitted) is (name in ("turbo4", "turbo3v2"))
+    assert cache[0].offset == 600

@@ -132,10 +132,9 @@ def test_logits_stay_close_to_the_raw_windows_long_after_it_is_full(
     raw = logits(model, make_raw(model), tokens, 200, 100)[:, 300:]
     cache = make_prompt_cache(model, short(name))
     packed = logits(model, cache, tokens, 200, 100)[:, 300:]
-    early, late = (
-        mx.sqrt((raw - packed)[:, part].square().mean() / raw[:, part].square().mean()).item()
-        for part in (slice(0, 50), slice(50, 100))
-    )
+    # The median token: a hair's difference may send a token of gpt-oss to another expert.
+    errors = mx.sqrt((raw - packed).square().mean(axis=-1) / raw.square().mean(axis=-1))[0]
+    early, late = (mx.median(errors[part]).item() for part in (slice(0, 50), slice(50, 100)))
     assert 0 < early < worst and 0 < late < worst
     assert any(layer.kind == "sliding" and layer.compressed for layer in memory_report(cache).layers)
 

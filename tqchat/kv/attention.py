@@ -6,6 +6,12 @@ import mlx.core as mx
 
 from tqchat.kv.storage import Side
 
+BLOCK_BYTES = 8 << 20
+"""What the scores, or the decoded vectors, of one go may take. Longer histories are attended to in blocks."""
+
+LEAST_BLOCK = 64
+_LOWEST = -1e30
+
 
 def attention(
     queries: mx.array,
@@ -30,28 +36,73 @@ def attention(
     """
     batch, query_heads, rows, _ = queries.shape
     heads = keys.shape[1]
-    groups = query_heads // heads
-    scaled = (queries.astype(mx.float32) * scale).reshape(batch, heads, groups * rows, -1)
-    scores = keys.scores(scaled).reshape(batch, query_heads, rows, -1)
-    scores = _masked(scores, mask)
+    scaled = (queries.astype(mx.float32) * scale).reshape(batch, heads, query_heads // heads * rows, -1)
     if sinks is not None:
-        column = mx.broadcast_to(sinks.astype(mx.float32).reshape(1, -1, 1, 1), (batch, query_heads, rows, 1))
-        scores = mx.concatenate([column, scores], axis=-1)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    if sinks is not None:
-        weights = weights[..., 1:]
-    output = values.combine(weights.reshape(batch, heads, groups * rows, -1))
+        sinks = mx.broadcast_to(sinks.astype(mx.float32).reshape(1, -1, 1, 1), (batch, query_heads, rows, 1))
+    widest = 4 * batch * max(query_heads * rows, heads * max(keys.head_dim, values.head_dim))
+    block = max(LEAST_BLOCK, BLOCK_BYTES // widest)
+    if keys.length <= block:
+        output = _at_once(scaled, rows, keys, values, mask, sinks)
+    else:
+        output = _blockwise(scaled, rows, keys, values, mask, sinks, block)
     return output.reshape(batch, query_heads, rows, -1).astype(queries.dtype)
 
 
-def _masked(scores: mx.array, mask: mx.array | str | None) -> mx.array:
+def _at_once(
+    scaled: mx.array, rows: int, keys: Side, values: Side, mask: mx.array | str | None, sinks: mx.array | None
+) -> mx.array:
+    batch, heads, count, _ = scaled.shape
+    scores = keys.scores(scaled).reshape(batch, -1, rows, keys.length)
+    scores = _masked(scores, mask, 0, keys.length)
+    if sinks is not None:
+        scores = mx.concatenate([sinks, scores], axis=-1)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    if sinks is not None:
+        weights = weights[..., 1:]
+    return values.combine(weights.reshape(batch, heads, count, -1))
+
+
+def _blockwise(
+    scaled: mx.array,
+    rows: int,
+    keys: Side,
+    values: Side,
+    mask: mx.array | str | None,
+    sinks: mx.array | None,
+    block: int,
+) -> mx.array:
+    """The same, ``block`` tokens at a time: a running softmax, rescaled whenever a higher score is met."""
+    batch, heads, count, _ = scaled.shape
+    top = (
+        mx.full((batch, heads, count, 1), _LOWEST) if sinks is None else sinks.reshape(batch, heads, count, 1)
+    )
+    total = mx.zeros_like(top) if sinks is None else mx.ones_like(top)
+    output = mx.zeros((batch, heads, count, values.head_dim))
+    end = 0
+    for form, part in values.pieces(longest=block):
+        start, end = end, end + part[0].shape[2]
+        scores = keys.scores(scaled, start, end).reshape(batch, -1, rows, end - start)
+        scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, count, -1)
+        higher = mx.maximum(top, scores.max(axis=-1, keepdims=True))
+        weights = mx.exp(scores - higher)
+        fade = mx.exp(top - higher)
+        total = total * fade + weights.sum(axis=-1, keepdims=True)
+        output = output * fade + form.combine(weights, part)
+        top = higher
+    return output / total
+
+
+def _masked(scores: mx.array, mask: mx.array | str | None, start: int, tokens: int) -> mx.array:
+    """Scores of the tokens from ``start`` on, of ``tokens`` in all, under a mask for all of them."""
     if mask is None:
         return scores
-    rows, tokens = scores.shape[-2:]
+    rows, count = scores.shape[-2:]
     if isinstance(mask, str):
-        if rows == 1:
+        if start + count <= tokens - rows + 1:
             return scores
-        mask = mx.arange(tokens - rows, tokens)[:, None] >= mx.arange(tokens)[None]
+        mask = mx.arange(tokens - rows, tokens)[:, None] >= mx.arange(start, start + count)[None]
+    elif mask.shape[-1] == tokens:
+        mask = mask[..., start : start + count]
     if mask.dtype == mx.bool_:
         return mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
     return scores + mask.astype(mx.float32)

@@ -14,7 +14,7 @@ from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage import Side
 
 FEW_ROWS = 16
-"""Query tokens up to which attention works from packed storage; more use MLX's fused one, decoding once."""
+"""Query tokens of a step of decoding, draft tokens among them: more are a prompt."""
 
 _RAW_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -23,12 +23,23 @@ def _dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
+def _most_rows() -> int:
+    """Query tokens up to which attention works from packed storage.
+
+    For more, a GPU decodes a layer's history once and uses MLX's fused attention. On a CPU that is not fused.
+    """
+    return 1 << 30 if mx.default_device() == mx.cpu else FEW_ROWS
+
+
 class SchemeCache:
     """Keys and values of one layer under a ``Scheme``; speaks the protocol of mlx-lm's ``KVCache``.
 
-    A prompt's tokens stay raw while it is read. Packing starts with decoding: each single-token step encodes
-    whatever has left the tail. What ``update_and_fetch`` returns is always right to attend over; for packed
-    tokens it is a lazy decoding that costs nothing when ``attend`` is used instead.
+    A prompt's tokens stay raw while it is read, unless ``packs_prompts`` is set: then each chunk is packed
+    once it has been attended to. Otherwise packing starts with decoding: each single-token step encodes
+    whatever has left the tail. Its own attention still goes over the tokens as they were, so that nothing
+    waits for the encoding: it is computed with the next step. What ``update_and_fetch`` returns is always
+    right to attend over; for packed tokens it is a lazy decoding that costs nothing when ``attend`` is used
+    instead.
 
     Args:
         scheme: How to store what leaves the tail.
@@ -44,6 +55,9 @@ class SchemeCache:
         self.value_side = Side(scheme, "value")
         self.query_energy: mx.array | None = None
         self.queries_seen = 0
+        self.packs_prompts = False
+        self._reading = False
+        self._before: tuple[Side, Side] | None = None
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
 
@@ -65,12 +79,17 @@ class SchemeCache:
         """
         if not keys.shape[2]:
             return self.keys_and_values() if self.key_side.length else (keys, values)
+        self._before = None
+        self._reading = self.packs_prompts and keys.shape[2] > 1
         for side, x in zip(self.sides, (keys, values), strict=True):
             side.append(x if self.dtype is None else x.astype(self.dtype))
         self.offset += keys.shape[2]
-        if keys.shape[2] == 1:
-            self.pack_due()
         self._dtypes = keys.dtype, values.dtype
+        if keys.shape[2] > 1 or not any(side.is_due for side in self.sides):
+            return self.keys_and_values()
+        before = self.key_side.snapshot(), self.value_side.snapshot()
+        self.pack_due()
+        self._before = before
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
@@ -79,15 +98,22 @@ class SchemeCache:
         Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
         """
         key_dtype, value_dtype = self._dtypes or (self.key_side.dtype, self.value_side.dtype)
-        fetched = self.key_side.fetch(key_dtype), self.value_side.fetch(value_dtype)
+        keys, values = self._before or self.sides
+        fetched = keys.fetch(key_dtype), values.fetch(value_dtype)
         # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
-        self._fetched = weakref.ref(fetched[0]), weakref.ref(fetched[1])
+        self._fetched = weakref.ref(fetched[0], self._let_go), weakref.ref(fetched[1])
         return fetched
+
+    def _let_go(self, dead: weakref.ref[mx.array]) -> None:
+        """Nobody can attend any more to what was fetched, so what it came from may go as well."""
+        if self._fetched is not None and self._fetched[0] is dead:
+            self._before = None
 
     def take_over(self, old: SchemeCache) -> None:
         """Hold what another cache holds, decoded where this one's scheme stores it differently."""
         self.offset, self._dtypes = old.offset, old._dtypes
         self.query_energy, self.queries_seen = old.query_energy, old.queries_seen
+        self.packs_prompts = old.packs_prompts
         same_parts = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
         for target, source in zip(self.sides, old.sides, strict=True):
             if same_parts and source.spec == target.spec:
@@ -97,6 +123,7 @@ class SchemeCache:
 
     def pack_due(self) -> None:
         """Encode what has left the tail, on both sides."""
+        self._before = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         self.key_side.pack_due(energy)
         self.value_side.pack_due()
@@ -127,13 +154,22 @@ class SchemeCache:
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
-        return self.packed_tokens > 0 and queries.shape[2] <= FEW_ROWS and self.fetched(keys, values)
+        packed = any(side.packed.length for side in self._before or self.sides)
+        return packed and queries.shape[2] <= _most_rows() and self.fetched(keys, values)
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
         """Attention straight from packed storage; see ``attention``."""
-        return attention(queries, self.key_side, self.value_side, scale, mask, sinks)
+        keys, values = self._before or self.sides
+        return attention(queries, keys, values, scale, mask, sinks)
+
+    def attended(self) -> None:
+        """Note that the tokens fetched last have been attended to: a prompt's may now be packed."""
+        self._before = None
+        if self._reading:
+            self._reading = False
+            self.pack_due()
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
@@ -153,7 +189,7 @@ class SchemeCache:
         for side in self.sides:
             side.trim(n)
         self.offset -= n
-        self._fetched = None
+        self._fetched = self._before = None
         return n
 
     def size(self) -> int:

@@ -271,7 +271,6 @@ class TurboFormat(_Folding):
             energy = mx.where(sound, x - mean, 0).square().sum(axis=2, keepdims=True) / count
             # Without a query seen, queries are taken to be as the keys: every channel keeps its scale.
             balance = _balance(energy if query_energy is None else query_energy, energy)
-        mx.eval([array for array in (mean, balance) if array is not None])
         return replace(self, mean=mean, balance=balance)
 
     def encode(self, x: mx.array) -> Block:

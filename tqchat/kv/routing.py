@@ -33,12 +33,15 @@ def routed_attention(
     """mlx-lm's ``scaled_dot_product_attention``, handed to the cache if it packs and the model left what
     it fetched untouched.
     """
-    if isinstance(cache, SchemeCache):
-        if cache.can_attend(queries, keys, values):
-            return cache.attend(queries, scale, mask, sinks)
-        if cache.fetched(keys, values):
-            cache.observe(queries)
-    return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+    if not (isinstance(cache, SchemeCache) and cache.fetched(keys, values)):
+        return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+    if cache.can_attend(queries, keys, values):
+        output = cache.attend(queries, scale, mask, sinks)
+    else:
+        cache.observe(queries)
+        output = _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+    cache.attended()
+    return output
 
 
 def _model_files() -> Iterator[ModuleType]:

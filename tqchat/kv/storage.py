@@ -4,7 +4,9 @@ from it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import copy
+from collections.abc import Iterator
+from typing import Any, Literal, Self
 
 import mlx.core as mx
 
@@ -15,7 +17,11 @@ GROWTH = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
 
 PACK_AT_ONCE = 2048
-"""Tokens encoded in one go at most, so that a long prompt's temporaries stay small."""
+"""Tokens encoded, or decoded, in one go at most, so that a long prompt's temporaries stay small."""
+
+
+Piece = tuple[Format, Block]
+"""Encoded tokens and the format that reads them."""
 
 
 class TokenStore:
@@ -64,6 +70,12 @@ class TokenStore:
     def view(self) -> Block:
         """The tokens held, as slices of their own: appending later does not change them."""
         return tuple(array[:, :, self.start : self.start + self.length] for array in self.arrays)
+
+    def snapshot(self) -> Self:
+        """The tokens held, in a store of their own that nothing done to this one reaches."""
+        twin = copy.copy(self)
+        twin.arrays, twin.start = self.view(), 0
+        return twin
 
     def take_front(self, count: int) -> Block:
         """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
@@ -144,10 +156,28 @@ class Side:
                 return int(store.arrays[0].shape[0]), int(store.arrays[0].shape[1])
         return 0, 0
 
-    def _parts(self) -> list[tuple[Format, Block]]:
+    def snapshot(self) -> Self:
+        """The side as it is now: what is appended, packed and trimmed later does not change it."""
+        twin = copy.copy(self)
+        twin.sinks, twin.packed, twin.recent = (store.snapshot() for store in self.stores.values())
+        return twin
+
+    def pieces(self, start: int = 0, end: int | None = None, longest: int | None = None) -> Iterator[Piece]:
+        """The tokens ``[start, end)`` as encoded blocks in token order, none longer than ``longest``."""
+        end = self.length if end is None else end
         raw = RawFormat()
-        parts = [(raw, self.sinks), (self.format, self.packed), (raw, self.recent)]
-        return [(form, store.view()) for form, store in parts if store.length]
+        offset = 0
+        for form, store in ((raw, self.sinks), (self.format, self.packed), (raw, self.recent)):
+            low, high = max(start - offset, 0), min(end - offset, store.length)
+            offset += store.length
+            if low >= high:
+                continue
+            block = store.view()
+            step = longest or high - low
+            for first in range(low, high, step):
+                last = min(first + step, high)
+                whole = first == 0 and last == store.length
+                yield form, block if whole else tuple(array[:, :, first:last] for array in block)
 
     def append(self, x: mx.array) -> None:
         """Add vectors ``[batch, heads, tokens, head_dim]`` of the storage's dtype."""
@@ -162,12 +192,22 @@ class Side:
         if not self.spec.pays(head_dim):
             self.spec = RAW
 
+    @property
+    def is_due(self) -> bool:
+        """Whether ``pack_due`` would encode anything."""
+        return self._due[1] > 0
+
+    @property
+    def _due(self) -> tuple[int, int]:
+        """How many tokens are to become sinks, and how many behind them are to be packed."""
+        if self.spec.kind == "raw":
+            return 0, 0
+        wanted = self.scheme.sinks if not self.sinks.length else 0
+        return wanted, self.scheme.packable(self.recent.length - wanted)
+
     def pack_due(self, query_energy: mx.array | None = None) -> None:
         """Encode the tokens that have left the tail, fitting the format to them before the first."""
-        if self.spec.kind == "raw":
-            return
-        wanted = self.scheme.sinks if not self.sinks.length else 0
-        count = self.scheme.packable(self.recent.length - wanted)
+        wanted, count = self._due
         if not count:
             return
         if wanted:
@@ -211,14 +251,14 @@ class Side:
 
     def fetch(self, dtype: mx.Dtype) -> mx.array:
         """All vectors decoded, ``[batch, heads, tokens, head_dim]``; lazy, so free unless it is used."""
-        parts = self._parts()
+        parts = list(self.pieces(longest=PACK_AT_ONCE if self.packed.length else None))
         if len(parts) == 1 and isinstance(parts[0][0], RawFormat):
             return parts[0][1][0].astype(dtype)
         return mx.concatenate([form.decode(block).astype(dtype) for form, block in parts], axis=2)
 
-    def scores(self, queries: mx.array) -> mx.array:
-        """Dot products with all keys: float32 ``[batch, heads, rows, tokens]``."""
-        parts = [form.scores(queries, block) for form, block in self._parts()]
+    def scores(self, queries: mx.array, start: int = 0, end: int | None = None) -> mx.array:
+        """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""
+        parts = [form.scores(queries, block) for form, block in self.pieces(start, end)]
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
 
     def combine(self, weights: mx.array) -> mx.array:
@@ -227,7 +267,7 @@ class Side:
         """
         total: mx.array | None = None
         start = 0
-        for form, block in self._parts():
+        for form, block in self.pieces():
             end = start + block[0].shape[2]
             part = form.combine(weights[..., start:end], block)
             total = part if total is None else total + part
