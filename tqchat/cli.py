@@ -107,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("file", metavar="FILE", help="the file; - is standard input")
     commands.add_parser("locate", help="print where everything is kept")
     commands.add_parser("doctor", help="say what was found on this machine and what would make it faster")
+    serve = commands.add_parser("serve", help="the app in a browser, on this machine", allow_abbrev=False)
+    serve.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
+    serve.add_argument("--port", type=int, default=8043, help="8043 by default")
     _add_cache(commands)
     lab.add_parser(commands)
     return parser
@@ -165,6 +168,12 @@ def _dispatch(options: argparse.Namespace) -> int:
             from tqchat.commands import doctor
 
             return doctor.main()
+        case "serve":
+            from tqchat.commands import serve
+
+            return serve.main(
+                host=options.host, port=options.port, model=options.model, scheme=options.scheme
+            )
         case "cache":
             from tqchat.commands import cache
 

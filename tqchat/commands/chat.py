@@ -30,11 +30,10 @@ def main(*, model: str | None, scheme: str | None) -> int:
     """
     if scheme is not None:
         scheme = scheme_setting(scheme)
-    # Textual reads standard input and draws on standard error.
+    # Textual reads standard input and draws on standard error; served to a browser it uses pipes instead.
     streams = (sys.stdin, sys.stdout, sys.stderr)
-    if os.environ.get("TERM") == "dumb" or not all(
-        stream is not None and stream.isatty() for stream in streams
-    ):
+    drawn = all(stream is not None and stream.isatty() for stream in streams)
+    if not os.environ.get("TEXTUAL_DRIVER") and (os.environ.get("TERM") == "dumb" or not drawn):
         raise NoTerminal
     places = paths.locate()
     wishes = settings.configured(places)

@@ -181,6 +181,7 @@ class Turns(ChatState):
 
     def _done(self, event: events.Done) -> None:
         reply, self.reply = self.reply, None
+        self.caches.returned.pop(event.conversation_id, None)
         self.caches.count(event.conversation_id, event.report)
         self.speed = event.decode_tokens_per_second or None
         if event.counts.prefilled >= TELLING_TOKENS:

@@ -1,0 +1,105 @@
+"""``tqchat serve``: the app in a browser, and nobody else's browser."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import ClientSession, CookieJar, WSMsgType, WSServerHandshakeError
+from aiohttp.test_utils import TestServer
+
+from tqchat.commands import serve
+
+KEY = "the-key"
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    guarded = serve.server(shlex.join([sys.executable, "-m", "tqchat"]), key=KEY)
+    running = TestServer(await guarded._make_app(), host="127.0.0.1")
+    await running.start_server()
+    guarded.public_url = f"http://127.0.0.1:{running.port}"
+    yield guarded.public_url
+    await running.close()
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[ClientSession]:
+    async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
+        yield session
+
+
+async def test_without_the_key_nothing_is_shown(url: str, browser: ClientSession) -> None:
+    for path in ("/", "/?key=wrong", "/ws", "/static/css/xterm.css"):
+        async with browser.get(url + path) as answer:
+            assert answer.status == 403, path
+
+
+async def test_with_the_key_the_page_comes_and_may_fetch_from_here_alone(
+    url: str, browser: ClientSession
+) -> None:
+    async with browser.get(f"{url}/?key={KEY}") as answer:
+        assert answer.status == 200 and str(answer.url) == f"{url}/", "the key does not stay in the address"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert "tqchat" in await answer.text()
+
+
+async def test_another_site_or_another_name_for_this_host_is_turned_away(
+    url: str, browser: ClientSession
+) -> None:
+    async with browser.get(f"{url}/?key={KEY}", headers={"Host": "evil.example"}) as answer:
+        assert answer.status == 403
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    with pytest.raises(WSServerHandshakeError):
+        await browser.ws_connect(f"{url}/ws", headers={"Origin": "http://evil.example"})
+
+
+@pytest.mark.slow
+# asyncio's own complaint that the app's process ends after the test's loop.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_the_app_runs_in_the_page(url: str, browser: ClientSession) -> None:
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    async with browser.ws_connect(f"{url}/ws?width=100&height=30", headers={"Origin": url}) as page:
+        shown = b""
+        async for message in page:
+            if message.type == WSMsgType.BINARY:
+                shown += message.data
+            if b"begin" in shown:
+                break
+        assert b"begin" in shown
+        await page.send_str(json.dumps(["stdin", "\x11"]))
+        async for _ in page:
+            pass  # until the app has saved and left
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
+)
+def test_what_reaches_only_this_machine(host: str, only_here: bool) -> None:
+    assert serve.is_loopback(host) is only_here
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_every_address_at_once_is_refused(host: str) -> None:
+    with pytest.raises(serve.CannotServe, match="name the one address"):
+        serve.main(host=host, port=8043, model=None, scheme=None)
+
+
+@pytest.mark.parametrize("port", [0, 65_536, -1])
+def test_a_port_that_cannot_be_is_a_sentence(port: int) -> None:
+    with pytest.raises(serve.CannotServe, match="from 1 to 65535"):
+        serve.main(host="127.0.0.1", port=port, model=None, scheme=None)
+
+
+def test_a_taken_address_is_a_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(serve.CannotServe, match="cannot be listened on"):
+            serve.main(host="127.0.0.1", port=taken.getsockname()[1], model=None, scheme=None)

@@ -1,0 +1,107 @@
+"""A real pseudo-terminal with the real program in it, and what a person would see there."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pyte
+
+DEADLINE = 120.0
+KEYS = {
+    "enter": "\r",
+    "escape": "\x1b",
+    "up": "\x1b[A",
+    "down": "\x1b[B",
+    "home": "\x1b[H",
+    "f1": "\x1bOP",
+    "f3": "\x1bOR",
+    "f9": "\x1b[20~",
+    **{f"ctrl+{letter}": chr(ord(letter) - 96) for letter in "cdfgknopqrsvx"},
+}
+_UNKNOWN = re.compile(rb"\x1b\[[<>=?][0-9;]*(?:\$p|[umcq])|\x1b\[[0-9;]* q")
+"""Questions about the terminal and keyboard modes, which the emulator would print."""
+
+
+class Terminal:
+    """``tqchat`` in a terminal of ``columns`` by ``rows``; leaving the block ends it if it still runs."""
+
+    def __init__(self, *arguments: str, columns: int = 120, rows: int = 40, **environment: str) -> None:
+        self._screen = pyte.Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        self._held = b""
+        self.raw = b""
+        env = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
+        self.process = pexpect.spawn(
+            sys.executable,
+            ["-m", "tqchat", *arguments],
+            dimensions=(rows, columns),
+            env=env,
+            timeout=None,
+            cwd=str(Path(__file__).parents[2]),
+        )
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.close(force=True)
+
+    def text(self) -> str:
+        return "\n".join(self._screen.display)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            self.process.send(KEYS.get(key, key))
+
+    def write(self, text: str) -> None:
+        """A message, sent."""
+        self.process.send(text)
+        self.sees(text[-30:])
+        self.press("enter")
+
+    def until(self, happened: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not happened():
+            assert time.monotonic() < deadline, f"did not happen; the terminal shows:\n{self.text()}"
+            self._read()
+
+    def sees(self, *texts: str) -> None:
+        self.until(lambda: all(text in self.text() for text in texts))
+
+    def sees_no(self, text: str) -> None:
+        self.until(lambda: text not in self.text())
+
+    def ends(self) -> int:
+        """Read until the program has left; its exit code."""
+        self.until(lambda: not self.process.isalive())
+        self.process.close()
+        assert self.process.exitstatus is not None, f"ended by signal {self.process.signalstatus}"
+        return int(self.process.exitstatus)
+
+    def resize(self, columns: int, rows: int) -> None:
+        self._screen.resize(rows, columns)
+        self.process.setwinsize(rows, columns)
+
+    def _read(self) -> None:
+        try:
+            piece = self.process.read_nonblocking(65_536, timeout=0.1)
+        except pexpect.TIMEOUT:
+            return
+        except pexpect.EOF:
+            time.sleep(0.05)
+            return
+        self.raw += piece
+        data = self._held + piece
+        cut = data.rfind(b"\x1b")
+        # A sequence that is cut in two waits for its other half.
+        if cut >= 0 and len(data) - cut < 24 and not re.search(rb"\x1b[^A-Za-z]*[A-Za-z]", data[cut:]):
+            data, self._held = data[:cut], data[cut:]
+        else:
+            self._held = b""
+        self._stream.feed(_UNKNOWN.sub(b"", data))

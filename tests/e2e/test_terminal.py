@@ -1,0 +1,89 @@
+"""The main job with the real starter model in a real terminal: chat, switch, quit, come back."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.e2e.terminal import Terminal
+from tqchat.paths import Paths
+from tqchat.store.database import Database
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = "temperature = 0.0\nmax_tokens = 160\n"
+RESTORED = re.compile(r"Restored ([\d,]+) tokens, nothing re-read\.")
+
+
+@pytest.fixture(autouse=True)
+def settings(paths: Paths) -> None:
+    paths.config_file.write_text(SETTINGS)
+
+
+def said(paths: Paths) -> list[tuple[str, str]]:
+    with Database(paths.database) as database:
+        (conversation,) = database.conversations()
+        return [(message.role, message.content) for message in database.messages(conversation.id)]
+
+
+def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
+    with Terminal() as terminal:
+        terminal.sees("Ask something", "starter", "F1 help")
+        terminal.write("Tell me a story about a fox.")
+        terminal.sees("tok/s", "8 of 8 packed", "on disk")
+        terminal.press("ctrl+k")
+        terminal.sees("Scheme for this conversation", "in force")
+        terminal.press("down", "enter")
+        terminal.sees("Converted", "from turbo0v4 to turbo0v3")
+        terminal.write("And then?")
+        terminal.until(lambda: len(said(paths)) == 4)
+        terminal.sees("Ready.")
+        terminal.press("ctrl+q")
+        assert terminal.ends() == 0
+    before = said(paths)
+    assert all(content.strip() for _, content in before)
+
+    with Terminal() as terminal:
+        terminal.until(lambda: RESTORED.search(terminal.text()))
+        terminal.sees("And then?", "turbo0v3")
+        terminal.write("The end?")
+        terminal.until(lambda: len(said(paths)) == 6)
+        terminal.sees("Ready.")
+        terminal.press("ctrl+q")
+        assert terminal.ends() == 0
+    assert said(paths)[:4] == before
+
+
+def test_leaving_gives_the_terminal_back_as_it_was() -> None:
+    with Terminal() as terminal:
+        terminal.sees("F1 help")
+        terminal.press("ctrl+q")
+        assert terminal.ends() == 0
+    entered, left = (terminal.raw.rfind(f"\x1b[?1049{how}".encode()) for how in "hl")
+    assert 0 <= entered < left, "the alternate screen is left"
+    assert terminal.raw.rfind(b"\x1b[?25l") < terminal.raw.rfind(b"\x1b[?25h"), "the cursor is back"
+    assert terminal.raw.rfind(b"\x1b[?1000h") < terminal.raw.rfind(b"\x1b[?1000l"), "the mouse is let go"
+
+
+def test_a_narrow_terminal_grows_and_shrinks_in_the_middle_of_things() -> None:
+    with Terminal(columns=60, rows=20) as terminal:
+        terminal.sees("Ask something")
+        assert "KV cache" not in terminal.text()
+        terminal.resize(200, 50)
+        terminal.sees("KV cache", "Conversations")
+        terminal.resize(60, 20)
+        terminal.sees_no("KV cache")
+        terminal.press("f1")
+        terminal.sees("Writing")
+        terminal.press("escape", "ctrl+q")
+        assert terminal.ends() == 0
+
+
+def test_without_colour_no_colour_is_sent() -> None:
+    with Terminal(NO_COLOR="1") as terminal:
+        terminal.sees("Ask something", "F1 help")
+        terminal.press("ctrl+q")
+        assert terminal.ends() == 0
+    for red, green, blue in re.findall(rb"\x1b\[[\d;]*?[34]8;2;(\d+);(\d+);(\d+)", terminal.raw):
+        assert red == green == blue

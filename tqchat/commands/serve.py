@@ -1,0 +1,143 @@
+"""``tqchat serve``: the same app in a browser, for the person at this machine alone."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import secrets
+import shlex
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+from tqchat.errors import TqchatError
+from tqchat.kv.scheme import scheme_setting
+
+LOOPBACK = "127.0.0.1"
+PORT = 8043
+COOKIE = "tqchat_key"
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self' 'unsafe-inline'",
+        "style-src 'self' 'unsafe-inline'",
+        "font-src 'self' data:",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""What the page may fetch: its own files. Nothing tells another server that it is open."""
+
+
+class ServeMissing(TqchatError):
+    """The extra that serving needs is not installed."""
+
+    exit_code = 2
+
+    def __init__(self) -> None:
+        super().__init__("Serving needs textual-serve: install it with `pip install 'tqchat[serve]'`.")
+
+
+class CannotServe(TqchatError):
+    """The address cannot be listened on."""
+
+
+def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
+    """Serve until Ctrl+C.
+
+    Raises:
+        ServeMissing: if textual-serve is not installed.
+        CannotServe: if the address is taken or not this machine's.
+    """
+    if not 0 < port < 65_536:
+        raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
+    if host in ("0.0.0.0", "::"):
+        raise CannotServe(f"--host is {host}: name the one address that browsers will ask for.")
+    command = [sys.executable, "-m", "tqchat"]
+    if model is not None:
+        command += ["--model", model]
+    if scheme is not None:
+        command += ["--scheme", scheme_setting(scheme)]
+    served = server(shlex.join(command), host, port)
+    if not is_loopback(host):
+        print(
+            "Whoever has the link and reaches this address can read and write your conversations, and all of "
+            "it travels unencrypted.",
+            file=sys.stderr,
+        )
+    try:
+        served.serve()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CannotServe(f"{host}:{port} cannot be listened on ({reason}); try another --port.") from error
+    return 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None = None) -> Any:
+    """A server that runs ``command`` for every browser tab that comes with the key.
+
+    Other people on this machine, and pages of other sites in the person's own browser, reach loopback as
+    well: the link that is printed has a secret, and what asks for another host is turned away.
+
+    Raises:
+        ServeMissing: if textual-serve is not installed.
+    """
+    try:
+        # By name: type checking must not depend on an extra.
+        web: Any = import_module("aiohttp.web")
+        base: Any = import_module("textual_serve.server").Server
+    except ImportError as error:
+        raise ServeMissing from error
+    secret = key or secrets.token_urlsafe(24)
+
+    class Guarded(base):  # type: ignore[misc]
+        """textual-serve's server with a lock on its door."""
+
+        def initialize_logging(self) -> None:
+            logging.basicConfig(level=logging.WARNING)
+
+        async def on_startup(self, app: Any) -> None:
+            print(f"tqchat is served at {self.public_url}/?key={secret}\nCtrl+C ends it.", flush=True)
+
+        async def _make_app(self) -> Any:
+            app = await super()._make_app()
+
+            async def guard(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+                return await self.admit(request, handler)
+
+            app.middlewares.append(web.middleware(guard))
+            return app
+
+        async def admit(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+            """Let in who has the key and asks for this very address; keep the key as a cookie."""
+            here = urlsplit(self.public_url).netloc
+            origin = request.headers.get("Origin")
+            given = request.query.get("key") or request.cookies.get(COOKIE, "")
+            if request.host != here or (origin is not None and urlsplit(origin).netloc != here):
+                raise web.HTTPForbidden(text=f"This is only served at {self.public_url}.")
+            if not hmac.compare_digest(given.encode(), secret.encode()):
+                raise web.HTTPForbidden(text="Open the link that tqchat serve printed: it has the key.")
+            if request.path == "/" and "key" in request.query:
+                moved = web.HTTPFound("/")
+                moved.set_cookie(COOKIE, secret, httponly=True, samesite="Strict")
+                raise moved
+            response = await handler(request)
+            if not response.prepared:
+                response.headers["Content-Security-Policy"] = POLICY
+                response.headers["Referrer-Policy"] = "no-referrer"
+            return response
+
+    address = f"[{host}]" if ":" in host else host
+    return Guarded(command, host, port, title="tqchat", public_url=f"http://{address}:{port}")
