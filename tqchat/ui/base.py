@@ -10,7 +10,7 @@ from textual.binding import Keymap
 
 from tqchat.errors import TqchatError
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import key_label, keys_in_force
+from tqchat.ui.keymap import namer
 from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
@@ -48,7 +48,7 @@ class ChatApp(App[None]):
 
     def key(self, action: str) -> str:
         """The first key of an action as hints write it."""
-        return key_label(keys_in_force(self._chat_screen).get(action, ["?"])[0])
+        return namer(self)(action)
 
     def _try(self, deed: Callable[..., T], *arguments: object) -> T | None:
         """Do something to the chat; what the database refuses is said, not raised."""

@@ -14,6 +14,7 @@ from tqchat.text import one_line
 from tqchat.ui import slash
 from tqchat.ui.message_actions import MessageActions
 from tqchat.ui.screens.dialog import Ask, Confirm
+from tqchat.ui.widgets.chat.welcome import EXAMPLES
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
@@ -67,6 +68,11 @@ class ConversationActions(MessageActions):
     def _keep_draft(self) -> None:
         edits = self.chat.fork is not None and self.chat.fork.edits is not None
         self._try(self.chat.keep_draft, self._put_aside if edits else self.prompt.whole)
+
+    def action_example(self, index: int) -> None:
+        """Put one of the welcome's examples into the prompt."""
+        self.prompt.put(EXAMPLES[index])
+        self.prompt.focus()
 
     def action_new(self) -> None:
         """Start with an empty page."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -194,6 +194,12 @@ def keys_bound(rebound: Mapping[str, str]) -> dict[str, list[str]]:
             elif left := [key for key in action.keys.split(",") if key not in own]:
                 bound[action.name] = left
     return bound
+
+
+def namer(app: object) -> Callable[[str], str]:
+    """What names an action's first key as hints write it; ``?`` for an action that has none."""
+    rebound: Mapping[str, str] = getattr(app, "rebound", {})
+    return lambda name: key_label(keys_bound(rebound).get(name, ["?"])[0])
 
 
 def checked(keys: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

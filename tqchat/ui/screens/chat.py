@@ -10,7 +10,7 @@ from textual.screen import Screen
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import key_label, keys_in_force
+from tqchat.ui.keymap import namer
 from tqchat.ui.state import Fork, Reply
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
@@ -42,6 +42,7 @@ class ChatScreen(Screen[None]):
         self.chat: Chat | None = None
         self._figures_due = self._list_due = True
         self._drawn_fork: Fork | None = None
+        self._first_run = False
 
     def compose(self) -> ComposeResult:
         """Title, list, conversation, gauge, status, keys."""
@@ -155,9 +156,8 @@ class ChatScreen(Screen[None]):
         chat = self._chat
         ending = chat.endings.get(message.id) or (message.status if message.status != "complete" else None)
         if chat.can_continue(message):
-            keys = keys_in_force(self)
-            go_on, again = (key_label(keys.get(name, ["?"])[0]) for name in ("continue", "regenerate"))
-            ending = f"{ending}: {go_on} goes on, {again} answers again"
+            key = namer(self.app)
+            ending = f"{ending}: {key('continue')} goes on, {key('regenerate')} answers again"
         version, versions = chat.version(message)
         return Facts(ending, version, versions)
 
@@ -222,12 +222,12 @@ class ChatScreen(Screen[None]):
         self.query_one(GaugeLine).show(reading)
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)
-        self.query_one(Welcome).show(chat)
+        self.query_one(Welcome).show(chat, namer(self.app), self._first_run)
         if chat.fork != self._drawn_fork:
             self._draw_fork(chat.fork)
         reply = self.query_one(ChatLog).reply
         if reply is not None and chat.shown_reply and not chat.shown_reply.text:
-            reply.wait_for(doing(chat))
+            reply.wait_for(doing(chat, namer(self.app)))
 
     def _draw_fork(self, fork: Fork | None) -> None:
         """What the next message will replace or leave aside is faded, and the prompt says so."""
@@ -243,4 +243,7 @@ class ChatScreen(Screen[None]):
         counted = {key: report.bytes for key, report in chat.caches.reports.items() if report.tokens}
         sizes = chat.caches.disk_bytes | counted
         current = chat.conversation.id if chat.conversation else None
-        self.query_one(ConversationList).show(chat.database.conversations(), current, sizes)
+        conversations = chat.database.conversations()
+        if self._first_run != (not conversations):
+            self._first_run, self._figures_due = not conversations, True
+        self.query_one(ConversationList).show(conversations, current, sizes)

@@ -1,50 +1,91 @@
-"""What an empty page says."""
+"""What an empty page says: on the first run what this is, later who answers and how it is stored."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from textual.content import Content
 from textual.widgets import Static
 
+from tqchat.engine.commands import STARTER
 from tqchat.kv.scheme import parse_scheme
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import key_label
+from tqchat.ui.widgets.gauge.drawing import bar
+
+EXAMPLES = (
+    "Tell me a story about a fox.",
+    "My cat is called Mia. What is my cat called?",
+    "Why is it good to sleep?",
+)
+"""What the bundled model is good at, for the first try."""
+
+
+ROOMY = 24
+"""Lines of a terminal that has room for the examples."""
 
 
 class Welcome(Static):
-    """Who answers, how it is stored, and three keys."""
+    """A few lines in the middle; the examples can be clicked. ``key`` names an action's key."""
 
     def __init__(self) -> None:
         super().__init__("", id="welcome", markup=False)
 
-    def show(self, chat: Chat) -> None:
+    def show(self, chat: Chat, key: Callable[[str], str], first_run: bool) -> None:
         """Draw for the model and the scheme as they stand."""
-        if chat.model is not None:
-            model = chat.model
-            facts = [f"{model.layers} layers", figures.size(model.weight_bytes), model.device]
-            who = Content.assemble((one_line(model.name), "bold"), ("  " + " · ".join(facts), "$quiet"))
-        else:
-            who = Content.styled(
-                "The model is loading. You can write already." if chat.loading else "No model is loaded.",
-                "$quiet",
-            )
         scheme = parse_scheme(chat.scheme_in_force)
-        keys = (("enter", "sends"), ("ctrl+k", "chooses the scheme"), ("f1", "shows all keys"))
-        self.update(
-            Content("\n").join(
-                [
-                    Content.styled("Ask something to begin.", "bold"),
-                    Content(""),
-                    who,
-                    Content.assemble((chat.scheme_label, "$accent"), (f"  {scheme.description}", "$quiet")),
-                    Content(""),
-                    Content("   ").join(
-                        [
-                            Content.assemble((key_label(key), "$accent"), (f" {does}", "$quiet"))
-                            for key, does in keys
-                        ]
-                    ),
-                ]
-            )
+        lines = _greeting() if first_run else [Content.styled("Ask something to begin.", "bold")]
+        lines += [
+            Content(""),
+            _who(chat, key),
+            Content.assemble((chat.scheme_label, "$accent"), (f"  {scheme.description}", "$quiet")),
+        ]
+        if chat.model is not None and chat.model.ref == STARTER:
+            small = ["Tiny: it chats and recalls, it knows little.", f"{key('model')} finds other models."]
+            lines += [Content.styled(line, "$quiet") for line in small]
+            if first_run and self.app.size.height >= ROOMY:
+                lines += _examples()
+        keys = (("Enter", "sends"), (key("scheme"), "chooses the scheme"), (key("help"), "all keys"))
+        lines += [
+            Content(""),
+            Content("   ").join(
+                [Content.assemble((one, "$accent"), (f" {does}", "$quiet")) for one, does in keys]
+            ),
+        ]
+        self.update(Content("\n").join(lines))
+
+
+def _greeting() -> list[Content]:
+    return [
+        Content.styled("Welcome. Ask something to begin.", "bold"),
+        Content(""),
+        Content("Everything runs and stays on this machine."),
+        Content("The gauge counts what the model's memory of a"),
+        Content("conversation takes; its scheme says how it is packed."),
+    ]
+
+
+def _who(chat: Chat, key: Callable[[str], str]) -> Content:
+    model, loading = chat.model, chat.loading
+    if model is not None:
+        facts = [f"{model.layers} layers", figures.size(model.weight_bytes), one_line(model.device)]
+        return Content.assemble((one_line(model.name), "bold"), ("  " + " · ".join(facts), "$quiet"))
+    if loading is None:
+        return Content.assemble(
+            ("No model is loaded. ", "$warning"), (f"{key('model')} chooses one.", "$quiet")
         )
+    if loading.stage == "downloading" and loading.total_bytes:
+        done = loading.done_bytes or 0
+        return Content.assemble(
+            (f"{one_line(loading.ref)} is on its way ", "$quiet"), bar(done / loading.total_bytes, 16),
+            (f" {figures.size(done)} of {figures.size(loading.total_bytes)}", "$quiet"),
+        )  # fmt: skip
+    return Content.styled("The model is loading. You can write already.", "$quiet")
+
+
+def _examples() -> list[Content]:
+    lines = [Content(""), Content.styled("For a first try, click one:", "$quiet")]
+    return lines + [
+        Content.styled(example, f"@click=app.example({index})") for index, example in enumerate(EXAMPLES)
+    ]

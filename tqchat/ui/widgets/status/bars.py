@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.cells import cell_len
 from textual.content import Content
 from textual.events import Click
@@ -12,7 +14,7 @@ from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_bound
+from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_bound, namer
 from tqchat.ui.transcript import UNTITLED
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
@@ -92,11 +94,11 @@ class StatusLine(_Line):
             parts.append(f"context {used} / {figures.number(limit)}" if limit else f"context {used}")
         if chat.speed and chat.cache_is_live:
             parts.append(figures.speed(chat.speed))
-        self.put(doing(chat), Content.styled(" · ".join(parts), "$quiet"))
+        self.put(doing(chat, namer(self.app)), Content.styled(" · ".join(parts), "$quiet"))
 
 
-def doing(chat: Chat) -> Content:
-    """The one thing that a person wants to know now."""
+def doing(chat: Chat, key: Callable[[str], str]) -> Content:
+    """The one thing that a person wants to know now. ``key`` names an action's key."""
     loading = chat.loading
     if chat.shown_reply is not None:
         return _answering(chat)
@@ -119,11 +121,13 @@ def doing(chat: Chat) -> Content:
     if chat.read_only:
         return Content.assemble(("Read only. ", "$warning"), (one_line(chat.read_only), "$quiet"))
     if chat.model is None:
-        return Content.assemble(("No model.", "$warning"), (" ^O loads one.", "$quiet"))
+        return Content.assemble(("No model.", "$warning"), (f" {key('model')} loads one.", "$quiet"))
     if chat.conversation and (said := chat.caches.returned.get(chat.conversation.id)):
         return Content.styled(one_line(said), "$quiet")
     if chat.messages and chat.messages[-1].role == "user":
-        return Content.assemble(("Not answered.", "$warning"), (" ^R answers it.", "$quiet"))
+        return Content.assemble(
+            ("Not answered.", "$warning"), (f" {key('regenerate')} answers it.", "$quiet")
+        )
     if chat.scheme == AUTO:
         return Content.styled(f"auto: {chat.auto_choice.reason}", "$quiet")
     return Content.styled("Ready.", "$quiet")
