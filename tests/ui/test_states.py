@@ -23,7 +23,7 @@ async def test_the_first_run_says_what_this_is_and_later_ones_do_not(
             "stays on this machine",
             "^O finds other models",
             *EXAMPLES,
-            "F1 shows all keys",
+            "F1 all keys",
         ):
             await it.sees(shown)
         await it.chat("About foxes", "Yes.")
