@@ -103,6 +103,12 @@ def signs_table() -> mx.array:
     return table
 
 
+@lru_cache(maxsize=1)
+def nibble_table() -> mx.array:
+    """The two 4-bit codes in a byte as numbers, the lower one first: uint64 ``[256, 1]``."""
+    return _paired([[float(byte & 15), float(byte >> 4)] for byte in range(256)])
+
+
 def _paired(rows: list[list[float]]) -> mx.array:
     table = mx.array(rows, dtype=mx.float32).view(mx.uint64)
     mx.eval(table)

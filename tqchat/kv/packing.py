@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import byte_table, planes_table, signs_table
+from tqchat.kv.codebook import byte_table, nibble_table, planes_table, signs_table
 from tqchat.kv.scheme import planes
 
 
@@ -72,6 +72,15 @@ def lookup(words: mx.array, bits: int, head_dim: int) -> mx.array:
         signs = _taken(signs_table(), words[..., split:], mx.uint8).view(mx.uint16)
         found = _taken(planes_table(), magnitudes + signs.reshape(magnitudes.shape), mx.uint16)
     return found.view(mx.float32).reshape(*words.shape[:-1], -1)[..., :head_dim]
+
+
+def code_floats(words: mx.array, bits: int) -> mx.array:
+    """Codes of 4 or 8 bits as numbers: float32 ``[..., 32 // bits * words]``, as MLX's quantisation packs
+    them.
+    """
+    if bits == 8:
+        return mx.contiguous(words).view(mx.uint8).astype(mx.float32)
+    return _taken(nibble_table(), words, mx.uint8).view(mx.float32).reshape(*words.shape[:-1], -1)
 
 
 def _taken(table: mx.array, indices: mx.array, dtype: mx.Dtype) -> mx.array:
