@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scheme", metavar="SCHEME", help="cache scheme of new conversations, such as turbo0v4, or auto"
     )
+    _add_speed(parser)
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     run = commands.add_parser("run", help="answer one question and leave", allow_abbrev=False)
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="cache scheme, such as turbo0v4, or auto",
     )
+    _add_speed(run, default=argparse.SUPPRESS)
     run.add_argument("--max-tokens", metavar="N", type=int, help="longest reply, in tokens")
     run.add_argument("--temperature", metavar="T", type=float, help="0 always takes the likeliest token")
     run.add_argument("--seed", metavar="N", type=int, help="draw the same reply again")
@@ -115,6 +117,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_speed(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        default=default,
+        help="a small model of the same vocabulary to propose tokens",
+    )
+    parser.add_argument(
+        "--pack-prompts",
+        action="store_true",
+        default=default or False,
+        help="compress prompts while they are read: a smaller peak",
+    )
+
+
 def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     cache = commands.add_parser("cache", help="list the saved caches, or remove some", allow_abbrev=False)
     below = cache.add_subparsers(dest="cache_command", metavar="what")
@@ -135,6 +152,8 @@ def _dispatch(options: argparse.Namespace) -> int:
                 options.question,
                 model=options.model,
                 scheme=options.scheme,
+                draft=options.draft,
+                pack_prompts=options.pack_prompts,
                 max_tokens=options.max_tokens,
                 temperature=options.temperature,
                 seed=options.seed,
@@ -183,7 +202,12 @@ def _dispatch(options: argparse.Namespace) -> int:
         case _:
             from tqchat.commands import chat
 
-            return chat.main(model=options.model, scheme=options.scheme)
+            return chat.main(
+                model=options.model,
+                scheme=options.scheme,
+                draft=options.draft,
+                pack_prompts=options.pack_prompts,
+            )
 
 
 def _drop_output() -> None:

@@ -21,7 +21,9 @@ class NoTerminal(TqchatError):
         )
 
 
-def main(*, model: str | None, scheme: str | None) -> int:
+def main(
+    *, model: str | None, scheme: str | None, draft: str | None = None, pack_prompts: bool = False
+) -> int:
     """Open the app and return its exit code.
 
     Raises:
@@ -41,6 +43,8 @@ def main(*, model: str | None, scheme: str | None) -> int:
 
     from tqchat.ui.app import TqchatApp
 
-    app = TqchatApp(places, wishes, model=model, scheme=scheme)
+    if pack_prompts:
+        wishes = wishes.changed({"pack_prompts": True})
+    app = TqchatApp(places, wishes, model=model, scheme=scheme, draft=draft)
     app.run()
     return app.return_code or 0

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from tqchat.engine.events import Event
 
-CUT = {"length": "--max-tokens allows no more", "context": "the model reads no more"}
+CUT = {
+    "length": "--max-tokens allows no more",
+    "context": "the model reads no more",
+    "memory": "the cache has reached its memory budget",
+}
 
 
 class BadQuestion(TqchatError):
@@ -43,6 +47,8 @@ def main(
     *,
     model: str | None,
     scheme: str | None,
+    draft: str | None,
+    pack_prompts: bool,
     max_tokens: int | None,
     temperature: float | None,
     seed: int | None,
@@ -60,7 +66,14 @@ def main(
     if wishes.system_prompt:
         messages.insert(0, ChatMessage("system", wishes.system_prompt))
 
-    done = _print(_events(model if model is not None else wishes.model, name, messages, sampling), as_json)
+    wishes = wishes.changed(
+        {
+            "model": model if model is not None else wishes.model,
+            "draft": draft if draft is not None else wishes.draft,
+            "pack_prompts": pack_prompts or wishes.pack_prompts,
+        }
+    )
+    done = _print(_events(wishes, name, messages, sampling), as_json)
     if as_json:
         # Escaped to ASCII: nothing in the reply may steer a terminal, nor meet an encoding that lacks it.
         print(json.dumps(_summary(done)))
@@ -73,13 +86,16 @@ def main(
 
 
 def _events(
-    model: str | None, scheme: str, messages: list[ChatMessage], sampling: Sampling
+    wishes: settings.Settings, scheme: str, messages: list[ChatMessage], sampling: Sampling
 ) -> Iterator[Event]:
     # Only here: everything that can be refused was refused before MLX took its second to import.
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
 
-    loaded = models.load(model, progress=_Download(model or STARTER))
+    loaded = models.load(wishes.model, progress=_Download(wishes.model or STARTER))
+    draft = None
+    if wishes.draft is not None:
+        draft = models.load(wishes.draft, progress=_Download(wishes.draft))
     # After the model: loading it prepares the backend, which must come before MLX is first imported.
     from tqchat.engine.session import Session
 
@@ -90,7 +106,7 @@ def _events(
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):
-        yield from Session(loaded, scheme).send(messages, sampling)
+        yield from Session(loaded, scheme, wishes.limits, draft).send(messages, sampling)
 
 
 class _Download:
@@ -136,6 +152,8 @@ def _print(events: Iterator[Event], as_json: bool) -> Done:
 
 def _summary(done: Done) -> dict[str, Any]:
     counts = done.counts
+    # Only where a draft model was at work: without one there is nothing to tell.
+    drafted = {"drafted": counts.drafted, "accepted": counts.accepted} if counts.drafted else {}
     return {
         "reply": done.text,
         "model": done.model,
@@ -145,6 +163,7 @@ def _summary(done: Done) -> dict[str, Any]:
             "restored": counts.restored,
             "prefilled": counts.prefilled,
             "generated": counts.generated,
+            **drafted,
         },
         "speed": {
             "prompt_tok_s": round(done.prompt_tokens_per_second, 2),

@@ -34,6 +34,21 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a conversation's cache may take in memory, and what happens when that is not enough.
+
+    Attributes:
+        budget: Bytes; ``None`` is a share of what the weights leave.
+        step_down: Whether the engine may go on under a smaller scheme by itself. If not, the reply stops.
+        pack_prompts: Whether prompts are packed while they are read, even if they would fit as they are.
+    """
+
+    budget: int | None = None
+    step_down: bool = False
+    pack_prompts: bool = False
+
+
+@dataclass(frozen=True)
 class LoadModel:
     """Load a model: ``None`` for the bundled starter, a folder, or a Hugging Face repo id."""
 

@@ -31,7 +31,7 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
     return ModelEstimate(
         ref=ref,
         weight_bytes=weights,
-        shapes=_shapes(model),
+        shapes=cache_shapes(model),
         context_limit=prompts.context_limit(config),
         cache_budget=chooser.memory_budget(machine.memory_bytes, weights),
         memory_bytes=machine.memory_bytes,
@@ -68,7 +68,7 @@ def _dense_bytes(model: Any) -> int:
     return sum(4 * weight.size for _, weight in leaves)
 
 
-def _shapes(model: Any) -> MemoryReport:
+def cache_shapes(model: Any) -> MemoryReport:
     """A report on a cache that has read one token. The graph that fills it is built and never computed."""
     import mlx.core as mx
 

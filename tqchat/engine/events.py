@@ -7,7 +7,7 @@ from typing import Literal
 
 from tqchat.kv.memory import MemoryReport
 
-StopReason = Literal["stop", "length", "stopped", "context"]
+StopReason = Literal["stop", "length", "stopped", "context", "memory"]
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,16 @@ class TokenCounts:
     """Where the prompt's tokens came from: ``prompt`` = ``restored`` + ``reused`` + ``prefilled``.
 
     ``restored`` came from disk in this process's first turn, ``reused`` were in the live cache, ``prefilled``
-    were read now."""
+    were read now. Of the generated ones ``accepted`` were proposed by a draft model, which proposed
+    ``drafted``."""
 
     prompt: int
     restored: int
     reused: int
     prefilled: int
     generated: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,27 @@ class ContextFull(TqchatError):
         )
 
 
+class OutOfRoom(TqchatError):
+    """A prompt's cache would not fit its memory budget."""
+
+    def __init__(self, tokens: int, scheme: str, needed: int, budget: int, fitting: str | None) -> None:
+        what = (
+            f"{tokens:,} tokens under {scheme} take {_mebibytes(needed)}, more than the {_mebibytes(budget)}"
+        )
+        way = (
+            "start a new conversation or raise memory_budget"
+            if fitting is None
+            else f"{fitting} would fit: choose it, or let step_down do so by itself"
+        )
+        super().__init__(f"{what} that the cache may take; {way}.")
+
+
+class DraftMismatch(TqchatError):
+    """A draft model that cannot serve the model."""
+
+    exit_code = 2
+
+
 class RereadStopped(TqchatError):
     """The person stopped a re-reading."""
 
@@ -42,3 +63,7 @@ def explained(error: BaseException) -> str:
     if isinstance(error, MemoryError) or "malloc" in text or "memory" in text.lower():
         return "There is not enough memory for this: close other programs, or choose a smaller model."
     return f"Something went wrong ({type(error).__name__}: {text}); the log says more, and nothing is lost."
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

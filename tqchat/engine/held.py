@@ -50,6 +50,7 @@ class HeldTokens:
         self.rounding = FULL_PRECISION
         self.pieces: Pieces = ()
         self.checkpoints: list[Checkpoint] = []
+        self._beside: int | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -127,6 +128,22 @@ class HeldTokens:
     def _checkpoint_bytes(self) -> int:
         return sum(one.bytes for one in self.checkpoints)
 
+    @property
+    def allocated_bytes(self) -> int:
+        """What the caches' arrays take now, room for growth included."""
+        return sum(int(layer.nbytes) for layer in flat_layers(self.cache))
+
+    def pack_prompts(self, on: bool) -> None:
+        """Whether what is read from now on is packed while it is read."""
+        for layer in flat_layers(self.cache):
+            if isinstance(layer, kv.SchemeCache):
+                layer.packs_prompts = on
+
+    def watch_peak(self) -> None:
+        """Count the most that is allocated from now on; ``report`` tells it."""
+        mx.reset_peak_memory()
+        self._beside = mx.get_active_memory() - self.allocated_bytes
+
     def feed(self, tokens: Sequence[int]) -> None:
         """Let the model read tokens; they are in the cache, evaluated, when this returns."""
         with mx.stream(generation_stream):
@@ -185,7 +202,8 @@ class HeldTokens:
     def report(self) -> MemoryReport:
         """What the cache takes now."""
         report = kv.memory_report(self.cache, self.scheme)
-        return replace(report, checkpoint_bytes=self._checkpoint_bytes)
+        peak = None if self._beside is None else max(0, mx.get_peak_memory() - self._beside)
+        return replace(report, checkpoint_bytes=self._checkpoint_bytes, peak_bytes=peak)
 
 
 def _offsets(cache: list[Any]) -> list[int]:

@@ -9,14 +9,12 @@ import tqchat.engine.ready  # noqa: F401
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
 
 from tqchat.engine import persistence, prompts
-from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.commands import ChatMessage, Limits, Sampling
+from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
     Event,
@@ -30,11 +28,13 @@ from tqchat.engine.events import (
     TokenCounts,
 )
 from tqchat.engine.failures import ContextFull, RereadStopped, explained
-from tqchat.engine.generation import TextStream, processors_for, sampler_for, settled
+from tqchat.engine.generation import TextStream, settled
 from tqchat.engine.held import HeldTokens
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.reply import Reply
+from tqchat.engine.room import Room
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.scheme import parse_scheme
+from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.store.vault import Vault
 
 REPORT_SECONDS = 0.25
@@ -44,43 +44,34 @@ WORTH_TELLING = 64
 """Tokens that are read again for want of a way back: more than these are mentioned."""
 
 
-@dataclass
-class _Reply:
-    """How far an answer has come."""
-
-    text: str = ""
-    prompt: int = 0
-    restored: int = 0
-    reused: int = 0
-    generated: int = 0
-    began: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-
-    @property
-    def prefilled(self) -> int:
-        return self.prompt - self.restored - self.reused
-
-    @property
-    def prompt_speed(self) -> float:
-        seconds = self.first_token - self.began
-        return self.prefilled / seconds if self.first_token and seconds > 0 else 0.0
-
-    @property
-    def decode_speed(self) -> float:
-        seconds = self.last_token - self.first_token
-        return (self.generated - 1) / seconds if self.generated > 1 and seconds > 0 else 0.0
-
-
 class Session:
     """Answers the transcripts of one conversation, reading only what its cache does not hold yet.
 
     Everything happens on the calling thread, which must be the one that loaded the model.
     """
 
-    def __init__(self, model: LoadedModel, scheme: str = "fp16") -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        scheme: str = "fp16",
+        limits: Limits | None = None,
+        draft: LoadedModel | None = None,
+    ) -> None:
+        """
+        Args:
+            limits: What the cache may take; by default a share of what the weights leave.
+            draft: A smaller model of the same vocabulary, which proposes tokens.
+
+        Raises:
+            DraftMismatch: if its vocabulary is another.
+        """
+        if draft is not None:
+            check_draft(model, draft)
         self.model = model
         self._held = HeldTokens(model, scheme)
+        self._room = Room(limits or Limits())
+        self._draft = draft
+        self._drafting: HeldTokens | None = None
         self.changed = False
         """Whether the cache holds something that is not saved."""
 
@@ -97,6 +88,15 @@ class Session:
     def memory(self) -> MemoryReport:
         """What the cache takes now."""
         return self._held.report()
+
+    @property
+    def limits(self) -> Limits:
+        """What the cache may take in memory; it may be changed between two replies."""
+        return self._room.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._room.limits = limits
 
     def send(
         self,
@@ -119,7 +119,7 @@ class Session:
             vault: Where to look for a saved branch, if the transcript is another than that in the cache.
         """
         stop = stop or threading.Event()
-        reply = _Reply(began=time.perf_counter())
+        reply = Reply(began=time.perf_counter())
         certain = False
         try:
             prompt, said = self._prompt(messages, continues)
@@ -168,10 +168,17 @@ class Session:
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
-        reply: _Reply,
+        reply: Reply,
     ) -> Iterator[Event]:
         self.changed = True
         self._held.restored = 0
+        plan = self._room.plan(self._held, len(prompt))
+        if plan.scheme is not None:
+            yield from self.set_scheme(plan.scheme, conversation_id=conversation_id)
+            words = f"The prompt would not fit the cache's memory budget: it is read under {plan.scheme}."
+            yield Notice(conversation_id, words, "warning")
+        self._held.pack_prompts(plan.pack_prompts)
+        self._held.watch_peak()
         total = reply.prefilled
         yield PrefillProgress(conversation_id, 0, total)
         if stop.is_set():
@@ -189,7 +196,7 @@ class Session:
         yield from self._generate(prompt, text, sampling, stop, conversation_id, reply)
 
     def _reuse(
-        self, prompt: list[int], vault: Vault | None, conversation_id: str, reply: _Reply
+        self, prompt: list[int], vault: Vault | None, conversation_id: str, reply: Reply
     ) -> Iterator[Event]:
         """Keep what cache and prompt share, but for the last token: reading it gives the first logits."""
         held = self._held
@@ -221,7 +228,7 @@ class Session:
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
-        reply: _Reply,
+        reply: Reply,
     ) -> Iterator[Event]:
         tokenizer, held = self.model.tokenizer, self._held
         sampling = settled(sampling, self.model.defaults)
@@ -230,27 +237,18 @@ class Session:
         room = max(room, 1)
         if sampling.seed is not None:
             mx.random.seed(sampling.seed)
-        steps = generate_step(
-            mx.array(prompt[-1:]),
-            self.model.model,
-            max_tokens=room,
-            sampler=sampler_for(sampling, len(tokenizer)),
-            logits_processors=processors_for(sampling, prompt),
-            prompt_cache=held.cache,
-        )
+        decoder = Decoder(held, prompt, sampling, room, self._draft_cache())
         reason: StopReason | None = None
         reported = time.perf_counter()
         try:
-            # When a token comes out, the cache holds the prompt and every token so far, this one included.
-            for token, _ in cast("Iterator[tuple[int, mx.array]]", steps):
+            for token in decoder:
                 now = time.perf_counter()
                 if not reply.generated:
-                    held.tokens.append(prompt[-1])
                     reply.first_token = now
                     yield PrefillProgress(conversation_id, reply.prefilled, reply.prefilled)
-                held.tokens.append(token)
                 reply.generated += 1
                 reply.last_token = now
+                reply.drafted, reply.accepted = decoder.drafted, decoder.accepted
                 if token in tokenizer.eos_token_ids:
                     reason = "stop"
                 elif piece := text.add(token):
@@ -260,19 +258,44 @@ class Session:
                     reason = self._ended(text, stop, reply, room, limit)
                 if reason is not None:
                     break
+                if reply.generated % TILE == 0 and self._room.exceeded(held):
+                    yield from (news := self._made_smaller(decoder, conversation_id))
+                    if not news:
+                        reason = "memory"
+                        break
                 if now - reported >= REPORT_SECONDS:
                     reported = now
                     yield MemoryUpdate(conversation_id, held.report(), reply.decode_speed)
         finally:
-            steps.close()
+            decoder.close()
         if piece := text.finish():
             reply.text = text.text
             yield TextDelta(conversation_id, piece)
         yield self._done(reason or "length", conversation_id, reply)
 
+    def _draft_cache(self) -> HeldTokens | None:
+        """The draft model's cache, under the scheme that the model's own has now."""
+        if self._draft is None:
+            return None
+        if self._drafting is None or self._drafting.scheme != self.scheme:
+            self._drafting = HeldTokens(self._draft, self.scheme)
+        return self._drafting
+
+    def _made_smaller(self, decoder: Decoder, conversation_id: str) -> list[Event]:
+        """Put a cache that has reached its budget under a smaller scheme; nothing if that cannot be."""
+        room, held = self._room, self._held
+        scheme = room.smaller(held, len(held.tokens)) if room.limits.step_down else None
+        if scheme is None or not decoder.pause():
+            return []
+        events = list(self.set_scheme(scheme, conversation_id=conversation_id))
+        if not isinstance(events[-1], SchemeChanged) or room.exceeded(held):
+            return []
+        words = f"The cache has reached its memory budget: it goes on under {scheme}."
+        return [*events, Notice(conversation_id, words, "warning")]
+
     @staticmethod
     def _ended(
-        text: TextStream, stop: threading.Event, reply: _Reply, room: int, limit: int | None
+        text: TextStream, stop: threading.Event, reply: Reply, room: int, limit: int | None
     ) -> StopReason | None:
         if text.ended:
             return "stop"
@@ -282,7 +305,7 @@ class Session:
             return "context" if limit is not None and reply.prompt + reply.generated >= limit else "length"
         return None
 
-    def _done(self, reason: StopReason, conversation_id: str, reply: _Reply) -> Done:
+    def _done(self, reason: StopReason, conversation_id: str, reply: Reply) -> Done:
         self._held.settle(certain=True)
         first = reply.first_token or time.perf_counter()
         return Done(
@@ -295,6 +318,8 @@ class Session:
                 reused=reply.reused,
                 prefilled=reply.prefilled,
                 generated=reply.generated,
+                drafted=reply.drafted,
+                accepted=reply.accepted,
             ),
             prompt_tokens_per_second=reply.prompt_speed,
             decode_tokens_per_second=reply.decode_speed,

@@ -19,6 +19,7 @@ from tqchat.engine.commands import (
     Command,
     EstimateModel,
     ForgetConversation,
+    Limits,
     LoadModel,
     OpenConversation,
     Send,
@@ -38,7 +39,7 @@ from tqchat.engine.events import (
     Saved,
     SaveFailed,
 )
-from tqchat.engine.failures import NoModel, explained
+from tqchat.engine.failures import DraftMismatch, NoModel, explained
 from tqchat.engine.fetching import Fetch, Fetched
 from tqchat.engine.logs import log_to
 from tqchat.errors import TqchatError
@@ -83,15 +84,26 @@ class Engine:
 
     ``on_event`` is called on that thread, with everything that the application should know. Caches are saved
     once there is nothing more urgent to do: when the queue is empty (and no longer than it is), on leaving a
-    conversation, at the end. All of them together take ``cache_budget`` GiB at most.
+    conversation, at the end. All of them together take ``cache_budget`` GiB at most. ``limits`` is asked
+    before every reply what a cache may take in memory. The model named ``draft``, if it is on this machine,
+    proposes tokens.
     """
 
     def __init__(
-        self, on_event: Callable[[Event], None], *, paths: Locations, cache_budget: float | None = None
+        self,
+        on_event: Callable[[Event], None],
+        *,
+        paths: Locations,
+        cache_budget: float | None = None,
+        limits: Callable[[], Limits] = Limits,
+        draft: str | None = None,
     ) -> None:
         self._on_event = on_event
         self._paths = paths
         self._vault = Vault(paths.caches, cache_budget)
+        self._limits = limits
+        self._draft_ref = draft
+        self._draft: LoadedModel | None = None
         self._queue: queue.SimpleQueue[_Task | Fetched | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open_tasks: list[_Task] = []
@@ -273,9 +285,29 @@ class Engine:
         model = models.load_folder(folder, ref, backend.prepare())
         self._save()
         current, self._current, self._model = self._current, None, model
+        self._draft = self._draft_for(model)
         self._emit(ModelReady(model.info, time.perf_counter() - began))
         if current is not None:
             self._open(current.conversation_id, current.messages, current.session.scheme)
+
+    def _draft_for(self, model: LoadedModel) -> LoadedModel | None:
+        """The draft model, if one is wanted and fits; why not is told, and replies come without."""
+        from tqchat.engine import backend, decoding, models
+
+        if self._draft_ref is None:
+            return None
+        try:
+            folder = models.local_folder(self._draft_ref)
+            if folder is None:
+                raise DraftMismatch(
+                    f"The draft model {self._draft_ref} is not on this machine; load it once, and it is."
+                )
+            draft = self._draft or models.load_folder(folder, self._draft_ref, backend.prepare())
+            decoding.check_draft(model, draft)
+        except TqchatError as error:
+            self._emit(Notice(None, str(error), "warning"))
+            return None
+        return draft
 
     # Conversations.
 
@@ -287,7 +319,7 @@ class Engine:
         self._save()
         began = time.perf_counter()
         self._current = None
-        session = Session(self._model, scheme)
+        session = Session(self._model, scheme, self._limits(), self._draft)
         restored, reason = session.restore(self._vault, conversation_id, messages)
         self._current = _Current(conversation_id, messages, session)
         self._emit(Opened(conversation_id, restored, time.perf_counter() - began, reason))
@@ -305,6 +337,7 @@ class Engine:
     def _send(self, command: Send, stop: threading.Event) -> None:
         current = self._session(command, command.scheme)
         session = current.session
+        session.limits = self._limits()
         if parse_scheme(command.scheme).name != session.scheme:
             for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
                 self._emit(event)

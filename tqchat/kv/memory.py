@@ -48,13 +48,17 @@ class LayerReport:
 @dataclass(frozen=True)
 class MemoryReport:
     """What a whole cache takes now. ``shared_bytes`` are arrays that serve every layer (rotation signs);
-    ``checkpoint_bytes`` are copies of windows and recurrent states, to go back to."""
+    ``checkpoint_bytes`` are copies of windows and recurrent states, to go back to.
+
+    ``peak_bytes`` is the most that MLX had allocated since the turn began, weights and all else that was
+    there before not counted: the cache and what was computed beside it; ``None`` where nobody watched."""
 
     scheme: str
     tokens: int
     layers: tuple[LayerReport, ...]
     shared_bytes: int = 0
     checkpoint_bytes: int = 0
+    peak_bytes: int | None = None
 
     @property
     def bytes(self) -> int:

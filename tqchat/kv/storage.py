@@ -198,6 +198,14 @@ class Side:
         return self._due[1] > 0
 
     @property
+    def tokens_until_due(self) -> int:
+        """How many more tokens make ``pack_due`` encode some; very many on a side that stays raw."""
+        if self.spec.kind == "raw":
+            return 1 << 30
+        wanted = self.scheme.sinks if not self.sinks.length else 0
+        return self.scheme.tail + TILE + wanted - self.recent.length
+
+    @property
     def _due(self) -> tuple[int, int]:
         """How many tokens are to become sinks, and how many behind them are to be packed."""
         if self.spec.kind == "raw":

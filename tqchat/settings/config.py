@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqchat.engine.commands import Sampling
+from tqchat.engine.commands import Limits, Sampling
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
 from tqchat.settings.schema import BY_NAME, allowed
@@ -34,10 +34,13 @@ class Settings:
     theme: str = "tqchat-dark"
     keys: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
+    draft: str | None = None
     model_folders: tuple[str, ...] = ()
     system_prompt: str | None = None
     scheme: str = DEFAULT_SCHEME
     memory_budget: float | None = None
+    step_down: bool = False
+    pack_prompts: bool = False
     cache_budget: float | None = None
     max_tokens: int = 1024
     temperature: float | None = None
@@ -64,6 +67,11 @@ class Settings:
     def memory_budget_bytes(self) -> int | None:
         """``memory_budget`` in bytes."""
         return None if self.memory_budget is None else int(self.memory_budget * 2**30)
+
+    @property
+    def limits(self) -> Limits:
+        """What a conversation's cache may take in memory."""
+        return Limits(self.memory_budget_bytes, self.step_down, self.pack_prompts)
 
     def changed(self, values: Mapping[str, Any]) -> Settings:
         """These settings with others in the place of some; the values are valid."""

@@ -12,7 +12,7 @@ from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
-Kind = Literal["theme", "model", "scheme", "text", "whole", "number", "folders", "keys"]
+Kind = Literal["theme", "model", "scheme", "text", "whole", "number", "flag", "folders", "keys"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,11 @@ class Setting:
                 value = int(text)
             elif self.kind == "number":
                 value = float(text)
+            elif self.kind == "flag":
+                value = {"yes": True, "true": True, "no": False, "false": False}[text.lower()]
             elif self.kind == "folders":
                 value = [folder.strip() for folder in text.split(",") if folder.strip()]
-        except ValueError:
+        except (ValueError, KeyError):
             raise ValueError(self.allowed) from None
         if not self.accepts(value):
             raise ValueError(self.allowed)
@@ -68,6 +70,8 @@ class Setting:
             return ""
         if isinstance(value, tuple | list):
             return ", ".join(map(str, value))
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         if isinstance(value, float):
             return f"{value:g}"
         return str(value)
@@ -119,6 +123,14 @@ class _Range:
         return bool((self.least < value if self.above else self.least <= value) and value <= self.most)
 
 
+def _flag(name: str, group: Group, help: str, unset: str) -> Setting:
+    return Setting(name, group, "flag", help, "yes or no (true or false in the file)", _is_flag, unset)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _ranged(name: str, group: Group, help: str, range: _Range, unset: str, holds: str = "at once") -> Setting:
     kind: Kind = "whole" if range.whole else "number"
     return Setting(name, group, kind, help, range.words, range, unset, holds)
@@ -160,6 +172,16 @@ SETTINGS: tuple[Setting, ...] = (
         _START,
     ),
     Setting(
+        "draft",
+        "Model",
+        "model",
+        "A small model of the same vocabulary that proposes tokens, so that replies come sooner.",
+        "a folder or a Hugging Face repo id",
+        _text,
+        "none",
+        _START,
+    ),
+    Setting(
         "model_folders",
         "Model",
         "folders",
@@ -194,6 +216,18 @@ SETTINGS: tuple[Setting, ...] = (
         "GiB of memory that one conversation's cache may take: the gauge says what still fits into it.",
         _Range(0, 100_000, above=True),
         "half of what the weights leave",
+    ),
+    _flag(
+        "step_down",
+        "Cache",
+        "Whether a conversation that reaches its memory budget goes on under a smaller scheme by itself.",
+        "no: the reply stops there",
+    ),
+    _flag(
+        "pack_prompts",
+        "Cache",
+        "Whether prompts are compressed while they are read: a smaller peak, at some cost in precision.",
+        "no: only where they would not fit otherwise",
     ),
     _ranged(
         "cache_budget",

@@ -63,6 +63,7 @@ class TqchatApp(SlashActions):
         settings: Settings,
         model: str | None = None,
         scheme: str | None = None,
+        draft: str | None = None,
         engine: EngineFactory | None = None,
     ) -> None:
         super().__init__()
@@ -72,6 +73,7 @@ class TqchatApp(SlashActions):
         self.settings = settings = settings.changed(self.state.settings)
         self.database = Database(paths.database)
         self._model = model or settings.model
+        self._draft = draft or settings.draft
         self._make_engine = engine or self._real_engine
         self._leaving = False
         self._chat_screen = ChatScreen()
@@ -125,7 +127,13 @@ class TqchatApp(SlashActions):
     def _real_engine(self, on_event: OnEvent) -> EngineLike:
         from tqchat.engine.worker import Engine
 
-        return Engine(on_event, paths=self.paths, cache_budget=self.settings.cache_budget)
+        return Engine(
+            on_event,
+            paths=self.paths,
+            cache_budget=self.settings.cache_budget,
+            limits=lambda: self.settings.limits,
+            draft=self._draft,
+        )
 
     def _start_engine(self) -> None:
         vault = Vault(self.paths.caches)

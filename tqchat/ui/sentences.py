@@ -28,4 +28,5 @@ def scheme_changed(event: events.SchemeChanged) -> str:
 
 def ending(reason: events.StopReason) -> str | None:
     """Why a reply ended, where it did not end by itself or by the person."""
-    return {"length": "cut at the length limit", "context": "cut: the context is full"}.get(reason)
+    endings = {"length": "cut at the length limit", "context": "cut: the context is full"}
+    return (endings | {"memory": "cut: the cache has reached its memory budget"}).get(reason)

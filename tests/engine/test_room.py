@@ -1,0 +1,119 @@
+"""The memory budget of a conversation's cache: before a prompt, and while a reply grows."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.talk import TALE, greedy, held_is_consistent, of, user
+from tests.models import tiny_llama
+from tqchat.engine import models
+from tqchat.engine.commands import Limits
+from tqchat.engine.events import Done, Event, Failed, MemoryUpdate, Notice, SchemeChanged
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.room import Plan
+from tqchat.engine.session import Session
+
+ASKED = [user(TALE * 2)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """Two random layers that read long enough."""
+    folder = tiny_llama(tmp_path_factory.mktemp("roomy"), max_position_embeddings=4096, eos_token_id=[0])
+    return models.load(str(folder))
+
+
+def answer(session: Session, tokens: int = 24) -> list[Event]:
+    return list(session.send(ASKED, greedy(tokens)))
+
+
+def size(model: LoadedModel, scheme: str) -> int:
+    """What the prompt and a short reply take under a scheme."""
+    done = answer(Session(model, scheme), 1)[-1]
+    assert isinstance(done, Done)
+    return done.report.allocated_bytes
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_a_way_out(tiny: LoadedModel) -> None:
+    session = Session(tiny, "fp16", Limits(budget=int(0.6 * size(tiny, "fp16"))))
+    events = answer(session)
+    assert isinstance(events[-1], Failed)
+    assert "would fit" in events[-1].message
+    assert "step_down" in events[-1].message
+    assert session.tokens == () and held_is_consistent(session)
+
+
+def test_nothing_fits_a_tiny_budget(tiny: LoadedModel) -> None:
+    events = answer(Session(tiny, "turbo4", Limits(budget=1000, step_down=True)))
+    assert isinstance(events[-1], Failed)
+    assert "raise memory_budget" in events[-1].message
+
+
+def test_a_prompt_is_read_under_a_smaller_scheme_if_the_person_allows(tiny: LoadedModel) -> None:
+    budget = int(0.8 * size(tiny, "fp16"))
+    session = Session(tiny, "fp16", Limits(budget=budget, step_down=True))
+    events = answer(session)
+    (changed,) = of(events, SchemeChanged)
+    assert changed.previous == "fp16" and changed.scheme == session.scheme != "fp16"
+    assert of(events, Notice)
+    done = events[-1]
+    assert isinstance(done, Done) and done.report.allocated_bytes <= budget
+    assert done.report.layers_compressed == 2
+
+
+@pytest.mark.parametrize("step_down", [True, False])
+def test_a_reply_that_outgrows_the_budget_goes_on_smaller_or_stops(
+    tiny: LoadedModel, step_down: bool
+) -> None:
+    long = 300
+    plain = Session(tiny, "fp16")
+    whole = of(answer(plain, long), Done)[0]
+    if whole.counts.generated < long:
+        pytest.fail("the tiny model was to talk on")
+    # As much as the prompt takes and a little of the reply.
+    budget = whole.report.fp16_bytes * (whole.counts.prompt + 40) // whole.report.tokens
+    session = Session(tiny, "fp16", Limits(budget=budget, step_down=step_down))
+    session._room.plan = lambda held, tokens: Plan(None, False)  # type: ignore[method-assign]
+    events = answer(session, long)
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert held_is_consistent(session)
+    if step_down:
+        assert done.counts.generated == long
+        changes = of(events, SchemeChanged)
+        assert changes[0].previous == "fp16"
+        assert done.scheme == changes[-1].scheme == session.scheme
+        assert "memory budget" in of(events, Notice)[0].text
+    else:
+        assert done.stop_reason == "memory" and done.counts.generated < long
+        assert whole.text.startswith(done.text)
+
+
+def test_prompts_are_packed_as_they_are_read_where_raw_they_would_not_fit(tiny: LoadedModel) -> None:
+    free, asked, tight = (
+        Session(tiny, "turbo4", limits)
+        for limits in (
+            Limits(),
+            Limits(pack_prompts=True),
+            Limits(budget=int(0.6 * size(tiny, "fp16"))),
+        )
+    )
+    reports = []
+    for session in (free, asked, tight):
+        done = answer(session, 1)[-1]
+        assert isinstance(done, Done)
+        reports.append(done.report)
+    assert [report.packed_tokens > 0 for report in reports] == [True] * 3
+    assert all(
+        layer.packs_prompts is packs
+        for session, packs in ((free, False), (asked, True), (tight, True))
+        for layer in session._held.cache
+    )
+
+
+def test_the_report_tells_the_peak_that_mlx_counted(tiny: LoadedModel) -> None:
+    session = Session(tiny, "fp16")
+    events = answer(session)
+    report = of(events, Done)[0].report
+    assert report.peak_bytes is not None and report.peak_bytes >= report.allocated_bytes
+    assert all(update.report.peak_bytes for update in of(events, MemoryUpdate))
