@@ -117,19 +117,19 @@ def test_a_change_of_scheme_takes_them_along(model: LoadedModel) -> None:
 
 
 def test_damage_costs_what_came_after_the_last_of_them(model: LoadedModel, vault: Vault) -> None:
-    session = Session(model, "turbo0v4")
+    session = Session(model, "fp16")
     said = talk(session, 3)
     session.save(vault, "talk")
     manifest = read_manifest(vault.folder / "talk" / MANIFEST)
     (vault.folder / "talk" / manifest.rest.name).write_bytes(b"")
-    again = Session(model, "turbo0v4")
+    again = Session(model, "fp16")
     restored, reason = again.restore(vault, "talk", said)
     assert reason is not None
     assert "damaged" in reason
     settled = manifest.pieces[-1].used if manifest.pieces else 0
     expected = max((one for one in turns(session) if one <= settled), default=0)
     assert restored == expected
-    straight = Session(model, "turbo0v4")
+    straight = Session(model, "fp16")
     if restored:  # it was read in the same pieces
         talk(straight, turns(session).index(restored))
         straight._held.feed(session.tokens[len(straight.tokens) : restored])

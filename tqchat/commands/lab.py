@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqchat.commands import bench
+from tqchat.commands import bench, endure
 from tqchat.commands.measuring import Progress, check_folder, load, write
 from tqchat.text import one_line
 
@@ -61,6 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     restore.add_argument("--long", action="store_true", help="16,384 tokens too")
 
     bench.add_parser(below)
+    endure.add_parser(below)
 
     plot = below.add_parser("plot", help="draw the frontier of earlier results")
     plot.add_argument("results", metavar="RESULTS.json", type=Path)
@@ -87,6 +88,8 @@ def main(options: argparse.Namespace) -> int:
             return _restore(options)
         case "bench":
             return bench.main(options)
+        case "endure":
+            return endure.main(options)
         case "plot":
             from tqchat.lab.frontier import frontier_svg
             from tqchat.lab.results import Results

@@ -61,7 +61,7 @@ def take(cache: Sequence[Any], tokens: int) -> Checkpoint:
     """
     flat = flat_layers(list(cache))
     return Checkpoint(
-        tokens, {i: _copy(layer) for i, layer in enumerate(flat) if type(layer) not in _KEEP_EVERYTHING}
+        tokens, {i: copied(layer) for i, layer in enumerate(flat) if type(layer) not in _KEEP_EVERYTHING}
     )
 
 
@@ -69,7 +69,7 @@ def go_back(cache: Sequence[Any], checkpoint: Checkpoint, surplus: int) -> list[
     """The cache as it was at a checkpoint: its other layers, trimmed in place by ``surplus`` tokens, and new
     copies of those that the checkpoint holds."""
     flat = flat_layers(list(cache))
-    copies = {index: _copy(layer) for index, layer in checkpoint.layers.items()}
+    copies = {index: copied(layer) for index, layer in checkpoint.layers.items()}
     for index, layer in enumerate(flat):
         if index not in copies:
             layer.trim(surplus)
@@ -94,6 +94,21 @@ def converted(checkpoint: Checkpoint, scheme: str) -> Checkpoint:
     return Checkpoint(checkpoint.tokens, dict(zip(checkpoint.layers, new, strict=True)))
 
 
+def copied(layer: Any) -> Any:
+    """A copy of a layer that shares nothing with it, evaluated.
+
+    Raises:
+        CacheFileError: if it is of a kind that is not known.
+    """
+    arrays: dict[str, mx.array] = {}
+    told = describe_layer(layer, "layer", arrays)
+    # Arrays of its own: mlx-lm assigns into those that it has.
+    copy = rebuild_layer(told, "layer", {name: mx.contiguous(array) for name, array in arrays.items()})
+    if not copy.empty():
+        mx.eval(copy.state)
+    return copy
+
+
 def described(checkpoint: Checkpoint) -> tuple[dict[int, Any], dict[str, mx.array]]:
     """What ``rebuilt`` wants: a description of each layer, and all their arrays by name."""
     arrays: dict[str, mx.array] = {}
@@ -106,13 +121,3 @@ def rebuilt(tokens: int, layers: dict[int, Any], arrays: dict[str, mx.array]) ->
     found = {index: rebuild_layer(told, str(index), arrays) for index, told in layers.items()}
     mx.eval([layer.state for layer in found.values() if not layer.empty()])
     return Checkpoint(tokens, found)
-
-
-def _copy(layer: Any) -> Any:
-    arrays: dict[str, mx.array] = {}
-    told = describe_layer(layer, "layer", arrays)
-    # Arrays of its own: mlx-lm assigns into those that it has.
-    copy = rebuild_layer(told, "layer", {name: mx.contiguous(array) for name, array in arrays.items()})
-    if not copy.empty():
-        mx.eval(copy.state)
-    return copy

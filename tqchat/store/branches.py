@@ -75,7 +75,7 @@ def nearest(
 
 def reach(folder: Path, manifest: Manifest, wanted: Sequence[int]) -> int:
     """How many of the ``wanted`` tokens a cache can begin with."""
-    return manifest.reach(_shared(_tokens(folder, manifest), wanted))
+    return manifest.reach(_shared(tokens_of(folder, manifest), wanted))
 
 
 def _is_sibling(folder: Path, old: Manifest, new: Manifest, tokens: Sequence[int]) -> bool:
@@ -89,10 +89,8 @@ def _is_sibling(folder: Path, old: Manifest, new: Manifest, tokens: Sequence[int
     used = {piece.file.name: piece.used for piece in new.pieces}
     if not same or all(piece.used <= used.get(piece.file.name, -1) for piece in old.pieces):
         return False
-    if old.pieces[0].file.name in used:
-        return True
-    # Where nothing is shared, the same tokens may have been written anew; and it may be damaged.
-    theirs = _tokens(folder, old)
+    # The same tokens may have been written anew; and what is damaged is not worth keeping.
+    theirs = tokens_of(folder, old)
     return _shared(theirs, tokens) < covered(old.pieces) <= len(theirs)
 
 
@@ -103,7 +101,7 @@ def _shared(tokens: Sequence[int], wanted: Sequence[int]) -> int:
     return min(len(tokens), len(wanted))
 
 
-def _tokens(folder: Path, manifest: Manifest) -> list[int]:
+def tokens_of(folder: Path, manifest: Manifest) -> list[int]:
     """A branch's tokens, read past its tensors: good enough to choose by."""
     tokens: list[int] = []
     try:

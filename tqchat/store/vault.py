@@ -10,6 +10,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -163,7 +164,10 @@ class Vault:
             segments.sync_folder(folder)
             branches.keep_other(folder, manifest, tokens)
             write_atomically(folder / MANIFEST, content)
-            segments.sync_folder(folder)
+            with suppress(
+                OSError
+            ):  # the save is whole already; lost power could at most bring back the last one
+                segments.sync_folder(folder)
         except (UnusableFolder, OSError, RuntimeError) as error:
             _remove_leftovers(folder, pieces)
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")

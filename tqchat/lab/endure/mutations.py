@@ -1,0 +1,389 @@
+"""Cache files and manifests that somebody has damaged, exchanged or forged."""
+
+from __future__ import annotations
+
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
+import json
+import os
+import random
+import shutil
+import struct
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from tqchat.engine.held import HeldTokens
+from tqchat.engine.models import LoadedModel
+from tqchat.lab.endure import insist, witness
+from tqchat.store.manifest import MANIFEST, digest
+from tqchat.store.vault import Refused, Restored, Vault
+
+ID = "talk"
+PRINT = "fingerprint"
+MOST, SLACK = 4, 1 << 20
+"""A load may take so many times the size of its files, and so many bytes more."""
+
+Mutation = Callable[[random.Random, Path, Path], Any]
+"""Takes the conversation's folder and another conversation's."""
+
+
+@dataclass
+class Mutations:
+    """What became of them: refused, used as far as they are whole, told as never saved, harmless; and the
+    most memory that a load took, in sizes of its files."""
+
+    mutations: int = 0
+    refused: int = 0
+    used: int = 0
+    absent: int = 0
+    worst: float = 0.0
+
+
+class Saved:
+    """A conversation with turns, a branch and checkpoints that was saved several times."""
+
+    def __init__(
+        self, vault: Vault, model: LoadedModel, scheme: str, conversation: str = ID, first: int = 3
+    ) -> None:
+        self.vault, self.model, self.scheme, self.conversation = vault, model, scheme, conversation
+        self.held = HeldTokens(model, scheme)
+        self._read([first + n % 900 for n in range(260)])
+        for seed in (7, 11):
+            self._read([3 + n * seed % 900 for n in range(180)])
+        # A branch beside the last turn: from where the model's caches can go back to.
+        self.held.rewind(self.held.reach(self.held.checkpoints[-1].tokens if self.held.checkpoints else 440))
+        self._read([3 + n * 13 % 900 for n in range(190)])
+        self.tokens = list(self.held.tokens)
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        self.held.feed(tokens[:-3])
+        self.held.take_checkpoint()
+        for token in tokens[-3:]:
+            self.held.feed([token])
+        held = self.held
+        held.pieces = self.vault.save(
+            self.conversation,
+            held.cache,
+            held.tokens,
+            fingerprint=PRINT,
+            scheme=held.scheme,
+            pieces=held.pieces,
+            checkpoints=held.checkpoints,
+        ).pieces
+
+    def load(self, vault: Vault, wanted: Sequence[int] = ()) -> Restored | Refused | None:
+        """What a vault brings back of it."""
+        return vault.load(ID, fingerprint=PRINT, scheme=self.scheme, wanted=wanted or self.tokens)
+
+
+def endure(
+    model: LoadedModel,
+    schemes: Sequence[str],
+    mutations: int,
+    folder: Path,
+    seed: str = "damage",
+    tell: Callable[[int], None] = lambda mutation: None,
+) -> Mutations:
+    """Damage saved caches in many ways, and load each.
+
+    What comes back must be what was saved, or a beginning of it, to the last bit; nothing else is ever
+    accepted, nothing raises, and no load takes more memory than the size of its files warrants.
+
+    Raises:
+        Broken: at the first that is not so; the damaged files stay in ``folder``.
+    """
+    found = Mutations()
+    for scheme in schemes:
+        _endure(model, scheme, mutations // len(schemes), folder / scheme, f"{seed} {scheme}", found, tell)
+    return found
+
+
+def _endure(
+    model: LoadedModel,
+    scheme: str,
+    mutations: int,
+    folder: Path,
+    seed: str,
+    found: Mutations,
+    tell: Callable[[int], None],
+) -> None:
+    chance = random.Random(seed)
+    good, other = Vault(folder / "good"), Vault(folder / "other")
+    saved = Saved(good, model, scheme)
+    Saved(other, model, scheme, "other", first=5)
+    known: dict[int, str] = {}
+    vault = Vault(folder / "mutated")
+    for _ in range(mutations):
+        shutil.rmtree(vault.folder, ignore_errors=True)
+        shutil.copytree(good.folder, vault.folder)
+        kind = chance.choice(KINDS)
+        kind(chance, vault.folder / ID, other.folder / "other")
+        where = f"{kind.__name__.strip('_')} in {vault.folder}"
+        size = sum(path.stat().st_size for path in vault.folder.rglob("*"))
+        try:
+            back, taken = _measured(lambda: saved.load(vault))
+        except Exception as error:
+            insist(False, f"Loading raised {type(error).__name__} after {where}: {error}")
+            raise
+        insist(taken <= MOST * size + SLACK, f"Loading {size:,} bytes took {taken:,} after {where}")
+        found.worst = max(found.worst, taken / (size + SLACK))
+        if isinstance(back, Restored):
+            # Whoever can forge a manifest's checksum can have any cache restored: it only must do no harm.
+            if kind is not _forged:
+                _is_as_saved(saved, good, back, known, where)
+            found.used += 1
+        elif back is None:
+            insist(not (vault.folder / ID / MANIFEST).exists(), f"A cache was overlooked after {where}")
+            found.absent += 1
+        else:
+            insist(back.reason and "\n" not in back.reason, f"No reason was given after {where}")
+            found.refused += 1
+        found.mutations += 1
+        tell(found.mutations)
+
+
+def _is_as_saved(saved: Saved, good: Vault, back: Restored, known: dict[int, str], where: str) -> None:
+    """Whether a cache is a beginning of what was saved on either branch, and goes on as that."""
+    count = len(back.tokens)
+    whole = saved.load(good)
+    if back.tokens != saved.tokens[:count]:
+        whole = saved.load(good, back.tokens)
+    assert isinstance(whole, Restored)
+    insist(back.tokens == whole.tokens[:count], f"Other tokens came back after {where}")
+    insist((back.damage is None) == (count == len(whole.tokens)), f"Damage was not told after {where}")
+    key = hash(tuple(back.tokens))
+    if key not in known:
+        held = HeldTokens(saved.model, saved.scheme)
+        held.adopt(whole)
+        held.rewind(count)
+        insist(len(held.tokens) == count, f"A cache ends where none can end after {where}")
+        known[key] = witness.going_on(saved.model, held.cache, back.tokens, saved.scheme)
+    told = witness.going_on(saved.model, back.cache, back.tokens, saved.scheme)
+    insist(told == known[key], f"A wrong cache was accepted after {where}")
+
+
+def _any(chance: random.Random, folder: Path) -> Path:
+    return chance.choice(sorted(folder.iterdir()))
+
+
+def _segment(chance: random.Random, folder: Path) -> Path:
+    return chance.choice(sorted(folder.glob("*.safetensors")))
+
+
+def _flip(chance: random.Random, folder: Path, other: Path) -> None:
+    path = _any(chance, folder)
+    content = bytearray(path.read_bytes())
+    for _ in range(chance.choice((1, 1, 1, 30))):
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def _flip_header(chance: random.Random, folder: Path, other: Path) -> None:
+    path = _segment(chance, folder)
+    content = bytearray(path.read_bytes())
+    content[chance.randrange(min(300, len(content)))] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def _cut(chance: random.Random, folder: Path, other: Path) -> None:
+    path = _any(chance, folder)
+    os.truncate(path, chance.choice((0, 1, 7, 8, 9, chance.randrange(path.stat().st_size))))
+
+
+def _grow(chance: random.Random, folder: Path, other: Path) -> None:
+    path = _any(chance, folder)
+    path.write_bytes(path.read_bytes() + chance.randbytes(chance.choice((1, 64, 5000))))
+
+
+def _zeros(chance: random.Random, folder: Path, other: Path) -> None:
+    path = _any(chance, folder)
+    content = bytearray(path.read_bytes())
+    start = chance.randrange(len(content))
+    end = min(start + chance.choice((1, 4096, len(content))), len(content))
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+
+
+def _swap(chance: random.Random, folder: Path, other: Path) -> None:
+    one, two = chance.sample(sorted(folder.glob("*.safetensors")), 2)
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+
+
+def _foreign(chance: random.Random, folder: Path, other: Path) -> None:
+    shutil.copy(_any(chance, other), _any(chance, folder))
+
+
+def _foreign_manifest(chance: random.Random, folder: Path, other: Path) -> None:
+    shutil.copy(other / MANIFEST, folder / MANIFEST)
+
+
+def _all_foreign(chance: random.Random, folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+def _remove(chance: random.Random, folder: Path, other: Path) -> None:
+    _any(chance, folder).unlink()
+
+
+def _random(chance: random.Random, folder: Path, other: Path) -> None:
+    _any(chance, folder).write_bytes(chance.randbytes(chance.randrange(3000)))
+
+
+def _folder(chance: random.Random, folder: Path, other: Path) -> None:
+    path = _any(chance, folder)
+    path.unlink()
+    path.mkdir()
+
+
+def _huge(chance: random.Random, folder: Path, other: Path) -> None:
+    """A header that declares more than there is; its checksum is put right, as a forger would."""
+    path = _segment(chance, folder)
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    if chance.random() < 0.3:
+        content = struct.pack("<Q", chance.choice((1 << 63, 1 << 40, len(content)))) + content[8:]
+    else:
+        header = json.loads(content[8 : 8 + length])
+        entry = header[chance.choice(sorted(header))]
+        shapes: tuple[Any, ...] = (
+            [1 << 40],
+            [1 << 31, 1 << 31],
+            [-1, -8],
+            [2**70],
+            ["9"],
+            [],
+            None,
+            3,
+            [1 << 20, 0],
+        )
+        entry["shape"] = chance.choice(shapes)
+        if chance.random() < 0.5:
+            entry["data_offsets"] = [0, chance.choice((1 << 50, 0, -1))]
+        text = json.dumps(header).encode()[:length].ljust(length)
+        content = content[:8] + text + content[8 + length :]
+    path.write_bytes(content)
+    _sign(folder, path)
+
+
+def _old_version(chance: random.Random, folder: Path, other: Path) -> None:
+    _rewrite(
+        folder, **{chance.choice(("format", "codec", "mlx_lm")): chance.choice((0, 1, 2, 99, "0.1", None))}
+    )
+
+
+def _wrong_model(chance: random.Random, folder: Path, other: Path) -> None:
+    _rewrite(folder, fingerprint="another")
+
+
+def _forged(chance: random.Random, folder: Path, other: Path) -> None:
+    """A manifest with one value exchanged for something unlikely, and a right checksum."""
+    told = json.loads((folder / MANIFEST).read_text())
+    values: tuple[Any, ...] = (
+        0,
+        -1,
+        1,
+        1 << 40,
+        1 << 70,
+        1e308,
+        "",
+        "x" * 1000,
+        None,
+        True,
+        [],
+        {},
+        [[]],
+        "float64",
+        "NaN",
+    )
+    holder, key = chance.choice([place for place in _places(told) if place[1] != "digest"])
+    old = holder[key]
+    if isinstance(old, str) and old.startswith("{") and chance.random() < 0.8:
+        # The description of a layer, which is JSON in JSON.
+        inner = json.loads(old)
+        place, name = chance.choice(list(_places(inner)))
+        place[name] = chance.choice(values)
+        holder[key] = json.dumps(inner)
+    else:
+        holder[key] = chance.choice(values)
+    told.pop("digest", None)
+    (folder / MANIFEST).write_text(json.dumps(told | {"digest": digest(told)}))
+
+
+def _places(value: Any) -> list[tuple[Any, Any]]:
+    """Every place in nested lists and objects where a value could be another."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    found = [(value, key) for key in keys]
+    for key in keys:
+        if isinstance(value[key], dict | list):
+            found += _places(value[key])
+    return found
+
+
+def _sign(folder: Path, path: Path) -> None:
+    """Let every manifest expect a file as it is now."""
+    import hashlib
+
+    content = path.read_bytes()
+    fresh = [path.name, len(content), hashlib.sha256(content).hexdigest()]
+    for manifest in folder.glob("*.json"):
+        told = json.loads(manifest.read_text())
+        del told["digest"]
+        parts = [*told["pieces"], *told["checkpoints"], told["rest"]]
+        for part in parts:
+            if part[0] == path.name:
+                part[:3] = fresh
+        manifest.write_text(json.dumps(told | {"digest": digest(told)}))
+
+
+def _rewrite(folder: Path, **changes: Any) -> None:
+    told = json.loads((folder / MANIFEST).read_text())
+    del told["digest"]
+    told |= changes
+    (folder / MANIFEST).write_text(json.dumps(told | {"digest": digest(told)}))
+
+
+KINDS: list[Mutation] = [
+    _flip,
+    _flip,
+    _flip_header,
+    _cut,
+    _grow,
+    _zeros,
+    _swap,
+    _foreign,
+    _foreign_manifest,
+    _all_foreign,
+    _remove,
+    _random,
+    _folder,
+    _huge,
+    _huge,
+    _old_version,
+    _wrong_model,
+    _forged,
+    _forged,
+    _forged,
+]
+
+
+def _measured(load: Callable[[], Any]) -> tuple[Any, int]:
+    """What a load brings, and the most that Python's and MLX's memory grew meanwhile, in bytes."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    tracemalloc.start()
+    try:
+        back = load()
+        return back, tracemalloc.get_traced_memory()[1] + max(mx.get_peak_memory() - before, 0)
+    finally:
+        tracemalloc.stop()
