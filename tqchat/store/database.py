@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Unpack
 
@@ -26,6 +27,7 @@ from tqchat.store.records import (
     Message,
     MessageChanges,
     Place,
+    Removed,
     Role,
     SearchHit,
     Status,
@@ -45,6 +47,7 @@ __all__ = [
     "DatabaseUnreadable",
     "Message",
     "Place",
+    "Removed",
     "SamplingChoice",
     "SearchHit",
     "StoreError",
@@ -185,6 +188,70 @@ class Database(Conversations):
                 "UPDATE conversations SET updated_at = ? WHERE id = ?", (time.time(), conversation_id)
             )
             return self.message(message_id)
+
+    def delete_message(self, message_id: str) -> Removed:
+        """Delete one message for good; what followed it, on every branch, follows what was before it.
+
+        Returns what ``restore_message`` takes: nothing of it is left in the file.
+
+        Raises:
+            UnknownMessage: if it is gone already.
+        """
+        message = self.message(message_id)
+        with self._writing_to(message.conversation_id) as connection:
+            (number,) = connection.execute(
+                "SELECT number FROM messages WHERE id = ?", (message_id,)
+            ).fetchone()
+            rows = connection.execute("SELECT id FROM messages WHERE parent_id = ?", (message_id,)).fetchall()
+            connection.execute(
+                "UPDATE messages SET parent_id = ? WHERE parent_id = ?", (message.parent_id, message_id)
+            )
+            heads = connection.execute(
+                "UPDATE conversations SET head_id = ? WHERE id = ? AND head_id = ?",
+                (message.parent_id, message.conversation_id, message_id),
+            )
+            connection.execute("DELETE FROM messages WHERE id = ?", (message_id,))
+            return Removed(message, number, tuple(row["id"] for row in rows), heads.rowcount > 0)
+
+    def restore_message(self, removed: Removed) -> Message:
+        """Bring a deleted message back to where it was, before what follows it and is still there.
+
+        Raises:
+            UnknownConversation, UnknownMessage: if its conversation, or what it followed, is gone.
+        """
+        message = removed.message
+        with self._writing_to(message.conversation_id) as connection:
+            if message.parent_id is not None:
+                self.message(message.parent_id)
+            # A parent's number is below its children's; its own may have been given to another one since.
+            taken = connection.execute(
+                "SELECT 1 FROM messages WHERE number = ?1 OR (id = ?2 AND number > ?1)",
+                (removed.number, message.parent_id),
+            ).fetchone()
+            number = None if taken else removed.number
+            insert_message(connection, message, number)
+            if number is not None:
+                marks = ", ".join("?" for _ in removed.children)
+                connection.execute(
+                    f"UPDATE messages SET parent_id = ? WHERE number > ? AND id IN ({marks})",
+                    (message.id, number, *removed.children),
+                )
+            if removed.heads:
+                _set_head(connection, message.conversation_id, message.id)
+        return message
+
+    def begin_branch(self, conversation_id: str, said: Sequence[tuple[Role, str]]) -> Message:
+        """Begin the conversation anew with these messages, as a branch of its own; its end is the head.
+
+        Raises:
+            UnknownConversation: if the conversation is gone.
+        """
+        with self._writing_to(conversation_id) as connection:
+            parent: str | None = None
+            for role, content in said:
+                message = _append(connection, conversation_id, parent, role, content, "complete", {})
+                parent = message.id
+            return message
 
     def totals(self, conversation_id: str) -> Totals:
         """A conversation's figures, over all its branches."""

@@ -86,6 +86,20 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Removed:
+    """A message that was deleted, and what is needed to bring it back where it was.
+
+    ``number`` is its place in time; ``children`` are the messages that followed it, ``heads`` whether it was
+    the end of the branch that was shown.
+    """
+
+    message: Message
+    number: int
+    children: tuple[str, ...]
+    heads: bool
+
+
+@dataclass(frozen=True)
 class Totals:
     """A conversation's figures, over all its branches. The speed is of all its replies together."""
 

@@ -48,9 +48,10 @@ def insert_conversation(connection: sqlite3.Connection, conversation: Conversati
     _insert(connection, "conversations", values)
 
 
-def insert_message(connection: sqlite3.Connection, message: Message) -> None:
-    """Add a message as it is."""
-    _insert(connection, "messages", {field.name: getattr(message, field.name) for field in fields(Message)})
+def insert_message(connection: sqlite3.Connection, message: Message, number: int | None = None) -> None:
+    """Add a message as it is; ``number`` is its place among all messages, the last one if it is left out."""
+    values = {field.name: getattr(message, field.name) for field in fields(Message)}
+    _insert(connection, "messages", values if number is None else {**values, "number": number})
 
 
 def column(value: object) -> object:
