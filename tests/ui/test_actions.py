@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from textual.widgets import Input
+import stat
+from pathlib import Path
+
+import pytest
+from textual.widgets import Input, OptionList
 
 from tests.ui.conftest import Open
 from tqchat.ui.widgets.chat.log import ChatLog
@@ -99,5 +103,68 @@ async def test_what_was_deleted_comes_back(stage: Open) -> None:
         await it.chat("About foxes", "Red ones.")
         await it.pilot.press("f8", "y")
         await it.sees("Alt+Z brings it back.")
+        await it.pilot.press("alt+z")
+        await it.sees("Red ones.")
+
+
+async def test_of_several_blocks_of_code_one_is_chosen(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("Show", "```python\nprint(1)\n```\n\nor\n\n```sh\nls\n```\n")
+        await it.pilot.press("ctrl+up", "o")
+        await it.sees("Copy which block?")
+        await it.sees("1 python")
+        it.app.screen.query_one(OptionList).highlighted = 0
+        await it.pilot.press("enter")
+        await it.until(lambda: it.app.clipboard == "print(1)")
+        await it.sees("Copied block 1")
+
+
+async def test_what_is_copied_reaches_the_desktop(
+    stage: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin" / "xclip"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat > {tmp_path}/copied.part\n'
+                       f"mv {tmp_path}/copied.part {tmp_path}/copied\n")  # fmt: skip
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("DISPLAY", ":7")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    async with stage() as it:
+        await it.chat("Show", "A 🦊 reply.")
+        await it.pilot.press("f5")
+        await it.until((tmp_path / "copied").exists)
+        assert (tmp_path / "copied").read_text() == "A 🦊 reply."
+        assert (tmp_path / "asked").read_text() == "-selection clipboard\n"
+
+
+async def test_one_message_is_deleted_and_comes_back(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("About foxes", "Red ones.")
+        await it.chat("About owls", "Grey ones.")
+        await it.pilot.press("ctrl+up", "k", "k", "d")
+        await it.sees("Delete this message?")
+        await it.pilot.press("escape")
+        await it.sees("Red ones.")
+        await it.pilot.press("ctrl+up", "ctrl+up", "d")
+        await it.sees("Delete this message?")
+        await it.pilot.press("y")
+        await it.sees("brings it back")
+        contents = [message.content for message in it.app.chat.messages]
+        assert len(contents) == 3
+        await it.pilot.press("alt+z")
+        await it.until(lambda: len(it.app.chat.messages) == 4)
+        await it.pilot.press("alt+z")
+        await it.sees("Nothing was deleted")
+
+
+async def test_a_conversation_and_a_message_come_back_in_the_other_order(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("About foxes", "Red ones.")
+        it.app.chat.delete_message(it.app.chat.messages[1])
+        await it.pilot.press("f8", "y")
+        await it.until(lambda: it.app.chat.conversation is None)
+        await it.pilot.press("alt+z")
+        await it.until(lambda: len(it.app.chat.messages) == 1)
         await it.pilot.press("alt+z")
         await it.sees("Red ones.")

@@ -182,7 +182,7 @@ class TqchatApp(SlashActions):
     def action_stop(self) -> None:
         """Close what lies over the chat, else stop what goes on, else back to the prompt."""
         screen = self._chat_screen
-        if screen.close_overlays():
+        if screen.close_overlays() or self.close_suggestions():
             return
         if self.log_view.marked is not None:
             self.log_view.mark(None)

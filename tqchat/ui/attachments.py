@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from tqchat.errors import TqchatError
 from tqchat.text import one_line
 from tqchat.ui import figures
 
@@ -12,6 +16,18 @@ _BLOCK = re.compile(
     r"(?:\A|\n\n)Attached file (\S[^\n]*):\n(`{3,})[^\n`]*\n(.*?)\n?\2(?=\n\nAttached file |\s*\Z)",
     re.DOTALL,
 )
+_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
+_PATH_LIKE = re.compile(r"/|\.\w{1,8}\Z|\A~")
+LARGEST = 1_000_000
+"""Bytes of a file that is still attached: more than any model here can read."""
+
+
+class CannotAttach(TqchatError):
+    """A file that a message names cannot go with it. ``may_insist``: it may not have been meant as a file."""
+
+    def __init__(self, sentence: str, may_insist: bool = False) -> None:
+        super().__init__(sentence)
+        self.may_insist = may_insist
 
 
 @dataclass(frozen=True)
@@ -52,3 +68,69 @@ def split(message: str) -> tuple[str, list[Attachment]]:
     if not found:
         return message, []
     return message[: found[0].start()], [Attachment(match[1], match[3]) for match in found]
+
+
+def named(
+    text: str, folder: Path, earlier: Sequence[Attachment] = (), *, strict: bool = True
+) -> list[Attachment]:
+    """The files that a text names with ``@path`` or ``@"a path"``, each once, read now.
+
+    Args:
+        folder: What relative paths begin at.
+        earlier: Files as they were attached before; used for those that are gone now.
+        strict: Whether a name that looks like a path and leads nowhere is an error.
+
+    Raises:
+        CannotAttach: if a file is not there, or is no text, or too large.
+    """
+    kept = {one.name: one for one in earlier}
+    found: dict[str, Attachment] = {}
+    for name in _mentions(text, folder):
+        path = folder / os.path.expanduser(name)  # noqa: PTH111  Path's own fails for ~nobody
+        kind = _kind(path)
+        if kind == "file":
+            found[name] = Attachment(name, _read(path, name))
+        elif name in kept:
+            found[name] = kept[name]
+        elif strict and kind == "folder":
+            raise CannotAttach(f"{name} is a folder; name a file in it.", may_insist=True)
+        elif strict and _PATH_LIKE.search(name):
+            raise CannotAttach(f"There is no file {one_line(name)} here.", may_insist=True)
+    return list(found.values())
+
+
+def _mentions(text: str, folder: Path) -> Iterator[str]:
+    for quoted, plain in _MENTION.findall(text):
+        name = quoted or plain
+        # The full stop behind a name ends the sentence, unless the file is called so.
+        if plain and not _kind(folder / os.path.expanduser(name)):  # noqa: PTH111
+            name = name.rstrip(".,;:!?)]}'")
+        if name:
+            yield name
+
+
+def _kind(path: Path) -> str:
+    """``file``, ``folder``, or nothing: also for names that no file can have."""
+    try:
+        return "file" if path.is_file() else "folder" if path.is_dir() else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def _read(path: Path, name: str) -> str:
+    name = one_line(name)
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise CannotAttach(
+                f"{name} has {figures.size(size)}; at most {figures.size(LARGEST)} can go along."
+            )
+        data = path.read_bytes()
+    except OSError as error:
+        raise CannotAttach(f"{name} cannot be read ({(error.strerror or str(error)).lower()}).") from error
+    try:
+        if b"\0" in data:
+            raise UnicodeDecodeError("utf-8", data, 0, 1, "NUL")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise CannotAttach(f"{name} is no text; only text files can be attached.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tqchat.engine import chooser, events
 from tqchat.engine.profile import Profile
 from tqchat.kv.memory import MemoryReport
-from tqchat.store.database import AUTO, Conversation, Message, Place, SamplingChoice
+from tqchat.store.database import AUTO, Conversation, Message, Place, Removed, SamplingChoice
 from tqchat.ui.state import Activity, Caches, Fork, History, Reply, SchemeWish, Waiting
 
 
@@ -36,6 +36,8 @@ class ChatState:
         self._draft_prompt: str | None = None
         self._draft_sampling = SamplingChoice()
         self._draft = ""
+        self._removed: list[Removed | None] = []
+        """What was deleted in this sitting, the last at the end; ``None`` for a conversation."""
         self.profile: Profile | None = None
         self._chosen: dict[str, chooser.Choice] = {}
         self.memory_budget: int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tqchat.engine.commands import Sampling
 from tqchat.errors import TqchatError
-from tqchat.store.database import Conversation, SamplingChoice, UnknownConversation
+from tqchat.store.database import Conversation, Message, SamplingChoice, UnknownConversation
 from tqchat.ui.branches import Branches
 from tqchat.ui.state import SchemeWish, Waiting
 from tqchat.ui.transcript import title_from
@@ -130,8 +130,29 @@ class Chat(Branches):
         self.default_scheme, self.default_prompt, self.sampling = scheme, system_prompt, sampling
         self._chosen.clear()
 
+    def delete_message(self, message: Message) -> bool:
+        """Delete one message of the shown conversation; whether it could be done now."""
+        if not self.can_change:
+            return False
+        self._removed.append(self.database.delete_message(message.id))
+        self.fork = None
+        self._reread_rows()
+        self.view.transcript_changed()
+        return True
+
     def undelete(self) -> bool:
-        """Bring back what was deleted last; whether there was anything."""
+        """Bring back what was deleted last, a message or a conversation; whether there was anything."""
+        while self._removed:
+            removed = self._removed[-1]
+            if removed is None:
+                self._removed.pop()
+                break
+            if self.reply and self.reply.conversation_id == removed.message.conversation_id:
+                return False
+            self._removed.pop()
+            self.database.restore_message(removed)
+            self.open(removed.message.conversation_id)
+            return True
         deleted = self.database.deleted()
         if not deleted:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from textual import on, work
 
@@ -11,7 +12,7 @@ from tqchat.paths import Paths
 from tqchat.settings import State
 from tqchat.store.database import Conversation, Database
 from tqchat.text import one_line
-from tqchat.ui import slash
+from tqchat.ui import attachments, slash
 from tqchat.ui.message_actions import MessageActions
 from tqchat.ui.screens.dialog import Ask, Confirm
 from tqchat.ui.widgets.chat.welcome import EXAMPLES
@@ -22,6 +23,7 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 class ConversationActions(MessageActions):
     """The actions on conversations, and what is remembered of where the person is."""
 
+    _insisted = ""
     paths: Paths
     state: State
     database: Database
@@ -39,11 +41,33 @@ class ConversationActions(MessageActions):
         if (command := slash.read(message.text)) is not None:
             if self.run_slash(*command):
                 self.prompt.clear_sent()
-        elif self.chat.send(slash.message(message.text)):
+            return
+        text = self._with_files(slash.message(message.text), message.typed)
+        if text is None:
+            return
+        if self.chat.send(text):
             self.prompt.clear_sent()
             self._remember()
         elif self.chat.shown_reply or self.chat.shown_waiting:
             self._chat_screen.say("One message at a time: Esc stops this reply.", "warning")
+
+    def _with_files(self, text: str, typed: str) -> str | None:
+        """A message with the files that it names; ``None`` if one cannot be had, which is said.
+
+        A name that leads nowhere is sent as it is written by sending again.
+        """
+        fork, earlier = self.chat.fork, []
+        if fork is not None and fork.edits is not None:
+            edited = next((one for one in self.chat.messages if one.id == fork.edits), None)
+            earlier = attachments.split(edited.content)[1] if edited else []
+        try:
+            files = attachments.named(typed, Path.cwd(), earlier, strict=typed != self._insisted)
+        except attachments.CannotAttach as error:
+            self._insisted = typed if error.may_insist else ""
+            self.say(f"{error} Enter again sends it as it is." if error.may_insist else str(error), "warning")
+            return None
+        self._insisted = ""
+        return attachments.join(text, files)
 
     @on(ConversationList.Chosen)
     def _open(self, message: ConversationList.Chosen) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from textual import on
+from textual import on, work
 
 from tqchat.store.database import Message
-from tqchat.ui import figures
+from tqchat.text import one_line
+from tqchat.ui import attachments, clipboard, figures
 from tqchat.ui.base import ChatApp
-from tqchat.ui.transcript import as_markdown, last_code
+from tqchat.ui.screens.dialog import Choose, Confirm
+from tqchat.ui.transcript import as_markdown, code_blocks
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.chat.thinking import split
 from tqchat.ui.widgets.status.bars import Hints
@@ -63,7 +65,11 @@ class MessageActions(ChatApp):
             case "copy_message":
                 self._copy(_said(message), "the message")
             case "copy_code":
-                self._copy_code(message)
+                self._choose_code(message)
+            case "delete_message":
+                self._delete_message(message)
+            case "unfold":
+                self.log_view.unfold()
             case "version_before":
                 self._step_version(message, -1)
             case "version_after":
@@ -81,6 +87,21 @@ class MessageActions(ChatApp):
         else:
             self.say("Only your own messages can be edited; r has this one answered again.")
 
+    @work
+    async def _delete_message(self, message: Message) -> None:
+        """Delete one message, after asking."""
+        if not self.chat.can_change:
+            self.say(BUSY, "warning")
+            return
+        words = one_line(_said(message))
+        shown = words if len(words) <= 120 else f"{words[:120]}…"
+        question = f"“{shown}”\n\nWhat follows it stays. The model reads again from there on."
+        if await self.push_screen_wait(Confirm("Delete this message?", question, "delete")):
+            self.log_view.mark(None)
+            if self._try(self.chat.delete_message, message):
+                self.say(f"Deleted. {self.key('undelete')} brings it back.")
+            self.prompt.focus()
+
     # Branches
 
     def _fork(self, message: Message) -> None:
@@ -90,7 +111,7 @@ class MessageActions(ChatApp):
             return
         self._put_aside = self.prompt.whole
         if text:
-            self.prompt.put(text)
+            self.prompt.put(attachments.split(text)[0])
         self.log_view.mark(None)
         self.prompt.focus()
 
@@ -157,18 +178,34 @@ class MessageActions(ChatApp):
             self.say("There is no reply to copy yet.")
         return found
 
+    @work
+    async def _choose_code(self, message: Message) -> None:
+        """Copy a block of code; where there are several, the person says which."""
+        found = code_blocks(message.content)
+        if len(found) < 2:
+            self._copy_code(message)
+            return
+        names = [f"{number} {language}".rstrip() for number, (language, _) in enumerate(found, 1)]
+        firsts = [one_line(text.lstrip().partition("\n")[0])[:60] for _, text in found]
+        chosen = await self.push_screen_wait(
+            Choose("Copy which block?", list(zip(names, firsts, strict=True)), names[-1])
+        )
+        if chosen is not None:
+            self._copy(found[names.index(chosen)][1], f"block {names.index(chosen) + 1}")
+
     def _copy_code(self, message: Message) -> None:
-        code = last_code(message.content)
-        if code is None:
+        found = code_blocks(message.content)
+        if not found:
             self.say("There is no block of code in it.")
         else:
-            self._copy(code, "the code")
+            self._copy(found[-1][1], "the code")
 
     def _copy(self, text: str, what: str) -> None:
         if not text.strip():
             self.say("There is nothing to copy yet.")
             return
         self.copy_to_clipboard(text)
+        self.run_worker(lambda: clipboard.write(text), thread=True)
         self.say(f"Copied {what}, {figures.number(len(text))} characters.")
 
 

@@ -18,6 +18,7 @@ from tqchat.store.sampling import parse
 from tqchat.text import one_line
 from tqchat.ui import slash
 from tqchat.ui.cache_actions import CacheActions
+from tqchat.ui.completion import is_whole, offers
 from tqchat.ui.screens.chat_settings import ChatSettings, Decision
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.prompt.suggestions import Suggestions
@@ -143,17 +144,32 @@ class SlashActions(CacheActions):
             "copy": lambda: ["code", "chat"],
             "model": lambda: [STARTER],
         }
-        lines = slash.suggestions(event.text_area.text, values)
-        self._chat_screen.query_one(Suggestions).show(lines)
+        prompt = self.prompt
+        line, row = prompt.before_cursor, prompt.cursor_location[0]
+        found = offers(line, values, first_line=row == 0 and prompt.document.line_count == 1)
+        prompt.offering = bool(found)
+        prompt.enter_completes = bool(found) and not is_whole(line, values)
+        self._chat_screen.query_one(Suggestions).show(found)
 
     @on(Prompt.Completing)
-    def _complete(self) -> None:
-        first = self._chat_screen.query_one(Suggestions).first
-        if first is None:
+    def _complete(self, event: Prompt.Completing) -> None:
+        shown = self._chat_screen.query_one(Suggestions)
+        chosen = shown.chosen
+        if chosen is None:
             self._chat_screen.focus_next()
+        elif event.step:
+            shown.move(event.step)
+            self.prompt.enter_completes = True
         else:
-            more = first.endswith("=") or first[1:] not in slash.NAMES
-            self.prompt.put(first if more else f"{first} ")
+            self.prompt.complete(chosen.start, chosen.insert)
+
+    def close_suggestions(self) -> bool:
+        """Offer nothing until more is written; whether anything was offered."""
+        shown = self._chat_screen.query_one(Suggestions)
+        had = shown.chosen is not None
+        shown.show([])
+        self.prompt.offering = self.prompt.enter_completes = False
+        return had
 
     # The dialog
 

@@ -49,12 +49,13 @@ def as_markdown(messages: Sequence[Message], assistant: str) -> str:
     )
 
 
-def last_code(markdown: str) -> str | None:
-    """The text of the last block of code, if there is one."""
+def code_blocks(markdown: str) -> list[tuple[str, str]]:
+    """The blocks of code in a text: language (or nothing) and code of each."""
     from markdown_it import MarkdownIt
 
-    blocks = [token for token in MarkdownIt().parse(markdown) if token.type in ("fence", "code_block")]
-    return blocks[-1].content.rstrip("\n") if blocks else None
+    tokens = MarkdownIt().disable("inline").parse(markdown)
+    blocks = [token for token in tokens if token.type in ("fence", "code_block")]
+    return [(token.info.strip().partition(" ")[0], token.content.rstrip("\n")) for token in blocks]
 
 
 def last_user(messages: Sequence[Message]) -> int | None:

@@ -82,6 +82,7 @@ class Turns(ChatState):
         if self._wish and self._wish.conversation_id == conversation_id:
             self._wish = None
         self.database.delete(conversation_id)
+        self._removed.append(None)
         self.caches.forget(conversation_id)
         if self._engine:
             self._engine.submit(commands.ForgetConversation(conversation_id))
@@ -336,6 +337,7 @@ class Turns(ChatState):
         if not said and conversation.title_is_automatic:
             # It began with this message: an empty conversation in the list would only be in the way.
             self.delete(conversation_id)
+            self._removed.pop()  # The person deleted nothing.
         else:
             self._reread_rows()
             if shown:

@@ -9,6 +9,7 @@ from textual.screen import Screen
 
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
+from tqchat.ui import attachments
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import namer
 from tqchat.ui.state import Fork, Reply
@@ -128,7 +129,9 @@ class ChatScreen(Screen[None]):
                 log.grow(reply.text)
         self._show_log()
         self.query_one(NoticeLine).clear()
-        self.query_one(Prompt).remember([message.content for message in shown if message.role == "user"])
+        self.query_one(Prompt).remember(
+            [attachments.split(message.content)[0] for message in shown if message.role == "user"]
+        )
         self._figures_due = self._list_due = True
 
     def message_added(self, message: Message) -> None:
@@ -163,7 +166,7 @@ class ChatScreen(Screen[None]):
 
     def prompt_returned(self, text: str) -> None:
         """Words that were not answered."""
-        self.query_one(Prompt).take_back(text)
+        self.query_one(Prompt).take_back(attachments.split(text)[0])
 
     def figures_changed(self) -> None:
         """Drawn with the next beat."""

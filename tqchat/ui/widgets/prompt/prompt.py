@@ -11,6 +11,8 @@ from textual.widgets import TextArea
 
 LONG_PASTE, LONG_PASTE_LINES = 1_500, 15
 """Characters or lines from which on a pasted text is folded."""
+LONG_TEXT = 20_000
+"""Characters from which on a text that comes back (a draft, an earlier message) is."""
 
 
 class Prompt(TextArea):
@@ -25,26 +27,37 @@ class Prompt(TextArea):
     ]
 
     class Submitted(Message):
-        """The person sends the text. It stays until ``Prompt.clear_sent`` says that it is on disk."""
+        """The person sends the text. It stays until ``Prompt.clear_sent`` says that it is on disk.
 
-        def __init__(self, text: str) -> None:
+        ``typed`` is what was written by hand: the text without what was pasted and folded.
+        """
+
+        def __init__(self, text: str, typed: str) -> None:
             super().__init__()
-            self.text = text
+            self.text, self.typed = text, typed
 
     class Completing(Message):
-        """The person asks for the rest of what is written: Tab."""
+        """The person asks for the rest of what is written: Tab; or goes over what is offered."""
+
+        def __init__(self, step: int = 0) -> None:
+            super().__init__()
+            self.step = step
 
     def __init__(self) -> None:
         super().__init__(
             id="prompt",
             compact=True,
             highlight_cursor_line=False,
-            placeholder="Write a message, or /command",
+            placeholder="Write a message, /command or @file",
         )
         self._history: list[str] = []
         self._position: int | None = None
         self._draft = ""
         self._pasted: dict[str, str] = {}
+        self.offering = False
+        """Whether completions are shown: arrows go over them."""
+        self.enter_completes = False
+        """Whether Enter takes one instead of sending."""
 
     @property
     def whole(self) -> str:
@@ -60,9 +73,26 @@ class Prompt(TextArea):
         self._position = None
 
     def put(self, text: str) -> None:
-        """Replace the text, with the cursor at its end."""
-        self.text = text
+        """Replace the text, with the cursor at its end. A very long one is folded."""
+        self.text = self._fold(text) if len(text) > LONG_TEXT else text
         self.move_cursor(self.document.end)
+
+    def complete(self, start: int, insert: str) -> None:
+        """Put a completion in the place of what was begun at column ``start``."""
+        row, column = self.cursor_location
+        self.replace(insert, (row, start), (row, column))
+
+    @property
+    def before_cursor(self) -> str:
+        """The cursor's line, up to the cursor."""
+        row, column = self.cursor_location
+        return self.document.get_line(row)[:column]
+
+    def _fold(self, text: str) -> str:
+        """What stands for a long text."""
+        chip = f"[pasted text {len(self._pasted) + 1}: {len(text):,} characters]"
+        self._pasted[chip] = text
+        return chip
 
     def take_back(self, text: str) -> None:
         """A message that was not answered returns, before whatever has been written since."""
@@ -79,7 +109,7 @@ class Prompt(TextArea):
     def action_send(self) -> None:
         """Hand the text over, if there is any."""
         if self.text.strip():
-            self.post_message(self.Submitted(self.whole))
+            self.post_message(self.Submitted(self.whole, self.text))
 
     def action_newline(self) -> None:
         """Break the line here."""
@@ -87,26 +117,43 @@ class Prompt(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         # TextArea takes Enter as text before bindings are looked at.
-        if event.key == "enter":
-            event.stop()
-            event.prevent_default()
-            self.action_send()
-            return
-        if event.key == "tab":
-            event.stop()
-            event.prevent_default()
+        own = True
+        if event.key == "tab" or (event.key == "enter" and self.enter_completes):
             self.post_message(self.Completing())
+        elif event.key == "enter":
+            self.action_send()
+        elif event.key in ("up", "down") and self.offering:
+            self.post_message(self.Completing(-1 if event.key == "up" else 1))
+        else:
+            own = event.key in ("backspace", "delete") and self._delete_chip(event.key == "backspace")
+        if own:
+            event.stop()
+            event.prevent_default()
             return
         await super()._on_key(event)
+
+    def _delete_chip(self, backwards: bool) -> bool:
+        """Delete what stands for a pasted text as one, if the cursor touches it; whether it does."""
+        if self.selection.start != self.selection.end:
+            return False
+        row, column = self.cursor_location
+        line = self.document.get_line(row)
+        for chip in self._pasted:
+            start = line.find(chip)
+            while start >= 0:
+                end = start + len(chip)
+                if (start < column <= end) if backwards else (start <= column < end):
+                    self.delete((row, start), (row, end))
+                    return True
+                start = line.find(chip, end)
+        return False
 
     async def _on_paste(self, event: events.Paste) -> None:
         # A long text is one mark in the prompt: what is being written stays in view.
         if len(event.text) > LONG_PASTE or event.text.count("\n") >= LONG_PASTE_LINES:
             event.stop()
             event.prevent_default()
-            chip = f"[pasted text {len(self._pasted) + 1}: {len(event.text):,} characters]"
-            self._pasted[chip] = event.text
-            self.insert(chip)
+            self.insert(self._fold(event.text))
             return
         await super()._on_paste(event)
 

@@ -1,40 +1,63 @@
-"""What a command in the prompt may become."""
+"""How what is written in the prompt may go on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from textual.content import Content
 from textual.widgets import Static
 
-from tqchat.ui.slash import described
+from tqchat.text import one_line
+from tqchat.ui.completion import Offer
 
 SHOWN = 6
 
 
 class Suggestions(Static):
-    """Lines above the prompt; Tab takes the first."""
+    """Lines above the prompt: arrows choose one, Tab takes it."""
 
     def __init__(self) -> None:
         super().__init__("", id="suggestions", markup=False)
         self.display = False
-        self._lines: Sequence[str] = ()
+        self._offers: Sequence[Offer] = ()
+        self._at = 0
+        self.moved = False
+        """Whether the person has chosen, and not only been offered."""
 
     @property
-    def first(self) -> str | None:
-        """What Tab completes to."""
-        return self._lines[0] if self._lines else None
+    def chosen(self) -> Offer | None:
+        """What Tab takes."""
+        return self._offers[self._at] if self._offers else None
 
-    def show(self, lines: Sequence[str]) -> None:
+    def show(self, offers: Sequence[Offer]) -> None:
         """Offer these, or nothing."""
-        self._lines = lines
-        self.display = bool(lines)
-        rows = [
-            Content.assemble((f"{line:<12}", "$accent"), (f"  {described(line)}", "$quiet"))
-            for line in lines[:SHOWN]
-        ]
-        if len(lines) > SHOWN:
-            rows.append(Content.styled(f"and {len(lines) - SHOWN} more", "$quiet"))
-        if rows:
-            rows[0] = Content.assemble(rows[0], ("  Tab", "$accent"))
+        self._offers, self._at, self.moved = offers, 0, False
+        self.display = bool(offers)
+        self._draw()
+
+    def move(self, step: int) -> None:
+        """Go over them."""
+        if self._offers:
+            self._at, self.moved = (self._at + step) % len(self._offers), True
+            self._draw()
+
+    def _draw(self) -> None:
+        first = max(0, min(self._at - SHOWN // 2, len(self._offers) - SHOWN))
+        shown = self._offers[first : first + SHOWN]
+        labels = [one_line(offer.label) for offer in shown]
+        width = max((cell_len(label) for label in labels), default=0)
+        rows: list[Content] = []
+        for index, (offer, label) in enumerate(zip(shown, labels, strict=True), first):
+            here = index == self._at
+            rows.append(
+                Content.assemble(
+                    ("▌ " if here else "  ", "$accent"),
+                    (label + " " * (width - cell_len(label)), "$accent bold" if here else "$accent"),
+                    (f"  {offer.help}", "$quiet"),
+                    ("  Tab" if here else "", "$accent"),
+                )
+            )
+        if len(self._offers) > SHOWN:
+            rows.append(Content.styled(f"  {self._at + 1} of {len(self._offers)}  ↑ ↓", "$quiet"))
         self.update(Content("\n").join(rows))
