@@ -97,7 +97,7 @@ async def test_a_file_is_completed_attached_and_folded(stage: Open, folder: Path
         said = it.engine.sent()[0].messages[-1].content
         assert said.startswith("See @notes.md\n\nAttached file notes.md:\n````md\n# Notes")
         it.engine.reply("Seen.")
-        await it.sees("▸ notes.md · 7 lines")
+        await it.sees("▸ notes.md · 6 lines")
         await it.sees_no("the red fox")
         await it.pilot.press("ctrl+up", "k", "space")
         await it.sees("the red fox")

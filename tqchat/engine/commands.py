@@ -98,10 +98,24 @@ class SetScheme:
 
 
 @dataclass(frozen=True)
+class Compose:
+    """Write something about a conversation, beside it: its cache is left alone.
+
+    A title gives way to whatever else is asked; a summary is waited for and can be stopped. The last message
+    is cut in front if it is longer than the model reads.
+    """
+
+    conversation_id: str
+    purpose: Literal["title", "summary"]
+    messages: tuple[ChatMessage, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class ForgetConversation:
     """Drop a deleted conversation's cache, in memory and on disk."""
 
     conversation_id: str
 
 
-Command = LoadModel | EstimateModel | OpenConversation | Send | SetScheme | ForgetConversation
+Command = LoadModel | EstimateModel | OpenConversation | Send | SetScheme | Compose | ForgetConversation

@@ -155,11 +155,24 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The command for this conversation failed; nothing is lost. ``text`` is what had been said by then."""
+    """The command for this conversation failed; nothing is lost. ``text`` is what had been said by then.
+
+    ``context_full`` if the conversation is longer than the model reads.
+    """
 
     conversation_id: str
     message: str
     text: str = ""
+    context_full: bool = False
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What was written about a conversation; empty if it gave way or was stopped."""
+
+    conversation_id: str
+    purpose: Literal["title", "summary"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -211,6 +224,7 @@ Event = (
     | MemoryUpdate
     | Done
     | Failed
+    | Composed
     | Saved
     | SaveFailed
     | SchemeChanged

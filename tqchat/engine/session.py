@@ -331,7 +331,7 @@ class Session:
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "") -> Failed:
-        return Failed(conversation_id, explained(error), text)
+        return Failed(conversation_id, explained(error), text, isinstance(error, ContextFull))
 
     def set_scheme(
         self,

@@ -17,6 +17,7 @@ from tqchat.engine.commands import (
     STARTER,
     ChatMessage,
     Command,
+    Compose,
     EstimateModel,
     ForgetConversation,
     Limits,
@@ -201,12 +202,14 @@ class Engine:
                 self._send(command, task.stop)
             case SetScheme() as command:
                 self._set_scheme(command, task.stop)
+            case Compose() as command:
+                self._compose(command, task.stop)
             case ForgetConversation() as command:
                 self._forget(command.conversation_id)
 
     def _must_wait(self, task: _Task) -> bool:
         """Whether a command needs the model that is still on its way."""
-        needs_model = isinstance(task.command, OpenConversation | Send | SetScheme)
+        needs_model = isinstance(task.command, OpenConversation | Send | SetScheme | Compose)
         return needs_model and self._model is None and self._fetch is not None
 
     def _emit(self, event: Event) -> None:
@@ -357,6 +360,17 @@ class Engine:
         for event in current.session.set_scheme(
             command.scheme, command.reread, command.messages, stop, command.conversation_id
         ):
+            self._emit(event)
+
+    def _compose(self, command: Compose, stop: threading.Event) -> None:
+        from tqchat.engine.composing import GivesWay, compose
+
+        if self._model is None:
+            raise NoModel()
+        if command.purpose == "title":
+            stop = GivesWay(stop, lambda: not self._queue.empty())
+        scheme = self._current.session.scheme if self._current is not None else "fp16"
+        for event in compose(self._model, scheme, command, stop):
             self._emit(event)
 
     def _forget(self, conversation_id: str) -> None:

@@ -1,0 +1,65 @@
+"""What a model writes about a conversation rather than in it: a title, a summary."""
+
+from __future__ import annotations
+
+import tqchat.engine.ready  # noqa: F401
+
+# isort: split
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from tqchat.engine import prompts
+from tqchat.engine.commands import ChatMessage, Compose, Sampling
+from tqchat.engine.events import Composed, Done, Event, Failed, PrefillProgress
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.session import Session
+
+
+class GivesWay(threading.Event):
+    """A stop that is also set while something more urgent waits."""
+
+    def __init__(self, stop: threading.Event, urgent: Callable[[], bool]) -> None:
+        super().__init__()
+        self._stop, self._urgent = stop, urgent
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._stop.is_set() or self._urgent()
+
+
+def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.Event) -> Iterator[Event]:
+    """Write it with a cache of its own, which is gone afterwards; ends with ``Composed`` or ``Failed``.
+
+    A title that cannot be had is an empty one. How the reading of a summary gets on is told.
+    """
+    session = Session(model, scheme)
+    text = ""
+    sampling = Sampling(temperature=0.0, max_tokens=command.max_tokens)
+    messages = _cut(model, command.messages, command.max_tokens)
+    for event in session.send(messages, sampling, stop, command.conversation_id):
+        match event:
+            case PrefillProgress() if command.purpose == "summary":
+                yield event
+            case Failed() if command.purpose == "summary":
+                yield event
+                return
+            case Done() if event.stop_reason != "stopped":
+                text = event.text
+    yield Composed(command.conversation_id, command.purpose, text)
+
+
+def _cut(model: LoadedModel, messages: tuple[ChatMessage, ...], reply: int) -> tuple[ChatMessage, ...]:
+    """The messages with the beginning of the last one left out as far as the model's limit asks for it."""
+    limit = model.context_limit
+    if limit is None:
+        return messages
+    surplus = len(prompts.render(model.tokenizer, messages)) + reply - limit
+    if surplus <= 0:
+        return messages
+    last = messages[-1]
+    tokens = model.tokenizer.encode(last.content, add_special_tokens=False)
+    # A few more, since the same text may be other tokens once it is cut.
+    rest = model.tokenizer.decode(tokens[surplus + 8 :]) if surplus + 8 < len(tokens) else ""
+    return (*messages[:-1], replace(last, content=rest))
