@@ -17,12 +17,19 @@ class RecordingView:
         self.returned: list[str] = []
         self.finished: list[Message | None] = []
         self.grown = ""
+        self.nearly_full = self.full = 0
 
     def conversations_changed(self) -> None: ...
     def transcript_changed(self) -> None: ...
     def message_added(self, message: Message) -> None: ...
     def figures_changed(self) -> None: ...
     def reply_started(self, reply: Reply) -> None: ...
+
+    def context_is_nearly_full(self) -> None:
+        self.nearly_full += 1
+
+    def context_is_full(self) -> None:
+        self.full += 1
 
     def reply_grew(self, text: str) -> None:
         self.grown += text

@@ -96,6 +96,14 @@ class ScriptedEngine:
     def sent(self) -> list[commands.Send]:
         return [command for command in self.commands if isinstance(command, commands.Send)]
 
+    def composing(self) -> list[commands.Compose]:
+        return [command for command in self.commands if isinstance(command, commands.Compose)]
+
+    def compose(self, text: str) -> None:
+        """Answer the last request for a title or a summary."""
+        asked = self.composing()[-1]
+        self.say(events.Composed(asked.conversation_id, asked.purpose, text))
+
     def delta(self, text: str) -> None:
         self.say(events.TextDelta(self.sent()[-1].conversation_id, text))
 

@@ -14,7 +14,8 @@ class Branches(Turns):
     @property
     def can_change(self) -> bool:
         """Whether the shown conversation's past may be touched now: nothing of it is being answered."""
-        return self.conversation is not None and not self.shown_reply and not self.shown_waiting
+        busy = self.shown_reply or self.shown_waiting or self.summing_up
+        return self.conversation is not None and not busy
 
     def version(self, message: Message) -> tuple[int, int]:
         """Which of how many versions of a message is shown: ``(2, 3)``."""

@@ -24,6 +24,8 @@ class ChatState:
         self.waiting: list[Waiting] = []
         self.speed: float | None = None
         self.read_speed: float | None = None
+        self.reading_seconds: float | None = None
+        """How long the prompt that is being read will still take."""
         self.scheme_before: dict[str, str] = {}
         self.caches = Caches()
         self.endings: dict[str, str] = {}
@@ -117,6 +119,11 @@ class ChatState:
     def shown_reply(self) -> Reply | None:
         """The reply under way, if it belongs to the shown conversation."""
         return self.reply if self.reply and self._shown(self.reply.conversation_id) else None
+
+    @property
+    def summing_up(self) -> bool:
+        """Whether the shown conversation's past is being summed up."""
+        return self.activity == "summing up" and self.active_id is not None and self._shown(self.active_id)
 
     @property
     def shown_waiting(self) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from tqchat.engine.commands import Sampling
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Message, SamplingChoice, UnknownConversation
-from tqchat.ui.branches import Branches
+from tqchat.ui.room_making import RoomMaking
 from tqchat.ui.state import SchemeWish, Waiting
 from tqchat.ui.transcript import title_from
 
 
-class Chat(Branches):
+class Chat(RoomMaking):
     """Conversations, the one that is shown, and the replies under way."""
 
     def open(self, conversation_id: str) -> None:
@@ -51,7 +51,7 @@ class Chat(Branches):
 
     def send(self, text: str) -> bool:
         """Commit a message and have it answered. Whether it is on disk; if not, the person keeps the text."""
-        if not text.strip() or self.shown_reply or self.shown_waiting:
+        if not text.strip() or self.shown_reply or self.shown_waiting or self.summing_up:
             return False
         try:
             if self.conversation is None:
@@ -173,7 +173,7 @@ class Chat(Branches):
             self._engine.stop()
             self.view.figures_changed()
             return True
-        if self._engine and self.activity in ("opening", "converting"):
+        if self._engine and self.activity in ("opening", "converting", "summing up"):
             self._engine.stop()
             return True
         return self.pause_download()

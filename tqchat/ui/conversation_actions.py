@@ -45,11 +45,20 @@ class ConversationActions(MessageActions):
         text = self._with_files(slash.message(message.text), message.typed)
         if text is None:
             return
+        if self.has_room_for(text):
+            self.send_now(text)
+
+    def send_now(self, text: str) -> None:
+        """Send a message, and leave the prompt empty; if it cannot be sent, it stays there."""
         if self.chat.send(text):
             self.prompt.clear_sent()
             self._remember()
-        elif self.chat.shown_reply or self.chat.shown_waiting:
-            self._chat_screen.say("One message at a time: Esc stops this reply.", "warning")
+        elif self.chat.shown_reply or self.chat.shown_waiting or self.chat.summing_up:
+            self._chat_screen.say("One message at a time: Esc stops what goes on.", "warning")
+
+    def has_room_for(self, text: str) -> bool:
+        """Whether the model can read a message with what is before it."""
+        raise NotImplementedError
 
     def _with_files(self, text: str, typed: str) -> str | None:
         """A message with the files that it names; ``None`` if one cannot be had, which is said.

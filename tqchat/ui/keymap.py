@@ -76,6 +76,13 @@ ACTIONS: tuple[Action, ...] = (
         "Conversation",
     ),
     Action("settings", "f10", "Conversation settings", "System prompt and sampling.", "Conversation"),
+    Action(
+        "make_room",
+        "alt+m",
+        "Make room",
+        "When the context is nearly full: what can be done.",
+        "Conversation",
+    ),
     Action("rename", "ctrl+t", "Rename", "Give this conversation another title.", "Conversation"),
     Action("delete", "f8", "Delete", "With its cache, after asking.", "Conversation"),
     Action("undelete", "alt+z", "Undo delete", "Of a message or a conversation.", "Conversation"),

@@ -22,6 +22,7 @@ COMMANDS: tuple[Slash, ...] = (
     Slash("scheme", "NAME", "store this conversation's cache another way"),
     Slash("model", "[NAME]", "load another model"),
     Slash("new", "", "begin a conversation"),
+    Slash("room", "", "say how full the context is, and what can be done"),
     Slash("rename", "TITLE", "give this conversation another title"),
     Slash("search", "WORDS", "look in titles and messages"),
     Slash("system", "[TEXT]", "what the model is told before the first message"),

@@ -17,14 +17,14 @@ from tqchat.store.database import SamplingChoice
 from tqchat.store.sampling import parse
 from tqchat.text import one_line
 from tqchat.ui import slash
-from tqchat.ui.cache_actions import CacheActions
 from tqchat.ui.completion import is_whole, offers
+from tqchat.ui.room_actions import RoomActions
 from tqchat.ui.screens.chat_settings import ChatSettings, Decision
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.prompt.suggestions import Suggestions
 
 
-class SlashActions(CacheActions):
+class SlashActions(RoomActions):
     """Slash commands: every one is also an action with a key or in the palette."""
 
     def run_slash(self, name: str, argument: str) -> bool:
@@ -56,6 +56,9 @@ class SlashActions(CacheActions):
 
     def _slash_new(self, argument: str) -> None:
         self.call_later(self.action_new)
+
+    def _slash_room(self, argument: str) -> None:
+        self.call_later(self.run_action, "make_room")
 
     def _slash_rename(self, argument: str) -> None:
         if argument and self.chat.conversation is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Message
 
-Activity = Literal["opening", "reading", "answering", "converting"]
+Activity = Literal["opening", "reading", "answering", "converting", "summing up"]
 """What the engine is doing for a conversation."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from tqchat.engine import commands, events
 from tqchat.engine.profile import Profile
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Database, Message, SamplingChoice
-from tqchat.ui import sentences
+from tqchat.ui import composing, sentences
 from tqchat.ui.bridge import EngineLike
 from tqchat.ui.chat_state import ChatState
 from tqchat.ui.replies import ReplyWriter
@@ -19,6 +20,8 @@ from tqchat.ui.tenancy import Tenancy
 from tqchat.ui.transcript import for_engine
 from tqchat.ui.view import View
 
+YOUNG = 6
+"""Messages up to which a conversation is given a title by the model."""
 TELLING_TOKENS = 32
 """Tokens that must have been read for their speed to say something."""
 
@@ -48,6 +51,9 @@ class Turns(ChatState):
         self._pausing: str | None = None
         self._tenancy = Tenancy(database.leases)
         self._engine: EngineLike | None = None
+        self._titled: set[str] = set()
+        self._reading_from = (0.0, 0)
+        self._clock = clock
         self._writer = ReplyWriter(database, view, clock)
 
     def connect(self, engine: EngineLike, model: str | None) -> None:
@@ -115,7 +121,7 @@ class Turns(ChatState):
             case events.Opened():
                 self._opened(event)
             case events.PrefillProgress():
-                self.prefill = event
+                self._read_on(event)
                 self.activity = "reading" if self.activity == "answering" else self.activity
             case events.Notice():
                 if event.conversation_id is None or self._shown(event.conversation_id):
@@ -129,6 +135,8 @@ class Turns(ChatState):
                 self._done(event)
             case events.Failed():
                 self._failed(event)
+            case events.Composed():
+                self._composed(event)
             case events.Saved():
                 self.caches.disk_bytes[event.conversation_id] = event.bytes
                 self.view.conversations_changed()
@@ -136,6 +144,16 @@ class Turns(ChatState):
                 self.view.say(event.message, "warning")
             case events.SchemeChanged():
                 self._scheme_changed(event)
+
+    def _read_on(self, event: events.PrefillProgress) -> None:
+        """So much of a prompt is read. How long the rest takes shows from the second look on."""
+        now, before = self._clock(), self.prefill
+        if before is None or event.done <= before.done or event.total != before.total:
+            self._reading_from = (now, event.done)
+        self.prefill = event
+        since, done = self._reading_from
+        speed = (event.done - done) / (now - since) if now > since and event.done > done else self.read_speed
+        self.reading_seconds = (event.total - event.done) / speed if speed else None
 
     def _model_ready(self, event: events.ModelReady) -> None:
         self.model, self.loading = event.info, None
@@ -202,6 +220,34 @@ class Turns(ChatState):
             if ending := sentences.ending(event.stop_reason):
                 self.endings[reply.message_id] = ending
         self._finish(reply)
+
+    def _composed(self, event: events.Composed) -> None:
+        """A title: taken while nobody has given one, and if it can stand in a list."""
+        if not event.text:
+            self._titled.discard(
+                event.conversation_id
+            )  # It gave way to something; the next reply asks again.
+            return
+        title = composing.title_from_answer(event.text)
+        with contextlib.suppress(TqchatError):  # Deleted, or another process's by now: no title is needed.
+            if title and self.database.conversation(event.conversation_id).title_is_automatic:
+                self.database.rename(event.conversation_id, title, automatic=True)
+                self._reread_rows()
+                self.view.conversations_changed()
+
+    def _ask_for_title(self, conversation_id: str) -> None:
+        """Have a young conversation named by the model, while the engine has nothing else to do."""
+        if self._engine is None or self.model is None or self.activity is not None or self.waiting:
+            return
+        if self.model.weight_bytes < composing.LEAST_WEIGHTS or conversation_id in self._titled:
+            return
+        if not self.database.conversation(conversation_id).title_is_automatic:
+            return
+        said = [one for one in self.database.messages(conversation_id) if one.role != "system"]
+        if 2 <= len(said) <= YOUNG and said[-1].role == "assistant":
+            self._titled.add(conversation_id)
+            request = composing.title_request(said)
+            self._engine.submit(commands.Compose(conversation_id, "title", request, composing.TITLE_TOKENS))
 
     def _failed(self, event: events.Failed) -> None:
         reply, self.reply = self.reply, None
@@ -322,6 +368,7 @@ class Turns(ChatState):
             self.view.reply_finished(finished)
         self.view.conversations_changed()
         self._free()
+        self._ask_for_title(reply.conversation_id)
 
     def _discard(self, reply: Reply) -> None:
         """Nothing was answered: as if nothing had been asked, and the words return to the person."""

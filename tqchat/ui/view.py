@@ -34,6 +34,12 @@ class View(Protocol):
     def prompt_returned(self, text: str) -> None:
         """A message that was not answered goes back into the input."""
 
+    def context_is_nearly_full(self) -> None:
+        """The shown conversation will soon be longer than the model reads."""
+
+    def context_is_full(self) -> None:
+        """The shown conversation's last message could not be read any more."""
+
     def figures_changed(self) -> None:
         """The gauge, the model, the scheme, the progress or the speed changed."""
 

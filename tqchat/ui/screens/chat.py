@@ -38,6 +38,9 @@ class ChatScreen(Screen[None]):
     class Ready(Posted):
         """The widgets stand: there is something to draw on."""
 
+    class ContextFull(Posted):
+        """The shown conversation is longer than the model reads."""
+
     def __init__(self) -> None:
         super().__init__(id="chat")
         self.chat: Chat | None = None
@@ -167,6 +170,15 @@ class ChatScreen(Screen[None]):
     def prompt_returned(self, text: str) -> None:
         """Words that were not answered."""
         self.query_one(Prompt).take_back(attachments.split(text)[0])
+
+    def context_is_nearly_full(self) -> None:
+        """Said once, in time."""
+        key = namer(self.app)("make_room")
+        self.say(f"The context is nearly full; {key} says what can be done before it is.", "warning")
+
+    def context_is_full(self) -> None:
+        """The person is asked what to do."""
+        self.post_message(self.ContextFull())
 
     def figures_changed(self) -> None:
         """Drawn with the next beat."""

@@ -129,14 +129,15 @@ class FrozenMessage(Body):
 
 
 def beginning(text: str, lines: int | None, characters: int) -> tuple[str, int]:
-    """The beginning of a long text, cut between lines where that can be; how many characters are left out."""
+    """The beginning of a long text, cut between lines or words, and how many characters are left out."""
     if len(text) <= characters and (lines is None or text.count("\n") < lines):
         return text, 0
     cut = text[:characters]
     if lines is not None:
         cut = "\n".join(cut.split("\n")[:lines])
-    if len(cut) == characters and (at := cut.rfind("\n", characters // 2)) > 0:
-        cut = cut[:at]
+    if len(cut) == characters:
+        at = max(cut.rfind("\n", characters // 2), cut.rfind(" ", characters - 100))
+        cut = cut[:at] if at > 0 else cut
     return cut, len(text) - len(cut)
 
 

@@ -9,12 +9,12 @@ from textual.content import Content
 from textual.events import Click
 from textual.widgets import Static
 
-from tqchat.engine.events import PrefillProgress
 from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.conversation import Chat
 from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_bound, namer
+from tqchat.ui.room_making import NEARLY_FULL
 from tqchat.ui.transcript import UNTITLED
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
@@ -88,13 +88,18 @@ class StatusLine(_Line):
     def show(self, chat: Chat) -> None:
         """Draw the chat's state."""
         parts: list[str] = []
+        full = False
         if chat.report is not None:
             limit = chat.model.context_limit if chat.model else None
-            used = figures.number(chat.report.tokens)
+            used = ("≈ " if chat.context_is_reckoned else "") + figures.number(chat.context_used)
             parts.append(f"context {used} / {figures.number(limit)}" if limit else f"context {used}")
+            full = limit is not None and chat.context_used > NEARLY_FULL * limit
         if chat.speed and chat.cache_is_live:
             parts.append(figures.speed(chat.speed))
-        self.put(doing(chat, namer(self.app)), Content.styled(" · ".join(parts), "$quiet"))
+        right = Content.styled(" · ".join(parts), "$quiet")
+        if full:
+            right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
+        self.put(doing(chat, namer(self.app)), right)
 
 
 def doing(chat: Chat, key: Callable[[str], str]) -> Content:
@@ -112,10 +117,14 @@ def doing(chat: Chat, key: Callable[[str], str]) -> Content:
         return Content.assemble((f"Loading {name}…", ""), (" You can write already.", "$quiet"))
     if chat.activity in ("opening", "converting") and chat.cache_is_live:
         if chat.prefill is not None and chat.prefill.total:
-            return _reading("Re-reading", chat.prefill)
+            return _reading("Re-reading", chat)
         return Content(
             "Converting the cache…" if chat.activity == "converting" else "Bringing the cache back…"
         )
+    if chat.summing_up:
+        if chat.prefill is not None and chat.prefill.done < chat.prefill.total:
+            return _reading("Summing up, reading", chat)
+        return Content.assemble(("Writing a summary…", ""), ("  Esc stops", "$quiet"))
     if chat.activity is not None:
         return Content.styled("Another conversation is being answered.", "$quiet")
     if chat.read_only:
@@ -138,14 +147,18 @@ def _answering(chat: Chat) -> Content:
     if chat.reply.stopping:
         return Content("Stopping…")
     if chat.prefill is not None and chat.prefill.total:
-        return _reading("Reading", chat.prefill)
+        return _reading("Reading", chat)
     return Content.assemble(("Answering" if chat.reply.text else "Thinking", ""), ("  Esc stops", "$quiet"))
 
 
-def _reading(word: str, progress: PrefillProgress) -> Content:
+def _reading(word: str, chat: Chat) -> Content:
+    """``Reading ████░░ 1,024 of 3,076 tokens, 4 s left``."""
+    progress = chat.prefill
+    assert progress is not None
+    left = f", {figures.seconds(chat.reading_seconds)} left" if chat.reading_seconds else ""
     return Content.assemble(
         (f"{word} ", ""), bar(progress.done / progress.total, 12),
-        (f" {figures.number(progress.done)} of {figures.tokens(progress.total)}", ""),
+        (f" {figures.number(progress.done)} of {figures.tokens(progress.total)}{left}", ""),
         ("  Esc stops", "$quiet"),
     )  # fmt: skip
 
