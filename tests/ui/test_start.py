@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import asyncio, sys, time
-began = time.perf_counter()
+import asyncio, sys
 from tqchat import paths, settings
 from tqchat.ui.app import TqchatApp
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -28,10 +27,9 @@ async def main():
     async with app.run_test(size=(120, 40)) as pilot:
         while not heavy:
             await pilot.pause(0.01)
-        painted = time.perf_counter() - began
         strips = app.screen._compositor.render_strips()
         assert any("Ask something to begin" in strip.text for strip in strips)
-    print(heavy[0], round(painted, 2))
+    print(heavy[0])
 
 asyncio.run(main())
 """
@@ -41,7 +39,4 @@ def test_the_screen_is_painted_before_anything_heavy_is_imported() -> None:
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    heavy, painted = done.stdout.strip().rsplit(" ", 1)
-    assert heavy == "[]"
-    # A person waits half a second; a busy test machine may take longer, and should not fail for it.
-    assert float(painted) < 5
+    assert done.stdout.strip() == "[]"
