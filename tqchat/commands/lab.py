@@ -44,6 +44,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     evaluate.add_argument(
         "--outliers", metavar="F", type=float, help="give the keys outliers of this factor, 20 for example"
     )
+    evaluate.add_argument(
+        "--pack-prompts", action="store_true", help="pack the prompt while it is read, as --pack-prompts does"
+    )
     _add_one_by_one(evaluate)
 
     profile = below.add_parser("profile", help="measure a model, for the scheme auto", allow_abbrev=False)
@@ -122,7 +125,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         outliers.add_outliers(model, options.outliers)
     progress = Progress()
     rows, dropped = evaluation.evaluate(
-        model, contestants, ids, prefill, one_by_one=options.one_by_one, progress=progress
+        model,
+        contestants,
+        ids,
+        prefill,
+        one_by_one=options.one_by_one,
+        pack_prompts=options.pack_prompts,
+        progress=progress,
     )
     if asked is not None:
         answered = recall.recall(model, contestants, asked, progress)

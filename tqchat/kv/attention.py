@@ -6,11 +6,12 @@ import mlx.core as mx
 
 from tqchat.kv.storage import Side
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 """What the scores, or the decoded vectors, of one go may take. Longer histories are attended to in blocks."""
 
 LEAST_BLOCK = 64
-_LOWEST = -1e30
+LOWEST = -1e30
+"""What scores begin at, masked ones too. Finite: a difference of infinities is none."""
 
 
 def attention(
@@ -73,10 +74,9 @@ def _blockwise(
 ) -> mx.array:
     """The same, ``block`` tokens at a time: a running softmax, rescaled whenever a higher score is met."""
     batch, heads, count, _ = scaled.shape
-    top = (
-        mx.full((batch, heads, count, 1), _LOWEST) if sinks is None else sinks.reshape(batch, heads, count, 1)
-    )
-    total = mx.zeros_like(top) if sinks is None else mx.ones_like(top)
+    shape = (batch, heads, count, 1)
+    top = mx.full(shape, LOWEST) if sinks is None else sinks.reshape(shape)
+    total = mx.zeros(shape) if sinks is None else mx.ones(shape)
     output = mx.zeros((batch, heads, count, values.head_dim))
     end = 0
     for form, part in values.pieces(longest=block):
@@ -89,6 +89,9 @@ def _blockwise(
         total = total * fade + weights.sum(axis=-1, keepdims=True)
         output = output * fade + form.combine(weights, part)
         top = higher
+        if rows > 1:
+            # Else all blocks' scores may be computed before the first sum, and take what the whole would.
+            mx.eval(output, total, top)
     return output / total
 
 
@@ -104,5 +107,5 @@ def _masked(scores: mx.array, mask: mx.array | str | None, start: int, tokens: i
     elif mask.shape[-1] == tokens:
         mask = mask[..., start : start + count]
     if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.array(-mx.inf, scores.dtype))
-    return scores + mask.astype(mx.float32)
+        return mx.where(mask, scores, mx.array(LOWEST, scores.dtype))
+    return scores + mx.maximum(mask.astype(mx.float32), LOWEST)

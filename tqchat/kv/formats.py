@@ -329,11 +329,17 @@ class TurboFormat(_Folding):
 
     def _multiply(self, folded: mx.array, block: Block) -> mx.array:
         words, gain = block
-        return (folded @ self._lookup(words).swapaxes(-1, -2)) * gain.astype(mx.float32).swapaxes(-1, -2)
+        gain = gain.astype(mx.float32)
+        if folded.shape[2] > self.rotation.head_dim:  # fewer numbers to scale than there are products
+            return folded @ (self._lookup(words) * gain).swapaxes(-1, -2)
+        return (folded @ self._lookup(words).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
 
     def _sum(self, weights: mx.array, block: Block) -> mx.array:
         words, gain = block
-        return (weights * gain.astype(mx.float32).swapaxes(-1, -2)) @ self._lookup(words)
+        gain = gain.astype(mx.float32)
+        if weights.shape[2] > self.rotation.head_dim:
+            return weights @ (self._lookup(words) * gain)
+        return (weights * gain.swapaxes(-1, -2)) @ self._lookup(words)
 
     def _lookup(self, words: mx.array) -> mx.array:
         return lookup(words, self.bits, self.rotation.head_dim)

@@ -18,6 +18,7 @@ from tqchat.engine import backend
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
 from tqchat.kv.cache import FEW_ROWS, SchemeCache
+from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
 from tqchat.lab.contestants import Contestant, decode_runs
 from tqchat.lab.results import Row, Tally
@@ -51,11 +52,16 @@ class Dropped:
 class Runner:
     """A model reading a text under one contestant's cache."""
 
-    def __init__(self, model: LoadedModel, contestant: Contestant, one_by_one: bool) -> None:
+    def __init__(
+        self, model: LoadedModel, contestant: Contestant, one_by_one: bool, pack_prompts: bool = False
+    ) -> None:
         self.contestant = contestant
         self.tally = Tally()
         self._model = model
         self.cache = kv.make_prompt_cache(model.model, contestant.scheme, dtype=model.cache_dtype)
+        for layer in flat_layers(self.cache):
+            if isinstance(layer, SchemeCache):
+                layer.packs_prompts = pack_prompts
         # Windows pack, and let go of tokens, at steps of their own.
         windows = any(layer.kind == "sliding" for layer in kv.memory_report(self.cache).layers)
         self._longest = 1 if one_by_one or windows else FEW_ROWS
@@ -120,6 +126,7 @@ def evaluate(
     prefill: int,
     *,
     one_by_one: bool | None = None,
+    pack_prompts: bool = False,
     progress: Progress | None = None,
 ) -> tuple[list[Row], list[Dropped]]:
     """Measure schemes against the FP16 cache on a text.
@@ -129,6 +136,7 @@ def evaluate(
         prefill: How many of them are read as the prompt.
         one_by_one: Whether every token is fed by itself. By default so on an accelerator; on a CPU tokens
             between two packings go in together, which changes no more than the order of sums.
+        pack_prompts: Whether prompts are packed while they are read.
         progress: Hears of every block.
 
     Returns:
@@ -157,7 +165,7 @@ def evaluate(
         total = total or len(contestants) * (len(tokens) - 1)
         runners: list[Runner] = []
         for contestant in group:
-            runner = Runner(model, contestant, one_by_one)
+            runner = Runner(model, contestant, one_by_one, pack_prompts)
             tell(f"{contestant.name} reads the prompt", done, total)
             try:
                 runner.read(tokens[:prefill])

@@ -8,6 +8,7 @@ import tqchat.engine.ready  # noqa: F401
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -104,22 +105,32 @@ def prefill(
     rounds: int,
     tell: Tell,
 ) -> Iterator[BenchRow]:
-    """Read a prompt in the chat's chunks, up to the first token of the answer."""
+    """Read a prompt in the chat's chunks, up to the answer's first token; and packed while it is read."""
     for context in contexts:
         prompt = [1] * context if text is None else list(text[:context])
-        peaks = {contestant.name: 0 for contestant in contestants}
-        runs = {c.name: partial(_prefilled, model, c, prompt, peaks) for c in contestants}
+        # Under a name of its own each: all of them take turns.
+        packing = [
+            replace(c, name=f"{c.name} packed as read")
+            for c in contestants
+            if c not in subjects.FOREIGN and c.scheme.compresses
+        ]
+        everybody = [*contestants, *packing]
+        peaks = dict.fromkeys((c.name for c in everybody), 0)
+        runs = {c.name: partial(_prefilled, model, c, c in packing, prompt, peaks) for c in everybody}
         times = timing.take_turns(runs, rounds, partial(_tell_of, tell, context))
-        yield from rows("prefill", context, times, contestants, peaks, {}, context)
+        yield from rows("prefill", context, times, everybody, peaks, {}, context)
 
 
 def _tell_of(tell: Tell, context: int, name: str) -> None:
     tell(f"prefill of {context:,}, {name}")
 
 
-def _prefilled(model: LoadedModel, contestant: Contestant, prompt: list[int], peaks: dict[str, int]) -> float:
+def _prefilled(
+    model: LoadedModel, contestant: Contestant, packs: bool, prompt: list[int], peaks: dict[str, int]
+) -> float:
     """Seconds for a prompt, up to its last token, which is the first to be packed behind."""
     held = HeldTokens(model, contestant.scheme.name)
+    held.pack_prompts(packs)
     if contestant in subjects.FOREIGN:
         held.cache = _fresh(model, contestant)
     mx.clear_cache()
