@@ -104,3 +104,11 @@ def test_other_files_are_not_results(tmp_path: Path) -> None:
     file.write_text("[1]")
     with pytest.raises(BadResults):
         BenchResults.read(file)
+
+
+def test_events_are_timed_one_by_one(llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--model", str(llama_folder), "--what", "events,restore", "--context", "200", "--rounds", "1"]
+    assert main(["lab", "bench", *asked, "--schemes", "turbo4"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("piece of text", "memory report", "look at the budget"))
+    assert "**restore**" in printed

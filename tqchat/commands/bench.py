@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
     from tqchat.lab.bench.attention import Layer
 
-KINDS = ("decode", "prefill", "attention", "encode", "restore", "ui", "start")
-NEED_A_MODEL = {"decode", "prefill", "restore"}
+KINDS = ("decode", "prefill", "attention", "encode", "restore", "events", "ui", "start")
+NEED_A_MODEL = {"decode", "prefill", "restore", "events"}
 
 
 class BadOption(TqchatError):

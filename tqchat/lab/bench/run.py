@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
 from tqchat.lab import reading, restore_bench, ui_bench
-from tqchat.lab.bench import attention, decode, encode, start
+from tqchat.lab.bench import attention, decode, encode, events, start
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.contestants import Contestant
@@ -52,6 +52,9 @@ def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> 
                 yield from encode.encode(layer, plan.contestants, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:
                 yield from _restore(model, plan, tell)
+            case "events" if model is not None and model.tokenizer is not None:
+                context = plan.contexts[0]
+                yield from events.events(model, plan.contestants, context, _text(model, context), plan.rounds)
             case "ui":
                 tell("the screen")
                 for row in ui_bench.measure():

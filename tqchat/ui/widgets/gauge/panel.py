@@ -51,6 +51,7 @@ def _lines(reading: Reading) -> list[Content]:
         _row("FP16 would take", figures.size(report.fp16_bytes)),
         _row("saved" if report.saved_bytes >= 0 else "more than FP16", figures.size(abs(report.saved_bytes))),
         _row("allocated", figures.size(report.allocated_bytes)),
+        *([_row("peak of the turn", figures.size(report.peak_bytes))] if report.peak_bytes else []),
         *_disk(reading),
         *([_row("speed", figures.speed(reading.speed))] if reading.speed else []),
         Content(""),
