@@ -10,7 +10,7 @@ from tests.engine import tiny as tiny_models
 from tests.engine.talk import GREEDY, assistant, greedy, held_is_consistent, of, send, user
 from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage, Sampling
-from tqchat.engine.events import Done, Failed, MemoryUpdate, Notice, PrefillProgress, TextDelta
+from tqchat.engine.events import Done, Failed, MemoryUpdate, Notice, PrefillProgress, SchemeChanged, TextDelta
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 
@@ -318,3 +318,11 @@ def test_a_sliding_window_goes_forward_without_reading_again(tmp_path: Path) -> 
     assert not of(events, Notice)
     assert done.counts.reused == read
     assert done.text == send(Session(model), asked).text
+
+
+def test_an_empty_conversation_can_have_any_scheme(starter: LoadedModel) -> None:
+    session = Session(starter, "fp16")
+    for scheme in ("turbo2", "affine8", "turbo4", "turbo0v4", "turbo3"):
+        (change,) = session.set_scheme(scheme)
+        assert isinstance(change, SchemeChanged)
+        assert session.scheme == scheme

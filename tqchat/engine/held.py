@@ -181,7 +181,7 @@ class HeldTokens:
         """Put the same tokens under another scheme. An error leaves the old cache whole."""
         old = kv.parse_scheme(self.scheme)
         packed = self.report().packed_tokens > 0
-        if kv.needs_queries(self.cache, scheme):
+        if self.tokens and kv.needs_queries(self.cache, scheme):
             kv.observe_queries(self.model.model, self.tokens, self.cache)
         converted = kv.convert(self.cache, scheme)
         checkpoints = [checkpoint.converted(one, scheme) for one in self.checkpoints]

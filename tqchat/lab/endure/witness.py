@@ -59,8 +59,13 @@ def steps_of(cache: list[Any], tokens: int) -> Steps | None:
     """The steps that a cache of so many tokens was read in, ``None`` if they cannot be taken again: because
     nobody saw all of them, or because what they took back is gone from a window."""
     steps: Steps = _after(getattr(flat_layers(cache)[0], "steps", []), tokens, 0)
-    read = sum(count for _, count in steps)
-    return steps if read == tokens or (read > tokens and not needs_checkpoints(cache)) else None
+    end, overlap = 0, False
+    for start, count in steps:
+        if start > end:
+            return None
+        end, overlap = start + count, overlap or start < end
+    whole = end == tokens or (end > tokens and not needs_checkpoints(cache))
+    return steps if whole and not (overlap and needs_checkpoints(cache)) else None
 
 
 def steps_from(text: str) -> Steps:
