@@ -71,6 +71,11 @@ class Paths:
         return self.data_dir / "tqchat.db"
 
     @property
+    def presets(self) -> Path:
+        """The user's own presets of sampling and system prompt."""
+        return self.data_dir / "presets.toml"
+
+    @property
     def caches(self) -> Path:
         """Compressed caches, one folder for each conversation."""
         return self.cache_dir / "conversations"

@@ -8,9 +8,18 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input, OptionList
 
-from tests.ui.conftest import Open
+from tests.ui.conftest import Open, Stage
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.prompt.prompt import Prompt
+
+
+def reversed_words(it: Stage) -> list[str]:
+    """What is drawn in reverse inside the log: words that were looked for."""
+    strips = it.app.screen._compositor.render_strips()
+    log = it.app.query_one(ChatLog).region
+    segments = [segment for strip in strips for segment in strip.crop(log.x, log.right - 1)]
+    return [one.text for one in segments if one.style and one.style.reverse and one.style.bold]
+
 
 CODE = "Here:\n\n```python\nprint('fox')\n```\n"
 
@@ -85,6 +94,9 @@ async def test_search_finds_words_in_messages_and_jumps_there(stage: Open) -> No
         log = it.app.query_one(ChatLog)
         await it.until(lambda: log.marked and log.marked.content == "The quokka smiles.")
         await it.sees("Message 5")
+        await it.until(lambda: "quokka" in reversed_words(it))
+        await it.pilot.press("escape")
+        await it.until(lambda: not reversed_words(it))
 
 
 async def test_a_draft_is_there_again(stage: Open) -> None:

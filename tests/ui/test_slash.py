@@ -9,8 +9,11 @@ from textual import events
 from textual.widgets import Input, TextArea
 
 from tests.ui.conftest import Open
+from tqchat.paths import Paths
 from tqchat.ui import slash
+from tqchat.ui.presets import BUILT_IN, Presets
 from tqchat.ui.screens.chat_settings import ChatSettings
+from tqchat.ui.screens.dialog import Ask, Choose
 from tqchat.ui.slash_actions import SlashActions
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
@@ -98,3 +101,51 @@ async def test_the_dialog_decides_for_this_conversation(stage: Open) -> None:
         await it.until(lambda: not isinstance(it.app.screen, ChatSettings))
         assert it.app.chat.system_prompt == "Be brief."
         assert it.app.chat.sampling_choice.given == {"top_p": 0.7}
+
+
+async def test_a_preset_is_kept_and_taken_over_elsewhere(stage: Open, paths: Paths) -> None:
+    async with stage() as it:
+        await it.ask("/set temperature=0.3 seed=7")
+        await it.ask("/system Be brief.")
+        await it.ask("/preset save brief")
+        await it.sees("Kept as brief")
+        await it.pilot.press("ctrl+n")
+        await it.ask("/preset creative")
+        await it.until(lambda: it.app.chat.sampling_choice.temperature == 1.0)
+        await it.pilot.press(*"/preset b")
+        await it.sees("/preset balanced")
+        await it.pilot.press("down", "tab", "enter")
+        await it.until(lambda: it.app.chat.sampling_choice.given == {"temperature": 0.3, "seed": 7})
+        assert it.app.chat.system_prompt == "Be brief."
+        await it.ask("/preset precise save")
+        await it.sees("There is no preset")
+        await it.ask("/preset save precise")
+        await it.sees("comes along with the app")
+        await it.ask("/preset delete brief")
+        await it.sees("Forgot the preset")
+        assert "brief" not in Presets(paths.presets).all()
+
+
+async def test_the_dialog_takes_over_and_keeps_presets(stage: Open, paths: Paths) -> None:
+    async with stage() as it:
+        await it.pilot.press("f10")
+        await it.until(lambda: isinstance(it.app.screen, ChatSettings))
+        await it.pilot.press("f2")
+        await it.until(lambda: isinstance(it.app.screen, Choose))
+        await it.pilot.press("down", "enter")
+        await it.until(lambda: isinstance(it.app.screen, ChatSettings))
+        dialog = it.app.screen
+        await it.until(lambda: dialog.query_one("#set-temperature", Input).value == "0")
+        await it.pilot.press("f3")
+        await it.until(lambda: isinstance(it.app.screen, Ask))
+        await it.pilot.press(*"mine", "enter")
+        await it.sees("Kept as mine.")
+        await it.pilot.press("ctrl+s")
+        await it.until(lambda: it.app.chat.sampling_choice.given == {"temperature": 0.0})
+        assert Presets(paths.presets).get("mine").sampling.temperature == 0.0
+
+
+@pytest.mark.parametrize("written", ["not toml [", "x = 1", "[a]\ntemperature = 99", "[a]\nwhat = 1"])
+def test_a_damaged_file_of_presets_leaves_those_that_come_along(paths: Paths, written: str) -> None:
+    paths.presets.write_text(written)
+    assert Presets(paths.presets).all() == BUILT_IN

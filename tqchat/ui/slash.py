@@ -27,6 +27,7 @@ COMMANDS: tuple[Slash, ...] = (
     Slash("search", "WORDS", "look in titles and messages"),
     Slash("system", "[TEXT]", "what the model is told before the first message"),
     Slash("set", "NAME=VALUE ...", "how replies are drawn here, such as temperature=0.7"),
+    Slash("preset", "[NAME|save NAME|delete NAME]", "take over a named way to draw replies, or keep one"),
     Slash("copy", "[code|chat]", "copy the last reply, its code, or the chat"),
     Slash("export", "[FILE]", "write this conversation as Markdown"),
     Slash("theme", "[NAME]", "choose the colours"),

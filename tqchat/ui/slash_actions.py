@@ -18,6 +18,7 @@ from tqchat.store.sampling import parse
 from tqchat.text import one_line
 from tqchat.ui import slash
 from tqchat.ui.completion import is_whole, offers
+from tqchat.ui.presets import Preset, Presets
 from tqchat.ui.room_actions import RoomActions
 from tqchat.ui.screens.chat_settings import ChatSettings, Decision
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -26,6 +27,11 @@ from tqchat.ui.widgets.prompt.suggestions import Suggestions
 
 class SlashActions(RoomActions):
     """Slash commands: every one is also an action with a key or in the palette."""
+
+    @property
+    def presets(self) -> Presets:
+        """Named ways to draw replies."""
+        return Presets(self.paths.presets)
 
     def run_slash(self, name: str, argument: str) -> bool:
         """Do what a command says; ``False`` leaves it in the prompt to be put right."""
@@ -93,6 +99,25 @@ class SlashActions(RoomActions):
         self.say(f"Decided here: {said}." if said else "All is left to the settings.")
         return True
 
+    def _slash_preset(self, argument: str) -> bool:
+        deed, _, name = argument.partition(" ")
+        match deed:
+            case "":
+                self.call_later(self.run_action, "settings")
+            case "save":
+                self.presets.save(name, Preset(self.chat.sampling_choice, self.chat.system_prompt))
+                self.say(f"Kept as {name}: /preset {name} takes it over in any conversation.")
+            case "delete":
+                self.presets.delete(name)
+                self.say(f"Forgot the preset {name}.")
+            case _:
+                preset = self.presets.get(argument)
+                if preset.system_prompt is not None:
+                    self.chat.set_system_prompt(preset.system_prompt)
+                self.chat.set_sampling(preset.sampling)
+                self.say(f"{argument}: {preset.summary}.")
+        return True
+
     def _slash_copy(self, argument: str) -> bool:
         deeds = {
             "": self.action_copy_reply,
@@ -145,6 +170,7 @@ class SlashActions(RoomActions):
             "theme": lambda: sorted(self.available_themes),
             "set": lambda: [f"{field.name}=" for field in fields(SamplingChoice)],
             "copy": lambda: ["code", "chat"],
+            "preset": lambda: [*self.presets.all(), "save", "delete"],
             "model": lambda: [STARTER],
         }
         prompt = self.prompt
@@ -179,7 +205,7 @@ class SlashActions(RoomActions):
     @work
     async def action_settings(self) -> None:
         """What this conversation decides for itself."""
-        dialog = ChatSettings(self.chat.system_prompt, self.chat.sampling_choice)
+        dialog = ChatSettings(self.chat.system_prompt, self.chat.sampling_choice, self.presets)
         decision: Decision | None = await self.push_screen_wait(dialog)
         if decision is None:
             return

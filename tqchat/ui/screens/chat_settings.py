@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -15,6 +16,8 @@ from textual.widgets import Input, Label, Static, TextArea
 from tqchat.errors import TqchatError
 from tqchat.store.database import SamplingChoice
 from tqchat.store.sampling import parse
+from tqchat.ui.presets import Preset, Presets
+from tqchat.ui.screens.dialog import Ask, Choose
 from tqchat.ui.slash import number
 
 NAMES = tuple(field.name for field in fields(SamplingChoice))
@@ -34,11 +37,13 @@ class ChatSettings(ModalScreen[Decision | None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Back"),
         Binding("ctrl+s", "save", "Save", priority=True),
+        Binding("f2", "take_preset", "Preset", priority=True),
+        Binding("f3", "keep_preset", "Keep as preset", priority=True),
     ]
 
-    def __init__(self, system_prompt: str | None, sampling: SamplingChoice) -> None:
+    def __init__(self, system_prompt: str | None, sampling: SamplingChoice, presets: Presets) -> None:
         super().__init__(classes="dialog settings")
-        self._system_prompt, self._sampling = system_prompt, sampling
+        self._system_prompt, self._sampling, self._presets = system_prompt, sampling, presets
 
     def compose(self) -> ComposeResult:
         """The text above, the numbers below."""
@@ -55,12 +60,58 @@ class ChatSettings(ModalScreen[Decision | None]):
                         yield Input("" if value is None else f"{value:g}", id=f"set-{name}", compact=True)
             yield Static("", classes="problem", markup=False)
             yield Static(
-                Content.assemble(("^S", "$accent"), " saves   ", ("Esc", "$accent"), " goes back"),
+                Content.assemble(
+                    ("^S", "$accent"),
+                    " saves   ",
+                    ("F2", "$accent"),
+                    " takes over a preset   ",
+                    ("F3", "$accent"),
+                    " keeps this as one   ",
+                    ("Esc", "$accent"),
+                    " goes back",
+                ),
                 classes="answers",
             )
 
     def action_save(self) -> None:
         """Leave with what was written, if all of it can be used."""
+        decision = self._written()
+        if decision is not None:
+            self.dismiss(decision)
+
+    @work
+    async def action_take_preset(self) -> None:
+        """Fill in a preset; nothing is decided until it is saved."""
+        found = self._presets.all()
+        options = [(name, preset.summary) for name, preset in found.items()]
+        chosen = await self.app.push_screen_wait(Choose("Take over a preset", options, ""))
+        if chosen is None:
+            return
+        preset = found[chosen]
+        for name in NAMES:
+            value = preset.sampling.given.get(name)
+            self.query_one(f"#set-{name}", Input).value = "" if value is None else f"{value:g}"
+        if preset.system_prompt is not None:
+            self.query_one(TextArea).text = preset.system_prompt
+
+    @work
+    async def action_keep_preset(self) -> None:
+        """Give what is written here a name."""
+        decision = self._written()
+        if decision is None:
+            return
+        name = await self.app.push_screen_wait(Ask("Keep as a preset called"))
+        if name is None:
+            return
+        try:
+            self._presets.save(name, Preset(decision.sampling, decision.system_prompt))
+        except TqchatError as error:
+            self._refuse(str(error))
+        else:
+            self.query_one(".problem", Static).update(Content.styled(f"Kept as {name}.", "$quiet"))
+
+    def _written(self) -> Decision | None:
+        """What was written, if all of it can be used; what is wrong is said."""
         values: dict[str, object] = {}
         try:
             for name in NAMES:
@@ -72,7 +123,8 @@ class ChatSettings(ModalScreen[Decision | None]):
         except TqchatError as error:
             self._refuse(str(error))
         else:
-            self.dismiss(Decision(self.query_one(TextArea).text.strip() or None, sampling))
+            return Decision(self.query_one(TextArea).text.strip() or None, sampling)
+        return None
 
     def _refuse(self, why: str) -> None:
         self.query_one(".problem", Static).update(Content.styled(why, "$error"))

@@ -73,7 +73,7 @@ class ChatLog(VerticalScroll):
         self._facts: Callable[[Message], Facts] = lambda message: Facts()
         self._marked: FrozenMessage | LiveReply | None = None
         self._earlier: Earlier | None = None
-        self._loading = False
+        self._loading = self._emphasised = False
         self._reply: LiveReply | None = None
 
     @property
@@ -142,6 +142,7 @@ class ChatLog(VerticalScroll):
 
     def emphasise(self, words: Sequence[str]) -> None:
         """Make words visible wherever they are in the messages that are mounted; with none, no more."""
+        self._emphasised = bool(words)
         longest_first = sorted(words, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first)), re.I) if words else None
         for body in self.query(Body):
@@ -183,6 +184,8 @@ class ChatLog(VerticalScroll):
             found.add_class("marked")
             self.focus(scroll_visible=False)
             self.call_after_refresh(self.scroll_to_widget, found, animate=False)
+        if found is None and self._emphasised:
+            self.emphasise(())
         if changed:
             self.post_message(self.Marked(self.marked))
         return found is not None

@@ -26,11 +26,11 @@ class ConversationList(Vertical):
     BORDER_TITLE = "Conversations"
 
     class Chosen(Message):
-        """The person opens a conversation, at a message if it was found by its words."""
+        """The person opens a conversation, at a message if it was found by its words, ``wanted``."""
 
-        def __init__(self, conversation_id: str, message_id: str | None = None) -> None:
+        def __init__(self, conversation_id: str, message_id: str | None = None, wanted: str = "") -> None:
             super().__init__()
-            self.conversation_id, self.message_id = conversation_id, message_id
+            self.conversation_id, self.message_id, self.wanted = conversation_id, message_id, wanted
 
     def __init__(self) -> None:
         super().__init__(id="conversations")
@@ -130,7 +130,8 @@ class ConversationList(Vertical):
     def _first_found(self, event: Input.Submitted) -> None:
         event.stop()
         if self._hits:
-            self.post_message(self.Chosen(self._hits[0].conversation_id, self._hits[0].message_id))
+            first = self._hits[0]
+            self.post_message(self.Chosen(first.conversation_id, first.message_id, event.value))
 
     @on(OptionList.OptionSelected)
     def _chosen(self, event: OptionList.OptionSelected) -> None:
@@ -139,4 +140,5 @@ class ConversationList(Vertical):
             return
         conversation_id, _, index = event.option.id.partition("/")
         message_id = self._hits[int(index)].message_id if index and int(index) < len(self._hits) else None
-        self.post_message(self.Chosen(conversation_id, message_id))
+        wanted = self.query_one("#search", Input).value
+        self.post_message(self.Chosen(conversation_id, message_id, wanted))
