@@ -10,6 +10,7 @@ from textual.widgets import Input, OptionList
 
 from tests.ui.conftest import Open, Stage
 from tqchat.ui.widgets.chat.log import ChatLog
+from tqchat.ui.widgets.conversations.list import PAGE
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 
@@ -180,3 +181,18 @@ async def test_a_conversation_and_a_message_come_back_in_the_other_order(stage: 
         await it.until(lambda: len(it.app.chat.messages) == 1)
         await it.pilot.press("alt+z")
         await it.sees("Red ones.")
+
+
+async def test_of_very_many_conversations_the_newest_are_listed_and_the_others_on_asking(stage: Open) -> None:
+    async with stage() as it:
+        for number in range(PAGE + 30):
+            it.app.database.create(f"Number {number}", None, "turbo0v4")
+        it.app.chat.view.conversations_changed()
+        titles = it.app.query_one("#titles", OptionList)
+        await it.until(lambda: titles.option_count == PAGE + 2)
+        await it.pilot.press("f2", "f2")
+        await it.until(lambda: titles.has_focus)
+        await it.pilot.press("end", "enter")
+        await it.until(lambda: titles.option_count == PAGE + 31)
+        await it.pilot.press("end", "enter")
+        await it.until(lambda: it.app.chat.conversation and it.app.chat.conversation.title == "Number 0")

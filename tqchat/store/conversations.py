@@ -38,13 +38,14 @@ class Conversations(DatabaseFile):
         with contextlib.suppress(StoreFull, DatabaseBusy):
             self.purge(time.time() - KEEP_DELETED)
 
-    def conversations(self) -> list[Conversation]:
-        """Every conversation, the one last written to first."""
+    def conversations(self, limit: int | None = None) -> list[Conversation]:
+        """Every conversation, or so many, the one last written to first."""
         rows = self.rows(
             f"""
             SELECT {CONVERSATION} FROM conversations WHERE deleted_at IS NULL
-            ORDER BY updated_at DESC, number DESC
-            """
+            ORDER BY updated_at DESC, number DESC LIMIT ?
+            """,
+            -1 if limit is None else limit,
         )
         return [conversation_from(row) for row in rows]
 

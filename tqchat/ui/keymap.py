@@ -161,7 +161,7 @@ MESSAGE_ACTIONS: tuple[Action, ...] = (
     _on_message("copy_message", "y", "Copy", "This message.", "copy"),
     _on_message("copy_code", "o", "Copy code", "A block of code in it; of several you choose one.", "code"),
     _on_message("delete_message", "d,delete", "Delete", "This message alone; what follows stays.", "delete"),
-    _on_message("unfold", "space", "Unfold", "Thinking, attached files, the rest of a long text."),
+    _on_message("unfold", "space", "Unfold", "Thinking, attached files, the rest of a long text.", "unfold"),
     _on_message("version_before", "left", "Version before", "With what followed it."),
     _on_message("version_after", "right", "Version after", "With what followed it."),
     _on_message("mark_up", "k", "Message above", "The cursor goes up."),

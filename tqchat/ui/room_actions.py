@@ -45,11 +45,11 @@ class RoomActions(CacheActions):
         count = len([one for one in chat.messages if one.role != "system"])
         options: list[tuple[str, str]] = []
         if count > len(kept) or count > 2:
-            options.append((SUMMARY, "the older messages become a summary, on a branch of their own"))
+            options.append((SUMMARY, "of the older messages, on a new branch"))
         if count > len(kept) > 0:
             options.append((DROP, f"go on with the last {len(kept)} of {figures.number(count)} messages"))
         if self._memory_is_short(limit):
-            options.append((SCHEME, "a scheme that saves more: memory ends before the model's context"))
+            options.append((SCHEME, "one that saves more: memory ends first"))
         options.append((NEW, "begin a conversation"))
         if unsent is not None:
             options.append((ANYWAY, "the message as it is"))

@@ -75,6 +75,11 @@ class ChatScreen(Screen[None]):
         """Another width shows the gauge in its other size."""
         self._figures_due = True
 
+    def on_conversation_list_more(self) -> None:
+        """Earlier conversations are wanted."""
+        self._list_due = True
+        self.draw_due()
+
     # The parts that fold
 
     @property

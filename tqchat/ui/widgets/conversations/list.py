@@ -18,6 +18,9 @@ from tqchat.text import one_line
 from tqchat.ui import figures
 
 WIDTH = 26
+PAGE = 200
+"""Conversations listed at first, and more at each asking: all of some thousands would stop the screen."""
+_MORE = "more"
 
 
 class ConversationList(Vertical):
@@ -32,6 +35,9 @@ class ConversationList(Vertical):
             super().__init__()
             self.conversation_id, self.message_id, self.wanted = conversation_id, message_id, wanted
 
+    class More(Message):
+        """The person wants to see earlier conversations as well: ``most`` has grown."""
+
     def __init__(self) -> None:
         super().__init__(id="conversations")
         self.find: Callable[[str], list[SearchHit]] = lambda text: []
@@ -39,6 +45,8 @@ class ConversationList(Vertical):
         self._conversations: Sequence[Conversation] = ()
         self._sizes: Mapping[str, int] = {}
         self._current: str | None = None
+        self.most = PAGE
+        """How many conversations are listed. One more of them says that there are others."""
 
     def compose(self) -> ComposeResult:
         """The box above, the list below."""
@@ -83,12 +91,14 @@ class ConversationList(Vertical):
         scroll = titles.scroll_y
         options: list[Option] = []
         heading, today = "", date.today()
-        for conversation in self._conversations:
+        for conversation in self._conversations[: self.most]:
             day = figures.day(conversation.updated_at, today)
             if day != heading:
                 heading = day
                 options.append(Option(Content.styled(day, "$quiet"), disabled=True))
             options.append(Option(self._line(conversation), id=conversation.id))
+        if len(self._conversations) > self.most:
+            options.append(Option(Content.styled("▾ earlier ones", "$quiet"), id=_MORE))
         if not options:
             options.append(Option(Content.styled("None yet.", "$quiet"), disabled=True))
         titles.set_options(options)
@@ -137,6 +147,10 @@ class ConversationList(Vertical):
     def _chosen(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         if event.option.id is None:
+            return
+        if event.option.id == _MORE:
+            self.most += PAGE
+            self.post_message(self.More())
             return
         conversation_id, _, index = event.option.id.partition("/")
         message_id = self._hits[int(index)].message_id if index and int(index) < len(self._hits) else None
