@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx_lm.models import cache as mlx_cache
 
 from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import convert, make_prompt_cache, needs_queries, observe_queries
+from tqchat.kv.fitting import Seen, fit_keys
+from tqchat.kv.formats import Format, make_format
+from tqchat.kv.rope import probe
+from tqchat.kv.scheme import FormatSpec
 
 CONFIG = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -55,7 +60,7 @@ def error(model: Any, scheme: str, converted: bool = False) -> float:
     return float(mx.sqrt((raw - packed).square().mean() / raw.square().mean()).item())
 
 
-@pytest.mark.parametrize("scheme", ["turbo4", "turbo2"])
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo2", "turbo8v2", "affine4"])
 @pytest.mark.parametrize("converted", [False, True])
 def test_scaling_key_channels_does_not_hurt(scheme: str, converted: bool) -> None:
     plain = error(with_outliers(1), scheme, converted)
@@ -68,15 +73,17 @@ def test_key_biases_do_not_hurt() -> None:
     assert error(with_key_bias(12.0), "turbo4") < 1.5 * error(with_key_bias(0.0), "turbo4")
 
 
-@pytest.mark.parametrize("after, wanted", [("turbo4", True), ("turbo8v2", False), ("turbo0v2", False)])
-def test_only_rotated_keys_ask_for_queries(after: str, wanted: bool) -> None:
+@pytest.mark.parametrize(
+    "after, wanted", [("turbo4", True), ("turbo8v2", True), ("affine4", True), ("turbo0v2", False)]
+)
+def test_only_packed_keys_ask_for_queries(after: str, wanted: bool) -> None:
     model = tiny.llama()
     cache = make_prompt_cache(model, "turbo0v4")
     logits(model, cache, tiny.tokens(200), 199)
     assert needs_queries(cache, after) is wanted
 
 
-def test_from_one_rotated_scheme_to_another_queries_are_not_asked_for_again() -> None:
+def test_from_one_scheme_that_packs_keys_to_another_queries_are_not_asked_for_again() -> None:
     model = tiny.llama()
     cache = make_prompt_cache(model, "turbo4")
     logits(model, cache, tiny.tokens(200), 199)
@@ -104,3 +111,49 @@ def test_queries_seen_before_a_restart_count_after_it() -> None:
     logits(model, cache, tokens[:, :60], 50)
     twin = [type(layer).from_state(layer.state) for layer in cache]
     assert mx.array_equal(logits(model, cache, tokens[:, 60:]), logits(model, twin, tokens[:, 60:]))
+
+
+def turned_keys(tokens: int, factor: float = 1.0) -> tuple[mx.array, mx.array]:
+    """Keys with a large bias in a slow pair and in a fast one, turned by their position; and before."""
+    bias = mx.zeros((32,))
+    bias[15], bias[31], bias[1] = 6 * factor, 3 * factor, 6 * factor
+    x = mx.random.normal((1, 2, tokens, 32), key=mx.random.key(1)) + bias
+    return nn.RoPE(32)(x), x
+
+
+def test_keys_mean_is_that_of_the_positions_to_come() -> None:
+    rope = probe(nn.RoPE(32), 32)
+    keys, _ = turned_keys(2000)
+    fit = fit_keys(keys[:, :, :400], Seen(rope=rope))
+    plain = fit_keys(keys[:, :, :400], Seen())
+    later = keys[:, :, :1200]
+
+    def left(mean: mx.array) -> float:
+        return float((later - mean).square().mean().item())
+
+    assert left(fit.mean) < left(plain.mean)
+    assert mx.allclose(fit.mean, later.mean(axis=2, keepdims=True), atol=0.2)
+    # Both channels of a pair count alike.
+    assert mx.allclose(fit.balance[..., :16], fit.balance[..., 16:])
+
+
+def test_keys_that_were_not_turned_are_taken_as_they_are() -> None:
+    rope = probe(nn.RoPE(32), 32)
+    _, straight = turned_keys(400)
+    fit, plain = (fit_keys(straight, seen) for seen in (Seen(rope=rope), Seen()))
+    assert mx.array_equal(fit.mean, plain.mean) and mx.array_equal(fit.balance, plain.balance)
+
+
+def test_with_little_to_go_by_a_fit_is_no_worse_than_none() -> None:
+    keys, _ = turned_keys(84, 0.0)
+    later = turned_keys(1000, 0.0)[0][:, :, 84:]
+    queries = mx.random.normal((1, 2, 500, 32), key=mx.random.key(2))
+    seen = Seen(queries[:, :, :4].square().mean(axis=2, keepdims=True), 4, probe(nn.RoPE(32), 32))
+    free = make_format(FormatSpec("turbo", 3), 32, "key")
+    fitted = free.fit(keys, seen)
+
+    def wrong(format_: Format) -> float:
+        off = format_.scores(queries, format_.encode(later)) - queries @ later.swapaxes(-1, -2)
+        return float(off.square().mean().item())
+
+    assert wrong(fitted) < 1.25 * wrong(free)

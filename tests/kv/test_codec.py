@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from tqchat.kv.codebook import centroid_array, centroids, quantise
+from tqchat.kv.fitting import Seen
 from tqchat.kv.formats import TurboFormat, make_format
 from tqchat.kv.packing import lookup, pack, unpack
 from tqchat.kv.rotation import UnsupportedHeadDim, draw_rotation
+from tqchat.kv.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec, parse_scheme, words_per_vector
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
@@ -30,7 +32,9 @@ def test_codebook_has_the_lloyd_max_distortion_of_a_normal(bits: int, distortion
 def test_every_value_gets_the_code_of_its_nearest_centroid(bits: int) -> None:
     x = mx.random.normal((4000,), key=mx.random.key(bits)) * 1.5
     nearest = mx.abs(x[:, None] - centroid_array(bits)).min(axis=1)
-    chosen = mx.abs(x - centroid_array(bits)[quantise(x, bits)])
+    codes, found = quantise(x, bits)
+    assert mx.array_equal(found, centroid_array(bits)[codes])
+    chosen = mx.abs(x - found)
     assert mx.allclose(chosen, nearest, atol=1e-6)
 
 
@@ -97,7 +101,8 @@ def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
     role: Literal["key", "value"], spec: FormatSpec, head_dim: int
 ) -> None:
     x, queries = mx.random.normal((2, 1, 2, 30, head_dim), key=mx.random.key(3)) + 2
-    format_ = make_format(spec, head_dim, role).fit(x, queries.square().mean(axis=2, keepdims=True))
+    seen = Seen(queries.square().mean(axis=2, keepdims=True), 30)
+    format_ = make_format(spec, head_dim, role).fit(x, seen)
     block = format_.encode(x)
     if spec.kind == "turbo":
         words, gain = block
@@ -130,3 +135,22 @@ def test_formats_of_one_size_share_their_rotation() -> None:
     one, other = (make_format(FormatSpec("turbo", bits), 128, "key") for bits in (2, 4))
     assert isinstance(one, TurboFormat) and isinstance(other, TurboFormat)
     assert one.rotation.array is other.rotation.array
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("width", [32, 128])
+def test_shaped_rounding_costs_less_than_rounding_to_the_nearest(bits: int, width: int) -> None:
+    x = mx.random.normal((500, width), key=mx.random.key(1))
+    metric = mx.exp(mx.linspace(-2, 2, width))
+    metric = metric / metric.mean()
+    y = mx.hadamard_transform(x)
+
+    def cost(centroids: mx.array) -> float:
+        return float((metric * mx.hadamard_transform(centroids - y).square()).mean().item())
+
+    codes, centroids = quantise_shaped(y, metric, bits)
+    assert mx.array_equal(centroids, centroid_array(bits)[codes])
+    # The best possible is the geometric mean of the metric over its arithmetic one: 0.3 here.
+    assert cost(centroids) < 0.75 * cost(quantise(y, bits)[1])
+    flat, _ = quantise_shaped(y, mx.ones((width,)), bits)
+    assert mx.array_equal(flat, quantise(y, bits)[0])

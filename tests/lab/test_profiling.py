@@ -59,6 +59,7 @@ def test_a_damaged_profile_counts_as_none(paths: Paths, text: str) -> None:
     assert profile.load(paths, "abc") is None
 
 
-def test_a_probe_knows_the_shapes(tiny: LoadedModel) -> None:
-    shapes = profile.probe(tiny)
+def test_a_loaded_model_knows_its_caches_shapes(tiny: LoadedModel) -> None:
+    shapes = tiny.info.shapes
+    assert shapes is not None
     assert [(layer.heads, layer.key_dim, layer.tokens) for layer in shapes.layers] == [(2, 64, 1)] * 2

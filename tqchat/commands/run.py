@@ -100,9 +100,9 @@ def _events(
     from tqchat.engine.session import Session
 
     if scheme == AUTO:
-        from tqchat.engine import automatic
+        from tqchat.engine import automatic, profile
 
-        choice = automatic.choose(loaded, paths.locate())
+        choice = automatic.choose(loaded.info, profile.load(paths.locate(), loaded.info.fingerprint))
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):

@@ -1,25 +1,33 @@
-"""``auto`` for a loaded model: its profile, its shapes and the memory beside its weights, put to the
-chooser.
+"""``auto`` for a model: its profile, its shapes and the memory beside its weights, put to the chooser.
+
+Pure Python: ``run`` and the app ask the same question here, before the first message as well as later.
 """
 
 from __future__ import annotations
 
-from tqchat.engine import backend, chooser, profile
-from tqchat.engine.models import LoadedModel
+from tqchat.engine import chooser
+from tqchat.engine.events import ModelInfo
+from tqchat.engine.profile import Profile
 from tqchat.kv.scheme import AUTO
-from tqchat.paths import Paths
 
 
-def choose(model: LoadedModel, paths: Paths, held: int = 0) -> chooser.Choice:
-    """The scheme for a conversation that holds ``held`` tokens so far, and why.
+def choose(
+    model: ModelInfo | None, profile: Profile | None, *, held: int = 0, budget: int | None = None
+) -> chooser.Choice:
+    """The scheme for a conversation, and why.
 
-    Must run on the thread that owns the model.
+    Args:
+        model: What is known of the loaded model, ``None`` while there is none.
+        profile: What was measured on it, if it was.
+        held: Tokens that the conversation holds so far.
+        budget: Bytes that its cache may take, where a person said so; else what the model leaves.
     """
-    memory = backend.prepare().memory_bytes
+    if model is None:
+        return chooser.resolve_scheme(AUTO, profile=profile, budget=budget)
     return chooser.resolve_scheme(
         AUTO,
-        profile=profile.load(paths, model.info.fingerprint),
-        shapes=profile.probe(model),
-        budget=chooser.memory_budget(memory, model.info.weight_bytes),
+        profile=profile,
+        shapes=model.shapes,
+        budget=model.cache_budget if budget is None else budget,
         expected_tokens=chooser.expected_tokens(held, model.context_limit),
     )

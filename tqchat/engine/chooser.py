@@ -12,8 +12,7 @@ from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
 KLD_LIMIT = 0.002
 """Nats a token, on average, that a scheme chosen from a profile may differ from the FP16 cache.
 
-On the bundled model that changes the likeliest next token one time in thirty, and perplexity by 0.2 %.
-perplexity. """
+On the bundled model that changes the likeliest next token one time in thirty, and perplexity by 0.2 %."""
 
 CAREFUL = ("turbo0v4", "turbo8v4", "turbo4", "turbo3", "turbo2")
 """What an unmeasured model gets: the first that fits.
@@ -52,7 +51,7 @@ def resolve_scheme(
     Args:
         name: A scheme's name, or ``auto``.
         profile: What was measured on this model, if it was.
-        shapes: A report on any cache of this model that holds a token (``profile.probe``).
+        shapes: A report on any cache of this model that holds a token (``estimate.cache_shapes``).
         budget: Bytes that the cache may take; ``None`` if unknown.
         expected_tokens: How long the conversation is expected to become.
 

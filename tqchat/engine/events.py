@@ -15,7 +15,8 @@ class ModelInfo:
     """A loaded model, as far as people and screens care.
 
     ``weight_bytes`` is what the live weights take; ``context_limit`` is in tokens, ``None`` if the model
-    states none. ``cache_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown."""
+    states none. ``cache_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown;
+    ``shapes`` a report on a cache that holds one token: what every layer keeps for it."""
 
     name: str
     ref: str
@@ -26,6 +27,7 @@ class ModelInfo:
     context_limit: int | None
     device: str
     cache_budget: int | None = None
+    shapes: MemoryReport | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import tqchat.engine.ready  # noqa: F401
 
 # isort: split
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import flat_layers
+from tqchat.kv.prompt_cache import flat_layers, with_ropes
 from tqchat.store.manifest import Pieces, cut
 from tqchat.store.vault import Restored
 
@@ -70,7 +70,9 @@ class HeldTokens:
             return "The saved cache does not have this model's layers"
         if not _holds(cache, len(tokens)):
             return "The saved cache does not hold the tokens that it should"
-        self.cache, self.tokens, self.rounding = cache, list(tokens), found.rounding
+        # Nothing on disk says how a model turns its keys, which a later change of scheme wants to know.
+        self.cache = with_ropes(cache, self.model.model)
+        self.tokens, self.rounding = list(tokens), found.rounding
         self.pieces = found.pieces
         self.checkpoints = [
             one
@@ -177,20 +179,26 @@ class HeldTokens:
         if not good:
             self.clear()
 
-    def convert(self, scheme: str) -> None:
-        """Put the same tokens under another scheme. An error leaves the old cache whole."""
+    def convert(self, scheme: str, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Put the same tokens under another scheme. An error, or ``stopped``, leaves the old cache whole.
+
+        Raises:
+            ConversionStopped, ConversionFailed: if that is how it ended.
+        """
         old = kv.parse_scheme(self.scheme)
         packed = self.report().packed_tokens > 0
-        if self.tokens and kv.needs_queries(self.cache, scheme):
-            kv.observe_queries(self.model.model, self.tokens, self.cache)
-        converted = kv.convert(self.cache, scheme)
-        checkpoints = [checkpoint.converted(one, scheme) for one in self.checkpoints]
-        if not _holds(converted, len(self.tokens)):
-            raise RuntimeError("The converted cache does not hold the same tokens.")
+        try:
+            if self.tokens and kv.needs_queries(self.cache, scheme):
+                kv.observe_queries(self.model.model, self.tokens, self.cache)
+            checkpoints = [checkpoint.converted(one, scheme) for one in self.checkpoints]
+            kv.convert_in_place(self.cache, scheme, stopped=stopped)
+        except BaseException:
+            kv.forget_queries(self.cache)
+            raise
         if packed:
             keys, values = self.rounding
             self.rounding = (min(keys, old.key.bits), min(values, old.value.bits))
-        self.cache, self.scheme = converted, kv.parse_scheme(scheme).name
+        self.scheme = kv.parse_scheme(scheme).name
         self.pieces, self.checkpoints = (), checkpoints
 
     def carries_coarser_rounding(self) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqchat.engine import backend, chooser, download, folders, prompts
 from tqchat.engine.commands import STARTER, Sampling
+from tqchat.engine.estimate import cache_shapes
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.fingerprint import fingerprint
 from tqchat.errors import TqchatError
@@ -154,6 +155,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         context_limit=prompts.context_limit(config),
         device=f"{machine.name}: {machine.device}",
         cache_budget=chooser.memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
+        shapes=cache_shapes(model),
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, _defaults(folder), cache_dtype, folder)

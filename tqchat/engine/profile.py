@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import Paths, make_private_folder
-
-if TYPE_CHECKING:
-    from tqchat.engine.models import LoadedModel
-    from tqchat.kv.memory import MemoryReport
 
 FORMAT = 1
 """Goes up when the file's form changes."""
@@ -98,17 +94,3 @@ def load(paths: Paths, fingerprint: str) -> Profile | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return profile if profile.fingerprint == fingerprint else None
-
-
-def probe(model: LoadedModel) -> MemoryReport:
-    """What one token takes in every layer, from a cache that has read one: the shapes ``chooser`` needs.
-
-    Must run on the thread that owns the model.
-    """
-    import mlx.core as mx
-
-    from tqchat import kv
-
-    cache = kv.make_prompt_cache(model.model, "fp16", dtype=model.cache_dtype)
-    mx.eval(model.model(mx.array([[0]]), cache=cache))
-    return kv.memory_report(cache)

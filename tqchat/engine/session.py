@@ -343,12 +343,13 @@ class Session:
     ) -> Iterator[Event]:
         """Put the live cache under another scheme; ends with ``SchemeChanged`` or ``Failed``.
 
-        The new cache is made beside the old one, which stays whole and current if anything goes wrong.
+        An error or a stop leaves the old cache whole and current. History is converted layer by layer, so
+        that no more than one layer is held twice; a re-reading makes a new cache beside the old one.
 
         Args:
             reread: Let the model read the transcript again, so that history carries no earlier rounding.
             messages: The transcript; without it the tokens that the cache holds are read.
-            stop: Ends a re-reading within one chunk; the old scheme stays.
+            stop: Ends a conversion within one layer, a re-reading within one chunk; the old scheme stays.
         """
         began = time.perf_counter()
         previous, before = self.scheme, self.memory().bytes
@@ -365,7 +366,7 @@ class Session:
                         raise RereadStopped(previous)
                 self._held = fresh
             elif name != previous:
-                self._held.convert(name)
+                self._held.convert(name, stop.is_set if stop is not None else lambda: False)
         except Exception as error:
             yield self._failed(error, conversation_id)
             return

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqchat.kv.cache import SchemeCache as SchemeCache
+    from tqchat.kv.calibration import forget_queries as forget_queries
     from tqchat.kv.calibration import needs_queries as needs_queries
     from tqchat.kv.calibration import observe_queries as observe_queries
+    from tqchat.kv.conversion import convert_in_place as convert_in_place
     from tqchat.kv.memory import LayerReport as LayerReport
     from tqchat.kv.memory import MemoryReport as MemoryReport
     from tqchat.kv.memory import predict_bytes as predict_bytes
@@ -33,12 +35,14 @@ _HOMES = {
     "MemoryReport": "memory",
     "predict_bytes": "memory",
     "convert": "prompt_cache",
+    "convert_in_place": "conversion",
     "make_prompt_cache": "prompt_cache",
     "memory_report": "report",
     "SCHEMES": "scheme",
     "Scheme": "scheme",
     "UnknownScheme": "scheme",
     "parse_scheme": "scheme",
+    "forget_queries": "calibration",
     "needs_queries": "calibration",
     "observe_queries": "calibration",
     "CacheFileError": "snapshot",

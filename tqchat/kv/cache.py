@@ -10,6 +10,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
 from tqchat.kv.attention import attention
+from tqchat.kv.fitting import Seen
+from tqchat.kv.rope import Rope
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage import Side
 
@@ -55,6 +57,7 @@ class SchemeCache:
         self.value_side = Side(scheme, "value")
         self.query_energy: mx.array | None = None
         self.queries_seen = 0
+        self.rope: Rope | None = None
         self.packs_prompts = False
         self._reading = False
         self._before: tuple[Side, Side] | None = None
@@ -112,7 +115,7 @@ class SchemeCache:
     def take_over(self, old: SchemeCache) -> None:
         """Hold what another cache holds, decoded where this one's scheme stores it differently."""
         self.offset, self._dtypes = old.offset, old._dtypes
-        self.query_energy, self.queries_seen = old.query_energy, old.queries_seen
+        self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
         self.packs_prompts = old.packs_prompts
         same_parts = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
         for target, source in zip(self.sides, old.sides, strict=True):
@@ -125,9 +128,9 @@ class SchemeCache:
         """Encode what has left the tail, on both sides."""
         self._before = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
-        self.key_side.pack_due(energy)
+        self.key_side.pack_due(Seen(energy, self.queries_seen, self.rope, self.offset - self.key_side.length))
         self.value_side.pack_due()
-        if self.key_side.format.fitted or self.key_side.spec.kind != "turbo":
+        if not self._is_unfitted:
             self.query_energy, self.queries_seen = None, 0
 
     def observe(self, queries: mx.array) -> None:
@@ -137,7 +140,7 @@ class SchemeCache:
             queries: ``[batch, query_heads, rows, key_dim]``, those that attend to this cache.
                 Rows that are not finite are left out.
         """
-        if self.key_side.spec.kind != "turbo" or self.key_side.format.fitted:
+        if not self._is_unfitted:
             return
         batch, heads = self.key_side.shape
         rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
@@ -146,6 +149,11 @@ class SchemeCache:
         energy = squares.sum(axis=2, keepdims=True)
         self.query_energy = energy if self.query_energy is None else self.query_energy + energy
         self.queries_seen += int(rows.shape[2])
+
+    @property
+    def _is_unfitted(self) -> bool:
+        """Whether keys are still to be fitted, once the first of them is packed."""
+        return self.key_side.spec.kind != "raw" and not self.key_side.format.fitted
 
     def fetched(self, keys: mx.array, values: mx.array) -> bool:
         """Whether these are what was fetched last, untouched."""
@@ -230,6 +238,7 @@ class SchemeCache:
             side.restore(own, int(head_dim), _RAW_DTYPES[dtype])
         self.query_energy = (arrays or {}).get("query_energy")
         self.queries_seen = int(told["queries_seen"])
+        self.rope = None if told["rope"] is None else Rope.from_json(told["rope"])
         self.offset = int(told["offset"])
         if not self._holds_enough():
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
@@ -242,6 +251,7 @@ class SchemeCache:
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),
             "offset": self.offset,
             "queries_seen": self.queries_seen,
+            "rope": self.rope.to_json() if self.rope is not None and self._is_unfitted else None,
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }
 

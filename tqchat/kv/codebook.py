@@ -40,21 +40,25 @@ def centroids(bits: int) -> tuple[float, ...]:
     return tuple(-m for m in magnitudes) + magnitudes
 
 
-def quantise(x: mx.array, bits: int) -> mx.array:
-    """The code of the nearest centroid for each value.
+def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
+    """The nearest centroid for each value.
 
     Args:
         x: Values of unit variance, any shape, float32.
 
     Returns:
-        Codes ``uint32``, same shape, below ``2**bits``.
+        Codes ``uint32``, same shape, below ``2**bits``, and the centroids that they stand for, float32.
     """
     magnitudes = MAGNITUDES[bits]
-    codes = (x >= 0).astype(mx.uint32) << (bits - 1)
+    positive = x >= 0
     size = mx.abs(x)
+    codes = positive.astype(mx.uint32) << (bits - 1)
+    found = mx.full(x.shape, magnitudes[0], dtype=mx.float32)
     for low, high in pairwise(magnitudes):
-        codes = codes + (size > (low + high) / 2)
-    return codes
+        above = size > (low + high) / 2
+        codes = codes + above
+        found = mx.where(above, high, found)
+    return codes, mx.where(positive, found, -found)
 
 
 @lru_cache(maxsize=16)

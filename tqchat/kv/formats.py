@@ -9,15 +9,16 @@ that a format does to vectors before it writes them down is undone on the querie
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 import mlx.core as mx
 
 from tqchat.kv.codebook import quantise
+from tqchat.kv.fitting import LARGEST, Seen, fit_keys, fit_mean
 from tqchat.kv.packing import code_floats, lookup, pack
 from tqchat.kv.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restored_rotation
+from tqchat.kv.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec
 
 Block = tuple[mx.array, ...]
@@ -36,13 +37,9 @@ class Format(Protocol):
         """Arrays that decoding needs and that ``fit`` took from this layer's own vectors, by name."""
         ...
 
-    def fit(self, x: mx.array, query_energy: mx.array | None) -> Format:
-        """This format, fitted to vectors like ``x`` before the first of them is encoded.
-
-        Args:
-            x: ``[batch, heads, tokens, head_dim]``.
-            query_energy: Mean square of the queries' coordinates, float32 ``[batch, heads, 1, head_dim]``,
-                where ``x`` are keys and queries were seen.
+    def fit(self, x: mx.array, seen: Seen) -> Format:
+        """This format, fitted to vectors like ``x``, ``[batch, heads, tokens, head_dim]``, before the first
+        of them is encoded.
         """
         ...
 
@@ -105,15 +102,43 @@ class Format(Protocol):
 
 
 class _Folding:
-    """Attention's products from those with stored vectors (``_multiply``, ``_sum``) between a format's
-    ``fold`` and ``unfold``.
+    """Attention's products from those with stored vectors (``_multiply``, ``_sum``) between ``fold`` and
+    ``unfold``.
+
+    ``mean`` is subtracted from vectors and given back exactly, in the scores and in the sums: it is where
+    large key biases go. ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of
+    queries / rms of keys) makes the error of their product the least that a diagonal map can, and the codec
+    indifferent to how a model scales its channels. Both are float16 ``[batch, heads, 1, head_dim]``, taken
+    from the layer's own vectors before the first is encoded, and stay fixed from then on.
     """
 
+    mean: mx.array | None = None
+    balance: mx.array | None = None
+
+    @property
+    def shared(self) -> dict[str, mx.array]:
+        return {}
+
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        named = {"mean": self.mean, "balance": self.balance}
+        return {name: array for name, array in named.items() if array is not None}
+
     def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
-        return queries, None
+        balanced = queries if self.balance is None else queries / self.balance
+        # Softmax would ignore the mean's share if every token were packed; beside raw ones it must be there.
+        constant = None if self.mean is None else (queries * self.mean).sum(axis=-1, keepdims=True)
+        return self._into_stored(balanced), constant
 
     def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
-        return total
+        total = self._out_of_stored(total)
+        if self.balance is not None:
+            total = total / self.balance
+        return total if self.mean is None else total + weight_sum * self.mean
+
+    def decode(self, block: Block) -> mx.array:
+        stored = self._stored(block)
+        return self.unfold(stored, mx.ones((*stored.shape[:-1], 1)))
 
     def scores(self, queries: mx.array, block: Block) -> mx.array:
         folded, constant = self.fold(queries)
@@ -123,6 +148,22 @@ class _Folding:
     def combine(self, weights: mx.array, block: Block) -> mx.array:
         return self.unfold(self._sum(weights, block), weights.sum(axis=-1, keepdims=True))
 
+    def _removed(self, x: mx.array) -> mx.array:
+        """Vectors as they are encoded: float32, without mean, balanced."""
+        x = x.astype(mx.float32)
+        if self.mean is not None:
+            x = x - self.mean
+        return x if self.balance is None else x * self.balance
+
+    def _into_stored(self, x: mx.array) -> mx.array:
+        raise NotImplementedError
+
+    def _out_of_stored(self, x: mx.array) -> mx.array:
+        raise NotImplementedError
+
+    def _stored(self, block: Block) -> mx.array:
+        raise NotImplementedError
+
     def _multiply(self, folded: mx.array, block: Block) -> mx.array:
         raise NotImplementedError
 
@@ -130,35 +171,29 @@ class _Folding:
         raise NotImplementedError
 
 
-class _DataFree(_Folding):
-    """A format that is the same whatever the vectors."""
-
-    @property
-    def shared(self) -> dict[str, mx.array]:
-        return {}
-
-    @property
-    def fitted(self) -> dict[str, mx.array]:
-        return {}
-
-    def fit(self, x: mx.array, query_energy: mx.array | None) -> Self:
-        return self
-
-
-class RawFormat(_DataFree):
+class RawFormat(_Folding):
     """Vectors as they are."""
+
+    def fit(self, x: mx.array, seen: Seen) -> Self:
+        return self
 
     def encode(self, x: mx.array) -> Block:
         return (x,)
 
-    def decode(self, block: Block) -> mx.array:
+    def _into_stored(self, x: mx.array) -> mx.array:
+        return x
+
+    def _out_of_stored(self, x: mx.array) -> mx.array:
+        return x
+
+    def _stored(self, block: Block) -> mx.array:
         return block[0].astype(mx.float32)
 
     def _multiply(self, folded: mx.array, block: Block) -> mx.array:
-        return folded @ block[0].astype(mx.float32).swapaxes(-1, -2)
+        return folded @ self._stored(block).swapaxes(-1, -2)
 
     def _sum(self, weights: mx.array, block: Block) -> mx.array:
-        return weights @ block[0].astype(mx.float32)
+        return weights @ self._stored(block)
 
 
 def _has_quantised_matmul() -> bool:
@@ -172,32 +207,40 @@ _FEW_ROWS = 16
 
 
 @dataclass(frozen=True)
-class AffineFormat(_DataFree):
-    """MLX's group quantisation. A head dim that its groups do not divide is padded with zeros."""
+class AffineFormat(_Folding):
+    """MLX's group quantisation. A head dim that its groups do not divide is padded with zeros.
+
+    Keys are fitted as in ``TurboFormat``: one loud channel would take the scale of its group.
+    """
 
     spec: FormatSpec
     head_dim: int
+    role: Literal["key", "value"] = "value"
+    mean: mx.array | None = None
+    balance: mx.array | None = None
+
+    def fit(self, x: mx.array, seen: Seen) -> AffineFormat:
+        if self.role == "value":
+            return self
+        fit = fit_keys(x, seen)
+        return replace(self, mean=fit.mean, balance=fit.balance)
 
     @property
     def _group(self) -> int:
         return self.spec.group_size(self.head_dim)
 
-    def _pad(self, x: mx.array) -> mx.array:
+    def encode(self, x: mx.array) -> Block:
+        # In the dtype of raw tokens: MLX gives scales the dtype of what it quantises.
+        prepared = self._into_stored(self._removed(x)).astype(x.dtype)
+        words, scales, biases = mx.quantize(prepared, self._group, self.spec.bits)
+        return words, scales, biases
+
+    def _into_stored(self, x: mx.array) -> mx.array:
         missing = self.spec.padded_dim(self.head_dim) - self.head_dim
         return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
 
-    def encode(self, x: mx.array) -> Block:
-        words, scales, biases = mx.quantize(self._pad(x), self._group, self.spec.bits)
-        return words, scales, biases
-
-    def decode(self, block: Block) -> mx.array:
-        return self._stored(block)[..., : self.head_dim]
-
-    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
-        return self._pad(queries), None
-
-    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
-        return total[..., : self.head_dim]
+    def _out_of_stored(self, x: mx.array) -> mx.array:
+        return x[..., : self.head_dim]
 
     def _multiply(self, folded: mx.array, block: Block) -> mx.array:
         if folded.shape[2] <= _FEW_ROWS and mx.default_device() == mx.cpu:
@@ -242,26 +285,20 @@ class TurboFormat(_Folding):
 
     A block is packed codes ``uint32 [batch, heads, tokens, words]`` and gains ``float16 [batch, heads,
     tokens, 1]``, what a vector's centroids are multiplied by. Gains are chosen so that the shrinkage of
-    Lloyd-Max centroids does not bias attention: for keys the decoded vector has the vector's own length (its
-    effect on a score stays what it was), for values its own component along the vector (its effect on a sum
-    does).
+    Lloyd-Max centroids does not bias attention: a vector keeps its own component, so that on average neither
+    a score nor a sum shrinks.
 
-    Before the first vector is encoded the format is fitted, where there is something to fit to:
-
-    - ``mean`` is subtracted and given back exactly, in the scores and in the sums. It is where large key
-      biases go.
-    - ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of queries / rms of
-    keys)
-      makes the error of their product the least that a diagonal map can, and the codec indifferent to how a
-      model scales its channels.
-
-    Both are float16 ``[batch, heads, 1, head_dim]`` and stay fixed from then on.
+    Before the first vector is encoded the format is fitted: ``mean`` and, for keys, ``balance`` as told
+    above, and ``metric``, how much an error in each (balanced) channel of a key costs: float16, of their
+    shape. Keys are rounded so that errors fall where queries are weak, and keep their component in that
+    metric: queries that attend to a key lie along the key as the metric sees it. A key that was not fitted
+    keeps its length.
 
     A vector that is not finite decodes to NaN, as a raw cache would give it back, and has no part in the fit:
     its neighbours are none the worse, and once it is trimmed or leaves the window nothing is left of it.
 
-    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; the gain for values as in
-    EDEN (arXiv 2108.08842).
+    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; the gain as in EDEN (arXiv
+    2108.08842); the rounding in ``rounding``.
     """
 
     bits: int
@@ -269,6 +306,7 @@ class TurboFormat(_Folding):
     role: Literal["key", "value"]
     mean: mx.array | None = None
     balance: mx.array | None = None
+    metric: mx.array | None = None
 
     @property
     def shared(self) -> dict[str, mx.array]:
@@ -276,56 +314,43 @@ class TurboFormat(_Folding):
 
     @property
     def fitted(self) -> dict[str, mx.array]:
-        named = {"mean": self.mean, "balance": self.balance}
-        return {name: array for name, array in named.items() if array is not None}
+        return super().fitted | ({} if self.metric is None else {"metric": self.metric})
 
-    def fit(self, x: mx.array, query_energy: mx.array | None) -> TurboFormat:
-        x = x.astype(mx.float32)
-        sound = mx.isfinite(x.square().sum(axis=-1, keepdims=True))
-        count = mx.maximum(sound.sum(axis=2, keepdims=True), 1)
-        mean = mx.where(sound, x, 0).sum(axis=2, keepdims=True) / count
-        mean = mx.clip(mean, -_LARGEST, _LARGEST).astype(mx.float16)
-        balance = None
-        if self.role == "key":
-            energy = mx.where(sound, x - mean, 0).square().sum(axis=2, keepdims=True) / count
-            # Without a query seen, queries are taken to be as the keys: every channel keeps its scale.
-            balance = _balance(energy if query_energy is None else query_energy, energy)
-        return replace(self, mean=mean, balance=balance)
+    def fit(self, x: mx.array, seen: Seen) -> TurboFormat:
+        if self.role == "value":
+            return replace(self, mean=fit_mean(x))
+        fit = fit_keys(x, seen)
+        return replace(self, mean=fit.mean, balance=fit.balance, metric=fit.metric)
 
     def encode(self, x: mx.array) -> Block:
-        x = x.astype(mx.float32)
-        if self.mean is not None:
-            x = x - self.mean
-        if self.balance is not None:
-            x = x * self.balance
+        x = self._removed(x)
         y = self.rotation.rotate(x)
         norm = mx.linalg.norm(y, axis=-1, keepdims=True)
         unit = y * (self.rotation.head_dim**0.5 / mx.maximum(norm, 1e-20))
-        words = pack(quantise(unit, self.bits), self.bits)
-        centroids = self._lookup(words)
-        if self.role == "key":
+        if self.metric is not None and self.rotation.is_hadamard:
+            codes, centroids = quantise_shaped(unit, self.metric.astype(mx.float32), self.bits)
+        else:
+            codes, centroids = quantise(unit, self.bits)
+        if self.role == "value":
+            gain = norm.square() / mx.maximum((y * centroids).sum(axis=-1, keepdims=True), 1e-20)
+        elif self.metric is None:
             gain = norm / mx.linalg.norm(centroids, axis=-1, keepdims=True)
         else:
-            gain = norm.square() / mx.maximum((y * centroids).sum(axis=-1, keepdims=True), 1e-20)
-        gain = mx.where(mx.isfinite(norm), mx.minimum(gain, _LARGEST), mx.nan)
-        return words, gain.astype(mx.float16)
+            weighted = x * self.metric
+            own = (weighted * self.rotation.unrotate(centroids)).sum(axis=-1, keepdims=True)
+            gain = (weighted * x).sum(axis=-1, keepdims=True) / mx.maximum(own, 1e-20)
+        gain = mx.where(mx.isfinite(norm), mx.minimum(gain, LARGEST), mx.nan)
+        return pack(codes, self.bits), gain.astype(mx.float16)
 
-    def decode(self, block: Block) -> mx.array:
+    def _into_stored(self, x: mx.array) -> mx.array:
+        return self.rotation.rotate(x)
+
+    def _out_of_stored(self, x: mx.array) -> mx.array:
+        return self.rotation.unrotate(x)
+
+    def _stored(self, block: Block) -> mx.array:
         words, gain = block
-        stored = self._lookup(words) * gain.astype(mx.float32)
-        return self.unfold(stored, mx.ones((*stored.shape[:-1], 1)))
-
-    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
-        balanced = queries if self.balance is None else queries / self.balance
-        # Softmax would ignore the mean's share if every token were packed; beside raw ones it must be there.
-        constant = None if self.mean is None else (queries * self.mean).sum(axis=-1, keepdims=True)
-        return self.rotation.rotate(balanced), constant
-
-    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
-        total = self.rotation.unrotate(total)
-        if self.balance is not None:
-            total = total / self.balance
-        return total if self.mean is None else total + weight_sum * self.mean
+        return self._lookup(words) * gain.astype(mx.float32)
 
     def _multiply(self, folded: mx.array, block: Block) -> mx.array:
         words, gain = block
@@ -345,28 +370,6 @@ class TurboFormat(_Folding):
         return lookup(words, self.bits, self.rotation.head_dim)
 
 
-_LARGEST = 65504.0
-"""The largest float16. A vector longer than such a gain can scale is shortened rather than made infinite."""
-
-_LARGEST_BALANCE = 64.0
-"""How far one channel may be scaled against the typical one; real outliers measured up to some 30."""
-
-
-def _balance(query_energy: mx.array, key_energy: mx.array) -> mx.array:
-    """The diagonal map that makes the error of query . key least, ``sqrt(rms_query / rms_key)``, of geometric
-    mean 1.
-
-    The rotation spreads the error evenly, so its effect is sum(q^2 / w^2) * sum(k^2 w^2): least, by
-    Cauchy-Schwarz, at this w. A channel that one side never uses says nothing, and is left near the typical
-    scale.
-    """
-    q, k = (mx.log(e + 1e-6 * e.mean(axis=-1, keepdims=True) + 1e-30) for e in (query_energy, key_energy))
-    log = (q - k) / 4
-    log = log - log.mean(axis=-1, keepdims=True)
-    limit = math.log(_LARGEST_BALANCE)
-    return mx.exp(mx.clip(log, -limit, limit)).astype(mx.float16)
-
-
 def make_format(
     spec: FormatSpec,
     head_dim: int,
@@ -383,7 +386,7 @@ def make_format(
     if spec.kind == "raw":
         return RawFormat()
     if spec.kind == "affine":
-        return AffineFormat(spec, head_dim)
+        return AffineFormat(spec, head_dim, role, **(fitted or {}))
     drawn = draw_rotation(head_dim, KEY_SEED if role == "key" else VALUE_SEED)
     rotation = restored_rotation(shared["rotation"], drawn) if shared else drawn
     return TurboFormat(spec.bits, rotation, role, **(fitted or {}))

@@ -163,8 +163,9 @@ def _predicted(layer: LayerReport, scheme: Scheme, rotations: set[tuple[str, int
     for role, spec, dim in sides:
         packed = due if spec.pays(dim) else 0
         head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
-        if packed and spec.kind == "turbo":
+        if packed:
             head_bytes += fitted_bytes(spec, role, dim)
-            rotations.add((role, dim))
+            if spec.kind == "turbo":
+                rotations.add((role, dim))
         total += head_bytes * layer.heads
     return total

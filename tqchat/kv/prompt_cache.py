@@ -11,6 +11,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv import routing
 from tqchat.kv.cache import SchemeCache
+from tqchat.kv.rope import ropes
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
@@ -42,7 +43,16 @@ def make_prompt_cache(
             return make_window(layer.max_size, scheme, dtype)
         return SchemeCache(scheme, dtype)
 
-    return [_replace(layer, make) for layer in layers]
+    return with_ropes([_replace(layer, make) for layer in layers], model)
+
+
+def with_ropes(cache: list[Any], model: Module) -> list[Any]:
+    """A model's caches, told how it turns their keys."""
+    for layer, rope in zip(cache, ropes(model, len(cache)), strict=True):
+        for part in flat_layers([layer]):
+            if isinstance(part, (SchemeCache, mlx_cache.RotatingKVCache)):
+                part.rope = rope  # type: ignore[union-attr]
+    return cache
 
 
 def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
@@ -59,10 +69,15 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
     routing.install()
     converted = []
     for layer in cache:
-        new = _replace(layer, lambda old: _convert_layer(old, scheme))
+        new = converted_layer(layer, scheme)
         mx.eval(new.state)
         converted.append(new)
     return converted
+
+
+def converted_layer(layer: Any, scheme: Scheme) -> Any:
+    """A layer's cache under another scheme, not evaluated; itself if schemes do not reach it."""
+    return _replace(layer, lambda old: _convert_layer(old, scheme))
 
 
 def _replace(layer: Any, make: Callable[[Any], Any]) -> Any:

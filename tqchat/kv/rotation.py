@@ -30,15 +30,19 @@ class Rotation:
     def head_dim(self) -> int:
         return int(self.array.shape[-1])
 
+    @property
+    def is_hadamard(self) -> bool:
+        return self.array.ndim == 1
+
     def rotate(self, x: mx.array) -> mx.array:
         """Rotate vectors ``[..., head_dim]`` float32; lengths and dot products are kept."""
-        if self.array.ndim == 1:
+        if self.is_hadamard:
             return mx.hadamard_transform(x * self.array)
         return x @ self.array
 
     def unrotate(self, x: mx.array) -> mx.array:
         """The inverse of ``rotate``."""
-        if self.array.ndim == 1:
+        if self.is_hadamard:
             return mx.hadamard_transform(x) * self.array
         return x @ self.array.T
 

@@ -75,8 +75,9 @@ def planes(bits: int) -> tuple[int, ...]:
 
 
 def fitted_bytes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> int:
-    """What a packed head is fitted with, in float16: a mean, and for keys a balance."""
-    return 2 * head_dim * (2 if role == "key" else 1) if spec.kind == "turbo" else 0
+    """What a packed head is fitted with, in float16: a mean; for keys a balance, rotated a metric."""
+    vectors = {"raw": (0, 0), "affine": (2, 0), "turbo": (3, 1)}[spec.kind][role == "value"]
+    return 2 * head_dim * vectors
 
 
 def rotation_bytes(head_dim: int) -> int:

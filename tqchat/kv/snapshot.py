@@ -21,7 +21,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list
 from tqchat.kv.window import WindowCache
 
-CODEC_VERSION = 1
+CODEC_VERSION = 2
 """Goes up whenever packed tokens of an older version would be read differently."""
 
 _CLASSES: dict[str, type[Any]] = {

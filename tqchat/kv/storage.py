@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import mlx.core as mx
 
+from tqchat.kv.fitting import NOTHING_SEEN, Seen
 from tqchat.kv.formats import Block, Format, RawFormat, make_format
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
 
 GROWTH = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
 
-PACK_AT_ONCE = 2048
+PACK_AT_ONCE = 512
 """Tokens encoded, or decoded, in one go at most, so that a long prompt's temporaries stay small."""
 
 
@@ -213,8 +215,12 @@ class Side:
         wanted = self.scheme.sinks if not self.sinks.length else 0
         return wanted, self.scheme.packable(self.recent.length - wanted)
 
-    def pack_due(self, query_energy: mx.array | None = None) -> None:
-        """Encode the tokens that have left the tail, fitting the format to them before the first."""
+    def pack_due(self, seen: Seen = NOTHING_SEEN) -> None:
+        """Encode the tokens that have left the tail, fitting the format to all raw ones before the first.
+
+        Args:
+            seen: What is known of the layer; its ``first`` is the position of the side's first token.
+        """
         wanted, count = self._due
         if not count:
             return
@@ -223,7 +229,8 @@ class Side:
         if isinstance(self.format, RawFormat):
             self.format = make_format(self.spec, self.head_dim, self.role)
         if not self.format.fitted:
-            self.format = self.format.fit(self.recent.view()[0], query_energy)
+            seen = replace(seen, first=seen.first + self.sinks.length)
+            self.format = self.format.fit(self.recent.view()[0], seen)
         due = self.recent.take_front(count)
         for start in range(0, count, PACK_AT_ONCE):
             block = self.format.encode(due[0][:, :, start : start + PACK_AT_ONCE])

@@ -111,6 +111,7 @@ def convert_window(old: WindowCache | RotatingKVCache, scheme: Scheme) -> Window
             # What ``observe_queries`` has left there.
             new.query_energy = getattr(old, "query_energy", None)
             new.queries_seen = getattr(old, "queries_seen", 0)
+            new.rope = getattr(old, "rope", None)
         new.forget_all_but(new.max_size)
         new.pack_due()
         return new

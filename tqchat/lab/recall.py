@@ -15,6 +15,9 @@ from tqchat.engine import prompts
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.prompt_cache import flat_layers
+from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.lab.contestants import Contestant
 
 ANSWER_TOKENS = 32
@@ -78,9 +81,9 @@ def recall(
 ) -> dict[str, float]:
     """The share of prompts that each scheme answers greedily with the wanted words in it, letter for letter.
 
-    A prompt is read once, raw; every scheme then packs its own copy and answers from that, as a conversation
-    does whose scheme is changed before the reply. mlx-lm's own caches are not asked. Prompts beyond the
-    model's context count as not answered."""
+    A prompt stays raw while it is read, under any scheme: it is read once where that is all there is to a
+    cache, and every scheme begins its answer from there, packing as the chat does. mlx-lm's own caches are
+    not asked. Prompts beyond the model's context count as not answered."""
     ours = [c for c in contestants if c.peer_bits is None]
     right = dict.fromkeys((c.name for c in ours), 0)
     for number, prompt in enumerate(asked):
@@ -89,15 +92,16 @@ def recall(
             continue
         if progress is not None:
             progress("recall", number, len(asked))
-        raw = _read(model, tokens[:-1])
+        raw = _read(model, tokens[:-1], parse_scheme(OBSERVING))
         for contestant in ours:
-            right[contestant.name] += _answers(model, raw, contestant, tokens[-1], prompt.answer)
+            cache = _begun(model, raw, tokens[:-1], contestant.scheme)
+            right[contestant.name] += _answers(model, cache, tokens[-1], prompt.answer)
         mx.clear_cache()
     return {name: count / len(asked) for name, count in right.items()}
 
 
-def _read(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
-    cache = kv.make_prompt_cache(model.model, OBSERVING, dtype=model.cache_dtype)
+def _read(model: LoadedModel, tokens: Sequence[int], scheme: Scheme) -> list[Any]:
+    cache = kv.make_prompt_cache(model.model, scheme, dtype=model.cache_dtype)
     step = 512 if model.on_cpu else 2048
     start = 0
     while start < len(tokens):
@@ -109,8 +113,18 @@ def _read(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
     return cache
 
 
-def _answers(model: LoadedModel, raw: list[Any], contestant: Contestant, last: int, wanted: str) -> bool:
-    cache = kv.convert(raw, contestant.scheme)
+def _begun(model: LoadedModel, raw: list[Any], tokens: Sequence[int], scheme: Scheme) -> list[Any]:
+    """A cache that has read the prompt under a scheme."""
+    cache = kv.make_prompt_cache(model.model, scheme, dtype=model.cache_dtype)
+    layers = list(zip(flat_layers(cache), flat_layers(raw), strict=True))
+    if any(type(layer) is not SchemeCache for pair in layers for layer in pair):
+        return _read(model, tokens, scheme)
+    for own, read in layers:
+        own.take_over(read)
+    return cache
+
+
+def _answers(model: LoadedModel, cache: list[Any], last: int, wanted: str) -> bool:
     token, said = last, []
     for _ in range(ANSWER_TOKENS):
         logits = model.model(mx.array([[token]]), cache=cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tqchat.engine import chooser, events
+from tqchat.engine import automatic, chooser, events
 from tqchat.engine.profile import Profile
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import AUTO, Conversation, Message, Place, Removed, SamplingChoice
@@ -68,14 +68,7 @@ class ChatState:
         """The chooser's answer, which a conversation keeps until another model comes."""
         found = self._chosen.get(conversation_id)
         if found is None:
-            limit = self.model.context_limit if self.model else None
-            found = chooser.resolve_scheme(
-                AUTO,
-                profile=self.profile,
-                shapes=next(iter(self.caches.reports.values()), None),
-                budget=self.budget,
-                expected_tokens=chooser.expected_tokens(0, limit),
-            )
+            found = automatic.choose(self.model, self.profile, budget=self.memory_budget)
             if self.model is not None:
                 self._chosen[conversation_id] = found
         return found

@@ -14,6 +14,7 @@ from typing import Literal
 
 import mlx.core as mx
 
+from tqchat.kv.fitting import NOTHING_SEEN
 from tqchat.kv.formats import Format, make_format
 from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
@@ -50,7 +51,7 @@ def _formats(contestant: Contestant, layer: Layer) -> Iterator[Format | None]:
     )
     for role, spec in sides:
         raw = not spec.pays(layer.head_dim)
-        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, None)
+        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, NOTHING_SEEN)
 
 
 def _encoded(forms: Sequence[Format], x: mx.array) -> float:

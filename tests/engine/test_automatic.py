@@ -1,0 +1,35 @@
+"""What ``auto`` means for a model, before a conversation's first message as well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.engine.test_chooser import SHAPES, profile
+from tqchat.engine import automatic, chooser
+from tqchat.engine.events import ModelInfo
+
+INFO = ModelInfo("m", "m", "f" * 64, "llama", 32, 1 << 30, 32768, "cpu", 8 << 30, SHAPES)
+
+
+def test_shapes_of_the_model_decide_before_anything_was_said() -> None:
+    needs = chooser.needed_bytes(SHAPES, chooser.SHORTEST_EXPECTED)
+    tight = replace(INFO, cache_budget=needs["turbo8v4"])
+    assert automatic.choose(INFO, None).scheme == "turbo0v4"
+    assert automatic.choose(tight, None).scheme == "turbo8v4"
+    assert automatic.choose(INFO, None, budget=needs["turbo8v4"]).scheme == "turbo8v4"
+
+
+def test_a_longer_conversation_may_need_a_smaller_scheme() -> None:
+    needs = chooser.needed_bytes(SHAPES, chooser.SHORTEST_EXPECTED)
+    tight = replace(INFO, cache_budget=needs["turbo0v4"])
+    assert automatic.choose(tight, None).scheme == "turbo0v4"
+    assert automatic.choose(tight, None, held=8000).scheme == "turbo4"
+
+
+def test_a_profile_decides_where_there_is_one() -> None:
+    measured = profile(fp16=0.0, turbo0v4=1e-4, turbo4=1e-3, turbo2=0.05)
+    assert automatic.choose(INFO, measured).scheme == "turbo4"
+
+
+def test_without_a_model_it_is_the_careful_one() -> None:
+    assert automatic.choose(None, None).scheme == chooser.CAREFUL[0]

@@ -1,0 +1,122 @@
+"""Scheme A -> scheme B on a live cache, in place: layer by layer, and all or nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from tqchat.errors import TqchatError
+from tqchat.kv import routing
+from tqchat.kv.prompt_cache import converted_layer, flat_layers
+from tqchat.kv.scheme import Scheme, parse_scheme
+from tqchat.kv.snapshot import describe_layer, rebuild_layer
+
+_UNSAVED = ("rope", "packs_prompts", "_dtypes")
+"""What a layer knows besides its state, and keeps when it comes back."""
+
+
+class ConversionStopped(TqchatError):
+    """Somebody asked to stop; the cache is what it was."""
+
+    def __init__(self) -> None:
+        super().__init__("The change of scheme was stopped; the cache is as it was.")
+
+
+class ConversionFailed(TqchatError):
+    """There is no room for a temporary file; the cache is what it was."""
+
+
+def convert_in_place(
+    cache: list[Any],
+    scheme: str | Scheme,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    folder: Path | None = None,
+) -> None:
+    """Put the tokens in a cache under another scheme.
+
+    Memory peaks at what the larger of old and new takes, and one layer: a layer that was converted is let go
+    of once it is in a private temporary file, from where it comes back, bit for bit, if a later one fails or
+    ``stopped`` says so.
+
+    Args:
+        stopped: Asked before each layer.
+        folder: Where to make the temporary file; by default where the system has its own.
+
+    Raises:
+        UnknownScheme: if there is no scheme of that name.
+        ConversionStopped: if ``stopped`` said so.
+        ConversionFailed: if there is no room for the file.
+        RuntimeError: if memory ran out, as MLX says it.
+    """
+    scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
+    routing.install()
+    try:
+        with tempfile.TemporaryDirectory(prefix="tqchat-convert-", dir=folder) as place:
+            _convert(cache, scheme, stopped, Path(place))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConversionFailed(f"The cache stays under its scheme: no temporary file ({reason}).") from error
+
+
+def _convert(cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], place: Path) -> None:
+    away: list[tuple[int, dict[str, Any], list[dict[str, Any]]]] = []
+    try:
+        for index in range(len(cache)):
+            if stopped():
+                raise ConversionStopped
+            told, extras = _put_away(cache[index], _file(place, index))
+            new = converted_layer(cache[index], scheme)
+            mx.eval(new.state)
+            if [_offset(part) for part in flat_layers([new])] != [
+                _offset(part) for part in flat_layers([cache[index]])
+            ]:
+                raise RuntimeError("a converted layer does not hold the same tokens")
+            away.append((index, told, extras))
+            cache[index] = new
+            mx.clear_cache()
+    except BaseException:
+        for index, told, extras in away:
+            cache[index] = _brought_back(_file(place, index), told, extras)
+        raise
+
+
+def _file(place: Path, index: int) -> Path:
+    return place / f"{index}.safetensors"
+
+
+def _put_away(layer: Any, file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    arrays: dict[str, mx.array] = {}
+    told = describe_layer(layer, "layer", arrays)
+    # One array at a time: a slice of storage with slack must be copied before it can be written.
+    for number, array in enumerate(arrays.values()):
+        mx.save_safetensors(str(file.with_suffix(f".{number}.safetensors")), {"x": mx.contiguous(array)})
+    told["files"] = list(arrays)
+    extras = [
+        {name: getattr(part, name) for name in _UNSAVED if hasattr(part, name)}
+        for part in flat_layers([layer])
+    ]
+    return told, extras
+
+
+def _brought_back(file: Path, told: dict[str, Any], extras: list[dict[str, Any]]) -> Any:
+    arrays: dict[str, mx.array] = {}
+    for number, name in enumerate(told["files"]):
+        loaded: Any = mx.load(str(file.with_suffix(f".{number}.safetensors")))
+        arrays[f"{name}"] = loaded["x"]
+    mx.eval(arrays)
+    layer = rebuild_layer(told, "layer", arrays)
+    for part, known in zip(flat_layers([layer]), extras, strict=True):
+        for name, value in known.items():
+            setattr(part, name, value)
+    if not layer.empty():
+        mx.eval(layer.state)
+    return layer
+
+
+def _offset(layer: Any) -> Any:
+    return getattr(layer, "offset", None)
