@@ -33,7 +33,7 @@ def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
         terminal.write("Tell me a story about a fox.")
         terminal.sees("tok/s", "8 of 8 packed", "on disk")
         terminal.press("ctrl+k")
-        terminal.sees("Scheme for this conversation", "in force")
+        terminal.sees("Scheme for this conversation", "In force")
         terminal.press("down", "enter")
         terminal.sees("Converted", "from turbo0v4 to turbo0v3")
         terminal.write("And then?")

@@ -242,7 +242,7 @@ async def test_a_model_that_cannot_be_had_is_said_and_another_can_be_loaded(stag
 async def test_a_download_shows_its_progress_and_esc_cancels_it(stage: Open) -> None:
     async with stage(loads=False) as it:
         it.engine.say(events.ModelProgress("org/big", "downloading", 1_200_000_000, 4_300_000_000))
-        await it.sees("Downloading org/big")
+        await it.sees("Esc pauses  org/big")
         await it.sees("1.20 GB of 4.30 GB")
         await it.pilot.press("escape")
         assert it.engine.cancels == 1

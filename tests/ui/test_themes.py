@@ -43,14 +43,16 @@ def test_text_is_legible(name: str) -> None:
     theme = SHIPPED[name]
     quiet = theme.variables["quiet"]
     strict = 7 if "contrast" in name else 4.5
-    for ground in (theme.background, theme.surface, theme.panel):
+    cursors = [theme.variables[f"block-cursor{side}-background"] for side in ("", "-blurred")]
+    for ground in (theme.background, theme.surface, theme.panel, *cursors):
         assert ground is not None
+        floor = 4.5 if ground in cursors else strict
         for text, least in (
-            (theme.foreground, 7),
-            (quiet, strict),
-            (theme.accent, strict),
-            (theme.warning, strict),
-            (theme.error, strict),
+            (theme.foreground, 4.5 if ground in cursors else 7),
+            (quiet, floor),
+            (theme.accent, floor),
+            (theme.warning, floor),
+            (theme.error, floor),
         ):
             assert text is not None
             ratio = contrast(Color.parse(text), Color.parse(ground))

@@ -66,7 +66,7 @@ class LookActions(ConversationActions):
         """Choose the colours, and see them while choosing."""
         before, self._previewing = self.theme, True
         names = themes.in_order(self.available_themes)
-        chosen = await self.push_screen_wait(ThemePicker(names, before, self.paths.themes))
+        chosen = await self.push_screen_wait(ThemePicker(names, before))
         self._previewing = False
         self.theme = chosen or before
         self._remember_theme(self.current_theme)

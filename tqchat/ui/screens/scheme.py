@@ -232,5 +232,5 @@ def _line(row: Row, report: MemoryReport | None, profile: Profile | None) -> Con
         parts.append((f"{'' if row.kld is None else format(row.kld, '.2g'):>10}", ""))
     parts.append((" *" if row.recommended else "  ", "$accent"))
     if row.current:
-        parts.append((" in force", "$quiet"))
+        parts.append((" now", "$quiet"))
     return Content.assemble(*parts)

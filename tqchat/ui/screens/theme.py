@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from textual import on
@@ -27,9 +26,9 @@ class ThemePicker(ModalScreen[str | None]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
 
-    def __init__(self, names: Sequence[str], current: str, folder: Path) -> None:
+    def __init__(self, names: Sequence[str], current: str) -> None:
         super().__init__(classes="dialog themes")
-        self._names, self._current, self._folder = names, current, folder
+        self._names, self._current = names, current
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -37,7 +36,7 @@ class ThemePicker(ModalScreen[str | None]):
         with Vertical(classes="box") as box:
             box.border_title = "Theme"
             yield OptionList(*(Option(self._line(name), id=name) for name in self._names), compact=True)
-            own = f"Your own: a file in {one_line(str(self._folder))}; it is followed while you write it."
+            own = "Your own: themes/NAME.toml beside config.toml, followed while you write it."
             yield Static(own, classes="legend", markup=False)
             keys = Content.assemble(("Enter", "$accent"), " keeps   ", ("Esc", "$accent"), " goes back")
             yield Static(keys, classes="answers")

@@ -20,10 +20,10 @@ from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
 
 
-def _ends(left: Content, right: Content, width: int) -> Content:
-    """Two pieces at the two ends of a line; the left one gives way."""
+def _ends(left: Content, right: Content, width: int, urgent: bool = False) -> Content:
+    """Two pieces at the two ends of a line; the left one gives way, unless it is what matters now."""
     room = width - right.cell_length - 2
-    if room < 8:
+    if room < 8 or (urgent and room < left.cell_length):
         return left.truncate(width, ellipsis=True)
     left = left.truncate(room, ellipsis=True)
     return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
@@ -35,11 +35,12 @@ class _Line(Static):
     def __init__(self, id: str) -> None:
         super().__init__("", id=id, markup=False)
         self._left = self._right = Content("")
+        self._urgent = False
 
-    def put(self, left: Content, right: Content) -> None:
-        """Show these at the two ends."""
+    def put(self, left: Content, right: Content, urgent: bool = False) -> None:
+        """Show these at the two ends; where they do not fit, an ``urgent`` left one has the line."""
         if not (left.is_same(self._left) and right.is_same(self._right)):
-            self._left, self._right = left, right
+            self._left, self._right, self._urgent = left, right, urgent
             self._draw()
 
     def on_resize(self) -> None:
@@ -48,7 +49,7 @@ class _Line(Static):
 
     def _draw(self) -> None:
         if self.size.width > 0:
-            self.update(_ends(self._left, self._right, self.size.width))
+            self.update(_ends(self._left, self._right, self.size.width, self._urgent))
 
 
 SEPARATOR = " · "
@@ -99,7 +100,8 @@ class StatusLine(_Line):
         right = Content.styled(" · ".join(parts), "$quiet")
         if full:
             right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
-        self.put(doing(chat, namer(self.app)), right)
+        urgent = chat.loading is not None or chat.shown_reply is not None or chat.model is None
+        self.put(doing(chat, namer(self.app)), right, urgent)
 
 
 def doing(chat: Chat, key: Callable[[str], str]) -> Content:
@@ -170,9 +172,9 @@ def _download(chat: Chat) -> Content:
     if loading.done_bytes is None or not loading.total_bytes:
         return Content.assemble((f"Downloading {name}…", ""), ("  Esc pauses", "$quiet"))
     return Content.assemble(
-        (f"Downloading {name} ", ""), bar(loading.done_bytes / loading.total_bytes, 12),
+        ("Downloading ", ""), bar(loading.done_bytes / loading.total_bytes, 10),
         (f" {figures.size(loading.done_bytes)} of {figures.size(loading.total_bytes)}", ""),
-        ("  Esc pauses", "$quiet"),
+        (f"  Esc pauses  {name}", "$quiet"),
     )  # fmt: skip
 
 
