@@ -132,8 +132,8 @@ class HeldTokens:
 
     @property
     def allocated_bytes(self) -> int:
-        """What the caches' arrays take now, room for growth included."""
-        return sum(int(layer.nbytes) for layer in flat_layers(self.cache))
+        """What the caches' arrays take now, room for growth and checkpoints included."""
+        return sum(int(layer.nbytes) for layer in flat_layers(self.cache)) + self._checkpoint_bytes
 
     def pack_prompts(self, on: bool) -> None:
         """Whether what is read from now on is packed while it is read."""

@@ -64,6 +64,7 @@ class Home:
         self.messages: dict[str, str] = {}
         self.goes_on: dict[str, bool] = {}
         self._checked: set[str] = set()
+        self._wiped = False
 
     def begin(self, model: str, seed: int) -> subprocess.Popen[bytes]:
         """Start a process that lives here."""
@@ -81,7 +82,8 @@ class Home:
         if "goes_on" in said:
             digest = said["goes_on"]
             self.goes_on[digest] = said["plain"] or self.goes_on.get(digest, False)
-        if "restored" in said:
+        self._wiped = self._wiped or "wiping" in said
+        if "restored" in said and not self._is_excused(said["damage"]):
             self._known(said["restored"], said["damage"])
             found.restored_alive += 1
         return True
@@ -108,6 +110,7 @@ class Home:
                 history = for_engine(said)
                 if history:
                     self._answer(model, conversation.id, history)
+        self._wiped = False
         found.messages += len(self.messages)
 
     def _check_caches(self, model: LoadedModel, conversation_id: str, found: Kills) -> None:
@@ -126,6 +129,10 @@ class Home:
                 scheme=manifest.scheme,
                 wanted=branches.tokens_of(folder, manifest),
             )
+            problem = getattr(back, "reason", None) or getattr(back, "damage", None)
+            if self._is_excused(problem):
+                vault.forget(conversation_id)
+                return
             insist(isinstance(back, Restored), f"The cache in {path} did not come back: {back}")
             assert isinstance(back, Restored)
             digest = witness.going_on(model, back.cache, back.tokens, manifest.scheme)
@@ -137,6 +144,10 @@ class Home:
                 cache = checkpoint.go_back(witness.copy(back.cache), one, len(back.tokens) - one.tokens)
                 self._known(witness.going_on(model, cache, back.tokens[: one.tokens], manifest.scheme), None)
                 found.checkpoints += 1
+
+    def _is_excused(self, problem: str | None) -> bool:
+        """Whether what is missing may be what the person was deleting."""
+        return self._wiped and problem is not None and "missing" in problem
 
     def _known(self, digest: str, damage: str | None) -> bool:
         insist(damage is None, f"A cache in {self.folder} is damaged: {damage}")

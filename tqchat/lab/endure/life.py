@@ -109,7 +109,8 @@ class Life:
             elif chat.reply and chat.reply.text and self.chance.random() < 0.01:
                 chat.stop()
             elif self.chance.random() < 0.0005:
-                # Deleting the caches is safe at any time.
+                # Deleting the caches is safe at any time, also for a kill in the midst of it.
+                tell(wiping=True)
                 shutil.rmtree(self.paths.caches, ignore_errors=True)
 
     def _hear(self) -> None:
