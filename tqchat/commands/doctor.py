@@ -42,6 +42,7 @@ def main() -> int:
             ("device", found.device),
             ("memory", f"{found.memory_bytes / GIB:.1f} GiB"),
             ("blas", found.blas or absent),
+            ("kernels", _kernels()),
         ]
     wishes = _checked(lambda: settings.load(places), problems) or settings.Settings()
     rows += [
@@ -55,6 +56,13 @@ def main() -> int:
         if lines:
             _print_section("\n".join([title, *(f"  - {line}" for line in lines)]))
     return 1 if problems else 0
+
+
+def _kernels() -> str:
+    """Whether this device's fused kernels agree with plain operations, tried out on a few tokens."""
+    from tqchat.kv.kernels.probe import probe
+
+    return probe()
 
 
 def _model(ref: str | None) -> str:

@@ -81,6 +81,7 @@ class HeldTokens:
             and _holds(list(one.layers.values()), one.tokens)
         ]
         self.restored = len(tokens)
+        kv.stand_in(self.model.model, self.cache)
         return None
 
     def reach(self, keep: int) -> int:
@@ -200,6 +201,7 @@ class HeldTokens:
             self.rounding = (min(keys, old.key.bits), min(values, old.value.bits))
         self.scheme = kv.parse_scheme(scheme).name
         self.pieces, self.checkpoints = (), checkpoints
+        kv.stand_in(self.model.model, self.cache)
 
     def carries_coarser_rounding(self) -> bool:
         """Whether history was rounded more coarsely than the present scheme rounds."""

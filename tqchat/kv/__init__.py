@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tqchat.kv.memory import predict_bytes as predict_bytes
     from tqchat.kv.prompt_cache import convert as convert
     from tqchat.kv.prompt_cache import make_prompt_cache as make_prompt_cache
+    from tqchat.kv.prompt_cache import stand_in as stand_in
     from tqchat.kv.report import memory_report as memory_report
     from tqchat.kv.scheme import SCHEMES as SCHEMES
     from tqchat.kv.scheme import Scheme as Scheme
@@ -37,6 +38,7 @@ _HOMES = {
     "convert": "prompt_cache",
     "convert_in_place": "conversion",
     "make_prompt_cache": "prompt_cache",
+    "stand_in": "prompt_cache",
     "memory_report": "report",
     "SCHEMES": "scheme",
     "Scheme": "scheme",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from functools import lru_cache
 from typing import Any, Self
 
 import mlx.core as mx
@@ -11,6 +12,7 @@ from mlx_lm.models.cache import create_attention_mask
 
 from tqchat.kv.attention import attention
 from tqchat.kv.fitting import Seen
+from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.rope import Rope
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage import Side
@@ -33,6 +35,19 @@ def _most_rows() -> int:
     return 1 << 30 if mx.default_device() == mx.cpu else FEW_ROWS
 
 
+@lru_cache(maxsize=8)
+def _nan(dtype: mx.Dtype) -> mx.array:
+    array = mx.full((1, 1, 1, 1), mx.nan, dtype=dtype)
+    mx.eval(array)
+    return array
+
+
+@lru_cache(maxsize=8)
+def _stand_in(dtype: mx.Dtype, *shape: int) -> mx.array:
+    """Not a number anywhere, so that no use of it goes unseen. The same one serves all layers of a step."""
+    return mx.broadcast_to(_nan(dtype), shape)
+
+
 class SchemeCache:
     """Keys and values of one layer under a ``Scheme``; speaks the protocol of mlx-lm's ``KVCache``.
 
@@ -42,6 +57,10 @@ class SchemeCache:
     waits for the encoding: it is computed with the next step. What ``update_and_fetch`` returns is always
     right to attend over; for packed tokens it is a lazy decoding that costs nothing when ``attend`` is used
     instead.
+
+    Even to describe that decoding takes longer than a small model's step on a GPU. With ``stands_in`` set,
+    what is returned once tokens are packed only has the right shape: for models that hand it to the routed
+    attention and do nothing else with it (``only_attends`` finds out).
 
     Args:
         scheme: How to store what leaves the tail.
@@ -59,8 +78,10 @@ class SchemeCache:
         self.queries_seen = 0
         self.rope: Rope | None = None
         self.packs_prompts = False
+        self.stands_in = False
         self._reading = False
         self._before: tuple[Side, Side] | None = None
+        self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
 
@@ -100,12 +121,27 @@ class SchemeCache:
 
         Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
         """
-        key_dtype, value_dtype = self._dtypes or (self.key_side.dtype, self.value_side.dtype)
         keys, values = self._before or self.sides
-        fetched = keys.fetch(key_dtype), values.fetch(value_dtype)
+        if self.stands_in and (keys.packed.length or values.packed.length):
+            shape, length, (key_dtype, value_dtype) = keys.shape, keys.length, self._fetched_dtypes
+            fetched = (
+                _stand_in(key_dtype, *shape, length, keys.head_dim),
+                _stand_in(value_dtype, *shape, length, values.head_dim),
+            )
+        else:
+            fetched = self.decoded()
         # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
         self._fetched = weakref.ref(fetched[0], self._let_go), weakref.ref(fetched[1])
         return fetched
+
+    def decoded(self) -> tuple[mx.array, mx.array]:
+        """All tokens as ``keys_and_values`` gives them, and never a stand-in."""
+        keys, values = self._before or self.sides
+        return keys.fetch(self._fetched_dtypes[0]), values.fetch(self._fetched_dtypes[1])
+
+    @property
+    def _fetched_dtypes(self) -> tuple[mx.Dtype, mx.Dtype]:
+        return self._dtypes or (self.key_side.dtype, self.value_side.dtype)
 
     def _let_go(self, dead: weakref.ref[mx.array]) -> None:
         """Nobody can attend any more to what was fetched, so what it came from may go as well."""
@@ -116,7 +152,7 @@ class SchemeCache:
         """Hold what another cache holds, decoded where this one's scheme stores it differently."""
         self.offset, self._dtypes = old.offset, old._dtypes
         self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
-        self.packs_prompts = old.packs_prompts
+        self.packs_prompts, self.stands_in = old.packs_prompts, old.stands_in
         same_parts = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
         for target, source in zip(self.sides, old.sides, strict=True):
             if same_parts and source.spec == target.spec:
@@ -169,8 +205,9 @@ class SchemeCache:
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
         """Attention straight from packed storage; see ``attention``."""
-        keys, values = self._before or self.sides
-        return attention(queries, keys, values, scale, mask, sinks)
+        arguments = queries, *(self._before or self.sides), scale, mask, sinks
+        fused = self._fused(*arguments)
+        return attention(*arguments) if fused is None else fused
 
     def attended(self) -> None:
         """Note that the tokens fetched last have been attended to: a prompt's may now be packed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,8 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat.kv import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.rope import ropes
-from tqchat.kv.scheme import Scheme, parse_scheme
+from tqchat.kv.scheme import TILE, Scheme, parse_scheme
+from tqchat.kv.stand_ins import only_attends
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
 
@@ -34,6 +36,33 @@ def make_prompt_cache(
     """
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
+    cache = _make(model, scheme, dtype)
+    stand_in(model, cache)
+    return cache
+
+
+def stand_in(model: Module, cache: list[Any]) -> None:
+    """Spare a GPU's caches the description of what nobody decodes, where ``model`` can do without.
+
+    On a CPU a step takes long enough not to notice.
+    """
+    ours = [
+        layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache) and layer.scheme.compresses
+    ]
+    if not ours or mx.default_device() == mx.cpu:
+        return
+    scheme, dtype = replace(ours[0].scheme, tail=TILE), ours[0].dtype
+
+    def make() -> tuple[list[Any], list[Any]]:
+        trial = _make(model, scheme, dtype)
+        return trial, flat_layers(trial)
+
+    able = only_attends(model, make)
+    for layer in ours:
+        layer.stands_in = able
+
+
+def _make(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:
     layers = mlx_cache.make_prompt_cache(model)
     if _has_latent_attention(model):
         return [_mark_latent(layer) for layer in layers]

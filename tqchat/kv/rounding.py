@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from tqchat.kv.codebook import quantise
 
-_LEAF = 16
+LEAF = 16
 """Coordinates rounded at once, without regard to each other: 8 gained 1 % more, at twice the steps."""
 
 
@@ -14,7 +14,7 @@ def quantise_shaped(y: mx.array, metric: mx.array, bits: int) -> tuple[mx.array,
     """Codes for Hadamard-rotated vectors whose error is weighed before the rotation.
 
     Half of the coordinates is rounded first; what the other half can do to make up for their error, it does:
-    its target is moved by the best linear prediction. So on within each half, down to ``_LEAF``.
+    its target is moved by the best linear prediction. So on within each half, down to ``LEAF``.
 
     In the rotated space the cost of an error e is e' C e with C = H diag(metric) H. Cut into halves, C is
     [[A, B], [B, A]], and A and B are again of that form, with half as many eigenvalues: A and B commute, what
@@ -32,7 +32,7 @@ def quantise_shaped(y: mx.array, metric: mx.array, bits: int) -> tuple[mx.array,
     transform diagonalises.
     """
     width = y.shape[-1]
-    if width <= _LEAF:
+    if width <= LEAF:
         return quantise(y, bits)
     half = width // 2
     low, high = metric[..., :half], metric[..., half:]

@@ -39,6 +39,8 @@ def routed_attention(
         output = cache.attend(queries, scale, mask, sinks)
     else:
         cache.observe(queries)
+        if cache.stands_in:
+            keys, values = cache.decoded()
         output = _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
     cache.attended()
     return output

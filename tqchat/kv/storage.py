@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from tqchat.kv.fitting import NOTHING_SEEN, Seen
 from tqchat.kv.formats import Block, Format, RawFormat, make_format
+from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
 
 GROWTH = 256
@@ -135,7 +136,7 @@ class Side:
 
     @property
     def length(self) -> int:
-        return sum(store.length for store in self.stores.values())
+        return self.sinks.length + self.packed.length + self.recent.length
 
     @property
     def bytes(self) -> int:
@@ -233,7 +234,7 @@ class Side:
             self.format = self.format.fit(self.recent.view()[0], seen)
         due = self.recent.take_front(count)
         for start in range(0, count, PACK_AT_ONCE):
-            block = self.format.encode(due[0][:, :, start : start + PACK_AT_ONCE])
+            block = encode(self.format, due[0][:, :, start : start + PACK_AT_ONCE])
             self.packed.append(block)
             if count > PACK_AT_ONCE:
                 mx.eval(self.packed.arrays)

@@ -115,7 +115,7 @@ def convert_window(old: WindowCache | RotatingKVCache, scheme: Scheme) -> Window
         new.forget_all_but(new.max_size)
         new.pack_due()
         return new
-    keys, values = old.keys_and_values() if isinstance(old, WindowCache) else _temporal(old)
+    keys, values = old.decoded() if isinstance(old, WindowCache) else _temporal(old)
     new.keys, new.values = (mx.contiguous(x[:, :, -new.max_size :]) for x in (keys, values))
     new.offset, new._idx = old.offset, new.keys.shape[2]
     return new

@@ -247,7 +247,7 @@ def quantised(layer: Any, bits: int, model: LoadedModel) -> Any:
     """What mlx-lm converts a layer's cache to after the prompt: ``KVCache.to_quantized``."""
     if not isinstance(layer, SchemeCache) or layer.empty():
         return layer
-    keys, values = layer.keys_and_values()
+    keys, values = layer.decoded()
     if model.cache_dtype is not None:
         # Scales take the vectors' dtype: 16 bits, as in a model that computes in them.
         keys, values = keys.astype(model.cache_dtype), values.astype(model.cache_dtype)

@@ -220,14 +220,14 @@ SETTINGS: tuple[Setting, ...] = (
     _flag(
         "step_down",
         "Cache",
-        "Whether a conversation that reaches its memory budget goes on under a smaller scheme by itself.",
-        "no: the reply stops there",
+        "Whether a conversation at its memory budget goes on under a smaller scheme; else the reply stops.",
+        "no",
     ),
     _flag(
         "pack_prompts",
         "Cache",
-        "Whether prompts are compressed while they are read: a smaller peak, at some cost in precision.",
-        "no: only where they would not fit otherwise",
+        "Whether prompts are compressed while they are read, and not only where they would not fit raw.",
+        "no",
     ),
     _ranged(
         "cache_budget",

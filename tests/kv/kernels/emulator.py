@@ -1,0 +1,111 @@
+"""Runs the kernels' Metal text on the CPU: compiled as C++ over ``metal_shim.h``, one shared object for each
+template."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from tqchat.kv.kernels import source
+from tqchat.kv.kernels.launch import Launch
+
+CPLUSPLUS = shutil.which("g++") or shutil.which("clang++")
+
+_TYPES = {
+    mx.float16: "half",
+    mx.bfloat16: "bfloat16_t",
+    mx.float32: "float",
+    mx.uint32: "uint",
+    mx.uint8: "uchar",
+}
+
+
+_KINDS = {mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.uint32: np.uint32}
+
+
+class Emulator:
+    """Compiles into ``folder``, once for each text."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.compiled = 0
+
+    def run(self, kernel: source.Kernel, constants: source.Constants, launch: Launch) -> list[mx.array]:
+        library = ctypes.CDLL(str(self._library(kernel, constants, launch)))
+        keep: list[object] = []
+        arguments: list[int] = []
+        for array in launch.inputs:
+            # The whole buffer where an array is a view: strides are in elements, as MLX passes them.
+            strided = np.array(array.view(mx.uint16)) if array.dtype == mx.bfloat16 else np.array(array)
+            if array.size > 1 << 24:  # a broadcast that only carries sizes
+                strided = np.zeros(8, strided.dtype)
+            strided = np.ascontiguousarray(strided)
+            shape = np.array(array.shape, np.int32)
+            strides = np.array([int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim)], np.int64)
+            keep += [strided, shape, strides]
+            arguments += [strided.ctypes.data, shape.ctypes.data, strides.ctypes.data]
+        results = []
+        for shape_, dtype in zip(launch.output_shapes, launch.output_dtypes, strict=True):
+            kind = _KINDS[dtype]
+            result = np.full(shape_, 12345, kind)
+            results.append(result)
+            arguments.append(result.ctypes.data)
+        groups = [-(-g // t) for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
+        pointers = (ctypes.c_void_p * len(arguments))(*arguments)
+        library.launch(pointers, groups[0], groups[1], launch.threadgroup[0])
+        return [
+            mx.array(r).view(mx.bfloat16) if d == mx.bfloat16 else mx.array(r)
+            for r, d in zip(results, launch.output_dtypes, strict=True)
+        ]
+
+    def _library(self, kernel: source.Kernel, constants: source.Constants, launch: Launch) -> Path:
+        inputs, outputs = source.NAMES[kernel]
+        lines = ['#include "metal_shim.h"', source.header("metal"), "static void kernel(void** a) {"]
+        at = 0
+        for name, array in zip(inputs, launch.inputs, strict=True):
+            lines += [
+                f"    const {_TYPES[array.dtype]}* {name} = (const {_TYPES[array.dtype]}*)a[{at}];",
+                f"    const int* {name}_shape = (const int*)a[{at + 1}]; (void){name}_shape;",
+                f"    const int64_t* {name}_strides = (const int64_t*)a[{at + 2}];",
+            ]
+            at += 3
+        for name, dtype in zip(outputs, launch.output_dtypes, strict=True):
+            lines.append(f"    {_TYPES[dtype]}* {name} = ({_TYPES[dtype]}*)a[{at}];")
+            at += 1
+        # C++ has no word for memory that fibers share and a pointer may point to; a static does.
+        body = source.constants("metal", constants) + source.body("metal", kernel)
+        lines += [re.sub(r"^TQ_SHARED ", "static ", body, flags=re.MULTILINE), "}"]
+        lines += [
+            'extern "C" void launch(void** a, int x, int y, int threads)',
+            "{ shim::run(kernel, a, x, y, threads); }",
+        ]
+        text = "\n".join(lines)
+        stem = f"{kernel}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        built = self.folder / f"{stem}.so"
+        if not built.exists():
+            code = self.folder / f"{stem}.cpp"
+            code.write_text(text)
+            assert CPLUSPLUS is not None
+            here = Path(__file__).parent
+            command = [
+                CPLUSPLUS,
+                "-std=c++17",
+                "-O1",
+                "-shared",
+                "-fPIC",
+                "-w",
+                f"-I{here}",
+                str(code),
+                "-o",
+                str(built),
+            ]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            self.compiled += 1
+        return built

@@ -1,0 +1,226 @@
+// Metal's words in C++: threads of a threadgroup are fibers that take turns, and meet where simd groups and
+// barriers make them meet. Slow, exact, and enough to run the kernels' very text without a GPU.
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#define device
+#define threadgroup
+#define thread
+#define constant
+
+using uint = uint32_t;
+using ushort = uint16_t;
+using uchar = uint8_t;
+using half = _Float16;
+struct bfloat16_t {
+    uint16_t bits;
+    bfloat16_t() = default;
+    bfloat16_t(float x) {
+        uint32_t u;
+        memcpy(&u, &x, 4);
+        bits = uint16_t((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
+    }
+    operator float() const {
+        uint32_t u = uint32_t(bits) << 16;
+        float x;
+        memcpy(&x, &u, 4);
+        return x;
+    }
+};
+
+struct half2 {
+    half x, y;
+    half2() = default;
+    half2(half a, half b) : x(a), y(b) {}
+};
+inline half2 operator+(half2 a, half2 b) { return half2(half(float(a.x) + float(b.x)), half(float(a.y) + float(b.y))); }
+inline half2 fma(half2 a, half2 b, half2 c) {
+    return half2(half(double(a.x) * double(b.x) + double(c.x)), half(double(a.y) * double(b.y) + double(c.y)));
+}
+
+namespace shim {
+
+constexpr int SIMD = 32;
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    long simd_phase = 0;
+    long group_phase = 0;
+    float value = 0;
+    uint operands[4] = {};
+    bool done = false;
+};
+
+struct Threadgroup {
+    ucontext_t scheduler;
+    std::vector<Fiber> fibers;
+    int current = 0;
+    int x = 0, y = 0, groups_x = 0, groups_y = 0;
+    void (*kernel)(void**) = nullptr;
+    void** arguments = nullptr;
+};
+
+inline Threadgroup* running = nullptr;
+
+inline Fiber& self() { return running->fibers[running->current]; }
+inline void yield() { swapcontext(&self().context, &running->scheduler); }
+
+inline void meet(long Fiber::*phase, int first, int count) {
+    const long mine = ++(self().*phase);
+    for (int i = first; i < first + count; i++) {
+        while (running->fibers[i].*phase < mine && !running->fibers[i].done) yield();
+    }
+}
+
+inline int simd_first() { return running->current / SIMD * SIMD; }
+inline void meet_simd() { meet(&Fiber::simd_phase, simd_first(), SIMD); }
+
+// Every lane's value, read by all before any lane may write the next one.
+template <typename F>
+float exchange(float x, F&& read) {
+    self().value = x;
+    meet_simd();
+    const float result = read(simd_first());
+    meet_simd();
+    return result;
+}
+
+inline void enter() {
+    running->kernel(running->arguments);
+    self().done = true;
+    yield();
+}
+
+inline void run(void (*kernel)(void**), void** arguments, int groups_x, int groups_y, int threads) {
+    Threadgroup group;
+    group.fibers.resize(threads);
+    for (auto& fiber : group.fibers) fiber.stack.resize(256 * 1024);
+    running = &group;
+    for (int y = 0; y < groups_y; y++) {
+        for (int x = 0; x < groups_x; x++) {
+            group.x = x;
+            group.y = y;
+            group.groups_x = groups_x;
+            group.groups_y = groups_y;
+            group.kernel = kernel;
+            group.arguments = arguments;
+            for (auto& fiber : group.fibers) {
+                fiber.simd_phase = fiber.group_phase = 0;
+                fiber.done = false;
+                getcontext(&fiber.context);
+                fiber.context.uc_stack.ss_sp = fiber.stack.data();
+                fiber.context.uc_stack.ss_size = fiber.stack.size();
+                fiber.context.uc_link = nullptr;
+                makecontext(&fiber.context, enter, 0);
+            }
+            for (bool left = true; left;) {
+                left = false;
+                for (int i = 0; i < threads; i++) {
+                    if (group.fibers[i].done) continue;
+                    group.current = i;
+                    swapcontext(&group.scheduler, &group.fibers[i].context);
+                    left = true;
+                }
+            }
+        }
+    }
+    running = nullptr;
+}
+
+struct Index {
+    int x, y, z;
+};
+
+}  // namespace shim
+
+#define thread_position_in_threadgroup (shim::Index{shim::running->current, 0, 0})
+#define thread_index_in_simdgroup (shim::running->current % shim::SIMD)
+#define simdgroup_index_in_threadgroup (shim::running->current / shim::SIMD)
+#define threadgroup_position_in_grid (shim::Index{shim::running->x, shim::running->y, 0})
+#define threadgroups_per_grid (shim::Index{shim::running->groups_x, shim::running->groups_y, 1})
+
+namespace metal {
+
+enum class mem_flags { mem_threadgroup };
+inline void threadgroup_barrier(mem_flags) {
+    shim::meet(&shim::Fiber::group_phase, 0, int(shim::running->fibers.size()));
+}
+
+inline void simdgroup_barrier(mem_flags) { shim::meet_simd(); }
+
+inline float simd_shuffle_xor(float x, ushort step) {
+    const int from = shim::running->current % shim::SIMD ^ step;
+    return shim::exchange(x, [=](int first) { return shim::running->fibers[first + from].value; });
+}
+inline uint simd_shuffle_xor(uint x, ushort step) {
+    float carried;
+    memcpy(&carried, &x, 4);
+    carried = simd_shuffle_xor(carried, step);
+    memcpy(&x, &carried, 4);
+    return x;
+}
+inline float simd_sum(float x) {
+    return shim::exchange(x, [](int first) {
+        float sum = 0;
+        for (int i = 0; i < shim::SIMD; i++) sum += shim::running->fibers[first + i].value;
+        return sum;
+    });
+}
+inline bool simd_any(bool x) {
+    return shim::exchange(x ? 1.0f : 0.0f, [](int first) {
+        float any = 0;
+        for (int i = 0; i < shim::SIMD; i++) any += shim::running->fibers[first + i].value;
+        return any;
+    }) > 0;
+}
+
+namespace fast {
+inline float exp2(float x) { return std::exp2(x); }
+inline float log2(float x) { return std::log2(x); }
+}  // namespace fast
+inline float fabs(float x) { return std::fabs(x); }
+inline float sqrt(float x) { return std::sqrt(x); }
+inline float max(float a, float b) { return std::fmax(a, b); }
+inline int min(int a, int b) { return a < b ? a : b; }
+
+}  // namespace metal
+
+template <typename To, typename From>
+To as_type(From x) {
+    static_assert(sizeof(To) == sizeof(From), "as_type keeps the bits");
+    To y;
+    memcpy(&y, &x, sizeof(y));
+    return y;
+}
+
+// CUDA's tensor cores as the kernels use them: rows 0 to 7 of an m16n8k16 product of halves.
+inline void tq_matmul(float& low, float& high, uint a_low, uint a_high, uint b_low, uint b_high) {
+    const uint operands[4] = {a_low, a_high, b_low, b_high};
+    memcpy(shim::self().operands, operands, sizeof(operands));
+    shim::meet_simd();
+    const int first = shim::simd_first();
+    const int lane = shim::running->current % shim::SIMD;
+    const int row = lane / 4;
+    float sums[2] = {low, high};
+    for (int i = 0; i < 2; i++) {
+        const int column = 2 * (lane % 4) + i;
+        for (int part = 0; part < 2; part++) {
+            for (int c = 0; c < 4; c++) {
+                const half2 a = as_type<half2>(shim::running->fibers[first + 4 * row + c].operands[part]);
+                const half2 b = as_type<half2>(shim::running->fibers[first + 4 * column + c].operands[2 + part]);
+                sums[i] += float(a.x) * float(b.x) + float(a.y) * float(b.y);
+            }
+        }
+    }
+    shim::meet_simd();
+    low = sums[0];
+    high = sums[1];
+}
+inline uint tq_lows(uint a, uint b) { return (a & 0xFFFFu) | b << 16; }
+inline uint tq_highs(uint a, uint b) { return a >> 16 | (b & 0xFFFF0000u); }

@@ -1,0 +1,168 @@
+"""When a kernel is used, and when the plain operations are; on a GPU the kernels themselves."""
+
+from __future__ import annotations
+
+import copy
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models import llama
+
+from tqchat import kv
+from tqchat.kv.attention import attention
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.kernels import device
+from tqchat.kv.kernels.device import Kernels
+from tqchat.kv.kernels.fused import FusedAttention
+from tqchat.kv.kernels.launch import Steps
+from tqchat.kv.kernels.probe import probe
+from tqchat.kv.prompt_cache import flat_layers
+from tqchat.kv.scheme import parse_scheme
+from tqchat.kv.stand_ins import only_attends
+
+
+@pytest.fixture
+def layer():
+    mx.random.seed(3)
+    cache = SchemeCache(parse_scheme("turbo4"))
+    x = mx.random.normal((1, 2, 200, 64)).astype(mx.float16)
+    for part in (x[:, :, :199], x[:, :, 199:]):
+        cache.update_and_fetch(part, part)
+    return cache, mx.random.normal((1, 4, 1, 64)).astype(mx.float16)
+
+
+def attend(monkeypatch, layer, answer):
+    """Attention with kernels that give ``answer``, as no machine without a GPU can run them."""
+    made = Kernels("metal")
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
+    monkeypatch.setattr(Steps, "run", lambda *arguments: answer())
+    cache, queries = layer
+    expected = attention(queries, *cache.sides, 0.1, None)
+    fused = FusedAttention()
+    first = fused(queries, *cache.sides, 0.1, None)
+    return made, expected, first, fused(queries, *cache.sides, 0.1, None)
+
+
+def test_a_kernel_that_agrees_is_trusted(monkeypatch, layer):
+    cache, queries = layer
+    right = attention(queries, *cache.sides, 0.1, None)
+    made, expected, first, second = attend(monkeypatch, layer, lambda: right)
+    assert len(made.trusted) == 1 and not made.refused
+    assert mx.array_equal(first, expected) and mx.array_equal(second, expected)
+
+
+def test_a_kernel_that_disagrees_is_refused_once_and_for_all(monkeypatch, layer, caplog):
+    made, expected, first, second = attend(monkeypatch, layer, lambda: mx.zeros((1, 4, 1, 64)))
+    assert mx.array_equal(first, expected)
+    assert second is None
+    assert "differs from the plain operations" in next(iter(made.refused.values()))
+    assert len(caplog.records) == 1
+
+
+def test_a_kernel_that_does_not_compile_is_refused(monkeypatch, layer):
+    def fails():
+        raise RuntimeError("no such word\nin line 3")
+
+    made, expected, first, second = attend(monkeypatch, layer, fails)
+    assert mx.array_equal(first, expected) and second is None
+    assert list(made.refused.values()) == ["it does not run: no such word"]
+
+
+def test_masks_that_a_kernel_does_not_know_go_to_the_plain_operations(monkeypatch, layer):
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: Kernels("metal"))
+    cache, queries = layer
+    mask = mx.ones((1, 200), dtype=mx.bool_)
+    assert FusedAttention()(queries, *cache.sides, 0.1, mask) is None
+
+
+def tiny():
+    mx.random.seed(1)
+    arguments = llama.ModelArgs(
+        model_type="llama",
+        hidden_size=64,
+        num_hidden_layers=2,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        vocab_size=64,
+    )
+    model = llama.Model(arguments)
+    mx.eval(model.parameters())
+    return model
+
+
+def made_for(model):
+    def make():
+        cache = kv.make_prompt_cache(model, "turbo4")
+        return cache, flat_layers(cache)
+
+    return make
+
+
+def test_a_model_that_only_attends_answers_the_same_without_decoded_keys():
+    model = tiny()
+    assert only_attends(model, made_for(model))
+    cache = kv.make_prompt_cache(model, "turbo4")
+    tokens = mx.arange(180)[None] % 64
+    for part in (tokens[:, :170], tokens[:, 170:171]):
+        model(part, cache=cache)
+    twin = copy.deepcopy(cache)
+    for one in twin:
+        one.stands_in = True
+    # One token, and more than a GPU attends to from packed storage.
+    for part in (tokens[:, 171:172], mx.arange(30)[None]):
+        assert mx.array_equal(model(part, cache=cache), model(part, cache=twin))
+
+
+def test_a_model_that_looks_at_decoded_keys_is_given_them():
+    model = tiny()
+    inner = model.model.layers[0].self_attn
+    projection = inner.o_proj
+
+    class Looks:
+        def __call__(self, x):
+            return projection(x) + 0 * cache[0].keys_and_values()[0].sum()
+
+    cache = kv.make_prompt_cache(model, "turbo4")
+    inner.o_proj = Looks()
+
+    def make():
+        nonlocal cache
+        cache = kv.make_prompt_cache(model, "turbo4")
+        return cache, flat_layers(cache)
+
+    original = copy.deepcopy
+
+    def follow(pair, memo=None):
+        nonlocal cache
+        copied = original(pair)
+        cache = copied[0]
+        return copied
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tqchat.kv.stand_ins.copy.deepcopy", follow)
+        assert not only_attends(model, make)
+
+
+def test_doctor_tells_of_the_kernels():
+    told = probe()
+    assert told == "none: plain operations on a CPU" or "agree with plain operations" in told
+
+
+@pytest.mark.skipif(device.kernels() is None, reason="no GPU")
+@pytest.mark.parametrize(
+    "scheme", ["turbo4", "turbo3", "turbo8v4", "turbo0v2", "affine8", "affine4", "turbo2"]
+)
+@pytest.mark.parametrize(("dims", "group"), [((128, 128), 3), ((64, 64), 7), ((96, 80), 2), ((256, 256), 1)])
+def test_the_device_s_kernels_agree(scheme, dims, group):
+    mx.random.seed(4)
+    cache = SchemeCache(parse_scheme(scheme))
+    keys, values = (mx.random.normal((1, 2, 500, dim)).astype(mx.float16) for dim in dims)
+    for part in (slice(0, 499), slice(499, 500)):
+        cache.update_and_fetch(keys[:, :, part], values[:, :, part])
+    queries = mx.random.normal((1, 2 * group, 1, dims[0])).astype(mx.float16)
+    fused = FusedAttention()
+    fused(queries, *cache.sides, 0.1, None)
+    assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused

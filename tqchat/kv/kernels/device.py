@@ -1,0 +1,130 @@
+"""The kernels of this device: compiled when first wanted, and which of them can be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeVar
+
+import mlx.core as mx
+
+from tqchat.kv.kernels import source
+
+SIMD = 32
+LARGEST_DIM = 256
+
+Answer = TypeVar("Answer")
+
+logger = logging.getLogger(__name__)
+
+
+class Launch(NamedTuple):
+    """One kernel's run: arrays, grid (in threads) and outputs."""
+
+    inputs: list[mx.array]
+    grid: tuple[int, int, int]
+    threadgroup: tuple[int, int, int]
+    output_shapes: list[tuple[int, ...]]
+    output_dtypes: list[mx.Dtype]
+
+
+@dataclass
+class Kernels:
+    """What is compiled, by its constants; and by plan, what may be used.
+
+    Attributes:
+        tensor_cores: Whether the device has those of CUDA, from Ampere on.
+        enabled: Whether kernels are used at all.
+        trusted: Plans whose answers were held against the plain operations'.
+        refused: Why other plans fall back to these.
+    """
+
+    language: source.Language
+    tensor_cores: bool = False
+    enabled: bool = True
+    trusted: set[Hashable] = field(default_factory=set)
+    refused: dict[Hashable, str] = field(default_factory=dict)
+    _compiled: dict[tuple[source.Kernel, source.Constants], Any] = field(default_factory=dict)
+
+    def compiled(self, kernel: source.Kernel, constants: source.Constants) -> Any:
+        """The kernel for these constants: the same one each time."""
+        key = kernel, constants
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(kernel, constants)
+        return self._compiled[key]
+
+    def first_use(
+        self,
+        plan: Hashable,
+        reference: Answer,
+        found: Callable[[], Answer],
+        error: Callable[[Answer, Answer], str | None],
+    ) -> Answer:
+        """A plan's first answer, if it agrees with the plain operations': it is trusted from then
+        on. Otherwise theirs; it is then refused for good.
+
+        Args:
+            error: What is wrong with the second answer, given the first; ``None`` if nothing is.
+        """
+        try:
+            answer = found()
+            mx.eval(reference, answer)
+            problem = error(reference, answer)
+        except (RuntimeError, ValueError) as raised:
+            problem = f"it does not run: {str(raised).splitlines()[0]}"
+        if problem is None:
+            self.trusted.add(plan)
+            return answer
+        self.refused[plan] = problem
+        logger.warning("A fused kernel is not used, only slower operations: %s (%s)", problem, plan)
+        return reference
+
+    def _compile(self, kernel: source.Kernel, constants: source.Constants) -> Any:
+        make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
+        inputs, outputs = source.NAMES[kernel]
+        header = source.header(self.language)
+        text = source.constants(self.language, constants) + source.body(self.language, kernel)
+        digest = hashlib.sha256((header + text).encode()).hexdigest()[:16]
+        return make(
+            # MLX knows a kernel by its name, on CUDA after a restart too.
+            name=f"tqchat_{kernel}_{digest}",
+            input_names=list(inputs),
+            output_names=list(outputs),
+            source=text,
+            header=header,
+            ensure_row_contiguous=False,
+        )
+
+
+def run(compiled: Any, launch: Launch) -> list[mx.array]:
+    """Put a launch into the graph."""
+    arrays: list[mx.array] = compiled(
+        inputs=launch.inputs,
+        grid=launch.grid,
+        threadgroup=launch.threadgroup,
+        output_shapes=launch.output_shapes,
+        output_dtypes=launch.output_dtypes,
+    )
+    return arrays
+
+
+@lru_cache(maxsize=1)
+def kernels() -> Kernels | None:
+    """The kernels for this device; ``None`` on a CPU."""
+    if mx.default_device() == mx.cpu:
+        return None
+    if mx.metal.is_available():
+        return Kernels("metal")
+    major: Any = mx.device_info().get("compute_capability_major", 0)
+    return Kernels("cuda", tensor_cores=int(major) >= 8)
+
+
+@lru_cache(maxsize=64)
+def blank(dtype: mx.Dtype, ndim: int = 1) -> mx.array:
+    """What stands where a kernel is given no array: 8 elements, since Metal keeps smaller ones elsewhere."""
+    array = mx.zeros([8] + [1] * (ndim - 1), dtype=dtype)
+    mx.eval(array)
+    return array
