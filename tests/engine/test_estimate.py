@@ -41,7 +41,7 @@ def test_shapes_without_weights_are_those_of_the_real_model(name: str) -> None:
     real = families.model(name)
     cache = kv.make_prompt_cache(real, "fp16")
     mx.eval(real(mx.array([[0]]), cache=cache))
-    assert facts(estimates._shapes(estimates._empty(config_of(name), name))) == facts(kv.memory_report(cache))
+    assert facts(estimates.cache_shapes(estimates._empty(config_of(name), name))) == facts(kv.memory_report(cache))
 
 
 def test_estimating_takes_no_memory_worth_the_name() -> None:
@@ -50,7 +50,7 @@ def test_estimating_takes_no_memory_worth_the_name() -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     model = estimates._empty(config, "wide")
-    assert estimates._shapes(model).tokens == 1
+    assert estimates.cache_shapes(model).tokens == 1
     assert mx.get_peak_memory() - before < 1_000_000
     assert estimates._dense_bytes(model) > 600_000_000
 
@@ -73,7 +73,7 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def told() -> ModelEstimate:
-    return ModelEstimate("x", 100, estimates._shapes(families.model("gemma3_text")), 4096, 10_000, 50_000)
+    return ModelEstimate("x", 100, estimates.cache_shapes(families.model("gemma3_text")), 4096, 10_000, 50_000)
 
 
 def test_sizes_grow_with_the_length_and_stop_at_the_models_limit(told: ModelEstimate) -> None:
