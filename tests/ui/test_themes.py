@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from textual.color import Color
 from textual.filter import Monochrome
+from textual.widgets import OptionList
 
 from tests.ui.conftest import Open
 from tqchat import paths as locations
@@ -66,6 +67,22 @@ def test_the_terminal_theme_uses_the_terminals_colours_alone() -> None:
     assert theme.ansi
     colours = [theme.primary, theme.accent, theme.foreground, theme.background, theme.warning, theme.error]
     assert all(str(colour).startswith("ansi_") for colour in colours)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+async def test_the_cursor_of_a_list_is_seen(stage: Open, name: str) -> None:
+    async with stage(settings=Settings(theme=name)) as it:
+        await it.pilot.press("ctrl+s")
+        await it.sees("system prompt")
+        options = it.app.screen.query_one(OptionList)
+        marked, other = (
+            options.get_visual_style(*parts)
+            for parts in (
+                ("option-list--option", "option-list--option-highlighted"),
+                ("option-list--option",),
+            )
+        )
+        assert marked != other
 
 
 def contrast(one: Color, other: Color) -> float:
