@@ -41,8 +41,9 @@ def test_shapes_without_weights_are_those_of_the_real_model(name: str) -> None:
     real = families.model(name)
     cache = kv.make_prompt_cache(real, "fp16")
     mx.eval(real(mx.array([[0]]), cache=cache))
-    told = estimates.cache_shapes(estimates._empty(config_of(name), name))
-    assert facts(told) == facts(kv.memory_report(cache))
+    assert facts(estimates.cache_shapes(estimates._empty(config_of(name), name))) == facts(
+        kv.memory_report(cache)
+    )
 
 
 def test_estimating_takes_no_memory_worth_the_name() -> None:
@@ -74,8 +75,9 @@ def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def told() -> ModelEstimate:
-    shapes = estimates.cache_shapes(families.model("gemma3_text"))
-    return ModelEstimate("x", 100, shapes, 4096, 10_000, 50_000)
+    return ModelEstimate(
+        "x", 100, estimates.cache_shapes(families.model("gemma3_text")), 4096, 10_000, 50_000
+    )
 
 
 def test_sizes_grow_with_the_length_and_stop_at_the_models_limit(told: ModelEstimate) -> None:

@@ -119,9 +119,9 @@ def test_too_little_text_is_refused(tiny: LoadedModel, prose: str) -> None:
 def test_outliers_that_change_no_function_change_no_divergence(prose: str) -> None:
     names = "turbo4,turbo3,turbo2"
     starter = models.load()
-    plain = measure(starter, prose, names, 300)
+    plain = measure(starter, prose, names, 600)  # fewer tokens differ by a fifth, either way
     assert outliers.add_outliers(starter, 20.0) == 8
-    hard = measure(starter, prose, names, 300)
+    hard = measure(starter, prose, names, 600)
     for name, row in hard.items():
         assert row.kld_mean < 1.1 * plain[name].kld_mean
     assert hard["turbo4"].ppl == pytest.approx(plain["turbo4"].ppl, rel=0.01)

@@ -34,7 +34,7 @@ def test_the_table_tells_what_a_live_cache_takes(scheme: Scheme) -> None:
     (row,) = re.findall(rf"^\| `{scheme.name}` .*$", tables.scheme_table(), re.MULTILINE)
     shown = float(row.split("|")[5].strip().removesuffix("x"))
     # A deeper model shares its rotation between more layers: a hair smaller still.
-    assert shown == pytest.approx(live, abs=0.011)
+    assert live - 0.005 < shown < live + 0.02
 
 
 def test_longer_conversations_pay_less_for_what_stays_raw() -> None:

@@ -97,7 +97,8 @@ def fit_keys(x: mx.array, seen: Seen) -> KeyFit:
         if queries is not None:
             queries = mx.where(is_turned, _tied(queries, rope), queries)
     # Without a query seen, queries are taken to be as the keys: every channel keeps its scale.
-    certain = seen.query_rows / (seen.query_rows + FEW_QUERIES)
+    # Soon all but certain: knowing nothing is far from the truth where channels are loud.
+    certain = seen.query_rows**2 / (seen.query_rows**2 + FEW_QUERIES**2)
     queries = energy if queries is None else _between(energy, queries, certain)
     balance = _balance(queries, energy)
     cost = queries / balance.astype(mx.float32).square()
