@@ -36,7 +36,9 @@ class Terminal:
         self._stream = pyte.ByteStream(self._screen)
         self._held = b""
         self.raw = b""
-        env = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
+        # pytest-xdist leaves its workers a size in the environment, which would be believed first.
+        inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+        env = inherited | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
         self.process = pexpect.spawn(
             sys.executable,
             ["-m", "tqchat", *arguments],
