@@ -169,13 +169,14 @@ def test_the_starter_needs_no_name() -> None:
 
 
 def test_the_starters_own_sampling_is_the_default(starter: LoadedModel) -> None:
-    chosen = settled(Sampling(), starter.defaults)
+    chosen = settled(Sampling(), starter.info.sampling)
     assert (chosen.temperature, chosen.top_p, chosen.repetition_penalty) == (0.7, 0.9, 1.1)
-    assert settled(Sampling(top_p=0.5), starter.defaults).top_p == 0.5
-    greedy = settled(Sampling(temperature=0.0), starter.defaults)
+    assert settled(Sampling(top_p=0.5), starter.info.sampling).top_p == 0.5
+    greedy = settled(Sampling(temperature=0.0), starter.info.sampling)
     assert (greedy.top_p, greedy.repetition_penalty) == (None, None)
     assert (
-        settled(Sampling(temperature=0.0, repetition_penalty=1.2), starter.defaults).repetition_penalty == 1.2
+        settled(Sampling(temperature=0.0, repetition_penalty=1.2), starter.info.sampling).repetition_penalty
+        == 1.2
     )
 
 
@@ -183,7 +184,7 @@ def test_without_a_generation_config_a_usual_recipe_applies(llama_folder: Path, 
     folder = tmp_path / "model"
     shutil.copytree(llama_folder, folder)
     (folder / "generation_config.json").write_text("not JSON")
-    defaults = models._defaults(folder)
+    defaults = models._sampling(folder)
     assert (defaults.temperature, defaults.top_p, defaults.repetition_penalty) == (0.7, 0.95, None)
 
 

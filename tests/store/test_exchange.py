@@ -73,6 +73,10 @@ def fill(database: Database, seed: int) -> None:
                 prompt_tokens=perhaps(chance.randrange(10**6)),
                 tokens_per_second=perhaps(chance.random() * 10 ** chance.randint(-5, 300)),
                 first_token_seconds=perhaps(chance.random()),
+                drafted=perhaps(chance.randrange(10**4)),
+                accepted=perhaps(chance.randrange(10**4)),
+                cache_bytes=perhaps(chance.randrange(2**53)),
+                fp16_bytes=perhaps(chance.randrange(2**53)),
                 scheme=perhaps("turbo0v4"),
                 model=perhaps(text()),
             )
@@ -166,6 +170,7 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
         (lambda f, c, m: f.update(conversations={}), "must be a list"),
         (lambda f, c, m: f.update(conversations=[1]), "conversation 1 must be an object"),
         (lambda f, c, m: c.pop("title"), "conversation 2 lacks title"),
+        (lambda f, c, m: c.pop("model"), "conversation 2 lacks model"),
         (lambda f, c, m: c.update(title=None), "title of conversation 2 is None, but must be a text"),
         (lambda f, c, m: c.update(extra=1), "conversation 2 has an unknown field 'extra'"),
         (lambda f, c, m: c.update(deleted_at=1), "unknown field"),

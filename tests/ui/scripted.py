@@ -9,7 +9,17 @@ from tqchat.kv.memory import LayerReport, MemoryReport
 from tqchat.kv.scheme import parse_scheme
 
 HEADS, DIM, LAYERS = 4, 64, 8
-INFO = events.ModelInfo("starter 30M", "starter", "f00d", "llama", LAYERS, 31_000_000, 4096, "CPU")
+INFO = events.ModelInfo(
+    "starter 30M",
+    "starter",
+    "f00d",
+    "llama",
+    LAYERS,
+    31_000_000,
+    4096,
+    "CPU",
+    sampling=commands.Sampling(temperature=0.7, top_p=0.95),
+)
 
 
 def report(tokens: int, scheme: str = "turbo0v4", bypassed: int = 0) -> MemoryReport:

@@ -13,6 +13,7 @@ from tqchat.engine import chooser
 from tqchat.engine.profile import Measured, Profile
 from tqchat.kv.memory import predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
+from tqchat.store.database import Message
 from tqchat.ui import figures
 from tqchat.ui.screens.scheme import rows
 from tqchat.ui.state import History, Sample
@@ -157,6 +158,33 @@ def test_the_history_keeps_its_shape_when_it_is_full_and_forgets_what_was_taken_
     assert history.samples[0].tokens == 1 and history.samples[-1].tokens == 199
     history.add(report(100))
     assert max(sample.tokens for sample in history.samples) == 100
+
+
+async def test_the_curve_goes_on_from_before_a_restart(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("Go", "Well. " * 30, tokens=500)
+        it.app.chat.set_scheme("turbo4")
+        await it.chat("On", "Well. " * 30, tokens=900)
+    async with stage() as it:
+        await it.until(lambda: it.app.chat.model and it.app.chat.conversation)
+        it.engine.tokens[it.app.chat.conversation.id] = 900
+        await it.chat("And on", "Well. " * 30, tokens=1300)
+        samples = it.app.chat.history.samples
+        assert [(one.tokens, one.scheme) for one in samples[:2]] == [(500, "turbo0v4"), (900, "turbo4")]
+        assert samples[1].bytes == report(900, "turbo4").bytes
+        assert samples[-1].tokens == 1300
+
+
+def test_the_curve_begins_anew_with_another_model() -> None:
+    def reply(model: str, tokens: int) -> Message:
+        return Message(
+            "m", "c", None, "assistant", "x", "complete", 0.0, tokens, scheme="turbo4", model=model,
+            prompt_tokens=10, cache_bytes=tokens, fp16_bytes=3 * tokens,
+        )  # fmt: skip
+
+    said = [reply("one", 20), reply("two", 30), replace(reply("one", 40), fp16_bytes=None), reply("one", 50)]
+    assert [one.tokens for one in History.of(said, "one").samples] == [60]
+    assert History.of(said, "two").samples == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -159,6 +160,8 @@ async def test_a_reply_in_another_conversation_is_whole_when_one_comes_back(stag
 
 def test_the_footer_says_how_a_reply_ended() -> None:
     assert footer(message("x")) is None
+    said = footer(replace(message("x"), tokens=40, drafted=30, accepted=21))
+    assert said is not None and said.plain == "40 tok · 21 of 30 drafted"
     said = footer(message("x", status="unfinished"))
     assert said is not None and said.plain == "unfinished"
     said = footer(message("x"), Facts("cut at the length limit", 2, 3))

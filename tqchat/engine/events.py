@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from tqchat.engine.commands import Sampling
 from tqchat.kv.memory import MemoryReport
 
 StopReason = Literal["stop", "length", "stopped", "context", "memory"]
@@ -16,7 +17,8 @@ class ModelInfo:
 
     ``weight_bytes`` is what the live weights take; ``context_limit`` is in tokens, ``None`` if the model
     states none. ``cache_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown;
-    ``shapes`` a report on a cache that holds one token: what every layer keeps for it."""
+    ``shapes`` a report on a cache that holds one token: what every layer keeps for it. ``sampling`` is how
+    the model likes to be sampled."""
 
     name: str
     ref: str
@@ -28,6 +30,7 @@ class ModelInfo:
     device: str
     cache_budget: int | None = None
     shapes: MemoryReport | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True)

@@ -43,14 +43,13 @@ class LoadedModel:
     """A model ready to answer.
 
     ``cache_dtype`` is what caches store raw tokens in where that is not the compute dtype; ``None`` keeps the
-    model's. ``defaults`` are how the model likes to be sampled.
+    model's.
     """
 
     model: Module
     tokenizer: Any
     info: ModelInfo
     config: dict[str, Any]
-    defaults: Sampling
     cache_dtype: mx.Dtype | None
     folder: Path
 
@@ -156,9 +155,10 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         device=f"{machine.name}: {machine.device}",
         cache_budget=chooser.memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
         shapes=cache_shapes(model),
+        sampling=_sampling(folder),
     )
     mx.clear_cache()
-    return LoadedModel(model, tokenizer, info, config, _defaults(folder), cache_dtype, folder)
+    return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)
 
 
 def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -211,7 +211,7 @@ def _fits_as_float32(model: Any) -> bool:
     return weights.float32_bytes(model) < backend.available_memory() * _FITS
 
 
-def _defaults(folder: Path) -> Sampling:
+def _sampling(folder: Path) -> Sampling:
     """The model's own way of sampling; what its ``generation_config.json`` leaves out, we choose."""
     told: dict[str, Any] = {}
     try:

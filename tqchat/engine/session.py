@@ -231,7 +231,7 @@ class Session:
         reply: Reply,
     ) -> Iterator[Event]:
         tokenizer, held = self.model.tokenizer, self._held
-        sampling = settled(sampling, self.model.defaults)
+        sampling = settled(sampling, self.model.info.sampling)
         limit = self.model.context_limit
         room = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
         room = max(room, 1)

@@ -234,7 +234,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Cache",
         "GiB on disk that all saved caches may take together; the least recently used make room.",
         _Range(0, 100_000, above=True),
-        "20, at most a quarter of what is free",
+        "20 GiB, or a quarter of free space",
         _START,
     ),
     _ranged(

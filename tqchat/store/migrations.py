@@ -163,7 +163,12 @@ _SEARCH = (
     "INSERT INTO titles_index (titles_index) VALUES ('rebuild')",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_CONVERSATIONS_AND_MESSAGES, _NUMBERED + _SEARCH)
+_MEASURED = tuple(
+    f"ALTER TABLE messages ADD COLUMN {name} INTEGER"
+    for name in ("drafted", "accepted", "cache_bytes", "fp16_bytes")
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_CONVERSATIONS_AND_MESSAGES, _NUMBERED + _SEARCH, _MEASURED)
 """``MIGRATIONS[n]`` takes a database from version n to n + 1. Only ever append."""
 
 

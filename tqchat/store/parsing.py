@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from tqchat.errors import TqchatError
@@ -135,6 +135,10 @@ _MESSAGE: Mapping[str, _Check] = {
     "scheme": _or_none(_NAME),
     "model": _or_none(_NAME),
     "prompt_tokens": _or_none(_count),
+    "drafted": _or_none(_count),
+    "accepted": _or_none(_count),
+    "cache_bytes": _or_none(_count),
+    "fp16_bytes": _or_none(_count),
 }
 _CONVERSATION: Mapping[str, _Check] = {
     "id": _id,
@@ -148,10 +152,6 @@ _CONVERSATION: Mapping[str, _Check] = {
     "system_prompt": _or_none(_CONTENT),
     "sampling": _sampling,
     "draft": _CONTENT,
-}
-_OPTIONAL = {
-    *("tokens", "tokens_per_second", "first_token_seconds", "scheme", "model", "prompt_tokens"),
-    *("system_prompt", "sampling", "draft"),
 }
 
 
@@ -191,7 +191,7 @@ def parse(content: bytes) -> list[Parsed]:
 def _conversation(value: Any, where: str) -> Parsed:
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
         raise BadImport(f"{where} must be an object with a list of messages")
-    found = _fields({k: v for k, v in value.items() if k != "messages"}, _CONVERSATION, where)
+    found = _fields({k: v for k, v in value.items() if k != "messages"}, Conversation, _CONVERSATION, where)
     conversation = Conversation(**found)
     messages: list[Message] = []
     seen: set[str | None] = {None}
@@ -199,7 +199,7 @@ def _conversation(value: Any, where: str) -> Parsed:
         at = f"message {number} of {where}"
         if not isinstance(one, dict):
             raise BadImport(f"{at} must be an object")
-        message = Message(conversation_id=conversation.id, **_fields(one, _MESSAGE, at))
+        message = Message(conversation_id=conversation.id, **_fields(one, Message, _MESSAGE, at))
         if message.id in seen:
             raise BadImport(f"{at} has the id of an earlier one")
         # So there is no circle either.
@@ -212,7 +212,12 @@ def _conversation(value: Any, where: str) -> Parsed:
     return Parsed(conversation, messages)
 
 
-def _fields(value: dict[str, Any], checks: Mapping[str, _Check], where: str) -> dict[str, Any]:
+def _fields(
+    value: dict[str, Any], record: type[Conversation | Message], checks: Mapping[str, _Check], where: str
+) -> dict[str, Any]:
+    required = {
+        one.name for one in fields(record) if one.default is MISSING and one.default_factory is MISSING
+    }
     for key in value:
         if key not in checks:
             raise BadImport(f"{where} has an unknown field {_short(key)}")
@@ -223,7 +228,7 @@ def _fields(value: dict[str, Any], checks: Mapping[str, _Check], where: str) -> 
                 found[key] = check(value[key])
             except _Wrong as wrong:
                 raise BadImport(f"{key} of {where} is {_short(value[key])}, but must be {wrong}") from None
-        elif key not in _OPTIONAL:
+        elif key in required:
             raise BadImport(f"{where} lacks {key}")
     return found
 

@@ -39,7 +39,9 @@ class Message:
     """One turn. ``parent_id`` is the message before it; replies to the same message have the same parent.
 
     An ``unfinished`` reply was cut by the end of its process, a ``stopped`` one was stopped by its user.
-    ``tokens`` are the message's own, ``prompt_tokens`` those before it when it was generated.
+    ``tokens`` are the message's own, ``prompt_tokens`` those before it when it was generated. Of the first,
+    ``accepted`` were proposed by a draft model, which proposed ``drafted``. ``cache_bytes`` is what the cache
+    took at the end of the reply, ``fp16_bytes`` what FP16 would have taken then.
     """
 
     id: str
@@ -55,6 +57,10 @@ class Message:
     scheme: str | None = None
     model: str | None = None
     prompt_tokens: int | None = None
+    drafted: int | None = None
+    accepted: int | None = None
+    cache_bytes: int | None = None
+    fp16_bytes: int | None = None
 
 
 class Figures(TypedDict, total=False):
@@ -66,6 +72,10 @@ class Figures(TypedDict, total=False):
     first_token_seconds: float | None
     scheme: str | None
     model: str | None
+    drafted: int | None
+    accepted: int | None
+    cache_bytes: int | None
+    fp16_bytes: int | None
 
 
 class MessageChanges(Figures, total=False):

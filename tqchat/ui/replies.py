@@ -39,14 +39,21 @@ class ReplyWriter:
 
     def finish(self, reply: Reply, done: events.Done) -> None:
         """Write the whole reply and how it went."""
+        counts = done.counts
+        before = (reply.continued.tokens or 0) if reply.continued else 0
         changes: MessageChanges = {
             "content": reply.text,
             "status": "stopped" if done.stop_reason == "stopped" else "complete",
-            "tokens": done.counts.generated + ((reply.continued.tokens or 0) if reply.continued else 0),
+            "tokens": before + counts.generated,
+            "prompt_tokens": max(0, counts.prompt - before),
             "tokens_per_second": done.decode_tokens_per_second,
             "first_token_seconds": done.first_token_seconds,
             "scheme": done.scheme,
             "model": done.model,
+            "drafted": counts.drafted or None,
+            "accepted": counts.accepted if counts.drafted else None,
+            "cache_bytes": done.report.bytes,
+            "fp16_bytes": done.report.fp16_bytes,
         }
         self._write(reply, changes)
 

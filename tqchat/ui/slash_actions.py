@@ -20,7 +20,7 @@ from tqchat.ui import slash
 from tqchat.ui.completion import is_whole, offers
 from tqchat.ui.presets import Preset, Presets
 from tqchat.ui.room_actions import RoomActions
-from tqchat.ui.screens.chat_settings import ChatSettings, Decision
+from tqchat.ui.screens.chat_settings import NAMES, ChatSettings, Decision
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.prompt.suggestions import Suggestions
 
@@ -205,7 +205,12 @@ class SlashActions(RoomActions):
     @work
     async def action_settings(self) -> None:
         """What this conversation decides for itself."""
-        dialog = ChatSettings(self.chat.system_prompt, self.chat.sampling_choice, self.presets)
+        dialog = ChatSettings(
+            self.chat.system_prompt,
+            self.chat.sampling_choice,
+            self.presets,
+            {name: self.chat.inherited(name) for name in NAMES},
+        )
         decision: Decision | None = await self.push_screen_wait(dialog)
         if decision is None:
             return

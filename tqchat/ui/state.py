@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,9 +33,25 @@ class History:
     limit: int = 512
     samples: list[Sample] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, messages: Sequence[Message], model: str) -> History:
+        """What is on record of the replies of this model, up to the last of another's."""
+        history = cls()
+        for one in messages:
+            if one.role != "assistant":
+                continue
+            if one.model != model:
+                history = cls()
+            elif one.prompt_tokens and one.tokens and one.cache_bytes and one.fp16_bytes and one.scheme:
+                tokens = one.prompt_tokens + one.tokens
+                history._add(Sample(tokens, one.cache_bytes, one.fp16_bytes, one.scheme))
+        return history
+
     def add(self, report: MemoryReport) -> None:
         """Remember a report. Another figure for the same tokens and scheme replaces the last sample."""
-        sample = Sample(report.tokens, report.bytes, report.fp16_bytes, report.scheme)
+        self._add(Sample(report.tokens, report.bytes, report.fp16_bytes, report.scheme))
+
+    def _add(self, sample: Sample) -> None:
         while self.samples and self.samples[-1].tokens > sample.tokens:
             self.samples.pop()  # Those tokens were taken back: another reply begins before them.
         last = self.samples[-1] if self.samples else None

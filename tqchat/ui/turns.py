@@ -10,12 +10,13 @@ from dataclasses import replace
 from tqchat.engine import commands, events
 from tqchat.engine.profile import Profile
 from tqchat.errors import TqchatError
+from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Conversation, Database, Message, SamplingChoice
 from tqchat.ui import composing, sentences
 from tqchat.ui.bridge import EngineLike
 from tqchat.ui.chat_state import ChatState
 from tqchat.ui.replies import ReplyWriter
-from tqchat.ui.state import Reply, SchemeWish, Waiting
+from tqchat.ui.state import History, Reply, SchemeWish, Waiting
 from tqchat.ui.tenancy import Tenancy
 from tqchat.ui.transcript import for_engine
 from tqchat.ui.view import View
@@ -68,6 +69,17 @@ class Turns(ChatState):
         self.loading = events.ModelProgress(ref or "starter", "loading")
         self._engine.submit(commands.LoadModel(ref))
         self.view.figures_changed()
+
+    def inherited(self, name: str) -> str:
+        """What holds for a sampling setting that a conversation leaves open: the user's, else the model's."""
+        value: float | None = getattr(self.sampling, name)
+        if value is None and self.model is not None:
+            value = getattr(self.model.sampling, name)
+        if value is not None:
+            return f"{value:g}"
+        if name == "seed":
+            return "another each time"
+        return "the model's own" if self.model is None else "off"
 
     def new(self) -> None:
         """Begin a conversation. It comes into the database with its first message."""
@@ -129,7 +141,7 @@ class Turns(ChatState):
             case events.TextDelta():
                 self._grow(event)
             case events.MemoryUpdate():
-                self.caches.count(event.conversation_id, event.report)
+                self._count(event.conversation_id, event.report)
                 self.speed = event.tokens_per_second
             case events.Done():
                 self._done(event)
@@ -198,10 +210,17 @@ class Turns(ChatState):
         if self._shown(event.conversation_id):
             self.view.reply_grew(event.text)
 
+    def _count(self, conversation_id: str, report: MemoryReport) -> None:
+        """The engine has counted a cache: the next point of its curve, which outlives restarts."""
+        if conversation_id not in self.caches.histories and self.model is not None:
+            said = self.messages if self._shown(conversation_id) else self.database.messages(conversation_id)
+            self.caches.histories[conversation_id] = History.of(said, self.model.name)
+        self.caches.count(conversation_id, report)
+
     def _done(self, event: events.Done) -> None:
         reply, self.reply = self.reply, None
         self.caches.returned.pop(event.conversation_id, None)
-        self.caches.count(event.conversation_id, event.report)
+        self._count(event.conversation_id, event.report)
         self.speed = event.decode_tokens_per_second or None
         if event.counts.prefilled >= TELLING_TOKENS:
             self.read_speed = event.prompt_tokens_per_second
@@ -265,7 +284,7 @@ class Turns(ChatState):
         self.view.say(event.message, "error")
 
     def _scheme_changed(self, event: events.SchemeChanged) -> None:
-        self.caches.count(event.conversation_id, event.report)
+        self._count(event.conversation_id, event.report)
         wish, self._converting = self._converting, None
         self.scheme_before[event.conversation_id] = self.database.conversation(event.conversation_id).scheme
         if wish is not None and wish.conversation_id == event.conversation_id:

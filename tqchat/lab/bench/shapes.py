@@ -70,7 +70,15 @@ def build(name: str, weight_bits: int = 16) -> LoadedModel:
     size = weights.weight_bytes(model)
     label = f"{machine.name}: {machine.device}"
     full_name = f"{name} with random weights" + ("" if on_cpu else f" of {weight_bits} bits")
-    info = ModelInfo(full_name, name, name, "llama", len(model.layers), size, None, label)
-    return LoadedModel(
-        model, None, info, args, Sampling(temperature=0.0), mx.float16 if on_cpu else None, Path(name)
+    info = ModelInfo(
+        full_name,
+        name,
+        name,
+        "llama",
+        len(model.layers),
+        size,
+        None,
+        label,
+        sampling=Sampling(temperature=0.0),
     )
+    return LoadedModel(model, None, info, args, mx.float16 if on_cpu else None, Path(name))

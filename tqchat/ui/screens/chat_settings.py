@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -32,7 +33,9 @@ class Decision:
 
 
 class ChatSettings(ModalScreen[Decision | None]):
-    """A text and seven numbers; what stays empty is left to the settings and the model."""
+    """A text and seven numbers; what stays empty is left to the settings and the model, whose figures show
+    there (``inherited``).
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Back"),
@@ -41,9 +44,16 @@ class ChatSettings(ModalScreen[Decision | None]):
         Binding("f3", "keep_preset", "Keep as preset", priority=True),
     ]
 
-    def __init__(self, system_prompt: str | None, sampling: SamplingChoice, presets: Presets) -> None:
+    def __init__(
+        self,
+        system_prompt: str | None,
+        sampling: SamplingChoice,
+        presets: Presets,
+        inherited: Mapping[str, str],
+    ) -> None:
         super().__init__(classes="dialog settings")
         self._system_prompt, self._sampling, self._presets = system_prompt, sampling, presets
+        self._inherited = inherited
 
     def compose(self) -> ComposeResult:
         """The text above, the numbers below."""
@@ -57,7 +67,12 @@ class ChatSettings(ModalScreen[Decision | None]):
                     value = self._sampling.given.get(name)
                     with Horizontal(classes="row"):
                         yield Label(name.replace("_", " "), markup=False)
-                        yield Input("" if value is None else f"{value:g}", id=f"set-{name}", compact=True)
+                        yield Input(
+                            "" if value is None else f"{value:g}",
+                            placeholder=self._inherited[name],
+                            id=f"set-{name}",
+                            compact=True,
+                        )
             yield Static("", classes="problem", markup=False)
             yield Static(
                 Content.assemble(

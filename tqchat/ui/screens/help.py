@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -15,12 +16,14 @@ from textual.widgets import Static
 from tqchat.ui.keymap import ACTIONS, GROUPS, MESSAGE_ACTIONS, PROMPT_KEYS, key_label
 from tqchat.ui.slash import COMMANDS
 
-WIDTH = 104
-"""Screen width from which on the explanations fit beside the keys."""
+WIDTH = 84
+"""Cells from which on the explanations fit beside the keys."""
+KEYS, TITLE = 20, 22
+"""Cells of the first two columns."""
 
 
 class Help(ModalScreen[None]):
-    """Keys by group; a key that was rebound shows as rebound."""
+    """A text that scrolls."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "close", "Close")]
 
@@ -33,21 +36,39 @@ class Help(ModalScreen[None]):
         with VerticalScroll(classes="box") as box:
             box.border_title = "Keys"
             box.border_subtitle = "Esc closes"
-            yield Static("", markup=False)
+            yield Keys(self._keys)
 
     def on_mount(self) -> None:
         """The arrows scroll."""
         self.query_one(VerticalScroll).focus()
 
-    def on_resize(self) -> None:
-        """The explanations stay where there is room for them."""
-        self.query_one(Static).update(self._text(explained=self.size.width >= WIDTH))
-
     def action_close(self) -> None:
         """Back to the chat."""
         self.dismiss(None)
 
-    def _text(self, explained: bool) -> Content:
+
+class Keys(Static):
+    """Keys by group; a key that was rebound shows as rebound."""
+
+    def __init__(self, keys: Mapping[str, Sequence[str]]) -> None:
+        super().__init__("", markup=False)
+        self._keys = keys
+
+    def on_resize(self) -> None:
+        """What a key does stays in its column; explanations where there is room for them."""
+        lines: list[Content] = []
+        for keys, title, text in self._rows():
+            if not title:
+                lines += [*([Content("")] if lines else []), Content.styled(keys, "bold")]
+            elif text and self.size.width >= WIDTH:
+                lines += _columns(
+                    self.size.width, (keys, "$accent", KEYS), (title, "", TITLE), (text, "$quiet", 0)
+                )
+            else:
+                lines += _columns(self.size.width, (keys, "$accent", KEYS), (title, "", 0))
+        self.update(Content("\n").join(lines))
+
+    def _rows(self) -> list[tuple[str, str, str]]:
         rows = [("Writing", "", "")] + [
             (" ".join(key_label(key) for key in keys.split()), does, "") for keys, does in PROMPT_KEYS
         ]
@@ -59,19 +80,26 @@ class Help(ModalScreen[None]):
                     rows.append((keys, action.title, action.help))
         rows.append(("Commands, written as a message", "", ""))
         rows += [(f"/{one.name} {one.argument}".rstrip(), _sentence(one.help), "") for one in COMMANDS]
-        lines: list[Content] = []
-        for keys, title, text in rows:
-            if not title:
-                lines += (
-                    [Content(""), Content.styled(keys, "bold")] if lines else [Content.styled(keys, "bold")]
-                )
-                continue
-            lines.append(
-                Content.assemble((f"  {keys:<20} ", "$accent"), (f"{title:<22} ", ""), (text, "$quiet"))
-                if text and explained
-                else Content.assemble((f"  {keys:<20} ", "$accent"), (title, ""))
-            )
-        return Content("\n").join(lines)
+        return rows
+
+
+def _columns(width: int, *columns: tuple[str, str, int]) -> list[Content]:
+    """Texts side by side, each wrapped in its column of so many cells; the last takes what is left."""
+    left = max(12, width - 2 - sum(cells + 1 for _, _, cells in columns[:-1]))
+    parts = [
+        (wrap(text, cells or left, break_long_words=False) or [""], style, cells)
+        for text, style, cells in columns
+    ]
+    return [
+        Content.assemble(
+            "  ",
+            *(
+                (f"{texts[row] if row < len(texts) else '':<{cells}}{' ' if cells else ''}", style)
+                for texts, style, cells in parts
+            ),
+        )
+        for row in range(max(len(texts) for texts, _, _ in parts))
+    ]
 
 
 def _sentence(text: str) -> str:

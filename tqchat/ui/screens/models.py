@@ -251,7 +251,8 @@ class ModelPicker(ModalScreen[Wish | None]):
                 ),
             ]
         estimate = self._estimates.get(one.ref)
-        where = Content.styled(f"{one.architecture} · {one_line(str(one.folder))}", "$quiet")
+        place = "comes with tqchat" if one.source == "bundled" else one_line(str(one.folder))
+        where = Content.styled(f"{one.architecture} · {place}", "$quiet")
         if estimate is None:
             return [where, Content.styled("Reckoning what it would take…", "$quiet")]
         if estimate.problem is not None or estimate.shapes is None:

@@ -39,7 +39,9 @@ def heading(message: Message, assistant: str, facts: Facts | None = None) -> Con
 
 
 def footer(message: Message, facts: Facts | None = None) -> Content | None:
-    """``96 tok · 71 tok/s · first 0.2 s · turbo0v4``, how the reply ended if not by itself, and ``2/3``."""
+    """``96 tok · 71 tok/s · first 0.2 s · turbo0v4``, how many drafted tokens were taken if any were,
+    how the reply ended if not by itself, and ``2/3``.
+    """
     facts = facts or Facts()
     parts: list[str] = []
     if message.tokens is not None:
@@ -48,6 +50,8 @@ def footer(message: Message, facts: Facts | None = None) -> Content | None:
         parts.append(figures.speed(message.tokens_per_second))
     if message.first_token_seconds is not None:
         parts.append(f"first {figures.seconds(message.first_token_seconds)}")
+    if message.drafted:
+        parts.append(f"{figures.number(message.accepted or 0)} of {figures.number(message.drafted)} drafted")
     if message.scheme:
         parts.append(one_line(message.scheme))
     content = Content.styled(" · ".join(parts), "$quiet")
