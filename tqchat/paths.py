@@ -15,7 +15,11 @@ from tqchat.errors import TqchatError
 HOME_VARIABLE = "TQCHAT_HOME"
 
 _PACKAGE = Path(__file__).resolve().parent
-_RESOURCES = {"themes": Path("themes"), "starter": Path("assets", "starter")}
+_RESOURCES = {
+    "themes": Path("themes"),
+    "starter": Path("assets", "starter"),
+    "starter-profile": Path("assets", "starter-profile.json"),
+}
 
 
 class UnusableFolder(TqchatError):
@@ -127,14 +131,14 @@ def locate() -> Paths:
     )
 
 
-def bundled(name: Literal["themes", "starter"]) -> Path:
-    """A folder shipped with tqchat: inside the package once installed, beside it in a checkout.
+def bundled(name: Literal["themes", "starter", "starter-profile"]) -> Path:
+    """A folder or file shipped with tqchat: inside the package once installed, beside it in a checkout.
 
     Raises:
         MissingResource: if it is in neither place.
     """
     for root in (_PACKAGE, _PACKAGE.parent):
-        folder = root / _RESOURCES[name]
-        if folder.is_dir():
-            return folder
+        place = root / _RESOURCES[name]
+        if place.exists():
+            return place
     raise MissingResource(name)

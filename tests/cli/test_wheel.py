@@ -29,7 +29,11 @@ def test_it_carries_what_the_app_needs(wheel: Path) -> None:
     starter = {f"tqchat/assets/starter/{file.name}" for file in (ROOT / "assets" / "starter").iterdir()}
     themes = {f"tqchat/themes/{file.name}" for file in (ROOT / "themes").glob("*.toml")}
     assert themes
-    assert {"tqchat/py.typed", "tqchat/ui/tqchat.tcss"} | starter | themes <= names
+    assert {
+        "tqchat/py.typed",
+        "tqchat/ui/tqchat.tcss",
+        "tqchat/assets/starter-profile.json",
+    } | starter | themes <= names
     assert not [name for name in names if name.startswith(("tests/", "themes/", "assets/"))]
 
 

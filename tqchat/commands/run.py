@@ -102,7 +102,7 @@ def _events(
     if scheme == AUTO:
         from tqchat.engine import automatic, profile
 
-        choice = automatic.choose(loaded.info, profile.load(paths.locate(), loaded.info.fingerprint))
+        choice = automatic.choose(loaded.info, profile.of(paths.locate(), loaded.info))
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tqchat.engine.commands import STARTER
+from tqchat.engine.events import ModelInfo
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
-from tqchat.paths import Paths, make_private_folder
+from tqchat.paths import Paths, bundled, make_private_folder
 
 FORMAT = 1
 """Goes up when the file's form changes."""
@@ -79,18 +81,29 @@ def save(paths: Paths, profile: Profile) -> Path:
     return place
 
 
+def of(paths: Paths, model: ModelInfo) -> Profile | None:
+    """The model's profile: what was measured here, or what comes with the bundled model."""
+    found = load(paths, model.fingerprint)
+    if found is None and model.ref == STARTER:
+        return _read(bundled("starter-profile"))
+    return found
+
+
 def load(paths: Paths, fingerprint: str) -> Profile | None:
-    """The profile of the model with this fingerprint; ``None`` if there is none, or of another codec version.
+    """What was measured here on the model with this fingerprint; ``None`` if nothing was by this codec.
 
     A damaged file counts as none: it can be measured again.
     """
-    place = folder(paths) / f"{fingerprint}.json"
+    profile = _read(folder(paths) / f"{fingerprint}.json")
+    return profile if profile is not None and profile.fingerprint == fingerprint else None
+
+
+def _read(place: Path) -> Profile | None:
     try:
         told: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
         if told.pop("format") != FORMAT or told["codec"] != codec_version():
             return None
         rows = tuple(Measured(**row) for row in told.pop("rows"))
-        profile = Profile(**told, rows=rows)
+        return Profile(**told, rows=rows)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return profile if profile.fingerprint == fingerprint else None

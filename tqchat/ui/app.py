@@ -81,7 +81,7 @@ class TqchatApp(SlashActions):
             self.database,
             self._chat_screen,
             scheme=scheme_setting(scheme or settings.scheme),
-            profiles=lambda fingerprint: profile.load(paths, fingerprint),
+            profiles=lambda model: profile.of(paths, model),
             sampling=settings.sampling,
             system_prompt=settings.system_prompt,
         )

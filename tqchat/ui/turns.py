@@ -38,7 +38,7 @@ class Turns(ChatState):
         scheme: str,
         sampling: commands.Sampling | None = None,
         system_prompt: str | None = None,
-        profiles: Callable[[str], Profile | None] = lambda fingerprint: None,
+        profiles: Callable[[events.ModelInfo], Profile | None] = lambda model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(scheme)
@@ -169,7 +169,7 @@ class Turns(ChatState):
 
     def _model_ready(self, event: events.ModelReady) -> None:
         self.model, self.loading = event.info, None
-        self.profile, self._chosen = self._profiles(event.info.fingerprint), {}
+        self.profile, self._chosen = self._profiles(event.info), {}
         self.scheme_before, self.read_speed = {}, None
         self.caches.another_model()  # The engine brings the conversation that it has open back by itself.
         self._pump()
