@@ -25,6 +25,7 @@ from tqchat.engine.commands import (
     SetScheme,
 )
 from tqchat.engine.events import (
+    ConversionProgress,
     Done,
     Event,
     Failed,
@@ -214,6 +215,9 @@ def test_a_scheme_change_converts_the_live_cache_and_saves_it(
     change = heard.next(SchemeChanged)
     assert (change.conversation_id, change.previous, change.scheme) == ("a", "turbo0v4", "affine8")
     assert change.tokens == done.report.tokens
+    layers = [event for event in heard.events if isinstance(event, ConversionProgress)]
+    total = len(done.report.layers)
+    assert [(event.done, event.total) for event in layers] == [(n + 1, total) for n in range(total)]
     heard.next(Saved)
     assert Vault(paths.caches).scheme("a") == "affine8"
     engine.submit(SetScheme("a", "turbo7"))

@@ -64,7 +64,7 @@ class ScriptedEngine:
 
     def __init__(self, on_event: Callable[[events.Event], None], *, loads: bool = True) -> None:
         self.say = on_event
-        self.loads = loads
+        self.loads, self.converts = loads, True
         self.commands: list[commands.Command] = []
         self.stops = self.cancels = 0
         self.started = self.ended = False
@@ -86,7 +86,7 @@ class ScriptedEngine:
                 self.schemes[command.conversation_id] = command.scheme
             case commands.OpenConversation():
                 self.say(self.restored or events.Opened(command.conversation_id, 0, 0.0))
-            case commands.SetScheme():
+            case commands.SetScheme() if self.converts:
                 self._convert(command)
 
     def stop(self) -> None:

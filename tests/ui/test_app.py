@@ -192,6 +192,17 @@ async def test_the_picker_applies_a_scheme_to_the_live_cache(stage: Open) -> Non
         await it.sees("Re-read 1,900 tokens from affine4 to fp16")
 
 
+async def test_a_long_conversion_shows_how_far_it_is(stage: Open) -> None:
+    async with stage() as it:
+        await it.chat("About foxes", "Yes.", tokens=1900)
+        it.engine.converts = False
+        await it.ask("/scheme turbo3")
+        await it.sees("Converting the cache…")
+        assert it.app.chat.conversation is not None
+        it.engine.say(events.ConversionProgress(it.app.chat.conversation.id, 3, 8))
+        await it.sees("Converting the cache… 3 of 8 layers")
+
+
 async def test_a_change_of_scheme_is_undone_by_reading_again(stage: Open) -> None:
     async with stage() as it:
         await it.pilot.press("alt+k")

@@ -100,6 +100,15 @@ class PrefillProgress:
 
 
 @dataclass(frozen=True)
+class ConversionProgress:
+    """The cache is being put under another scheme: ``done`` of ``total`` layers."""
+
+    conversation_id: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Notice:
     """One line that the person should see: what happened and why."""
 
@@ -224,6 +233,7 @@ Event = (
     | ModelEstimate
     | Opened
     | PrefillProgress
+    | ConversionProgress
     | Notice
     | TextDelta
     | MemoryUpdate

@@ -180,7 +180,12 @@ class HeldTokens:
         if not good:
             self.clear()
 
-    def convert(self, scheme: str, stopped: Callable[[], bool] = lambda: False) -> None:
+    def convert(
+        self,
+        scheme: str,
+        stopped: Callable[[], bool] = lambda: False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         """Put the same tokens under another scheme. An error, or ``stopped``, leaves the old cache whole.
 
         Raises:
@@ -192,7 +197,7 @@ class HeldTokens:
             if self.tokens and kv.needs_queries(self.cache, scheme):
                 kv.observe_queries(self.model.model, self.tokens, self.cache)
             checkpoints = [checkpoint.converted(one, scheme) for one in self.checkpoints]
-            kv.convert_in_place(self.cache, scheme, stopped=stopped)
+            kv.convert_in_place(self.cache, scheme, stopped=stopped, progress=progress)
         except BaseException:
             kv.forget_queries(self.cache)
             raise

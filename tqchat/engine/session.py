@@ -340,6 +340,7 @@ class Session:
         messages: Sequence[ChatMessage] = (),
         stop: threading.Event | None = None,
         conversation_id: str = "",
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Iterator[Event]:
         """Put the live cache under another scheme; ends with ``SchemeChanged`` or ``Failed``.
 
@@ -350,6 +351,7 @@ class Session:
             reread: Let the model read the transcript again, so that history carries no earlier rounding.
             messages: The transcript; without it the tokens that the cache holds are read.
             stop: Ends a conversion within one layer, a re-reading within one chunk; the old scheme stays.
+            progress: Told of each layer that was converted, and how many there are.
         """
         began = time.perf_counter()
         previous, before = self.scheme, self.memory().bytes
@@ -366,7 +368,7 @@ class Session:
                         raise RereadStopped(previous)
                 self._held = fresh
             elif name != previous:
-                self._held.convert(name, stop.is_set if stop is not None else lambda: False)
+                self._held.convert(name, stop.is_set if stop is not None else lambda: False, progress)
         except Exception as error:
             yield self._failed(error, conversation_id)
             return

@@ -27,6 +27,7 @@ from tqchat.engine.commands import (
     SetScheme,
 )
 from tqchat.engine.events import (
+    ConversionProgress,
     Done,
     Event,
     Failed,
@@ -357,8 +358,14 @@ class Engine:
     def _set_scheme(self, command: SetScheme, stop: threading.Event) -> None:
         saved = self._vault.scheme(command.conversation_id)
         current = self._session(command, saved or command.scheme)
+        conversation_id = command.conversation_id
         for event in current.session.set_scheme(
-            command.scheme, command.reread, command.messages, stop, command.conversation_id
+            command.scheme,
+            command.reread,
+            command.messages,
+            stop,
+            conversation_id,
+            lambda done, total: self._emit(ConversionProgress(conversation_id, done, total)),
         ):
             self._emit(event)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from tqchat.kv import routing
 from tqchat.kv.prompt_cache import converted_layer, flat_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer
+
+Progress = Callable[[int, int], None]
 
 _UNSAVED = ("rope", "packs_prompts", "_dtypes")
 """What a layer knows besides its state, and keeps when it comes back."""
@@ -35,6 +38,7 @@ def convert_in_place(
     scheme: str | Scheme,
     *,
     stopped: Callable[[], bool] = lambda: False,
+    progress: Progress = lambda done, total: None,
     folder: Path | None = None,
 ) -> None:
     """Put the tokens in a cache under another scheme.
@@ -45,7 +49,8 @@ def convert_in_place(
 
     Args:
         stopped: Asked before each layer.
-        folder: Where to make the temporary file; by default where the system has its own.
+        progress: Told how many layers are done, of how many.
+        folder: Where to make the temporary file; by default where the system keeps those that are large.
 
     Raises:
         UnknownScheme: if there is no scheme of that name.
@@ -56,14 +61,16 @@ def convert_in_place(
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
     try:
-        with tempfile.TemporaryDirectory(prefix="tqchat-convert-", dir=folder) as place:
-            _convert(cache, scheme, stopped, Path(place))
+        with tempfile.TemporaryDirectory(prefix="tqchat-convert-", dir=folder or _large_files()) as place:
+            _convert(cache, scheme, stopped, progress, Path(place))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConversionFailed(f"The cache stays under its scheme: no temporary file ({reason}).") from error
 
 
-def _convert(cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], place: Path) -> None:
+def _convert(
+    cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], progress: Progress, place: Path
+) -> None:
     away: list[tuple[int, dict[str, Any], list[dict[str, Any]]]] = []
     try:
         for index in range(len(cache)):
@@ -79,10 +86,17 @@ def _convert(cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], plac
             away.append((index, told, extras))
             cache[index] = new
             mx.clear_cache()
+            progress(index + 1, len(cache))
     except BaseException:
         for index, told, extras in away:
             cache[index] = _brought_back(_file(place, index), told, extras)
         raise
+
+
+def _large_files() -> Path | None:
+    """``/var/tmp``, where there is one: ``/tmp`` often is memory, which is what a conversion is to spare."""
+    place = Path("/var/tmp")
+    return place if os.access(place, os.W_OK) else None
 
 
 def _file(place: Path, index: int) -> Path:

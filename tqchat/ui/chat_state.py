@@ -20,6 +20,7 @@ class ChatState:
         self.activity: Activity | None = None
         self.active_id: str | None = None
         self.prefill: events.PrefillProgress | None = None
+        self.converted: events.ConversionProgress | None = None
         self.reply: Reply | None = None
         self.waiting: list[Waiting] = []
         self.speed: float | None = None

@@ -154,6 +154,8 @@ class Turns(ChatState):
                 self.view.conversations_changed()
             case events.SaveFailed():
                 self.view.say(event.message, "warning")
+            case events.ConversionProgress():
+                self.converted = event
             case events.SchemeChanged():
                 self._scheme_changed(event)
 
@@ -324,6 +326,7 @@ class Turns(ChatState):
             self._converting = wish
             scheme = self._resolved(wish.conversation_id, wish.scheme)
             self.activity, self.active_id = "converting", wish.conversation_id
+            self.converted = None
             self._engine_conversation = wish.conversation_id
             turns = for_engine(
                 self.database.messages(wish.conversation_id),

@@ -120,9 +120,10 @@ def doing(chat: Chat, key: Callable[[str], str]) -> Content:
     if chat.activity in ("opening", "converting") and chat.cache_is_live:
         if chat.prefill is not None and chat.prefill.total:
             return _reading("Re-reading", chat)
-        return Content(
-            "Converting the cache…" if chat.activity == "converting" else "Bringing the cache back…"
-        )
+        if chat.activity == "opening":
+            return Content("Bringing the cache back…")
+        layers = f" {chat.converted.done} of {chat.converted.total} layers" if chat.converted else ""
+        return Content.assemble(("Converting the cache…", ""), (layers, "$quiet"))
     if chat.summing_up:
         if chat.prefill is not None and chat.prefill.done < chat.prefill.total:
             return _reading("Summing up, reading", chat)
