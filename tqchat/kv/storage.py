@@ -28,13 +28,18 @@ Piece = tuple[Format, Block]
 
 
 class TokenStore:
-    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready."""
+    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready.
+
+    Attributes:
+        origin: The same as long as the first token is, in snapshots too.
+    """
 
     def __init__(self, growth: int = GROWTH) -> None:
         self.growth = growth
         self.arrays: Block = ()
         self.start = 0
         self.length = 0
+        self.origin = object()
 
     @property
     def capacity(self) -> int:
@@ -93,8 +98,11 @@ class TokenStore:
 
     def drop_front(self, count: int) -> None:
         """Forget the first ``count`` tokens; their room is given back once it is as much as growth adds."""
+        if not count:
+            return
         self.start += count
         self.length -= count
+        self.origin = object()
         if not self.length:
             self.clear()
         elif self.start >= self.growth:
@@ -108,6 +116,7 @@ class TokenStore:
         self.arrays = ()
         self.start = 0
         self.length = 0
+        self.origin = object()
 
 
 class Side:
@@ -262,7 +271,7 @@ class Side:
                 self.recent.append(rest)
             self.sinks.clear()
         for store in (self.packed, self.sinks):
-            if not store.length:
+            if store.arrays and not store.length:
                 store.clear()
 
     def fetch(self, dtype: mx.Dtype) -> mx.array:

@@ -36,17 +36,22 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.compiled = 0
+        self.counters: dict[int, tuple[mx.array, np.ndarray]] = {}
 
-    def run(self, kernel: source.Kernel, constants: source.Constants, launch: Launch) -> list[mx.array]:
-        library = ctypes.CDLL(str(self._library(kernel, constants, launch)))
+    def run(self, text: source.Text, launch: Launch) -> list[mx.array]:
+        """A launch's outputs. What it writes to its counter the next launch with the same one finds."""
+        library = ctypes.CDLL(str(self._library(text, launch)))
         keep: list[object] = []
         arguments: list[int] = []
-        for array in launch.inputs:
+        for name, array in zip(text.inputs, launch.inputs, strict=True):
             # The whole buffer where an array is a view: strides are in elements, as MLX passes them.
             strided = np.array(array.view(mx.uint16)) if array.dtype == mx.bfloat16 else np.array(array)
             if array.size > 1 << 24:  # a broadcast that only carries sizes
                 strided = np.zeros(8, strided.dtype)
             strided = np.ascontiguousarray(strided)
+            if name == "counter":
+                # Kept with its array, whose identity another could otherwise take over.
+                strided = self.counters.setdefault(id(array), (array, strided.copy()))[1]
             shape = np.array(array.shape, np.int32)
             strides = np.array([int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim)], np.int64)
             keep += [strided, shape, strides]
@@ -65,33 +70,32 @@ class Emulator:
             for r, d in zip(results, launch.output_dtypes, strict=True)
         ]
 
-    def _library(self, kernel: source.Kernel, constants: source.Constants, launch: Launch) -> Path:
-        inputs, outputs = source.NAMES[kernel]
-        lines = ['#include "metal_shim.h"', source.header("metal"), "static void kernel(void** a) {"]
+    def _library(self, text: source.Text, launch: Launch) -> Path:
+        header = source.header("metal", text.kernel)
+        lines = ['#include "metal_shim.h"', header, "static void kernel(void** a) {"]
         at = 0
-        for name, array in zip(inputs, launch.inputs, strict=True):
+        for name, array in zip(text.inputs, launch.inputs, strict=True):
             lines += [
                 f"    const {_TYPES[array.dtype]}* {name} = (const {_TYPES[array.dtype]}*)a[{at}];",
                 f"    const int* {name}_shape = (const int*)a[{at + 1}]; (void){name}_shape;",
                 f"    const int64_t* {name}_strides = (const int64_t*)a[{at + 2}];",
             ]
             at += 3
-        for name, dtype in zip(outputs, launch.output_dtypes, strict=True):
+        for name, dtype in zip(text.outputs, launch.output_dtypes, strict=True):
             lines.append(f"    {_TYPES[dtype]}* {name} = ({_TYPES[dtype]}*)a[{at}];")
             at += 1
         # C++ has no word for memory that fibers share and a pointer may point to; a static does.
-        body = source.constants("metal", constants) + source.body("metal", kernel)
-        lines += [re.sub(r"^TQ_SHARED ", "static ", body, flags=re.MULTILINE), "}"]
+        lines += [re.sub(r"^TQ_SHARED ", "static ", text.body("metal"), flags=re.MULTILINE), "}"]
         lines += [
             'extern "C" void launch(void** a, int x, int y, int threads)',
             "{ shim::run(kernel, a, x, y, threads); }",
         ]
-        text = "\n".join(lines)
-        stem = f"{kernel}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        program = "\n".join(lines)
+        stem = f"{text.kernel}-{hashlib.sha256(program.encode()).hexdigest()[:16]}"
         built = self.folder / f"{stem}.so"
         if not built.exists():
             code = self.folder / f"{stem}.cpp"
-            code.write_text(text)
+            code.write_text(program)
             assert CPLUSPLUS is not None
             here = Path(__file__).parent
             command = [

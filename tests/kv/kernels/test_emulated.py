@@ -10,9 +10,13 @@ from tqchat.kv.attention import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.fitting import NOTHING_SEEN, Seen
 from tqchat.kv.formats import TurboFormat, make_format
+from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_launch, encode_plan
-from tqchat.kv.kernels.launch import Steps, plan_for
+from tqchat.kv.kernels.launch import Steps
+from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
+
+METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
 
 pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
 
@@ -40,48 +44,90 @@ def filled(scheme, batch, heads, group, tokens, dims, dtype, rows):
     return cache, mx.random.normal((batch, heads * group, rows, dims[0])).astype(dtype)
 
 
+def steps_for(cache, queries, on, sink):
+    plan = plan_for(queries, *cache.sides, sink is not None, on)
+    assert plan is not None
+    return Steps(plan, queries, *cache.sides, 0.1, sink)
+
+
+def emulated(emulator, steps, *arguments):
+    """What ``Steps.run`` gives on a device."""
+    output, *_ = emulator.run(steps.plan.attend_text(), steps.attend(*arguments))
+    if steps.plan.merged:
+        return output
+    return emulator.run(steps.plan.merge_text(), steps.merge(output, *arguments[1:]))[0]
+
+
+def assert_close(found, queries, cache, sink):
+    expected = attention(queries, *cache.sides, 0.1, "causal", sink).astype(mx.float32)
+    largest = mx.abs(expected).max().item()
+    assert mx.abs(found.astype(mx.float32) - expected).max().item() <= 4e-3 * largest
+
+
 @pytest.mark.parametrize(
-    ("scheme", "shape", "dims", "dtype", "rows", "tensor"),
+    ("scheme", "shape", "dims", "dtype", "rows", "on"),
     [
-        ("turbo4", (1, 2, 3), (128, 128), mx.float16, 1, False),
-        ("turbo3", (2, 1, 2), (64, 64), mx.bfloat16, 3, False),
-        ("turbo8v2", (1, 1, 7), (128, 128), mx.float16, 1, False),
-        ("turbo0v1", (1, 2, 1), (80, 80), mx.float16, 1, False),
-        ("affine4", (1, 1, 4), (64, 64), mx.float16, 1, False),
-        ("turbo3v4", (1, 1, 2), (192, 96), mx.float32, 1, False),
-        ("turbo4", (1, 1, 12), (256, 256), mx.float16, 1, False),
-        ("turbo4v3", (1, 2, 3), (128, 64), mx.float16, 2, True),
-        ("turbo8v4", (1, 1, 8), (128, 128), mx.bfloat16, 1, True),
-        ("turbo0v2", (2, 1, 4), (64, 256), mx.float16, 1, True),
+        ("turbo4", (1, 2, 3), (128, 128), mx.float16, 1, METAL),
+        ("turbo3", (2, 1, 2), (64, 64), mx.bfloat16, 3, METAL),
+        ("turbo8v2", (1, 1, 7), (128, 128), mx.float16, 1, METAL),
+        ("turbo0v1", (1, 2, 1), (80, 80), mx.float16, 1, METAL),
+        ("affine4", (1, 1, 4), (64, 64), mx.float16, 1, METAL),
+        ("turbo3v4", (1, 1, 2), (192, 96), mx.float32, 1, METAL),
+        ("turbo4", (1, 1, 12), (256, 256), mx.float16, 1, METAL),
+        ("turbo2", (2, 2, 5), (80, 80), mx.bfloat16, 2, CUDA),
+        ("turbo3", (2, 1, 7), (96, 192), mx.float16, 3, CUDA),
+        ("affine4", (1, 2, 1), (64, 64), mx.float16, 1, CUDA),
+        ("turbo4v3", (1, 2, 3), (128, 64), mx.float16, 2, TENSOR_CORES),
+        ("turbo8v4", (1, 1, 8), (128, 128), mx.bfloat16, 1, TENSOR_CORES),
+        ("turbo0v2", (2, 1, 4), (64, 256), mx.float16, 1, TENSOR_CORES),
+        ("turbo3", (2, 2, 3), (128, 128), mx.float16, 4, TENSOR_CORES),
     ],
 )
-def test_attention_in_the_kernels_is_that_of_plain_operations(
-    emulator, scheme, shape, dims, dtype, rows, tensor
-):
+def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
     batch, heads, group = shape
     cache, queries = filled(scheme, batch, heads, group, 190, dims, dtype, rows)
     sink = mx.random.normal((heads * group,)) if scheme == "turbo3" else None
-    arguments = queries, cache.key_side, cache.value_side
-    expected = attention(*arguments, 0.1, "causal", sink).astype(mx.float32)
-    plan = plan_for(*arguments, sink is not None, tensor)
-    assert plan is not None and plan.tensor == tensor
-    steps = Steps(plan, *arguments, 0.1, sink)
-    assert steps.ready(cache.key_side, cache.value_side)
-    parts = emulator.run(plan.kernel, plan.attend_constants(), steps.attend(*arguments))
-    (found,) = emulator.run("merge", plan.merge_constants(), steps.merge(parts))
-    largest = mx.abs(expected).max().item()
-    assert mx.abs(found.astype(mx.float32) - expected).max().item() <= 4e-3 * largest
+    steps = steps_for(cache, queries, on, sink)
+    assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
+    assert steps.ready(*cache.sides)
+    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, sink)
+
+
+@pytest.mark.parametrize(("dims", "on"), [((128, 128), TENSOR_CORES), ((80, 80), CUDA)])
+def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
+    cache, queries = filled("turbo4", 2, 2, 3, 190, dims, mx.float16, 1)
+    steps = steps_for(cache, queries, on, None)
+    emulator.counters.clear()
+    for number in range(3):
+        assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
+        ((_, counts),) = emulator.counters.values()
+        assert not counts.any()
+        queries = 2 * queries
+        new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
+        cache.update_and_fetch(new, new)
+        cache.pack_due()
+        assert steps.serves(queries, *cache.sides, 0.1, None)
+
+
+def test_launches_are_for_a_cache_s_first_tokens():
+    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
+    steps = steps_for(cache, queries, CUDA, None)
+    snapshots = [side.snapshot() for side in cache.sides]
+    serves = [steps.serves(queries, *sides, 0.1, None) for sides in (cache.sides, snapshots)]
+    x = mx.random.normal((1, 1, 190, 64)).astype(mx.float16)
+    cache.trim(cache.size() - 2)
+    cache.update_and_fetch(x, x)
+    cache.pack_due()
+    serves.append(steps.serves(queries, *cache.sides, 0.1, None))
+    assert serves == [True, True, False]
 
 
 def test_a_key_that_is_not_a_number_is_seen_in_the_kernels_too(emulator):
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     cache.key_side.packed.arrays[1][:, :, 7] = mx.nan
-    arguments = queries, cache.key_side, cache.value_side
-    plan = plan_for(*arguments, False)
-    steps = Steps(plan, *arguments, 0.1, None)
-    parts = emulator.run(plan.kernel, plan.attend_constants(), steps.attend(*arguments))
-    (found,) = emulator.run("merge", plan.merge_constants(), steps.merge(parts))
-    assert mx.isnan(found).all().item()
+    for on in (METAL, TENSOR_CORES):
+        steps = steps_for(cache, queries, on, None)
+        assert mx.isnan(emulated(emulator, steps, queries, *cache.sides)).all().item()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +145,7 @@ def test_encoding_in_the_kernel_writes_what_plain_operations_write(emulator, rol
     part = mx.contiguous(x[:, :, 5:21])
     words, gains = form.encode(part)
     plan = encode_plan(form, part)
-    found = emulator.run("encode", plan.constants(), encode_launch(plan, form, part))
+    found = emulator.run(plan.text, encode_launch(plan, form, part))
     # A tie may fall to the other side.
     assert (found[0] == words).mean().item() > 0.99
     assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()

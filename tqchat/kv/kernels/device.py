@@ -47,14 +47,13 @@ class Kernels:
     enabled: bool = True
     trusted: set[Hashable] = field(default_factory=set)
     refused: dict[Hashable, str] = field(default_factory=dict)
-    _compiled: dict[tuple[source.Kernel, source.Constants], Any] = field(default_factory=dict)
+    _compiled: dict[source.Text, Any] = field(default_factory=dict)
 
-    def compiled(self, kernel: source.Kernel, constants: source.Constants) -> Any:
-        """The kernel for these constants: the same one each time."""
-        key = kernel, constants
-        if key not in self._compiled:
-            self._compiled[key] = self._compile(kernel, constants)
-        return self._compiled[key]
+    def compiled(self, text: source.Text) -> Any:
+        """The kernel of this text: the same one each time."""
+        if text not in self._compiled:
+            self._compiled[text] = self._compile(text)
+        return self._compiled[text]
 
     def first_use(
         self,
@@ -82,18 +81,16 @@ class Kernels:
         logger.warning("A fused kernel is not used, only slower operations: %s (%s)", problem, plan)
         return reference
 
-    def _compile(self, kernel: source.Kernel, constants: source.Constants) -> Any:
+    def _compile(self, text: source.Text) -> Any:
         make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
-        inputs, outputs = source.NAMES[kernel]
-        header = source.header(self.language)
-        text = source.constants(self.language, constants) + source.body(self.language, kernel)
-        digest = hashlib.sha256((header + text).encode()).hexdigest()[:16]
+        header, body = source.header(self.language, text.kernel), text.body(self.language)
+        digest = hashlib.sha256(repr((header, body, text.inputs)).encode()).hexdigest()[:16]
         return make(
             # MLX knows a kernel by its name, on CUDA after a restart too.
-            name=f"tqchat_{kernel}_{digest}",
-            input_names=list(inputs),
-            output_names=list(outputs),
-            source=text,
+            name=f"tqchat_{text.kernel}_{digest}",
+            input_names=list(text.inputs),
+            output_names=list(text.outputs),
+            source=body,
             header=header,
             ensure_row_contiguous=False,
         )

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from tqchat.kv.formats import Block, Format, TurboFormat
 from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Launch, blank, kernels, run
-from tqchat.kv.kernels.source import Constants
+from tqchat.kv.kernels.source import Text
 from tqchat.kv.rounding import LEAF
 from tqchat.kv.scheme import words_per_vector
 
@@ -41,8 +41,9 @@ class EncodePlan:
         """Vectors to a threadgroup: as its memory allows."""
         return 4 if self.dim <= 128 else 2
 
-    def constants(self) -> Constants:
-        return (
+    @property
+    def text(self) -> Text:
+        constants = (
             ("DIM", self.dim),
             ("BITS", self.bits),
             ("KEY", int(self.is_key)),
@@ -56,6 +57,8 @@ class EncodePlan:
             ("S", self.dtype),
             ("G", mx.float16),
         )
+        inputs = "x", "mean", "balance", "metric", "rotation"
+        return Text("encode", inputs, ("words", "gains"), constants)
 
 
 def encode_plan(form: TurboFormat, x: mx.array) -> EncodePlan | None:
@@ -105,7 +108,7 @@ def encode(form: Format, x: mx.array) -> Block:
         return form.encode(x)
 
     def found() -> Block:
-        return tuple(run(made.compiled("encode", plan.constants()), encode_launch(plan, form, x)))
+        return tuple(run(made.compiled(plan.text), encode_launch(plan, form, x)))
 
     if plan in made.trusted:
         return found()

@@ -8,7 +8,8 @@ import mlx.core as mx
 
 from tqchat.kv.attention import attention
 from tqchat.kv.kernels.device import kernels
-from tqchat.kv.kernels.launch import Steps, plan_for
+from tqchat.kv.kernels.launch import Steps
+from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.storage import Side
 
 TOLERANCE = 1e-2
@@ -20,6 +21,7 @@ class FusedAttention:
 
     def __init__(self) -> None:
         self._steps: Steps | None = None
+        self._trusts = False
 
     def __call__(
         self,
@@ -30,7 +32,7 @@ class FusedAttention:
         mask: mx.array | str | None,
         sinks: mx.array | None = None,
     ) -> mx.array | None:
-        """What ``attention`` computes, in two kernels; ``None`` where there are none for it.
+        """What ``attention`` computes, in one kernel or two; ``None`` where there are none for it.
 
         Args and shapes are those of ``attention``. Queries of several rows are served under the causal mask.
         """
@@ -44,20 +46,25 @@ class FusedAttention:
             return None
         steps = self._steps
         if steps is None or not steps.serves(queries, keys, values, scale, sinks):
-            plan = plan_for(queries, keys, values, sinks is not None, made.tensor_cores)
+            plan = plan_for(queries, keys, values, sinks is not None, made)
             if plan is None or plan in made.refused:
                 return None
             steps = self._steps = Steps(plan, queries, keys, values, scale, sinks)
-        if not steps.ready(keys, values) or steps.plan in made.refused:
+            self._trusts = plan in made.trusted
+        if not steps.ready(keys, values):
             return None
-        if steps.plan in made.trusted:
+        if self._trusts:
             return steps.run(made, queries, keys, values)
-        return made.first_use(
+        if steps.plan in made.refused:
+            return None
+        answer = made.first_use(
             steps.plan,
             attention(queries, keys, values, scale, mask, sinks),
             lambda: steps.run(made, queries, keys, values),
             _error,
         )
+        self._trusts = steps.plan in made.trusted
+        return answer
 
 
 def _error(reference: mx.array, found: mx.array) -> str | None:

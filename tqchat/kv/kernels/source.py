@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -11,68 +12,91 @@ import mlx.core as mx
 from tqchat.kv.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
-Kernel = Literal["attend", "attend_tensor", "merge", "encode"]
+Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode"]
+Kind = Literal[0, 1, 2]
+"""How a side is stored: raw, by a codebook, in affine groups."""
+
 Constants = tuple[tuple[str, int | mx.Dtype], ...]
 
-ATTEND_INPUTS = (
-    "queries",
-    "scale",
-    "sizes",
-    "key_codes",
-    "key_scales",
-    "key_biases",
-    "key_sinks",
-    "key_tail",
-    "key_mean",
-    "key_balance",
-    "key_rotation",
-    "value_codes",
-    "value_scales",
-    "value_biases",
-    "value_sinks",
-    "value_tail",
-)
-ATTEND_OUTPUTS = ("partial", "stats")
-MERGE_INPUTS = ("partial", "stats", "sizes", "value_mean", "value_rotation", "sink")
-MERGE_OUTPUTS = ("output",)
-NAMES: dict[Kernel, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "attend": (ATTEND_INPUTS, ATTEND_OUTPUTS),
-    "attend_tensor": (ATTEND_INPUTS, ATTEND_OUTPUTS),
-    "merge": (MERGE_INPUTS, MERGE_OUTPUTS),
-    "encode": (("x", "mean", "balance", "metric", "rotation"), ("words", "gains")),
-}
+
+@dataclass(frozen=True)
+class Text:
+    """One kernel: what it is compiled from, but for the language.
+
+    Attributes:
+        kinds: Of keys and of values, for a kernel that attends.
+        inputs: Names of the arrays that it is given, in order; ``outputs`` of those it makes.
+    """
+
+    kernel: Kernel
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    constants: Constants
+    kinds: tuple[Kind, Kind] = (0, 0)
+
+    def body(self, language: Language) -> str:
+        """The inside of the kernel's function."""
+        return constants(language, self.constants) + _body(language, self.kernel, self.kinds)
 
 
 @lru_cache(maxsize=8)
-def header(language: Language) -> str:
+def header(language: Language, kernel: Kernel) -> str:
     """What comes before a kernel: the language's words, the codebooks, the shared functions."""
-    return _bare(_text(language) + _levels() + _text("common"))
+    levels = _levels() if kernel == "encode" else ""
+    return _bare(_text(language) + levels + _text("common"))
 
 
-@lru_cache(maxsize=8)
-def body(language: Language, kernel: Kernel) -> str:
-    """The inside of a kernel's function, which expects its constants before it."""
-    return _bare(
-        _text(f"{language}_begin") + (_attend(kernel) if kernel.startswith("attend") else _text(kernel))
-    )
+@lru_cache(maxsize=64)
+def _body(language: Language, kernel: Kernel, kinds: tuple[Kind, Kind]) -> str:
+    begin = _text(f"{language}_begin")
+    if kernel == "encode":
+        return _bare(begin + _text("encode"))
+    if kernel == "merge":
+        return _bare(begin + _text("fixed") + _text("merge_begin") + _text("merge"))
+    return _bare(begin + _text("fixed") + _attend(kernel, kinds))
 
 
-def _attend(kernel: Kernel) -> str:
-    """Attention's text: packed tokens by lane groups, on every device, or on CUDA's tensor cores; the rest is
-    the same."""
+def _attend(kernel: Kernel, kinds: tuple[Kind, Kind]) -> str:
+    """Attention's text: packed tokens by lane groups, on every device, or on CUDA's tensor cores; splits are
+    merged by the launch's own last threadgroups, or by another launch. The rest is the same.
+    """
     part = {
         name: _text(f"attend_{name}")
-        for name in ("begin", "state", "lanes", "tensor", "raw", "groups", "end")
+        for name in ("begin", "queries", "state", "tiles", "lanes", "tensor", "raw", "groups", "end", "last")
     }
+    text = part["begin"] + _side("key", kinds[0]) + _side("value", kinds[1])
     if kernel == "attend_tensor":
-        middle = (
+        text += part["tiles"] + part["queries"]
+        text += (
             f"if (is_raw) {{\n{part['state']}{part['raw']}{part['groups']}}} else {{\n{part['tensor']}}}\n"
         )
     else:
-        middle = (
-            f"{part['state']}if (!is_raw) {{\n{part['lanes']}}} else {{\n{part['raw']}}}\n{part['groups']}"
-        )
-    return part["begin"] + middle + part["end"]
+        text += part["queries"] + part["state"]
+        text += f"if (!is_raw) {{\n{part['lanes']}}} else {{\n{part['raw']}}}\n{part['groups']}"
+    text += part["end"]
+    return text if kernel == "attend" else f"{text}{part['last']}{_text('merge')}}}\n"
+
+
+def stored(side: str, kind: Kind) -> tuple[str, ...]:
+    """Names of the arrays that a side's tokens are in, without those that are never packed."""
+    packed = ("codes", "scales", "biases")[: (0, 2, 3)[kind]]
+    return tuple(f"{side}_{name}" for name in (*packed, "tail"))
+
+
+def _side(side: str, kind: Kind) -> str:
+    """Where a head's arrays begin."""
+    scale = f"const TQ_DEVICE {side.upper()}_SCALE*"
+
+    def at(name: str) -> str:
+        strides = f"{side}_{name}_strides"
+        return f"{side}_{name} + batch * {strides}[0] + head * {strides}[1]"
+
+    head = at("codes") if kind else f"{side}_tail_of + sinks * {side}_tail_strides[2]"
+    return (
+        f"const TQ_DEVICE uchar* {side}_head = (const TQ_DEVICE uchar*)({head});\n"
+        f"{scale} {side}_scales_of = {at('scales') if kind else 0};\n"
+        f"{scale} {side}_biases_of = {at('biases') if kind == 2 else 0};\n"
+    )
 
 
 def constants(language: Language, values: Constants) -> str:

@@ -1,0 +1,231 @@
+"""Which kernels serve a step of attention: all that is compiled into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, log2
+
+import mlx.core as mx
+
+from tqchat.kv.formats import AffineFormat, RawFormat, TurboFormat
+from tqchat.kv.kernels import source
+from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Kernels
+from tqchat.kv.storage import Side
+
+TENSOR_DIMS = (64, 128, 256)
+TENSOR_TILE = 16
+MOST_SPLITS = 112
+MOST_RAW_SPLITS = 16
+MERGE_SIMDS = 8
+"""Simd groups that merge a row's splits, where that is a launch of its own."""
+
+
+@dataclass(frozen=True)
+class SidePlan:
+    """How one side of a layer is stored: all that a kernel must know of it when it is compiled.
+
+    ``kind`` is 0 for raw, 1 for a codebook, 2 for affine groups; ``rotation`` 0 for none, 1 for signs and
+    Hadamard, 2 for a dense matrix.
+    """
+
+    dim: int
+    kind: source.Kind
+    bits: int
+    words: int
+    group: int
+    scale: mx.Dtype
+    mean: bool
+    rotation: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kernels for one kind of step.
+
+    Attributes:
+        lanes: Lanes that share a token.
+        key_per_lane: Dimensions of a key that a lane holds; ``value_per_lane`` of a value.
+        rows: Query rows that a threadgroup serves at once, a block of them.
+        unroll: Tokens that a lane group has in flight.
+        simds: Simd groups in a threadgroup.
+        group: Query heads to a KV head.
+        sink: Whether the model has learned sinks.
+        tensor: Whether packed tokens go through tensor cores.
+        merged: Whether one launch does it all: its last threadgroup of a block merges the splits. That takes
+            memory that threadgroups agree upon while they run, which Metal lacks on most devices.
+    """
+
+    key: SidePlan
+    value: SidePlan
+    group: int
+    rows: int
+    lanes: int
+    unroll: int
+    simds: int
+    queries: mx.Dtype
+    storage: mx.Dtype
+    sink: bool
+    tensor: bool
+    merged: bool
+
+    @property
+    def key_per_lane(self) -> int:
+        return _per_lane(self.key.dim, self.lanes, self.tensor)
+
+    @property
+    def value_per_lane(self) -> int:
+        return _per_lane(self.value.dim, self.lanes, self.tensor)
+
+    @property
+    def step(self) -> int:
+        """Packed tokens that a threadgroup takes at a time."""
+        return self.simds * self.least
+
+    @property
+    def least(self) -> int:
+        """Packed tokens that a simd group looks at at once."""
+        return TENSOR_TILE if self.tensor else SIMD // self.lanes * self.unroll
+
+    @property
+    def raw_step(self) -> int:
+        """Raw tokens that a threadgroup takes at a time."""
+        return self.simds * (SIMD // self.lanes) * self.together
+
+    @property
+    def together(self) -> int:
+        """Raw tokens that a lane group looks at at once, as registers allow."""
+        size = self.key_per_lane + self.value_per_lane
+        if self.rows > 7 or size > 16:
+            return 1
+        return 4 if size <= 8 and self.rows <= 4 else 2
+
+    def attend_text(self) -> source.Text:
+        """The kernel that attends, and merges as well if it is the only one."""
+        kernel: source.Kernel = (
+            "attend_tensor" if self.tensor else "attend_merged" if self.merged else "attend"
+        )
+        inputs = ("queries", "sizes", "fixed", *self._stored)
+        return source.Text(
+            kernel,
+            (*inputs, "counter", "before") if self.merged else inputs,
+            ("output", "partial") if self.merged else ("partial",),
+            self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
+            (self.key.kind, self.value.kind),
+        )
+
+    def merge_text(self) -> source.Text:
+        """The kernel that merges what ``attend_text`` found, a row to a threadgroup."""
+        return source.Text(
+            "merge", ("partial", "sizes", "fixed"), ("output",), self._constants(1, MERGE_SIMDS)
+        )
+
+    @property
+    def _stored(self) -> tuple[str, ...]:
+        return (*source.stored("key", self.key.kind), *source.stored("value", self.value.kind))
+
+    def _constants(self, merge_rows: int, merge_simds: int) -> source.Constants:
+        sides = [
+            pair
+            for name, side in (("KEY", self.key), ("VALUE", self.value))
+            for pair in (
+                (f"{name}_DIM", side.dim),
+                (f"{name}_KIND", side.kind),
+                (f"{name}_BITS", side.bits),
+                (f"{name}_GROUP", side.group),
+                (f"{name}_STRIDE", side.words),
+                (f"{name}_SCALE", side.scale),
+                (f"{name}_MEAN", int(side.mean)),
+                (f"{name}_ROTATION", side.rotation),
+            )
+        ]
+        sums = merge_rows * self.value.dim
+        slices = max(1, merge_simds * SIMD * 4 // sums) if sums else 1
+        most = MOST_SPLITS + MOST_RAW_SPLITS
+        return (
+            *sides,
+            ("KEY_PER_LANE", self.key_per_lane),
+            ("VALUE_PER_LANE", self.value_per_lane),
+            ("LANES", self.lanes),
+            ("GROUP", self.group),
+            ("ROWS", self.rows),
+            ("UNROLL", self.unroll),
+            ("TOGETHER", self.together),
+            ("SIMDS", self.simds),
+            ("HAS_SINK", int(self.sink)),
+            ("MOST_SPLITS", most),
+            ("MERGE_ROWS", merge_rows),
+            ("MERGE_SIMDS", merge_simds),
+            ("MERGE_SLICES", slices),
+            ("MERGE_ROOM", 2 * slices * sums + merge_rows * (most + 2)),
+            ("S", self.storage),
+            ("T", self.queries),
+        )
+
+
+def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, on: Kernels) -> Plan | None:
+    """The kernels for such queries over such a layer; ``None`` where there are none."""
+    if not (keys.recent.length and values.recent.length) or keys.dtype != values.dtype:
+        return None
+    key, value = _side_plan(keys), _side_plan(values)
+    if key is None or value is None or not (key.kind or value.kind):
+        return None
+    group = queries.shape[1] // keys.shape[1]
+    tensor = on.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
+    merged = on.language == "cuda"
+    return _plan(key, value, group, group * queries.shape[2], queries.dtype, keys.dtype, sink, tensor, merged)
+
+
+def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
+    sizes = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind == 1
+    return sizes and (
+        key.kind == 1 or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
+    )
+
+
+@lru_cache(maxsize=256)
+def _plan(
+    key: SidePlan,
+    value: SidePlan,
+    group: int,
+    all_rows: int,
+    queries: mx.Dtype,
+    storage: mx.Dtype,
+    sink: bool,
+    tensor: bool,
+    merged: bool,
+) -> Plan:
+    # A lane's registers hold its share of every row's query and sum: more lanes to a token where there are
+    # many rows.
+    per_lane = 4 if tensor else 16 if all_rows <= 4 else 8
+    lanes = min(SIMD, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
+    blocks = ceil(all_rows / 8)
+    rows = ceil(all_rows / blocks)
+    unroll = 4 if lanes <= 16 else 2
+    # Two threadgroups of 6 simd groups fit into the registers of a CUDA core, or one of 8 that take more.
+    simds = 4 if not tensor else 8 if not key.kind or max(key.dim, value.dim) > 128 else 6
+    return Plan(key, value, group, rows, lanes, unroll, simds, queries, storage, sink, tensor, merged)
+
+
+def _per_lane(dim: int, lanes: int, only_raw: bool) -> int:
+    """Dimensions to a lane: a width that loads in one go, and of codes whole bytes."""
+    least = dim / lanes
+    return next(width for width in (4, 8, 16, 32) if least <= width and (width > 4 or only_raw))
+
+
+def _side_plan(side: Side) -> SidePlan | None:
+    dim, form = side.head_dim, side.format
+    if dim % 8 or not 32 <= dim <= LARGEST_DIM:
+        return None
+    if isinstance(form, RawFormat) or not side.packed.length:
+        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0)
+    words = int(side.packed.arrays[0].shape[3])
+    if isinstance(form, TurboFormat):
+        rotation = 1 if form.rotation.array.ndim == 1 else 2
+        mean = form.mean is not None
+        return SidePlan(dim, 1, form.bits, words, 1, mx.float16, mean, rotation)
+    if isinstance(form, AffineFormat) and form.spec.bits in (4, 8):
+        group = form.spec.group_size(dim)
+        mean = form.mean is not None
+        return SidePlan(dim, 2, form.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0)
+    return None
