@@ -105,11 +105,12 @@ class SchemeCache:
             return self.keys_and_values() if self.key_side.length else (keys, values)
         self._before = None
         self._reading = self.packs_prompts and keys.shape[2] > 1
-        for side, x in zip(self.sides, (keys, values), strict=True):
-            side.append(x if self.dtype is None else x.astype(self.dtype))
+        dtype = self.dtype
+        self.key_side.append(keys if dtype is None else keys.astype(dtype))
+        self.value_side.append(values if dtype is None else values.astype(dtype))
         self.offset += keys.shape[2]
         self._dtypes = keys.dtype, values.dtype
-        if keys.shape[2] > 1 or not any(side.is_due for side in self.sides):
+        if keys.shape[2] > 1 or not (self.key_side.is_due or self.value_side.is_due):
             return self.keys_and_values()
         before = self.key_side.snapshot(), self.value_side.snapshot()
         self.pack_due()
@@ -198,7 +199,8 @@ class SchemeCache:
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
-        packed = any(side.packed.length for side in self._before or self.sides)
+        ours, theirs = self._before or self.sides
+        packed = ours.packed.length > 0 or theirs.packed.length > 0
         return packed and queries.shape[2] <= _most_rows() and self.fetched(keys, values)
 
     def attend(

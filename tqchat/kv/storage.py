@@ -163,7 +163,7 @@ class Side:
     @property
     def shape(self) -> tuple[int, int]:
         """Batch size and heads; (0, 0) while empty."""
-        for store in self.stores.values():
+        for store in (self.recent, self.packed, self.sinks):
             if store.arrays:
                 return int(store.arrays[0].shape[0]), int(store.arrays[0].shape[1])
         return 0, 0
@@ -207,7 +207,7 @@ class Side:
     @property
     def is_due(self) -> bool:
         """Whether ``pack_due`` would encode anything."""
-        return self._due[1] > 0
+        return self.recent.length >= self.scheme.tail + TILE and self._due[1] > 0
 
     @property
     def tokens_until_due(self) -> int:

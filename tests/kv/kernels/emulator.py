@@ -45,9 +45,10 @@ class Emulator:
         arguments: list[int] = []
         for name, array in zip(text.inputs, launch.inputs, strict=True):
             # The whole buffer where an array is a view: strides are in elements, as MLX passes them.
-            strided = np.array(array.view(mx.uint16)) if array.dtype == mx.bfloat16 else np.array(array)
-            if array.size > 1 << 24:  # a broadcast that only carries sizes
-                strided = np.zeros(8, strided.dtype)
+            if name == "sizes":  # of one element, and as large as what its shape tells
+                strided = np.zeros(8, np.uint8)
+            else:
+                strided = np.array(array.view(mx.uint16)) if array.dtype == mx.bfloat16 else np.array(array)
             strided = np.ascontiguousarray(strided)
             if name == "counter":
                 # Kept with its array, whose identity another could otherwise take over.
