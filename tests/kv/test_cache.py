@@ -14,6 +14,7 @@ from mlx_lm.models import llama as llama_file
 from tests.kv import tiny
 from tqchat.kv import make_prompt_cache, memory_report, routing
 from tqchat.kv.cache import SchemeCache
+from tqchat.kv.formats import TurboFormat
 from tqchat.kv.scheme import TILE, parse_scheme
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
@@ -183,6 +184,7 @@ def test_without_routing_a_packed_cache_is_only_slower() -> None:
     cache = make_prompt_cache(model, "turbo0v2")
     logits(model, cache, tokens[:, :300], 299)
     twin = copy.deepcopy(cache)
+    twin[0].stands_in = True  # as on a GPU
     routed = logits(model, cache, tokens[:, 300:])
     routing.uninstall()
     try:
@@ -190,6 +192,27 @@ def test_without_routing_a_packed_cache_is_only_slower() -> None:
     finally:
         routing.install()
     assert mx.allclose(routed, plain, atol=1e-4)
+
+
+def test_what_is_packed_is_described_once_until_more_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(420)
+    cache = make_prompt_cache(model, "turbo4")
+    logits(model, cache, tokens[:, :300], 299)
+    described: list[int] = []
+    decode = TurboFormat.decode
+    monkeypatch.setattr(TurboFormat, "decode", lambda self, block: described.append(1) or decode(self, block))
+    counts, packed = [], []
+    for at in range(300, 400):
+        before = len(described)
+        logits(model, cache, tokens[:, at : at + 1])
+        counts.append(len(described) - before)
+        packed.append(cache[0].packed_tokens)
+    changes = sum(a != b for a, b in itertools.pairwise(packed))
+    assert changes and sum(map(bool, counts)) <= 2 * changes + 2, counts
+    # Somebody who looks gets all of it, and nothing decoded stays behind.
+    keys, _ = cache[0].decoded()
+    assert keys.shape[2] == cache[0].offset
+    assert all(side._decoded is None for side in cache[0].sides)
 
 
 def test_the_first_token_behind_a_prompt_sees_it_raw_and_waits_for_no_packing() -> None:

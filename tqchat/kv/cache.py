@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
@@ -68,6 +68,9 @@ class SchemeCache:
             halves the cache.
     """
 
+    is_routed: ClassVar[bool] = False
+    """Whether mlx-lm's attention is routed to caches now."""
+
     def __init__(self, scheme: Scheme = FP16, dtype: mx.Dtype | None = None) -> None:
         self.scheme = scheme
         self.dtype = dtype
@@ -79,7 +82,7 @@ class SchemeCache:
         self.rope: Rope | None = None
         self.packs_prompts = False
         self.stands_in = False
-        self._reading = False
+        self._reading = self._attends = False
         self._before: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
@@ -123,22 +126,24 @@ class SchemeCache:
         Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
         """
         keys, values = self._before or self.sides
-        if self.stands_in and (keys.packed.length or values.packed.length):
+        if self.stands_in and self.is_routed and (keys.packed.length or values.packed.length):
             shape, length, (key_dtype, value_dtype) = keys.shape, keys.length, self._fetched_dtypes
             fetched = (
                 _stand_in(key_dtype, *shape, length, keys.head_dim),
                 _stand_in(value_dtype, *shape, length, values.head_dim),
             )
         else:
-            fetched = self.decoded()
+            # Where the fetched was attended to last time, nobody will evaluate it this time.
+            fetched = self.decoded(keep=self._attends)
+        self._attends = False
         # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
         self._fetched = weakref.ref(fetched[0], self._let_go), weakref.ref(fetched[1])
         return fetched
 
-    def decoded(self) -> tuple[mx.array, mx.array]:
-        """All tokens as ``keys_and_values`` gives them, and never a stand-in."""
+    def decoded(self, keep: bool = False) -> tuple[mx.array, mx.array]:
+        """All tokens as ``keys_and_values`` gives them, never a stand-in; ``keep`` is ``Side.fetch``'s."""
         keys, values = self._before or self.sides
-        return keys.fetch(self._fetched_dtypes[0]), values.fetch(self._fetched_dtypes[1])
+        return keys.fetch(self._fetched_dtypes[0], keep), values.fetch(self._fetched_dtypes[1], keep)
 
     @property
     def _fetched_dtypes(self) -> tuple[mx.Dtype, mx.Dtype]:
@@ -207,6 +212,7 @@ class SchemeCache:
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
         """Attention straight from packed storage; see ``attention``."""
+        self._attends = True
         arguments = queries, *(self._before or self.sides), scale, mask, sinks
         fused = self._fused(*arguments)
         return attention(*arguments) if fused is None else fused

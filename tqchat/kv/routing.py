@@ -61,8 +61,10 @@ def _swap(old: Any, new: Any) -> None:
 def install() -> None:
     """Route attention in every model file loaded so far; calling it again takes in those loaded since."""
     _swap(_original, routed_attention)
+    SchemeCache.is_routed = True
 
 
 def uninstall() -> None:
     """Give mlx-lm its own attention back."""
+    SchemeCache.is_routed = False
     _swap(routed_attention, _original)

@@ -137,6 +137,7 @@ class Side:
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
         self.recent = TokenStore(GROWTH if self.spec.kind == "raw" else TILE)
+        self._decoded: tuple[Block, int, int, mx.Dtype, mx.array] | None = None
 
     @property
     def stores(self) -> dict[str, TokenStore]:
@@ -234,6 +235,7 @@ class Side:
         wanted, count = self._due
         if not count:
             return
+        self._decoded = None  # It would keep what is packed from growing in place.
         if wanted:
             self.sinks.append(self.recent.take_front(wanted))
         if isinstance(self.format, RawFormat):
@@ -274,12 +276,37 @@ class Side:
             if store.arrays and not store.length:
                 store.clear()
 
-    def fetch(self, dtype: mx.Dtype) -> mx.array:
-        """All vectors decoded, ``[batch, heads, tokens, head_dim]``; lazy, so free unless it is used."""
-        parts = list(self.pieces(longest=PACK_AT_ONCE if self.packed.length else None))
-        if len(parts) == 1 and isinstance(parts[0][0], RawFormat):
-            return parts[0][1][0].astype(dtype)
-        return mx.concatenate([form.decode(block).astype(dtype) for form, block in parts], axis=2)
+    def fetch(self, dtype: mx.Dtype, keep: bool = False) -> mx.array:
+        """All vectors decoded, ``[batch, heads, tokens, head_dim]``; lazy, so free unless it is used.
+
+        Args:
+            keep: Keep the description of what is packed for the next time: to write it takes longer than much
+                else of a step. Once evaluated it would be a decoded copy, so only for those who do not.
+        """
+        parts = [store.view()[0].astype(dtype) for store in (self.sinks, self.recent) if store.length]
+        if self.packed.length:
+            parts.insert(1 if self.sinks.length else 0, self._decode_packed(dtype, keep))
+        else:
+            self._decoded = None
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+
+    def _decode_packed(self, dtype: mx.Dtype, keep: bool) -> mx.array:
+        store, known = self.packed, self._decoded
+        if known is not None:
+            arrays, start, length, known_dtype, decoded = known
+            if arrays is store.arrays and (start, length, known_dtype) == (store.start, store.length, dtype):
+                self._decoded = known if keep else None
+                return decoded
+        block = store.view()
+        parts = [
+            self.format.decode(tuple(array[:, :, first : first + PACK_AT_ONCE] for array in block)).astype(
+                dtype
+            )
+            for first in range(0, store.length, PACK_AT_ONCE)
+        ]
+        decoded = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+        self._decoded = (store.arrays, store.start, store.length, dtype, decoded) if keep else None
+        return decoded
 
     def scores(self, queries: mx.array, start: int = 0, end: int | None = None) -> mx.array:
         """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""

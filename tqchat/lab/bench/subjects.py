@@ -96,7 +96,9 @@ def subject(contestant: Contestant, base: list[Any], model: LoadedModel) -> list
         return [_plain(layer, model.cache_dtype) for layer in base]
     if contestant.peer_bits is not None:
         return [quantised(layer, contestant.peer_bits, model) for layer in base]
-    return kv.convert(base, contestant.scheme)
+    cache = kv.convert(base, contestant.scheme)
+    kv.stand_in(model.model, cache)
+    return cache
 
 
 def cache_bytes(cache: list[Any]) -> int:
