@@ -157,7 +157,7 @@ class HeldTokens:
 
     def feed_in_chunks(self, tokens: Sequence[int]) -> Iterator[int]:
         """``feed`` in pieces that a person can interrupt; yields how many tokens are in after each."""
-        step = 512 if self.model.on_cpu else 2048
+        step = reading_step(self.model, self.cache)
         for start in range(0, len(tokens), step):
             self.feed(tokens[start : start + step])
             yield min(start + step, len(tokens))
@@ -219,6 +219,14 @@ class HeldTokens:
         report = kv.memory_report(self.cache, self.scheme)
         peak = None if self._beside is None else max(0, mx.get_peak_memory() - self._beside)
         return replace(report, checkpoint_bytes=self._checkpoint_bytes, peak_bytes=peak)
+
+
+def reading_step(model: LoadedModel, cache: list[Any]) -> int:
+    """How many tokens of a prompt are read at once: half as many where prompts are packed to save memory,
+    since each piece is raw while it is read.
+    """
+    packs = any(getattr(layer, "packs_prompts", False) for layer in flat_layers(cache))
+    return (512 if model.on_cpu else 2048) // (2 if packs else 1)
 
 
 def _offsets(cache: list[Any]) -> list[int]:
