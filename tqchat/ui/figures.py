@@ -36,6 +36,11 @@ def short(count: int) -> str:
     return f"{count / 1_000:.0f}k" if count < 1_000_000 else f"{count / 1_000_000:.1f}M"
 
 
+def kld(nats: float) -> str:
+    """A mean KL divergence: five places, which is as far as it can be told from noise."""
+    return f"{nats:.5f}" if nats else "0"
+
+
 def ratio(value: float) -> str:
     """How many times smaller than FP16: ``3.8x``."""
     return f"{value:.1f}x" if value < 100 else f"{value:.0f}x"

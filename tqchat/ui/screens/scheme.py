@@ -25,6 +25,10 @@ NOMINAL_HEAD = 128
 """Head size that bits are given for while no cache says better."""
 
 
+WIDE = 80
+"""Cells from which on a line has room for a word more."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """What the person decided."""
@@ -121,7 +125,10 @@ class SchemePicker(ModalScreen[Choice | None]):
             box.border_title = "Scheme for this conversation"
             yield Static(_heading(self._report, self._profile), classes="heading", markup=False)
             yield OptionList(
-                *(Option(_line(row, self._report, self._profile), id=row.name) for row in self._rows),
+                *(
+                    Option(_line(row, self._report, self._profile, self.app.size.width >= WIDE), id=row.name)
+                    for row in self._rows
+                ),
                 compact=True,
                 markup=False,
             )
@@ -161,7 +168,7 @@ class SchemePicker(ModalScreen[Choice | None]):
         scheme = row.scheme
         what = self._choice.reason if row.name == AUTO and self._choice else scheme.description
         if row.kld is not None:
-            what += f" KLD here {row.kld:.2g}."
+            what += f" KLD here {figures.kld(row.kld)}."
         if row.recommended:
             what += " Recommended."
         self.query_one(".explanation", Static).update(
@@ -208,29 +215,29 @@ class SchemePicker(ModalScreen[Choice | None]):
 
 
 def _heading(report: MemoryReport | None, profile: Profile | None) -> Content:
-    head = f"{'':2}{'scheme':<11}{'keys':>5}{'values':>7}"
+    head = f"{'':2}{'scheme':<9}{'keys':>5}{'values':>7}"
     if report is None or not report.tokens:
         head += "  bits"
     else:
-        head += f"{'would take':>12}{'ratio':>7}"
-    return Content.styled(f"{head}{'KLD here':>10}" if profile else head, "$quiet")
+        head += f"{'would take':>11}{'ratio':>6}"
+    return Content.styled(f"{head}{'KLD here':>9}" if profile else head, "$quiet")
 
 
-def _line(row: Row, report: MemoryReport | None, profile: Profile | None) -> Content:
+def _line(row: Row, report: MemoryReport | None, profile: Profile | None, wide: bool) -> Content:
     parts: list[tuple[str, str]] = [
         ("▌ " if row.current else "  ", "$accent"),
-        (f"{row.name:<11}", "bold" if row.current else ""),
+        (f"{row.name:<9}", "bold" if row.current else ""),
         (f"{figures.bits(row.key_bits):>5}{figures.bits(row.value_bits):>7}", ""),
     ]
     if row.bytes is not None and row.ratio is not None:
         counted = report is not None and row.scheme.name == report.scheme
         taken = figures.size(row.bytes) if counted else f"≈ {figures.size(row.bytes)}"
-        parts.append((f"{taken:>12}{figures.ratio(row.ratio):>7}", ""))
+        parts.append((f"{taken:>11}{figures.ratio(row.ratio):>6}", ""))
     else:
         parts.append(("      ", ""))
     if profile is not None:
-        parts.append((f"{'' if row.kld is None else format(row.kld, '.2g'):>10}", ""))
+        parts.append((f"{'' if row.kld is None else figures.kld(row.kld):>9}", ""))
     parts.append((" *" if row.recommended else "  ", "$accent"))
-    if row.current:
+    if row.current and wide:
         parts.append((" now", "$quiet"))
     return Content.assemble(*parts)
