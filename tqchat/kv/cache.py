@@ -255,7 +255,7 @@ class SchemeCache:
     def nbytes(self) -> int:
         """Bytes of this layer's arrays as allocated; rotations, which layers share, are not in it."""
         pending = 0 if self.query_energy is None else self.query_energy.nbytes
-        return sum(side.allocated_bytes for side in self.sides) + pending
+        return sum(side.allocated_bytes for side in self.sides) + pending + self._fused.nbytes
 
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:

@@ -23,6 +23,11 @@ class FusedAttention:
         self._steps: Steps | None = None
         self._trusts = False
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept beside the cache."""
+        return 0 if self._steps is None else self._steps.nbytes
+
     def __call__(
         self,
         queries: mx.array,

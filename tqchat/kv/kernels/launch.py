@@ -66,6 +66,11 @@ class Steps:
         self._attend: Any = None
         self._merge: Any = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept from one step to the next."""
+        return int(self._fixed.nbytes + self._counter.nbytes)
+
     def serves(
         self, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
     ) -> bool:
