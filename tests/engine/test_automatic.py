@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from tests.engine.test_chooser import SHAPES, profile
 from tqchat.engine import automatic, chooser
 from tqchat.engine import profile as profiles
 from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
+from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import SCHEMES
 from tqchat.paths import Paths
 
@@ -42,6 +45,13 @@ def test_the_bundled_model_comes_with_its_profile_and_others_do_not(paths: Paths
     assert {row.scheme for row in shipped.rows} == {scheme.name for scheme in SCHEMES}
     assert profiles.of(paths, INFO) is None
     assert automatic.choose(starter, shipped).scheme != automatic.choose(starter, None).scheme
+
+
+def test_the_shipped_profile_is_of_the_model_that_is_shipped(starter: LoadedModel, paths: Paths) -> None:
+    if not starter.on_cpu:
+        pytest.skip("fingerprints tell how a model computes, and the profile was measured on a CPU")
+    shipped = profiles.of(paths, starter.info)
+    assert shipped is not None and shipped.fingerprint == starter.info.fingerprint
 
 
 def test_what_was_measured_here_stands_before_what_was_shipped(paths: Paths) -> None:

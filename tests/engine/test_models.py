@@ -11,9 +11,8 @@ import pytest
 from tests.engine import tiny as tiny_models
 from tests.models import tiny_llama
 from tqchat.engine import backend, models
-from tqchat.engine.commands import Sampling
+from tqchat.engine.commands import Sampling, settled
 from tqchat.engine.fingerprint import fingerprint
-from tqchat.engine.generation import settled
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled

@@ -11,7 +11,7 @@ from mlx_lm.models import base
 from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models import llama as llama_file
 
-from tests.kv import tiny
+from tests.kv import families, tiny
 from tqchat.kv import make_prompt_cache, memory_report, routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.formats import TurboFormat
@@ -213,6 +213,19 @@ def test_what_is_packed_is_described_once_until_more_is(monkeypatch: pytest.Monk
     keys, _ = cache[0].decoded()
     assert keys.shape[2] == cache[0].offset
     assert all(side._decoded is None for side in cache[0].sides)
+
+
+def test_what_other_layers_evaluate_is_not_kept_decoded() -> None:
+    # The last layers of Gemma 4 are handed what earlier ones fetched.
+    model = families.model("gemma4_text")
+    tokens = tiny.tokens(340) % 97
+    cache = make_prompt_cache(model, "turbo4")
+    logits(model, cache, tokens[:, :300], 300)
+    for at in range(300, 340):
+        logits(model, cache, tokens[:, at : at + 1])
+    packing = [layer for layer in cache if isinstance(layer, SchemeCache) and layer.packed_tokens]
+    assert packing
+    assert all(side._decoded is None for layer in packing for side in layer.sides)
 
 
 def test_the_first_token_behind_a_prompt_sees_it_raw_and_waits_for_no_packing() -> None:

@@ -163,7 +163,7 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
     ("change", "sentence"),
     [
         (lambda f, c, m: f.update(format="x"), "not an export of tqchat"),
-        (lambda f, c, m: f.update(version=2), "a newer tqchat wrote it"),
+        (lambda f, c, m: f.update(version=3), "a newer tqchat wrote it"),
         (lambda f, c, m: f.update(version=True), "not an export"),
         (lambda f, c, m: f.update(version=None), "not an export"),
         (lambda f, c, m: f.update(more=1), "not an export"),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.ui.conftest import Open
 from tests.ui.scripted import report
-from tqchat.engine import chooser
+from tqchat.engine import chooser, events
 from tqchat.engine.profile import Measured, Profile
 from tqchat.kv.memory import predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
@@ -168,11 +168,27 @@ async def test_the_curve_goes_on_from_before_a_restart(stage: Open) -> None:
     async with stage() as it:
         await it.until(lambda: it.app.chat.model and it.app.chat.conversation)
         it.engine.tokens[it.app.chat.conversation.id] = 900
+        # Its cache did not come back.
+        it.engine.say(events.MemoryUpdate(it.app.chat.conversation.id, report(0)))
+        await it.until(lambda: it.app.chat.report is not None)
         await it.chat("And on", "Well. " * 30, tokens=1300)
         samples = it.app.chat.history.samples
         assert [(one.tokens, one.scheme) for one in samples[:2]] == [(500, "turbo0v4"), (900, "turbo4")]
         assert samples[1].bytes == report(900, "turbo4").bytes
         assert samples[-1].tokens == 1300
+
+
+async def test_each_branch_has_its_own_curve(stage: Open) -> None:
+    async with stage() as it:
+        chat = it.app.chat
+        await it.chat("Go", "Well. " * 30, tokens=500)
+        await it.chat("On", "Well. " * 30, tokens=900)
+        first = chat.messages[0]
+        chat.fork_at(first)
+        await it.chat("Go elsewhere", "Well. " * 30, tokens=1400)
+        assert all(sample.tokens != 900 for sample in chat.history.samples)
+        chat.show_message(first.id)
+        assert [sample.tokens for sample in chat.history.samples] == [500, 900]
 
 
 def test_the_curve_begins_anew_with_another_model() -> None:

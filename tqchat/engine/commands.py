@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 
@@ -31,6 +31,23 @@ class Sampling:
     repetition_penalty: float | None = None
     max_tokens: int = 1024
     seed: int | None = None
+
+
+def settled(sampling: Sampling, defaults: Sampling) -> Sampling:
+    """``sampling`` with what it leaves open taken from the model's defaults.
+
+    At temperature 0 the most likely token is taken: the rest of a model's recipe is for sampling and does not
+    apply, unless it was asked for.
+    """
+    temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
+    if not temperature:
+        return replace(sampling, temperature=0.0)
+    fields = ("top_p", "top_k", "min_p", "repetition_penalty")
+    chosen: dict[str, Any] = {
+        name: getattr(defaults, name) if getattr(sampling, name) is None else getattr(sampling, name)
+        for name in fields
+    }
+    return replace(sampling, temperature=temperature, **chosen)
 
 
 @dataclass(frozen=True)

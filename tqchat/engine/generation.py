@@ -7,7 +7,6 @@ import tqchat.engine.ready  # noqa: F401
 # isort: split
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -19,23 +18,6 @@ PENALTY_WINDOW = 20
 """How many recent tokens a repetition penalty looks at."""
 
 Processor = Callable[[mx.array, mx.array], mx.array]
-
-
-def settled(sampling: Sampling, defaults: Sampling) -> Sampling:
-    """``sampling`` with what it leaves open taken from the model's defaults.
-
-    At temperature 0 the most likely token is taken: the rest of a model's recipe is for sampling and does not
-    apply, unless it was asked for.
-    """
-    temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
-    if not temperature:
-        return replace(sampling, temperature=0.0)
-    fields = ("top_p", "top_k", "min_p", "repetition_penalty")
-    chosen: dict[str, Any] = {
-        name: getattr(defaults, name) if getattr(sampling, name) is None else getattr(sampling, name)
-        for name in fields
-    }
-    return replace(sampling, temperature=temperature, **chosen)
 
 
 def sampler_for(sampling: Sampling, vocabulary: int) -> Callable[[mx.array], mx.array]:

@@ -104,6 +104,7 @@ class HeldTokens:
         else:
             there = next(one for one in self.checkpoints if one.tokens == reach)
             self.cache = checkpoint.go_back(self.cache, there, surplus)
+            kv.stand_in(self.model.model, self.cache)
         del self.tokens[reach:]
         self.pieces = cut(self.pieces, reach)
         self.checkpoints = [one for one in self.checkpoints if one.tokens <= reach]
@@ -225,7 +226,11 @@ def reading_step(model: LoadedModel, cache: list[Any]) -> int:
     """How many tokens of a prompt are read at once: half as many where prompts are packed to save memory,
     since each piece is raw while it is read.
     """
-    packs = any(getattr(layer, "packs_prompts", False) for layer in flat_layers(cache))
+    packs = any(
+        layer.packs_prompts and layer.scheme.compresses
+        for layer in flat_layers(cache)
+        if isinstance(layer, kv.SchemeCache)
+    )
     return (512 if model.on_cpu else 2048) // (2 if packs else 1)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import mlx.core as mx
 
 from tqchat.engine import persistence, prompts
-from tqchat.engine.commands import ChatMessage, Limits, Sampling
+from tqchat.engine.commands import ChatMessage, Limits, Sampling, settled
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
@@ -28,7 +28,7 @@ from tqchat.engine.events import (
     TokenCounts,
 )
 from tqchat.engine.failures import ContextFull, RereadStopped, explained
-from tqchat.engine.generation import TextStream, settled
+from tqchat.engine.generation import TextStream
 from tqchat.engine.held import HeldTokens
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.reply import Reply

@@ -27,6 +27,15 @@ def _dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
+_owners: weakref.WeakValueDictionary[int, SchemeCache] = weakref.WeakValueDictionary()
+
+
+def owner(keys: mx.array, values: mx.array) -> SchemeCache | None:
+    """The cache that fetched these last, if one did."""
+    found = _owners.get(id(keys))
+    return found if found is not None and found.fetched(keys, values) else None
+
+
 def _most_rows() -> int:
     """Query tokens up to which attention works from packed storage.
 
@@ -82,7 +91,7 @@ class SchemeCache:
         self.rope: Rope | None = None
         self.packs_prompts = False
         self.stands_in = False
-        self._reading = self._attends = False
+        self._reading = self._attends = self._is_shared = False
         self._before: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
@@ -107,6 +116,7 @@ class SchemeCache:
         if not keys.shape[2]:
             return self.keys_and_values() if self.key_side.length else (keys, values)
         self._before = None
+        self._attends = self._attends and keys.shape[2] <= _most_rows()
         self._reading = self.packs_prompts and keys.shape[2] > 1
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
@@ -133,8 +143,9 @@ class SchemeCache:
                 _stand_in(value_dtype, *shape, length, values.head_dim),
             )
         else:
-            # Where the fetched was attended to last time, nobody will evaluate it this time.
-            fetched = self.decoded(keep=self._attends)
+            # What was attended to last time, and nothing else, nobody will evaluate this time.
+            fetched = self.decoded(keep=self._attends and not self._is_shared)
+            _owners[id(fetched[0])] = self
         self._attends = False
         # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
         self._fetched = weakref.ref(fetched[0], self._let_go), weakref.ref(fetched[1])
@@ -148,6 +159,12 @@ class SchemeCache:
     @property
     def _fetched_dtypes(self) -> tuple[mx.Dtype, mx.Dtype]:
         return self._dtypes or (self.key_side.dtype, self.value_side.dtype)
+
+    def evaluated(self) -> None:
+        """Note that other layers are handed what this one fetched, and evaluate it (Gemma 4)."""
+        self._is_shared = True
+        for side in self.sides:
+            side.forget_decoded()
 
     def _let_go(self, dead: weakref.ref[mx.array]) -> None:
         """Nobody can attend any more to what was fetched, so what it came from may go as well."""

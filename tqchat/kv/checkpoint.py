@@ -104,6 +104,9 @@ def copied(layer: Any) -> Any:
     told = describe_layer(layer, "layer", arrays)
     # Arrays of its own: mlx-lm assigns into those that it has.
     copy = rebuild_layer(told, "layer", {name: mx.contiguous(array) for name, array in arrays.items()})
+    for name in ("rope", "packs_prompts", "stands_in"):
+        if hasattr(layer, name):
+            setattr(copy, name, getattr(layer, name))
     if not copy.empty():
         mx.eval(copy.state)
     return copy

@@ -18,7 +18,7 @@ from tqchat.kv.snapshot import describe_layer, rebuild_layer
 
 Progress = Callable[[int, int], None]
 
-_UNSAVED = ("rope", "packs_prompts", "_dtypes")
+_UNSAVED = ("rope", "packs_prompts", "stands_in", "_dtypes")
 """What a layer knows besides its state, and keeps when it comes back."""
 
 
@@ -94,9 +94,9 @@ def _convert(
 
 
 def _large_files() -> Path | None:
-    """``/var/tmp``, where there is one: ``/tmp`` often is memory, which is what a conversion is to spare."""
+    """``/var/tmp``, unless the person chose: ``/tmp`` often is memory, which a conversion is to spare."""
     place = Path("/var/tmp")
-    return place if os.access(place, os.W_OK) else None
+    return place if "TMPDIR" not in os.environ and os.access(place, os.W_OK) else None
 
 
 def _file(place: Path, index: int) -> Path:

@@ -44,13 +44,14 @@ def make_prompt_cache(
 def stand_in(model: Module, cache: list[Any]) -> None:
     """Spare a GPU's caches the description of what nobody decodes, where ``model`` can do without.
 
-    On a CPU a step takes long enough not to notice.
+    On a CPU a step takes long enough not to notice, since the description is kept from one to the next.
     """
     ours = [
         layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache) and layer.scheme.compresses
     ]
     if not ours or mx.default_device() == mx.cpu:
         return
+    routing.install()  # Without it nothing stands in, and the trial would say yes to every model.
     scheme, dtype = replace(ours[0].scheme, tail=TILE), ours[0].dtype
 
     def make() -> tuple[list[Any], list[Any]]:

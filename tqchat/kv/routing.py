@@ -15,7 +15,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import base
 
-from tqchat.kv.cache import SchemeCache
+from tqchat.kv.cache import SchemeCache, owner
 
 _NAME = "scaled_dot_product_attention"
 _original = base.scaled_dot_product_attention
@@ -34,6 +34,8 @@ def routed_attention(
     it fetched untouched.
     """
     if not (isinstance(cache, SchemeCache) and cache.fetched(keys, values)):
+        if (lender := owner(keys, values)) is not None:
+            lender.evaluated()
         return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
     if cache.can_attend(queries, keys, values):
         output = cache.attend(queries, scale, mask, sinks)

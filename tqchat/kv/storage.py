@@ -290,6 +290,10 @@ class Side:
             self._decoded = None
         return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
 
+    def forget_decoded(self) -> None:
+        """Let go of the description that was kept."""
+        self._decoded = None
+
     def _decode_packed(self, dtype: mx.Dtype, keep: bool) -> mx.array:
         store, known = self.packed, self._decoded
         if known is not None:

@@ -17,7 +17,8 @@ from tqchat.store.records import Conversation, Message
 from tqchat.store.rows import storable
 
 FORMAT = "tqchat-conversations"
-VERSION = 1
+VERSION = 2
+"""Files of version 1 lack a reply's drafted tokens and what its cache took."""
 
 LARGEST_FILE = 512 << 20
 """Bytes. Ten years of talk are less."""
@@ -178,7 +179,7 @@ def parse(content: bytes) -> list[Parsed]:
         raise BadImport(f"a newer tqchat wrote it (version {version}, this one knows {VERSION})")
     if (
         type(version) is not int
-        or version != VERSION
+        or not 1 <= version <= VERSION
         or whole.keys() != {"format", "version", "conversations"}
     ):
         raise BadImport("it is not an export of tqchat")

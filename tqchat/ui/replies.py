@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tqchat.engine import events
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
-from tqchat.store.records import MessageChanges
+from tqchat.store.records import Message, MessageChanges
 from tqchat.ui.state import Reply
 from tqchat.ui.view import View
 
@@ -40,7 +40,8 @@ class ReplyWriter:
     def finish(self, reply: Reply, done: events.Done) -> None:
         """Write the whole reply and how it went."""
         counts = done.counts
-        before = (reply.continued.tokens or 0) if reply.continued else 0
+        before, drafted, accepted = _so_far(reply.continued)
+        drafted += counts.drafted
         changes: MessageChanges = {
             "content": reply.text,
             "status": "stopped" if done.stop_reason == "stopped" else "complete",
@@ -50,8 +51,8 @@ class ReplyWriter:
             "first_token_seconds": done.first_token_seconds,
             "scheme": done.scheme,
             "model": done.model,
-            "drafted": counts.drafted or None,
-            "accepted": counts.accepted if counts.drafted else None,
+            "drafted": drafted or None,
+            "accepted": accepted + counts.accepted if drafted else None,
             "cache_bytes": done.report.bytes,
             "fp16_bytes": done.report.fp16_bytes,
         }
@@ -69,3 +70,8 @@ class ReplyWriter:
             if self._told is not reply:
                 self._told = reply
                 self._view.say(str(error), "error")
+
+
+def _so_far(reply: Message | None) -> tuple[int, int, int]:
+    """Tokens, drafted and accepted ones, of a reply that is gone on with."""
+    return (reply.tokens or 0, reply.drafted or 0, reply.accepted or 0) if reply else (0, 0, 0)

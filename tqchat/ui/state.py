@@ -48,8 +48,11 @@ class History:
         return history
 
     def add(self, report: MemoryReport) -> None:
-        """Remember a report. Another figure for the same tokens and scheme replaces the last sample."""
-        self._add(Sample(report.tokens, report.bytes, report.fp16_bytes, report.scheme))
+        """Remember a report, unless of an empty cache. Another figure for the same tokens and scheme replaces
+        the last sample.
+        """
+        if report.tokens:
+            self._add(Sample(report.tokens, report.bytes, report.fp16_bytes, report.scheme))
 
     def _add(self, sample: Sample) -> None:
         while self.samples and self.samples[-1].tokens > sample.tokens:

@@ -72,9 +72,11 @@ class Turns(ChatState):
 
     def inherited(self, name: str) -> str:
         """What holds for a sampling setting that a conversation leaves open: the user's, else the model's."""
-        value: float | None = getattr(self.sampling, name)
-        if value is None and self.model is not None:
-            value = getattr(self.model.sampling, name)
+        given = {other: value for other, value in self.sampling_choice.given.items() if other != name}
+        chosen = replace(self.sampling, **given)  # type: ignore[arg-type]
+        if self.model is not None:
+            chosen = commands.settled(chosen, self.model.sampling)
+        value: float | None = getattr(chosen, name)
         if value is not None:
             return f"{value:g}"
         if name == "seed":
@@ -214,10 +216,15 @@ class Turns(ChatState):
 
     def _count(self, conversation_id: str, report: MemoryReport) -> None:
         """The engine has counted a cache: the next point of its curve, which outlives restarts."""
-        if conversation_id not in self.caches.histories and self.model is not None:
+        if conversation_id not in self.caches.histories:
+            self._recall_curve(conversation_id)
+        self.caches.count(conversation_id, report)
+
+    def _recall_curve(self, conversation_id: str) -> None:
+        """Draw the curve from what is on record of the branch."""
+        if self.model is not None:
             said = self.messages if self._shown(conversation_id) else self.database.messages(conversation_id)
             self.caches.histories[conversation_id] = History.of(said, self.model.name)
-        self.caches.count(conversation_id, report)
 
     def _done(self, event: events.Done) -> None:
         reply, self.reply = self.reply, None
@@ -419,8 +426,11 @@ class Turns(ChatState):
     def _reread_rows(self) -> None:
         """The shown conversation as the database has it now."""
         if self.conversation:
+            before = [one.id for one in self.messages if one.conversation_id == self.conversation.id]
             self.conversation = self.database.conversation(self.conversation.id)
             self.messages = self.database.messages(self.conversation.id)
+            if [one.id for one in self.messages[: len(before)]] != before:
+                self._recall_curve(self.conversation.id)  # Another branch has another curve.
             self.places = self.database.places(self.conversation.id)
 
 
