@@ -173,8 +173,8 @@ async def test_the_curve_goes_on_from_before_a_restart(stage: Open) -> None:
         await it.until(lambda: it.app.chat.report is not None)
         await it.chat("And on", "Well. " * 30, tokens=1300)
         samples = it.app.chat.history.samples
-        assert [(one.tokens, one.scheme) for one in samples[:2]] == [(500, "turbo0v4"), (900, "turbo4")]
-        assert samples[1].bytes == report(900, "turbo4").bytes
+        assert [(one.tokens, one.scheme) for one in samples[1:3]] == [(500, "turbo0v4"), (900, "turbo4")]
+        assert samples[2].bytes == report(900, "turbo4").bytes
         assert samples[-1].tokens == 1300
 
 
@@ -188,7 +188,7 @@ async def test_each_branch_has_its_own_curve(stage: Open) -> None:
         await it.chat("Go elsewhere", "Well. " * 30, tokens=1400)
         assert all(sample.tokens != 900 for sample in chat.history.samples)
         chat.show_message(first.id)
-        assert [sample.tokens for sample in chat.history.samples] == [500, 900]
+        assert [sample.tokens for sample in chat.history.samples] == [0, 500, 900]
 
 
 def test_the_curve_begins_anew_with_another_model() -> None:
@@ -199,7 +199,7 @@ def test_the_curve_begins_anew_with_another_model() -> None:
         )  # fmt: skip
 
     said = [reply("one", 20), reply("two", 30), replace(reply("one", 40), fp16_bytes=None), reply("one", 50)]
-    assert [one.tokens for one in History.of(said, "one").samples] == [60]
+    assert [one.tokens for one in History.of(said, "one").samples] == [0, 60]
     assert History.of(said, "two").samples == []
 
 

@@ -35,7 +35,7 @@ class History:
 
     @classmethod
     def of(cls, messages: Sequence[Message], model: str) -> History:
-        """What is on record of the replies of this model, up to the last of another's."""
+        """From nothing to what is on record of the replies of this model, since the last of another's."""
         history = cls()
         for one in messages:
             if one.role != "assistant":
@@ -44,6 +44,8 @@ class History:
                 history = cls()
             elif one.prompt_tokens and one.tokens and one.cache_bytes and one.fp16_bytes and one.scheme:
                 tokens = one.prompt_tokens + one.tokens
+                if not history.samples:
+                    history._add(Sample(0, 0, 0, one.scheme))
                 history._add(Sample(tokens, one.cache_bytes, one.fp16_bytes, one.scheme))
         return history
 
