@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tqchat.kv.codebook import centroid_array, centroids, quantise
+from tqchat.kv.codebook import centroids, quantise
 from tqchat.kv.fitting import Seen
 from tqchat.kv.formats import TurboFormat, make_format
 from tqchat.kv.packing import lookup, pack, unpack
@@ -17,6 +17,10 @@ from tqchat.kv.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec, parse_scheme, words_per_vector
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
+
+
+def centroid_array(bits: int) -> mx.array:
+    return mx.array(centroids(bits), dtype=mx.float32)
 
 
 @pytest.mark.parametrize("bits, distortion", [(1, 0.3634), (2, 0.1175), (3, 0.0345), (4, 0.0095)])

@@ -15,7 +15,7 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list, convert, flat_layers
 from tqchat.kv.report import memory_report
-from tqchat.kv.snapshot import describe_layer, rebuild_layer
+from tqchat.kv.snapshot import describe_layer, rebuild_layer, unsaved
 
 _KEEP_EVERYTHING = (SchemeCache, LatentCache, mlx_cache.KVCache, mlx_cache.QuantizedKVCache)
 """Classes whose layers hold all tokens, so that any number of the last ones can be forgotten."""
@@ -104,9 +104,8 @@ def copied(layer: Any) -> Any:
     told = describe_layer(layer, "layer", arrays)
     # Arrays of its own: mlx-lm assigns into those that it has.
     copy = rebuild_layer(told, "layer", {name: mx.contiguous(array) for name, array in arrays.items()})
-    for name in ("rope", "packs_prompts", "stands_in"):
-        if hasattr(layer, name):
-            setattr(copy, name, getattr(layer, name))
+    for name, value in unsaved(layer).items():
+        setattr(copy, name, value)
     if not copy.empty():
         mx.eval(copy.state)
     return copy

@@ -62,14 +62,6 @@ def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
 
 
 @lru_cache(maxsize=16)
-def centroid_array(bits: int) -> mx.array:
-    """``centroids`` as a float32 array ``[2**bits]``."""
-    table = mx.array(centroids(bits), dtype=mx.float32)
-    mx.eval(table)
-    return table
-
-
-@lru_cache(maxsize=16)
 def byte_table(bits: int) -> mx.array:
     """What a packed byte decodes to: ``8 // bits`` float32 centroids, two of them in each 64-bit entry.
 

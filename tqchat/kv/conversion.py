@@ -14,12 +14,9 @@ from tqchat.errors import TqchatError
 from tqchat.kv import routing
 from tqchat.kv.prompt_cache import converted_layer, flat_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
-from tqchat.kv.snapshot import describe_layer, rebuild_layer
+from tqchat.kv.snapshot import describe_layer, rebuild_layer, unsaved
 
 Progress = Callable[[int, int], None]
-
-_UNSAVED = ("rope", "packs_prompts", "stands_in", "_dtypes")
-"""What a layer knows besides its state, and keeps when it comes back."""
 
 
 class ConversionStopped(TqchatError):
@@ -110,11 +107,7 @@ def _put_away(layer: Any, file: Path) -> tuple[dict[str, Any], list[dict[str, An
     for number, array in enumerate(arrays.values()):
         mx.save_safetensors(str(file.with_suffix(f".{number}.safetensors")), {"x": mx.contiguous(array)})
     told["files"] = list(arrays)
-    extras = [
-        {name: getattr(part, name) for name in _UNSAVED if hasattr(part, name)}
-        for part in flat_layers([layer])
-    ]
-    return told, extras
+    return told, [unsaved(part) for part in flat_layers([layer])]
 
 
 def _brought_back(file: Path, told: dict[str, Any], extras: list[dict[str, Any]]) -> Any:

@@ -123,6 +123,12 @@ def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict
     return {"class": name, "scalars": scalars}
 
 
+def unsaved(layer: Any) -> dict[str, Any]:
+    """What a layer knows besides its state: a copy of it is to be told."""
+    names = ("rope", "packs_prompts", "stands_in", "_dtypes")
+    return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+
+
 def rebuild_layer(told: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:
     """The inverse of ``describe_layer``."""
     if told["class"] == "CacheList":
