@@ -72,8 +72,8 @@ class Emulator:
         ]
 
     def _library(self, text: source.Text, launch: Launch) -> Path:
-        header = source.header("metal", text.kernel)
-        lines = ['#include "metal_shim.h"', header, "static void kernel(void** a) {"]
+        whole = text.whole("metal")
+        lines = ['#include "metal_shim.h"', whole.header, "static void kernel(void** a) {"]
         at = 0
         for name, array in zip(text.inputs, launch.inputs, strict=True):
             lines += [
@@ -86,7 +86,7 @@ class Emulator:
             lines.append(f"    {_TYPES[dtype]}* {name} = ({_TYPES[dtype]}*)a[{at}];")
             at += 1
         # C++ has no word for memory that fibers share and a pointer may point to; a static does.
-        lines += [re.sub(r"^TQ_SHARED ", "static ", text.body("metal"), flags=re.MULTILINE), "}"]
+        lines += [re.sub(r"^TQ_SHARED ", "static ", whole.body, flags=re.MULTILINE), "}"]
         lines += [
             'extern "C" void launch(void** a, int x, int y, int threads)',
             "{ shim::run(kernel, a, x, y, threads); }",

@@ -53,7 +53,7 @@ struct Fiber {
     long simd_phase = 0;
     long group_phase = 0;
     float value = 0;
-    uint operands[4] = {};
+    uint operands[6] = {};
     bool done = false;
 };
 
@@ -199,31 +199,61 @@ To as_type(From x) {
     return y;
 }
 
-// CUDA's tensor cores as the kernels use them: rows 0 to 7 of an m16n8k16 product of halves.
-inline void tq_matmul(float& low, float& high, uint a_low, uint a_high, uint b_low, uint b_high) {
-    const uint operands[4] = {a_low, a_high, b_low, b_high};
+// CUDA's tensor cores as the kernels use them: an m16n8k16 product of halves, and the transpose of 8 x 8 of them.
+inline void tq_matmul(float (&d)[4], const uint (&a)[4], uint b_low, uint b_high) {
+    const uint operands[6] = {a[0], a[1], a[2], a[3], b_low, b_high};
     memcpy(shim::self().operands, operands, sizeof(operands));
     shim::meet_simd();
     const int first = shim::simd_first();
     const int lane = shim::running->current % shim::SIMD;
-    const int row = lane / 4;
-    float sums[2] = {low, high};
-    for (int i = 0; i < 2; i++) {
-        const int column = 2 * (lane % 4) + i;
+    float sums[4];
+    for (int i = 0; i < 4; i++) {
+        sums[i] = d[i];
+        const int row = lane / 4;
+        const int column = 2 * (lane % 4) + i % 2;
         for (int part = 0; part < 2; part++) {
             for (int c = 0; c < 4; c++) {
-                const half2 a = as_type<half2>(shim::running->fibers[first + 4 * row + c].operands[part]);
-                const half2 b = as_type<half2>(shim::running->fibers[first + 4 * column + c].operands[2 + part]);
-                sums[i] += float(a.x) * float(b.x) + float(a.y) * float(b.y);
+                const half2 x = as_type<half2>(shim::running->fibers[first + 4 * row + c].operands[2 * part + i / 2]);
+                const half2 y = as_type<half2>(shim::running->fibers[first + 4 * column + c].operands[4 + part]);
+                sums[i] += float(x.x) * float(y.x) + float(x.y) * float(y.y);
             }
         }
     }
     shim::meet_simd();
-    low = sums[0];
-    high = sums[1];
+    memcpy(d, sums, sizeof(sums));
+}
+inline uint tq_transpose(uint x) {
+    shim::self().operands[0] = x;
+    shim::meet_simd();
+    const int lane = shim::running->current % shim::SIMD;
+    uint y = 0;
+    for (int i = 0; i < 2; i++) {
+        const int from = (2 * (lane % 4) + i) * 4 + lane / 4 / 2;
+        y |= (shim::running->fibers[shim::simd_first() + from].operands[0] >> (lane / 4 % 2 * 16) & 0xFFFFu) << (16 * i);
+    }
+    shim::meet_simd();
+    return y;
 }
 inline uint tq_lows(uint a, uint b) { return (a & 0xFFFFu) | b << 16; }
 inline uint tq_highs(uint a, uint b) { return a >> 16 | (b & 0xFFFF0000u); }
+template <typename S>
+uint tq_halves_of(uint bits) {
+    if (std::is_same<S, half>::value) return bits;
+    const auto value = [](uint x) { return half(std::fmin(std::fmax(as_type<float>(x), -65504.0f), 65504.0f)); };
+    return as_type<uint>(half2(value(bits << 16), value(bits & 0xFFFF0000u)));
+}
+inline float tq_shuffle(float x, int lane) {
+    return shim::exchange(x, [=](int first) { return shim::running->fibers[first + lane].value; });
+}
+template <int COLUMNS>
+uint tq_at_byte(const uint* column, uint word, int byte) {
+    return column[(word >> (8 * byte) & 255u) * COLUMNS];
+}
+template <int BYTES>
+void tq_load_early(const void* from, uint* out) {
+    out[0] = 0;
+    memcpy(out, from, BYTES);
+}
 
 // Threadgroups run one after another here: what one has written is there for the next, and counting needs no care.
 inline void tq_device_fence() {}

@@ -10,6 +10,7 @@ from tqchat.kv.attention import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.fitting import NOTHING_SEEN, Seen
 from tqchat.kv.formats import TurboFormat, make_format
+from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_launch, encode_plan
 from tqchat.kv.kernels.launch import Steps
@@ -81,6 +82,10 @@ def assert_close(found, queries, cache, sink):
         ("turbo8v4", (1, 1, 8), (128, 128), mx.bfloat16, 1, TENSOR_CORES),
         ("turbo0v2", (2, 1, 4), (64, 256), mx.float16, 1, TENSOR_CORES),
         ("turbo3", (2, 2, 3), (128, 128), mx.float16, 4, TENSOR_CORES),
+        ("turbo2v3", (1, 3, 2), (64, 64), mx.bfloat16, 5, TENSOR_CORES),
+        ("turbo3v1", (1, 1, 7), (128, 64), mx.float16, 1, TENSOR_CORES),
+        ("turbo4v2", (1, 1, 3), (256, 256), mx.float16, 3, TENSOR_CORES),
+        ("turbo8v3", (1, 1, 2), (64, 256), mx.float16, 2, TENSOR_CORES),
     ],
 )
 def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
@@ -91,6 +96,30 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
     assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
     assert steps.ready(*cache.sides)
     assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, sink)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "shape", "on"),
+    [
+        ("turbo4", (1, 1, 7), TENSOR_CORES),
+        ("turbo8v4", (1, 2, 3), TENSOR_CORES),
+        ("turbo0v4", (1, 1, 2), TENSOR_CORES),
+        ("turbo3", (1, 1, 3), METAL),
+    ],
+)
+def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
+    monkeypatch.setattr(launch, "SIMDS_WANTED", 1)
+    launch._layout.cache_clear()
+    # Not a whole number of tiles, so that the last ones look back.
+    cache, queries = filled(scheme, *shape, 1500, (128, 128), mx.float16, 2)
+    cache.trim(cache.size() - 1300)
+    new = mx.random.normal((shape[0], shape[1], 500, 128)).astype(mx.float16)
+    cache.update_and_fetch(new, new)
+    steps = steps_for(cache, queries, on, None)
+    layout = steps._layout(*cache.sides)
+    launch._layout.cache_clear()
+    assert layout.sizes.shape[-1] == 2 and cache.packed_tokens % 32
+    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
 
 
 @pytest.mark.parametrize(("dims", "on"), [((128, 128), TENSOR_CORES), ((80, 80), CUDA)])

@@ -15,6 +15,8 @@ from tqchat.kv.kernels import source
 
 SIMD = 32
 LARGEST_DIM = 256
+REGISTERS_FOR = 384
+"""Threads of a kernel with many registers that a CUDA core holds at once."""
 
 Answer = TypeVar("Answer")
 
@@ -83,17 +85,33 @@ class Kernels:
 
     def _compile(self, text: source.Text) -> Any:
         make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
-        header, body = source.header(self.language, text.kernel), text.body(self.language)
-        digest = hashlib.sha256(repr((header, body, text.inputs)).encode()).hexdigest()[:16]
+        whole, short = text.whole(self.language), text.short(self.language)
+        digest = hashlib.sha256(repr((whole, text.inputs, text.threads)).encode()).hexdigest()[:16]
+        # MLX knows a kernel by its name, on CUDA after a restart too.
+        name = f"tqchat_{text.kernel}_{digest}"
+        if self.language == "cuda" and text.threads:
+            short = _bounded(name, text.threads, short)
         return make(
-            # MLX knows a kernel by its name, on CUDA after a restart too.
-            name=f"tqchat_{text.kernel}_{digest}",
+            name=name,
             input_names=list(text.inputs),
             output_names=list(text.outputs),
-            source=body,
-            header=header,
+            source=short.body,
+            header=short.header,
             ensure_row_contiguous=False,
         )
+
+
+def _bounded(name: str, threads: int, text: source.Source) -> source.Source:
+    """A kernel's text with the number of its threads beside its name, so that threads take no more registers
+    than leaves room for ``REGISTERS_FOR`` of them on a core. MLX writes the function's head, and asks for no
+    such thing; between header and body its name stands for both.
+    """
+    function = f"custom_kernel_{name}"
+    bounds = f"__launch_bounds__({threads}, {max(1, REGISTERS_FOR // threads)})"
+    return source.Source(
+        f"{text.header}#define {function} {bounds} {function}\n",
+        f"#undef {function}\n{text.body}",
+    )
 
 
 def run(compiled: Any, launch: Launch) -> list[mx.array]:

@@ -145,10 +145,11 @@ def _layout(
         asked: Query rows, and heads.
     """
     step, raw_step, simds, blocks, size = sized
-    wanted = max(1, min(MOST_SPLITS, SIMDS_WANTED // (simds * blocks)))
-    steps = -(-packed // step)
-    packed_splits = -(-steps // -(-steps // wanted))
-    raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-(sinks + tail) // raw_step))
+    wanted = max(2, min(MOST_SPLITS, SIMDS_WANTED // (simds * blocks)))
+    steps, raw_steps = -(-packed // step), -(-(sinks + tail) // raw_step)
+    # Raw tokens take as many threadgroups as finish with the packed ones', out of those that run at once.
+    raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
+    packed_splits = min(steps, wanted - raw_splits)
     splits = packed_splits + raw_splits
     shape = (8, sinks + 1, packed + 1, tail + 1, raw_splits, *asked, splits)
     sizes = mx.broadcast_to(blank(mx.uint8, len(shape)), shape)
@@ -188,7 +189,8 @@ def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink:
         each.append(mx.tile(logits, (heads // logits.shape[0], 1)))
     for part, stored in ((plan.key, keys), (plan.value, values)):
         if part.kind and stored.sinks.length:
-            each.append(stored.sinks.view()[0])
+            # As they are stored, in the bits of floats.
+            each.append(stored.sinks.view()[0].reshape(heads, -1).view(mx.float32))
     whole += (
         [mx.concatenate([x.astype(mx.float32).reshape(heads, -1) for x in each], axis=1).flatten()]
         if each

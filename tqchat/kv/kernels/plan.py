@@ -14,11 +14,12 @@ from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Kernels
 from tqchat.kv.storage import Side
 
 TENSOR_DIMS = (64, 128, 256)
-TENSOR_TILE = 16
 MOST_SPLITS = 112
 MOST_RAW_SPLITS = 16
 MERGE_SIMDS = 8
 """Simd groups that merge a row's splits, where that is a launch of its own."""
+MERGE_SUMS = 8192
+"""Floats that they have room for beside each other."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,18 @@ class Plan:
     @property
     def least(self) -> int:
         """Packed tokens that a simd group looks at at once."""
-        return TENSOR_TILE if self.tensor else SIMD // self.lanes * self.unroll
+        return self.tile if self.tensor else SIMD // self.lanes * self.unroll
+
+    @property
+    def tile(self) -> int:
+        """Packed tokens that a simd group takes to tensor cores at a time, as registers allow."""
+        return 16 if not self.key.kind or max(self.key.dim, self.value.dim) > 128 else 32
 
     @property
     def raw_step(self) -> int:
         """Raw tokens that a threadgroup takes at a time."""
+        if self.tensor:
+            return self.simds * 16
         return self.simds * (SIMD // self.lanes) * self.together
 
     @property
@@ -112,6 +120,7 @@ class Plan:
             ("output", "partial") if self.merged else ("partial",),
             self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
             (self.key.kind, self.value.kind),
+            self.simds * SIMD if self.tensor else 0,
         )
 
     def merge_text(self) -> source.Text:
@@ -140,7 +149,7 @@ class Plan:
             )
         ]
         sums = merge_rows * self.value.dim
-        slices = max(1, merge_simds * SIMD * 4 // sums) if sums else 1
+        parts = next(n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_SUMS)
         most = MOST_SPLITS + MOST_RAW_SPLITS
         return (
             *sides,
@@ -151,13 +160,14 @@ class Plan:
             ("ROWS", self.rows),
             ("UNROLL", self.unroll),
             ("TOGETHER", self.together),
+            ("TILE", self.tile),
             ("SIMDS", self.simds),
             ("HAS_SINK", int(self.sink)),
             ("MOST_SPLITS", most),
             ("MERGE_ROWS", merge_rows),
             ("MERGE_SIMDS", merge_simds),
-            ("MERGE_SLICES", slices),
-            ("MERGE_ROOM", 2 * slices * sums + merge_rows * (most + 2)),
+            ("MERGE_PARTS", parts),
+            ("MERGE_ROOM", parts * sums + merge_rows * (most + 2)),
             ("S", self.storage),
             ("T", self.queries),
         )
@@ -173,12 +183,13 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, on: Kernel
     group = queries.shape[1] // keys.shape[1]
     tensor = on.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
     merged = on.language == "cuda"
-    return _plan(key, value, group, group * queries.shape[2], queries.dtype, keys.dtype, sink, tensor, merged)
+    heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
+    return _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
 
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
-    sizes = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind == 1
-    return sizes and (
+    suits = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind == 1
+    return (suits and storage != mx.float32) and (
         key.kind == 1 or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
     )
 
@@ -187,6 +198,7 @@ def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bo
 def _plan(
     key: SidePlan,
     value: SidePlan,
+    heads: int,
     group: int,
     all_rows: int,
     queries: mx.Dtype,
@@ -199,11 +211,16 @@ def _plan(
     # many rows.
     per_lane = 4 if tensor else 16 if all_rows <= 4 else 8
     lanes = min(SIMD, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
-    blocks = ceil(all_rows / 8)
+    # Two large tables and eight long queries are more than the memory that a threadgroup shares.
+    tables = {side.bits for side in (key, value) if side.kind == 1}
+    blocks = ceil(all_rows / (4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else 8))
     rows = ceil(all_rows / blocks)
     unroll = 4 if lanes <= 16 else 2
-    # Two threadgroups of 6 simd groups fit into the registers of a CUDA core, or one of 8 that take more.
-    simds = 4 if not tensor else 8 if not key.kind or max(key.dim, value.dim) > 128 else 6
+    # The registers of a CUDA core hold 12 simd groups of tensor cores' work: two threadgroups, or one where
+    # heads are so few that there would be too many to merge. Where they take more, 8.
+    few = heads * blocks <= 4
+    wide = not key.kind or max(key.dim, value.dim) > 128
+    simds = 4 if not tensor else 8 if wide else 12 if few else 6
     return Plan(key, value, group, rows, lanes, unroll, simds, queries, storage, sink, tensor, merged)
 
 

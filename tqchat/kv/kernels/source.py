@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
@@ -26,6 +28,7 @@ class Text:
     Attributes:
         kinds: Of keys and of values, for a kernel that attends.
         inputs: Names of the arrays that it is given, in order; ``outputs`` of those it makes.
+        threads: In a threadgroup, where registers must be shared out among so many; 0 where they need not.
     """
 
     kernel: Kernel
@@ -33,48 +36,71 @@ class Text:
     outputs: tuple[str, ...]
     constants: Constants
     kinds: tuple[Kind, Kind] = (0, 0)
+    threads: int = 0
 
-    def body(self, language: Language) -> str:
-        """The inside of the kernel's function."""
-        return constants(language, self.constants) + _body(language, self.kernel, self.kinds)
+    def whole(self, language: Language) -> Source:
+        """All of the text, as it is compiled."""
+        return Source(
+            _bare(_header(self.kernel, language, _text)),
+            _bare(self._body(language, _text)),
+        )
+
+    def short(self, language: Language) -> Source:
+        """The text as MLX is given it, which copies it at every launch: on CUDA the compiler reads most of it
+        from this package's files. Which shapes and strides it uses, MLX looks up in what it is given.
+        """
+        folder = str(_FOLDER)
+        if language == "metal" or any(sign in folder for sign in '"\\\n'):
+            return self.whole(language)
+        used = sorted(set(_USED.findall(self.whole(language).body)))
+        return Source(
+            _header(self.kernel, language, _included),
+            f"// {' '.join(used)}\n{self._body(language, _included)}",
+        )
+
+    def _body(self, language: Language, read: Callable[[str], str]) -> str:
+        begin = constants(language, self.constants) + read(f"{language}_begin")
+        if self.kernel == "encode":
+            return begin + read("encode")
+        if self.kernel == "merge":
+            return begin + read("fixed") + read("merge_begin") + read("merge")
+        return begin + read("fixed") + _attend(self.kernel, self.kinds, read)
 
 
-@lru_cache(maxsize=8)
-def header(language: Language, kernel: Kernel) -> str:
-    """What comes before a kernel: the language's words, the codebooks, the shared functions."""
+class Source(NamedTuple):
+    """What comes before a kernel's function, and what is inside it."""
+
+    header: str
+    body: str
+
+
+_FOLDER = Path(__file__).resolve().parent
+_USED = re.compile(r"\b\w+_(?:shape|strides)\b")
+
+
+def _header(kernel: Kernel, language: Language, read: Callable[[str], str]) -> str:
+    """The language's words, the codebooks, the shared functions."""
     levels = _levels() if kernel == "encode" else ""
-    return _bare(_text(language) + levels + _text("common"))
+    tensor = read("tensor") if kernel == "attend_tensor" else ""
+    return read(language) + levels + read("common") + tensor
 
 
-@lru_cache(maxsize=64)
-def _body(language: Language, kernel: Kernel, kinds: tuple[Kind, Kind]) -> str:
-    begin = _text(f"{language}_begin")
-    if kernel == "encode":
-        return _bare(begin + _text("encode"))
-    if kernel == "merge":
-        return _bare(begin + _text("fixed") + _text("merge_begin") + _text("merge"))
-    return _bare(begin + _text("fixed") + _attend(kernel, kinds))
-
-
-def _attend(kernel: Kernel, kinds: tuple[Kind, Kind]) -> str:
+def _attend(kernel: Kernel, kinds: tuple[Kind, Kind], read: Callable[[str], str]) -> str:
     """Attention's text: packed tokens by lane groups, on every device, or on CUDA's tensor cores; splits are
     merged by the launch's own last threadgroups, or by another launch. The rest is the same.
     """
-    part = {
-        name: _text(f"attend_{name}")
-        for name in ("begin", "queries", "state", "tiles", "lanes", "tensor", "raw", "groups", "end", "last")
-    }
-    text = part["begin"] + _side("key", kinds[0]) + _side("value", kinds[1])
+
+    def part(name: str) -> str:
+        return read(f"attend_{name}")
+
+    text = part("begin") + _side("key", kinds[0]) + _side("value", kinds[1])
     if kernel == "attend_tensor":
-        text += part["tiles"] + part["queries"]
-        text += (
-            f"if (is_raw) {{\n{part['state']}{part['raw']}{part['groups']}}} else {{\n{part['tensor']}}}\n"
-        )
+        text += part("tiles") + part("queries") + part("tensor")
     else:
-        text += part["queries"] + part["state"]
-        text += f"if (!is_raw) {{\n{part['lanes']}}} else {{\n{part['raw']}}}\n{part['groups']}"
-    text += part["end"]
-    return text if kernel == "attend" else f"{text}{part['last']}{_text('merge')}}}\n"
+        text += part("queries") + part("state")
+        text += f"if (!is_raw) {{\n{part('lanes')}}} else {{\n{part('raw')}}}\n{part('groups')}"
+    text += part("end")
+    return text if kernel == "attend" else f"{text}{part('last')}{read('merge')}}}\n"
 
 
 def stored(side: str, kind: Kind) -> tuple[str, ...]:
@@ -119,12 +145,17 @@ _TYPES: dict[Language, dict[mx.Dtype, str]] = {
 }
 
 
+@lru_cache(maxsize=32)
 def _text(name: str) -> str:
-    return Path(__file__).with_name(f"{name}.inc").read_text(encoding="utf-8")
+    return (_FOLDER / f"{name}.inc").read_text(encoding="utf-8")
+
+
+def _included(name: str) -> str:
+    return f'#include "{_FOLDER}/{name}.inc"\n'
 
 
 def _bare(text: str) -> str:
-    """Without comments and indentation: MLX copies a kernel's text at every launch."""
+    """Without comments and indentation."""
     lines = (line.split("//")[0].strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line) + "\n"
 
