@@ -15,7 +15,9 @@ from tests.kv import families, tiny
 from tqchat.kv import make_prompt_cache, memory_report, routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.formats import TurboFormat
+from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
+from tqchat.kv.storage import TILES_AT_ONCE
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
 
@@ -274,3 +276,19 @@ def test_a_prompt_is_packed_chunk_by_chunk_on_request(name: str, worst: float) -
     assert held == sorted(held) and held[0] > 0
     assert ("balance" in cache[0].key_side.format.fitted) is (name not in ("turbo0v4", "turbo0v2"))
     assert cache[0].offset == 600
+
+
+def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask for it costs more there than to do it; the first ones do not wait."""
+    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: Kernels("metal"))
+    cache = SchemeCache(parse_scheme("turbo4"))
+    x = mx.random.normal((1, 1, 300, 64)).astype(mx.float16)
+    packed = []
+    for i in range(300):
+        due = cache.key_side.tokens_until_due
+        cache.update_and_fetch(x[:, :, i : i + 1], x[:, :, i : i + 1])
+        packed.append(cache.packed_tokens)
+        assert (packed[-1] > (packed[-2] if i else 0)) == (due == 1)
+    steps = [after - before for before, after in itertools.pairwise(packed) if after > before]
+    assert steps == [TILE] + [TILES_AT_ONCE * TILE] * (len(steps) - 1) and len(steps) >= 3
+    assert cache.size() == 300

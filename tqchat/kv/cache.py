@@ -221,18 +221,20 @@ class SchemeCache:
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
-        ours, theirs = self._before or self.sides
+        if not self.fetched(keys, values):
+            return False
+        ours, theirs = self._before or (self.key_side, self.value_side)
         packed = ours.packed.length > 0 or theirs.packed.length > 0
-        return packed and queries.shape[2] <= _most_rows() and self.fetched(keys, values)
+        return packed and ((rows := queries.shape[2]) == 1 or rows <= _most_rows())
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
         """Attention straight from packed storage; see ``attention``."""
         self._attends = True
-        arguments = queries, *(self._before or self.sides), scale, mask, sinks
-        fused = self._fused(*arguments)
-        return attention(*arguments) if fused is None else fused
+        keys, values = self._before or (self.key_side, self.value_side)
+        fused = self._fused(queries, keys, values, scale, mask, sinks)
+        return attention(queries, keys, values, scale, mask, sinks) if fused is None else fused
 
     def attended(self) -> None:
         """Note that the tokens fetched last have been attended to: a prompt's may now be packed."""

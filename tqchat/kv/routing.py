@@ -33,19 +33,21 @@ def routed_attention(
     """mlx-lm's ``scaled_dot_product_attention``, handed to the cache if it packs and the model left what
     it fetched untouched.
     """
-    if not (isinstance(cache, SchemeCache) and cache.fetched(keys, values)):
-        if (lender := owner(keys, values)) is not None:
-            lender.evaluated()
-        return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
-    if cache.can_attend(queries, keys, values):
-        output = cache.attend(queries, scale, mask, sinks)
-    else:
-        cache.observe(queries)
-        if cache.stands_in:
-            keys, values = cache.decoded()
-        output = _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
-    cache.attended()
-    return output
+    if isinstance(cache, SchemeCache):
+        if cache.can_attend(queries, keys, values):
+            output = cache.attend(queries, scale, mask, sinks)
+            cache.attended()
+            return output
+        if cache.fetched(keys, values):
+            cache.observe(queries)
+            if cache.stands_in:
+                keys, values = cache.decoded()
+            output = _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+            cache.attended()
+            return output
+    if (lender := owner(keys, values)) is not None:
+        lender.evaluated()
+    return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
 
 
 def _model_files() -> Iterator[ModuleType]:

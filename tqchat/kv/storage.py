@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from tqchat.kv.fitting import NOTHING_SEEN, Seen
 from tqchat.kv.formats import Block, Format, RawFormat, make_format
+from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
 
@@ -21,6 +22,15 @@ GROWTH = 256
 
 PACK_AT_ONCE = 512
 """Tokens encoded, or decoded, in one go at most, so that a long prompt's temporaries stay small."""
+
+
+TILES_AT_ONCE = 4
+"""Tiles packed together while tokens are generated on a GPU: it takes longer to ask for it than to do it."""
+
+
+def _together() -> int:
+    """Tokens that are packed together while tokens are generated."""
+    return TILE if kernels() is None else TILES_AT_ONCE * TILE
 
 
 Piece = tuple[Format, Block]
@@ -123,8 +133,8 @@ class Side:
     """The keys or the values of one layer: ``[sinks | packed | recent]`` in token order.
 
     Everything is appended to ``recent``, raw. ``pack_due`` encodes the oldest of it, tile by tile, behind the
-    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. A raw side never packs: all its
-    tokens are ``recent``.
+    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw; on a GPU, several tiles at once.
+    A raw side never packs: all its tokens are ``recent``.
     """
 
     def __init__(self, scheme: Scheme, role: Literal["key", "value"]) -> None:
@@ -136,7 +146,7 @@ class Side:
         self.format: Format = RawFormat()
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
-        self.recent = TokenStore(GROWTH if self.spec.kind == "raw" else TILE)
+        self.recent = TokenStore(GROWTH if self.spec.kind == "raw" else _together())
         self._decoded: tuple[Block, int, int, mx.Dtype, mx.array] | None = None
 
     @property
@@ -208,7 +218,7 @@ class Side:
     @property
     def is_due(self) -> bool:
         """Whether ``pack_due`` would encode anything."""
-        return self.recent.length >= self.scheme.tail + TILE and self._due[1] > 0
+        return self.recent.length >= self.scheme.tail + self._awaited and self._due[1] > 0
 
     @property
     def tokens_until_due(self) -> int:
@@ -216,7 +226,12 @@ class Side:
         if self.spec.kind == "raw":
             return 1 << 30
         wanted = self.scheme.sinks if not self.sinks.length else 0
-        return self.scheme.tail + TILE + wanted - self.recent.length
+        return self.scheme.tail + self._awaited + wanted - self.recent.length
+
+    @property
+    def _awaited(self) -> int:
+        """Tokens beyond the tail that are waited for before they are packed."""
+        return _together() if self.packed.length else TILE
 
     @property
     def _due(self) -> tuple[int, int]:
