@@ -292,3 +292,33 @@ def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPat
     steps = [after - before for before, after in itertools.pairwise(packed) if after > before]
     assert steps == [TILE] + [TILES_AT_ONCE * TILE] * (len(steps) - 1) and len(steps) >= 3
     assert cache.size() == 300
+
+
+def test_a_stand_in_s_tokens_are_packed_once_they_have_been_attended_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SchemeCache, "is_routed", True)
+    mx.random.seed(6)
+    x = mx.random.normal((1, 1, 200, 64)).astype(mx.float16)
+    queries = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
+    caches = [SchemeCache(parse_scheme("turbo4")) for _ in range(2)]
+    caches[1].stands_in = True
+    for i in range(200):
+        told = []
+        for cache in caches:
+            before = cache.packed_tokens
+            keys, values = cache.update_and_fetch(x[:, :, i : i + 1], x[:, :, i : i + 1])
+            if cache.stands_in and before:
+                assert cache.packed_tokens == before
+            told.append(routing.routed_attention(queries, keys, values, cache, 0.1, None))
+        assert mx.array_equal(*told)
+        assert caches[0].packed_tokens == caches[1].packed_tokens
+    assert caches[1].packed_tokens > 2 * TILE
+
+    # Who never attends is not waited for a second time.
+    while caches[1].key_side.tokens_until_due > 1:
+        caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])
+    before = caches[1].packed_tokens
+    for packed in (before, before + TILE):
+        caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])
+        assert caches[1].packed_tokens == packed

@@ -91,7 +91,7 @@ class SchemeCache:
         self.rope: Rope | None = None
         self.packs_prompts = False
         self.stands_in = False
-        self._reading = self._attends = self._is_shared = False
+        self._packs_later = self._attends = self._is_shared = False
         self._before: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
@@ -117,13 +117,17 @@ class SchemeCache:
             return self.keys_and_values() if self.key_side.length else (keys, values)
         self._before = None
         self._attends = self._attends and keys.shape[2] <= _most_rows()
-        self._reading = self.packs_prompts and keys.shape[2] > 1
+        owed, self._packs_later = self._packs_later, self.packs_prompts and keys.shape[2] > 1
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
         self.value_side.append(values if dtype is None else values.astype(dtype))
         self.offset += keys.shape[2]
         self._dtypes = keys.dtype, values.dtype
         if keys.shape[2] > 1 or not (self.key_side.is_due or self.value_side.is_due):
+            return self.keys_and_values()
+        if self.stands_in and self.is_routed and self.packed_tokens and not owed:
+            # Nobody but the routed attention looks at these tokens, and it says when it has.
+            self._packs_later = True
             return self.keys_and_values()
         before = self.key_side.snapshot(), self.value_side.snapshot()
         self.pack_due()
@@ -237,10 +241,10 @@ class SchemeCache:
         return attention(queries, keys, values, scale, mask, sinks) if fused is None else fused
 
     def attended(self) -> None:
-        """Note that the tokens fetched last have been attended to: a prompt's may now be packed."""
+        """Note that the tokens fetched last have been attended to: what waited for that may now be packed."""
         self._before = None
-        if self._reading:
-            self._reading = False
+        if self._packs_later:
+            self._packs_later = False
             self.pack_due()
 
     def make_mask(

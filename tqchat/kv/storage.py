@@ -176,7 +176,8 @@ class Side:
         """Batch size and heads; (0, 0) while empty."""
         for store in (self.recent, self.packed, self.sinks):
             if store.arrays:
-                return int(store.arrays[0].shape[0]), int(store.arrays[0].shape[1])
+                batch, heads, *_ = store.arrays[0].shape
+                return batch, heads
         return 0, 0
 
     def snapshot(self) -> Self:

@@ -206,4 +206,7 @@ def _from_start(store: TokenStore) -> tuple[mx.array, ...]:
 
 def _stored(side: Side) -> tuple[mx.array, ...]:
     """Codes, scales, biases, tail: those that the side has."""
-    return _from_start(side.packed) + _from_start(side.recent)
+    packed, recent = side.packed, side.recent
+    if packed.start or recent.start:
+        return _from_start(packed) + _from_start(recent)
+    return packed.arrays + recent.arrays
