@@ -13,6 +13,7 @@ from tqchat.engine.commands import Sampling
 from tqchat.engine.failures import DraftMismatch
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
+from tqchat.kv.scheme import TILE
 
 ASKED = [user(TALE + "Tell me a story about the dog.")]
 
@@ -23,8 +24,14 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return models.load(str(tiny_llama(tmp_path_factory.mktemp("other"), seed=5)))
 
 
+@pytest.mark.parametrize("tiles", [1, 4])
 @pytest.mark.parametrize("scheme", ["fp16", "turbo4", "turbo2"])
-def test_the_starter_drafting_for_itself_says_what_it_says_alone(starter: LoadedModel, scheme: str) -> None:
+def test_the_starter_drafting_for_itself_says_what_it_says_alone(
+    starter: LoadedModel, scheme: str, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several are packed at once on a GPU, once enough are packed.
+    monkeypatch.setattr("tqchat.kv.storage._together", lambda: tiles * TILE)
+    monkeypatch.setattr("tqchat.kv.storage.GROWTH", TILE)
     alone = send(Session(starter, scheme), ASKED, greedy(60))
     drafted = Session(starter, scheme, draft=starter)
     done = send(drafted, ASKED, greedy(60))

@@ -150,7 +150,7 @@ class Decoder:
                 mlx_cache.trim_prompt_cache(held.cache, surplus)
             held.tokens.extend(self._sequence[-1:] + proposed[:agreed])
             for layer in flat_layers(held.cache):
-                if isinstance(layer, SchemeCache):
+                if isinstance(layer, SchemeCache) and layer.is_due:
                     layer.pack_due()
             for number, token in enumerate(drawn[: agreed + 1]):
                 self.accepted += number < agreed

@@ -102,6 +102,11 @@ class SchemeCache:
         return self.key_side, self.value_side
 
     @property
+    def is_due(self) -> bool:
+        """Whether enough has left the tail to be packed."""
+        return self.key_side.is_due or self.value_side.is_due
+
+    @property
     def packed_tokens(self) -> int:
         """Tokens that are packed on at least one side."""
         return max(side.packed.length for side in self.sides)
@@ -123,7 +128,7 @@ class SchemeCache:
         self.value_side.append(values if dtype is None else values.astype(dtype))
         self.offset += keys.shape[2]
         self._dtypes = keys.dtype, values.dtype
-        if keys.shape[2] > 1 or not (self.key_side.is_due or self.value_side.is_due):
+        if keys.shape[2] > 1 or not self.is_due:
             return self.keys_and_values()
         if self.stands_in and self.is_routed and self.packed_tokens and not owed:
             # Nobody but the routed attention looks at these tokens, and it says when it has.

@@ -218,12 +218,12 @@ class Side:
 
     @property
     def is_due(self) -> bool:
-        """Whether ``pack_due`` would encode anything."""
+        """Whether a single token's step is to encode some."""
         return self.recent.length >= self.scheme.tail + self._awaited and self._due[1] > 0
 
     @property
     def tokens_until_due(self) -> int:
-        """How many more tokens make ``pack_due`` encode some; very many on a side that stays raw."""
+        """How many more single tokens make it due; very many on a side that stays raw."""
         if self.spec.kind == "raw":
             return 1 << 30
         wanted = self.scheme.sinks if not self.sinks.length else 0
@@ -231,8 +231,8 @@ class Side:
 
     @property
     def _awaited(self) -> int:
-        """Tokens beyond the tail that are waited for before they are packed."""
-        return _together() if self.packed.length else TILE
+        """Tokens beyond the tail that are waited for before they are packed: few while few are packed."""
+        return _together() if self.packed.length >= GROWTH else TILE
 
     @property
     def _due(self) -> tuple[int, int]:

@@ -239,8 +239,8 @@ inline uint tq_highs(uint a, uint b) { return a >> 16 | (b & 0xFFFF0000u); }
 template <typename S>
 uint tq_halves_of(uint bits) {
     if (std::is_same<S, half>::value) return bits;
-    const auto value = [](uint x) { return half(std::fmin(std::fmax(as_type<float>(x), -65504.0f), 65504.0f)); };
-    return as_type<uint>(half2(value(bits << 16), value(bits & 0xFFFF0000u)));
+    const auto limited = [](float x) { return half(x - x == 0 ? std::fmin(std::fmax(x, -65504.0f), 65504.0f) : x); };
+    return as_type<uint>(half2(limited(as_type<float>(bits << 16)), limited(as_type<float>(bits & 0xFFFF0000u))));
 }
 inline float tq_shuffle(float x, int lane) {
     return shim::exchange(x, [=](int first) { return shim::running->fibers[first + lane].value; });

@@ -86,6 +86,9 @@ def assert_close(found, queries, cache, sink):
         ("turbo3v1", (1, 1, 7), (128, 64), mx.float16, 1, TENSOR_CORES),
         ("turbo4v2", (1, 1, 3), (256, 256), mx.float16, 3, TENSOR_CORES),
         ("turbo8v3", (1, 1, 2), (64, 256), mx.float16, 2, TENSOR_CORES),
+        ("turbo4", (1, 1, 2), (64, 128), mx.float16, 1, TENSOR_CORES),
+        ("turbo4", (1, 1, 2), (64, 256), mx.float16, 1, METAL),
+        ("turbo3", (1, 1, 2), (32, 128), mx.float16, 1, CUDA),
     ],
 )
 def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
@@ -151,9 +154,13 @@ def test_launches_are_for_a_cache_s_first_tokens():
     assert serves == [True, True, False]
 
 
-def test_a_key_that_is_not_a_number_is_seen_in_the_kernels_too(emulator):
-    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
-    cache.key_side.packed.arrays[1][:, :, 7] = mx.nan
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize("where", ["packed key", "raw key", "raw value"])
+def test_what_is_not_a_number_is_seen_in_the_kernels_too(emulator, where, dtype):
+    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), dtype, 1)
+    side = cache.value_side if "value" in where else cache.key_side
+    array = side.recent.arrays[0] if "raw" in where else side.packed.arrays[1]
+    array[:, :, 7] = mx.nan
     for on in (METAL, TENSOR_CORES):
         steps = steps_for(cache, queries, on, None)
         assert mx.isnan(emulated(emulator, steps, queries, *cache.sides)).all().item()

@@ -86,7 +86,7 @@ class Kernels:
     def _compile(self, text: source.Text) -> Any:
         make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
         whole, short = text.whole(self.language), text.short(self.language)
-        digest = hashlib.sha256(repr((whole, text.inputs, text.threads)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((whole, text.inputs, _bounds(text.threads))).encode()).hexdigest()[:16]
         # MLX knows a kernel by its name, on CUDA after a restart too.
         name = f"tqchat_{text.kernel}_{digest}"
         if self.language == "cuda" and text.threads:
@@ -107,11 +107,14 @@ def _bounded(name: str, threads: int, text: source.Source) -> source.Source:
     such thing; between header and body its name stands for both.
     """
     function = f"custom_kernel_{name}"
-    bounds = f"__launch_bounds__({threads}, {max(1, REGISTERS_FOR // threads)})"
     return source.Source(
-        f"{text.header}#define {function} {bounds} {function}\n",
+        f"{text.header}#define {function} {_bounds(threads)} {function}\n",
         f"#undef {function}\n{text.body}",
     )
+
+
+def _bounds(threads: int) -> str:
+    return f"__launch_bounds__({threads}, {max(1, REGISTERS_FOR // threads)})" if threads else ""
 
 
 def run(compiled: Any, launch: Launch) -> list[mx.array]:

@@ -14,12 +14,12 @@ from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Kernels
 from tqchat.kv.storage import Side
 
 TENSOR_DIMS = (64, 128, 256)
-MOST_SPLITS = 112
+MOST_SPLITS = 128
 MOST_RAW_SPLITS = 16
 MERGE_SIMDS = 8
 """Simd groups that merge a row's splits, where that is a launch of its own."""
-MERGE_SUMS = 8192
-"""Floats that they have room for beside each other."""
+MERGE_FLOATS = 8192
+"""Sums that they have room for beside each other."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Plan:
         simds: Simd groups in a threadgroup.
         group: Query heads to a KV head.
         sink: Whether the model has learned sinks.
-        tensor: Whether packed tokens go through tensor cores.
+        tensor: Whether tokens go through tensor cores.
         merged: Whether one launch does it all: its last threadgroup of a block merges the splits. That takes
             memory that threadgroups agree upon while they run, which Metal lacks on most devices.
     """
@@ -149,8 +149,9 @@ class Plan:
             )
         ]
         sums = merge_rows * self.value.dim
-        parts = next(n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_SUMS)
-        most = MOST_SPLITS + MOST_RAW_SPLITS
+        parts = next(
+            n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_FLOATS
+        )
         return (
             *sides,
             ("KEY_PER_LANE", self.key_per_lane),
@@ -163,11 +164,11 @@ class Plan:
             ("TILE", self.tile),
             ("SIMDS", self.simds),
             ("HAS_SINK", int(self.sink)),
-            ("MOST_SPLITS", most),
+            ("MOST_SPLITS", MOST_SPLITS),
             ("MERGE_ROWS", merge_rows),
             ("MERGE_SIMDS", merge_simds),
             ("MERGE_PARTS", parts),
-            ("MERGE_ROOM", parts * sums + merge_rows * (most + 2)),
+            ("MERGE_ROOM", parts * sums + merge_rows * (MOST_SPLITS + 2)),
             ("S", self.storage),
             ("T", self.queries),
         )
