@@ -17,15 +17,9 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.formats import TurboFormat
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
-from tqchat.kv.storage import GROWTH, TILES_AT_ONCE
+from tqchat.kv.storage import TILES_AT_ONCE, TOGETHER_FROM
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
-
-
-@pytest.fixture(autouse=True)
-def packs_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU, wherever this runs."""
-    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: None)
 
 
 def logits(model: object, cache: list[object], tokens: mx.array, *splits: int) -> mx.array:
@@ -297,9 +291,9 @@ def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPat
         assert (packed[-1] > (packed[-2] if i else 0)) == (due == 1)
     steps = [(before, after - before) for before, after in itertools.pairwise(packed) if after > before]
     assert [count for _, count in steps] == [
-        TILES_AT_ONCE * TILE if before >= GROWTH else TILE for before, _ in steps
+        TILES_AT_ONCE * TILE if before >= TOGETHER_FROM else TILE for before, _ in steps
     ]
-    assert steps[-2][0] >= GROWTH
+    assert steps[-2][0] >= TOGETHER_FROM
     assert cache.size() == 500
 
 

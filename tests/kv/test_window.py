@@ -28,12 +28,6 @@ FEEDS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def packs_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU, wherever this runs."""
-    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: None)
-
-
 def stream(count: int, seed: int = 1) -> tuple[mx.array, mx.array]:
     keys, values = mx.random.normal((2, 1, HEADS, count, DIM), key=mx.random.key(seed))
     return keys, values

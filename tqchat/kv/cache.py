@@ -232,18 +232,18 @@ class SchemeCache:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
         if not self.fetched(keys, values):
             return False
-        ours, theirs = self._before or (self.key_side, self.value_side)
+        ours, theirs = self._before or self.sides
         packed = ours.packed.length > 0 or theirs.packed.length > 0
-        return packed and ((rows := queries.shape[2]) == 1 or rows <= _most_rows())
+        return packed and queries.shape[2] <= _most_rows()
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
         """Attention straight from packed storage; see ``attention``."""
         self._attends = True
-        keys, values = self._before or (self.key_side, self.value_side)
-        fused = self._fused(queries, keys, values, scale, mask, sinks)
-        return attention(queries, keys, values, scale, mask, sinks) if fused is None else fused
+        arguments = queries, *(self._before or self.sides), scale, mask, sinks
+        fused = self._fused(*arguments)
+        return attention(*arguments) if fused is None else fused
 
     def attended(self) -> None:
         """Note that the tokens fetched last have been attended to: what waited for that may now be packed."""

@@ -27,6 +27,9 @@ PACK_AT_ONCE = 512
 TILES_AT_ONCE = 4
 """Tiles packed together while tokens are generated on a GPU: it takes longer to ask for it than to do it."""
 
+TOGETHER_FROM = 256
+"""Packed tokens from which on tiles wait for each other: what waits is raw, and little against those."""
+
 
 def _together() -> int:
     """Tokens that are packed together while tokens are generated."""
@@ -232,7 +235,7 @@ class Side:
     @property
     def _awaited(self) -> int:
         """Tokens beyond the tail that are waited for before they are packed: few while few are packed."""
-        return _together() if self.packed.length >= GROWTH else TILE
+        return _together() if self.packed.length >= TOGETHER_FROM else TILE
 
     @property
     def _due(self) -> tuple[int, int]:

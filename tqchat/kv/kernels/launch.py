@@ -206,7 +206,4 @@ def _from_start(store: TokenStore) -> tuple[mx.array, ...]:
 
 def _stored(side: Side) -> tuple[mx.array, ...]:
     """Codes, scales, biases, tail: those that the side has."""
-    packed, recent = side.packed, side.recent
-    if packed.start or recent.start:
-        return _from_start(packed) + _from_start(recent)
-    return packed.arrays + recent.arrays
+    return _from_start(side.packed) + _from_start(side.recent)

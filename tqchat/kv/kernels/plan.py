@@ -72,11 +72,11 @@ class Plan:
 
     @property
     def key_per_lane(self) -> int:
-        return _per_lane(self.key.dim, self.lanes, self.tensor)
+        return _per_lane(self.key.dim, self.lanes)
 
     @property
     def value_per_lane(self) -> int:
-        return _per_lane(self.value.dim, self.lanes, self.tensor)
+        return _per_lane(self.value.dim, self.lanes)
 
     @property
     def step(self) -> int:
@@ -210,7 +210,7 @@ def _plan(
 ) -> Plan:
     # A lane's registers hold its share of every row's query and sum: more lanes to a token where there are
     # many rows.
-    per_lane = 4 if tensor else 16 if all_rows <= 4 else 8
+    per_lane = 16 if all_rows <= 4 else 8
     lanes = min(SIMD, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
     # Two large tables and eight long queries are more than the memory that a threadgroup shares.
     tables = {side.bits for side in (key, value) if side.kind == 1}
@@ -225,10 +225,9 @@ def _plan(
     return Plan(key, value, group, rows, lanes, unroll, simds, queries, storage, sink, tensor, merged)
 
 
-def _per_lane(dim: int, lanes: int, only_raw: bool) -> int:
+def _per_lane(dim: int, lanes: int) -> int:
     """Dimensions to a lane: a width that loads in one go, and of codes whole bytes."""
-    least = dim / lanes
-    return next(width for width in (4, 8, 16, 32) if least <= width and (width > 4 or only_raw))
+    return next(width for width in (8, 16, 32) if dim / lanes <= width)
 
 
 def _side_plan(side: Side) -> SidePlan | None:
