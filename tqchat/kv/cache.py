@@ -36,12 +36,12 @@ def owner(keys: mx.array, values: mx.array) -> SchemeCache | None:
     return found if found is not None and found.fetched(keys, values) else None
 
 
-def _most_rows() -> int:
-    """Query tokens up to which attention works from packed storage.
+def _attends_packed(rows: int) -> bool:
+    """Whether attention of so many query tokens works from packed storage.
 
     For more, a GPU decodes a layer's history once and uses MLX's fused attention. On a CPU that is not fused.
     """
-    return 1 << 30 if mx.default_device() == mx.cpu else FEW_ROWS
+    return rows <= FEW_ROWS or mx.default_device() == mx.cpu
 
 
 @lru_cache(maxsize=8)
@@ -52,9 +52,16 @@ def _nan(dtype: mx.Dtype) -> mx.array:
 
 
 @lru_cache(maxsize=8)
-def _stand_in(dtype: mx.Dtype, *shape: int) -> mx.array:
-    """Not a number anywhere, so that no use of it goes unseen. The same one serves all layers of a step."""
-    return mx.broadcast_to(_nan(dtype), shape)
+def _stand_ins(
+    heads: tuple[int, int], tokens: int, dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
+) -> tuple[mx.array, mx.array]:
+    """Keys and values that are not a number anywhere, so that no use of them goes unseen. The same ones serve
+    all layers of a step.
+    """
+    keys, values = (
+        mx.broadcast_to(_nan(dtype), (*heads, tokens, dim)) for dim, dtype in zip(dims, dtypes, strict=True)
+    )
+    return keys, values
 
 
 class SchemeCache:
@@ -118,17 +125,18 @@ class SchemeCache:
             keys: ``[batch, heads, tokens, key_dim]``.
             values: ``[batch, heads, tokens, value_dim]``.
         """
-        if not keys.shape[2]:
+        count = keys.shape[2]
+        if not count:
             return self.keys_and_values() if self.key_side.length else (keys, values)
         self._before = None
-        self._attends = self._attends and keys.shape[2] <= _most_rows()
-        owed, self._packs_later = self._packs_later, self.packs_prompts and keys.shape[2] > 1
+        self._attends = self._attends and _attends_packed(count)
+        owed, self._packs_later = self._packs_later, self.packs_prompts and count > 1
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
         self.value_side.append(values if dtype is None else values.astype(dtype))
-        self.offset += keys.shape[2]
+        self.offset += count
         self._dtypes = keys.dtype, values.dtype
-        if keys.shape[2] > 1 or not self.is_due:
+        if count > 1 or not self.is_due:
             return self.keys_and_values()
         if self.stands_in and self.is_routed and self.packed_tokens and not owed:
             # Nobody but the routed attention looks at these tokens, and it says when it has.
@@ -146,11 +154,8 @@ class SchemeCache:
         """
         keys, values = self._before or self.sides
         if self.stands_in and self.is_routed and (keys.packed.length or values.packed.length):
-            shape, length, (key_dtype, value_dtype) = keys.shape, keys.length, self._fetched_dtypes
-            fetched = (
-                _stand_in(key_dtype, *shape, length, keys.head_dim),
-                _stand_in(value_dtype, *shape, length, values.head_dim),
-            )
+            dims = keys.head_dim, values.head_dim
+            fetched = _stand_ins(keys.shape, keys.length, dims, self._fetched_dtypes)
         else:
             # What was attended to last time, and nothing else, nobody will evaluate this time.
             fetched = self.decoded(keep=self._attends and not self._is_shared)
@@ -234,7 +239,7 @@ class SchemeCache:
             return False
         ours, theirs = self._before or self.sides
         packed = ours.packed.length > 0 or theirs.packed.length > 0
-        return packed and queries.shape[2] <= _most_rows()
+        return packed and _attends_packed(queries.shape[2])
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None

@@ -1,6 +1,4 @@
-"""Token-axis storage shared by every format, and the one side (keys or values) of a layer's cache built
-from it.
-"""
+"""One side (keys or values) of a layer's cache: what every format shares."""
 
 from __future__ import annotations
 
@@ -16,13 +14,10 @@ from tqchat.kv.formats import Block, Format, RawFormat, make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
-
-GROWTH = 256
-"""Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
+from tqchat.kv.stores import GROWTH, Tail, TokenStore
 
 PACK_AT_ONCE = 512
 """Tokens encoded, or decoded, in one go at most, so that a long prompt's temporaries stay small."""
-
 
 TILES_AT_ONCE = 4
 """Tiles packed together while tokens are generated on a GPU: it takes longer to ask for it than to do it."""
@@ -38,98 +33,6 @@ def _together() -> int:
 
 Piece = tuple[Format, Block]
 """Encoded tokens and the format that reads them."""
-
-
-class TokenStore:
-    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready.
-
-    Attributes:
-        origin: The same as long as the first token is, in snapshots too.
-    """
-
-    def __init__(self, growth: int = GROWTH) -> None:
-        self.growth = growth
-        self.arrays: Block = ()
-        self.start = 0
-        self.length = 0
-        self.origin = object()
-
-    @property
-    def capacity(self) -> int:
-        return int(self.arrays[0].shape[2]) if self.arrays else 0
-
-    @property
-    def allocated_bytes(self) -> int:
-        """Bytes of the arrays as they are."""
-        return sum(array.nbytes for array in self.arrays)
-
-    @property
-    def bytes(self) -> int:
-        """The share of ``allocated_bytes`` that belongs to tokens held."""
-        return self.allocated_bytes // self.capacity * self.length if self.arrays else 0
-
-    def append(self, block: Block) -> None:
-        """Add a block's tokens at the end."""
-        count = block[0].shape[2]
-        end = self.start + self.length + count
-        if end > self.capacity:
-            # Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its
-            # source, and a slice of a prompt would keep the whole prompt alive.
-            room = (count // self.growth + 1) * self.growth
-            held = self.view()
-            blank = tuple(mx.zeros((*b.shape[:2], room, *b.shape[3:]), b.dtype) for b in block)
-            self.arrays = (
-                tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
-                if self.length
-                else blank
-            )
-            self.start, end = 0, self.length + count
-        for array, part in zip(self.arrays, block, strict=True):
-            array[:, :, end - count : end] = part
-        self.length += count
-
-    def view(self) -> Block:
-        """The tokens held, as slices of their own: appending later does not change them."""
-        return tuple(array[:, :, self.start : self.start + self.length] for array in self.arrays)
-
-    def snapshot(self) -> Self:
-        """The tokens held, in a store of their own that nothing done to this one reaches."""
-        twin = copy.copy(self)
-        twin.arrays, twin.start = self.view(), 0
-        return twin
-
-    def take_front(self, count: int) -> Block:
-        """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
-        held = self.view()
-        front = tuple(array[:, :, :count] for array in held)
-        rest = tuple(array[:, :, count:] for array in held)
-        left = self.length - count
-        self.clear()
-        if left:
-            self.append(rest)
-        return front
-
-    def drop_front(self, count: int) -> None:
-        """Forget the first ``count`` tokens; their room is given back once it is as much as growth adds."""
-        if not count:
-            return
-        self.start += count
-        self.length -= count
-        self.origin = object()
-        if not self.length:
-            self.clear()
-        elif self.start >= self.growth:
-            self.take_front(0)
-
-    def trim(self, count: int) -> None:
-        """Forget the last ``count`` tokens; their room stays allocated."""
-        self.length -= count
-
-    def clear(self) -> None:
-        self.arrays = ()
-        self.start = 0
-        self.length = 0
-        self.origin = object()
 
 
 class Side:
@@ -149,7 +52,7 @@ class Side:
         self.format: Format = RawFormat()
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
-        self.recent = TokenStore(GROWTH if self.spec.kind == "raw" else _together())
+        self.recent = Tail(GROWTH if self.spec.kind == "raw" else _together())
         self._decoded: tuple[Block, int, int, mx.Dtype, mx.array] | None = None
 
     @property
@@ -177,7 +80,8 @@ class Side:
     @property
     def shape(self) -> tuple[int, int]:
         """Batch size and heads; (0, 0) while empty."""
-        for store in (self.recent, self.packed, self.sinks):
+        # The tail last: a token that waits there need not be written for this.
+        for store in (self.packed, self.sinks, self.recent):
             if store.arrays:
                 batch, heads, *_ = store.arrays[0].shape
                 return batch, heads
@@ -186,7 +90,8 @@ class Side:
     def snapshot(self) -> Self:
         """The side as it is now: what is appended, packed and trimmed later does not change it."""
         twin = copy.copy(self)
-        twin.sinks, twin.packed, twin.recent = (store.snapshot() for store in self.stores.values())
+        twin.sinks, twin.packed = self.sinks.snapshot(), self.packed.snapshot()
+        twin.recent = self.recent.snapshot()
         return twin
 
     def pieces(self, start: int = 0, end: int | None = None, longest: int | None = None) -> Iterator[Piece]:
@@ -211,7 +116,10 @@ class Side:
         if not self.head_dim:
             self.prepare(x.shape[-1])
         self.dtype = x.dtype
-        self.recent.append((x,))
+        if x.shape[2] == 1 and self.packed.length:
+            self.recent.append_one(x)
+        else:
+            self.recent.append((x,))
 
     def prepare(self, head_dim: int) -> None:
         """Fix the vector width."""

@@ -36,10 +36,10 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.compiled = 0
-        self.counters: dict[int, tuple[mx.array, np.ndarray]] = {}
+        self.fixed: dict[int, tuple[mx.array, np.ndarray]] = {}
 
     def run(self, text: source.Text, launch: Launch) -> list[mx.array]:
-        """A launch's outputs. What it writes to its counter the next launch with the same one finds."""
+        """A launch's outputs. What it writes to its counters the next launch with the same ones finds."""
         library = ctypes.CDLL(str(self._library(text, launch)))
         keep: list[object] = []
         arguments: list[int] = []
@@ -50,9 +50,9 @@ class Emulator:
             else:
                 strided = np.array(array.view(mx.uint16)) if array.dtype == mx.bfloat16 else np.array(array)
             strided = np.ascontiguousarray(strided)
-            if name == "counter":
+            if name == "fixed":
                 # Kept with its array, whose identity another could otherwise take over.
-                strided = self.counters.setdefault(id(array), (array, strided.copy()))[1]
+                strided = self.fixed.setdefault(id(array), (array, strided.copy()))[1]
             shape = np.array(array.shape, np.int32)
             strides = np.array([int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim)], np.int64)
             keep += [strided, shape, strides]

@@ -147,7 +147,8 @@ struct Index {
 
 namespace metal {
 
-enum class mem_flags { mem_threadgroup };
+enum class mem_flags { mem_device = 1, mem_threadgroup = 2 };
+inline mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(int(a) | int(b)); }
 inline void threadgroup_barrier(mem_flags) {
     shim::meet(&shim::Fiber::group_phase, 0, int(shim::running->fibers.size()));
 }

@@ -35,7 +35,7 @@ def attend(monkeypatch, layer, answer):
     """Attention with kernels that give ``answer``, as no machine without a GPU can run them."""
     made = Kernels("metal")
     monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", lambda *arguments: answer())
+    monkeypatch.setattr(Steps, "run", lambda *arguments: (answer(), []))
     cache, queries = layer
     expected = attention(queries, *cache.sides, 0.1, None)
     fused = FusedAttention()

@@ -60,7 +60,7 @@ class Kernels:
     def first_use(
         self,
         plan: Hashable,
-        reference: Answer,
+        reference: Callable[[], Answer],
         found: Callable[[], Answer],
         error: Callable[[Answer, Answer], str | None],
     ) -> Answer:
@@ -68,12 +68,15 @@ class Kernels:
         on. Otherwise theirs; it is then refused for good.
 
         Args:
+            reference: The plain operations; they come after ``found``, which sees nothing that they change.
             error: What is wrong with the second answer, given the first; ``None`` if nothing is.
         """
+        expected: Answer | None = None
         try:
             answer = found()
-            mx.eval(reference, answer)
-            problem = error(reference, answer)
+            expected = reference()
+            mx.eval(expected, answer)
+            problem = error(expected, answer)
         except (RuntimeError, ValueError) as raised:
             problem = f"it does not run: {str(raised).splitlines()[0]}"
         if problem is None:
@@ -81,7 +84,7 @@ class Kernels:
             return answer
         self.refused[plan] = problem
         logger.warning("A fused kernel is not used, only slower operations: %s (%s)", problem, plan)
-        return reference
+        return reference() if expected is None else expected
 
     def _compile(self, text: source.Text) -> Any:
         make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel

@@ -112,7 +112,7 @@ def encode(form: Format, x: mx.array) -> Block:
 
     if plan in made.trusted:
         return found()
-    return made.first_use(plan, form.encode(x), found, lambda a, b: _error(form, x, a, b))
+    return made.first_use(plan, lambda: form.encode(x), found, lambda a, b: _error(form, x, a, b))
 
 
 def _error(form: TurboFormat, x: mx.array, reference: Block, found: Block) -> str | None:

@@ -11,7 +11,8 @@ import mlx.core as mx
 from tqchat.kv.codebook import centroids
 from tqchat.kv.kernels.device import SIMD, Kernels, Launch, blank, run
 from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
-from tqchat.kv.storage import Side, TokenStore
+from tqchat.kv.storage import Side
+from tqchat.kv.stores import TokenStore
 
 SIMDS_WANTED = 1584
 """Simd groups that keep a large device busy; a context is split among so many, none with less than a step."""
@@ -29,6 +30,9 @@ class Steps:
     """The launches for one layer's steps of decoding. What does not change from one to the next is made
     once: a step is a few microseconds of Python.
 
+    Attributes:
+        is_trusted: Whether their answer was held against the plain operations'.
+
     Args:
         plan: What ``plan_for`` said for these queries and sides.
         scale: The softmax's.
@@ -39,6 +43,7 @@ class Steps:
         self, plan: Plan, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
     ) -> None:
         self.plan = plan
+        self.is_trusted = False
         self.dtype = queries.dtype
         self._shape = queries.shape
         self._scale = scale
@@ -54,27 +59,27 @@ class Steps:
         self._sized = plan.step, plan.raw_step, plan.simds, blocks, plan.rows * (plan.value.dim + 2)
         self._asked = rows, query_heads
         self._threads = plan.simds * SIMD, 1, 1
-        self._fixed = _fixed(plan, keys, values, heads, scale, sink)
+        # The counters at its end are for this layer alone, and zero before and after every launch. Launches
+        # may not overlap, so each is given the one before it to wait for.
+        self._fixed = _fixed(plan, keys, values, heads, blocks, scale, sink)
+        self._before = blank(queries.dtype)
         self._output_shape = batch, query_heads, rows, plan.value.dim
-        self._dtypes = [queries.dtype, mx.float32] if plan.merged else [mx.float32]
+        grown = [keys.dtype] * (plan.key.grows + plan.value.grows)
+        self._dtypes = [queries.dtype, mx.float32, *grown] if plan.merged else [mx.float32, *grown]
         self._merge_threads = MERGE_SIMDS * SIMD, 1, 1
         self._merge_grid = blocks * plan.rows * MERGE_SIMDS * SIMD, 1, 1
-        # For this layer alone, and zero before and after every launch. Launches may not overlap, so each is
-        # given the one before it to wait for.
-        self._counter = mx.zeros(max(8, blocks), dtype=mx.uint32)
-        self._before = blank(queries.dtype)
         self._attend: Any = None
         self._merge: Any = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept from one step to the next."""
-        return int(self._fixed.nbytes + self._counter.nbytes)
+        return self._fixed.nbytes
 
     def serves(
         self, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
     ) -> bool:
-        """Whether these launches are for such a step."""
+        """Whether these launches are for such a step, if the same sides' last tokens wait."""
         formats, sinks = self._formats, self._sinks
         return (
             formats[0] is keys.format
@@ -93,27 +98,41 @@ class Steps:
         fullest = values if self._packs_values else keys
         return fullest.packed.length >= self._least and fullest.recent.length >= self._rows
 
-    def run(self, kernels: Kernels, queries: mx.array, keys: Side, values: Side) -> mx.array:
-        """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype."""
+    def run(
+        self, kernels: Kernels, queries: mx.array, keys: Side, values: Side
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype; and the tails that the
+        tokens which wait are in now, the keys' before the values'.
+        """
         if self._attend is None:
             self._attend = kernels.compiled(self.plan.attend_text())
             if not self.plan.merged:
                 self._merge = kernels.compiled(self.plan.merge_text())
-        output = run(self._attend, self.attend(queries, keys, values))[0]
         if self._merge is None:
+            output, _, *grown = run(self._attend, self.attend(queries, keys, values))
             self._before = output
-            return output
-        return run(self._merge, self.merge(output, keys, values))[0]
+            return output, grown
+        partial, *grown = run(self._attend, self.attend(queries, keys, values))
+        return run(self._merge, self.merge(partial, keys, values))[0], grown
 
     def attend(self, queries: mx.array, keys: Side, values: Side) -> Launch:
         """The run over packed and raw tokens."""
         layout = self._layout(keys, values)
-        inputs = [queries, layout.sizes, self._fixed, *_stored(keys), *_stored(values)]
+        inputs = [queries, layout.sizes, self._fixed]
+        grown: list[tuple[int, ...]] = []
+        for side in (keys, values):
+            inputs += _from_start(side.packed)
+            recent = side.recent
+            if recent.waiting is None:
+                inputs += _from_start(recent)
+            elif recent.held is not None:
+                inputs += (recent.held, recent.waiting)
+                grown.append(recent.held.shape)
         if self.plan.merged:
-            inputs += (self._counter, self._before)
-            shapes = [self._output_shape, layout.partial]
+            inputs.append(self._before)
+            shapes = [self._output_shape, layout.partial, *grown]
         else:
-            shapes = [layout.partial]
+            shapes = [layout.partial, *grown]
         return Launch(inputs, layout.grid, self._threads, shapes, self._dtypes)
 
     def merge(self, partial: mx.array, keys: Side, values: Side) -> Launch:
@@ -156,9 +175,11 @@ def _layout(
     return Layout(sizes, (splits * simds * SIMD, blocks, 1), (blocks * splits * size,))
 
 
-def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink: mx.array | None) -> mx.array:
+def _fixed(
+    plan: Plan, keys: Side, values: Side, heads: int, blocks: int, scale: float, sink: mx.array | None
+) -> mx.array:
     """What the kernels read beside tokens and queries, as ``fixed.inc`` says; the scale and the learned sinks
-    for powers of two.
+    for powers of two. At the end a counter for each of ``blocks``.
     """
     scale = scale * log2(e)
     whole = [mx.array([scale] + [0.0] * 7)]
@@ -196,14 +217,10 @@ def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink:
         if each
         else []
     )
+    whole.append(mx.zeros(blocks))
     return mx.concatenate([x.astype(mx.float32) for x in whole])
 
 
 def _from_start(store: TokenStore) -> tuple[mx.array, ...]:
     """A store's arrays from its first token on, growth slack included: no slice where none is needed."""
     return tuple(array[:, :, store.start :] for array in store.arrays) if store.start else store.arrays
-
-
-def _stored(side: Side) -> tuple[mx.array, ...]:
-    """Codes, scales, biases, tail: those that the side has."""
-    return _from_start(side.packed) + _from_start(side.recent)

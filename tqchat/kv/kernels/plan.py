@@ -27,7 +27,8 @@ class SidePlan:
     """How one side of a layer is stored: all that a kernel must know of it when it is compiled.
 
     ``kind`` is 0 for raw, 1 for a codebook, 2 for affine groups; ``rotation`` 0 for none, 1 for signs and
-    Hadamard, 2 for a dense matrix.
+    Hadamard, 2 for a dense matrix; ``grows`` if the last token is not in the tail yet, and the kernel writes
+    a tail that it is in.
     """
 
     dim: int
@@ -38,6 +39,7 @@ class SidePlan:
     scale: mx.Dtype
     mean: bool
     rotation: int
+    grows: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,14 @@ class Plan:
         kernel: source.Kernel = (
             "attend_tensor" if self.tensor else "attend_merged" if self.merged else "attend"
         )
-        inputs = ("queries", "sizes", "fixed", *self._stored)
+        inputs = ("queries", "sizes", "fixed", *self._key.stored, *self._value.stored)
+        outputs = ("partial", *self._key.grown, *self._value.grown)
         return source.Text(
             kernel,
-            (*inputs, "counter", "before") if self.merged else inputs,
-            ("output", "partial") if self.merged else ("partial",),
+            (*inputs, "before") if self.merged else inputs,
+            ("output", *outputs) if self.merged else outputs,
             self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
-            (self.key.kind, self.value.kind),
+            (self._key, self._value),
             self.simds * SIMD if self.tensor else 0,
         )
 
@@ -130,8 +133,12 @@ class Plan:
         )
 
     @property
-    def _stored(self) -> tuple[str, ...]:
-        return (*source.stored("key", self.key.kind), *source.stored("value", self.value.kind))
+    def _key(self) -> source.Side:
+        return source.Side("key", self.key.kind, self.key.grows)
+
+    @property
+    def _value(self) -> source.Side:
+        return source.Side("value", self.value.kind, self.value.grows)
 
     def _constants(self, merge_rows: int, merge_simds: int) -> source.Constants:
         sides = [
@@ -146,6 +153,7 @@ class Plan:
                 (f"{name}_SCALE", side.scale),
                 (f"{name}_MEAN", int(side.mean)),
                 (f"{name}_ROTATION", side.rotation),
+                (f"{name}_GROWS", int(side.grows)),
             )
         ]
         sums = merge_rows * self.value.dim
@@ -231,18 +239,18 @@ def _per_lane(dim: int, lanes: int) -> int:
 
 
 def _side_plan(side: Side) -> SidePlan | None:
-    dim, form = side.head_dim, side.format
+    dim, form, grows = side.head_dim, side.format, side.recent.waiting is not None
     if dim % 8 or not 32 <= dim <= LARGEST_DIM:
         return None
     if isinstance(form, RawFormat) or not side.packed.length:
-        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0)
+        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, grows)
     words = int(side.packed.arrays[0].shape[3])
     if isinstance(form, TurboFormat):
         rotation = 1 if form.rotation.array.ndim == 1 else 2
         mean = form.mean is not None
-        return SidePlan(dim, 1, form.bits, words, 1, mx.float16, mean, rotation)
+        return SidePlan(dim, 1, form.bits, words, 1, mx.float16, mean, rotation, grows)
     if isinstance(form, AffineFormat) and form.spec.bits in (4, 8):
         group = form.spec.group_size(dim)
         mean = form.mean is not None
-        return SidePlan(dim, 2, form.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0)
+        return SidePlan(dim, 2, form.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0, grows)
     return None

@@ -22,11 +22,67 @@ Constants = tuple[tuple[str, int | mx.Dtype], ...]
 
 
 @dataclass(frozen=True)
+class Side:
+    """The keys or the values that a kernel attends to, by the names of their arrays.
+
+    Attributes:
+        grows: Whether the last token is not in the tail; the tail with it is then one of the outputs.
+    """
+
+    name: Literal["key", "value"]
+    kind: Kind
+    grows: bool = False
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """The arrays that tokens are in, without those that are never packed."""
+        packed = ("codes", "scales", "biases")[: (0, 2, 3)[self.kind]]
+        names = (*packed, "tail", "token") if self.grows else (*packed, "tail")
+        return tuple(f"{self.name}_{name}" for name in names)
+
+    @property
+    def grown(self) -> tuple[str, ...]:
+        """The tail with the last token in it, where it is an output."""
+        return (f"{self.name}_grown",) if self.grows else ()
+
+    @property
+    def begins(self) -> str:
+        """Where a head's arrays begin, and where the last token is if it is not in the tail."""
+        side, kind = self.name, self.kind
+        scale = f"const TQ_DEVICE {side.upper()}_SCALE*"
+        head = self._at("codes") if kind else f"{side}_tail_of + sinks * {side}_tail_strides[2]"
+        grown = f"{side}_grown + ({side}_tail_of - {side}_tail)" if self.grows else "0"
+        return (
+            f"const TQ_DEVICE uchar* {side}_head = (const TQ_DEVICE uchar*)({head});\n"
+            f"{scale} {side}_scales_of = {self._at('scales') if kind else 0};\n"
+            f"{scale} {side}_biases_of = {self._at('biases') if kind == 2 else 0};\n"
+            f"TQ_DEVICE S* {side}_grown_of = {grown};\n"
+        )
+
+    @property
+    def grows_by_one(self) -> str:
+        """The tail with its last token, written."""
+        if not self.grows:
+            return ""
+        side = self.name
+        return (
+            f"if (first_row == 0) tq_copy<{side.upper()}_DIM>({side}_tail_of, {side}_grown_of, tail - 1, "
+            "split * SIMDS * 32 + tq_thread, splits * SIMDS * 32);\n"
+            f"if (is_raw) tq_copy_one<{side.upper()}_DIM>({self._at('token')}, {side}_token_strides[3], "
+            f"{side}_grown_of + (tail - 1) * {side.upper()}_DIM, tq_thread, SIMDS * 32);\n"
+        )
+
+    def _at(self, name: str) -> str:
+        strides = f"{self.name}_{name}_strides"
+        return f"{self.name}_{name} + batch * {strides}[0] + head * {strides}[1]"
+
+
+@dataclass(frozen=True)
 class Text:
     """One kernel: what it is compiled from, but for the language.
 
     Attributes:
-        kinds: Of keys and of values, for a kernel that attends.
+        sides: Keys and values, for a kernel that attends.
         inputs: Names of the arrays that it is given, in order; ``outputs`` of those it makes.
         threads: In a threadgroup, where registers must be shared out among so many; 0 where they need not.
     """
@@ -35,7 +91,7 @@ class Text:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Constants
-    kinds: tuple[Kind, Kind] = (0, 0)
+    sides: tuple[Side, ...] = ()
     threads: int = 0
 
     def whole(self, language: Language) -> Source:
@@ -64,7 +120,7 @@ class Text:
             return begin + read("encode")
         if self.kernel == "merge":
             return begin + read("fixed") + read("merge_begin") + read("merge")
-        return begin + read("fixed") + _attend(self.kernel, self.kinds, read)
+        return begin + read("fixed") + _attend(self.kernel, self.sides, read)
 
 
 class Source(NamedTuple):
@@ -85,7 +141,7 @@ def _header(kernel: Kernel, language: Language, read: Callable[[str], str]) -> s
     return read(language) + levels + read("common") + tensor
 
 
-def _attend(kernel: Kernel, kinds: tuple[Kind, Kind], read: Callable[[str], str]) -> str:
+def _attend(kernel: Kernel, sides: tuple[Side, ...], read: Callable[[str], str]) -> str:
     """Attention's text: packed tokens by lane groups, on every device, or on CUDA's tensor cores; splits are
     merged by the launch's own last threadgroups, or by another launch. The rest is the same.
     """
@@ -93,36 +149,15 @@ def _attend(kernel: Kernel, kinds: tuple[Kind, Kind], read: Callable[[str], str]
     def part(name: str) -> str:
         return read(f"attend_{name}")
 
-    text = part("begin") + _side("key", kinds[0]) + _side("value", kinds[1])
+    text = part("begin") + "".join(side.begins for side in sides)
+    grows = "".join(side.grows_by_one for side in sides)
     if kernel == "attend_tensor":
-        text += part("tiles") + part("queries") + part("tensor")
+        text += part("tiles") + grows + part("queries") + part("tensor")
     else:
-        text += part("queries") + part("state")
+        text += grows + part("queries") + part("state")
         text += f"if (!is_raw) {{\n{part('lanes')}}} else {{\n{part('raw')}}}\n{part('groups')}"
     text += part("end")
     return text if kernel == "attend" else f"{text}{part('last')}{read('merge')}}}\n"
-
-
-def stored(side: str, kind: Kind) -> tuple[str, ...]:
-    """Names of the arrays that a side's tokens are in, without those that are never packed."""
-    packed = ("codes", "scales", "biases")[: (0, 2, 3)[kind]]
-    return tuple(f"{side}_{name}" for name in (*packed, "tail"))
-
-
-def _side(side: str, kind: Kind) -> str:
-    """Where a head's arrays begin."""
-    scale = f"const TQ_DEVICE {side.upper()}_SCALE*"
-
-    def at(name: str) -> str:
-        strides = f"{side}_{name}_strides"
-        return f"{side}_{name} + batch * {strides}[0] + head * {strides}[1]"
-
-    head = at("codes") if kind else f"{side}_tail_of + sinks * {side}_tail_strides[2]"
-    return (
-        f"const TQ_DEVICE uchar* {side}_head = (const TQ_DEVICE uchar*)({head});\n"
-        f"{scale} {side}_scales_of = {at('scales') if kind else 0};\n"
-        f"{scale} {side}_biases_of = {at('biases') if kind == 2 else 0};\n"
-    )
 
 
 def constants(language: Language, values: Constants) -> str:

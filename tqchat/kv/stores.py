@@ -1,0 +1,169 @@
+"""Where tokens are kept: arrays that grow along the token axis."""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import mlx.core as mx
+
+from tqchat.kv.formats import Block
+
+GROWTH = 256
+"""Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
+
+
+class TokenStore:
+    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready.
+
+    Attributes:
+        origin: The same as long as the first token is, in snapshots too.
+    """
+
+    def __init__(self, growth: int = GROWTH) -> None:
+        self.growth = growth
+        self.arrays: Block = ()
+        self.start = 0
+        self.length = 0
+        self.origin = object()
+
+    @property
+    def capacity(self) -> int:
+        return int(self.arrays[0].shape[2]) if self.arrays else 0
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the arrays as they are."""
+        return sum(array.nbytes for array in self.arrays)
+
+    @property
+    def bytes(self) -> int:
+        """The share of ``allocated_bytes`` that belongs to tokens held."""
+        return self.allocated_bytes // self.capacity * self.length if self.arrays else 0
+
+    def append(self, block: Block) -> None:
+        """Add a block's tokens at the end."""
+        count = block[0].shape[2]
+        end = self.start + self.length + count
+        if end > self.capacity:
+            # Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its
+            # source, and a slice of a prompt would keep the whole prompt alive.
+            room = (count // self.growth + 1) * self.growth
+            held = self.view()
+            blank = tuple(mx.zeros((*b.shape[:2], room, *b.shape[3:]), b.dtype) for b in block)
+            self.arrays = (
+                tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
+                if self.length
+                else blank
+            )
+            self.start, end = 0, self.length + count
+        for array, part in zip(self.arrays, block, strict=True):
+            array[:, :, end - count : end] = part
+        self.length += count
+
+    def view(self) -> Block:
+        """The tokens held, as slices of their own: appending later does not change them."""
+        return tuple(array[:, :, self.start : self.start + self.length] for array in self.arrays)
+
+    def snapshot(self) -> Self:
+        """The tokens held, in a store of their own that nothing done to this one reaches."""
+        held = self.view()
+        twin = copy.copy(self)
+        twin.arrays, twin.start = held, 0
+        return twin
+
+    def take_front(self, count: int) -> Block:
+        """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
+        held = self.view()
+        front = tuple(array[:, :, :count] for array in held)
+        rest = tuple(array[:, :, count:] for array in held)
+        left = self.length - count
+        self.clear()
+        if left:
+            self.append(rest)
+        return front
+
+    def drop_front(self, count: int) -> None:
+        """Forget the first ``count`` tokens; their room is given back once it is as much as growth adds."""
+        if not count:
+            return
+        self.start += count
+        self.length -= count
+        self.origin = object()
+        if not self.length:
+            self.clear()
+        elif self.start >= self.growth:
+            self.take_front(0)
+
+    def trim(self, count: int) -> None:
+        """Forget the last ``count`` tokens; their room stays allocated."""
+        self.length -= count
+
+    def clear(self) -> None:
+        self.arrays = ()
+        self.start = 0
+        self.length = 0
+        self.origin = object()
+
+
+class Tail(TokenStore):
+    """A store of raw vectors, one array ``[batch, heads, tokens, head_dim]``, whose last token may wait until
+    somebody asks for the array, or a kernel that reads the token writes it as well: for each layer and token
+    that is two steps of a model less.
+
+    Attributes:
+        length: Tokens held, the one that waits among them.
+        held: The array, without that token.
+        waiting: That token, ``[batch, heads, 1, head_dim]``.
+    """
+
+    held: mx.array | None = None
+    waiting: mx.array | None = None
+    _room = 0
+    _takes: tuple[tuple[int, ...], mx.Dtype] | None = None
+
+    @property
+    def arrays(self) -> Block:
+        """The array, with every token in it."""
+        self.write()
+        return () if self.held is None else (self.held,)
+
+    @arrays.setter
+    def arrays(self, arrays: Block) -> None:
+        self.held, self.waiting, self._room = None, None, 0
+        if arrays:
+            (self.held,) = arrays
+            batch, heads, self._room, dim = self.held.shape
+            self._takes = (batch, heads, 1, dim), self.held.dtype
+
+    def append_one(self, token: mx.array) -> None:
+        """Add a token, ``[batch, heads, 1, head_dim]``, and let it wait where that is possible."""
+        if (
+            self.waiting is None
+            and not self.start
+            and self.length < self._room
+            and (token.shape, token.dtype) == self._takes
+        ):
+            self.waiting = token
+            self.length += 1
+        else:
+            self.append((token,))
+
+    def drop_front(self, count: int) -> None:
+        self.write()
+        super().drop_front(count)
+
+    def trim(self, count: int) -> None:
+        self.write()
+        super().trim(count)
+
+    def write(self) -> None:
+        """Write the token that waits, if one does."""
+        if self.waiting is not None:
+            assert self.held is not None
+            self.held[:, :, self.length - 1 : self.length] = self.waiting
+            self.waiting = None
+
+    def written(self, array: mx.array) -> None:
+        """Note that the token waits no more: ``array`` is the one held, with the token in it."""
+        self.held, self.waiting = array, None
