@@ -51,17 +51,25 @@ def _nan(dtype: mx.Dtype) -> mx.array:
     return array
 
 
-@lru_cache(maxsize=8)
-def _stand_ins(
-    heads: tuple[int, int], tokens: int, dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
-) -> tuple[mx.array, mx.array]:
-    """Keys and values that are not a number anywhere, so that no use of them goes unseen. The same ones serve
-    all layers of a step.
-    """
-    keys, values = (
-        mx.broadcast_to(_nan(dtype), (*heads, tokens, dim)) for dim, dtype in zip(dims, dtypes, strict=True)
-    )
-    return keys, values
+class _StandIns:
+    """Keys and values that are not a number anywhere, so that no use of them goes unseen."""
+
+    def __init__(
+        self, heads: tuple[int, int], dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
+    ) -> None:
+        self._parts = tuple((_nan(dtype), heads, dim) for dim, dtype in zip(dims, dtypes, strict=True))
+        self._tokens = 0
+        self._made: tuple[mx.array, mx.array] | None = None
+
+    def of(self, tokens: int) -> tuple[mx.array, mx.array]:
+        """Those of so many tokens: the same ones for all layers of a step."""
+        if self._made is None or tokens != self._tokens:
+            keys, values = (mx.broadcast_to(nan, (*heads, tokens, dim)) for nan, heads, dim in self._parts)
+            self._made, self._tokens = (keys, values), tokens
+        return self._made
+
+
+_stand_ins = lru_cache(maxsize=8)(_StandIns)
 
 
 class SchemeCache:
@@ -102,6 +110,7 @@ class SchemeCache:
         self._before: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
+        self._stand_ins: _StandIns | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
 
     @property
@@ -135,7 +144,9 @@ class SchemeCache:
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
         self.value_side.append(values if dtype is None else values.astype(dtype))
         self.offset += count
-        self._dtypes = keys.dtype, values.dtype
+        dtypes = keys.dtype, values.dtype
+        if dtypes != self._dtypes:
+            self._dtypes, self._stand_ins = dtypes, None
         if count > 1 or not self.is_due:
             return self.keys_and_values()
         if self.stands_in and self.is_routed and self.packed_tokens and not owed:
@@ -154,8 +165,10 @@ class SchemeCache:
         """
         keys, values = self._before or self.sides
         if self.stands_in and self.is_routed and (keys.packed.length or values.packed.length):
-            dims = keys.head_dim, values.head_dim
-            fetched = _stand_ins(keys.shape, keys.length, dims, self._fetched_dtypes)
+            if self._stand_ins is None:
+                dims = keys.head_dim, values.head_dim
+                self._stand_ins = _stand_ins(keys.shape, dims, self._fetched_dtypes)
+            fetched = self._stand_ins.of(keys.length)
         else:
             # What was attended to last time, and nothing else, nobody will evaluate this time.
             fetched = self.decoded(keep=self._attends and not self._is_shared)

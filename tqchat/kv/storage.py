@@ -130,7 +130,8 @@ class Side:
     @property
     def is_due(self) -> bool:
         """Whether a single token's step is to encode some."""
-        return self.recent.length >= self.scheme.tail + self._awaited and self._due[1] > 0
+        over = self.recent.length - self.scheme.tail
+        return over >= TILE and over >= self._awaited and self._due[1] > 0
 
     @property
     def tokens_until_due(self) -> int:

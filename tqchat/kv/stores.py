@@ -113,12 +113,11 @@ class Tail(TokenStore):
 
     Attributes:
         length: Tokens held, the one that waits among them.
-        held: The array, without that token.
-        waiting: That token, ``[batch, heads, 1, head_dim]``.
+        growing: If one waits, the array without it, and that token, ``[batch, heads, 1, head_dim]``.
     """
 
-    held: mx.array | None = None
-    waiting: mx.array | None = None
+    growing: tuple[mx.array, mx.array] | None = None
+    _held: mx.array | None = None
     _room = 0
     _takes: tuple[tuple[int, ...], mx.Dtype] | None = None
 
@@ -126,25 +125,27 @@ class Tail(TokenStore):
     def arrays(self) -> Block:
         """The array, with every token in it."""
         self.write()
-        return () if self.held is None else (self.held,)
+        return () if self._held is None else (self._held,)
 
     @arrays.setter
     def arrays(self, arrays: Block) -> None:
-        self.held, self.waiting, self._room = None, None, 0
+        self.growing, self._held, self._room = None, None, 0
         if arrays:
-            (self.held,) = arrays
-            batch, heads, self._room, dim = self.held.shape
-            self._takes = (batch, heads, 1, dim), self.held.dtype
+            (self._held,) = arrays
+            batch, heads, self._room, dim = self._held.shape
+            self._takes = (batch, heads, 1, dim), self._held.dtype
 
     def append_one(self, token: mx.array) -> None:
         """Add a token, ``[batch, heads, 1, head_dim]``, and let it wait where that is possible."""
+        held = self._held
         if (
-            self.waiting is None
+            held is not None
+            and self.growing is None
             and not self.start
             and self.length < self._room
             and (token.shape, token.dtype) == self._takes
         ):
-            self.waiting = token
+            self.growing = held, token
             self.length += 1
         else:
             self.append((token,))
@@ -159,11 +160,11 @@ class Tail(TokenStore):
 
     def write(self) -> None:
         """Write the token that waits, if one does."""
-        if self.waiting is not None:
-            assert self.held is not None
-            self.held[:, :, self.length - 1 : self.length] = self.waiting
-            self.waiting = None
+        if self.growing is not None:
+            held, token = self.growing
+            held[:, :, self.length - 1 : self.length] = token
+            self.growing = None
 
     def written(self, array: mx.array) -> None:
         """Note that the token waits no more: ``array`` is the one held, with the token in it."""
-        self.held, self.waiting = array, None
+        self._held, self.growing = array, None

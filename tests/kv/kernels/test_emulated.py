@@ -64,12 +64,12 @@ def emulated(emulator, steps, *arguments):
 def assert_close(found, queries, cache, sink):
     """Attention is that of plain operations, and tails are what they write."""
     output, *grown = found
-    growing = [side.recent for side in cache.sides if side.recent.waiting is not None]
+    growing = [side.recent for side in cache.sides if side.recent.growing is not None]
     expected = attention(queries, *cache.sides, 0.1, "causal", sink).astype(mx.float32)
     largest = mx.abs(expected).max().item()
     assert mx.abs(output.astype(mx.float32) - expected).max().item() <= 4e-3 * largest
     for tail, store in zip(grown, growing, strict=True):
-        assert store.waiting is None and mx.array_equal(tail[:, :, : store.length], store.view()[0])
+        assert store.growing is None and mx.array_equal(tail[:, :, : store.length], store.view()[0])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class FusedAttention:
                 return None
         elif not isinstance(mask, str):
             return None
-        waiting = keys.recent.waiting is not None, values.recent.waiting is not None
+        waiting = keys.recent.growing is not None, values.recent.growing is not None
         steps = self._steps.get(waiting)
         if steps is None or not steps.serves(queries, keys, values, scale, sinks):
             plan = plan_for(queries, keys, values, sinks is not None, made)
@@ -89,7 +89,7 @@ def _tried(
     sinks: mx.array | None,
 ) -> mx.array:
     """A plan's first attention, held against the plain operations'; what it was to write they write."""
-    growing = [side.recent for side in (keys, values) if side.recent.waiting is not None]
+    growing = [side.recent for side in (keys, values) if side.recent.growing is not None]
 
     def found() -> list[mx.array]:
         output, grown = steps.run(made, queries, keys, values)

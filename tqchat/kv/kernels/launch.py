@@ -108,32 +108,29 @@ class Steps:
             self._attend = kernels.compiled(self.plan.attend_text())
             if not self.plan.merged:
                 self._merge = kernels.compiled(self.plan.merge_text())
+        found = run(self._attend, self.attend(queries, keys, values))
         if self._merge is None:
-            output, _, *grown = run(self._attend, self.attend(queries, keys, values))
-            self._before = output
-            return output, grown
-        partial, *grown = run(self._attend, self.attend(queries, keys, values))
-        return run(self._merge, self.merge(partial, keys, values))[0], grown
+            self._before = found[0]
+            return found[0], found[2:]
+        return run(self._merge, self.merge(found[0], keys, values))[0], found[1:]
 
     def attend(self, queries: mx.array, keys: Side, values: Side) -> Launch:
         """The run over packed and raw tokens."""
-        layout = self._layout(keys, values)
-        inputs = [queries, layout.sizes, self._fixed]
-        grown: list[tuple[int, ...]] = []
+        sizes, grid, partial = self._layout(keys, values)
+        inputs = [queries, sizes, self._fixed]
+        shapes: list[tuple[int, ...]] = [self._output_shape, partial] if self.plan.merged else [partial]
         for side in (keys, values):
-            inputs += _from_start(side.packed)
-            recent = side.recent
-            if recent.waiting is None:
-                inputs += _from_start(recent)
-            elif recent.held is not None:
-                inputs += (recent.held, recent.waiting)
-                grown.append(recent.held.shape)
+            packed, recent = side.packed, side.recent
+            inputs += _from_start(packed) if packed.start else packed.arrays
+            growing = recent.growing
+            if growing is None:
+                inputs += _from_start(recent) if recent.start else recent.arrays
+            else:
+                inputs += growing
+                shapes.append(growing[0].shape)
         if self.plan.merged:
             inputs.append(self._before)
-            shapes = [self._output_shape, layout.partial, *grown]
-        else:
-            shapes = [layout.partial, *grown]
-        return Launch(inputs, layout.grid, self._threads, shapes, self._dtypes)
+        return Launch(inputs, grid, self._threads, shapes, self._dtypes)
 
     def merge(self, partial: mx.array, keys: Side, values: Side) -> Launch:
         """The run that makes one answer of the splits'; ``partial`` is what ``attend`` gave."""
@@ -222,5 +219,5 @@ def _fixed(
 
 
 def _from_start(store: TokenStore) -> tuple[mx.array, ...]:
-    """A store's arrays from its first token on, growth slack included: no slice where none is needed."""
-    return tuple(array[:, :, store.start :] for array in store.arrays) if store.start else store.arrays
+    """A store's arrays from its first token on, growth slack included."""
+    return tuple(array[:, :, store.start :] for array in store.arrays)

@@ -239,7 +239,7 @@ def _per_lane(dim: int, lanes: int) -> int:
 
 
 def _side_plan(side: Side) -> SidePlan | None:
-    dim, form, grows = side.head_dim, side.format, side.recent.waiting is not None
+    dim, form, grows = side.head_dim, side.format, side.recent.growing is not None
     if dim % 8 or not 32 <= dim <= LARGEST_DIM:
         return None
     if isinstance(form, RawFormat) or not side.packed.length:
