@@ -112,6 +112,7 @@ class SchemeCache:
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
         self._stand_ins: _StandIns | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
+        self._fetched_packed = False
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -164,7 +165,8 @@ class SchemeCache:
         Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
         """
         keys, values = self._before or self.sides
-        if self.stands_in and self.is_routed and (keys.packed.length or values.packed.length):
+        packed = self._fetched_packed = keys.packed.length > 0 or values.packed.length > 0
+        if packed and self.stands_in and self.is_routed:
             if self._stand_ins is None:
                 dims = keys.head_dim, values.head_dim
                 self._stand_ins = _stand_ins(keys.shape, dims, self._fetched_dtypes)
@@ -250,9 +252,7 @@ class SchemeCache:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
         if not self.fetched(keys, values):
             return False
-        ours, theirs = self._before or self.sides
-        packed = ours.packed.length > 0 or theirs.packed.length > 0
-        return packed and _attends_packed(queries.shape[2])
+        return self._fetched_packed and _attends_packed(queries.shape[2])
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None

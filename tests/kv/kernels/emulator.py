@@ -43,7 +43,7 @@ class Emulator:
         library = ctypes.CDLL(str(self._library(text, launch)))
         keep: list[object] = []
         arguments: list[int] = []
-        for name, array in zip(text.inputs, launch.inputs, strict=True):
+        for name, array in zip(text.inputs, launch["inputs"], strict=True):
             # The whole buffer where an array is a view: strides are in elements, as MLX passes them.
             if name == "sizes":  # of one element, and as large as what its shape tells
                 strided = np.zeros(8, np.uint8)
@@ -58,31 +58,31 @@ class Emulator:
             keep += [strided, shape, strides]
             arguments += [strided.ctypes.data, shape.ctypes.data, strides.ctypes.data]
         results = []
-        for shape_, dtype in zip(launch.output_shapes, launch.output_dtypes, strict=True):
+        for shape_, dtype in zip(launch["output_shapes"], launch["output_dtypes"], strict=True):
             kind = _KINDS[dtype]
             result = np.full(shape_, 12345, kind)
             results.append(result)
             arguments.append(result.ctypes.data)
-        groups = [-(-g // t) for g, t in zip(launch.grid, launch.threadgroup, strict=True)]
+        groups = [-(-g // t) for g, t in zip(launch["grid"], launch["threadgroup"], strict=True)]
         pointers = (ctypes.c_void_p * len(arguments))(*arguments)
-        library.launch(pointers, groups[0], groups[1], launch.threadgroup[0])
+        library.launch(pointers, groups[0], groups[1], launch["threadgroup"][0])
         return [
             mx.array(r).view(mx.bfloat16) if d == mx.bfloat16 else mx.array(r)
-            for r, d in zip(results, launch.output_dtypes, strict=True)
+            for r, d in zip(results, launch["output_dtypes"], strict=True)
         ]
 
     def _library(self, text: source.Text, launch: Launch) -> Path:
         whole = text.whole("metal")
         lines = ['#include "metal_shim.h"', whole.header, "static void kernel(void** a) {"]
         at = 0
-        for name, array in zip(text.inputs, launch.inputs, strict=True):
+        for name, array in zip(text.inputs, launch["inputs"], strict=True):
             lines += [
                 f"    const {_TYPES[array.dtype]}* {name} = (const {_TYPES[array.dtype]}*)a[{at}];",
                 f"    const int* {name}_shape = (const int*)a[{at + 1}]; (void){name}_shape;",
                 f"    const int64_t* {name}_strides = (const int64_t*)a[{at + 2}];",
             ]
             at += 3
-        for name, dtype in zip(text.outputs, launch.output_dtypes, strict=True):
+        for name, dtype in zip(text.outputs, launch["output_dtypes"], strict=True):
             lines.append(f"    {_TYPES[dtype]}* {name} = ({_TYPES[dtype]}*)a[{at}];")
             at += 1
         # C++ has no word for memory that fibers share and a pointer may point to; a static does.

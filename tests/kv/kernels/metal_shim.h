@@ -258,8 +258,7 @@ void tq_load_early(const void* from, uint* out) {
 
 // Threadgroups run one after another here: what one has written is there for the next, and counting needs no care.
 inline void tq_device_fence() {}
-inline bool tq_is_last(const uint* counter, int count) {
-    uint* at = const_cast<uint*>(counter);
-    *at = *at == uint(count) - 1 ? 0 : *at + 1;
-    return *at == 0;
+inline bool tq_is_last(uint* counter, int count) {
+    *counter = *counter == uint(count) - 1 ? 0 : *counter + 1;
+    return *counter == 0;
 }

@@ -51,14 +51,14 @@ def steps_for(cache, queries, on, sink):
     return Steps(plan, queries, *cache.sides, 0.1, sink)
 
 
-def emulated(emulator, steps, *arguments):
+def emulated(emulator, steps, queries, *sides):
     """What ``Steps.run`` gives on a device."""
-    found = emulator.run(steps.plan.attend_text(), steps.attend(*arguments))
+    layout = steps.layout(*sides)
+    found = emulator.run(steps.plan.attend_text(), steps.attend(layout, queries, *sides))
     if steps.plan.merged:
-        output, _, *grown = found
-        return [output, *grown]
+        return found
     partial, *grown = found
-    return [*emulator.run(steps.plan.merge_text(), steps.merge(partial, *arguments[1:])), *grown]
+    return [*emulator.run(steps.plan.merge_text(), steps.merge(layout, partial)), *grown]
 
 
 def assert_close(found, queries, cache, sink):
@@ -104,7 +104,6 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
     sink = mx.random.normal((heads * group,)) if scheme == "turbo3" else None
     steps = steps_for(cache, queries, on, sink)
     assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
-    assert steps.ready(*cache.sides)
     assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, sink)
 
 
@@ -119,15 +118,15 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
 )
 def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
     monkeypatch.setattr(launch, "SIMDS_WANTED", 1)
-    launch._layout.cache_clear()
+    launch._layouts.cache_clear()
     # Not a whole number of tiles, so that the last ones look back.
     cache, queries = filled(scheme, *shape, 1500, (128, 128), mx.float16, 2)
     cache.trim(cache.size() - 1300)
     new = mx.random.normal((shape[0], shape[1], 500, 128)).astype(mx.float16)
     cache.update_and_fetch(new, new)
     steps = steps_for(cache, queries, on, None)
-    layout = steps._layout(*cache.sides)
-    launch._layout.cache_clear()
+    layout = steps.layout(*cache.sides)
+    launch._layouts.cache_clear()
     assert layout.sizes.shape[-1] == 2 and cache.packed_tokens % 32
     assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
 
@@ -139,8 +138,8 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
     emulator.fixed.clear()
     for number in range(3):
         assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
-        ((_, fixed),) = emulator.fixed.values()
-        assert not fixed[-4:].any()
+        _, fixed = emulator.fixed[id(steps._fixed)]
+        assert not fixed[steps._constants :][: steps._blocks].any()
         queries = 2 * queries
         new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
         cache.update_and_fetch(new, new)

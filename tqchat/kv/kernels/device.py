@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import mlx.core as mx
 
@@ -23,8 +23,8 @@ Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
 
 
-class Launch(NamedTuple):
-    """One kernel's run: arrays, grid (in threads) and outputs."""
+class Launch(TypedDict):
+    """One kernel's run: arrays, grid (in threads) and outputs, by the names that MLX has for them."""
 
     inputs: list[mx.array]
     grid: tuple[int, int, int]
@@ -122,13 +122,7 @@ def _bounds(threads: int) -> str:
 
 def run(compiled: Any, launch: Launch) -> list[mx.array]:
     """Put a launch into the graph."""
-    arrays: list[mx.array] = compiled(
-        inputs=launch.inputs,
-        grid=launch.grid,
-        threadgroup=launch.threadgroup,
-        output_shapes=launch.output_shapes,
-        output_dtypes=launch.output_dtypes,
-    )
+    arrays: list[mx.array] = compiled(**launch)
     return arrays
 
 

@@ -83,19 +83,22 @@ def encode_launch(plan: EncodePlan, form: TurboFormat, x: mx.array) -> Launch:
     vectors = batch * heads * tokens
     absent = blank(mx.float16)
     threads = plan.simds * SIMD
-    return Launch(
-        [
+    return {
+        "inputs": [
             x,
             absent if form.mean is None else form.mean,
             absent if form.balance is None else form.balance,
             absent if form.metric is None else form.metric,
             form.rotation.array,
         ],
-        (-(-vectors // plan.simds) * threads, 1, 1),
-        (threads, 1, 1),
-        [(batch, heads, tokens, words_per_vector(plan.dim, plan.bits)), (batch, heads, tokens, 1)],
-        [mx.uint32, mx.float16],
-    )
+        "grid": (-(-vectors // plan.simds) * threads, 1, 1),
+        "threadgroup": (threads, 1, 1),
+        "output_shapes": [
+            (batch, heads, tokens, words_per_vector(plan.dim, plan.bits)),
+            (batch, heads, tokens, 1),
+        ],
+        "output_dtypes": [mx.uint32, mx.float16],
+    }
 
 
 def encode(form: Format, x: mx.array) -> Block:

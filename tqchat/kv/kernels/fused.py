@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from tqchat.kv.attention import attention
 from tqchat.kv.kernels.device import Kernels, kernels
-from tqchat.kv.kernels.launch import Steps
+from tqchat.kv.kernels.launch import Layout, Steps
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.storage import Side
 
@@ -57,17 +57,18 @@ class FusedAttention:
                 return None
             steps = self._steps[waiting] = Steps(plan, queries, keys, values, scale, sinks)
             steps.is_trusted = plan in made.trusted
-        if not steps.ready(keys, values):
+        layout = steps.layout(keys, values)
+        if layout is None:
             return None
         if steps.is_trusted:
-            output, grown = steps.run(made, queries, keys, values)
+            output, grown = steps.run(made, layout, queries, keys, values)
             if waiting[1]:
                 values.recent.written(grown[-1])
             if waiting[0]:
                 keys.recent.written(grown[0])
             return output
         if steps.plan not in made.refused:
-            output = _tried(made, steps, queries, keys, values, scale, mask, sinks)
+            output = _tried(made, steps, layout, queries, keys, values, scale, mask, sinks)
             steps.is_trusted = steps.plan in made.trusted
             return output
         if not any(waiting):
@@ -81,6 +82,7 @@ class FusedAttention:
 def _tried(
     made: Kernels,
     steps: Steps,
+    layout: Layout,
     queries: mx.array,
     keys: Side,
     values: Side,
@@ -92,7 +94,7 @@ def _tried(
     growing = [side.recent for side in (keys, values) if side.recent.growing is not None]
 
     def found() -> list[mx.array]:
-        output, grown = steps.run(made, queries, keys, values)
+        output, grown = steps.run(made, layout, queries, keys, values)
         pairs = zip(grown, growing, strict=True)
         return [output, *(tail[:, :, : store.length] for tail, store in pairs)]
 

@@ -23,7 +23,7 @@ class Layout(NamedTuple):
 
     sizes: mx.array
     grid: tuple[int, int, int]
-    partial: tuple[int]
+    splits: int
 
 
 class Steps:
@@ -51,21 +51,21 @@ class Steps:
         self._formats = keys.format, values.format
         self._sinks = keys.sinks.origin, values.sinks.origin
         self._packs_values = bool(plan.value.kind)
-        self._least = plan.least
         batch, query_heads, rows, _ = queries.shape
         heads = batch * query_heads // plan.group
         blocks = heads * ceil(plan.group * rows / plan.rows)
-        self._rows = rows
-        self._sized = plan.step, plan.raw_step, plan.simds, blocks, plan.rows * (plan.value.dim + 2)
-        self._asked = rows, query_heads
+        self._layouts = _layouts(plan.least, plan.step, plan.raw_step, plan.simds, blocks, rows, query_heads)
         self._threads = plan.simds * SIMD, 1, 1
-        # The counters at its end are for this layer alone, and zero before and after every launch. Launches
-        # may not overlap, so each is given the one before it to wait for.
-        self._fixed = _fixed(plan, keys, values, heads, blocks, scale, sink)
+        self._fixed = _fixed(plan, keys, values, heads, scale, sink)
+        self._constants = self._fixed.size
+        self._blocks, self._found = blocks, plan.rows * (plan.value.dim + 2)
+        self._room = 0
+        # What stands behind the constants is for this layer alone, its counters zero before and after every
+        # launch. Launches may not overlap, so each is given the one before it to wait for.
         self._before = blank(queries.dtype)
         self._output_shape = batch, query_heads, rows, plan.value.dim
         grown = [keys.dtype] * (plan.key.grows + plan.value.grows)
-        self._dtypes = [queries.dtype, mx.float32, *grown] if plan.merged else [mx.float32, *grown]
+        self._dtypes = [queries.dtype if plan.merged else mx.float32, *grown]
         self._merge_threads = MERGE_SIMDS * SIMD, 1, 1
         self._merge_grid = blocks * plan.rows * MERGE_SIMDS * SIMD, 1, 1
         self._attend: Any = None
@@ -92,14 +92,13 @@ class Steps:
             and self.dtype == queries.dtype
         )
 
-    def ready(self, keys: Side, values: Side) -> bool:
-        """Whether enough is stored: a simd group looks at so many packed tokens at once, and the rows' own
-        tokens must be raw."""
+    def layout(self, keys: Side, values: Side) -> Layout | None:
+        """How the step is split; ``None`` if too little is stored."""
         fullest = values if self._packs_values else keys
-        return fullest.packed.length >= self._least and fullest.recent.length >= self._rows
+        return self._layouts.of(fullest.sinks.length, fullest.packed.length, fullest.recent.length)
 
     def run(
-        self, kernels: Kernels, queries: mx.array, keys: Side, values: Side
+        self, kernels: Kernels, layout: Layout, queries: mx.array, keys: Side, values: Side
     ) -> tuple[mx.array, list[mx.array]]:
         """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype; and the tails that the
         tokens which wait are in now, the keys' before the values'.
@@ -108,17 +107,24 @@ class Steps:
             self._attend = kernels.compiled(self.plan.attend_text())
             if not self.plan.merged:
                 self._merge = kernels.compiled(self.plan.merge_text())
-        found = run(self._attend, self.attend(queries, keys, values))
+        output, *grown = run(self._attend, self.attend(layout, queries, keys, values))
         if self._merge is None:
-            self._before = found[0]
-            return found[0], found[2:]
-        return run(self._merge, self.merge(found[0], keys, values))[0], found[1:]
+            self._before = output
+        else:
+            output = run(self._merge, self.merge(layout, output))[0]
+        return output, grown
 
-    def attend(self, queries: mx.array, keys: Side, values: Side) -> Launch:
+    def attend(self, layout: Layout, queries: mx.array, keys: Side, values: Side) -> Launch:
         """The run over packed and raw tokens."""
-        sizes, grid, partial = self._layout(keys, values)
+        sizes, grid, splits = layout
+        if not self.plan.merged:
+            shape: tuple[int, ...] = (self._blocks * splits * self._found,)
+        else:
+            shape = self._output_shape
+            if splits > self._room:
+                self._make_room(splits)
         inputs = [queries, sizes, self._fixed]
-        shapes: list[tuple[int, ...]] = [self._output_shape, partial] if self.plan.merged else [partial]
+        shapes = [shape]
         for side in (keys, values):
             packed, recent = side.packed, side.recent
             inputs += _from_start(packed) if packed.start else packed.arrays
@@ -130,53 +136,82 @@ class Steps:
                 shapes.append(growing[0].shape)
         if self.plan.merged:
             inputs.append(self._before)
-        return Launch(inputs, grid, self._threads, shapes, self._dtypes)
+        return {
+            "inputs": inputs,
+            "grid": grid,
+            "threadgroup": self._threads,
+            "output_shapes": shapes,
+            "output_dtypes": self._dtypes,
+        }
 
-    def merge(self, partial: mx.array, keys: Side, values: Side) -> Launch:
+    def _make_room(self, splits: int) -> None:
+        """For a counter of each block, and for what at least so many splits find of each."""
+        self._room = -(-splits // 8) * 8
+        counters = -(-self._blocks // 8) * 8
+        room = mx.zeros(counters + self._blocks * self._room * self._found)
+        self._fixed = mx.concatenate([self._fixed[: self._constants], room])
+
+    def merge(self, layout: Layout, partial: mx.array) -> Launch:
         """The run that makes one answer of the splits'; ``partial`` is what ``attend`` gave."""
-        inputs = [partial, self._layout(keys, values).sizes, self._fixed]
-        return Launch(inputs, self._merge_grid, self._merge_threads, [self._output_shape], [self.dtype])
-
-    def _layout(self, keys: Side, values: Side) -> Layout:
-        fullest = values if self._packs_values else keys
-        return _layout(
-            self._sized,
-            self._asked,
-            fullest.sinks.length,
-            fullest.packed.length,
-            fullest.recent.length,
-        )
+        return {
+            "inputs": [partial, layout.sizes, self._fixed],
+            "grid": self._merge_grid,
+            "threadgroup": self._merge_threads,
+            "output_shapes": [self._output_shape],
+            "output_dtypes": [self.dtype],
+        }
 
 
-@lru_cache(maxsize=64)
-def _layout(
-    sized: tuple[int, int, int, int, int], asked: tuple[int, int], sinks: int, packed: int, tail: int
-) -> Layout:
-    """The splits of so many tokens. Sizes travel as the shape of an array of one element: it is passed by
-    value, where an array with sizes in it would have to be made and waited for.
+class _Layouts:
+    """How steps of one kind are split: layers that are alike share it, and ask for the same many times.
 
     Args:
-        sized: Packed and raw tokens to a threadgroup's step, its simd groups, row blocks, and the floats that
-            a split's answer for one of them takes.
-        asked: Query rows, and heads.
+        least: Packed tokens without which there is none; of raw ones there must be as many as query rows.
+        step: Packed tokens to a threadgroup's step; ``raw_step`` raw ones.
+        simds: Simd groups in a threadgroup.
+        blocks: Of query rows.
+        rows: Query tokens.
+        heads: Query heads.
     """
-    step, raw_step, simds, blocks, size = sized
-    wanted = max(2, min(MOST_SPLITS, SIMDS_WANTED // (simds * blocks)))
-    steps, raw_steps = -(-packed // step), -(-(sinks + tail) // raw_step)
-    # Raw tokens take as many threadgroups as finish with the packed ones', out of those that run at once.
-    raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
-    packed_splits = min(steps, wanted - raw_splits)
-    splits = packed_splits + raw_splits
-    shape = (8, sinks + 1, packed + 1, tail + 1, raw_splits, *asked, splits)
-    sizes = mx.broadcast_to(blank(mx.uint8, len(shape)), shape)
-    return Layout(sizes, (splits * simds * SIMD, blocks, 1), (blocks * splits * size,))
+
+    def __init__(
+        self, least: int, step: int, raw_step: int, simds: int, blocks: int, rows: int, heads: int
+    ) -> None:
+        self._least, self._step, self._raw_step = least, step, raw_step
+        self._simds, self._blocks, self._rows, self._heads = simds, blocks, rows, heads
+        self._asked: tuple[int, int, int] | None = None
+        self._last: Layout | None = None
+
+    def of(self, sinks: int, packed: int, tail: int) -> Layout | None:
+        """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
+        asked = sinks, packed, tail
+        if asked != self._asked:
+            self._asked, self._last = asked, self._make(sinks, packed, tail)
+        return self._last
+
+    def _make(self, sinks: int, packed: int, tail: int) -> Layout | None:
+        """Sizes travel as the shape of an array of one element: it is passed by value, where an array with
+        sizes in it would have to be made and waited for.
+        """
+        if packed < self._least or tail < self._rows:
+            return None
+        wanted = max(2, min(MOST_SPLITS, SIMDS_WANTED // (self._simds * self._blocks)))
+        steps, raw_steps = -(-packed // self._step), -(-(sinks + tail) // self._raw_step)
+        # Raw tokens take as many threadgroups as finish with the packed ones', out of those that run at once.
+        raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
+        packed_splits = min(steps, wanted - raw_splits)
+        splits = packed_splits + raw_splits
+        shape = (8, sinks + 1, packed + 1, tail + 1, raw_splits, self._rows, self._heads, splits)
+        sizes = mx.broadcast_to(blank(mx.uint8, len(shape)), shape)
+        return Layout(sizes, (splits * self._simds * SIMD, self._blocks, 1), splits)
 
 
-def _fixed(
-    plan: Plan, keys: Side, values: Side, heads: int, blocks: int, scale: float, sink: mx.array | None
-) -> mx.array:
+_layouts = lru_cache(maxsize=64)(_Layouts)
+
+
+def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink: mx.array | None) -> mx.array:
     """What the kernels read beside tokens and queries, as ``fixed.inc`` says; the scale and the learned sinks
-    for powers of two. At the end a counter for each of ``blocks``.
+    for powers of two.
     """
     scale = scale * log2(e)
     whole = [mx.array([scale] + [0.0] * 7)]
@@ -214,7 +249,6 @@ def _fixed(
         if each
         else []
     )
-    whole.append(mx.zeros(blocks))
     return mx.concatenate([x.astype(mx.float32) for x in whole])
 
 

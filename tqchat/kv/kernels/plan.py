@@ -116,11 +116,11 @@ class Plan:
             "attend_tensor" if self.tensor else "attend_merged" if self.merged else "attend"
         )
         inputs = ("queries", "sizes", "fixed", *self._key.stored, *self._value.stored)
-        outputs = ("partial", *self._key.grown, *self._value.grown)
+        grown = (*self._key.grown, *self._value.grown)
         return source.Text(
             kernel,
             (*inputs, "before") if self.merged else inputs,
-            ("output", *outputs) if self.merged else outputs,
+            ("output" if self.merged else "partial", *grown),
             self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
             (self._key, self._value),
             self.simds * SIMD if self.tensor else 0,
