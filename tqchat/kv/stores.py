@@ -17,19 +17,18 @@ class TokenStore:
     """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready.
 
     Attributes:
+        arrays: Without a gap between rows: kernels are told of them by ``room`` and ``start`` alone.
+        room: Tokens that the arrays have room for.
+        start: The first token's place in them.
+        length: Tokens held.
         origin: The same as long as the first token is, in snapshots too.
     """
 
     def __init__(self, growth: int = GROWTH) -> None:
         self.growth = growth
         self.arrays: Block = ()
-        self.start = 0
-        self.length = 0
+        self.room = self.start = self.length = 0
         self.origin = object()
-
-    @property
-    def capacity(self) -> int:
-        return int(self.arrays[0].shape[2]) if self.arrays else 0
 
     @property
     def allocated_bytes(self) -> int:
@@ -39,24 +38,24 @@ class TokenStore:
     @property
     def bytes(self) -> int:
         """The share of ``allocated_bytes`` that belongs to tokens held."""
-        return self.allocated_bytes // self.capacity * self.length if self.arrays else 0
+        return self.allocated_bytes // self.room * self.length if self.arrays else 0
 
     def append(self, block: Block) -> None:
         """Add a block's tokens at the end."""
         count = block[0].shape[2]
         end = self.start + self.length + count
-        if end > self.capacity:
+        if end > self.room:
             # Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its
             # source, and a slice of a prompt would keep the whole prompt alive.
-            room = (count // self.growth + 1) * self.growth
+            more = (count // self.growth + 1) * self.growth
             held = self.view()
-            blank = tuple(mx.zeros((*b.shape[:2], room, *b.shape[3:]), b.dtype) for b in block)
+            blank = tuple(mx.zeros((*b.shape[:2], more, *b.shape[3:]), b.dtype) for b in block)
             self.arrays = (
                 tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
                 if self.length
                 else blank
             )
-            self.start, end = 0, self.length + count
+            self.room, self.start, end = self.length + more, 0, self.length + count
         for array, part in zip(self.arrays, block, strict=True):
             array[:, :, end - count : end] = part
         self.length += count
@@ -67,9 +66,9 @@ class TokenStore:
 
     def snapshot(self) -> Self:
         """The tokens held, in a store of their own that nothing done to this one reaches."""
-        held = self.view()
         twin = copy.copy(self)
-        twin.arrays, twin.start = held, 0
+        # The same arrays by other handles: to assign to one changes what it stands for, and no other.
+        twin.arrays = tuple(array[...] for array in self.arrays)
         return twin
 
     def take_front(self, count: int) -> Block:
@@ -101,8 +100,7 @@ class TokenStore:
 
     def clear(self) -> None:
         self.arrays = ()
-        self.start = 0
-        self.length = 0
+        self.room = self.start = self.length = 0
         self.origin = object()
 
 
@@ -118,7 +116,6 @@ class Tail(TokenStore):
 
     growing: tuple[mx.array, mx.array] | None = None
     _held: mx.array | None = None
-    _room = 0
     _takes: tuple[tuple[int, ...], mx.Dtype] | None = None
 
     @property
@@ -129,10 +126,10 @@ class Tail(TokenStore):
 
     @arrays.setter
     def arrays(self, arrays: Block) -> None:
-        self.growing, self._held, self._room = None, None, 0
+        self.growing = self._held = None
         if arrays:
             (self._held,) = arrays
-            batch, heads, self._room, dim = self._held.shape
+            batch, heads, _, dim = self._held.shape
             self._takes = (batch, heads, 1, dim), self._held.dtype
 
     def append_one(self, token: mx.array) -> None:
@@ -142,7 +139,7 @@ class Tail(TokenStore):
             held is not None
             and self.growing is None
             and not self.start
-            and self.length < self._room
+            and self.length < self.room
             and (token.shape, token.dtype) == self._takes
         ):
             self.growing = held, token

@@ -44,17 +44,21 @@ class Emulator:
         keep: list[object] = []
         arguments: list[int] = []
         for name, array in zip(text.inputs, launch["inputs"], strict=True):
-            # The whole buffer where an array is a view: strides are in elements, as MLX passes them.
-            if name == "sizes":  # of one element, and as large as what its shape tells
-                strided = np.zeros(8, np.uint8)
-            else:
-                strided = np.array(array.view(mx.uint16)) if array.dtype == mx.bfloat16 else np.array(array)
-            strided = np.ascontiguousarray(strided)
+            # A copy without gaps, at a multiple of 16 bytes; strides are in elements, as MLX passes them.
+            strided = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+            strides = np.array(strided.strides, np.int64) // strided.itemsize
+            if name == "sizes":  # nothing but strides
+                strides = np.array(memoryview(array).strides, np.int64)
+            if name == "queries" or name.endswith("_token"):  # as they are
+                given = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+                mx.eval(given)
+                strided = np.asarray(memoryview(given))
+                strides = np.array(memoryview(given).strides, np.int64) // strided.itemsize
+                keep.append(given)
             if name == "fixed":
                 # Kept with its array, whose identity another could otherwise take over.
                 strided = self.fixed.setdefault(id(array), (array, strided.copy()))[1]
             shape = np.array(array.shape, np.int32)
-            strides = np.array([int(np.prod(array.shape[i + 1 :])) for i in range(array.ndim)], np.int64)
             keep += [strided, shape, strides]
             arguments += [strided.ctypes.data, shape.ctypes.data, strides.ctypes.data]
         results = []

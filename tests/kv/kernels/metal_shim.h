@@ -255,6 +255,7 @@ void tq_load_early(const void* from, uint* out) {
     out[0] = 0;
     memcpy(out, from, BYTES);
 }
+inline void tq_prefetch(const void*) {}
 
 // Threadgroups run one after another here: what one has written is there for the next, and counting needs no care.
 inline void tq_device_fence() {}

@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import llama
 
+from tests.kv.kernels.test_emulated import add
 from tqchat import kv
 from tqchat.kv.attention import attention
 from tqchat.kv.cache import SchemeCache
@@ -66,6 +67,65 @@ def test_a_kernel_that_does_not_compile_is_refused(monkeypatch, layer):
     made, expected, first, second = attend(monkeypatch, layer, fails)
     assert mx.array_equal(first, expected) and second is None
     assert list(made.refused.values()) == ["it does not run: no such word"]
+
+
+def with_tails(changed):
+    """``Steps.run`` as a kernel that writes tails, perhaps others than it should; without a token that waits
+    it is right.
+    """
+
+    def run(steps, kernels, layout, queries, keys, values):
+        grown = []
+        for side in (keys, values):
+            if side.recent.growing is not None:
+                held, token = side.recent.growing
+                tail = held[...]
+                tail[:, :, side.recent.length - 1 : side.recent.length] = token + changed
+                grown.append(tail)
+        sides = [side.snapshot() for side in (keys, values)]
+        return attention(queries, *sides, 0.1, None), grown
+
+    return run
+
+
+def waiting(layer):
+    cache, _ = layer
+    x = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
+    add(cache, x, x + 1)
+    stores = [side.recent for side in cache.sides]
+    assert all(store.growing is not None for store in stores)
+    return stores, (x, x + 1)
+
+
+def test_the_tail_that_a_trusted_kernel_wrote_is_the_cache_s(monkeypatch, layer):
+    made = Kernels("metal")
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
+    monkeypatch.setattr(Steps, "run", with_tails(0))
+    cache, queries = layer
+    for number in range(3):
+        stores, tokens = waiting(layer)
+        held = [store.growing[0] for store in stores]
+        length = cache.size()
+        cache._fused(queries, *cache.sides, 0.1, None)
+        for store, array, token in zip(stores, held, tokens, strict=True):
+            assert store.growing is None and mx.array_equal(store.view()[0][:, :, -1:], token)
+            # The first time the plain operations write; what they write to stays the same.
+            assert (store.arrays[0] is array) == (number == 0)
+        assert cache.size() == length and len(made.trusted) == 1
+
+
+def test_a_kernel_that_writes_another_tail_is_refused_and_serves_where_nothing_waits(monkeypatch, layer):
+    made = Kernels("metal")
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
+    monkeypatch.setattr(Steps, "run", with_tails(0.25))
+    cache, queries = layer
+    for _ in range(3):
+        stores, tokens = waiting(layer)
+        assert cache._fused(queries, *cache.sides, 0.1, None) is not None
+        for store, token in zip(stores, tokens, strict=True):
+            assert mx.array_equal(store.view()[0][:, :, -1:], token)
+    assert "does not write the last token" in next(iter(made.refused.values()))
+    assert [plan.key.grows for plan in made.trusted] == [False]
 
 
 def test_masks_that_a_kernel_does_not_know_go_to_the_plain_operations(monkeypatch, layer):
@@ -164,5 +224,9 @@ def test_the_device_s_kernels_agree(scheme, dims, group):
         cache.update_and_fetch(keys[:, :, part], values[:, :, part])
     queries = mx.random.normal((1, 2 * group, 1, dims[0])).astype(mx.float16)
     fused = FusedAttention()
-    fused(queries, *cache.sides, 0.1, None)
-    assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused
+    for _ in range(2):
+        add(cache, keys[:, :, :1], values[:, :, :1])
+        # First with a token that waits, then with none.
+        for _ in range(2):
+            assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused
+    assert not device.kernels().refused

@@ -40,9 +40,16 @@ def filled(scheme, batch, heads, group, tokens, dims, dtype, rows):
     cache.observe(
         mx.random.normal((batch, heads * group, 8, dims[0])) * mx.random.uniform(0.2, 3, (dims[0],))
     )
-    for count in (1, rows):
-        cache.update_and_fetch(keys[:, :, :count], values[:, :, :count])
+    cache.update_and_fetch(keys[:, :, :1], values[:, :, :1])
+    add(cache, keys[:, :, :rows], values[:, :, :rows])
     return cache, mx.random.normal((batch, heads * group, rows, dims[0])).astype(dtype)
+
+
+def add(cache, keys, values):
+    """Add tokens that nobody has looked at yet: a single one waits."""
+    cache.key_side.append(keys)
+    cache.value_side.append(values)
+    cache.offset += keys.shape[2]
 
 
 def steps_for(cache, queries, on, sink):
@@ -104,6 +111,7 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
     sink = mx.random.normal((heads * group,)) if scheme == "turbo3" else None
     steps = steps_for(cache, queries, on, sink)
     assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
+    assert steps.plan.value.grows == (rows == 1)
     assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, sink)
 
 
@@ -127,13 +135,15 @@ def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, s
     steps = steps_for(cache, queries, on, None)
     layout = steps.layout(*cache.sides)
     launch._layouts.cache_clear()
-    assert layout.sizes.shape[-1] == 2 and cache.packed_tokens % 32
+    assert layout.splits == 2 and cache.packed_tokens % 32
     assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
 
 
 @pytest.mark.parametrize(("dims", "on"), [((128, 128), TENSOR_CORES), ((80, 80), CUDA)])
 def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
     cache, queries = filled("turbo4", 2, 2, 3, 190, dims, mx.float16, 1)
+    for side in cache.sides:
+        side.recent.write()
     steps = steps_for(cache, queries, on, None)
     emulator.fixed.clear()
     for number in range(3):
@@ -145,6 +155,31 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
         cache.update_and_fetch(new, new)
         cache.pack_due()
         assert steps.serves(queries, *cache.sides, 0.1, None)
+
+
+@pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
+def test_tokens_are_found_where_a_window_s_first_ones_have_left(emulator, on):
+    cache, queries = filled("turbo8v4", 1, 2, 2, 190, (64, 64), mx.float16, 1)
+    cache.trim(0)
+    for side in cache.sides:
+        side.drop_front(side.sinks.length + 5)
+    assert {side.packed.start for side in cache.sides} == {5}
+    steps = steps_for(cache, queries, on, None)
+    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
+
+
+@pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
+def test_a_token_that_waits_is_written_from_wherever_its_values_lie(emulator, on):
+    cache, queries = filled("turbo4", 1, 2, 2, 190, (64, 64), mx.float16, 1)
+    for side in cache.sides:
+        side.recent.write()
+    # As a model that computes keys and values at once cuts them up.
+    both = mx.random.normal((1, 1, 2, 2 * 64)).astype(mx.float16).transpose(0, 2, 1, 3)
+    add(cache, both[..., :64], both[..., 64:])
+    assert all(side.recent.growing is not None for side in cache.sides)
+    steps = steps_for(cache, queries, on, None)
+    assert steps.plan.key.grows and steps.plan.value.grows
+    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
 
 
 def test_launches_are_for_a_cache_s_first_tokens():

@@ -138,8 +138,8 @@ def kernels() -> Kernels | None:
 
 
 @lru_cache(maxsize=64)
-def blank(dtype: mx.Dtype, ndim: int = 1) -> mx.array:
+def blank(dtype: mx.Dtype) -> mx.array:
     """What stands where a kernel is given no array: 8 elements, since Metal keeps smaller ones elsewhere."""
-    array = mx.zeros([8] + [1] * (ndim - 1), dtype=dtype)
+    array = mx.zeros(8, dtype=dtype)
     mx.eval(array)
     return array

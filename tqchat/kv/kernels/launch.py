@@ -12,7 +12,9 @@ from tqchat.kv.codebook import centroids
 from tqchat.kv.kernels.device import SIMD, Kernels, Launch, blank, run
 from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
 from tqchat.kv.storage import Side
-from tqchat.kv.stores import TokenStore
+
+Room = tuple[int, int, int, int, int, int, int, int]
+"""Rooms and starts: of packed keys, packed values, raw keys, raw values."""
 
 SIMDS_WANTED = 1584
 """Simd groups that keep a large device busy; a context is split among so many, none with less than a step."""
@@ -95,7 +97,13 @@ class Steps:
     def layout(self, keys: Side, values: Side) -> Layout | None:
         """How the step is split; ``None`` if too little is stored."""
         fullest = values if self._packs_values else keys
-        return self._layouts.of(fullest.sinks.length, fullest.packed.length, fullest.recent.length)
+        a, b, c, d = keys.packed, values.packed, keys.recent, values.recent
+        return self._layouts.of(
+            fullest.sinks.length,
+            fullest.packed.length,
+            fullest.recent.length,
+            (a.room, a.start, b.room, b.start, c.room, c.start, d.room, d.start),
+        )
 
     def run(
         self, kernels: Kernels, layout: Layout, queries: mx.array, keys: Side, values: Side
@@ -127,10 +135,10 @@ class Steps:
         shapes = [shape]
         for side in (keys, values):
             packed, recent = side.packed, side.recent
-            inputs += _from_start(packed) if packed.start else packed.arrays
+            inputs += packed.arrays
             growing = recent.growing
             if growing is None:
-                inputs += _from_start(recent) if recent.start else recent.arrays
+                inputs += recent.arrays
             else:
                 inputs += growing
                 shapes.append(growing[0].shape)
@@ -146,7 +154,7 @@ class Steps:
 
     def _make_room(self, splits: int) -> None:
         """For a counter of each block, and for what at least so many splits find of each."""
-        self._room = -(-splits // 8) * 8
+        self._room = min(self._layouts.most, 1 << (splits - 1).bit_length())
         counters = -(-self._blocks // 8) * 8
         room = mx.zeros(counters + self._blocks * self._room * self._found)
         self._fixed = mx.concatenate([self._fixed[: self._constants], room])
@@ -179,30 +187,36 @@ class _Layouts:
     ) -> None:
         self._least, self._step, self._raw_step = least, step, raw_step
         self._simds, self._blocks, self._rows, self._heads = simds, blocks, rows, heads
-        self._asked: tuple[int, int, int] | None = None
+        self._asked: tuple[int, int, int, Room] | None = None
         self._last: Layout | None = None
 
-    def of(self, sinks: int, packed: int, tail: int) -> Layout | None:
+    @property
+    def most(self) -> int:
+        """Splits of a long context: as many as a large device runs at once."""
+        return max(2, min(MOST_SPLITS, SIMDS_WANTED // (self._simds * self._blocks)))
+
+    def of(self, sinks: int, packed: int, tail: int, room: Room) -> Layout | None:
         """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
-        asked = sinks, packed, tail
+        asked = sinks, packed, tail, room
         if asked != self._asked:
-            self._asked, self._last = asked, self._make(sinks, packed, tail)
+            self._asked, self._last = asked, self._make(sinks, packed, tail, room)
         return self._last
 
-    def _make(self, sinks: int, packed: int, tail: int) -> Layout | None:
-        """Sizes travel as the shape of an array of one element: it is passed by value, where an array with
-        sizes in it would have to be made and waited for.
+    def _make(self, sinks: int, packed: int, tail: int, room: Room) -> Layout | None:
+        """Sizes travel as the strides of an array of one element: they are passed by value, where an array
+        with sizes in it would have to be made and waited for.
         """
         if packed < self._least or tail < self._rows:
             return None
-        wanted = max(2, min(MOST_SPLITS, SIMDS_WANTED // (self._simds * self._blocks)))
+        wanted = self.most
         steps, raw_steps = -(-packed // self._step), -(-(sinks + tail) // self._raw_step)
         # Raw tokens take as many threadgroups as finish with the packed ones', out of those that run at once.
         raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
         packed_splits = min(steps, wanted - raw_splits)
         splits = packed_splits + raw_splits
-        shape = (8, sinks + 1, packed + 1, tail + 1, raw_splits, self._rows, self._heads, splits)
-        sizes = mx.broadcast_to(blank(mx.uint8, len(shape)), shape)
+        pairs = ((splits, raw_splits), (self._rows, self._heads), room[:2], room[2:4], room[4:6], room[6:])
+        strides = (sinks, packed, tail, *(low | high << 32 for low, high in pairs))
+        sizes = mx.as_strided(blank(mx.uint8), [1] * len(strides), strides)
         return Layout(sizes, (splits * self._simds * SIMD, self._blocks, 1), splits)
 
 
@@ -250,8 +264,3 @@ def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink:
         else []
     )
     return mx.concatenate([x.astype(mx.float32) for x in whole])
-
-
-def _from_start(store: TokenStore) -> tuple[mx.array, ...]:
-    """A store's arrays from its first token on, growth slack included."""
-    return tuple(array[:, :, store.start :] for array in store.arrays)

@@ -50,12 +50,12 @@ class Side:
         """Where a head's arrays begin, and where the last token is if it is not in the tail."""
         side, kind = self.name, self.kind
         scale = f"const TQ_DEVICE {side.upper()}_SCALE*"
-        head = self._at("codes") if kind else f"{side}_tail_of + sinks * {side}_tail_strides[2]"
+        head = self._at("codes", "STRIDE") if kind else f"{side}_tail_of + sinks * {side.upper()}_DIM"
         grown = f"{side}_grown + ({side}_tail_of - {side}_tail)" if self.grows else "0"
         return (
             f"const TQ_DEVICE uchar* {side}_head = (const TQ_DEVICE uchar*)({head});\n"
-            f"{scale} {side}_scales_of = {self._at('scales') if kind else 0};\n"
-            f"{scale} {side}_biases_of = {self._at('biases') if kind == 2 else 0};\n"
+            f"{scale} {side}_scales_of = {self._at('scales', 'GROUPS') if kind else 0};\n"
+            f"{scale} {side}_biases_of = {self._at('biases', 'GROUPS') if kind == 2 else 0};\n"
             f"TQ_DEVICE S* {side}_grown_of = {grown};\n"
         )
 
@@ -65,16 +65,19 @@ class Side:
         if not self.grows:
             return ""
         side = self.name
+        strides = f"{side}_token_strides"
+        token = f"{side}_token + batch * {strides}[0] + head * {strides}[1], {strides}[3]"
         return (
             f"if (first_row == 0) tq_copy<{side.upper()}_DIM>({side}_tail_of, {side}_grown_of, tail - 1, "
             "split * SIMDS * 32 + tq_thread, splits * SIMDS * 32);\n"
-            f"if (is_raw) tq_copy_one<{side.upper()}_DIM>({self._at('token')}, {side}_token_strides[3], "
+            f"if (is_raw) tq_copy_one<{side.upper()}_DIM>({token}, "
             f"{side}_grown_of + (tail - 1) * {side.upper()}_DIM, tq_thread, SIMDS * 32);\n"
         )
 
-    def _at(self, name: str) -> str:
-        strides = f"{self.name}_{name}_strides"
-        return f"{self.name}_{name} + batch * {strides}[0] + head * {strides}[1]"
+    def _at(self, name: str, each: str) -> str:
+        """A head's part of an array; a token has so many elements of it."""
+        side = self.name
+        return f"{side}_{name} + tq_first_of({side}_room, kv_head) * {side.upper()}_{each}"
 
 
 @dataclass(frozen=True)
