@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from tqchat.kv.stores import Tail, TokenStore
+from tqchat.kv.stores import MOST_REWRITTEN, Tail, TokenStore
 
 
 def tokens(first, count, dtype=mx.float16, heads=2):
@@ -95,3 +95,27 @@ def test_a_snapshot_stays_what_it_was(kind):
     assert held(before) == list(range(10)) and held(store) == [*range(8), 50]
     before.append((tokens(70, 1),))
     assert held(store) == [*range(8), 50] and held(before) == [*range(10), 70]
+
+
+def test_a_tail_that_emptied_takes_a_turned_prompt_row_by_row():
+    # As many as there was room for: an assignment of all of it would be the prompt itself, as it lies.
+    store = Tail(growth=16)
+    store.append((tokens(0, 20),))
+    room = store.room
+    store.trim(20)
+    turned = mx.random.normal((1, room, 2, 4)).astype(mx.float16).transpose(0, 2, 1, 3)
+    store.append((turned,))
+    mx.eval(store.arrays)
+    assert memoryview(store.arrays[0]).c_contiguous and mx.array_equal(store.view()[0], turned)
+
+
+def test_a_long_tail_is_written_to_rather_than_written_again():
+    store = Tail(growth=256)
+    store.append((tokens(0, MOST_REWRITTEN + 1),))
+    store.append_one(tokens(0, 1))
+    assert store.growing is None and store.length == MOST_REWRITTEN + 2
+
+
+def test_sizes_are_told_without_writing_the_token_that_waits(tail):
+    assert tail.allocated_bytes == tail.room * 2 * 4 * 2 and tail.bytes == 21 * 2 * 4 * 2
+    assert tail.growing is not None

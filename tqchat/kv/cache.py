@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from functools import lru_cache
+from threading import get_ident
 from typing import Any, ClassVar, Self
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ from mlx_lm.models.cache import create_attention_mask
 from tqchat.kv.attention import attention
 from tqchat.kv.fitting import Seen
 from tqchat.kv.kernels.fused import FusedAttention
+from tqchat.kv.kernels.launch import Exchange
 from tqchat.kv.rope import Rope
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage import Side
@@ -51,22 +53,29 @@ def _nan(dtype: mx.Dtype) -> mx.array:
     return array
 
 
+LAST_STAND_INS = 8
+"""Of those that are alike, how many are kept: windows and full layers of a model take turns."""
+
+
 class _StandIns:
-    """Keys and values that are not a number anywhere, so that no use of them goes unseen."""
+    """Keys and values that are not a number anywhere, so that no use of them goes unseen. For one thread:
+    another one's arrays cannot be waited for.
+    """
 
     def __init__(
-        self, heads: tuple[int, int], dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
+        self, thread: int, heads: tuple[int, int], dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
     ) -> None:
         self._parts = tuple((_nan(dtype), heads, dim) for dim, dtype in zip(dims, dtypes, strict=True))
-        self._tokens = 0
-        self._made: tuple[mx.array, mx.array] | None = None
+        self._made: dict[int, tuple[mx.array, mx.array]] = {}
 
     def of(self, tokens: int) -> tuple[mx.array, mx.array]:
-        """Those of so many tokens: the same ones for all layers of a step."""
-        if self._made is None or tokens != self._tokens:
+        """Those of so many tokens: the same ones for all layers of a step that hold as many."""
+        if tokens not in self._made:
+            if len(self._made) >= LAST_STAND_INS:
+                self._made.clear()
             keys, values = (mx.broadcast_to(nan, (*heads, tokens, dim)) for nan, heads, dim in self._parts)
-            self._made, self._tokens = (keys, values), tokens
-        return self._made
+            self._made[tokens] = keys, values
+        return self._made[tokens]
 
 
 _stand_ins = lru_cache(maxsize=8)(_StandIns)
@@ -113,6 +122,10 @@ class SchemeCache:
         self._stand_ins: _StandIns | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
         self._fetched_packed = False
+
+    def share(self, exchange: Exchange) -> None:
+        """Use this for kernels' launches, as the other layers of a model's cache do."""
+        self._fused.exchange = exchange
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -169,7 +182,7 @@ class SchemeCache:
         if packed and self.stands_in and self.is_routed:
             if self._stand_ins is None:
                 dims = keys.head_dim, values.head_dim
-                self._stand_ins = _stand_ins(keys.shape, dims, self._fetched_dtypes)
+                self._stand_ins = _stand_ins(get_ident(), keys.shape, dims, self._fetched_dtypes)
             fetched = self._stand_ins.of(keys.length)
         else:
             # What was attended to last time, and nothing else, nobody will evaluate this time.

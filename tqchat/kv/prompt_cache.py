@@ -12,6 +12,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv import routing
 from tqchat.kv.cache import SchemeCache
+from tqchat.kv.kernels.launch import Exchange
 from tqchat.kv.rope import ropes
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
 from tqchat.kv.stand_ins import only_attends
@@ -42,7 +43,8 @@ def make_prompt_cache(
 
 
 def stand_in(model: Module, cache: list[Any]) -> None:
-    """Spare a GPU's caches the description of what nobody decodes, where ``model`` can do without.
+    """Spare a GPU's caches the description of what nobody decodes, where ``model`` can do without; what
+    kernels need to work they share.
 
     On a CPU a step takes long enough not to notice, since the description is kept from one to the next.
     """
@@ -59,8 +61,10 @@ def stand_in(model: Module, cache: list[Any]) -> None:
         return trial, flat_layers(trial)
 
     able = only_attends(model, make)
+    exchange = Exchange()
     for layer in ours:
         layer.stands_in = able
+        layer.share(exchange)
 
 
 def _make(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:

@@ -200,9 +200,6 @@ class Side:
             if rest and rest[0].shape[2]:
                 self.recent.append(rest)
             self.sinks.clear()
-        for store in (self.packed, self.sinks):
-            if store.arrays and not store.length:
-                store.clear()
 
     def fetch(self, dtype: mx.Dtype, keep: bool = False) -> mx.array:
         """All vectors decoded, ``[batch, heads, tokens, head_dim]``; lazy, so free unless it is used.

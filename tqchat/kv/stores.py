@@ -38,27 +38,33 @@ class TokenStore:
     @property
     def bytes(self) -> int:
         """The share of ``allocated_bytes`` that belongs to tokens held."""
-        return self.allocated_bytes // self.room * self.length if self.arrays else 0
+        return self.allocated_bytes // self.room * self.length if self.room else 0
 
     def append(self, block: Block) -> None:
         """Add a block's tokens at the end."""
         count = block[0].shape[2]
+        if self.start + self.length + count > self.room:
+            self._grow(block)
         end = self.start + self.length + count
-        if end > self.room:
-            # Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its
-            # source, and a slice of a prompt would keep the whole prompt alive.
-            more = (count // self.growth + 1) * self.growth
-            held = self.view()
-            blank = tuple(mx.zeros((*b.shape[:2], more, *b.shape[3:]), b.dtype) for b in block)
-            self.arrays = (
-                tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
-                if self.length
-                else blank
-            )
-            self.room, self.start, end = self.length + more, 0, self.length + count
         for array, part in zip(self.arrays, block, strict=True):
             array[:, :, end - count : end] = part
         self.length += count
+
+    def _grow(self, block: Block) -> None:
+        """Make room for a block.
+
+        Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its source.
+        A slice of a prompt would keep the whole prompt alive, and lie in memory as it does.
+        """
+        more = (block[0].shape[2] // self.growth + 1) * self.growth
+        held = self.view()
+        blank = tuple(mx.zeros((*b.shape[:2], more, *b.shape[3:]), b.dtype) for b in block)
+        self.arrays = (
+            tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
+            if self.length
+            else blank
+        )
+        self.room, self.start = self.length + more, 0
 
     def view(self) -> Block:
         """The tokens held, as slices of their own: appending later does not change them."""
@@ -95,13 +101,19 @@ class TokenStore:
             self.take_front(0)
 
     def trim(self, count: int) -> None:
-        """Forget the last ``count`` tokens; their room stays allocated."""
+        """Forget the last ``count`` tokens; their room stays allocated while any are left."""
         self.length -= count
+        if not self.length:
+            self.clear()
 
     def clear(self) -> None:
         self.arrays = ()
         self.room = self.start = self.length = 0
         self.origin = object()
+
+
+MOST_REWRITTEN = 512
+"""Tokens of a tail that are written again with each one that comes: no more than packing leaves raw."""
 
 
 class Tail(TokenStore):
@@ -133,19 +145,26 @@ class Tail(TokenStore):
             self._takes = (batch, heads, 1, dim), self._held.dtype
 
     def append_one(self, token: mx.array) -> None:
-        """Add a token, ``[batch, heads, 1, head_dim]``, and let it wait where that is possible."""
-        held = self._held
+        """Add a token, ``[batch, heads, 1, head_dim]``, and let it wait if it is like those of a tail that is
+        not long.
+        """
         if (
-            held is not None
-            and self.growing is None
-            and not self.start
-            and self.length < self.room
-            and (token.shape, token.dtype) == self._takes
+            self._held is None
+            or self.growing is not None
+            or self.start
+            or self.length > MOST_REWRITTEN
+            or (token.shape, token.dtype) != self._takes
         ):
-            self.growing = held, token
-            self.length += 1
-        else:
             self.append((token,))
+            return
+        if self.length == self.room:
+            self._grow((token,))
+        self.growing = self._held, token
+        self.length += 1
+
+    @property
+    def allocated_bytes(self) -> int:
+        return 0 if self._held is None else self._held.nbytes
 
     def drop_front(self, count: int) -> None:
         self.write()

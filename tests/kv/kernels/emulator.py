@@ -36,7 +36,7 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.compiled = 0
-        self.fixed: dict[int, tuple[mx.array, np.ndarray]] = {}
+        self.exchanges: dict[int, tuple[mx.array, np.ndarray]] = {}
 
     def run(self, text: source.Text, launch: Launch) -> list[mx.array]:
         """A launch's outputs. What it writes to its counters the next launch with the same ones finds."""
@@ -55,9 +55,11 @@ class Emulator:
                 strided = np.asarray(memoryview(given))
                 strides = np.array(memoryview(given).strides, np.int64) // strided.itemsize
                 keep.append(given)
-            if name == "fixed":
+            if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # as the kernels take for granted
+                assert memoryview(array).c_contiguous
+            if name == "exchange":
                 # Kept with its array, whose identity another could otherwise take over.
-                strided = self.fixed.setdefault(id(array), (array, strided.copy()))[1]
+                strided = self.exchanges.setdefault(id(array), (array, strided.copy()))[1]
             shape = np.array(array.shape, np.int32)
             keep += [strided, shape, strides]
             arguments += [strided.ctypes.data, shape.ctypes.data, strides.ctypes.data]

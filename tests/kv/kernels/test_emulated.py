@@ -13,8 +13,8 @@ from tqchat.kv.formats import TurboFormat, make_format
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_launch, encode_plan
-from tqchat.kv.kernels.launch import Steps
-from tqchat.kv.kernels.plan import plan_for
+from tqchat.kv.kernels.launch import Exchange, Steps
+from tqchat.kv.kernels.plan import MOST_BLOCKS, plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
@@ -55,7 +55,7 @@ def add(cache, keys, values):
 def steps_for(cache, queries, on, sink):
     plan = plan_for(queries, *cache.sides, sink is not None, on)
     assert plan is not None
-    return Steps(plan, queries, *cache.sides, 0.1, sink)
+    return Steps(plan, queries, *cache.sides, 0.1, sink, Exchange())
 
 
 def emulated(emulator, steps, queries, *sides):
@@ -145,11 +145,11 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
     for side in cache.sides:
         side.recent.write()
     steps = steps_for(cache, queries, on, None)
-    emulator.fixed.clear()
+    emulator.exchanges.clear()
     for number in range(3):
         assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
-        _, fixed = emulator.fixed[id(steps._fixed)]
-        assert not fixed[steps._constants :][: steps._blocks].any()
+        ((_, exchange),) = emulator.exchanges.values()
+        assert exchange.any() and not exchange[:MOST_BLOCKS].any()
         queries = 2 * queries
         new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
         cache.update_and_fetch(new, new)

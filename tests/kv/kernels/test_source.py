@@ -71,7 +71,7 @@ def test_threads_are_named_beside_a_kernel_s_name_and_nowhere_else(monkeypatch):
 def test_a_step_is_split_among_what_runs_at_once(blocks, simds):
     for packed in (32, 1000, 4096, 65_000, 262_144):
         for raw in (1, 70, 130, 700):
-            layouts = launch._Layouts(32, simds * 32, simds * 16, simds, blocks, 1, 8)
+            layouts = launch._Layouts(0, 32, simds * 32, simds * 16, simds, blocks, 1, 8)
             layout = layouts.of(4, packed, raw - 4 if raw > 4 else raw, (0,) * 8)
             splits = layout.splits
             raw_splits = memoryview(layout.sizes).strides[3] >> 32

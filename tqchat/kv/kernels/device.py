@@ -83,7 +83,7 @@ class Kernels:
             self.trusted.add(plan)
             return answer
         self.refused[plan] = problem
-        logger.warning("A fused kernel is not used, only slower operations: %s (%s)", problem, plan)
+        logger.warning("A fused kernel is not used: %s (%s)", problem, plan)
         return reference() if expected is None else expected
 
     def _compile(self, text: source.Text) -> Any:

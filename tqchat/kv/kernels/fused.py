@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from tqchat.kv.attention import attention
 from tqchat.kv.kernels.device import Kernels, kernels
-from tqchat.kv.kernels.launch import Layout, Steps
+from tqchat.kv.kernels.launch import Exchange, Layout, Steps
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.storage import Side
 
@@ -17,9 +17,14 @@ TOLERANCE = 1e-2
 
 
 class FusedAttention:
-    """One layer's way to the kernels: what is the same at every step, kept from one to the next."""
+    """One layer's way to the kernels: what is the same at every step, kept from one to the next.
+
+    Attributes:
+        exchange: The layer's own, unless its cache has one for all.
+    """
 
     def __init__(self) -> None:
+        self.exchange = Exchange()
         # By which sides' last tokens wait to be written: layers that share a cache take turns.
         self._steps: dict[tuple[bool, bool], Steps] = {}
 
@@ -55,7 +60,14 @@ class FusedAttention:
             plan = plan_for(queries, keys, values, sinks is not None, made)
             if plan is None:
                 return None
-            steps = self._steps[waiting] = Steps(plan, queries, keys, values, scale, sinks)
+            # Those for what the cache holds no more go.
+            self._steps = {
+                key: other
+                for key, other in self._steps.items()
+                if other.serves(queries, keys, values, scale, sinks)
+            }
+            steps = Steps(plan, queries, keys, values, scale, sinks, self.exchange)
+            self._steps[waiting] = steps
             steps.is_trusted = plan in made.trusted
         layout = steps.layout(keys, values)
         if layout is None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import ceil, e, log2
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from tqchat.kv.codebook import centroids
 from tqchat.kv.kernels.device import SIMD, Kernels, Launch, blank, run
-from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
+from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_BLOCKS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
 from tqchat.kv.storage import Side
 
-Room = tuple[int, int, int, int, int, int, int, int]
+Rooms = tuple[int, int, int, int, int, int, int, int]
 """Rooms and starts: of packed keys, packed values, raw keys, raw values."""
+
+LAST = 8
+"""Layouts of one kind that are kept: windows and full layers of a model take turns."""
 
 SIMDS_WANTED = 1584
 """Simd groups that keep a large device busy; a context is split among so many, none with less than a step."""
@@ -28,6 +32,30 @@ class Layout(NamedTuple):
     splits: int
 
 
+class Exchange:
+    """Where a launch's threadgroups leave what they find, for the last of them to merge. Launches that share
+    it wait for each other: it is for one layer, or for those of one model's cache, which do so anyway. It is
+    working memory, and not counted as a cache's.
+
+    Attributes:
+        arrays: One with counters, zero between launches, and what is found; and the answer of the launch
+            before. None until there is something to launch.
+    """
+
+    def __init__(self) -> None:
+        self.arrays: tuple[mx.array, ...] = ()
+
+    def reserve(self, floats: int) -> None:
+        """Have room for so much, if there is less."""
+        before = self.arrays[1] if self.arrays else blank(mx.float32)
+        if not self.arrays or self.arrays[0].size < MOST_BLOCKS + floats:
+            self.arrays = mx.zeros(MOST_BLOCKS + floats), before
+
+    def launched(self, answer: mx.array) -> None:
+        """Note what the next launch is to wait for."""
+        self.arrays = self.arrays[0], answer
+
+
 class Steps:
     """The launches for one layer's steps of decoding. What does not change from one to the next is made
     once: a step is a few microseconds of Python.
@@ -39,12 +67,21 @@ class Steps:
         plan: What ``plan_for`` said for these queries and sides.
         scale: The softmax's.
         sink: One logit for each query head, where the model has them.
+        exchange: For launches that merge what their threadgroups find.
     """
 
     def __init__(
-        self, plan: Plan, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
+        self,
+        plan: Plan,
+        queries: mx.array,
+        keys: Side,
+        values: Side,
+        scale: float,
+        sink: mx.array | None,
+        exchange: Exchange,
     ) -> None:
         self.plan = plan
+        self._exchange = exchange
         self.is_trusted = False
         self.dtype = queries.dtype
         self._shape = queries.shape
@@ -56,15 +93,15 @@ class Steps:
         batch, query_heads, rows, _ = queries.shape
         heads = batch * query_heads // plan.group
         blocks = heads * ceil(plan.group * rows / plan.rows)
-        self._layouts = _layouts(plan.least, plan.step, plan.raw_step, plan.simds, blocks, rows, query_heads)
+        # Of one thread: another one's arrays cannot be waited for.
+        self._layouts = _layouts(
+            get_ident(), plan.least, plan.step, plan.raw_step, plan.simds, blocks, rows, query_heads
+        )
         self._threads = plan.simds * SIMD, 1, 1
         self._fixed = _fixed(plan, keys, values, heads, scale, sink)
-        self._constants = self._fixed.size
-        self._blocks, self._found = blocks, plan.rows * (plan.value.dim + 2)
-        self._room = 0
-        # What stands behind the constants is for this layer alone, its counters zero before and after every
-        # launch. Launches may not overlap, so each is given the one before it to wait for.
-        self._before = blank(queries.dtype)
+        self._found = blocks * plan.rows * (plan.value.dim + 2)
+        if plan.merged:
+            exchange.reserve(self._layouts.most * self._found)
         self._output_shape = batch, query_heads, rows, plan.value.dim
         grown = [keys.dtype] * (plan.key.grows + plan.value.grows)
         self._dtypes = [queries.dtype if plan.merged else mx.float32, *grown]
@@ -117,7 +154,7 @@ class Steps:
                 self._merge = kernels.compiled(self.plan.merge_text())
         output, *grown = run(self._attend, self.attend(layout, queries, keys, values))
         if self._merge is None:
-            self._before = output
+            self._exchange.launched(output)
         else:
             output = run(self._merge, self.merge(layout, output))[0]
         return output, grown
@@ -126,11 +163,9 @@ class Steps:
         """The run over packed and raw tokens."""
         sizes, grid, splits = layout
         if not self.plan.merged:
-            shape: tuple[int, ...] = (self._blocks * splits * self._found,)
+            shape: tuple[int, ...] = (splits * self._found,)
         else:
             shape = self._output_shape
-            if splits > self._room:
-                self._make_room(splits)
         inputs = [queries, sizes, self._fixed]
         shapes = [shape]
         for side in (keys, values):
@@ -143,7 +178,7 @@ class Steps:
                 inputs += growing
                 shapes.append(growing[0].shape)
         if self.plan.merged:
-            inputs.append(self._before)
+            inputs += self._exchange.arrays
         return {
             "inputs": inputs,
             "grid": grid,
@@ -151,13 +186,6 @@ class Steps:
             "output_shapes": shapes,
             "output_dtypes": self._dtypes,
         }
-
-    def _make_room(self, splits: int) -> None:
-        """For a counter of each block, and for what at least so many splits find of each."""
-        self._room = min(self._layouts.most, 1 << (splits - 1).bit_length())
-        counters = -(-self._blocks // 8) * 8
-        room = mx.zeros(counters + self._blocks * self._room * self._found)
-        self._fixed = mx.concatenate([self._fixed[: self._constants], room])
 
     def merge(self, layout: Layout, partial: mx.array) -> Launch:
         """The run that makes one answer of the splits'; ``partial`` is what ``attend`` gave."""
@@ -173,7 +201,11 @@ class Steps:
 class _Layouts:
     """How steps of one kind are split: layers that are alike share it, and ask for the same many times.
 
+    Attributes:
+        most: Splits of a long context: as many as a large device runs at once.
+
     Args:
+        thread: Which one they are for.
         least: Packed tokens without which there is none; of raw ones there must be as many as query rows.
         step: Packed tokens to a threadgroup's step; ``raw_step`` raw ones.
         simds: Simd groups in a threadgroup.
@@ -183,26 +215,35 @@ class _Layouts:
     """
 
     def __init__(
-        self, least: int, step: int, raw_step: int, simds: int, blocks: int, rows: int, heads: int
+        self,
+        thread: int,
+        least: int,
+        step: int,
+        raw_step: int,
+        simds: int,
+        blocks: int,
+        rows: int,
+        heads: int,
     ) -> None:
         self._least, self._step, self._raw_step = least, step, raw_step
         self._simds, self._blocks, self._rows, self._heads = simds, blocks, rows, heads
-        self._asked: tuple[int, int, int, Room] | None = None
+        self.most = max(2, min(MOST_SPLITS, SIMDS_WANTED // (simds * blocks)))
+        self._made: dict[tuple[int, int, int, Rooms], Layout | None] = {}
+        self._asked: tuple[int, int, int, Rooms] | None = None
         self._last: Layout | None = None
 
-    @property
-    def most(self) -> int:
-        """Splits of a long context: as many as a large device runs at once."""
-        return max(2, min(MOST_SPLITS, SIMDS_WANTED // (self._simds * self._blocks)))
-
-    def of(self, sinks: int, packed: int, tail: int, room: Room) -> Layout | None:
+    def of(self, sinks: int, packed: int, tail: int, rooms: Rooms) -> Layout | None:
         """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
-        asked = sinks, packed, tail, room
+        asked = sinks, packed, tail, rooms
         if asked != self._asked:
-            self._asked, self._last = asked, self._make(sinks, packed, tail, room)
+            if asked not in self._made:
+                if len(self._made) >= LAST:
+                    self._made.clear()
+                self._made[asked] = self._make(*asked)
+            self._asked, self._last = asked, self._made[asked]
         return self._last
 
-    def _make(self, sinks: int, packed: int, tail: int, room: Room) -> Layout | None:
+    def _make(self, sinks: int, packed: int, tail: int, rooms: Rooms) -> Layout | None:
         """Sizes travel as the strides of an array of one element: they are passed by value, where an array
         with sizes in it would have to be made and waited for.
         """
@@ -214,8 +255,9 @@ class _Layouts:
         raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
         packed_splits = min(steps, wanted - raw_splits)
         splits = packed_splits + raw_splits
-        pairs = ((splits, raw_splits), (self._rows, self._heads), room[:2], room[2:4], room[4:6], room[6:])
+        pairs = ((splits, raw_splits), (self._rows, self._heads), *zip(rooms[::2], rooms[1::2], strict=True))
         strides = (sinks, packed, tail, *(low | high << 32 for low, high in pairs))
+        # Nobody looks at the element.
         sizes = mx.as_strided(blank(mx.uint8), [1] * len(strides), strides)
         return Layout(sizes, (splits * self._simds * SIMD, self._blocks, 1), splits)
 

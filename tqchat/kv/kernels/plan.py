@@ -16,6 +16,7 @@ from tqchat.kv.storage import Side
 TENSOR_DIMS = (64, 128, 256)
 MOST_SPLITS = 128
 MOST_RAW_SPLITS = 16
+MOST_BLOCKS = 1024
 MERGE_SIMDS = 8
 """Simd groups that merge a row's splits, where that is a launch of its own."""
 MERGE_FLOATS = 8192
@@ -119,7 +120,7 @@ class Plan:
         grown = (*self._key.grown, *self._value.grown)
         return source.Text(
             kernel,
-            (*inputs, "before") if self.merged else inputs,
+            (*inputs, "exchange", "before") if self.merged else inputs,
             ("output" if self.merged else "partial", *grown),
             self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
             (self._key, self._value),
@@ -153,7 +154,6 @@ class Plan:
                 (f"{name}_SCALE", side.scale),
                 (f"{name}_MEAN", int(side.mean)),
                 (f"{name}_ROTATION", side.rotation),
-                (f"{name}_GROWS", int(side.grows)),
             )
         ]
         sums = merge_rows * self.value.dim
@@ -173,6 +173,7 @@ class Plan:
             ("SIMDS", self.simds),
             ("HAS_SINK", int(self.sink)),
             ("MOST_SPLITS", MOST_SPLITS),
+            ("MOST_BLOCKS", MOST_BLOCKS),
             ("MERGE_ROWS", merge_rows),
             ("MERGE_SIMDS", merge_simds),
             ("MERGE_PARTS", parts),
@@ -193,7 +194,8 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, on: Kernel
     tensor = on.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
     merged = on.language == "cuda"
     heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
-    return _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
+    plan = _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
+    return plan if heads * ceil(all_rows / plan.rows) <= MOST_BLOCKS else None
 
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:

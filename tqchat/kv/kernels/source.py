@@ -152,7 +152,7 @@ def _attend(kernel: Kernel, sides: tuple[Side, ...], read: Callable[[str], str])
     def part(name: str) -> str:
         return read(f"attend_{name}")
 
-    text = "" if kernel == "attend" else part("room")
+    text = "" if kernel == "attend" else part("exchange")
     text += part("begin") + "".join(side.begins for side in sides)
     grows = "".join(side.grows_by_one for side in sides)
     if kernel == "attend_tensor":
