@@ -76,27 +76,33 @@ def byte_table(bits: int) -> mx.array:
 
 
 @lru_cache(maxsize=1)
-def planes_table() -> mx.array:
-    """The same for four 3-bit codes: the index has their magnitudes in the lower 8 bits, the signs above.
+def pairs_table() -> mx.array:
+    """The same for two 3-bit codes: the index has their magnitudes in the lower 4 bits, the signs above.
 
     Returns:
-        uint64 ``[4096, 2]``.
+        uint64 ``[64, 1]``.
     """
     magnitudes = MAGNITUDES[3]
     return _paired(
         [
-            [magnitudes[index >> 2 * i & 3] * (1 if index >> 8 + i & 1 else -1) for i in range(4)]
-            for index in range(4096)
+            [magnitudes[index >> 2 * i & 3] * (1 if index >> 4 + i & 1 else -1) for i in range(2)]
+            for index in range(64)
         ]
     )
 
 
 @lru_cache(maxsize=1)
+def magnitudes_table() -> mx.array:
+    """Four magnitudes in a byte as two ``pairs_table`` indices, a byte each: uint16 ``[256, 1]``."""
+    return _evaluated([[byte & 15 | byte >> 4 << 8] for byte in range(256)], mx.uint16)
+
+
+@lru_cache(maxsize=1)
 def signs_table() -> mx.array:
-    """Eight signs in a byte as two parts of a ``planes_table`` index, 16 bits each: uint32 ``[256, 1]``."""
-    table = mx.array([[(byte & 15) << 8 | byte >> 4 << 24] for byte in range(256)], dtype=mx.uint32)
-    mx.eval(table)
-    return table
+    """Eight signs in a byte as parts of four ``pairs_table`` indices, a byte each: uint32 ``[256, 1]``."""
+    return _evaluated(
+        [[sum((byte >> 2 * i & 3) << 8 * i + 4 for i in range(4))] for byte in range(256)], mx.uint32
+    )
 
 
 @lru_cache(maxsize=1)
@@ -107,5 +113,11 @@ def nibble_table() -> mx.array:
 
 def _paired(rows: list[list[float]]) -> mx.array:
     table = mx.array(rows, dtype=mx.float32).view(mx.uint64)
+    mx.eval(table)
+    return table
+
+
+def _evaluated(rows: list[list[int]], dtype: mx.Dtype) -> mx.array:
+    table = mx.array(rows, dtype=dtype)
     mx.eval(table)
     return table
