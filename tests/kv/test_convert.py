@@ -28,6 +28,19 @@ def test_a_converted_cache_goes_on_close_to_where_it_was(before: str, after: str
     assert mx.sqrt((out - raw).square().mean() / raw.square().mean()).item() < 0.5
 
 
+@pytest.mark.parametrize("before, after", [("turbo4", "fp16"), ("fp16", "turbo4"), ("turbo4", "turbo3")])
+def test_a_cache_that_was_trimmed_to_nothing_becomes_an_empty_one(before: str, after: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, before)
+    logits(model, cache, tokens[:, :320], 319)
+    for layer in cache:
+        layer.trim(320)
+    new = convert(cache, after)
+    assert [layer.offset for layer in new] == [0, 0]
+    fresh = make_prompt_cache(model, after)
+    assert mx.array_equal(logits(model, new, tokens, 320), logits(model, fresh, tokens, 320))
+
+
 def test_the_old_cache_is_left_whole() -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache, twin = make_prompt_cache(model, "turbo0v4"), make_prompt_cache(model, "turbo0v4")

@@ -222,7 +222,7 @@ class SchemeCache:
         for target, source in zip(self.sides, old.sides, strict=True):
             if same_parts and source.spec == target.spec:
                 target.restore(source.arrays(), source.head_dim, source.dtype)
-            else:
+            elif source.length:
                 target.append(source.fetch(source.dtype))
 
     def pack_due(self) -> None:

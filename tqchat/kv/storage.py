@@ -191,6 +191,8 @@ class Side:
             gone = min(count, store.length)
             store.trim(gone)
             count -= gone
+        if not self.packed.length:
+            self._decoded = None
         if not self.packed.length and self.sinks.length:
             # Nothing is packed any more: the sinks are simply the first raw tokens again.
             rest = self.recent.view()

@@ -102,6 +102,8 @@ class TokenStore:
 
     def trim(self, count: int) -> None:
         """Forget the last ``count`` tokens; their room stays allocated while any are left."""
+        if not count:
+            return
         self.length -= count
         if not self.length:
             self.clear()

@@ -99,7 +99,7 @@ def make_window(
 def convert_window(old: WindowCache | RotatingKVCache, scheme: Scheme) -> WindowCache | RotatingKVCache:
     """The same tokens under another scheme, to and from mlx-lm's ring, which is not in temporal order."""
     new = make_window(old.max_size, scheme, old.dtype if isinstance(old, WindowCache) else None)
-    if old.empty():
+    if old.empty() or (isinstance(old, WindowCache) and not old.key_side.length):
         return new
     if isinstance(new, WindowCache):
         if isinstance(old, WindowCache):

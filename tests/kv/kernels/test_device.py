@@ -128,6 +128,38 @@ def test_a_kernel_that_writes_another_tail_is_refused_and_serves_where_nothing_w
     assert [plan.key.grows for plan in made.trusted] == [False]
 
 
+def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeypatch, layer):
+    made = Kernels("metal")
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
+    monkeypatch.setattr(Steps, "run", with_tails(0))
+    cache, queries = layer
+    kept = []
+    for number in range(6):
+        waiting(layer)
+        if number % 2:
+            for side in cache.sides:
+                side.recent.write()
+        rows = mx.concatenate([queries] * 3, axis=2) if number % 2 else queries
+        cache._fused(rows, *cache.sides, 0.1, "causal")
+        kept.append(dict(cache._fused._steps))
+    assert kept[1] == kept[-1] and len(kept[1]) == 2
+
+
+def test_what_a_refused_launch_left_is_forgotten(monkeypatch, layer):
+    made = Kernels("cuda")
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
+    cache, queries = layer
+    exchange = cache._fused.exchange
+
+    def run(steps, *arguments):
+        exchange.launched(mx.full((1,), 7.0))
+        return mx.zeros((1, 4, 1, 64)), []
+
+    monkeypatch.setattr(Steps, "run", run)
+    cache._fused(queries, *cache.sides, 0.1, None)
+    assert len(made.refused) == 1 and not exchange.arrays[1].any().item()
+
+
 def test_masks_that_a_kernel_does_not_know_go_to_the_plain_operations(monkeypatch, layer):
     monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: Kernels("metal"))
     cache, queries = layer

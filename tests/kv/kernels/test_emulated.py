@@ -157,6 +157,27 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
         assert steps.serves(queries, *cache.sides, 0.1, None)
 
 
+@pytest.mark.parametrize("on", [CUDA, TENSOR_CORES])
+def test_layers_share_what_their_launches_tell_each_other(emulator, on):
+    exchange = Exchange()
+    emulator.exchanges.clear()
+    layers = []
+    for arguments in (
+        ("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1),
+        ("turbo4", 2, 2, 3, 700, (128, 128), mx.float16, 1),
+        ("turbo3", 1, 2, 2, 400, (64, 64), mx.float16, 3),
+    ):
+        cache, queries = filled(*arguments)
+        for side in cache.sides:
+            side.recent.write()
+        plan = plan_for(queries, *cache.sides, False, on)
+        layers.append((Steps(plan, queries, *cache.sides, 0.1, None, exchange), queries, cache))
+        for steps, asked, held in layers * 2:
+            assert_close(emulated(emulator, steps, asked, *held.sides), asked, held, None)
+            assert not emulator.exchanges[id(exchange.arrays[0])][1][:MOST_BLOCKS].any()
+    assert len(emulator.exchanges) > 1  # it has grown
+
+
 @pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
 def test_tokens_are_found_where_a_window_s_first_ones_have_left(emulator, on):
     cache, queries = filled("turbo8v4", 1, 2, 2, 190, (64, 64), mx.float16, 1)
@@ -193,6 +214,29 @@ def test_launches_are_for_a_cache_s_first_tokens():
     cache.pack_due()
     serves.append(steps.serves(queries, *cache.sides, 0.1, None))
     assert serves == [True, True, False]
+
+
+@pytest.mark.parametrize(("scheme", "sinks"), [("turbo4", True), ("turbo0v4", True), ("turbo4", False)])
+def test_launches_stay_when_a_few_tokens_are_taken_back(scheme, sinks):
+    cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
+    if not sinks:  # as in a window
+        for side in cache.sides:
+            side.drop_front(side.sinks.length)
+    steps = steps_for(cache, queries, CUDA, None)
+    for count in (0, 2):
+        cache.trim(count)
+        assert steps.serves(queries, *cache.sides, 0.1, None)
+
+
+def test_more_blocks_than_there_are_counters_for_have_no_kernel():
+    cache, queries = filled("turbo4", 2, 2, 1, 190, (64, 64), mx.float16, 1)
+    assert plan_for(queries, *cache.sides, False, CUDA) is not None
+    many = MOST_BLOCKS // 2
+    wide = SchemeCache(parse_scheme("turbo4"))
+    x = mx.zeros((many, 3, 110, 32), mx.float16)
+    for part in (x[:, :, 1:], x[:, :, :1]):
+        wide.update_and_fetch(part, part)
+    assert plan_for(mx.zeros((many, 3, 1, 32), mx.float16), *wide.sides, False, CUDA) is None
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

@@ -66,6 +66,19 @@ def test_threads_are_named_beside_a_kernel_s_name_and_nowhere_else(monkeypatch):
     assert given["source"].splitlines()[0] == f"#undef {function}"
 
 
+def test_a_layout_is_for_the_rooms_that_were_asked_for():
+    layouts = launch._Layouts(0, 32, 192, 96, 6, 8, 1, 8)
+
+    def told(rooms):
+        return memoryview(layouts.of(4, 1000, 70, rooms).sizes).strides
+
+    asked = [(256 * n, n, 512, 0, 128, 0, 192, 0) for n in range(launch.LAST + 3)]
+    answers = [told(rooms) for rooms in asked]
+    assert len(set(answers)) == len(asked)
+    assert [told(rooms) for rooms in asked] == answers
+    assert answers[3][5] == 768 | 3 << 32 and answers[3][:3] == (4, 1000, 70)
+
+
 @pytest.mark.parametrize("blocks", [1, 4, 8, 32, 500])
 @pytest.mark.parametrize("simds", [4, 6, 12])
 def test_a_step_is_split_among_what_runs_at_once(blocks, simds):

@@ -61,13 +61,9 @@ class FusedAttention:
             if plan is None:
                 return None
             # Those for what the cache holds no more go.
-            self._steps = {
-                key: other
-                for key, other in self._steps.items()
-                if other.serves(queries, keys, values, scale, sinks)
-            }
+            kept = {key: other for key, other in self._steps.items() if other.knows(keys, values)}
             steps = Steps(plan, queries, keys, values, scale, sinks, self.exchange)
-            self._steps[waiting] = steps
+            self._steps = kept | {waiting: steps}
             steps.is_trusted = plan in made.trusted
         layout = steps.layout(keys, values)
         if layout is None:
@@ -82,6 +78,8 @@ class FusedAttention:
         if steps.plan not in made.refused:
             output = _tried(made, steps, layout, queries, keys, values, scale, mask, sinks)
             steps.is_trusted = steps.plan in made.trusted
+            if not steps.is_trusted:
+                self.exchange.renew()
             return output
         if not any(waiting):
             return None

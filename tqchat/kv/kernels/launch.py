@@ -39,7 +39,7 @@ class Exchange:
 
     Attributes:
         arrays: One with counters, zero between launches, and what is found; and the answer of the launch
-            before. None until there is something to launch.
+            before. Empty until room is reserved.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,11 @@ class Exchange:
         before = self.arrays[1] if self.arrays else blank(mx.float32)
         if not self.arrays or self.arrays[0].size < MOST_BLOCKS + floats:
             self.arrays = mx.zeros(MOST_BLOCKS + floats), before
+
+    def renew(self) -> None:
+        """Forget a launch that went wrong, and what it may have left."""
+        if self.arrays:
+            self.arrays = mx.zeros(self.arrays[0].size), blank(mx.float32)
 
     def launched(self, answer: mx.array) -> None:
         """Note what the next launch is to wait for."""
@@ -115,16 +120,22 @@ class Steps:
         """Bytes of what is kept from one step to the next."""
         return self._fixed.nbytes
 
-    def serves(
-        self, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
-    ) -> bool:
-        """Whether these launches are for such a step, if the same sides' last tokens wait."""
+    def knows(self, keys: Side, values: Side) -> bool:
+        """Whether what does not change from step to step is that of these sides."""
         formats, sinks = self._formats, self._sinks
         return (
             formats[0] is keys.format
             and formats[1] is values.format
             and sinks[0] is keys.sinks.origin
             and sinks[1] is values.sinks.origin
+        )
+
+    def serves(
+        self, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
+    ) -> bool:
+        """Whether these launches are for such a step, if the same sides' last tokens wait."""
+        return (
+            self.knows(keys, values)
             and self._sink is sink
             and self._scale == scale
             and self._shape == queries.shape
