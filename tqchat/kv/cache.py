@@ -66,16 +66,13 @@ class _StandIns:
         self, thread: int, heads: tuple[int, int], dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
     ) -> None:
         self._parts = tuple((_nan(dtype), heads, dim) for dim, dtype in zip(dims, dtypes, strict=True))
-        self._made: dict[int, tuple[mx.array, mx.array]] = {}
+        # The same ones for all layers of a step that hold as many tokens.
+        self.of = lru_cache(maxsize=LAST_STAND_INS)(self._make)
 
-    def of(self, tokens: int) -> tuple[mx.array, mx.array]:
-        """Those of so many tokens: the same ones for all layers of a step that hold as many."""
-        if tokens not in self._made:
-            if len(self._made) >= LAST_STAND_INS:
-                self._made.clear()
-            keys, values = (mx.broadcast_to(nan, (*heads, tokens, dim)) for nan, heads, dim in self._parts)
-            self._made[tokens] = keys, values
-        return self._made[tokens]
+    def _make(self, tokens: int) -> tuple[mx.array, mx.array]:
+        """Those of so many tokens."""
+        keys, values = (mx.broadcast_to(nan, (*heads, tokens, dim)) for nan, heads, dim in self._parts)
+        return keys, values
 
 
 _stand_ins = lru_cache(maxsize=8)(_StandIns)

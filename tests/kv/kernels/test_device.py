@@ -32,11 +32,17 @@ def layer():
     return cache, mx.random.normal((1, 4, 1, 64)).astype(mx.float16)
 
 
+def use_kernels(monkeypatch, run, language="metal"):
+    """Kernels whose launches are ``run``."""
+    made = Kernels(language)
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
+    monkeypatch.setattr(Steps, "run", run)
+    return made
+
+
 def attend(monkeypatch, layer, answer):
     """Attention with kernels that give ``answer``, as no machine without a GPU can run them."""
-    made = Kernels("metal")
-    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", lambda *arguments: (answer(), []))
+    made = use_kernels(monkeypatch, lambda *arguments: (answer(), []))
     cache, queries = layer
     expected = attention(queries, *cache.sides, 0.1, None)
     fused = FusedAttention()
@@ -98,9 +104,7 @@ def waiting(layer):
 
 
 def test_the_tail_that_a_trusted_kernel_wrote_is_the_cache_s(monkeypatch, layer):
-    made = Kernels("metal")
-    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", with_tails(0))
+    made = use_kernels(monkeypatch, with_tails(0))
     cache, queries = layer
     for number in range(3):
         stores, tokens = waiting(layer)
@@ -115,9 +119,7 @@ def test_the_tail_that_a_trusted_kernel_wrote_is_the_cache_s(monkeypatch, layer)
 
 
 def test_a_kernel_that_writes_another_tail_is_refused_and_serves_where_nothing_waits(monkeypatch, layer):
-    made = Kernels("metal")
-    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", with_tails(0.25))
+    made = use_kernels(monkeypatch, with_tails(0.25))
     cache, queries = layer
     for _ in range(3):
         stores, tokens = waiting(layer)
@@ -129,9 +131,7 @@ def test_a_kernel_that_writes_another_tail_is_refused_and_serves_where_nothing_w
 
 
 def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeypatch, layer):
-    made = Kernels("metal")
-    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", with_tails(0))
+    use_kernels(monkeypatch, with_tails(0))
     cache, queries = layer
     kept = []
     for number in range(6):
@@ -146,8 +146,6 @@ def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeyp
 
 
 def test_what_a_refused_launch_left_is_forgotten(monkeypatch, layer):
-    made = Kernels("cuda")
-    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
     cache, queries = layer
     exchange = cache._fused.exchange
 
@@ -155,7 +153,7 @@ def test_what_a_refused_launch_left_is_forgotten(monkeypatch, layer):
         exchange.launched(mx.full((1,), 7.0))
         return mx.zeros((1, 4, 1, 64)), []
 
-    monkeypatch.setattr(Steps, "run", run)
+    made = use_kernels(monkeypatch, run, "cuda")
     cache._fused(queries, *cache.sides, 0.1, None)
     assert len(made.refused) == 1 and not exchange.arrays[1].any().item()
 

@@ -239,23 +239,12 @@ class _Layouts:
         self._least, self._step, self._raw_step = least, step, raw_step
         self._simds, self._blocks, self._rows, self._heads = simds, blocks, rows, heads
         self.most = max(2, min(MOST_SPLITS, SIMDS_WANTED // (simds * blocks)))
-        self._made: dict[tuple[int, int, int, Rooms], Layout | None] = {}
-        self._asked: tuple[int, int, int, Rooms] | None = None
-        self._last: Layout | None = None
-
-    def of(self, sinks: int, packed: int, tail: int, rooms: Rooms) -> Layout | None:
-        """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
-        asked = sinks, packed, tail, rooms
-        if asked != self._asked:
-            if asked not in self._made:
-                if len(self._made) >= LAST:
-                    self._made.clear()
-                self._made[asked] = self._make(*asked)
-            self._asked, self._last = asked, self._made[asked]
-        return self._last
+        self.of = lru_cache(maxsize=LAST)(self._make)
 
     def _make(self, sinks: int, packed: int, tail: int, rooms: Rooms) -> Layout | None:
-        """Sizes travel as the strides of an array of one element: they are passed by value, where an array
+        """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few.
+
+        Sizes travel as the strides of an array of one element: they are passed by value, where an array
         with sizes in it would have to be made and waited for.
         """
         if packed < self._least or tail < self._rows:
