@@ -73,6 +73,21 @@ def test_openblas_is_what_multiplies() -> None:
     assert float(run(code).stdout) < 0.5
 
 
+def test_idle_blas_threads_leave_few_cores_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+    if backend.prepare().blas is None or not 1 < cores <= backend.FEW_CORES:
+        pytest.skip("only where OpenBLAS has more than one core, and few")
+    code = (
+        "from tqchat.engine import backend; backend.prepare()\n"
+        "import mlx.core as mx, time; a = mx.ones((1024, 1024)); mx.eval(a @ a)\n"
+        "began = time.process_time(); time.sleep(0.02); print(time.process_time() - began)"
+    )
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)  # as this process has told its own
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    assert float(run(code).stdout) < 0.01
+    assert float(run(code, OPENBLAS_THREAD_TIMEOUT="26").stdout) > 0.01, "somebody's own setting counts"
+
+
 def test_mlx_without_a_backend_names_the_extra_to_install(tmp_path: Path) -> None:
     package = tmp_path / "mlx"
     package.mkdir()

@@ -76,6 +76,34 @@ def test_blocks_are_attended_to_as_the_whole_is(
     assert all(mx.allclose(got, cache.attend(queries, 0.1, allowed, sinks), atol=1e-5) for got in in_blocks)
 
 
+@pytest.mark.parametrize("scheme", [*PACKING, "turbo3"])
+def test_what_is_kept_from_step_to_step_follows_every_change(scheme: str) -> None:
+    cache = filled(scheme, 64, 60)
+    seeds = itertools.count()
+    for _ in range(60):
+        grow(cache, 64, 1, seed=next(seeds))
+        check(cache, 64, 2, 1)
+    for trim in (1, 30, 90, 100):  # as many others in their place: into what is packed, and all of it
+        cache.trim(trim)
+        for _ in range(trim):
+            grow(cache, 64, 1, seed=next(seeds))
+        check(cache, 64, 2, 1)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_only_the_blocks_at_work_are_decoded_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = filled("turbo4", 64, 20_000, mx.float16)
+    mx.eval(cache.state)
+    decoded = 4 * 64 * HEADS * 20_000
+    monkeypatch.setattr(attention, "BLOCK_BYTES", decoded // 40)
+    queries = mx.random.normal((1, 4, rows, 64), key=mx.random.key(2))
+    for _ in range(3):
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(cache.attend(queries, 0.1, "causal"))
+        assert mx.get_peak_memory() - before < decoded // 4
+
+
 def test_sinks_of_the_model_take_their_share_of_attention() -> None:
     cache = filled("turbo4", 64, 300)
     queries = mx.random.normal((1, 4, 1, 64), key=mx.random.key(2))

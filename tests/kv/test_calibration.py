@@ -153,7 +153,7 @@ def test_with_little_to_go_by_a_fit_is_no_worse_than_none() -> None:
     fitted = free.fit(keys, seen)
 
     def wrong(format_: Format) -> float:
-        off = format_.scores(queries, format_.encode(later)) - queries @ later.swapaxes(-1, -2)
+        off = queries @ (format_.decode(format_.encode(later)) - later).swapaxes(-1, -2)
         return float(off.square().mean().item())
 
     assert wrong(fitted) < 1.25 * wrong(free)

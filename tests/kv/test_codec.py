@@ -11,7 +11,7 @@ import pytest
 from tqchat.kv.codebook import centroids, quantise
 from tqchat.kv.fitting import Seen
 from tqchat.kv.formats import TurboFormat, make_format
-from tqchat.kv.packing import lookup, pack, unpack
+from tqchat.kv.packing import byte_planes, lookup, pack, unpack
 from tqchat.kv.rotation import UnsupportedHeadDim, draw_rotation
 from tqchat.kv.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec, parse_scheme, words_per_vector
@@ -50,7 +50,8 @@ def test_packing_round_trips_and_fills_the_words_it_says(bits: int, head_dim: in
     assert words.dtype == mx.uint32
     assert words.shape == (2, 3, 5, words_per_vector(head_dim, bits))
     assert mx.array_equal(unpack(words, bits, head_dim), codes)
-    assert mx.array_equal(lookup(words, bits, head_dim), centroid_array(bits)[codes])
+    found = lookup(byte_planes(words, bits, head_dim), bits, head_dim)
+    assert mx.array_equal(found, centroid_array(bits)[codes])
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -100,31 +101,37 @@ def test_turbo_decodes_a_zero_vector_to_zero(role: Literal["key", "value"]) -> N
 
 @pytest.mark.parametrize("role", ["key", "value"])
 @pytest.mark.parametrize("spec", [FormatSpec("turbo", 3), FormatSpec("affine", 8), FormatSpec("raw", 16)])
+@pytest.mark.parametrize("rows", [1, 3, 20])
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
-    role: Literal["key", "value"], spec: FormatSpec, head_dim: int
+    role: Literal["key", "value"], spec: FormatSpec, head_dim: int, rows: int
 ) -> None:
     x, queries = mx.random.normal((2, 1, 2, 30, head_dim), key=mx.random.key(3)) + 2
+    queries = queries[:, :, :rows]
     seen = Seen(queries.square().mean(axis=2, keepdims=True), 30)
     format_ = make_format(spec, head_dim, role).fit(x, seen)
     block = format_.encode(x)
     if spec.kind == "turbo":
         words, gain = block
-        stored = lookup(words, spec.bits, head_dim) * gain.astype(mx.float32)
+        planes = byte_planes(words, spec.bits, head_dim)
+        stored = lookup(planes, spec.bits, head_dim) * gain.astype(mx.float32)
     elif spec.kind == "affine":
         words, scales, biases = block
         stored = mx.dequantize(words, scales, biases, spec.group_size(head_dim), spec.bits)
     else:
         (stored,) = block
-    folded, constant = format_.fold(queries)
+    mean = mx.zeros((1, 2, 1, head_dim)) if format_.mean is None else format_.mean
+    folded = format_.fold(queries)
     assert folded.shape == (*queries.shape[:3], stored.shape[-1])
-    scores = folded @ stored.swapaxes(-1, -2) + (0 if constant is None else constant)
+    products = folded @ stored.swapaxes(-1, -2)
+    scores = products + queries @ mean.swapaxes(-1, -2)
     assert mx.allclose(scores, queries @ format_.decode(block).swapaxes(-1, -2), atol=1e-2)
-    assert mx.allclose(scores, format_.scores(queries, block), atol=1e-2)
+    assert mx.allclose(products, format_.multiply(folded, format_.open(block)), atol=1e-2)
     weights = mx.random.uniform(shape=(1, 2, 7, 30), key=mx.random.key(4))
-    sums = format_.unfold(weights @ stored, weights.sum(axis=-1, keepdims=True))
+    total = weights @ stored
+    sums = format_.unfold(total) + weights.sum(axis=-1, keepdims=True) * mean
     assert mx.allclose(sums, weights @ format_.decode(block), atol=1e-3)
-    assert mx.allclose(sums, format_.combine(weights, block), atol=1e-3)
+    assert mx.allclose(total, format_.sum(weights, format_.open(block)), atol=1e-3)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

@@ -53,14 +53,16 @@ def _at_once(
     scaled: mx.array, rows: int, keys: Side, values: Side, mask: mx.array | str | None, sinks: mx.array | None
 ) -> mx.array:
     batch, heads, count, _ = scaled.shape
-    scores = keys.scores(scaled).reshape(batch, -1, rows, keys.length)
-    scores = _masked(scores, mask, 0, keys.length)
+    scores = keys.scores(keys.fold(scaled))
+    if sinks is None and (mask is None or (rows == 1 and isinstance(mask, str))):
+        return values.combine(mx.softmax(scores, axis=-1, precise=True), after=scaled)
+    scores = _masked(scores.reshape(batch, -1, rows, keys.length), mask, 0, keys.length)
     if sinks is not None:
         scores = mx.concatenate([sinks, scores], axis=-1)
     weights = mx.softmax(scores, axis=-1, precise=True)
     if sinks is not None:
         weights = weights[..., 1:]
-    return values.combine(weights.reshape(batch, heads, count, -1))
+    return values.combine(weights.reshape(batch, heads, count, -1), after=scaled)
 
 
 def _blockwise(
@@ -78,16 +80,16 @@ def _blockwise(
     top = mx.full(shape, LOWEST) if sinks is None else sinks.reshape(shape)
     total = mx.zeros(shape) if sinks is None else mx.ones(shape)
     output = mx.zeros((batch, heads, count, values.head_dim))
-    end = 0
-    for form, part in values.pieces(longest=block):
-        start, end = end, end + part[0].shape[2]
-        scores = keys.scores(scaled, start, end).reshape(batch, -1, rows, end - start)
+    folded = keys.fold(scaled)
+    for start in range(0, keys.length, block):
+        end = min(start + block, keys.length)
+        scores = keys.scores(folded, start, end).reshape(batch, -1, rows, end - start)
         scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, count, -1)
         higher = mx.maximum(top, scores.max(axis=-1, keepdims=True))
         weights = mx.exp(scores - higher)
         fade = mx.exp(top - higher)
         total = total * fade + weights.sum(axis=-1, keepdims=True)
-        output = output * fade + form.combine(weights, part)
+        output = output * fade + values.combine(weights, start, end, after=scaled if start == 0 else output)
         top = higher
         if rows > 1:
             # Else all blocks' scores may be computed before the first sum, and take what the whole would.

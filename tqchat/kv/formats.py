@@ -1,22 +1,24 @@
 """How one side of a cache, keys or values, is written down: raw, affine or turbo.
 
 Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can grow, trim and slice
-it along the token axis without knowing what it means. ``scores`` and ``combine`` are attention's two products
-against an encoded block. What a block stores is multiplied as it is, by a kernel or by plain operations; all
-that a format does to vectors before it writes them down is undone on the queries (``fold``) and on the sums
-(``unfold``).
+it along the token axis without knowing what it means. ``multiply`` and ``sum`` are attention's two products
+with what a block stores, as it is. All that a format does to vectors before it writes them down is undone on
+the queries (``fold``) and on the sums (``unfold``); but for the mean, which whoever adds up products with
+packed and raw vectors gives its share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Literal, Protocol, Self
 
 import mlx.core as mx
 
 from tqchat.kv.codebook import quantise
 from tqchat.kv.fitting import LARGEST, Seen, fit_keys, fit_mean
-from tqchat.kv.packing import code_floats, lookup, pack
+from tqchat.kv.packing import byte_planes, code_floats, lookup, pack
 from tqchat.kv.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restored_rotation
 from tqchat.kv.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec
@@ -26,6 +28,13 @@ Block = tuple[mx.array, ...]
 
 class Format(Protocol):
     """One way of writing vectors down."""
+
+    @property
+    def mean(self) -> mx.array | None:
+        """What is subtracted from vectors before they are written down, and is in no product with stored
+        ones: float16 ``[batch, heads, 1, head_dim]``.
+        """
+        ...
 
     @property
     def shared(self) -> dict[str, mx.array]:
@@ -51,59 +60,64 @@ class Format(Protocol):
         """The vectors that a block stands for, float32 ``[batch, heads, tokens, head_dim]``."""
         ...
 
-    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
-        """Queries as stored vectors are to be multiplied with, and what every score gets besides.
+    def open(self, block: Block) -> Block:
+        """What products with a block read, to be made once for many of them: its arrays seen otherwise."""
+        ...
 
-        ``queries @ decode(block)^T`` is ``folded @ stored^T + constant``, ``stored`` being the centroids of a
-        block times their gain (turbo), or what MLX dequantises it to (affine).
+    def fold(self, queries: mx.array) -> mx.array:
+        """Queries as stored vectors are to be multiplied with.
+
+        ``queries @ decode(block)^T`` is ``folded @ stored^T + queries @ mean^T``, ``stored`` being the
+        centroids of a block times their gain (turbo), or what MLX dequantises it to (affine).
 
         Args:
             queries: float32 ``[batch, heads, rows, head_dim]``.
 
         Returns:
-            ``folded``, float32 ``[batch, heads, rows, stored_dim]``; and ``constant``, float32
-            ``[batch, heads, rows, 1]``, or ``None`` where there is nothing to add.
+            float32 ``[batch, heads, rows, stored_dim]``.
         """
         ...
 
-    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
-        """Sums of vectors from sums of stored ones.
+    def unfold(self, total: mx.array) -> mx.array:
+        """Sums of vectors without their mean, from sums of stored ones.
 
         Args:
             total: Weighted sums of stored vectors, float32 ``[batch, heads, rows, stored_dim]``.
-            weight_sum: The weights of each sum added up, float32 ``[batch, heads, rows, 1]``.
 
         Returns:
             float32 ``[batch, heads, rows, head_dim]``.
         """
         ...
 
-    def scores(self, queries: mx.array, block: Block) -> mx.array:
-        """Dot products of queries with a block.
+    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
+        """Dot products of folded queries with stored vectors.
 
         Args:
-            queries: float32 ``[batch, heads, rows, head_dim]``.
+            folded: float32 ``[batch, heads, rows, stored_dim]``.
+            opened: What ``open`` made of a block.
 
         Returns:
             float32 ``[batch, heads, rows, tokens]``.
         """
         ...
 
-    def combine(self, weights: mx.array, block: Block) -> mx.array:
-        """Weighted sums of a block's vectors.
+    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
+        """Weighted sums of stored vectors.
 
         Args:
             weights: float32 ``[batch, heads, rows, tokens]``.
+            opened: What ``open`` made of a block.
+            after: What is there some time before the weights are: from then on what is stored may be decoded,
+                beside the work on the weights.
 
         Returns:
-            float32 ``[batch, heads, rows, head_dim]``.
+            float32 ``[batch, heads, rows, stored_dim]``.
         """
         ...
 
 
-class _Folding:
-    """Attention's products from those with stored vectors (``_multiply``, ``_sum``) between ``fold`` and
-    ``unfold``.
+class _Fitted:
+    """What formats that are fitted have in common.
 
     ``mean`` is subtracted from vectors and given back exactly, in the scores and in the sums: it is where
     large key biases go. ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of
@@ -124,29 +138,19 @@ class _Folding:
         named = {"mean": self.mean, "balance": self.balance}
         return {name: array for name, array in named.items() if array is not None}
 
-    def fold(self, queries: mx.array) -> tuple[mx.array, mx.array | None]:
-        balanced = queries if self.balance is None else queries / self.balance
-        # Softmax would ignore the mean's share if every token were packed; beside raw ones it must be there.
-        constant = None if self.mean is None else (queries * self.mean).sum(axis=-1, keepdims=True)
-        return self._into_stored(balanced), constant
+    def fold(self, queries: mx.array) -> mx.array:
+        return self._into_stored(queries if self.balance is None else queries / self.balance)
 
-    def unfold(self, total: mx.array, weight_sum: mx.array) -> mx.array:
+    def unfold(self, total: mx.array) -> mx.array:
         total = self._out_of_stored(total)
-        if self.balance is not None:
-            total = total / self.balance
-        return total if self.mean is None else total + weight_sum * self.mean
+        return total if self.balance is None else total / self.balance
 
     def decode(self, block: Block) -> mx.array:
-        stored = self._stored(block)
-        return self.unfold(stored, mx.ones((*stored.shape[:-1], 1)))
+        vectors = self.unfold(self._stored(self.open(block)))
+        return vectors if self.mean is None else vectors + self.mean
 
-    def scores(self, queries: mx.array, block: Block) -> mx.array:
-        folded, constant = self.fold(queries)
-        products = self._multiply(folded, block)
-        return products if constant is None else products + constant
-
-    def combine(self, weights: mx.array, block: Block) -> mx.array:
-        return self.unfold(self._sum(weights, block), weights.sum(axis=-1, keepdims=True))
+    def open(self, block: Block) -> Block:
+        return block
 
     def _removed(self, x: mx.array) -> mx.array:
         """Vectors as they are encoded: float32, without mean, balanced."""
@@ -161,17 +165,11 @@ class _Folding:
     def _out_of_stored(self, x: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def _stored(self, block: Block) -> mx.array:
-        raise NotImplementedError
-
-    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
-        raise NotImplementedError
-
-    def _sum(self, weights: mx.array, block: Block) -> mx.array:
+    def _stored(self, opened: Block) -> mx.array:
         raise NotImplementedError
 
 
-class RawFormat(_Folding):
+class RawFormat(_Fitted):
     """Vectors as they are."""
 
     def fit(self, x: mx.array, seen: Seen) -> Self:
@@ -180,20 +178,20 @@ class RawFormat(_Folding):
     def encode(self, x: mx.array) -> Block:
         return (x,)
 
+    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
+        return folded @ self._stored(opened).swapaxes(-1, -2)
+
+    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
+        return weights @ self._stored(opened)
+
     def _into_stored(self, x: mx.array) -> mx.array:
         return x
 
     def _out_of_stored(self, x: mx.array) -> mx.array:
         return x
 
-    def _stored(self, block: Block) -> mx.array:
-        return block[0].astype(mx.float32)
-
-    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
-        return folded @ self._stored(block).swapaxes(-1, -2)
-
-    def _sum(self, weights: mx.array, block: Block) -> mx.array:
-        return weights @ self._stored(block)
+    def _stored(self, opened: Block) -> mx.array:
+        return opened[0].astype(mx.float32)
 
 
 def _has_quantised_matmul() -> bool:
@@ -206,8 +204,16 @@ def _has_quantised_matmul() -> bool:
 _FEW_ROWS = 16
 
 
+@lru_cache(maxsize=8)
+def _own_group(groups: int) -> mx.array:
+    """Keeps each group's queries, zero elsewhere: float32 ``[groups, 1, groups, 1]``."""
+    own = mx.eye(groups).reshape(groups, 1, groups, 1)
+    mx.eval(own)
+    return own
+
+
 @dataclass(frozen=True)
-class AffineFormat(_Folding):
+class AffineFormat(_Fitted):
     """MLX's group quantisation. A head dim that its groups do not divide is padded with zeros.
 
     Keys are fitted as in ``TurboFormat``: one loud channel would take the scale of its group.
@@ -242,10 +248,10 @@ class AffineFormat(_Folding):
     def _out_of_stored(self, x: mx.array) -> mx.array:
         return x[..., : self.head_dim]
 
-    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
+    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
         if folded.shape[2] <= _FEW_ROWS and mx.default_device() == mx.cpu:
-            return self._multiply_codes(folded, block)
-        return self._matmul(folded, block, transpose=True)
+            return self._multiply_codes(folded, opened)
+        return self._matmul(folded, opened, transpose=True)
 
     def _multiply_codes(self, x: mx.array, block: Block) -> mx.array:
         """The same from the bare codes, scaled afterwards group by group: what a CPU does fastest for few
@@ -254,19 +260,18 @@ class AffineFormat(_Folding):
         scales, biases = (array.swapaxes(-1, -2) for array in block[1:])
         groups = scales.shape[2]
         codes = code_floats(block[0], self.spec.bits).swapaxes(-1, -2)
-        own = mx.eye(groups).reshape(groups, 1, groups, 1)  # each group's queries, zero elsewhere
         parts = x.reshape(*x.shape[:3], groups, -1)
-        spread = (parts[:, :, None] * own).reshape(*x.shape[:2], -1, x.shape[3])
+        spread = (parts[:, :, None] * _own_group(groups)).reshape(*x.shape[:2], -1, x.shape[3])
         products = (spread @ codes).reshape(*x.shape[:2], groups, x.shape[2], -1)
         scaled = (products * scales.astype(mx.float32)[:, :, :, None]).sum(axis=2)
         return scaled + parts.sum(axis=-1) @ biases.astype(mx.float32)
 
-    def _sum(self, weights: mx.array, block: Block) -> mx.array:
-        return self._matmul(weights, block, transpose=False)
+    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
+        return self._matmul(weights, opened, transpose=False)
 
-    def _stored(self, block: Block) -> mx.array:
+    def _stored(self, opened: Block) -> mx.array:
         # In float32 throughout: 16-bit arithmetic would round what the scales and codes stand for once more.
-        words, scales, biases = block
+        words, scales, biases = opened
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.dequantize(words, scales, biases, self._group, self.spec.bits)
 
@@ -279,8 +284,25 @@ class AffineFormat(_Folding):
         return mx.quantized_matmul(x, words, scales, biases, transpose, self._group, self.spec.bits)
 
 
+_VERY_FEW_ROWS = 4
+"""So few that a CPU's BLAS is up to twice as fast if a long history comes first in the product."""
+
+
+@lru_cache(maxsize=1)
+def _beside() -> mx.ThreadLocalStream:
+    """Where a CPU decodes values while it computes scores: a stream is one thread to it."""
+    return mx.new_thread_local_stream(mx.cpu)
+
+
+def _columns(rows: mx.array) -> mx.array:
+    """Rows as columns, laid out as BLAS likes them."""
+    if rows.shape[2] == 1:
+        return rows.reshape(*rows.shape[:2], -1, 1)
+    return mx.contiguous(rows.swapaxes(-1, -2))
+
+
 @dataclass(frozen=True)
-class TurboFormat(_Folding):
+class TurboFormat(_Fitted):
     """TurboQuant: rotate, divide by the norm, quantise each coordinate against a Lloyd-Max codebook.
 
     A block is packed codes ``uint32 [batch, heads, tokens, words]`` and gains ``float16 [batch, heads,
@@ -342,32 +364,56 @@ class TurboFormat(_Folding):
         gain = mx.where(mx.isfinite(norm), mx.minimum(gain, LARGEST), mx.nan)
         return pack(codes, self.bits), gain.astype(mx.float16)
 
+    def open(self, block: Block) -> Block:
+        words, gain = block
+        return gain, *byte_planes(words, self.bits, self.rotation.head_dim)
+
+    @cached_property
+    def _fold_signs(self) -> mx.array:
+        """The Hadamard transform's signs through the balance, made once: every step needs them."""
+        assert self.balance is not None
+        signs = self.rotation.array / self.balance.astype(mx.float32)
+        mx.eval(signs)
+        return signs
+
+    def fold(self, queries: mx.array) -> mx.array:
+        if self.balance is None or not self.rotation.is_hadamard:
+            return super().fold(queries)
+        return mx.hadamard_transform(queries * self._fold_signs)
+
+    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
+        gain, *codes = opened
+        gain = gain.astype(mx.float32)
+        if folded.shape[2] > self.rotation.head_dim:  # fewer numbers to scale than there are products
+            return folded @ (self._lookup(codes) * gain).swapaxes(-1, -2)
+        if folded.shape[2] > _VERY_FEW_ROWS or mx.default_device() != mx.cpu:
+            return (folded @ self._lookup(codes).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
+        return ((self._lookup(codes) @ _columns(folded)) * gain).swapaxes(-1, -2)
+
+    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
+        gain, *codes = opened
+        gain = gain.astype(mx.float32)
+        if after is None or mx.default_device() != mx.cpu:
+            stored = self._lookup(codes)
+        else:
+            with mx.stream(_beside()):
+                stored = self._lookup(mx.depends(codes, [after]))
+        if weights.shape[2] > self.rotation.head_dim:
+            return weights @ (stored * gain)
+        return (weights * gain.swapaxes(-1, -2)) @ stored
+
     def _into_stored(self, x: mx.array) -> mx.array:
         return self.rotation.rotate(x)
 
     def _out_of_stored(self, x: mx.array) -> mx.array:
         return self.rotation.unrotate(x)
 
-    def _stored(self, block: Block) -> mx.array:
-        words, gain = block
-        return self._lookup(words) * gain.astype(mx.float32)
+    def _stored(self, opened: Block) -> mx.array:
+        gain, *codes = opened
+        return self._lookup(codes) * gain.astype(mx.float32)
 
-    def _multiply(self, folded: mx.array, block: Block) -> mx.array:
-        words, gain = block
-        gain = gain.astype(mx.float32)
-        if folded.shape[2] > self.rotation.head_dim:  # fewer numbers to scale than there are products
-            return folded @ (self._lookup(words) * gain).swapaxes(-1, -2)
-        return (folded @ self._lookup(words).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
-
-    def _sum(self, weights: mx.array, block: Block) -> mx.array:
-        words, gain = block
-        gain = gain.astype(mx.float32)
-        if weights.shape[2] > self.rotation.head_dim:
-            return weights @ (self._lookup(words) * gain)
-        return (weights * gain.swapaxes(-1, -2)) @ self._lookup(words)
-
-    def _lookup(self, words: mx.array) -> mx.array:
-        return lookup(words, self.bits, self.rotation.head_dim)
+    def _lookup(self, codes: Sequence[mx.array]) -> mx.array:
+        return lookup(codes, self.bits, self.rotation.head_dim)
 
 
 def make_format(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import mlx.core as mx
@@ -31,8 +31,24 @@ def _together() -> int:
     return TILE if kernels() is None else TILES_AT_ONCE * TILE
 
 
-Piece = tuple[Format, Block]
-"""Encoded tokens and the format that reads them."""
+_RAW = RawFormat()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Queries as each part of a side is multiplied with them: made once for many products.
+
+    Attributes:
+        raw: The queries, float32 ``[batch, heads, rows, head_dim]``.
+        stored: Folded for what is packed.
+        sinks: The sinks' scores, float32 ``[batch, heads, rows, sinks]``.
+        mean: What each packed vector's score gets besides, float32 ``[batch, heads, rows, 1]``.
+    """
+
+    raw: mx.array
+    stored: mx.array | None = None
+    sinks: mx.array | None = None
+    mean: mx.array | None = None
 
 
 class Side:
@@ -54,6 +70,8 @@ class Side:
         self.packed = TokenStore()
         self.recent = Tail(GROWTH if self.spec.kind == "raw" else _together())
         self._decoded: tuple[Block, int, int, mx.Dtype, mx.array] | None = None
+        self._kept_fixed: tuple[object, int, mx.array | None, mx.array | None] | None = None
+        self._kept_opened: tuple[Block, int, int, Block] | None = None
 
     @property
     def stores(self) -> dict[str, TokenStore]:
@@ -93,23 +111,6 @@ class Side:
         twin.sinks, twin.packed = self.sinks.snapshot(), self.packed.snapshot()
         twin.recent = self.recent.snapshot()
         return twin
-
-    def pieces(self, start: int = 0, end: int | None = None, longest: int | None = None) -> Iterator[Piece]:
-        """The tokens ``[start, end)`` as encoded blocks in token order, none longer than ``longest``."""
-        end = self.length if end is None else end
-        raw = RawFormat()
-        offset = 0
-        for form, store in ((raw, self.sinks), (self.format, self.packed), (raw, self.recent)):
-            low, high = max(start - offset, 0), min(end - offset, store.length)
-            offset += store.length
-            if low >= high:
-                continue
-            block = store.view()
-            step = longest or high - low
-            for first in range(low, high, step):
-                last = min(first + step, high)
-                whole = first == 0 and last == store.length
-                yield form, block if whole else tuple(array[:, :, first:last] for array in block)
 
     def append(self, x: mx.array) -> None:
         """Add vectors ``[batch, heads, tokens, head_dim]`` of the storage's dtype."""
@@ -163,7 +164,7 @@ class Side:
         wanted, count = self._due
         if not count:
             return
-        self._decoded = None  # It would keep what is packed from growing in place.
+        self._decoded = self._kept_opened = None  # They would keep what is packed from growing in place.
         if wanted:
             self.sinks.append(self.recent.take_front(wanted))
         if isinstance(self.format, RawFormat):
@@ -210,53 +211,128 @@ class Side:
             keep: Keep the description of what is packed for the next time: to write it takes longer than much
                 else of a step. Once evaluated it would be a decoded copy, so only for those who do not.
         """
-        parts = [store.view()[0].astype(dtype) for store in (self.sinks, self.recent) if store.length]
-        if self.packed.length:
-            parts.insert(1 if self.sinks.length else 0, self._decode_packed(dtype, keep))
-        else:
+        parts = [self._front(dtype, keep)] if self.packed.length else []
+        if not parts:
             self._decoded = None
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+            parts = [self.sinks.view()[0].astype(dtype)] if self.sinks.length else []
+        if self.recent.length:
+            parts.append(self.recent.view()[0].astype(dtype))
+        return _joined(parts, axis=2)
 
     def forget_decoded(self) -> None:
         """Let go of the description that was kept."""
         self._decoded = None
 
-    def _decode_packed(self, dtype: mx.Dtype, keep: bool) -> mx.array:
+    def _front(self, dtype: mx.Dtype, keep: bool) -> mx.array:
+        """Sinks and what is packed, decoded."""
         store, known = self.packed, self._decoded
         if known is not None:
             arrays, start, length, known_dtype, decoded = known
             if arrays is store.arrays and (start, length, known_dtype) == (store.start, store.length, dtype):
                 self._decoded = known if keep else None
                 return decoded
+        parts = [array.astype(dtype) for array in self.sinks.view()]
         block = store.view()
-        parts = [
-            self.format.decode(tuple(array[:, :, first : first + PACK_AT_ONCE] for array in block)).astype(
-                dtype
-            )
-            for first in range(0, store.length, PACK_AT_ONCE)
-        ]
-        decoded = parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=2)
+        for first in range(0, store.length, PACK_AT_ONCE):
+            part = tuple(array[:, :, first : first + PACK_AT_ONCE] for array in block)
+            parts.append(self.format.decode(part).astype(dtype))
+        decoded = _joined(parts, axis=2)
         self._decoded = (store.arrays, store.start, store.length, dtype, decoded) if keep else None
         return decoded
 
-    def scores(self, queries: mx.array, start: int = 0, end: int | None = None) -> mx.array:
-        """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""
-        parts = [form.scores(queries, block) for form, block in self.pieces(start, end)]
-        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=-1)
+    def fold(self, queries: mx.array) -> Folded:
+        """Queries, float32 ``[batch, heads, rows, head_dim]``, as ``scores`` takes them."""
+        stored = self.format.fold(queries) if self.packed.length else None
+        fixed = self._fixed
+        if fixed is None:
+            return Folded(queries, stored)
+        products, sinks = queries @ fixed.swapaxes(-1, -2), self.sinks.length
+        mean = products[..., sinks:] if fixed.shape[2] > sinks else None
+        return Folded(queries, stored, products[..., :sinks], mean)
 
-    def combine(self, weights: mx.array) -> mx.array:
-        """Sums of all values, ``[batch, heads, rows, head_dim]``, under weights ``[batch, heads, rows,
-        tokens]``.
+    def scores(self, folded: Folded, start: int = 0, end: int | None = None) -> mx.array:
+        """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""
+        parts = []
+        for store, low, high in self._parts(start, end):
+            if store is self.sinks:
+                assert folded.sinks is not None
+                parts.append(folded.sinks[..., low:high])
+            elif store is self.packed:
+                assert folded.stored is not None
+                products = self.format.multiply(folded.stored, self._opened(low, high))
+                parts.append(products if folded.mean is None else products + folded.mean)
+            else:
+                parts.append(_RAW.multiply(folded.raw, self._recent(low, high)))
+        return _joined(parts)
+
+    def combine(
+        self, weights: mx.array, start: int = 0, end: int | None = None, after: mx.array | None = None
+    ) -> mx.array:
+        """Sums of the values of tokens ``[start, end)``, float32 ``[batch, heads, rows, head_dim]``.
+
+        Args:
+            weights: float32 ``[batch, heads, rows, tokens]``.
+            after: What is there before the weights are; see ``Format.sum``.
         """
-        total: mx.array | None = None
-        start = 0
-        for form, block in self.pieces():
-            end = start + block[0].shape[2]
-            part = form.combine(weights[..., start:end], block)
-            total = part if total is None else total + part
-            start = end
-        assert total is not None
-        return total
+        fixed, sinks = self._fixed, self.sinks.length
+        sums, fixed_weights = [], []
+        first = last = sinks
+        used = 0
+        for store, low, high in self._parts(start, end):
+            own = weights[..., used : used + high - low]
+            used += high - low
+            if store is self.sinks:
+                first, last = low, high
+                fixed_weights.append(own)
+            elif store is self.packed:
+                sums.append(self.format.unfold(self.format.sum(own, self._opened(low, high), after)))
+                if fixed is not None and fixed.shape[2] > sinks:
+                    last = sinks + 1
+                    fixed_weights.append(own.sum(axis=-1, keepdims=True))
+            else:
+                sums.append(_RAW.sum(own, self._recent(low, high)))
+        if fixed_weights:
+            assert fixed is not None
+            sums.append(_joined(fixed_weights) @ fixed[:, :, first:last])
+        return sum(sums[1:], sums[0])
+
+    def _parts(self, start: int, end: int | None) -> Iterator[tuple[TokenStore, int, int]]:
+        """The stores that hold the tokens ``[start, end)``, each with the range of its own that they are."""
+        end = self.length if end is None else end
+        offset = 0
+        for store in self.stores.values():
+            low, high = max(start - offset, 0), min(end - offset, store.length)
+            offset += store.length
+            if low < high:
+                yield store, low, high
+
+    @property
+    def _fixed(self) -> mx.array | None:
+        """What no token to come changes, float32 ``[batch, heads, sinks + 1, head_dim]``: sinks, and behind
+        them the mean of what is packed, if it has one. Kept, as every step needs it.
+        """
+        mean = self.format.mean if self.packed.length else None
+        known, origin, length = self._kept_fixed, self.sinks.origin, self.sinks.length
+        if known is None or known[0] is not origin or known[1] != length or known[2] is not mean:
+            parts = [*self.sinks.view(), *(() if mean is None else (mean,))]
+            fixed = _joined([part.astype(mx.float32) for part in parts], axis=2) if parts else None
+            known = self._kept_fixed = origin, length, mean, fixed
+        return known[3]
+
+    def _opened(self, low: int, high: int) -> Block:
+        """Packed tokens ``[low, high)`` as products with them read them; of all of them that is kept."""
+        store = self.packed
+        if (low, high) != (0, store.length):
+            return self.format.open(tuple(array[:, :, low:high] for array in store.view()))
+        known = self._kept_opened
+        if known is None or known[0] is not store.arrays or known[1:3] != (store.start, store.length):
+            known = store.arrays, store.start, store.length, self.format.open(store.view())
+            self._kept_opened = known
+        return known[3]
+
+    def _recent(self, low: int, high: int) -> Block:
+        whole = self.recent.view()
+        return whole if high - low == self.recent.length else (whole[0][:, :, low:high],)
 
     def arrays(self) -> dict[str, mx.array]:
         """Everything needed to continue bit for bit, by name; slack is left out."""
@@ -288,3 +364,7 @@ class Side:
                 block.append(array)
             if block:
                 store.append(tuple(block))
+
+
+def _joined(parts: list[mx.array], axis: int = -1) -> mx.array:
+    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)
