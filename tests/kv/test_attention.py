@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import pytest
@@ -78,16 +80,49 @@ def test_blocks_are_attended_to_as_the_whole_is(
 
 @pytest.mark.parametrize("scheme", [*PACKING, "turbo3"])
 def test_what_is_kept_from_step_to_step_follows_every_change(scheme: str) -> None:
-    cache = filled(scheme, 64, 60)
+    cache = filled(scheme, 64, 100)
     seeds = itertools.count()
-    for _ in range(60):
+    for _ in range(100):  # sinks and packed tokens come while it is attended to
         grow(cache, 64, 1, seed=next(seeds))
         check(cache, 64, 2, 1)
-    for trim in (1, 30, 90, 100):  # as many others in their place: into what is packed, and all of it
+    assert cache.packed_tokens
+    for trim in (1, 148, 190, 200):  # as many others in their place: into what is packed, into sinks, all
         cache.trim(trim)
         for _ in range(trim):
             grow(cache, 64, 1, seed=next(seeds))
         check(cache, 64, 2, 1)
+
+
+@pytest.mark.parametrize("scheme", [*PACKING, "turbo3"])
+def test_what_is_kept_lets_go_of_tokens_that_are_gone(scheme: str) -> None:
+    cache = filled(scheme, 64, 8000, mx.float16)
+    check(cache, 64, 2, 1)
+    for side in cache.sides:
+        side.fetch(mx.float32, keep=True)
+        side.drop_front(2)
+        assert side.fetch(mx.float32, keep=True).shape[2] == side.length == 7998
+    mx.eval(cache.state)
+    before = mx.get_active_memory()
+    held = cache.nbytes
+    cache.offset = 7998
+    cache.trim(7990)
+    assert before - mx.get_active_memory() > 0.9 * (held - cache.nbytes)
+
+
+@pytest.mark.parametrize("scheme", ["affine8", "turbo4"])
+def test_another_thread_goes_on_with_steps_that_nobody_evaluated(scheme: str) -> None:
+    cache = filled(scheme, 64, 300)
+    queries = mx.random.normal((1, 4, 1, 64), key=mx.random.key(2))
+    mx.eval(cache.state, queries)
+
+    def in_a_thread(work: Callable[[], object]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(work).result(60)
+
+    # As mlx-lm reads a prompt: what the last layer attends to is never asked for.
+    in_a_thread(lambda: (cache.attend(queries * 1.0, 0.1, None), mx.eval(cache.state)))
+    for _ in range(2):
+        in_a_thread(lambda: mx.eval(cache.attend(queries, 0.1, None)))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -101,7 +136,7 @@ def test_only_the_blocks_at_work_are_decoded_at_a_time(rows: int, monkeypatch: p
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         mx.eval(cache.attend(queries, 0.1, "causal"))
-        assert mx.get_peak_memory() - before < decoded // 4
+        assert mx.get_peak_memory() - before < decoded // 6
 
 
 def test_sinks_of_the_model_take_their_share_of_attention() -> None:

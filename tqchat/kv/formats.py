@@ -119,8 +119,8 @@ class Format(Protocol):
 class _Fitted:
     """What formats that are fitted have in common.
 
-    ``mean`` is subtracted from vectors and given back exactly, in the scores and in the sums: it is where
-    large key biases go. ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of
+    ``mean`` is subtracted from vectors and given back, in the scores and in the sums: it is where large
+    key biases go. ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of
     queries / rms of keys) makes the error of their product the least that a diagonal map can, and the codec
     indifferent to how a model scales its channels. Both are float16 ``[batch, heads, 1, head_dim]``, taken
     from the layer's own vectors before the first is encoded, and stay fixed from then on.
@@ -290,7 +290,9 @@ _VERY_FEW_ROWS = 4
 
 @lru_cache(maxsize=1)
 def _beside() -> mx.ThreadLocalStream:
-    """Where a CPU decodes values while it computes scores: a stream is one thread to it."""
+    """Where a CPU decodes values while it computes scores, at the price of both being decoded at a time: a
+    stream is one thread to it, another one for each thread that attends.
+    """
     return mx.new_thread_local_stream(mx.cpu)
 
 
@@ -373,7 +375,7 @@ class TurboFormat(_Fitted):
         """The Hadamard transform's signs through the balance, made once: every step needs them."""
         assert self.balance is not None
         signs = self.rotation.array / self.balance.astype(mx.float32)
-        mx.eval(signs)
+        mx.async_eval(signs)  # type: ignore[no-untyped-call]
         return signs
 
     def fold(self, queries: mx.array) -> mx.array:

@@ -63,7 +63,7 @@ def byte_planes(words: mx.array, bits: int, head_dim: int) -> tuple[mx.array, ..
     """
     if bits != 3:
         table = byte_table(bits)
-        return (words.view(mx.uint8), table) if table.shape[1] > 1 else _rows(words, table)
+        return _rows(words, table) if bits == 4 else (words.view(mx.uint8), table)
     split = -(-head_dim * 2 // 32)
     return *_rows(words[..., :split], magnitudes_table()), *_rows(words[..., split:], signs_table())
 
@@ -85,7 +85,7 @@ def lookup(bytes_: Sequence[mx.array], bits: int, head_dim: int) -> mx.array:
         found = _taken(pairs_table(), (pairs + above[..., : pairs.shape[-1]]).view(mx.uint8))
     else:
         indices, table = bytes_
-        if table.ndim > 2:
+        if bits == 4:
             return mx.take_along_axis(table, indices, axis=-1).view(mx.float32)[..., :head_dim]
         found = _taken(table, indices)
     return found.view(mx.float32).reshape(*shape, -1)[..., :head_dim]

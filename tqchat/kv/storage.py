@@ -181,6 +181,7 @@ class Side:
 
     def drop_front(self, count: int) -> None:
         """Forget the first ``count`` tokens, wherever they are stored; the format stays fitted."""
+        self._decoded = self._kept_opened = None
         for store in self.stores.values():
             gone = min(count, store.length)
             store.drop_front(gone)
@@ -193,7 +194,7 @@ class Side:
             store.trim(gone)
             count -= gone
         if not self.packed.length:
-            self._decoded = None
+            self._decoded = self._kept_opened = None
         if not self.packed.length and self.sinks.length:
             # Nothing is packed any more: the sinks are simply the first raw tokens again.
             rest = self.recent.view()
@@ -316,6 +317,8 @@ class Side:
         if known is None or known[0] is not origin or known[1] != length or known[2] is not mean:
             parts = [*self.sinks.view(), *(() if mean is None else (mean,))]
             fixed = _joined([part.astype(mx.float32) for part in parts], axis=2) if parts else None
+            if fixed is not None:
+                mx.async_eval(fixed)  # type: ignore[no-untyped-call]  # another thread could not
             known = self._kept_fixed = origin, length, mean, fixed
         return known[3]
 
@@ -327,6 +330,7 @@ class Side:
         known = self._kept_opened
         if known is None or known[0] is not store.arrays or known[1:3] != (store.start, store.length):
             known = store.arrays, store.start, store.length, self.format.open(store.view())
+            mx.async_eval(known[3])  # type: ignore[no-untyped-call]  # as in ``_fixed``
             self._kept_opened = known
         return known[3]
 
@@ -356,6 +360,10 @@ class Side:
             for kind in ("shared_", "fitted_")
         )
         self.prepare(head_dim)
+        if "packed_0" in arrays:
+            shape = (*arrays["packed_0"].shape[:2], 1, head_dim)
+            if any(array.shape != shape for array in fitted.values()):
+                raise ValueError("what packed tokens were fitted to has not their shape")
         if shared or fitted or "packed_0" in arrays:
             self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
         for name, store in self.stores.items():
