@@ -159,7 +159,7 @@ def _side_rest(side: Side, start: int) -> Arrays:
 def _store(name: str, side: Side, start: int, end: int) -> Arrays:
     if end <= start:
         return {}
-    return {f"{name}_{i}": array[:, :, start:end] for i, array in enumerate(side.stores[name].view())}
+    return {f"{name}_{i}": array for i, array in enumerate(side.stores[name].view(start, end))}
 
 
 def _extras(side: Side) -> Arrays:

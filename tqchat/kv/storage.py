@@ -212,13 +212,12 @@ class Side:
             keep: Keep the description of what is packed for the next time: to write it takes longer than much
                 else of a step. Once evaluated it would be a decoded copy, so only for those who do not.
         """
-        parts = [self._front(dtype, keep)] if self.packed.length else []
-        if not parts:
+        if self.packed.length:
+            parts = [self._front(dtype, keep)]
+        else:
             self._decoded = None
-            parts = [self.sinks.view()[0].astype(dtype)] if self.sinks.length else []
-        if self.recent.length:
-            parts.append(self.recent.view()[0].astype(dtype))
-        return _joined(parts, axis=2)
+            parts = [array.astype(dtype) for array in self.sinks.view()]
+        return _joined([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
 
     def forget_decoded(self) -> None:
         """Let go of the description that was kept."""
@@ -233,10 +232,8 @@ class Side:
                 self._decoded = known if keep else None
                 return decoded
         parts = [array.astype(dtype) for array in self.sinks.view()]
-        block = store.view()
         for first in range(0, store.length, PACK_AT_ONCE):
-            part = tuple(array[:, :, first : first + PACK_AT_ONCE] for array in block)
-            parts.append(self.format.decode(part).astype(dtype))
+            parts.append(self.format.decode(store.view(first, first + PACK_AT_ONCE)).astype(dtype))
         decoded = _joined(parts, axis=2)
         self._decoded = (store.arrays, store.start, store.length, dtype, decoded) if keep else None
         return decoded
@@ -263,7 +260,7 @@ class Side:
                 products = self.format.multiply(folded.stored, self._opened(low, high))
                 parts.append(products if folded.mean is None else products + folded.mean)
             else:
-                parts.append(_RAW.multiply(folded.raw, self._recent(low, high)))
+                parts.append(_RAW.multiply(folded.raw, store.view(low, high)))
         return _joined(parts)
 
     def combine(
@@ -287,11 +284,11 @@ class Side:
                 fixed_weights.append(own)
             elif store is self.packed:
                 sums.append(self.format.unfold(self.format.sum(own, self._opened(low, high), after)))
-                if fixed is not None and fixed.shape[2] > sinks:
+                if self.format.mean is not None:
                     last = sinks + 1
                     fixed_weights.append(own.sum(axis=-1, keepdims=True))
             else:
-                sums.append(_RAW.sum(own, self._recent(low, high)))
+                sums.append(_RAW.sum(own, store.view(low, high)))
         if fixed_weights:
             assert fixed is not None
             sums.append(_joined(fixed_weights) @ fixed[:, :, first:last])
@@ -326,17 +323,13 @@ class Side:
         """Packed tokens ``[low, high)`` as products with them read them; of all of them that is kept."""
         store = self.packed
         if (low, high) != (0, store.length):
-            return self.format.open(tuple(array[:, :, low:high] for array in store.view()))
+            return self.format.open(store.view(low, high))
         known = self._kept_opened
         if known is None or known[0] is not store.arrays or known[1:3] != (store.start, store.length):
             known = store.arrays, store.start, store.length, self.format.open(store.view())
             mx.async_eval(known[3])  # type: ignore[no-untyped-call]  # as in ``_fixed``
             self._kept_opened = known
         return known[3]
-
-    def _recent(self, low: int, high: int) -> Block:
-        whole = self.recent.view()
-        return whole if high - low == self.recent.length else (whole[0][:, :, low:high],)
 
     def arrays(self) -> dict[str, mx.array]:
         """Everything needed to continue bit for bit, by name; slack is left out."""

@@ -66,9 +66,12 @@ class TokenStore:
         )
         self.room, self.start = self.length + more, 0
 
-    def view(self) -> Block:
-        """The tokens held, as slices of their own: appending later does not change them."""
-        return tuple(array[:, :, self.start : self.start + self.length] for array in self.arrays)
+    def view(self, start: int = 0, end: int | None = None) -> Block:
+        """The tokens ``[start, end)`` of those held, as slices of their own: appending later does not change
+        them.
+        """
+        end = self.length if end is None else min(end, self.length)
+        return tuple(array[:, :, self.start + start : self.start + end] for array in self.arrays)
 
     def snapshot(self) -> Self:
         """The tokens held, in a store of their own that nothing done to this one reaches."""
@@ -79,9 +82,7 @@ class TokenStore:
 
     def take_front(self, count: int) -> Block:
         """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
-        held = self.view()
-        front = tuple(array[:, :, :count] for array in held)
-        rest = tuple(array[:, :, count:] for array in held)
+        front, rest = self.view(0, count), self.view(count)
         left = self.length - count
         self.clear()
         if left:
