@@ -17,7 +17,7 @@ def tail():
     store = Tail(growth=16)
     store.append((tokens(0, 20),))
     store.append_one(tokens(20, 1))
-    assert store.growing is not None
+    assert store.waits
     return store
 
 
@@ -27,7 +27,7 @@ def held(store):
 
 def test_a_token_that_waits_is_held_and_written_when_it_is_asked_for(tail):
     assert tail.length == 21 and held(tail) == list(range(21))
-    assert tail.growing is None
+    assert not tail.waits
 
 
 def change(name):
@@ -73,11 +73,11 @@ def test_only_a_token_like_those_held_waits(token):
     store = Tail(growth=16)
     store.append((tokens(0, 7),))
     store.append_one(token)
-    assert store.growing is None and held(store) == list(range(8))
+    assert not store.waits and held(store) == list(range(8))
 
 
 def test_what_is_written_elsewhere_is_taken(tail):
-    array, token = tail.growing
+    array, token = tail.parts
     other = array[...]
     other[:, :, 20:21] = token
     tail.written(other)
@@ -113,9 +113,9 @@ def test_a_long_tail_is_written_to_rather_than_written_again():
     store = Tail(growth=256)
     store.append((tokens(0, MOST_REWRITTEN + 1),))
     store.append_one(tokens(0, 1))
-    assert store.growing is None and store.length == MOST_REWRITTEN + 2
+    assert not store.waits and store.length == MOST_REWRITTEN + 2
 
 
 def test_sizes_are_told_without_writing_the_token_that_waits(tail):
     assert tail.allocated_bytes == tail.room * 2 * 4 * 2 and tail.bytes == 21 * 2 * 4 * 2
-    assert tail.growing is not None
+    assert tail.waits

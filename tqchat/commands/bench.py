@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
     from tqchat.lab.bench.attention import Layer
 
-KINDS = ("decode", "prefill", "attention", "encode", "restore", "events", "ui", "start")
+KINDS = ("decode", "prefill", "attention", "kernels", "encode", "restore", "events", "ui", "start")
 NEED_A_MODEL = {"decode", "prefill", "restore", "events"}
 
 
@@ -52,10 +52,10 @@ def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--weights", metavar="BITS", type=int, choices=(4, 8, 16), default=16, help="of a --shape's weights"
     )
     for name, meaning in (
-        ("query-heads", "of attention and encode; the model's by default, or 24"),
+        ("query-heads", "of attention, kernels and encode; the model's by default, or 24"),
         ("kv-heads", "the same, or 8"),
         ("head-dim", "the same, or 128"),
-        ("rows", "query tokens at once, for attention; 1 by default"),
+        ("rows", "query tokens at once, for attention and kernels; 1 by default"),
     ):
         bench.add_argument(f"--{name}", metavar="N", type=int, help=meaning)
     bench.add_argument("--json", metavar="OUT", type=Path, help="write the results there")

@@ -117,6 +117,7 @@ class SchemeCache:
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
         self._stand_ins: _StandIns | None = None
+        self._stood_in: tuple[mx.array, mx.array] | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
         self._fetched_packed = False
 
@@ -174,18 +175,20 @@ class SchemeCache:
 
         Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
         """
-        keys, values = self._before or self.sides
+        keys, values = self._before or (self.key_side, self.value_side)
         packed = self._fetched_packed = keys.packed.length > 0 or values.packed.length > 0
         if packed and self.stands_in and self.is_routed:
             if self._stand_ins is None:
                 dims = keys.head_dim, values.head_dim
                 self._stand_ins = _stand_ins(get_ident(), keys.shape, dims, self._fetched_dtypes)
-            fetched = self._stand_ins.of(keys.length)
-        else:
-            # What was attended to last time, and nothing else, nobody will evaluate this time.
-            fetched = self.decoded(keep=self._attends and not self._is_shared)
-            _owners[id(fetched[0])] = self
+            self._attends = False
+            self._stood_in = self._stand_ins.of(keys.length)
+            return self._stood_in
+        # What was attended to last time, and nothing else, nobody will evaluate this time.
+        fetched = self.decoded(keep=self._attends and not self._is_shared)
+        _owners[id(fetched[0])] = self
         self._attends = False
+        self._stood_in = None
         # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
         self._fetched = weakref.ref(fetched[0], self._let_go), weakref.ref(fetched[1])
         return fetched
@@ -255,23 +258,27 @@ class SchemeCache:
 
     def fetched(self, keys: mx.array, values: mx.array) -> bool:
         """Whether these are what was fetched last, untouched."""
+        if self._stood_in is not None:
+            return self._stood_in[0] is keys and self._stood_in[1] is values
         last = self._fetched
         return last is not None and last[0]() is keys and last[1]() is values
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
-        if not self.fetched(keys, values):
-            return False
-        return self._fetched_packed and _attends_packed(queries.shape[2])
+        return self._fetched_packed and self.fetched(keys, values) and _attends_packed(queries.shape[2])
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
-        """Attention straight from packed storage; see ``attention``."""
+        """Attention straight from packed storage, to the tokens fetched last; see ``attention``."""
         self._attends = True
-        arguments = queries, *(self._before or self.sides), scale, mask, sinks
-        fused = self._fused(*arguments)
-        return attention(*arguments) if fused is None else fused
+        keys, values = self._before or (self.key_side, self.value_side)
+        output = self._fused(queries, keys, values, scale, mask, sinks)
+        if output is None:
+            output = attention(queries, keys, values, scale, mask, sinks)
+        if self._before is not None or self._packs_later:
+            self.attended()
+        return output
 
     def attended(self) -> None:
         """Note that the tokens fetched last have been attended to: what waited for that may now be packed."""
@@ -298,7 +305,7 @@ class SchemeCache:
         for side in self.sides:
             side.trim(n)
         self.offset -= n
-        self._fetched = self._before = None
+        self._stood_in = self._fetched = self._before = None
         return n
 
     def size(self) -> int:

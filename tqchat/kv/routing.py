@@ -35,9 +35,7 @@ def routed_attention(
     """
     if isinstance(cache, SchemeCache):
         if cache.can_attend(queries, keys, values):
-            output = cache.attend(queries, scale, mask, sinks)
-            cache.attended()
-            return output
+            return cache.attend(queries, scale, mask, sinks)
         if cache.fetched(keys, values):
             cache.observe(queries)
             if cache.stands_in:

@@ -57,6 +57,10 @@ class Side:
     Everything is appended to ``recent``, raw. ``pack_due`` encodes the oldest of it, tile by tile, behind the
     first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw; on a GPU, several tiles at once.
     A raw side never packs: all its tokens are ``recent``.
+
+    Attributes:
+        revision: The same as long as nothing changes but for tokens that come and find room in ``recent``;
+            in snapshots too.
     """
 
     def __init__(self, scheme: Scheme, role: Literal["key", "value"]) -> None:
@@ -65,6 +69,7 @@ class Side:
         self.spec: FormatSpec = scheme.key if role == "key" else scheme.value
         self.head_dim = 0
         self.dtype = mx.float16
+        self.revision = object()
         self.format: Format = RawFormat()
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
@@ -117,10 +122,14 @@ class Side:
         if not self.head_dim:
             self.prepare(x.shape[-1])
         self.dtype = x.dtype
+        recent = self.recent
+        room, start = recent.room, recent.start
         if x.shape[2] == 1 and self.packed.length:
-            self.recent.append_one(x)
+            recent.append_one(x)
         else:
-            self.recent.append((x,))
+            recent.append((x,))
+        if recent.room != room or recent.start != start:
+            self.revision = object()
 
     def prepare(self, head_dim: int) -> None:
         """Fix the vector width."""
@@ -164,6 +173,7 @@ class Side:
         wanted, count = self._due
         if not count:
             return
+        self.revision = object()
         self._decoded = self._kept_opened = None  # They would keep what is packed from growing in place.
         if wanted:
             self.sinks.append(self.recent.take_front(wanted))
@@ -181,6 +191,7 @@ class Side:
 
     def drop_front(self, count: int) -> None:
         """Forget the first ``count`` tokens, wherever they are stored; the format stays fitted."""
+        self.revision = object()
         self._decoded = self._kept_opened = None
         for store in self.stores.values():
             gone = min(count, store.length)
@@ -189,6 +200,7 @@ class Side:
 
     def trim(self, count: int) -> None:
         """Forget the last ``count`` tokens, wherever they are stored."""
+        self.revision = object()
         for store in (self.recent, self.packed, self.sinks):
             gone = min(count, store.length)
             store.trim(gone)
@@ -365,6 +377,7 @@ class Side:
                 block.append(array)
             if block:
                 store.append(tuple(block))
+        self.revision = object()
 
 
 def _joined(parts: list[mx.array], axis: int = -1) -> mx.array:

@@ -126,34 +126,37 @@ class Tail(TokenStore):
 
     Attributes:
         length: Tokens held, the one that waits among them.
-        growing: If one waits, the array without it, and that token, ``[batch, heads, 1, head_dim]``.
+        parts: The array; and, if a token waits, the array without it, and that token,
+            ``[batch, heads, 1, head_dim]``.
     """
 
-    growing: tuple[mx.array, mx.array] | None = None
-    _held: mx.array | None = None
+    parts: Block = ()
     _takes: tuple[tuple[int, ...], mx.Dtype] | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether a token waits."""
+        return len(self.parts) == 2
 
     @property
     def arrays(self) -> Block:
         """The array, with every token in it."""
         self.write()
-        return () if self._held is None else (self._held,)
+        return self.parts
 
     @arrays.setter
     def arrays(self, arrays: Block) -> None:
-        self.growing = self._held = None
+        self.parts = arrays
         if arrays:
-            (self._held,) = arrays
-            batch, heads, _, dim = self._held.shape
-            self._takes = (batch, heads, 1, dim), self._held.dtype
+            batch, heads, _, dim = arrays[0].shape
+            self._takes = (batch, heads, 1, dim), arrays[0].dtype
 
     def append_one(self, token: mx.array) -> None:
         """Add a token, ``[batch, heads, 1, head_dim]``, and let it wait if it is like those of a tail that is
         not long.
         """
         if (
-            self._held is None
-            or self.growing is not None
+            len(self.parts) != 1
             or self.start
             or self.length > MOST_REWRITTEN
             or (token.shape, token.dtype) != self._takes
@@ -162,12 +165,12 @@ class Tail(TokenStore):
             return
         if self.length == self.room:
             self._grow((token,))
-        self.growing = self._held, token
+        self.parts = self.parts[0], token
         self.length += 1
 
     @property
     def allocated_bytes(self) -> int:
-        return 0 if self._held is None else self._held.nbytes
+        return self.parts[0].nbytes if self.parts else 0
 
     def drop_front(self, count: int) -> None:
         self.write()
@@ -179,11 +182,11 @@ class Tail(TokenStore):
 
     def write(self) -> None:
         """Write the token that waits, if one does."""
-        if self.growing is not None:
-            held, token = self.growing
+        if len(self.parts) == 2:
+            held, token = self.parts
             held[:, :, self.length - 1 : self.length] = token
-            self.growing = None
+            self.parts = (held,)
 
     def written(self, array: mx.array) -> None:
         """Note that the token waits no more: ``array`` is the one held, with the token in it."""
-        self._held, self.growing = array, None
+        self.parts = (array,)

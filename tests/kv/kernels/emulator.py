@@ -8,13 +8,14 @@ import hashlib
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
 from tqchat.kv.kernels import source
-from tqchat.kv.kernels.launch import Launch
+from tqchat.kv.kernels.device import Launch
 
 CPLUSPLUS = shutil.which("g++") or shutil.which("clang++")
 
@@ -38,17 +39,25 @@ class Emulator:
         self.compiled = 0
         self.exchanges: dict[int, tuple[mx.array, np.ndarray]] = {}
 
-    def run(self, text: source.Text, launch: Launch) -> list[mx.array]:
-        """A launch's outputs. What it writes to its counters the next launch with the same ones finds."""
-        library = ctypes.CDLL(str(self._library(text, launch)))
+    def run(
+        self,
+        text: source.Text,
+        inputs: Sequence[mx.array],
+        launch: Launch,
+        exchanged: mx.array | None = None,
+    ) -> list[mx.array]:
+        """A launch's outputs. What it writes to its counters the next launch with the same ones finds; they
+        lie in ``exchanged``, where ``sizes`` are.
+        """
+        library = ctypes.CDLL(str(self._library(text, inputs, launch)))
         keep: list[object] = []
         arguments: list[int] = []
-        for name, array in zip(text.inputs, launch["inputs"], strict=True):
+        for name, array in zip(text.inputs, inputs, strict=True):
             # A copy without gaps, at a multiple of 16 bytes; strides are in elements, as MLX passes them.
             strided = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
             strides = np.array(strided.strides, np.int64) // strided.itemsize
             if name == "sizes":  # nothing but strides
-                strides = np.array(memoryview(array).strides, np.int64)
+                strides = np.array(memoryview(array).strides, np.int64) // array.itemsize
             if name == "queries" or name.endswith("_token"):  # as they are
                 given = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
                 mx.eval(given)
@@ -57,9 +66,10 @@ class Emulator:
                 keep.append(given)
             if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # as the kernels take for granted
                 assert memoryview(array).c_contiguous
-            if name == "exchange":
+            if name == "sizes" and exchanged is not None:
                 # Kept with its array, whose identity another could otherwise take over.
-                strided = self.exchanges.setdefault(id(array), (array, strided.copy()))[1]
+                known = self.exchanges.setdefault(id(exchanged), (exchanged, np.array(exchanged)))
+                strided = known[1]
             shape = np.array(array.shape, np.int32)
             keep += [strided, shape, strides]
             arguments += [strided.ctypes.data, shape.ctypes.data, strides.ctypes.data]
@@ -77,11 +87,11 @@ class Emulator:
             for r, d in zip(results, launch["output_dtypes"], strict=True)
         ]
 
-    def _library(self, text: source.Text, launch: Launch) -> Path:
-        whole = text.whole("metal")
+    def _library(self, text: source.Text, inputs: Sequence[mx.array], launch: Launch) -> Path:
+        whole = text.source("metal")
         lines = ['#include "metal_shim.h"', whole.header, "static void kernel(void** a) {"]
         at = 0
-        for name, array in zip(text.inputs, launch["inputs"], strict=True):
+        for name, array in zip(text.inputs, inputs, strict=True):
             lines += [
                 f"    const {_TYPES[array.dtype]}* {name} = (const {_TYPES[array.dtype]}*)a[{at}];",
                 f"    const int* {name}_shape = (const int*)a[{at + 1}]; (void){name}_shape;",

@@ -15,7 +15,9 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import device
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.fused import FusedAttention
-from tqchat.kv.kernels.launch import Steps
+from tqchat.kv.kernels.fused import _beside as beside
+from tqchat.kv.kernels.launch import Exchange, Steps
+from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.probe import probe
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import parse_scheme
@@ -42,7 +44,7 @@ def use_kernels(monkeypatch, run, language="metal"):
 
 def attend(monkeypatch, layer, answer):
     """Attention with kernels that give ``answer``, as no machine without a GPU can run them."""
-    made = use_kernels(monkeypatch, lambda *arguments: (answer(), []))
+    made = use_kernels(monkeypatch, lambda *arguments: answer())
     cache, queries = layer
     expected = attention(queries, *cache.sides, 0.1, None)
     fused = FusedAttention()
@@ -80,16 +82,17 @@ def with_tails(changed):
     it is right.
     """
 
-    def run(steps, kernels, layout, queries, keys, values):
-        grown = []
+    def run(steps, queries, keys, values, scale, mask, sink):
+        if not steps.turn_to(queries, keys, values, scale, mask, sink):
+            return None
+        right = attention(queries, beside(keys), beside(values), 0.1, "causal")
         for side in (keys, values):
-            if side.recent.growing is not None:
-                held, token = side.recent.growing
+            if side.recent.waits:
+                held, token = side.recent.parts
                 tail = held[...]
                 tail[:, :, side.recent.length - 1 : side.recent.length] = token + changed
-                grown.append(tail)
-        sides = [side.snapshot() for side in (keys, values)]
-        return attention(queries, *sides, 0.1, None), grown
+                side.recent.written(tail)
+        return right
 
     return run
 
@@ -99,7 +102,7 @@ def waiting(layer):
     x = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
     add(cache, x, x + 1)
     stores = [side.recent for side in cache.sides]
-    assert all(store.growing is not None for store in stores)
+    assert all(store.waits for store in stores)
     return stores, (x, x + 1)
 
 
@@ -108,11 +111,11 @@ def test_the_tail_that_a_trusted_kernel_wrote_is_the_cache_s(monkeypatch, layer)
     cache, queries = layer
     for number in range(3):
         stores, tokens = waiting(layer)
-        held = [store.growing[0] for store in stores]
+        held = [store.parts[0] for store in stores]
         length = cache.size()
         cache._fused(queries, *cache.sides, 0.1, None)
         for store, array, token in zip(stores, held, tokens, strict=True):
-            assert store.growing is None and mx.array_equal(store.view()[0][:, :, -1:], token)
+            assert not store.waits and mx.array_equal(store.view()[0][:, :, -1:], token)
             # The first time the plain operations write; what they write to stays the same.
             assert (store.arrays[0] is array) == (number == 0)
         assert cache.size() == length and len(made.trusted) == 1
@@ -134,7 +137,7 @@ def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeyp
     use_kernels(monkeypatch, with_tails(0))
     cache, queries = layer
     kept = []
-    for number in range(6):
+    for number in range(8):
         waiting(layer)
         if number % 2:
             for side in cache.sides:
@@ -142,20 +145,70 @@ def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeyp
         rows = mx.concatenate([queries] * 3, axis=2) if number % 2 else queries
         cache._fused(rows, *cache.sides, 0.1, "causal")
         kept.append(dict(cache._fused._steps))
-    assert kept[1] == kept[-1] and len(kept[1]) == 2
+    # The first of each was a trial.
+    assert kept[1] == {} and len(kept[3]) == 2 and kept[3] == kept[-1]
 
 
-def test_what_a_refused_launch_left_is_forgotten(monkeypatch, layer):
+def test_what_a_refused_launch_leaves_nobody_finds(monkeypatch, layer):
     cache, queries = layer
-    exchange = cache._fused.exchange
+    shared, exchanges = Exchange(), []
+    cache.share(shared)
+    run = with_tails(0)
 
-    def run(steps, *arguments):
-        exchange.launched(mx.full((1,), 7.0))
-        return mx.zeros((1, 4, 1, 64)), []
+    def noted(steps, *arguments):
+        exchanges.append(steps.exchange)
+        return run(steps, *arguments)
 
-    made = use_kernels(monkeypatch, run, "cuda")
-    cache._fused(queries, *cache.sides, 0.1, None)
-    assert len(made.refused) == 1 and not exchange.arrays[1].any().item()
+    use_kernels(monkeypatch, noted, "cuda")
+    for _ in range(3):
+        cache._fused(queries, *cache.sides, 0.1, None)
+    assert exchanges[0] is not shared and exchanges[1:] == [shared, shared]
+
+
+@pytest.fixture
+def compiling():
+    mx.enable_compile()
+    yield
+    if mx.default_device() == mx.cpu:  # as the engine leaves it
+        mx.disable_compile()
+
+
+def test_a_step_of_a_trusted_plan_is_put_together_once(monkeypatch, layer, compiling):
+    """With a kernel of MLX's own operations, as no other runs here."""
+    cache, queries = layer
+    traced = []
+
+    def kernel(text):
+        def launch(inputs, output_shapes, output_dtypes, **_):
+            traced.append(text.kernel)
+            assert output_dtypes == [inputs[0].dtype]
+            return [mx.broadcast_to(inputs[0].max(), output_shapes[0])]
+
+        return launch
+
+    made = Kernels("cuda")
+    for module in ("fused", "launch"):
+        monkeypatch.setattr(f"tqchat.kv.kernels.{module}.kernels", lambda: made)
+    monkeypatch.setattr(Kernels, "_compile", lambda self, text: kernel(text))
+    shared = Exchange()
+    for side in cache.sides:
+        side.recent.write()
+    layers = [cache, copy.deepcopy(cache), copy.deepcopy(cache)]
+    for one in layers:
+        one.share(shared)
+    fused = cache._fused
+    made.trusted.add(plan_for(queries, *cache.sides, False, made))
+    expected = queries.max().item()
+    shared.before = queries
+    for one in (*layers, cache):
+        found = one._fused(queries, *one.sides, 0.1, None)
+        assert found.shape == queries.shape and found.max().item() == pytest.approx(expected, rel=1e-2)
+        assert shared.before is found and len(traced) == 1
+    # Other queries are noticed without being looked at.
+    other = mx.concatenate([queries, queries], axis=2)
+    assert fused(other, *cache.sides, 0.1, None) is None
+    found = fused(2 * queries, *cache.sides, 0.1, None)
+    assert found.max().item() == pytest.approx(2 * expected, rel=1e-2) and len(traced) == 1
 
 
 def test_masks_that_a_kernel_does_not_know_go_to_the_plain_operations(monkeypatch, layer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import mlx.core as mx
 import pytest
 
@@ -12,7 +14,8 @@ from tqchat.kv.fitting import NOTHING_SEEN, Seen
 from tqchat.kv.formats import TurboFormat, make_format
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
-from tqchat.kv.kernels.encode import encode_launch, encode_plan
+from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
+from tqchat.kv.kernels.fused import _beside as beside
 from tqchat.kv.kernels.launch import Exchange, Steps
 from tqchat.kv.kernels.plan import MOST_BLOCKS, plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
@@ -55,28 +58,52 @@ def add(cache, keys, values):
 def steps_for(cache, queries, on, sink):
     plan = plan_for(queries, *cache.sides, sink is not None, on)
     assert plan is not None
-    return Steps(plan, queries, *cache.sides, 0.1, sink, Exchange())
+    return Steps(plan, queries, *cache.sides, 0.1, "causal", sink, Exchange())
 
 
-def emulated(emulator, steps, queries, *sides):
-    """What ``Steps.run`` gives on a device."""
-    layout = steps.layout(*sides)
-    found = emulator.run(steps.plan.attend_text(), steps.attend(layout, queries, *sides))
-    if steps.plan.merged:
-        return found
-    partial, *grown = found
-    return [*emulator.run(steps.plan.merge_text(), steps.merge(layout, partial)), *grown]
+def layout_of(steps, sides):
+    return steps._tails[(sides[1] if steps.plan.value.kind else sides[0]).recent.length]
 
 
-def assert_close(found, queries, cache, sink):
+def serve(steps, queries, sides, scale=0.1, mask="causal", sink=None):
+    """Whether these launches are for it; none is run."""
+    tails = steps._tails
+    steps._tails = defaultdict(lambda: launch.Layout(queries, 1, {}, None, lambda x, *_: [x]))
+    found = steps.run(queries, *(beside(side) for side in sides), scale, mask, sink)
+    steps._tails = tails
+    return found is queries
+
+
+def emulated(emulator, steps, queries, *sides, sink=None):
+    """Attention by ``Steps.run``, with launches emulated; the sides are written to."""
+    tail = (sides[1] if steps.plan.value.kind else sides[0]).recent.length
+    layout = steps._tails[tail]
+
+    def run(queries, before, *inputs):
+        if steps.plan.merged:
+            inputs = queries, before, *inputs
+            return emulator.run(steps.plan.attend_text(), inputs, layout.attend, steps.exchange.array)
+        sizes, fixed, *_ = inputs
+        partial, *grown = emulator.run(steps.plan.attend_text(), (queries, *inputs), layout.attend)
+        merged = emulator.run(steps.plan.merge_text(), (partial, sizes, fixed), layout.merge)
+        return [*merged, *grown]
+
+    steps._tails[tail] = layout._replace(run=run)
+    found = steps.run(queries, *sides, 0.1, "causal", sink)
+    steps._tails[tail] = layout
+    return found
+
+
+def assert_right(emulator, steps, queries, cache, sink=None):
     """Attention is that of plain operations, and tails are what they write."""
-    output, *grown = found
-    growing = [side.recent for side in cache.sides if side.recent.growing is not None]
+    twins = [beside(side) for side in cache.sides]
     expected = attention(queries, *cache.sides, 0.1, "causal", sink).astype(mx.float32)
+    output = emulated(emulator, steps, queries, *twins, sink=sink)
     largest = mx.abs(expected).max().item()
     assert mx.abs(output.astype(mx.float32) - expected).max().item() <= 4e-3 * largest
-    for tail, store in zip(grown, growing, strict=True):
-        assert store.growing is None and mx.array_equal(tail[:, :, : store.length], store.view()[0])
+    for side, twin in zip(cache.sides, twins, strict=True):
+        assert not twin.recent.waits
+        assert mx.array_equal(side.recent.view()[0], twin.recent.view()[0])
 
 
 @pytest.mark.parametrize(
@@ -112,7 +139,7 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
     steps = steps_for(cache, queries, on, sink)
     assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
     assert steps.plan.value.grows == (rows == 1)
-    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, sink)
+    assert_right(emulator, steps, queries, cache, sink)
 
 
 @pytest.mark.parametrize(
@@ -133,10 +160,10 @@ def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, s
     new = mx.random.normal((shape[0], shape[1], 500, 128)).astype(mx.float16)
     cache.update_and_fetch(new, new)
     steps = steps_for(cache, queries, on, None)
-    layout = steps.layout(*cache.sides)
+    layout = layout_of(steps, cache.sides)
     launch._layouts.cache_clear()
     assert layout.splits == 2 and cache.packed_tokens % 32
-    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
+    assert_right(emulator, steps, queries, cache)
 
 
 @pytest.mark.parametrize(("dims", "on"), [((128, 128), TENSOR_CORES), ((80, 80), CUDA)])
@@ -147,14 +174,15 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
     steps = steps_for(cache, queries, on, None)
     emulator.exchanges.clear()
     for number in range(3):
-        assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
+        assert_right(emulator, steps, queries, cache)
         ((_, exchange),) = emulator.exchanges.values()
         assert exchange.any() and not exchange[:MOST_BLOCKS].any()
         queries = 2 * queries
         new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
         cache.update_and_fetch(new, new)
         cache.pack_due()
-        assert steps.serves(queries, *cache.sides, 0.1, None)
+        assert serve(steps, queries, cache.sides) == (number == 0)
+        assert steps.turn_to(queries, *cache.sides, 0.1, "causal", None)
 
 
 @pytest.mark.parametrize("on", [CUDA, TENSOR_CORES])
@@ -171,10 +199,10 @@ def test_layers_share_what_their_launches_tell_each_other(emulator, on):
         for side in cache.sides:
             side.recent.write()
         plan = plan_for(queries, *cache.sides, False, on)
-        layers.append((Steps(plan, queries, *cache.sides, 0.1, None, exchange), queries, cache))
+        layers.append((Steps(plan, queries, *cache.sides, 0.1, "causal", None, exchange), queries, cache))
         for steps, asked, held in layers * 2:
-            assert_close(emulated(emulator, steps, asked, *held.sides), asked, held, None)
-            assert not emulator.exchanges[id(exchange.arrays[0])][1][:MOST_BLOCKS].any()
+            assert_right(emulator, steps, asked, held)
+            assert not emulator.exchanges[id(exchange.array)][1][:MOST_BLOCKS].any()
     assert len(emulator.exchanges) > 1  # it has grown
 
 
@@ -186,7 +214,7 @@ def test_tokens_are_found_where_a_window_s_first_ones_have_left(emulator, on):
         side.drop_front(side.sinks.length + 5)
     assert {side.packed.start for side in cache.sides} == {5}
     steps = steps_for(cache, queries, on, None)
-    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
+    assert_right(emulator, steps, queries, cache)
 
 
 @pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
@@ -197,35 +225,99 @@ def test_a_token_that_waits_is_written_from_wherever_its_values_lie(emulator, on
     # As a model that computes keys and values at once cuts them up.
     both = mx.random.normal((1, 1, 2, 2 * 64)).astype(mx.float16).transpose(0, 2, 1, 3)
     add(cache, both[..., :64], both[..., 64:])
-    assert all(side.recent.growing is not None for side in cache.sides)
+    assert all(side.recent.waits for side in cache.sides)
     steps = steps_for(cache, queries, on, None)
     assert steps.plan.key.grows and steps.plan.value.grows
-    assert_close(emulated(emulator, steps, queries, *cache.sides), queries, cache, None)
+    assert_right(emulator, steps, queries, cache)
 
 
 def test_launches_are_for_a_cache_s_first_tokens():
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     steps = steps_for(cache, queries, CUDA, None)
     snapshots = [side.snapshot() for side in cache.sides]
-    serves = [steps.serves(queries, *sides, 0.1, None) for sides in (cache.sides, snapshots)]
+    for sides in (cache.sides, snapshots):
+        assert steps.knows(*sides) and serve(steps, queries, sides)
     x = mx.random.normal((1, 1, 190, 64)).astype(mx.float16)
     cache.trim(cache.size() - 2)
     cache.update_and_fetch(x, x)
     cache.pack_due()
-    serves.append(steps.serves(queries, *cache.sides, 0.1, None))
-    assert serves == [True, True, False]
+    assert not steps.knows(*cache.sides) and not serve(steps, queries, cache.sides)
+    assert steps.knows(*snapshots) and serve(steps, queries, snapshots)
 
 
-@pytest.mark.parametrize(("scheme", "sinks"), [("turbo4", True), ("turbo0v4", True), ("turbo4", False)])
-def test_launches_stay_when_a_few_tokens_are_taken_back(scheme, sinks):
+def test_launches_are_for_what_is_asked():
+    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
+    sink = mx.zeros((2,))
+    steps = steps_for(cache, queries, CUDA, sink)
+    sides = cache.sides
+    assert serve(steps, queries + 1, sides, 0.1, "causal", sink)
+    assert steps.turn_to(queries + 1, *sides, 0.1, "causal", sink)
+    others = [
+        (0.2, "causal", sink),
+        (0.1, None, sink),
+        (0.1, mx.ones((1, 1), mx.bool_), sink),
+        (0.1, "causal", None),
+    ]
+    for other in others:
+        assert not serve(steps, queries, sides, *other)
+        assert not steps.turn_to(queries, *sides, *other)
+    for unlike in (queries.astype(mx.bfloat16), mx.concatenate([queries, queries], axis=2)):
+        assert steps.run(unlike, *sides, 0.1, "causal", sink) is None
+        assert not steps.turn_to(unlike, *sides, 0.1, "causal", sink)
+
+
+def change(name, cache):
+    x = mx.random.normal((1, 1, 80, 64)).astype(mx.float16)
+    match name:
+        case "a token":
+            add(cache, x[:, :, :1], x[:, :, :1])
+        case "two tokens":
+            add(cache, x[:, :, :2], x[:, :, :2])
+        case "a token less":
+            cache.trim(1)
+        case "a token for which there is no room":
+            for side in cache.sides:
+                while side.recent.length < side.recent.room:
+                    side.append(x[:, :, :1])
+                    side.recent.write()
+            yield
+            add(cache, x[:, :, :1], x[:, :, :1])
+        case "the first token leaves":
+            for side in cache.sides:
+                side.drop_front(1)
+        case "packing":
+            add(cache, x, x)
+            yield
+            cache.pack_due()
+    yield
+
+
+@pytest.mark.parametrize(
+    ("name", "noticed"),
+    [
+        ("nothing", False),
+        ("a token", False),
+        ("two tokens", False),
+        ("a token less", True),
+        ("a token for which there is no room", True),
+        ("the first token leaves", True),
+        ("packing", True),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4"])
+def test_launches_take_note_of_all_that_changes_but_tokens_that_find_room(scheme, name, noticed):
     cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
-    if not sinks:  # as in a window
-        for side in cache.sides:
-            side.drop_front(side.sinks.length)
+    for side in cache.sides:  # as in a window
+        side.drop_front(side.sinks.length)
+        side.recent.write()
     steps = steps_for(cache, queries, CUDA, None)
-    for count in (0, 2):
-        cache.trim(count)
-        assert steps.serves(queries, *cache.sides, 0.1, None)
+    for _ in change(name, cache):
+        serves = serve(steps, queries, cache.sides)
+        told = memoryview(layout_of(steps, cache.sides).sizes).strides
+        assert steps.turn_to(queries, *cache.sides, 0.1, "causal", None)
+        assert serve(steps, queries, cache.sides)
+    assert serves != noticed
+    assert noticed or told == memoryview(layout_of(steps, cache.sides).sizes).strides
 
 
 def test_more_blocks_than_there_are_counters_for_have_no_kernel():
@@ -248,7 +340,7 @@ def test_what_is_not_a_number_is_seen_in_the_kernels_too(emulator, where, dtype)
     array[:, :, 7] = mx.nan
     for on in (METAL, TENSOR_CORES):
         steps = steps_for(cache, queries, on, None)
-        assert mx.isnan(emulated(emulator, steps, queries, *cache.sides)[0]).all().item()
+        assert mx.isnan(emulated(emulator, steps, queries, *cache.sides)).all().item()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +358,7 @@ def test_encoding_in_the_kernel_writes_what_plain_operations_write(emulator, rol
     part = mx.contiguous(x[:, :, 5:21])
     words, gains = form.encode(part)
     plan = encode_plan(form, part)
-    found = emulator.run(plan.text, encode_launch(plan, form, part))
+    found = emulator.run(plan.text, encode_inputs(form, part), encode_launch(plan, part.shape))
     # A tie may fall to the other side.
     assert (found[0] == words).mean().item() > 0.99
     assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypedDict, TypeVar
@@ -24,9 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 class Launch(TypedDict):
-    """One kernel's run: arrays, grid (in threads) and outputs, by the names that MLX has for them."""
+    """How a kernel is run: its grid (in threads) and outputs, by the names that MLX has for them."""
 
-    inputs: list[mx.array]
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
     output_shapes: list[tuple[int, ...]]
@@ -39,14 +38,12 @@ class Kernels:
 
     Attributes:
         tensor_cores: Whether the device has those of CUDA, from Ampere on.
-        enabled: Whether kernels are used at all.
         trusted: Plans whose answers were held against the plain operations'.
         refused: Why other plans fall back to these.
     """
 
     language: source.Language
     tensor_cores: bool = False
-    enabled: bool = True
     trusted: set[Hashable] = field(default_factory=set)
     refused: dict[Hashable, str] = field(default_factory=dict)
     _compiled: dict[source.Text, Any] = field(default_factory=dict)
@@ -88,18 +85,18 @@ class Kernels:
 
     def _compile(self, text: source.Text) -> Any:
         make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
-        whole, short = text.whole(self.language), text.short(self.language)
+        whole = text.source(self.language)
         digest = hashlib.sha256(repr((whole, text.inputs, _bounds(text.threads))).encode()).hexdigest()[:16]
         # MLX knows a kernel by its name, on CUDA after a restart too.
         name = f"tqchat_{text.kernel}_{digest}"
         if self.language == "cuda" and text.threads:
-            short = _bounded(name, text.threads, short)
+            whole = _bounded(name, text.threads, whole)
         return make(
             name=name,
             input_names=list(text.inputs),
             output_names=list(text.outputs),
-            source=short.body,
-            header=short.header,
+            source=whole.body,
+            header=whole.header,
             ensure_row_contiguous=False,
         )
 
@@ -120,9 +117,9 @@ def _bounds(threads: int) -> str:
     return f"__launch_bounds__({threads}, {max(1, REGISTERS_FOR // threads)})" if threads else ""
 
 
-def run(compiled: Any, launch: Launch) -> list[mx.array]:
-    """Put a launch into the graph."""
-    arrays: list[mx.array] = compiled(**launch)
+def run(compiled: Any, inputs: Sequence[mx.array], launch: Launch) -> list[mx.array]:
+    """Put a run over these arrays into the graph."""
+    arrays: list[mx.array] = compiled(inputs=list(inputs), **launch)
     return arrays
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -77,20 +79,18 @@ def encode_plan(form: TurboFormat, x: mx.array) -> EncodePlan | None:
     )
 
 
-def encode_launch(plan: EncodePlan, form: TurboFormat, x: mx.array) -> Launch:
-    """The run over ``x``, ``[batch, heads, tokens, head_dim]``, a slice of storage for example."""
-    batch, heads, tokens, _ = x.shape
+def encode_inputs(form: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
+    """The arrays that ``EncodePlan.text`` names, to encode ``x`` with, as ``encode_launch`` has it."""
+    parts = form.mean, form.balance, form.metric
+    return x, *(blank(mx.float16) if part is None else part for part in parts), form.rotation.array
+
+
+def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
+    """The run over vectors ``[batch, heads, tokens, head_dim]``, a slice of storage for example."""
+    batch, heads, tokens, _ = shape
     vectors = batch * heads * tokens
-    absent = blank(mx.float16)
     threads = plan.simds * SIMD
     return {
-        "inputs": [
-            x,
-            absent if form.mean is None else form.mean,
-            absent if form.balance is None else form.balance,
-            absent if form.metric is None else form.metric,
-            form.rotation.array,
-        ],
         "grid": (-(-vectors // plan.simds) * threads, 1, 1),
         "threadgroup": (threads, 1, 1),
         "output_shapes": [
@@ -101,17 +101,29 @@ def encode_launch(plan: EncodePlan, form: TurboFormat, x: mx.array) -> Launch:
     }
 
 
+@lru_cache(maxsize=16)
+def _compiled(plan: EncodePlan, shape: tuple[int, ...]) -> Callable[..., list[mx.array]]:
+    """That run as a function of its arrays, which MLX puts together once for all layers that are alike."""
+
+    def launch(*inputs: mx.array) -> list[mx.array]:
+        made = kernels()
+        assert made is not None
+        return run(made.compiled(plan.text), inputs, encode_launch(plan, shape))
+
+    return mx.compile(launch)
+
+
 def encode(form: Format, x: mx.array) -> Block:
     """``form.encode(x)``, in one kernel where there is one."""
     made = kernels()
-    if made is None or not made.enabled or not isinstance(form, TurboFormat):
+    if made is None or not isinstance(form, TurboFormat):
         return form.encode(x)
     plan = encode_plan(form, x)
     if plan is None or plan in made.refused:
         return form.encode(x)
 
     def found() -> Block:
-        return tuple(run(made.compiled(plan.text), encode_launch(plan, form, x)))
+        return tuple(_compiled(plan, x.shape)(*encode_inputs(form, x)))
 
     if plan in made.trusted:
         return found()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import mlx.core as mx
 
 from tqchat.kv.attention import attention
 from tqchat.kv.kernels.device import Kernels, kernels
-from tqchat.kv.kernels.launch import Exchange, Layout, Steps
-from tqchat.kv.kernels.plan import plan_for
+from tqchat.kv.kernels.launch import Exchange, Steps
+from tqchat.kv.kernels.plan import Plan, plan_for
 from tqchat.kv.storage import Side
 
 TOLERANCE = 1e-2
@@ -25,8 +26,9 @@ class FusedAttention:
 
     def __init__(self) -> None:
         self.exchange = Exchange()
-        # By which sides' last tokens wait to be written: layers that share a cache take turns.
-        self._steps: dict[tuple[bool, bool], Steps] = {}
+        # By the number of parts that tails have, as their last tokens wait to be written or not: layers that
+        # share a cache take turns.
+        self._steps: dict[tuple[int, int], Steps] = {}
 
     @property
     def nbytes(self) -> int:
@@ -46,53 +48,50 @@ class FusedAttention:
 
         Args and shapes are those of ``attention``. Queries of several rows are served under the causal mask.
         """
+        steps = self._steps.get((len(keys.recent.parts), len(values.recent.parts)))
+        output = None if steps is None else steps.run(queries, keys, values, scale, mask, sinks)
+        return self._anew(queries, keys, values, scale, mask, sinks) if output is None else output
+
+    def _anew(
+        self,
+        queries: mx.array,
+        keys: Side,
+        values: Side,
+        scale: float,
+        mask: mx.array | str | None,
+        sinks: mx.array | None,
+    ) -> mx.array | None:
+        """The same where more has changed than that tokens came, or where there is no kernel."""
         made = kernels()
-        if made is None or not made.enabled:
+        if made is None or isinstance(mask, mx.array) or (mask is None and queries.shape[2] > 1):
             return None
-        if mask is None:
-            if queries.shape[2] > 1:
+        arguments = queries, keys, values, scale, mask, sinks
+        parts = len(keys.recent.parts), len(values.recent.parts)
+        steps = self._steps.get(parts)
+        if steps is not None and steps.turn_to(*arguments):
+            return steps.run(*arguments)
+        plan = plan_for(queries, keys, values, sinks is not None, made)
+        if plan is None:
+            return None
+        if plan in made.refused:
+            if not (keys.recent.waits or values.recent.waits):
                 return None
-        elif not isinstance(mask, str):
-            return None
-        waiting = keys.recent.growing is not None, values.recent.growing is not None
-        steps = self._steps.get(waiting)
-        if steps is None or not steps.serves(queries, keys, values, scale, sinks):
-            plan = plan_for(queries, keys, values, sinks is not None, made)
-            if plan is None:
-                return None
-            # Those for what the cache holds no more go.
-            kept = {key: other for key, other in self._steps.items() if other.knows(keys, values)}
-            steps = Steps(plan, queries, keys, values, scale, sinks, self.exchange)
-            self._steps = kept | {waiting: steps}
-            steps.is_trusted = plan in made.trusted
-        layout = steps.layout(keys, values)
-        if layout is None:
-            return None
-        if steps.is_trusted:
-            output, grown = steps.run(made, layout, queries, keys, values)
-            if waiting[1]:
-                values.recent.written(grown[-1])
-            if waiting[0]:
-                keys.recent.written(grown[0])
-            return output
-        if steps.plan not in made.refused:
-            output = _tried(made, steps, layout, queries, keys, values, scale, mask, sinks)
-            steps.is_trusted = steps.plan in made.trusted
-            if not steps.is_trusted:
-                self.exchange.renew()
-            return output
-        if not any(waiting):
-            return None
-        # Perhaps where it has nothing to write the kernel can be trusted.
-        for side in (keys, values):
-            side.recent.write()
-        return self(queries, keys, values, scale, mask, sinks)
+            # Perhaps where it has nothing to write the kernel can be trusted.
+            for side in (keys, values):
+                side.recent.write()
+            return self(*arguments)
+        if plan not in made.trusted:
+            return _tried(made, plan, queries, keys, values, scale, mask, sinks)
+        # Those for what the cache holds no more go.
+        kept = {key: other for key, other in self._steps.items() if other.knows(keys, values)}
+        steps = Steps(plan, *arguments, self.exchange)
+        self._steps = kept | {parts: steps}
+        return steps.run(*arguments)
 
 
 def _tried(
     made: Kernels,
-    steps: Steps,
-    layout: Layout,
+    plan: Plan,
     queries: mx.array,
     keys: Side,
     values: Side,
@@ -101,21 +100,30 @@ def _tried(
     sinks: mx.array | None,
 ) -> mx.array:
     """A plan's first attention, held against the plain operations'; what it was to write they write."""
-    growing = [side.recent for side in (keys, values) if side.recent.growing is not None]
+    arguments = queries, keys, values, scale, mask, sinks
+    twins = queries, _beside(keys), _beside(values), scale, mask, sinks
 
     def found() -> list[mx.array]:
-        output, grown = steps.run(made, layout, queries, keys, values)
-        pairs = zip(grown, growing, strict=True)
-        return [output, *(tail[:, :, : store.length] for tail, store in pairs)]
+        # What it may leave in an exchange is nobody else's business.
+        output = Steps(plan, *twins, Exchange()).run(*twins)
+        return [] if output is None else [output, *(side.recent.view()[0] for side in twins[1:3])]
 
     def reference() -> list[mx.array]:
-        output = attention(queries, keys, values, scale, mask, sinks)
-        return [output, *(store.view()[0] for store in growing)]
+        return [attention(*arguments), *(side.recent.view()[0] for side in (keys, values))]
 
-    return made.first_use(steps.plan, reference, found, _error)[0]
+    return made.first_use(plan, reference, found, _error)[0]
+
+
+def _beside(side: Side) -> Side:
+    """A side with the same arrays, whose last token may be written without this one's being."""
+    twin = copy.copy(side)
+    twin.recent = copy.copy(side.recent)
+    return twin
 
 
 def _error(reference: list[mx.array], found: list[mx.array]) -> str | None:
+    if not found:
+        return "it does not serve what it is for"
     (expected, *written), (output, *grown) = reference, found
     a, b = output.astype(mx.float32), expected.astype(mx.float32)
     finite = mx.isfinite(b)

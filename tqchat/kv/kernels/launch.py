@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from math import ceil, e, log2
 from threading import get_ident
 from typing import Any, NamedTuple
@@ -10,12 +11,12 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from tqchat.kv.codebook import centroids
-from tqchat.kv.kernels.device import SIMD, Kernels, Launch, blank, run
+from tqchat.kv.kernels.device import SIMD, Launch, blank, kernels, run
 from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_BLOCKS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
 from tqchat.kv.storage import Side
 
-Rooms = tuple[int, int, int, int, int, int, int, int]
-"""Rooms and starts: of packed keys, packed values, raw keys, raw values."""
+Four = tuple[int, int, int, int]
+"""Of packed keys, packed values, raw keys, raw values."""
 
 LAST = 8
 """Layouts of one kind that are kept: windows and full layers of a model take turns."""
@@ -25,54 +26,59 @@ SIMDS_WANTED = 1584
 
 
 class Layout(NamedTuple):
-    """How a step is split, the same for all layers of a model that are alike."""
+    """How a step is split, the same for all layers of a model that are alike.
+
+    Attributes:
+        sizes: An array of one element, whose strides say them: they are passed by value, where an array with
+            sizes in it would have to be made and waited for. Its memory is the exchange's.
+        splits: Of the context.
+        attend: The run over packed and raw tokens.
+        merge: The run that makes one answer of the splits' where ``attend`` does not.
+        run: Both, as a function of their arrays: the answer, and behind it the tails that the tokens are in
+            which waited, the keys' before the values'.
+    """
 
     sizes: mx.array
-    grid: tuple[int, int, int]
     splits: int
+    attend: Launch
+    merge: Launch | None
+    run: Callable[..., list[mx.array]]
 
 
 class Exchange:
-    """Where a launch's threadgroups leave what they find, for the last of them to merge. Launches that share
-    it wait for each other: it is for one layer, or for those of one model's cache, which do so anyway. It is
+    """What the launches of one model's layers share: where their threadgroups leave what they find, for the
+    last of them to merge. Launches that share it wait for each other, as a model's layers do anyway. It is
     working memory, and not counted as a cache's.
 
     Attributes:
-        arrays: One with counters, zero between launches, and what is found; and the answer of the launch
-            before. Empty until room is reserved.
+        array: Counters, zero between launches, and what is found.
+        before: The answer of the last launch that left something there, for which the next one waits.
+        tails: Layouts over so many sinks and packed tokens, ``_Tails``; they go with the array.
     """
 
-    def __init__(self) -> None:
-        self.arrays: tuple[mx.array, ...] = ()
+    array: mx.array | None = None
+    before: mx.array | None = None
+    tails: Callable[..., _Tails]
 
     def reserve(self, floats: int) -> None:
-        """Have room for so much, if there is less."""
-        before = self.arrays[1] if self.arrays else blank(mx.float32)
-        if not self.arrays or self.arrays[0].size < MOST_BLOCKS + floats:
-            self.arrays = mx.zeros(MOST_BLOCKS + floats), before
-
-    def renew(self) -> None:
-        """Forget a launch that went wrong, and what it may have left."""
-        if self.arrays:
-            self.arrays = mx.zeros(self.arrays[0].size), blank(mx.float32)
-
-    def launched(self, answer: mx.array) -> None:
-        """Note what the next launch is to wait for."""
-        self.arrays = self.arrays[0], answer
+        """Have room for so much, if there is less. Launches that know the smaller array go on with it."""
+        if self.before is None:
+            self.before = blank(mx.float32)
+        if self.array is None or self.array.size < floats:
+            self.array = mx.zeros(floats) if floats else blank(mx.float32)
+            self.tails = lru_cache(maxsize=2 * LAST)(partial(_Tails, self.array))
 
 
 class Steps:
     """The launches for one layer's steps of decoding. What does not change from one to the next is made
     once: a step is a few microseconds of Python.
 
-    Attributes:
-        is_trusted: Whether their answer was held against the plain operations'.
-
     Args:
         plan: What ``plan_for`` said for these queries and sides.
         scale: The softmax's.
+        mask: ``"causal"``, or ``None`` for a single row.
         sink: One logit for each query head, where the model has them.
-        exchange: For launches that merge what their threadgroups find.
+        exchange: What they share with other layers'.
     """
 
     def __init__(
@@ -82,38 +88,23 @@ class Steps:
         keys: Side,
         values: Side,
         scale: float,
+        mask: str | None,
         sink: mx.array | None,
         exchange: Exchange,
     ) -> None:
         self.plan = plan
-        self._exchange = exchange
-        self.is_trusted = False
-        self.dtype = queries.dtype
-        self._shape = queries.shape
-        self._scale = scale
-        self._sink = sink
+        self.exchange = exchange
+        self._shape, self._dtype = queries.shape, queries.dtype
+        self._scale, self._mask, self._sink = scale, mask, sink
         self._formats = keys.format, values.format
         self._sinks = keys.sinks.origin, values.sinks.origin
         self._packs_values = bool(plan.value.kind)
-        batch, query_heads, rows, _ = queries.shape
-        heads = batch * query_heads // plan.group
-        blocks = heads * ceil(plan.group * rows / plan.rows)
         # Of one thread: another one's arrays cannot be waited for.
-        self._layouts = _layouts(
-            get_ident(), plan.least, plan.step, plan.raw_step, plan.simds, blocks, rows, query_heads
-        )
-        self._threads = plan.simds * SIMD, 1, 1
+        self._layouts = _layouts(get_ident(), plan, queries.shape)
+        exchange.reserve(self._layouts.floats)
+        heads = queries.shape[0] * queries.shape[1] // plan.group
         self._fixed = _fixed(plan, keys, values, heads, scale, sink)
-        self._found = blocks * plan.rows * (plan.value.dim + 2)
-        if plan.merged:
-            exchange.reserve(self._layouts.most * self._found)
-        self._output_shape = batch, query_heads, rows, plan.value.dim
-        grown = [keys.dtype] * (plan.key.grows + plan.value.grows)
-        self._dtypes = [queries.dtype if plan.merged else mx.float32, *grown]
-        self._merge_threads = MERGE_SIMDS * SIMD, 1, 1
-        self._merge_grid = blocks * plan.rows * MERGE_SIMDS * SIMD, 1, 1
-        self._attend: Any = None
-        self._merge: Any = None
+        self._note(keys, values)
 
     @property
     def nbytes(self) -> int:
@@ -130,83 +121,88 @@ class Steps:
             and sinks[1] is values.sinks.origin
         )
 
-    def serves(
-        self, queries: mx.array, keys: Side, values: Side, scale: float, sink: mx.array | None
+    def turn_to(
+        self,
+        queries: mx.array,
+        keys: Side,
+        values: Side,
+        scale: float,
+        mask: mx.array | str | None,
+        sink: mx.array | None,
     ) -> bool:
-        """Whether these launches are for such a step, if the same sides' last tokens wait."""
-        return (
+        """Be for what is asked of these sides, if they are known, and launches are for such queries; whether
+        they are.
+        """
+        suits = (
             self.knows(keys, values)
+            and self._mask is mask
             and self._sink is sink
             and self._scale == scale
             and self._shape == queries.shape
-            and self.dtype == queries.dtype
+            and self._dtype == queries.dtype
         )
+        if suits:
+            self._note(keys, values)
+        return suits
 
-    def layout(self, keys: Side, values: Side) -> Layout | None:
-        """How the step is split; ``None`` if too little is stored."""
+    def _note(self, keys: Side, values: Side) -> None:
+        """Take note of what the sides hold, but for tokens that come and find room."""
         fullest = values if self._packs_values else keys
-        a, b, c, d = keys.packed, values.packed, keys.recent, values.recent
-        return self._layouts.of(
-            fullest.sinks.length,
-            fullest.packed.length,
-            fullest.recent.length,
-            (a.room, a.start, b.room, b.start, c.room, c.start, d.room, d.start),
+        stores = keys.packed, values.packed, keys.recent, values.recent
+        rooms: Any = tuple(store.room for store in stores)
+        starts: Any = tuple(store.start for store in stores)
+        self._tails = self.exchange.tails(
+            self._layouts, fullest.sinks.length, fullest.packed.length, rooms, starts
         )
+        self._key_revision, self._value_revision = keys.revision, values.revision
 
     def run(
-        self, kernels: Kernels, layout: Layout, queries: mx.array, keys: Side, values: Side
-    ) -> tuple[mx.array, list[mx.array]]:
-        """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype; and the tails that the
-        tokens which wait are in now, the keys' before the values'.
+        self,
+        queries: mx.array,
+        keys: Side,
+        values: Side,
+        scale: float,
+        mask: mx.array | str | None,
+        sink: mx.array | None,
+    ) -> mx.array | None:
+        """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype; tokens that wait are
+        written. ``None`` if these launches are not for it, or too little is stored.
         """
-        if self._attend is None:
-            self._attend = kernels.compiled(self.plan.attend_text())
-            if not self.plan.merged:
-                self._merge = kernels.compiled(self.plan.merge_text())
-        output, *grown = run(self._attend, self.attend(layout, queries, keys, values))
-        if self._merge is None:
-            self._exchange.launched(output)
-        else:
-            output = run(self._merge, self.merge(layout, output))[0]
-        return output, grown
-
-    def attend(self, layout: Layout, queries: mx.array, keys: Side, values: Side) -> Launch:
-        """The run over packed and raw tokens."""
-        sizes, grid, splits = layout
-        if not self.plan.merged:
-            shape: tuple[int, ...] = (splits * self._found,)
-        else:
-            shape = self._output_shape
-        inputs = [queries, sizes, self._fixed]
-        shapes = [shape]
-        for side in (keys, values):
-            packed, recent = side.packed, side.recent
-            inputs += packed.arrays
-            growing = recent.growing
-            if growing is None:
-                inputs += recent.arrays
-            else:
-                inputs += growing
-                shapes.append(growing[0].shape)
-        if self.plan.merged:
-            inputs += self._exchange.arrays
-        return {
-            "inputs": inputs,
-            "grid": grid,
-            "threadgroup": self._threads,
-            "output_shapes": shapes,
-            "output_dtypes": self._dtypes,
-        }
-
-    def merge(self, layout: Layout, partial: mx.array) -> Launch:
-        """The run that makes one answer of the splits'; ``partial`` is what ``attend`` gave."""
-        return {
-            "inputs": [partial, layout.sizes, self._fixed],
-            "grid": self._merge_grid,
-            "threadgroup": self._merge_threads,
-            "output_shapes": [self._output_shape],
-            "output_dtypes": [self.dtype],
-        }
+        if (
+            self._key_revision is not keys.revision
+            or self._value_revision is not values.revision
+            or self._mask is not mask
+            or self._sink is not sink
+            or self._scale != scale
+        ):
+            return None
+        key_tail, value_tail = keys.recent, values.recent
+        layout = self._tails[(value_tail if self._packs_values else key_tail).length]
+        if layout is None:
+            return None
+        exchange = self.exchange
+        try:
+            # In the order that `Plan.attend_text` names them in.
+            output, *tails = layout.run(
+                queries,
+                exchange.before,
+                layout.sizes,
+                self._fixed,
+                *keys.packed.arrays,
+                *key_tail.parts,
+                *values.packed.arrays,
+                *value_tail.parts,
+            )
+        except UnlikeQueriesError:
+            return None
+        if layout.merge is None:
+            exchange.before = output
+        if tails:
+            if value_tail.waits:
+                value_tail.written(tails.pop())
+            if key_tail.waits:
+                key_tail.written(tails.pop())
+        return output
 
 
 class _Layouts:
@@ -214,55 +210,116 @@ class _Layouts:
 
     Attributes:
         most: Splits of a long context: as many as a large device runs at once.
+        floats: What an exchange has room for.
 
     Args:
         thread: Which one they are for.
-        least: Packed tokens without which there is none; of raw ones there must be as many as query rows.
-        step: Packed tokens to a threadgroup's step; ``raw_step`` raw ones.
-        simds: Simd groups in a threadgroup.
-        blocks: Of query rows.
-        rows: Query tokens.
-        heads: Query heads.
+        shape: The queries', ``[batch, query_heads, rows, key_dim]``.
     """
 
-    def __init__(
-        self,
-        thread: int,
-        least: int,
-        step: int,
-        raw_step: int,
-        simds: int,
-        blocks: int,
-        rows: int,
-        heads: int,
-    ) -> None:
-        self._least, self._step, self._raw_step = least, step, raw_step
-        self._simds, self._blocks, self._rows, self._heads = simds, blocks, rows, heads
-        self.most = max(2, min(MOST_SPLITS, SIMDS_WANTED // (simds * blocks)))
-        self.of = lru_cache(maxsize=LAST)(self._make)
+    def __init__(self, thread: int, plan: Plan, shape: tuple[int, ...]) -> None:
+        self.plan = plan
+        self._shape = shape
+        self._batch, self._query_heads, self._rows, _ = shape
+        self._heads = self._query_heads // plan.group
+        self._blocks = self._batch * self._heads * ceil(plan.group * self._rows / plan.rows)
+        self._found = self._blocks * plan.rows * (plan.value.dim + 2)
+        self.most = max(2, min(MOST_SPLITS, SIMDS_WANTED // (plan.simds * self._blocks)))
+        self.floats = MOST_BLOCKS + self.most * self._found if plan.merged else 0
+        self._launches = lru_cache(maxsize=2 * LAST)(self._make_launches)
 
-    def _make(self, sinks: int, packed: int, tail: int, rooms: Rooms) -> Layout | None:
-        """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few.
-
-        Sizes travel as the strides of an array of one element: they are passed by value, where an array
-        with sizes in it would have to be made and waited for.
-        """
-        if packed < self._least or tail < self._rows:
+    def make(
+        self, exchanged: mx.array, sinks: int, packed: int, tail: int, rooms: Four, starts: Four
+    ) -> Layout | None:
+        """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
+        plan = self.plan
+        if packed < plan.least or tail < self._rows:
             return None
         wanted = self.most
-        steps, raw_steps = -(-packed // self._step), -(-(sinks + tail) // self._raw_step)
+        steps, raw_steps = -(-packed // plan.step), -(-(sinks + tail) // plan.raw_step)
         # Raw tokens take as many threadgroups as finish with the packed ones', out of those that run at once.
         raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
         packed_splits = min(steps, wanted - raw_splits)
         splits = packed_splits + raw_splits
-        pairs = ((splits, raw_splits), (self._rows, self._heads), *zip(rooms[::2], rooms[1::2], strict=True))
+        pairs = ((splits, raw_splits), (self._rows, self._query_heads), *zip(rooms, starts, strict=True))
         strides = (sinks, packed, tail, *(low | high << 32 for low, high in pairs))
-        # Nobody looks at the element.
-        sizes = mx.as_strided(blank(mx.uint8), [1] * len(strides), strides)
-        return Layout(sizes, (splits * self._simds * SIMD, self._blocks, 1), splits)
+        return Layout(
+            mx.as_strided(exchanged, [1] * len(strides), strides), splits, *self._launches(splits, rooms)
+        )
+
+    def _make_launches(
+        self, splits: int, rooms: Four
+    ) -> tuple[Launch, Launch | None, Callable[..., list[mx.array]]]:
+        plan = self.plan
+        output = self._batch, self._query_heads, self._rows, plan.value.dim
+        sides = zip((plan.key, plan.value), rooms[2:], strict=True)
+        tails = [(self._batch, self._heads, room, side.dim) for side, room in sides if side.grows]
+        attend: Launch = {
+            "grid": (splits * plan.simds * SIMD, self._blocks, 1),
+            "threadgroup": (plan.simds * SIMD, 1, 1),
+            "output_shapes": [output if plan.merged else (splits * self._found,), *tails],
+            "output_dtypes": [plan.queries if plan.merged else mx.float32, *[plan.storage] * len(tails)],
+        }
+        merge: Launch | None = None
+        if not plan.merged:
+            merge = {
+                "grid": (self._blocks * plan.rows * MERGE_SIMDS * SIMD, 1, 1),
+                "threadgroup": (MERGE_SIMDS * SIMD, 1, 1),
+                "output_shapes": [output],
+                "output_dtypes": [plan.queries],
+            }
+        return attend, merge, _compiled(plan, self._shape, attend, merge)
 
 
 _layouts = lru_cache(maxsize=64)(_Layouts)
+
+
+class _Tails(dict[int, Layout | None]):
+    """Layouts by the tail's length: it is all that changes from one step to the next.
+
+    Args:
+        exchanged: An exchange's array.
+        layouts: What they are made by, for so many sinks and packed tokens, with such rooms and starts.
+    """
+
+    def __init__(
+        self, exchanged: mx.array, layouts: _Layouts, sinks: int, packed: int, rooms: Four, starts: Four
+    ) -> None:
+        super().__init__()
+        self._exchanged, self._layouts = exchanged, layouts
+        self._sinks, self._packed, self._rooms, self._starts = sinks, packed, rooms, starts
+
+    def __missing__(self, tail: int) -> Layout | None:
+        layout = self[tail] = self._layouts.make(
+            self._exchanged, self._sinks, self._packed, tail, self._rooms, self._starts
+        )
+        return layout
+
+
+class UnlikeQueriesError(Exception):
+    """Queries are not what launches were put together for."""
+
+
+def _compiled(
+    plan: Plan, shape: tuple[int, ...], attend: Launch, merge: Launch | None
+) -> Callable[..., list[mx.array]]:
+    """The runs as a function of their arrays, queries of such a shape first. MLX puts them together once, not
+    at each step, where it would take as long as all else; it comes back here for arrays of other shapes and
+    dtypes only, so that nobody else need look at those of queries.
+    """
+
+    def launch(queries: mx.array, before: mx.array, sizes: mx.array, *rest: mx.array) -> list[mx.array]:
+        if queries.shape != shape or queries.dtype != plan.queries:
+            raise UnlikeQueriesError
+        made = kernels()
+        assert made is not None
+        inputs = (queries, before, sizes, *rest) if merge is None else (queries, sizes, *rest)
+        output, *grown = run(made.compiled(plan.attend_text()), inputs, attend)
+        if merge is not None:
+            output = run(made.compiled(plan.merge_text()), (output, sizes, rest[0]), merge)[0]
+        return [output, *grown]
+
+    return mx.compile(launch)
 
 
 def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink: mx.array | None) -> mx.array:

@@ -116,11 +116,11 @@ class Plan:
         kernel: source.Kernel = (
             "attend_tensor" if self.tensor else "attend_merged" if self.merged else "attend"
         )
-        inputs = ("queries", "sizes", "fixed", *self._key.stored, *self._value.stored)
+        inputs = ("sizes", "fixed", *self._key.stored, *self._value.stored)
         grown = (*self._key.grown, *self._value.grown)
         return source.Text(
             kernel,
-            (*inputs, "exchange", "before") if self.merged else inputs,
+            ("queries", "before", *inputs) if self.merged else ("queries", *inputs),
             ("output" if self.merged else "partial", *grown),
             self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
             (self._key, self._value),
@@ -195,6 +195,9 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, on: Kernel
     merged = on.language == "cuda"
     heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
     plan = _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
+    fullest = values if value.kind else keys
+    if fullest.packed.length < plan.least or fullest.recent.length < queries.shape[2]:
+        return None
     return plan if heads * ceil(all_rows / plan.rows) <= MOST_BLOCKS else None
 
 
@@ -241,7 +244,7 @@ def _per_lane(dim: int, lanes: int) -> int:
 
 
 def _side_plan(side: Side) -> SidePlan | None:
-    dim, form, grows = side.head_dim, side.format, side.recent.growing is not None
+    dim, form, grows = side.head_dim, side.format, side.recent.waits
     if dim % 8 or not 32 <= dim <= LARGEST_DIM:
         return None
     if isinstance(form, RawFormat) or not side.packed.length:

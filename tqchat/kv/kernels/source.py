@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,33 +95,17 @@ class Text:
     sides: tuple[Side, ...] = ()
     threads: int = 0
 
-    def whole(self, language: Language) -> Source:
-        """All of the text, as it is compiled."""
-        return Source(
-            _bare(_header(self.kernel, language, _text)),
-            _bare(self._body(language, _text)),
-        )
+    def source(self, language: Language) -> Source:
+        """The text as it is compiled."""
+        return Source(_bare(_header(self.kernel, language)), _bare(self._body(language)))
 
-    def short(self, language: Language) -> Source:
-        """The text as MLX is given it, which copies it at every launch: on CUDA the compiler reads most of it
-        from this package's files. Which shapes and strides it uses, MLX looks up in what it is given.
-        """
-        folder = str(_FOLDER)
-        if language == "metal" or any(sign in folder for sign in '"\\\n'):
-            return self.whole(language)
-        used = sorted(set(_USED.findall(self.whole(language).body)))
-        return Source(
-            _header(self.kernel, language, _included),
-            f"// {' '.join(used)}\n{self._body(language, _included)}",
-        )
-
-    def _body(self, language: Language, read: Callable[[str], str]) -> str:
-        begin = constants(language, self.constants) + read(f"{language}_begin")
+    def _body(self, language: Language) -> str:
+        begin = constants(language, self.constants) + _text(f"{language}_begin")
         if self.kernel == "encode":
-            return begin + read("encode")
+            return begin + _text("encode")
         if self.kernel == "merge":
-            return begin + read("fixed") + read("merge_begin") + read("merge")
-        return begin + read("fixed") + _attend(self.kernel, self.sides, read)
+            return begin + _text("fixed") + _text("merge_begin") + _text("merge")
+        return begin + _text("fixed") + _attend(self.kernel, self.sides)
 
 
 class Source(NamedTuple):
@@ -134,23 +116,22 @@ class Source(NamedTuple):
 
 
 _FOLDER = Path(__file__).resolve().parent
-_USED = re.compile(r"\b\w+_(?:shape|strides)\b")
 
 
-def _header(kernel: Kernel, language: Language, read: Callable[[str], str]) -> str:
+def _header(kernel: Kernel, language: Language) -> str:
     """The language's words, the codebooks, the shared functions."""
     levels = _levels() if kernel == "encode" else ""
-    tensor = read("tensor") if kernel == "attend_tensor" else ""
-    return read(language) + levels + read("common") + tensor
+    tensor = _text("tensor") if kernel == "attend_tensor" else ""
+    return _text(language) + levels + _text("common") + tensor
 
 
-def _attend(kernel: Kernel, sides: tuple[Side, ...], read: Callable[[str], str]) -> str:
+def _attend(kernel: Kernel, sides: tuple[Side, ...]) -> str:
     """Attention's text: packed tokens by lane groups, on every device, or on CUDA's tensor cores; splits are
     merged by the launch's own last threadgroups, or by another launch. The rest is the same.
     """
 
     def part(name: str) -> str:
-        return read(f"attend_{name}")
+        return _text(f"attend_{name}")
 
     text = "" if kernel == "attend" else part("exchange")
     text += part("begin") + "".join(side.begins for side in sides)
@@ -161,7 +142,7 @@ def _attend(kernel: Kernel, sides: tuple[Side, ...], read: Callable[[str], str])
         text += grows + part("queries") + part("state")
         text += f"if (!is_raw) {{\n{part('lanes')}}} else {{\n{part('raw')}}}\n{part('groups')}"
     text += part("end")
-    return text if kernel == "attend" else f"{text}{part('last')}{read('merge')}}}\n"
+    return text if kernel == "attend" else f"{text}{part('last')}{_text('merge')}}}\n"
 
 
 def constants(language: Language, values: Constants) -> str:
@@ -187,10 +168,6 @@ _TYPES: dict[Language, dict[mx.Dtype, str]] = {
 @lru_cache(maxsize=32)
 def _text(name: str) -> str:
     return (_FOLDER / f"{name}.inc").read_text(encoding="utf-8")
-
-
-def _included(name: str) -> str:
-    return f'#include "{_FOLDER}/{name}.inc"\n'
 
 
 def _bare(text: str) -> str:

@@ -32,6 +32,18 @@ MOST_CALLS = 256
 LAYERS = 28
 """Calls handed over together: a step of a model of 3B."""
 
+QUEUED = 2 * LAYERS
+"""Calls that wait for a busy device: more than this MLX does not let wait."""
+
+AHEAD = 4096
+"""Rows and columns of the matrices that keep it busy; it multiplies ``MOST_AHEAD`` at most."""
+
+MOST_AHEAD = 4096
+
+
+class _NoQueue(Exception):
+    """What a device is given does not wait for it."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -50,24 +62,21 @@ def attention(
     rounds: int,
     tell: Callable[[str], None],
 ) -> Iterator[BenchRow]:
-    """One token's queries over ``contexts`` random tokens of a layer.
+    """One token's queries over ``contexts`` random tokens of a layer, as a model's layers ask for it.
 
     All is float16; on a CPU queries are float32, as models compute there. Calls are chained, each one's
     output the next one's queries, and handed over as a model's layers are while a reply is generated: some
-    at a time, without waiting for those before them.
+    at a time, without waiting for those before them. Where a device is faster than the processor describes
+    and launches what it is to do, that is what is timed.
     """
-    routing.install()
     for context in contexts:
-        yield from _at(layer, contestants, context, rounds, tell)
+        yield from _attention_at(layer, contestants, context, rounds, tell)
 
 
-def _at(
+def _attention_at(
     layer: Layer, contestants: Sequence[Contestant], context: int, rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    caches = {c.name: _layer_cache(c, layer, context) for c in contestants}
-    dtype = mx.float32 if backend.prepare().name == "cpu" else mx.float16
-    queries = mx.random.normal((1, layer.query_heads, layer.rows, layer.head_dim), dtype=dtype)
-    mx.eval(queries)
+    caches, queries = _made(contestants, layer, context)
     peaks = dict.fromkeys(caches, 0)
     calls = {name: _calls(cache, queries) for name, cache in caches.items()}
 
@@ -82,6 +91,49 @@ def _at(
     times = timing.take_turns(runs, rounds, lambda name: tell(f"attention at {context:,}, {name}"))
     reads = {name: cache.nbytes for name, cache in caches.items()}
     yield from rows("attention", context, times, contestants, peaks, reads, 1)
+
+
+def kernels(
+    layer: Layer,
+    contestants: Sequence[Contestant],
+    contexts: Sequence[int],
+    rounds: int,
+    tell: Callable[[str], None],
+) -> Iterator[BenchRow]:
+    """The same on the device alone: it is kept busy until all calls wait for it, and the time is taken from
+    then on. Nothing on a CPU.
+    """
+    if backend.prepare().name == "cpu":
+        tell("kernels: a CPU has none")
+        return
+    try:
+        for context in contexts:
+            yield from _kernels_at(layer, contestants, context, rounds, tell)
+    except _NoQueue:
+        tell("kernels: this device does not let work wait, so that its time alone is not known")
+
+
+def _kernels_at(
+    layer: Layer, contestants: Sequence[Contestant], context: int, rounds: int, tell: Callable[[str], None]
+) -> Iterator[BenchRow]:
+    caches, queries = _made(contestants, layer, context)
+    ahead = _Ahead()
+    for cache in caches.values():
+        _calls(cache, queries)
+    runs = {name: partial(_queued, cache, queries, ahead) for name, cache in caches.items()}
+    times = timing.take_turns(runs, rounds, lambda name: tell(f"kernels at {context:,}, {name}"))
+    reads = {name: cache.nbytes for name, cache in caches.items()}
+    yield from rows("kernels", context, times, contestants, {}, reads, 1)
+
+
+def _made(contestants: Sequence[Contestant], layer: Layer, context: int) -> tuple[dict[str, Any], mx.array]:
+    """A filled cache for everybody, by name, and queries."""
+    routing.install()
+    caches = {c.name: _layer_cache(c, layer, context) for c in contestants}
+    dtype = mx.float32 if backend.prepare().name == "cpu" else mx.float16
+    queries = mx.random.normal((1, layer.query_heads, layer.rows, layer.head_dim), dtype=dtype)
+    mx.eval(queries)
+    return caches, queries
 
 
 def _layer_cache(contestant: Contestant, layer: Layer, context: int) -> Any:
@@ -106,8 +158,16 @@ def _layer_cache(contestant: Contestant, layer: Layer, context: int) -> Any:
 
 def _attend(cache: Any, queries: mx.array, calls: int) -> float:
     """Seconds for one call, of ``calls``."""
-    mask: Any = "causal" if queries.shape[2] > 1 else None
     began = time.perf_counter()
+    mx.eval(_chain(cache, queries, calls))
+    seconds = (time.perf_counter() - began) / calls
+    mx.clear_cache()
+    return seconds
+
+
+def _chain(cache: Any, queries: mx.array, calls: int) -> mx.array:
+    """So many calls, handed over but for the last few."""
+    mask: Any = "causal" if queries.shape[2] > 1 else None
     x = queries
     for call in range(calls):
         keys, values = cache.keys_and_values()
@@ -117,12 +177,55 @@ def _attend(cache: Any, queries: mx.array, calls: int) -> float:
         )
         if call % LAYERS == LAYERS - 1:
             mx.async_eval(x)  # type: ignore[no-untyped-call]
-    mx.eval(x)
-    seconds = (time.perf_counter() - began) / calls
-    mx.clear_cache()
-    return seconds
+    return x
+
+
+class _Ahead:
+    """Work that keeps a device busy while other work is handed over."""
+
+    def __init__(self) -> None:
+        self._matrix = mx.random.normal((AHEAD, AHEAD), dtype=mx.float16)
+        self._products = 1
+
+    def begin(self) -> mx.array:
+        """Hand the work over; what is there when it is done."""
+        x = self._matrix
+        for _ in range(self._products):
+            x = x @ self._matrix
+        x = x.sum()
+        mx.async_eval(x)  # type: ignore[no-untyped-call]
+        return x
+
+    def take_longer(self) -> bool:
+        """Let it be twice as much; whether that is still reasonable."""
+        self._products *= 2
+        return self._products <= MOST_AHEAD
+
+
+def _queued(cache: Any, queries: mx.array, ahead: _Ahead) -> float:
+    """Seconds for one call on the device, of ``QUEUED`` that wait for it.
+
+    Raises:
+        _NoQueue: The device does not let them wait.
+    """
+    while True:
+        mx.synchronize()
+        began = time.perf_counter()
+        busy = ahead.begin()
+        x = _chain(cache, queries, QUEUED)
+        handed_over = time.perf_counter()
+        mx.eval(busy)
+        free = time.perf_counter()
+        mx.eval(x)
+        done = time.perf_counter()
+        # Time to spare: it was still busy when the last of them came.
+        if free - handed_over > (handed_over - began) / 4:
+            return (done - free) / QUEUED
+        if not ahead.take_longer():
+            raise _NoQueue
 
 
 def _calls(cache: Any, queries: mx.array) -> int:
-    _attend(cache, queries, 2)
-    return min(MOST_CALLS, max(1, int(ENOUGH_SECONDS / _attend(cache, queries, 2))))
+    # The first is held against plain operations, the second is put together, as is the first behind another.
+    seconds = min(_attend(cache, queries, 2) for _ in range(3))
+    return min(MOST_CALLS, max(1, int(ENOUGH_SECONDS / seconds)))

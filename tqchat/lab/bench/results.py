@@ -18,7 +18,8 @@ class BenchRow:
     """One thing timed. Times in seconds, sizes in bytes; ``None`` where a figure has no meaning.
 
     Attributes:
-        what: ``decode``, ``prefill``, ``attention``, ``encode``, ``restore``, ``ui`` or ``start``.
+        what: ``decode``, ``prefill``, ``attention``, ``kernels`` (attention on the device alone), ``encode``,
+            ``restore``, ``events``, ``ui`` or ``start``.
         scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or what else was timed.
         context: Tokens in the cache (messages in the conversation, for ``ui``).
         median_s: Median over the rounds: for ``decode`` of one token, else of the whole.

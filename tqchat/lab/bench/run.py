@@ -27,7 +27,7 @@ class Plan:
         contestants: The caches, mlx-lm's own among them.
         contexts: Tokens held.
         rounds: How often everybody has a turn, behind one that does not count.
-        layer: The shape for attention and encoding.
+        layer: The shape for attention, kernels and encoding.
     """
 
     kinds: Sequence[str]
@@ -46,8 +46,9 @@ def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> 
                 how = decode.decode if kind == "decode" else decode.prefill
                 text = None if model.tokenizer is None else _text(model, max(plan.contexts))
                 yield from how(model, plan.contestants, plan.contexts, text, plan.rounds, tell)
-            case "attention":
-                yield from attention.attention(layer, plan.contestants, plan.contexts, plan.rounds, tell)
+            case "attention" | "kernels":
+                attend = attention.attention if kind == "attention" else attention.kernels
+                yield from attend(layer, plan.contestants, plan.contexts, plan.rounds, tell)
             case "encode":
                 yield from encode.encode(layer, plan.contestants, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:
