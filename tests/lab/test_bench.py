@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from tqchat.cli import main
-from tqchat.lab.bench import shapes, subjects, timing
+from tqchat.lab.bench import attention, shapes, subjects, timing
 from tqchat.lab.bench.results import BenchResults, BenchRow, tables
 from tqchat.lab.contestants import Contestant
 from tqchat.lab.results import BadResults
@@ -62,6 +62,52 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(
     assert main([*QUICK, *wrong]) in (1, 2)
     told = capsys.readouterr().err
     assert told.startswith("tqchat: ") and told.count("\n") == 1
+
+
+def test_a_cpu_has_no_kernels_to_time(capsys: pytest.CaptureFixture[str]) -> None:
+    if mx.default_device() != mx.cpu:
+        pytest.skip("here it has")
+    assert main([*QUICK, "--what", "kernels"]) == 0
+    told = capsys.readouterr()
+    assert "a CPU has none" in told.err and "|" not in told.out
+
+
+class Device:
+    """One that works for so long ahead, and takes the processor a second for what is handed over."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: list[float], each: float) -> None:
+        self.now, self.seconds, self.each, self.calls = 0.0, iter(seconds), each, 0
+        self.busy, self.queued = object(), object()
+        monkeypatch.setattr(attention.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(attention.mx, "synchronize", lambda: None)
+        monkeypatch.setattr(attention.mx, "eval", self.wait)
+        monkeypatch.setattr(attention, "_chain", self.hand_over)
+
+    def begin(self) -> object:
+        self.free = self.now + next(self.seconds)
+        return self.busy
+
+    def take_longer(self) -> bool:
+        return self.now < 100
+
+    def hand_over(self, cache: object, queries: object, calls: int) -> object:
+        self.now, self.calls = self.now + 1, calls
+        return self.queued
+
+    def wait(self, what: object) -> None:
+        self.now = max(self.now, self.free) + (self.calls * self.each if what is self.queued else 0)
+
+
+def test_a_device_s_own_time_is_taken_once_all_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, [0.5, 1.1, 2.0], 0.01)
+    assert attention._queued(None, None, 10, device) == pytest.approx(0.01)
+    assert next(device.seconds, None) is None
+
+
+def test_a_device_that_lets_nothing_wait_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch, [0.0] * 1000, 0.01)
+    with pytest.raises(attention._NoQueue):
+        attention._queued(None, None, 10, device)
 
 
 def test_everybody_holds_the_same_tokens() -> None:

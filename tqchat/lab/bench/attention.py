@@ -33,7 +33,11 @@ LAYERS = 28
 """Calls handed over together: a step of a model of 3B."""
 
 QUEUED = 2 * LAYERS
-"""Calls that wait for a busy device: more than this MLX does not let wait."""
+"""Calls that wait for a busy device; fewer if they take it longer than ``QUEUED_SECONDS``, but not fewer than
+``FEWEST_QUEUED``. MLX lets no more wait, and of those that read much still fewer."""
+
+QUEUED_SECONDS = 0.002
+FEWEST_QUEUED = 4
 
 AHEAD = 4096
 """Rows and columns of the matrices that keep it busy; it multiplies ``MOST_AHEAD`` at most."""
@@ -78,7 +82,7 @@ def _attention_at(
 ) -> Iterator[BenchRow]:
     caches, queries = _made(contestants, layer, context)
     peaks = dict.fromkeys(caches, 0)
-    calls = {name: _calls(cache, queries) for name, cache in caches.items()}
+    calls = {name: _calls(cache, queries, MOST_CALLS, ENOUGH_SECONDS) for name, cache in caches.items()}
 
     def run(name: str) -> float:
         before = mx.get_active_memory()
@@ -118,9 +122,11 @@ def _kernels_at(
 ) -> Iterator[BenchRow]:
     caches, queries = _made(contestants, layer, context)
     ahead = _Ahead()
-    for cache in caches.values():
-        _calls(cache, queries)
-    runs = {name: partial(_queued, cache, queries, ahead) for name, cache in caches.items()}
+    calls = {name: _calls(cache, queries, QUEUED, QUEUED_SECONDS) for name, cache in caches.items()}
+    runs = {
+        name: partial(_queued, cache, queries, max(FEWEST_QUEUED, calls[name]), ahead)
+        for name, cache in caches.items()
+    }
     times = timing.take_turns(runs, rounds, lambda name: tell(f"kernels at {context:,}, {name}"))
     reads = {name: cache.nbytes for name, cache in caches.items()}
     yield from rows("kernels", context, times, contestants, {}, reads, 1)
@@ -202,8 +208,8 @@ class _Ahead:
         return self._products <= MOST_AHEAD
 
 
-def _queued(cache: Any, queries: mx.array, ahead: _Ahead) -> float:
-    """Seconds for one call on the device, of ``QUEUED`` that wait for it.
+def _queued(cache: Any, queries: mx.array, calls: int, ahead: _Ahead) -> float:
+    """Seconds for one call on the device, of ``calls`` that wait for it.
 
     Raises:
         _NoQueue: The device does not let them wait.
@@ -212,7 +218,7 @@ def _queued(cache: Any, queries: mx.array, ahead: _Ahead) -> float:
         mx.synchronize()
         began = time.perf_counter()
         busy = ahead.begin()
-        x = _chain(cache, queries, QUEUED)
+        x = _chain(cache, queries, calls)
         handed_over = time.perf_counter()
         mx.eval(busy)
         free = time.perf_counter()
@@ -220,12 +226,13 @@ def _queued(cache: Any, queries: mx.array, ahead: _Ahead) -> float:
         done = time.perf_counter()
         # Time to spare: it was still busy when the last of them came.
         if free - handed_over > (handed_over - began) / 4:
-            return (done - free) / QUEUED
+            return (done - free) / calls
         if not ahead.take_longer():
             raise _NoQueue
 
 
-def _calls(cache: Any, queries: mx.array) -> int:
+def _calls(cache: Any, queries: mx.array, most: int, seconds: float) -> int:
+    """How many take about so long."""
     # The first is held against plain operations, the second is put together, as is the first behind another.
-    seconds = min(_attend(cache, queries, 2) for _ in range(3))
-    return min(MOST_CALLS, max(1, int(ENOUGH_SECONDS / seconds)))
+    each = min(_attend(cache, queries, 2) for _ in range(3))
+    return min(most, max(1, int(seconds / each)))
