@@ -83,8 +83,6 @@ def with_tails(changed):
     """
 
     def run(steps, queries, keys, values, scale, mask, sink):
-        if not steps.turn_to(queries, keys, values, scale, mask, sink):
-            return None
         right = attention(queries, beside(keys), beside(values), 0.1, "causal")
         for side in (keys, values):
             if side.recent.waits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from contextlib import contextmanager
 
 import mlx.core as mx
 import pytest
@@ -61,37 +61,39 @@ def steps_for(cache, queries, on, sink):
     return Steps(plan, queries, *cache.sides, 0.1, "causal", sink, Exchange())
 
 
-def layout_of(steps, sides):
-    return steps._tails[(sides[1] if steps.plan.value.kind else sides[0]).recent.length]
-
-
-def serve(steps, queries, sides, scale=0.1, mask="causal", sink=None):
-    """Whether these launches are for it; none is run."""
-    tails = steps._tails
-    steps._tails = defaultdict(lambda: launch.Layout(queries, 1, {}, None, lambda x, *_: [x]))
-    found = steps.run(queries, *(beside(side) for side in sides), scale, mask, sink)
-    steps._tails = tails
-    return found is queries
-
-
 def emulated(emulator, steps, queries, *sides, sink=None):
     """Attention by ``Steps.run``, with launches emulated; the sides are written to."""
-    tail = (sides[1] if steps.plan.value.kind else sides[0]).recent.length
-    layout = steps._tails[tail]
 
-    def run(queries, before, *inputs):
-        if steps.plan.merged:
-            inputs = queries, before, *inputs
-            return emulator.run(steps.plan.attend_text(), inputs, layout.attend, steps.exchange.array)
-        sizes, fixed, *_ = inputs
-        partial, *grown = emulator.run(steps.plan.attend_text(), (queries, *inputs), layout.attend)
-        merged = emulator.run(steps.plan.merge_text(), (partial, sizes, fixed), layout.merge)
-        return [*merged, *grown]
+    def compiled(plan, shape, attend, merge):
+        def run(queries, before, *inputs):
+            if merge is None:
+                return emulator.run(
+                    plan.attend_text(), (queries, before, *inputs), attend, steps.exchange.array
+                )
+            sizes, fixed, *_ = inputs
+            partial, *grown = emulator.run(plan.attend_text(), (queries, *inputs), attend)
+            merged = emulator.run(plan.merge_text(), (partial, sizes, fixed), merge)
+            return [*merged, *grown]
 
-    steps._tails[tail] = layout._replace(run=run)
-    found = steps.run(queries, *sides, 0.1, "causal", sink)
-    steps._tails[tail] = layout
-    return found
+        return run
+
+    with launches(compiled, steps):
+        return steps.run(queries, *sides, 0.1, "causal", sink)
+
+
+@contextmanager
+def launches(compiled, steps=None):
+    """Launches are those that ``compiled`` gives, those of ``steps`` that are there too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launch, "_compiled", compiled)
+        if steps is not None:
+            patch.setattr(steps._layouts, "_launches", steps._layouts._make_launches)
+            steps._tails.clear()
+        launch._layouts.cache_clear()
+        yield
+        launch._layouts.cache_clear()
+        if steps is not None:
+            steps._tails.clear()
 
 
 def assert_right(emulator, steps, queries, cache, sink=None):
@@ -160,7 +162,7 @@ def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, s
     new = mx.random.normal((shape[0], shape[1], 500, 128)).astype(mx.float16)
     cache.update_and_fetch(new, new)
     steps = steps_for(cache, queries, on, None)
-    layout = layout_of(steps, cache.sides)
+    layout = steps._tails[cache.value_side.recent.length]
     launch._layouts.cache_clear()
     assert layout.splits == 2 and cache.packed_tokens % 32
     assert_right(emulator, steps, queries, cache)
@@ -181,8 +183,6 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
         new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
         cache.update_and_fetch(new, new)
         cache.pack_due()
-        assert serve(steps, queries, cache.sides) == (number == 0)
-        assert steps.turn_to(queries, *cache.sides, 0.1, "causal", None)
 
 
 @pytest.mark.parametrize("on", [CUDA, TENSOR_CORES])
@@ -231,39 +231,56 @@ def test_a_token_that_waits_is_written_from_wherever_its_values_lie(emulator, on
     assert_right(emulator, steps, queries, cache)
 
 
-def test_launches_are_for_a_cache_s_first_tokens():
+@pytest.fixture
+def told():
+    """What kernels are told by sizes, in bytes: none is run, their answer is the queries."""
+    sizes = []
+
+    def run(queries, before, told, *stored):
+        sizes.append(memoryview(told).strides)
+        return [queries]
+
+    with launches(lambda plan, shape, attend, merge: run):
+        yield sizes
+
+
+def ask(steps, queries, sides, scale=0.1, mask="causal", sink=None):
+    """Whether these launches serve it; nothing is written."""
+    return steps.run(queries, *(beside(side) for side in sides), scale, mask, sink) is not None
+
+
+def test_launches_are_for_a_cache_s_first_tokens(told):
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     steps = steps_for(cache, queries, CUDA, None)
     snapshots = [side.snapshot() for side in cache.sides]
-    for sides in (cache.sides, snapshots):
-        assert steps.knows(*sides) and serve(steps, queries, sides)
+    assert ask(steps, queries, cache.sides) and ask(steps, queries, snapshots)
     x = mx.random.normal((1, 1, 190, 64)).astype(mx.float16)
     cache.trim(cache.size() - 2)
     cache.update_and_fetch(x, x)
     cache.pack_due()
-    assert not steps.knows(*cache.sides) and not serve(steps, queries, cache.sides)
-    assert steps.knows(*snapshots) and serve(steps, queries, snapshots)
+    assert not ask(steps, queries, cache.sides) and ask(steps, queries, snapshots)
 
 
-def test_launches_are_for_what_is_asked():
+def test_launches_are_for_what_is_asked(told):
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     sink = mx.zeros((2,))
     steps = steps_for(cache, queries, CUDA, sink)
-    sides = cache.sides
-    assert serve(steps, queries + 1, sides, 0.1, "causal", sink)
-    assert steps.turn_to(queries + 1, *sides, 0.1, "causal", sink)
+    assert ask(steps, queries + 1, cache.sides, 0.1, "causal", sink)
     others = [
         (0.2, "causal", sink),
         (0.1, None, sink),
         (0.1, mx.ones((1, 1), mx.bool_), sink),
         (0.1, "causal", None),
     ]
-    for other in others:
-        assert not serve(steps, queries, sides, *other)
-        assert not steps.turn_to(queries, *sides, *other)
+    assert not any(ask(steps, queries, cache.sides, *other) for other in others)
+
+
+def test_queries_of_another_kind_are_noticed():
+    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
+    steps = steps_for(cache, queries, CUDA, None)
     for unlike in (queries.astype(mx.bfloat16), mx.concatenate([queries, queries], axis=2)):
-        assert steps.run(unlike, *sides, 0.1, "causal", sink) is None
-        assert not steps.turn_to(unlike, *sides, 0.1, "causal", sink)
+        assert steps.run(unlike, *cache.sides, 0.1, "causal", None) is None
+        assert all(side.recent.waits for side in cache.sides)
 
 
 def change(name, cache):
@@ -298,26 +315,30 @@ def change(name, cache):
         ("nothing", False),
         ("a token", False),
         ("two tokens", False),
-        ("a token less", True),
+        ("a token less", False),
         ("a token for which there is no room", True),
         ("the first token leaves", True),
         ("packing", True),
     ],
 )
 @pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4"])
-def test_launches_take_note_of_all_that_changes_but_tokens_that_find_room(scheme, name, noticed):
+def test_launches_are_told_of_all_that_changes(told, scheme, name, noticed):
     cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
     for side in cache.sides:  # as in a window
         side.drop_front(side.sinks.length)
         side.recent.write()
     steps = steps_for(cache, queries, CUDA, None)
     for _ in change(name, cache):
-        serves = serve(steps, queries, cache.sides)
-        told = memoryview(layout_of(steps, cache.sides).sizes).strides
-        assert steps.turn_to(queries, *cache.sides, 0.1, "causal", None)
-        assert serve(steps, queries, cache.sides)
-    assert serves != noticed
-    assert noticed or told == memoryview(layout_of(steps, cache.sides).sizes).strides
+        before = steps._tails
+        assert ask(steps, queries, cache.sides)
+        values = cache.value_side
+        stores = cache.key_side.packed, values.packed, cache.key_side.recent, values.recent
+        words = [store.room | store.start << 32 for store in stores]
+        lengths = [values.sinks.length, values.packed.length, values.recent.length]
+        strides = [stride // 4 for stride in told[-1]]  # of floats
+        assert strides[:3] == lengths and strides[5:] == words
+    # What is the same is not looked up anew.
+    assert (steps._tails is not before) == noticed
 
 
 def test_more_blocks_than_there_are_counters_for_have_no_kernel():

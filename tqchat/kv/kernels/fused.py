@@ -61,15 +61,11 @@ class FusedAttention:
         mask: mx.array | str | None,
         sinks: mx.array | None,
     ) -> mx.array | None:
-        """The same where more has changed than that tokens came, or where there is no kernel."""
+        """The same for what was not asked before, or where there is no kernel."""
         made = kernels()
         if made is None or isinstance(mask, mx.array) or (mask is None and queries.shape[2] > 1):
             return None
         arguments = queries, keys, values, scale, mask, sinks
-        parts = len(keys.recent.parts), len(values.recent.parts)
-        steps = self._steps.get(parts)
-        if steps is not None and steps.turn_to(*arguments):
-            return steps.run(*arguments)
         plan = plan_for(queries, keys, values, sinks is not None, made)
         if plan is None:
             return None
@@ -82,6 +78,7 @@ class FusedAttention:
             return self(*arguments)
         if plan not in made.trusted:
             return _tried(made, plan, queries, keys, values, scale, mask, sinks)
+        parts = len(keys.recent.parts), len(values.recent.parts)
         # Those for what the cache holds no more go.
         kept = {key: other for key, other in self._steps.items() if other.knows(keys, values)}
         steps = Steps(plan, *arguments, self.exchange)

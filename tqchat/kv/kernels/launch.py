@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from math import ceil, e, log2
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -94,7 +94,6 @@ class Steps:
     ) -> None:
         self.plan = plan
         self.exchange = exchange
-        self._shape, self._dtype = queries.shape, queries.dtype
         self._scale, self._mask, self._sink = scale, mask, sink
         self._formats = keys.format, values.format
         self._sinks = keys.sinks.origin, values.sinks.origin
@@ -121,40 +120,18 @@ class Steps:
             and sinks[1] is values.sinks.origin
         )
 
-    def turn_to(
-        self,
-        queries: mx.array,
-        keys: Side,
-        values: Side,
-        scale: float,
-        mask: mx.array | str | None,
-        sink: mx.array | None,
-    ) -> bool:
-        """Be for what is asked of these sides, if they are known, and launches are for such queries; whether
-        they are.
-        """
-        suits = (
-            self.knows(keys, values)
-            and self._mask is mask
-            and self._sink is sink
-            and self._scale == scale
-            and self._shape == queries.shape
-            and self._dtype == queries.dtype
-        )
-        if suits:
-            self._note(keys, values)
-        return suits
-
     def _note(self, keys: Side, values: Side) -> None:
         """Take note of what the sides hold, but for tokens that come and find room."""
-        fullest = values if self._packs_values else keys
-        stores = keys.packed, values.packed, keys.recent, values.recent
-        rooms: Any = tuple(store.room for store in stores)
-        starts: Any = tuple(store.start for store in stores)
-        self._tails = self.exchange.tails(
-            self._layouts, fullest.sinks.length, fullest.packed.length, rooms, starts
-        )
         self._key_revision, self._value_revision = keys.revision, values.revision
+        fullest = values if self._packs_values else keys
+        a, b, c, d = keys.packed, values.packed, keys.recent, values.recent
+        self._tails = self.exchange.tails(
+            self._layouts,
+            fullest.sinks.length,
+            fullest.packed.length,
+            (a.room, b.room, c.room, d.room),
+            (a.start, b.start, c.start, d.start),
+        )
 
     def run(
         self,
@@ -168,14 +145,12 @@ class Steps:
         """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype; tokens that wait are
         written. ``None`` if these launches are not for it, or too little is stored.
         """
-        if (
-            self._key_revision is not keys.revision
-            or self._value_revision is not values.revision
-            or self._mask is not mask
-            or self._sink is not sink
-            or self._scale != scale
-        ):
+        if self._mask is not mask or self._sink is not sink or self._scale != scale:
             return None
+        if self._key_revision is not keys.revision or self._value_revision is not values.revision:
+            if not self.knows(keys, values):
+                return None
+            self._note(keys, values)
         key_tail, value_tail = keys.recent, values.recent
         layout = self._tails[(value_tail if self._packs_values else key_tail).length]
         if layout is None:
