@@ -255,6 +255,26 @@ def test_what_was_there_before_packing_goes_with_what_was_fetched() -> None:
     assert mx.allclose(cache.attend(queries, 0.1, None), expected, atol=1e-5)
 
 
+def test_what_was_fetched_long_ago_takes_nothing_along() -> None:
+    cache = SchemeCache(parse_scheme("turbo4"))
+    keys, values = mx.random.normal((2, 1, 2, 300, 64))
+    long_ago = cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
+    cache.pack_due()
+    cache.stands_in = True
+    cache._packs_later = True
+    is_routed, SchemeCache.is_routed = SchemeCache.is_routed, True
+    try:
+        new = mx.random.normal((2, 1, 2, 100, 64))
+        cache.key_side.append(new[0])
+        cache.value_side.append(new[1])
+        cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
+        assert cache._before is not None
+        del long_ago
+        assert cache._before is not None
+    finally:
+        SchemeCache.is_routed = is_routed
+
+
 @pytest.mark.parametrize(
     "name, worst", [("affine8", 0.02), ("turbo0v4", 0.1), ("turbo4", 0.15), ("turbo3v2", 0.4)]
 )

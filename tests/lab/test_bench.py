@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import KVCache
 
 from tqchat.cli import main
 from tqchat.lab.bench import attention, shapes, subjects, timing
@@ -102,6 +103,17 @@ def test_a_device_s_own_time_is_taken_once_all_waits_for_it(monkeypatch: pytest.
     device = Device(monkeypatch, [0.5, 1.1, 2.0], 0.01)
     assert attention._queued(None, None, 10, device) == pytest.approx(0.01)
     assert next(device.seconds, None) is None
+
+
+@pytest.mark.parametrize("calls", [1, 4, 27, 28, 40])
+def test_all_calls_are_handed_over_before_anybody_waits(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    cache = KVCache()
+    x = mx.random.normal((1, 2, 4, 32))
+    cache.update_and_fetch(x, x)
+    given: list[mx.array] = []
+    monkeypatch.setattr(attention.mx, "async_eval", given.append)
+    last = attention._chain(cache, mx.random.normal((1, 2, 1, 32)), calls)
+    assert given[-1] is last and len(given) == -(-calls // attention.LAYERS)
 
 
 def test_a_device_that_lets_nothing_wait_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,6 +182,8 @@ class SchemeCache:
                 dims = keys.head_dim, values.head_dim
                 self._stand_ins = _stand_ins(get_ident(), keys.shape, dims, self._fetched_dtypes)
             self._attends = False
+            # Nothing came from what was fetched before; it may go without a word.
+            self._fetched = None
             self._stood_in = self._stand_ins.of(keys.length)
             return self._stood_in
         # What was attended to last time, and nothing else, nobody will evaluate this time.

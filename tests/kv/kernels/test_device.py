@@ -14,8 +14,7 @@ from tqchat.kv.attention import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import device
 from tqchat.kv.kernels.device import Kernels
-from tqchat.kv.kernels.fused import FusedAttention
-from tqchat.kv.kernels.fused import _beside as beside
+from tqchat.kv.kernels.fused import FusedAttention, beside
 from tqchat.kv.kernels.launch import Exchange, Steps
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.probe import probe
@@ -135,16 +134,16 @@ def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeyp
     use_kernels(monkeypatch, with_tails(0))
     cache, queries = layer
     kept = []
-    for number in range(8):
+    for number in range(9):
         waiting(layer)
-        if number % 2:
+        if number % 3:
             for side in cache.sides:
                 side.recent.write()
-        rows = mx.concatenate([queries] * 3, axis=2) if number % 2 else queries
+        rows = mx.concatenate([queries] * (1, 3, 4)[number % 3], axis=2)
         cache._fused(rows, *cache.sides, 0.1, "causal")
         kept.append(dict(cache._fused._steps))
     # The first of each was a trial.
-    assert kept[1] == {} and len(kept[3]) == 2 and kept[3] == kept[-1]
+    assert kept[2] == {} and len(kept[5]) == 3 and kept[5] == kept[-1]
 
 
 def test_what_a_refused_launch_leaves_nobody_finds(monkeypatch, layer):

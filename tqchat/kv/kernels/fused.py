@@ -26,9 +26,9 @@ class FusedAttention:
 
     def __init__(self) -> None:
         self.exchange = Exchange()
-        # By the number of parts that tails have, as their last tokens wait to be written or not: layers that
-        # share a cache take turns.
-        self._steps: dict[tuple[int, int], Steps] = {}
+        # By the queries' rows, and by the number of parts that tails have, as their last tokens wait to be
+        # written or not: draft tokens come and go, layers that share a cache take turns.
+        self._steps: dict[tuple[int, int, int], Steps] = {}
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +48,8 @@ class FusedAttention:
 
         Args and shapes are those of ``attention``. Queries of several rows are served under the causal mask.
         """
-        steps = self._steps.get((len(keys.recent.parts), len(values.recent.parts)))
+        kind = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        steps = self._steps.get(kind)
         output = None if steps is None else steps.run(queries, keys, values, scale, mask, sinks)
         return self._anew(queries, keys, values, scale, mask, sinks) if output is None else output
 
@@ -78,11 +79,11 @@ class FusedAttention:
             return self(*arguments)
         if plan not in made.trusted:
             return _tried(made, plan, queries, keys, values, scale, mask, sinks)
-        parts = len(keys.recent.parts), len(values.recent.parts)
+        kind = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
         # Those for what the cache holds no more go.
         kept = {key: other for key, other in self._steps.items() if other.knows(keys, values)}
         steps = Steps(plan, *arguments, self.exchange)
-        self._steps = kept | {parts: steps}
+        self._steps = kept | {kind: steps}
         return steps.run(*arguments)
 
 
@@ -98,7 +99,7 @@ def _tried(
 ) -> mx.array:
     """A plan's first attention, held against the plain operations'; what it was to write they write."""
     arguments = queries, keys, values, scale, mask, sinks
-    twins = queries, _beside(keys), _beside(values), scale, mask, sinks
+    twins = queries, beside(keys), beside(values), scale, mask, sinks
 
     def found() -> list[mx.array]:
         # What it may leave in an exchange is nobody else's business.
@@ -111,7 +112,7 @@ def _tried(
     return made.first_use(plan, reference, found, _error)[0]
 
 
-def _beside(side: Side) -> Side:
+def beside(side: Side) -> Side:
     """A side with the same arrays, whose last token may be written without this one's being."""
     twin = copy.copy(side)
     twin.recent = copy.copy(side.recent)

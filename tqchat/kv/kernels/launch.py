@@ -51,7 +51,8 @@ class Exchange:
     working memory, and not counted as a cache's.
 
     Attributes:
-        array: Counters, zero between launches, and what is found.
+        array: Counters, zero between launches, and what is found; nothing of it where another launch merges.
+            Like ``tails`` it is there once something was reserved.
         before: The answer of the last launch that left something there, for which the next one waits.
         tails: Layouts over so many sinks and packed tokens, ``_Tails``; they go with the array.
     """
@@ -168,7 +169,7 @@ class Steps:
                 *values.packed.arrays,
                 *value_tail.parts,
             )
-        except UnlikeQueriesError:
+        except UnlikeError:
             return None
         if layout.merge is None:
             exchange.before = output
@@ -271,8 +272,8 @@ class _Tails(dict[int, Layout | None]):
         return layout
 
 
-class UnlikeQueriesError(Exception):
-    """Queries are not what launches were put together for."""
+class UnlikeError(Exception):
+    """Queries or tokens are not what launches were put together for."""
 
 
 def _compiled(
@@ -280,18 +281,22 @@ def _compiled(
 ) -> Callable[..., list[mx.array]]:
     """The runs as a function of their arrays, queries of such a shape first. MLX puts them together once, not
     at each step, where it would take as long as all else; it comes back here for arrays of other shapes and
-    dtypes only, so that nobody else need look at those of queries.
+    dtypes only, so that nobody else need look at those.
     """
 
-    def launch(queries: mx.array, before: mx.array, sizes: mx.array, *rest: mx.array) -> list[mx.array]:
-        if queries.shape != shape or queries.dtype != plan.queries:
-            raise UnlikeQueriesError
+    def launch(
+        queries: mx.array, before: mx.array, sizes: mx.array, fixed: mx.array, *stored: mx.array
+    ) -> list[mx.array]:
+        alike = queries.shape == shape and queries.dtype == plan.queries
+        # The last is a part of the values' tail.
+        if not alike or stored[-1].dtype != plan.storage:
+            raise UnlikeError
         made = kernels()
         assert made is not None
-        inputs = (queries, before, sizes, *rest) if merge is None else (queries, sizes, *rest)
-        output, *grown = run(made.compiled(plan.attend_text()), inputs, attend)
+        first = (queries, before) if merge is None else (queries,)
+        output, *grown = run(made.compiled(plan.attend_text()), (*first, sizes, fixed, *stored), attend)
         if merge is not None:
-            output = run(made.compiled(plan.merge_text()), (output, sizes, rest[0]), merge)[0]
+            output = run(made.compiled(plan.merge_text()), (output, sizes, fixed), merge)[0]
         return [output, *grown]
 
     return mx.compile(launch)

@@ -40,9 +40,10 @@ QUEUED_SECONDS = 0.002
 FEWEST_QUEUED = 4
 
 AHEAD = 4096
-"""Rows and columns of the matrices that keep it busy; it multiplies ``MOST_AHEAD`` at most."""
+"""Rows and columns of the matrices that it is kept busy multiplying."""
 
-MOST_AHEAD = 4096
+MOST_PRODUCTS = 4096
+"""Times that it does so at most."""
 
 
 class _NoQueue(Exception):
@@ -172,7 +173,7 @@ def _attend(cache: Any, queries: mx.array, calls: int) -> float:
 
 
 def _chain(cache: Any, queries: mx.array, calls: int) -> mx.array:
-    """So many calls, handed over but for the last few."""
+    """So many calls, all of them handed over."""
     mask: Any = "causal" if queries.shape[2] > 1 else None
     x = queries
     for call in range(calls):
@@ -181,7 +182,7 @@ def _chain(cache: Any, queries: mx.array, calls: int) -> mx.array:
         x = base.scaled_dot_product_attention(
             x, keys, values, cache=cache, scale=queries.shape[-1] ** -0.5, mask=mask
         )
-        if call % LAYERS == LAYERS - 1:
+        if call % LAYERS == LAYERS - 1 or call == calls - 1:
             mx.async_eval(x)  # type: ignore[no-untyped-call]
     return x
 
@@ -205,7 +206,7 @@ class _Ahead:
     def take_longer(self) -> bool:
         """Let it be twice as much; whether that is still reasonable."""
         self._products *= 2
-        return self._products <= MOST_AHEAD
+        return self._products <= MOST_PRODUCTS
 
 
 def _queued(cache: Any, queries: mx.array, calls: int, ahead: _Ahead) -> float:
