@@ -278,8 +278,7 @@ class SchemeCache:
         output = self._fused(queries, keys, values, scale, mask, sinks)
         if output is None:
             output = attention(queries, keys, values, scale, mask, sinks)
-        if self._before is not None or self._packs_later:
-            self.attended()
+        self.attended()
         return output
 
     def attended(self) -> None:

@@ -18,8 +18,8 @@ from tqchat.kv.storage import Side
 Four = tuple[int, int, int, int]
 """Of packed keys, packed values, raw keys, raw values."""
 
-LAST = 8
-"""Layouts of one kind that are kept: windows and full layers of a model take turns."""
+LAST = 16
+"""Layouts and launches of one kind that are kept: windows and full layers of a model take turns."""
 
 SIMDS_WANTED = 1584
 """Simd groups that keep a large device busy; a context is split among so many, none with less than a step."""
@@ -67,7 +67,7 @@ class Exchange:
             self.before = blank(mx.float32)
         if self.array is None or self.array.size < floats:
             self.array = mx.zeros(floats) if floats else blank(mx.float32)
-            self.tails = lru_cache(maxsize=2 * LAST)(partial(_Tails, self.array))
+            self.tails = lru_cache(maxsize=LAST)(partial(_Tails, self.array))
 
 
 class Steps:
@@ -202,14 +202,14 @@ class _Layouts:
         self._found = self._blocks * plan.rows * (plan.value.dim + 2)
         self.most = max(2, min(MOST_SPLITS, SIMDS_WANTED // (plan.simds * self._blocks)))
         self.floats = MOST_BLOCKS + self.most * self._found if plan.merged else 0
-        self._launches = lru_cache(maxsize=2 * LAST)(self._make_launches)
+        self._launches = lru_cache(maxsize=LAST)(self._make_launches)
 
     def make(
         self, exchanged: mx.array, sinks: int, packed: int, tail: int, rooms: Four, starts: Four
     ) -> Layout | None:
         """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
         plan = self.plan
-        if packed < plan.least or tail < self._rows:
+        if not plan.has_enough(packed, tail, self._rows):
             return None
         wanted = self.most
         steps, raw_steps = -(-packed // plan.step), -(-(sinks + tail) // plan.raw_step)

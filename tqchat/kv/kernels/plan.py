@@ -91,6 +91,10 @@ class Plan:
         """Packed tokens that a simd group looks at at once."""
         return self.tile if self.tensor else SIMD // self.lanes * self.unroll
 
+    def has_enough(self, packed: int, tail: int, rows: int) -> bool:
+        """Whether so many packed tokens and raw ones behind them are enough for so many query tokens."""
+        return packed >= self.least and tail >= rows
+
     @property
     def tile(self) -> int:
         """Packed tokens that a simd group takes to tensor cores at a time, as registers allow."""
@@ -196,7 +200,7 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, on: Kernel
     heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
     plan = _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
     fullest = values if value.kind else keys
-    if fullest.packed.length < plan.least or fullest.recent.length < queries.shape[2]:
+    if not plan.has_enough(fullest.packed.length, fullest.recent.length, queries.shape[2]):
         return None
     return plan if heads * ceil(all_rows / plan.rows) <= MOST_BLOCKS else None
 
