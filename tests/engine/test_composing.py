@@ -14,6 +14,7 @@ from tqchat.engine import backend, models, prompts
 from tqchat.engine.commands import ChatMessage, Compose, LoadModel, Send
 from tqchat.engine.composing import GivesWay, compose
 from tqchat.engine.events import Composed, Done, Failed, PrefillProgress, TextDelta
+from tqchat.engine.hub.resolve import local_folder
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
@@ -23,7 +24,7 @@ ASKED = (user("Sum this up: the fox and the owl met by the river."),)
 
 @pytest.fixture(scope="module")
 def starter() -> LoadedModel:
-    return models.load_folder(models.local_folder(None), None, backend.prepare())
+    return models.load_folder(local_folder(None), None, backend.prepare())
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.models import tiny_llama
 from tqchat.engine import backend, models
 from tqchat.engine.commands import Sampling, settled
 from tqchat.engine.fingerprint import fingerprint
+from tqchat.engine.hub.resolve import ModelNotFound, resolve
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
@@ -153,18 +154,18 @@ def test_a_name_of_nothing_is_one_sentence(ref: str, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path / "..")
     if ref == "":
         ref = str(tmp_path / "gone")
-    with pytest.raises(models.ModelNotFound) as caught:
-        models.resolve(ref)
+    with pytest.raises(ModelNotFound) as caught:
+        resolve(ref)
     assert caught.value.exit_code == 2
 
 
 def test_a_file_is_no_model(llama_folder: Path) -> None:
-    with pytest.raises(models.ModelNotFound, match="is a file"):
-        models.resolve(str(llama_folder / "config.json"))
+    with pytest.raises(ModelNotFound, match="is a file"):
+        resolve(str(llama_folder / "config.json"))
 
 
 def test_the_starter_needs_no_name() -> None:
-    assert models.resolve(None) == models.resolve("starter") == bundled("starter")
+    assert resolve(None) == resolve("starter") == bundled("starter")
 
 
 def test_the_starters_own_sampling_is_the_default(starter: LoadedModel) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.engine.hub import REPO, Hub, serving
+from tests.engine.hub.stand_in_hub import REPO, Hub, serving
 from tests.engine.talk import assistant, greedy, user
 from tqchat.engine.commands import (
     ChatMessage,

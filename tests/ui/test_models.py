@@ -11,7 +11,8 @@ from textual.widgets import Input, OptionList
 from tests.models import tiny_llama
 from tests.ui.conftest import Open, Stage
 from tests.ui.scripted import INFO
-from tqchat.engine import catalog, commands, download, events
+from tqchat.engine import commands, events
+from tqchat.engine.hub import catalog, download
 from tqchat.settings import Settings
 from tqchat.ui.screens.models import ModelPicker
 

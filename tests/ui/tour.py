@@ -12,8 +12,9 @@ from textual.strip import Strip
 from textual.widgets import Input, TextArea
 
 from tests.ui.conftest import Stage
-from tqchat.engine import catalog, events
-from tqchat.engine.catalog import Found
+from tqchat.engine import events
+from tqchat.engine.hub import catalog
+from tqchat.engine.hub.catalog import Found
 from tqchat.ui import figures
 from tqchat.ui.screens.chat import ChatScreen
 

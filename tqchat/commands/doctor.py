@@ -66,14 +66,15 @@ def _kernels() -> str:
 
 
 def _model(ref: str | None) -> str:
-    from tqchat.engine import folders, models
     from tqchat.engine.commands import STARTER
+    from tqchat.engine.hub import model_folder
+    from tqchat.engine.hub.resolve import local_folder
 
     name = ref or STARTER
-    folder = models.local_folder(ref)
+    folder = local_folder(ref)
     if folder is None:
         return f"{name}, to be downloaded when it is first used"
-    config = folders.check(folder)
+    config = model_folder.check(folder)
     return f"{name} ({config['model_type']})"
 
 

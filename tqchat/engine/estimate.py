@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tqchat.engine import backend, chooser, folders, prompts
+from tqchat.engine import backend, chooser, prompts
 from tqchat.engine.events import ModelEstimate
+from tqchat.engine.hub import model_folder
 from tqchat.kv.memory import MemoryReport
 
 _FITS = 0.8
@@ -22,9 +23,9 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
         ModelUnusable: if mlx-lm does not know the architecture.
     """
     machine = backend.prepare()
-    config = folders.check(folder)
+    config = model_folder.check(folder)
     model = _empty(config, folder.name)
-    weights = sum(file.stat().st_size for file in folders.weight_files(folder))
+    weights = sum(file.stat().st_size for file in model_folder.weight_files(folder))
     if machine.name == "cpu":
         dense = _dense_bytes(model)
         weights = dense if dense < backend.available_memory() * _FITS else weights

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqchat.engine import backend, chooser, download, folders, prompts
+from tqchat.engine import backend, chooser, prompts
 from tqchat.engine.commands import STARTER, Sampling
 from tqchat.engine.estimate import cache_shapes
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.fingerprint import fingerprint
+from tqchat.engine.hub import download, model_folder
+from tqchat.engine.hub.resolve import resolve
 from tqchat.errors import TqchatError
-from tqchat.paths import bundled
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FITS = 0.8
-
-
-class ModelNotFound(TqchatError):
-    """There is no such model on this machine, and the name is not one that could be fetched."""
-
-    exit_code = 2
 
 
 class ModelUnusable(TqchatError):
@@ -64,45 +57,6 @@ class LoadedModel:
         return self.info.device.startswith("cpu")
 
 
-def local_folder(ref: str | None) -> Path | None:
-    """Where a model is on this machine, ``None`` if it must be downloaded first.
-
-    Args:
-        ref: ``None`` or ``"starter"`` for the bundled model, a folder, or a Hugging Face repo id.
-
-    Raises:
-        ModelNotFound: if there is no such folder and the name is no repo id either.
-    """
-    if ref is None or ref == STARTER:
-        return bundled("starter")
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_file():
-        raise ModelNotFound(f"{ref} is a file; name the folder that holds the model.")
-    if ref.startswith(("/", ".", "~")) or not _REPO.fullmatch(ref):
-        raise ModelNotFound(
-            f"There is no model folder {ref!r}; name a folder, or a Hugging Face model as owner/name."
-        )
-    return download.cached(ref)
-
-
-def resolve(
-    ref: str | None,
-    progress: download.Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> Path:
-    """Where a model is on this machine, downloading it if need be.
-
-    Raises:
-        TqchatError: if it cannot be had, in one sentence.
-    """
-    if (folder := local_folder(ref)) is not None:
-        return folder
-    assert ref is not None  # the bundled model is always local
-    return download.download(ref, progress or (lambda *_: None), cancelled or (lambda: False))
-
-
 def load(
     ref: str | None = None,
     *,
@@ -126,7 +80,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
     Raises:
         NotAModel, NeedsCustomCode, ModelUnusable: if it cannot be loaded.
     """
-    config = folders.check(folder)
+    config = model_folder.check(folder)
     model, config = _load_weights(folder, config)
     tokenizer = _load_tokenizer(folder, config)
 
@@ -197,7 +151,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
         )
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise folders.NeedsCustomCode(
+            raise model_folder.NeedsCustomCode(
                 f"{folder.name} has a tokenizer with its own Python code, which tqchat never runs; "
                 "choose another version of the model."
             ) from error

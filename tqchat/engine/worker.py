@@ -42,7 +42,7 @@ from tqchat.engine.events import (
     SaveFailed,
 )
 from tqchat.engine.failures import DraftMismatch, NoModel, explained
-from tqchat.engine.fetching import Fetch, Fetched
+from tqchat.engine.hub.download_thread import Fetch, Fetched
 from tqchat.engine.logs import log_to
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
@@ -230,12 +230,13 @@ class Engine:
     # Models.
 
     def _load(self, command: LoadModel) -> None:
-        from tqchat.engine import backend, models
+        from tqchat.engine import backend
+        from tqchat.engine.hub.resolve import local_folder
 
         ref = command.ref or STARTER
         self._emit(ModelProgress(ref, "loading"))
         backend.prepare()
-        folder = models.local_folder(command.ref)
+        folder = local_folder(command.ref)
         self._end_fetch()
         if folder is not None:
             self._become(command.ref, folder)
@@ -297,11 +298,12 @@ class Engine:
     def _draft_for(self, model: LoadedModel) -> LoadedModel | None:
         """The draft model, if one is wanted and fits; why not is told, and replies come without."""
         from tqchat.engine import backend, decoding, models
+        from tqchat.engine.hub.resolve import local_folder
 
         if self._draft_ref is None:
             return None
         try:
-            folder = models.local_folder(self._draft_ref)
+            folder = local_folder(self._draft_ref)
             if folder is None:
                 raise DraftMismatch(
                     f"The draft model {self._draft_ref} is not on this machine; load it once, and it is."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from textual import work
 
-from tqchat.engine import catalog, commands, download, events
+from tqchat.engine import commands, events
 from tqchat.engine.commands import STARTER
+from tqchat.engine.hub import catalog, download
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
 from tqchat.ui.bridge import EngineLike

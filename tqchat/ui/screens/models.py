@@ -18,9 +18,10 @@ from textual.timer import Timer
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tqchat.engine import catalog, fit
-from tqchat.engine.catalog import Found
+from tqchat.engine import fit
 from tqchat.engine.events import ModelEstimate, ModelProgress
+from tqchat.engine.hub import catalog
+from tqchat.engine.hub.catalog import Found
 from tqchat.kv.scheme import Scheme
 from tqchat.text import one_line
 from tqchat.ui import figures

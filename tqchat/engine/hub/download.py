@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from tqchat.engine import folders
+from tqchat.engine.hub import model_folder
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 WANTED = (
     "*.json",
-    folders.WEIGHT_PATTERN,
+    model_folder.WEIGHT_PATTERN,
     "*.jinja",
     "tokenizer.model",
     "*.tiktoken",
@@ -71,10 +71,10 @@ def cached(repo: str) -> Path | None:
         return None
     folder = Path(config).parent
     try:
-        folders.check(folder)
-    except folders.NeedsCustomCode:
+        model_folder.check(folder)
+    except model_folder.NeedsCustomCode:
         return folder
-    except folders.NotAModel:
+    except model_folder.NotAModel:
         return None
     return folder
 
@@ -161,9 +161,9 @@ def _listing(repo: str) -> tuple[str, list[_File]]:
     names = {file.name for file in files}
     if "config.json" not in names:
         raise DownloadFailed(f"{repo} is no model that tqchat can load: it has no config.json.")
-    if not any(fnmatch.fnmatchcase(name, folders.WEIGHT_PATTERN) for name in names):
+    if not any(fnmatch.fnmatchcase(name, model_folder.WEIGHT_PATTERN) for name in names):
         raise DownloadFailed(
-            f"{repo} has no weights that tqchat can load ({folders.WEIGHT_PATTERN}); "
+            f"{repo} has no weights that tqchat can load ({model_folder.WEIGHT_PATTERN}); "
             "look for an MLX or safetensors version of it."
         )
     # These become file names: a hub that sends anything else is not to be trusted with them.

@@ -54,13 +54,13 @@ class Fetch:
 
     def cancel(self) -> None:
         """End it. What has arrived stays on disk and is resumed next time."""
-        from tqchat.engine.download import DownloadCancelled
+        from tqchat.engine.hub.download import DownloadCancelled
 
         self._cancelled.set()
         self._end(error=DownloadCancelled(self.ref))
 
     def _run(self) -> None:
-        from tqchat.engine import download
+        from tqchat.engine.hub import download
 
         try:
             folder = download.download(self.ref, self._moved, self._cancelled.is_set)

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from tests.models import tiny_llama
-from tqchat.engine import catalog, download
-from tqchat.engine.catalog import Found, quantisation
+from tqchat.engine.hub import catalog, download
+from tqchat.engine.hub.catalog import Found, quantisation
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqchat.engine import download, folders, prompts
+from tqchat.engine import prompts
 from tqchat.engine.commands import STARTER
+from tqchat.engine.hub import download, model_folder
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
@@ -59,8 +60,8 @@ def scan(model_folders: Iterable[str] = ()) -> list[Found]:
 def describe(folder: Path, ref: str, name: str, source: Source) -> Found:
     """What a model folder's own files say."""
     try:
-        config = folders.check(folder)
-        size = sum(file.stat().st_size for file in folders.weight_files(folder))
+        config = model_folder.check(folder)
+        size = sum(file.stat().st_size for file in model_folder.weight_files(folder))
     except (TqchatError, OSError) as error:
         return Found(ref, name, source, folder, 0, problem=str(error))
     return Found(

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.hub import COMMIT, REPO, Hub, serving
-from tqchat.engine import download, models
-from tqchat.engine.download import DownloadCancelled, DownloadFailed
+from tests.engine.hub.stand_in_hub import COMMIT, REPO, Hub, serving
+from tqchat.engine import models
+from tqchat.engine.hub import download
+from tqchat.engine.hub.download import DownloadCancelled, DownloadFailed
+from tqchat.engine.hub.resolve import local_folder, resolve
 from tqchat.errors import TqchatError
 
 
@@ -63,8 +65,8 @@ def partials(cache: Path) -> list[Path]:
 
 def test_a_model_is_fetched_and_loads(hub: Hub, source: Path) -> None:
     watch = Watch()
-    assert models.local_folder(REPO) is None
-    folder = models.resolve(REPO, watch, watch.cancelled)
+    assert local_folder(REPO) is None
+    folder = resolve(REPO, watch, watch.cancelled)
     assert folder.name == COMMIT
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (folder / name).read_bytes() == (source / name).read_bytes()
@@ -78,24 +80,24 @@ def test_a_model_is_fetched_and_loads(hub: Hub, source: Path) -> None:
 
 
 def test_only_what_a_model_needs_is_fetched(hub: Hub) -> None:
-    models.resolve(REPO)
+    resolve(REPO)
     unwanted = {"modeling_tiny.py", "pytorch_model.bin", "README.md", "consolidated.safetensors"}
     assert unwanted <= set(hub.files)
     assert not hub.fetched() & unwanted
 
 
 def test_what_is_there_is_used_without_asking(hub: Hub) -> None:
-    folder = models.resolve(REPO)
+    folder = resolve(REPO)
     hub.requests.clear()
-    assert models.resolve(REPO) == folder
-    assert models.local_folder(REPO) == folder
+    assert resolve(REPO) == folder
+    assert local_folder(REPO) == folder
     assert hub.requests == []
 
 
 def test_a_cut_connection_goes_on_where_it_broke(hub: Hub) -> None:
     size = len(hub.files["model.safetensors"])
     hub.cut_after = [size // 3, size // 3]
-    folder = models.resolve(REPO)
+    folder = resolve(REPO)
     step = size // 3
     assert weights_requests(hub) == [None, f"bytes={step}-", f"bytes={2 * step}-"]
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
@@ -104,7 +106,7 @@ def test_a_cut_connection_goes_on_where_it_broke(hub: Hub) -> None:
 def test_a_hub_that_cannot_resume_starts_that_file_again(hub: Hub) -> None:
     hub.cut_after = [len(hub.files["model.safetensors"]) // 3]
     hub.resumes = False
-    folder = models.resolve(REPO)
+    folder = resolve(REPO)
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
@@ -113,12 +115,12 @@ def test_a_download_that_gives_up_is_resumed_next_time(hub: Hub, cache: Path) ->
     # As often as it tries while nothing comes, and once more.
     hub.cut_after = [size // 2, *[0] * 10]
     with pytest.raises(DownloadFailed):
-        models.resolve(REPO)
+        resolve(REPO)
     (partial,) = partials(cache)
     assert partial.stat().st_size == size // 2
-    assert models.local_folder(REPO) is None
+    assert local_folder(REPO) is None
     hub.cut_after = []
-    folder = models.resolve(REPO)
+    folder = resolve(REPO)
     assert weights_requests(hub)[-1] == f"bytes={size // 2}-"
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
     assert partials(cache) == []
@@ -128,12 +130,12 @@ def test_a_cancelled_download_stops_and_is_resumed_next_time(hub: Hub, cache: Pa
     size = len(hub.files["model.safetensors"])
     watch = Watch(cancel_at=sum(map(len, hub.files.values())) // 3)
     with pytest.raises(DownloadCancelled, match="resumes"):
-        models.resolve(REPO, watch, watch.cancelled)
+        resolve(REPO, watch, watch.cancelled)
     (partial,) = partials(cache)
     have = partial.stat().st_size
     assert 0 < have < size
     again = Watch()
-    models.resolve(REPO, again, again.cancelled)
+    resolve(REPO, again, again.cancelled)
     assert weights_requests(hub)[-1] == f"bytes={have}-"
     assert again.told[-1][0] == again.told[-1][1]
 
@@ -144,7 +146,7 @@ def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
 
     def fetch() -> None:
         try:
-            found.append(models.resolve(REPO))
+            found.append(resolve(REPO))
         except TqchatError as error:
             found.append(error)
 
@@ -166,15 +168,15 @@ def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
 def test_what_arrives_damaged_is_thrown_away(hub: Hub, cache: Path) -> None:
     hub.damaged = {"model.safetensors"}
     with pytest.raises(DownloadFailed, match="damaged"):
-        models.resolve(REPO)
+        resolve(REPO)
     assert partials(cache) == []
     hub.damaged = set()
-    models.resolve(REPO)
+    resolve(REPO)
 
 
 def fails(reason: str) -> None:
     with pytest.raises(TqchatError) as caught:
-        models.resolve(REPO)
+        resolve(REPO)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
@@ -231,16 +233,16 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub: Hub, monkeypatch: p
 def test_a_hub_that_sends_odd_hashes_is_not_trusted(
     hub: Hub, sha: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.engine.hub.COMMIT", sha)
+    monkeypatch.setattr("tests.engine.hub.stand_in_hub.COMMIT", sha)
     fails("version")
     assert not hub.fetched()
 
 
 def test_a_snapshot_that_lost_its_weights_is_fetched_again(hub: Hub) -> None:
-    folder = models.resolve(REPO)
+    folder = resolve(REPO)
     weights = folder / "model.safetensors"
     weights.resolve().unlink()
     weights.unlink()
-    assert models.local_folder(REPO) is None
-    assert models.resolve(REPO) == folder
+    assert local_folder(REPO) is None
+    assert resolve(REPO) == folder
     assert weights.read_bytes() == hub.files["model.safetensors"]
