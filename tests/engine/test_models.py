@@ -12,9 +12,10 @@ from tests.engine import tiny as tiny_models
 from tests.models import tiny_llama
 from tqchat.engine import backend, models
 from tqchat.engine.commands import Sampling, settled
-from tqchat.engine.fingerprint import fingerprint
 from tqchat.engine.hub.resolve import ModelNotFound, resolve
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.models.fingerprint import fingerprint
+from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
@@ -184,7 +185,7 @@ def test_without_a_generation_config_a_usual_recipe_applies(llama_folder: Path, 
     folder = tmp_path / "model"
     shutil.copytree(llama_folder, folder)
     (folder / "generation_config.json").write_text("not JSON")
-    defaults = models._sampling(folder)
+    defaults = sampling_defaults(folder)
     assert (defaults.temperature, defaults.top_p, defaults.repetition_penalty) == (0.7, 0.95, None)
 
 
@@ -202,7 +203,7 @@ def test_a_fingerprint_follows_what_matters(tmp_path: Path) -> None:
 
 
 def test_a_large_weight_file_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tqchat.engine import fingerprint as module
+    from tqchat.engine.models import fingerprint as module
 
     folder = tiny_llama(tmp_path / "a")
     monkeypatch.setattr(module, "WHOLE_FILE", 1000)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tqchat.engine import profile
+from tqchat.engine.memory import quality_profile
 from tqchat.kv.scheme import SCHEMES
 from tqchat.lab import profiling
 
 if TYPE_CHECKING:
+    from tqchat.engine.memory.quality_profile import Profile
     from tqchat.engine.models import LoadedModel
-    from tqchat.engine.profile import Profile
     from tqchat.paths import Paths
 
 
@@ -36,27 +36,27 @@ def test_every_listed_scheme_is_measured(measured: Profile, tiny: LoadedModel) -
 
 
 def test_a_profile_comes_back_as_it_was(measured: Profile, paths: Paths) -> None:
-    file = profile.save(paths, measured)
+    file = quality_profile.save(paths, measured)
     assert file.parent == paths.cache_dir / "profiles"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert profile.load(paths, measured.fingerprint) == measured
+    assert quality_profile.load(paths, measured.fingerprint) == measured
 
 
 def test_a_profile_of_another_codec_or_model_is_not_used(measured: Profile, paths: Paths) -> None:
-    assert profile.load(paths, measured.fingerprint) is None
-    file = profile.save(paths, replace(measured, codec=measured.codec + 1))
-    assert profile.load(paths, measured.fingerprint) is None
-    profile.save(paths, measured)
+    assert quality_profile.load(paths, measured.fingerprint) is None
+    file = quality_profile.save(paths, replace(measured, codec=measured.codec + 1))
+    assert quality_profile.load(paths, measured.fingerprint) is None
+    quality_profile.save(paths, measured)
     file.rename(file.with_name("other.json"))
-    assert profile.load(paths, "other") is None
+    assert quality_profile.load(paths, "other") is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', "\x00", json.dumps({"format": 1, "codec": 1})])
 def test_a_damaged_profile_counts_as_none(paths: Paths, text: str) -> None:
-    file = profile.folder(paths) / "abc.json"
+    file = quality_profile.profiles_folder(paths) / "abc.json"
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    assert profile.load(paths, "abc") is None
+    assert quality_profile.load(paths, "abc") is None
 
 
 def test_a_loaded_model_knows_its_caches_shapes(tiny: LoadedModel) -> None:

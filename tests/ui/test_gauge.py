@@ -9,8 +9,9 @@ import pytest
 
 from tests.ui.conftest import Open
 from tests.ui.scripted import report
-from tqchat.engine import chooser, events
-from tqchat.engine.profile import Measured, Profile
+from tqchat.engine import events
+from tqchat.engine.memory.auto_scheme import SchemeChoice
+from tqchat.engine.memory.quality_profile import Profile, SchemeQuality
 from tqchat.kv.memory import predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
 from tqchat.store.database import Message
@@ -225,8 +226,8 @@ def test_text_fits_by_cells_not_by_characters() -> None:
 
 
 def test_the_picker_offers_auto_with_its_choice_and_what_was_measured() -> None:
-    choice = chooser.Choice("turbo4", "turbo4: because.")
-    measured = tuple(Measured(one.name, 0.001, 0.01, 0.99, 1, 2, 2.0) for one in SCHEMES[:3])
+    choice = SchemeChoice("turbo4", "turbo4: because.")
+    measured = tuple(SchemeQuality(one.name, 0.001, 0.01, 0.99, 1, 2, 2.0) for one in SCHEMES[:3])
     shown = rows("auto", report(1900), choice, Profile("m", "f", 1, 100, measured))
     assert [row.name for row in shown] == ["auto", *(one.name for one in SCHEMES)]
     assert [row.name for row in shown if row.current] == ["auto"]

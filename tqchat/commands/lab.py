@@ -158,7 +158,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _profile(options: argparse.Namespace) -> int:
     model = load(options.model)
     from tqchat import paths
-    from tqchat.engine import chooser, profile
+    from tqchat.engine.memory import auto_scheme, quality_profile
     from tqchat.kv.scheme import AUTO
     from tqchat.lab import profiling
     from tqchat.lab.results import Results
@@ -170,10 +170,10 @@ def _profile(options: argparse.Namespace) -> int:
         model, tokens=options.tokens, one_by_one=options.one_by_one, progress=progress
     )
     progress.end()
-    file = profile.save(places, made)
+    file = quality_profile.save(places, made)
     print(f"{one_line(made.model)} on the built-in text, {made.tokens:,} tokens held.\n")
     print(result_table(Results(made.model, "the built-in text", made.tokens, tuple(rows))))
-    choice = chooser.resolve_scheme(AUTO, profile=made)
+    choice = auto_scheme.resolve_scheme(AUTO, profile=made)
     print(f"\nauto, with memory to spare: {choice.reason}\nKept in {file}.")
     return _complain_of(dropped)
 

@@ -100,9 +100,9 @@ def _events(
     from tqchat.engine.session import Session
 
     if scheme == AUTO:
-        from tqchat.engine import automatic, profile
+        from tqchat.engine.memory import auto_scheme, quality_profile
 
-        choice = automatic.choose(loaded.info, profile.of(paths.locate(), loaded.info))
+        choice = auto_scheme.choose_for_model(loaded.info, quality_profile.find(paths.locate(), loaded.info))
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):

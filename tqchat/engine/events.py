@@ -16,7 +16,7 @@ class ModelInfo:
     """A loaded model, as far as people and screens care.
 
     ``weight_bytes`` is what the live weights take; ``context_limit`` is in tokens, ``None`` if the model
-    states none. ``cache_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown;
+    states none. ``memory_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown;
     ``shapes`` a report on a cache that holds one token: what every layer keeps for it. ``sampling`` is how
     the model likes to be sampled."""
 
@@ -28,7 +28,7 @@ class ModelInfo:
     weight_bytes: int
     context_limit: int | None
     device: str
-    cache_budget: int | None = None
+    memory_budget: int | None = None
     shapes: MemoryReport | None = None
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -65,14 +65,14 @@ class ModelEstimate:
     """What a model would take on this machine, before it is loaded; or, in ``problem``, why it cannot be.
 
     ``weight_bytes`` as the weights would be kept here; ``shapes`` is a report on a cache that holds one
-    token; ``cache_budget`` what a conversation's cache could take beside the weights.
+    token; ``memory_budget`` what a conversation's cache could take beside the weights.
     """
 
     ref: str
     weight_bytes: int = 0
     shapes: MemoryReport | None = None
     context_limit: int | None = None
-    cache_budget: int = 0
+    memory_budget: int = 0
     memory_bytes: int = 0
     problem: str | None = None
 

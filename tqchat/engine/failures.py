@@ -16,6 +16,10 @@ class NoModel(TqchatError):
         super().__init__("No model is loaded yet: choose one first.")
 
 
+class ModelUnusable(TqchatError):
+    """The model is there but cannot be loaded."""
+
+
 class ContextFull(TqchatError):
     """The conversation is longer than what the model was made for."""
 

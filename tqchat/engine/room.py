@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tqchat.engine import backend, chooser
+from tqchat.engine import backend
 from tqchat.engine.commands import Limits
-from tqchat.engine.estimate import cache_shapes
 from tqchat.engine.failures import OutOfRoom
 from tqchat.engine.held import HeldTokens
+from tqchat.engine.memory.auto_scheme import SAFEST_FIRST
+from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE
+from tqchat.engine.memory.shapes import at_length, cache_shapes
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import FP16, parse_scheme
 
 AHEAD = 1.25
 """A scheme is only gone down to if it leaves the conversation so much room to grow."""
-
-SHARE_OF_AVAILABLE = 0.8
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Room:
         """
         if self.limits.budget is not None:
             return self.limits.budget
-        share = held.model.info.cache_budget
+        share = held.model.info.memory_budget
         if share is None or not held.model.on_cpu:
             return share
         return min(share, int(backend.available_memory() * SHARE_OF_AVAILABLE) + held.allocated_bytes)
@@ -73,7 +73,7 @@ class Room:
         """The most careful scheme that takes less and leaves room to grow; ``None`` if there is none."""
         budget = self.budget(held)
         now = self._needs(held, held.scheme, tokens)
-        for name in chooser.CAREFUL:
+        for name in SAFEST_FIRST:
             needed = self._needs(held, name, tokens)
             if needed < now and (budget is None or needed * AHEAD <= budget):
                 return name
@@ -82,4 +82,4 @@ class Room:
     def _needs(self, held: HeldTokens, scheme: str, tokens: int) -> int:
         if self._shapes is None:
             self._shapes = cache_shapes(held.model.model)
-        return predict_bytes(chooser.stretched(self._shapes, tokens), parse_scheme(scheme))
+        return predict_bytes(at_length(self._shapes, tokens), parse_scheme(scheme))

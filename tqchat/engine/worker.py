@@ -245,7 +245,7 @@ class Engine:
         self._fetch.start()
 
     def _estimate(self, command: EstimateModel) -> None:
-        from tqchat.engine.estimate import estimate
+        from tqchat.engine.memory.estimate import estimate
 
         try:
             self._emit(estimate(command.folder, command.ref))

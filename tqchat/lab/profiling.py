@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqchat.engine import profile
+from tqchat.engine.memory import quality_profile
+from tqchat.engine.memory.quality_profile import Profile, SchemeQuality
 from tqchat.engine.models import LoadedModel
-from tqchat.engine.profile import Measured, Profile
 from tqchat.kv.scheme import SCHEMES
 from tqchat.lab.contestants import Contestant
 from tqchat.lab.evaluation import Dropped, Progress, evaluate
@@ -48,7 +48,7 @@ def measure(
         model, contestants, ids, len(ids) // PREFILL_SHARE, one_by_one=one_by_one, progress=progress
     )
     measured = tuple(
-        Measured(
+        SchemeQuality(
             scheme=row.scheme,
             kld_mean=row.kld_mean,
             kld_p99=row.kld_p99,
@@ -62,7 +62,7 @@ def measure(
     made = Profile(
         model=model.info.name,
         fingerprint=model.info.fingerprint,
-        codec=profile.codec_version(),
+        codec=quality_profile.codec_version(),
         tokens=len(ids) - 1,
         rows=measured,
     )

@@ -10,7 +10,8 @@ from textual.app import SystemCommand
 from textual.binding import BindingType
 from textual.screen import ModalScreen, Screen
 
-from tqchat.engine import events, profile
+from tqchat.engine import events
+from tqchat.engine.memory import quality_profile
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.paths import Paths
@@ -81,7 +82,7 @@ class TqchatApp(SlashActions):
             self.database,
             self._chat_screen,
             scheme=scheme_setting(scheme or settings.scheme),
-            profiles=lambda model: profile.of(paths, model),
+            profiles=lambda model: quality_profile.find(paths, model),
             sampling=settings.sampling,
             system_prompt=settings.system_prompt,
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tqchat.engine import automatic, chooser, events
-from tqchat.engine.profile import Profile
+from tqchat.engine import events
+from tqchat.engine.memory.auto_scheme import SchemeChoice, choose_for_model
+from tqchat.engine.memory.quality_profile import Profile
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import AUTO, Conversation, Message, Place, Removed, SamplingChoice
 from tqchat.ui.state import Activity, Caches, Fork, History, Reply, SchemeWish, Waiting
@@ -42,7 +43,7 @@ class ChatState:
         self._removed: list[Removed | None] = []
         """What was deleted in this sitting, the last at the end; ``None`` for a conversation."""
         self.profile: Profile | None = None
-        self._chosen: dict[str, chooser.Choice] = {}
+        self._chosen: dict[str, SchemeChoice] = {}
         self.memory_budget: int | None = None
 
     @property
@@ -51,7 +52,7 @@ class ChatState:
         return self.conversation.scheme if self.conversation else self._draft_scheme
 
     @property
-    def auto_choice(self) -> chooser.Choice:
+    def auto_choice(self) -> SchemeChoice:
         """What ``auto`` means for the shown conversation, and why."""
         return self._choice(self.conversation.id if self.conversation else "")
 
@@ -65,11 +66,11 @@ class ChatState:
         """``turbo4``, or ``auto: turbo0v4``."""
         return f"auto: {self.scheme_in_force}" if self.scheme == AUTO else self.scheme
 
-    def _choice(self, conversation_id: str) -> chooser.Choice:
+    def _choice(self, conversation_id: str) -> SchemeChoice:
         """The chooser's answer, which a conversation keeps until another model comes."""
         found = self._chosen.get(conversation_id)
         if found is None:
-            found = automatic.choose(self.model, self.profile, budget=self.memory_budget)
+            found = choose_for_model(self.model, self.profile, budget=self.memory_budget)
             if self.model is not None:
                 self._chosen[conversation_id] = found
         return found
@@ -81,7 +82,7 @@ class ChatState:
     @property
     def budget(self) -> int | None:
         """Bytes that a conversation's cache may take: what the person allows, else what the model leaves."""
-        return self.memory_budget or (self.model.cache_budget if self.model else None)
+        return self.memory_budget or (self.model.memory_budget if self.model else None)
 
     @property
     def system_prompt(self) -> str | None:

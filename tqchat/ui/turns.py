@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tqchat.engine import commands, events
-from tqchat.engine.profile import Profile
+from tqchat.engine.memory.quality_profile import Profile
 from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Conversation, Database, Message, SamplingChoice

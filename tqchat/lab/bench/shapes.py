@@ -13,10 +13,10 @@ import mlx.core as mx
 from mlx.nn.layers.quantized import quantize
 from mlx_lm.models import llama
 
-from tqchat.engine import backend, weights
+from tqchat.engine import backend
 from tqchat.engine.commands import Sampling
 from tqchat.engine.events import ModelInfo
-from tqchat.engine.models import LoadedModel
+from tqchat.engine.models import LoadedModel, weights
 from tqchat.errors import TqchatError
 
 _FIELDS = (

@@ -18,10 +18,10 @@ from textual.timer import Timer
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from tqchat.engine import fit
 from tqchat.engine.events import ModelEstimate, ModelProgress
 from tqchat.engine.hub import catalog
 from tqchat.engine.hub.catalog import Found
+from tqchat.engine.memory.cache_sizes import Verdict, cache_sizes, sizes_by_layer_kind
 from tqchat.kv.scheme import Scheme
 from tqchat.text import one_line
 from tqchat.ui import figures
@@ -271,7 +271,7 @@ class ModelPicker(ModalScreen[Wish | None]):
             ),
             Content.styled(f"{'cache at':>8}{self._scheme.name:>10}{'':13}{'fp16':>10}", "$quiet"),
         ]
-        rows = fit.sizes(estimate, self._scheme)
+        rows = cache_sizes(estimate, self._scheme)
         for row in rows:
             lines.append(
                 Content.assemble(
@@ -284,7 +284,7 @@ class ModelPicker(ModalScreen[Wish | None]):
         parts = [
             f"{kind.layers} {kind.kind}{f' ({figures.short(kind.window)})' if kind.window else ''} "
             f"{figures.size(kind.bytes)}"
-            for kind in fit.kinds(estimate, rows[-1].tokens, self._scheme)
+            for kind in sizes_by_layer_kind(estimate, rows[-1].tokens, self._scheme)
         ]
         lines.append(Content.styled(f"layers: {' · '.join(parts)}", "$quiet"))
         return lines
@@ -338,7 +338,7 @@ class ModelPicker(ModalScreen[Wish | None]):
         self.dismiss(None)
 
 
-def _verdict(verdict: fit.Verdict) -> tuple[str, str]:
+def _verdict(verdict: Verdict) -> tuple[str, str]:
     style = {"fits": "$success", "tight": "$warning", "does not fit": "$error"}[verdict]
     return f"{verdict:<12}", style
 

@@ -14,8 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from tqchat.engine import chooser
-from tqchat.engine.profile import Profile
+from tqchat.engine.memory.auto_scheme import SchemeChoice
+from tqchat.engine.memory.quality_profile import Profile
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import SCHEMES, Scheme, parse_scheme
 from tqchat.store.database import AUTO
@@ -58,7 +58,7 @@ class Row:
 def rows(
     current: str,
     report: MemoryReport | None,
-    choice: chooser.Choice | None = None,
+    choice: SchemeChoice | None = None,
     profile: Profile | None = None,
 ) -> list[Row]:
     """``auto``, the listed schemes, and the current one if it is not among them."""
@@ -108,7 +108,7 @@ class SchemePicker(ModalScreen[Choice | None]):
         current: str,
         report: MemoryReport | None,
         live: bool,
-        choice: chooser.Choice | None = None,
+        choice: SchemeChoice | None = None,
         profile: Profile | None = None,
         read_speed: float | None = None,
     ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from tqchat.engine.chooser import needed_bytes
+from tqchat.engine.memory.shapes import bytes_by_scheme
 from tqchat.kv.memory import MemoryReport
 
 _SPAN = 4096
@@ -53,7 +53,7 @@ def _shape(report: MemoryReport) -> MemoryReport:
 def _bytes_per_token(shape: MemoryReport) -> tuple[float, float]:
     """What a further token takes under the scheme in force and under FP16; zeros for an unlisted scheme."""
     # Far enough out that tail and sinks are full.
-    near, far = needed_bytes(shape, _SPAN), needed_bytes(shape, 2 * _SPAN)
+    near, far = bytes_by_scheme(shape, _SPAN), bytes_by_scheme(shape, 2 * _SPAN)
     if shape.scheme not in near:
         return 0.0, 0.0
     ours, raw = ((far[name] - near[name]) / _SPAN for name in (shape.scheme, "fp16"))

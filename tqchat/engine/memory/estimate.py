@@ -1,20 +1,20 @@
-"""What a model will take, before it is loaded: its layers' shapes, without its weights."""
+"""Estimate a model's memory before loading it, from its layers' shapes without its weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from tqchat.engine import backend, chooser, prompts
+from tqchat.engine import backend, prompts
 from tqchat.engine.events import ModelEstimate
+from tqchat.engine.failures import ModelUnusable
 from tqchat.engine.hub import model_folder
-from tqchat.kv.memory import MemoryReport
-
-_FITS = 0.8
+from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
+from tqchat.engine.memory.shapes import cache_shapes
 
 
 def estimate(folder: Path, ref: str) -> ModelEstimate:
-    """Weights, the cache's shapes and the memory that is left for it, for a model on this machine.
+    """Bytes of weights, shapes of the cache and the memory budget of a model on this machine.
 
     Must run on the thread that owns MLX.
 
@@ -24,28 +24,26 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
     """
     machine = backend.prepare()
     config = model_folder.check(folder)
-    model = _empty(config, folder.name)
+    model = model_without_weights(config, folder.name)
     weights = sum(file.stat().st_size for file in model_folder.weight_files(folder))
     if machine.name == "cpu":
-        dense = _dense_bytes(model)
-        weights = dense if dense < backend.available_memory() * _FITS else weights
+        dense = float32_bytes(model)
+        weights = dense if dense < backend.available_memory() * SHARE_OF_AVAILABLE else weights
     return ModelEstimate(
         ref=ref,
         weight_bytes=weights,
         shapes=cache_shapes(model),
         context_limit=prompts.context_limit(config),
-        cache_budget=chooser.memory_budget(machine.memory_bytes, weights),
+        memory_budget=memory_budget(machine.memory_bytes, weights),
         memory_bytes=machine.memory_bytes,
     )
 
 
-def _empty(config: dict[str, Any], name: str) -> Any:
-    """The model as mlx-lm builds it, every weight a zero that is stored once: it takes next to nothing."""
+def model_without_weights(config: dict[str, Any], name: str) -> Any:
+    """The model as mlx-lm builds it, each weight a broadcast zero: almost no memory."""
     import mlx.core as mx
     from mlx.utils import tree_map
     from mlx_lm import utils
-
-    from tqchat.engine.models import ModelUnusable
 
     try:
         model_class, arguments = utils._get_classes(config)
@@ -61,20 +59,9 @@ def _empty(config: dict[str, Any], name: str) -> Any:
     return model
 
 
-def _dense_bytes(model: Any) -> int:
-    """What the weights take as float32, as they are kept on a CPU."""
+def float32_bytes(model: Any) -> int:
+    """Bytes of the weights as float32, which is how a CPU keeps them."""
     from mlx.utils import tree_flatten
 
     leaves: Any = tree_flatten(model.parameters())
     return sum(4 * weight.size for _, weight in leaves)
-
-
-def cache_shapes(model: Any) -> MemoryReport:
-    """A report on a cache that has read one token. The graph that fills it is built and never computed."""
-    import mlx.core as mx
-
-    from tqchat import kv
-
-    cache = kv.make_prompt_cache(model, "fp16")
-    model(mx.array([[0]]), cache=cache)
-    return kv.memory_report(cache)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqchat.engine import backend, chooser, prompts
-from tqchat.engine.commands import STARTER, Sampling
-from tqchat.engine.estimate import cache_shapes
+from tqchat.engine import backend, prompts
+from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
-from tqchat.engine.fingerprint import fingerprint
+from tqchat.engine.failures import ModelUnusable
 from tqchat.engine.hub import download, model_folder
 from tqchat.engine.hub.resolve import resolve
-from tqchat.errors import TqchatError
+from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
+from tqchat.engine.memory.shapes import cache_shapes
+from tqchat.engine.models.fingerprint import fingerprint
+from tqchat.engine.models.sampling_defaults import sampling_defaults
 
 if TYPE_CHECKING:
     import mlx.core as mx
     from mlx.nn.layers.base import Module
-
-DEFAULT_TEMPERATURE = 0.7
-DEFAULT_TOP_P = 0.95
-
-_FITS = 0.8
-
-
-class ModelUnusable(TqchatError):
-    """The model is there but cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
 
     import mlx.core as mx
 
-    from tqchat.engine import weights
+    from tqchat.engine.models import weights
 
     cache_dtype: mx.Dtype | None = None
     half = weights.native_half_dtype(model, config)
@@ -107,9 +99,9 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         weight_bytes=weights.weight_bytes(model),
         context_limit=prompts.context_limit(config),
         device=f"{machine.name}: {machine.device}",
-        cache_budget=chooser.memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
+        memory_budget=memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
         shapes=cache_shapes(model),
-        sampling=_sampling(folder),
+        sampling=sampling_defaults(folder),
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)
@@ -160,33 +152,6 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def _fits_as_float32(model: Any) -> bool:
-    from tqchat.engine import weights
+    from tqchat.engine.models import weights
 
-    return weights.float32_bytes(model) < backend.available_memory() * _FITS
-
-
-def _sampling(folder: Path) -> Sampling:
-    """The model's own way of sampling; what its ``generation_config.json`` leaves out, we choose."""
-    told: dict[str, Any] = {}
-    try:
-        table = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        told = table if isinstance(table, dict) else {}
-    except (OSError, ValueError):
-        pass
-
-    def number(key: str) -> float | None:
-        value = told.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-    temperature = number("temperature")
-    if told.get("do_sample") is False:
-        temperature = 0.0
-    top_k = number("top_k")
-    top_p = number("top_p")
-    return Sampling(
-        temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
-        top_p=DEFAULT_TOP_P if top_p is None else top_p,
-        top_k=None if top_k is None else int(top_k),
-        min_p=number("min_p"),
-        repetition_penalty=number("repetition_penalty"),
-    )
+    return weights.float32_bytes(model) < backend.available_memory() * SHARE_OF_AVAILABLE

@@ -1,4 +1,4 @@
-"""What a model was measured to lose under each scheme: kept beside the caches, read when ``auto`` chooses."""
+"""A model's quality profile: measured KLD of each scheme. Stored beside the caches, read by ``auto``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import Paths, bundled, make_private_folder
 
-FORMAT = 1
-"""Goes up when the file's form changes."""
+FORMAT_VERSION = 1
 
 
 class ProfileNotSaved(TqchatError):
@@ -22,10 +21,14 @@ class ProfileNotSaved(TqchatError):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One scheme on one model: mean and 99th-percentile KLD in nats against the FP16 cache, the share of
+class SchemeQuality:
+    """One scheme on one model, against the FP16 cache.
 
-    same likeliest next tokens, and what the cache took at the end.
+    Attributes:
+        kld_mean, kld_p99: Mean and 99th percentile of KLD, in nats.
+        top1: Share of positions with the same likeliest next token.
+        bytes, fp16_bytes: Size of the cache after the last token.
+        ratio: Compression ratio.
     """
 
     scheme: str
@@ -39,41 +42,41 @@ class Measured:
 
 @dataclass(frozen=True)
 class Profile:
-    """A model's measured schemes, on ``tokens`` tokens of the built-in text."""
+    """Measured schemes of one model, on ``tokens`` tokens of the built-in text."""
 
     model: str
     fingerprint: str
     codec: int
     tokens: int
-    rows: tuple[Measured, ...]
+    rows: tuple[SchemeQuality, ...]
 
-    def row(self, scheme: str) -> Measured | None:
-        """What was measured under a scheme."""
+    def row(self, scheme: str) -> SchemeQuality | None:
+        """The measurement of a scheme."""
         return next((row for row in self.rows if row.scheme == scheme), None)
 
 
-def folder(paths: Paths) -> Path:
-    """Where profiles are: one file for each model."""
+def profiles_folder(paths: Paths) -> Path:
+    """The folder of profiles, one file per model."""
     return paths.cache_dir / "profiles"
 
 
 def codec_version() -> int:
-    """The codec that is measured: its version is part of every profile."""
+    """Version of the codec, part of every profile: one measured with another version is not used."""
     from tqchat.kv.snapshot import CODEC_VERSION
 
     return CODEC_VERSION
 
 
 def save(paths: Paths, profile: Profile) -> Path:
-    """Keep a profile; returns the file.
+    """Write a profile; returns its file.
 
     Raises:
         ProfileNotSaved: if it cannot be written.
     """
-    place = folder(paths) / f"{profile.fingerprint}.json"
+    place = profiles_folder(paths) / f"{profile.fingerprint}.json"
     try:
         make_private_folder(place.parent)
-        text = json.dumps({"format": FORMAT, **asdict(profile)}, indent=2)
+        text = json.dumps({"format": FORMAT_VERSION, **asdict(profile)}, indent=2)
         write_atomically(place, f"{text}\n".encode())
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -81,8 +84,8 @@ def save(paths: Paths, profile: Profile) -> Path:
     return place
 
 
-def of(paths: Paths, model: ModelInfo) -> Profile | None:
-    """The model's profile: what was measured here, or what comes with the bundled model."""
+def find(paths: Paths, model: ModelInfo) -> Profile | None:
+    """The model's profile: measured on this machine, or shipped with the bundled model."""
     found = load(paths, model.fingerprint)
     if found is None and model.ref == STARTER:
         return _read(bundled("starter-profile"))
@@ -90,20 +93,17 @@ def of(paths: Paths, model: ModelInfo) -> Profile | None:
 
 
 def load(paths: Paths, fingerprint: str) -> Profile | None:
-    """What was measured here on the model with this fingerprint; ``None`` if nothing was by this codec.
-
-    A damaged file counts as none: it can be measured again.
-    """
-    profile = _read(folder(paths) / f"{fingerprint}.json")
+    """The profile measured on this machine with this codec; ``None`` if there is none or it is damaged."""
+    profile = _read(profiles_folder(paths) / f"{fingerprint}.json")
     return profile if profile is not None and profile.fingerprint == fingerprint else None
 
 
 def _read(place: Path) -> Profile | None:
     try:
-        told: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        if told.pop("format") != FORMAT or told["codec"] != codec_version():
+        table: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+        if table.pop("format") != FORMAT_VERSION or table["codec"] != codec_version():
             return None
-        rows = tuple(Measured(**row) for row in told.pop("rows"))
-        return Profile(**told, rows=rows)
+        rows = tuple(SchemeQuality(**row) for row in table.pop("rows"))
+        return Profile(**table, rows=rows)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

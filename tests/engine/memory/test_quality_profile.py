@@ -1,0 +1,45 @@
+"""Which quality profile belongs to a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.engine.memory.examples import SHAPES, profile
+from tqchat.engine.commands import STARTER
+from tqchat.engine.events import ModelInfo
+from tqchat.engine.memory import quality_profile
+from tqchat.engine.memory.auto_scheme import choose_for_model
+from tqchat.engine.models import LoadedModel
+from tqchat.kv.scheme import SCHEMES
+from tqchat.paths import Paths
+
+INFO = ModelInfo("m", "m", "f" * 64, "llama", 32, 1 << 30, 32768, "cpu", 8 << 30, SHAPES)
+
+
+def test_only_the_bundled_model_ships_with_a_profile(paths: Paths) -> None:
+    starter = replace(INFO, ref=STARTER)
+    shipped = quality_profile.find(paths, starter)
+    assert shipped is not None and shipped.model == STARTER
+    assert {row.scheme for row in shipped.rows} == {scheme.name for scheme in SCHEMES}
+    assert quality_profile.find(paths, INFO) is None
+    assert choose_for_model(starter, shipped).scheme != choose_for_model(starter, None).scheme
+
+
+def test_the_shipped_profile_has_the_bundled_models_fingerprint(starter: LoadedModel, paths: Paths) -> None:
+    if not starter.on_cpu:
+        pytest.skip("a fingerprint includes the compute dtype, and the profile was measured on a CPU")
+    shipped = quality_profile.find(paths, starter.info)
+    assert shipped is not None and shipped.fingerprint == starter.info.fingerprint
+
+
+def test_a_profile_measured_here_overrides_the_shipped_one(paths: Paths) -> None:
+    starter = replace(INFO, ref=STARTER)
+    measured = replace(
+        profile(fp16=0.0, turbo4=1e-3),
+        fingerprint=INFO.fingerprint,
+        codec=quality_profile.codec_version(),
+    )
+    quality_profile.save(paths, measured)
+    assert quality_profile.find(paths, starter) == measured

@@ -1,0 +1,1 @@
+"""Memory of weights and caches: predictions, budgets, and the scheme that fits."""
