@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -13,10 +13,10 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step, generation_stream
 from mlx_lm.models import cache as mlx_cache
 
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import Sampling
 from tqchat.engine.failures import DraftMismatch
 from tqchat.engine.generation import Processor, processors_for, sampler_for
-from tqchat.engine.held import HeldTokens
 from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
 from tqchat.kv.cache import SchemeCache
@@ -53,11 +53,11 @@ class Decoder:
 
     def __init__(
         self,
-        held: HeldTokens,
+        held: PromptCache,
         prompt: Sequence[int],
         sampling: Sampling,
         room: int,
-        draft: HeldTokens | None = None,
+        draft: PromptCache | None = None,
     ) -> None:
         """
         Args:
@@ -92,7 +92,7 @@ class Decoder:
             return False
         self.close()
         held.evaluate()
-        held.rewind(keep)
+        held.trim_to(keep)
         self._paused = True
         return True
 
@@ -128,7 +128,7 @@ class Decoder:
     def _processors(self) -> list[Processor]:
         return processors_for(self._sampling, self._sequence)
 
-    def _speculate(self, draft: HeldTokens) -> Iterator[int]:
+    def _speculate(self, draft: PromptCache) -> Iterator[int]:
         """Let the draft propose tokens and the model read them at once; what it draws as well is accepted.
 
         Every token comes from the model's own distribution, so a greedy reply is the plain one. Runs end
@@ -158,16 +158,16 @@ class Decoder:
                 if self._paused:
                     return
 
-    def _proposals(self, draft: HeldTokens, count: int) -> list[int]:
+    def _proposals(self, draft: PromptCache, count: int) -> list[int]:
         """What the draft model thinks comes next."""
         shared = 0
         for mine, theirs in zip(self._sequence, draft.tokens, strict=False):
             if mine != theirs:
                 break
             shared += 1
-        draft.rewind(min(shared, len(self._sequence) - 1))
+        draft.trim_to(min(shared, len(self._sequence) - 1))
         behind = self._sequence[len(draft.tokens) :]
-        for _ in draft.feed_in_chunks(behind[:-1]):
+        for _ in draft.prefill_in_chunks(behind[:-1]):
             pass
         token = mx.array(behind[-1:])
         proposed = []
@@ -197,12 +197,12 @@ class Decoder:
         return _numbers(drawn)
 
 
-def _can_go_back(held: HeldTokens) -> bool:
+def _can_go_back(held: PromptCache) -> bool:
     """Whether proposed tokens can be taken back: not from recurrent states, nor from windows once full."""
     return not held.needs_checkpoints and checkpoint.can_trim(held.cache)
 
 
-def _steps_until_packing(held: HeldTokens) -> int:
+def _steps_until_packing(held: PromptCache) -> int:
     """After how many more tokens the cache packs some; many if never."""
     ours = [layer for layer in flat_layers(held.cache) if isinstance(layer, SchemeCache)]
     return min((side.tokens_until_due for layer in ours for side in layer.sides), default=PROPOSED + 1)

@@ -30,7 +30,7 @@ class ContextFull(TqchatError):
         )
 
 
-class OutOfRoom(TqchatError):
+class OverMemoryBudget(TqchatError):
     """A prompt's cache would not fit its memory budget."""
 
     def __init__(self, tokens: int, scheme: str, needed: int, budget: int, fitting: str | None) -> None:

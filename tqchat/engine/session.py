@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
-from tqchat.engine import persistence, prompts
+from tqchat.engine import prompts
+from tqchat.engine.cache import persistence
+from tqchat.engine.cache.memory_budget import MemoryBudget
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, settled
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
@@ -29,10 +32,8 @@ from tqchat.engine.events import (
 )
 from tqchat.engine.failures import ContextFull, RereadStopped, explained
 from tqchat.engine.generation import TextStream
-from tqchat.engine.held import HeldTokens
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.reply import Reply
-from tqchat.engine.room import Room
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.store.vault import Vault
@@ -68,10 +69,10 @@ class Session:
         if draft is not None:
             check_draft(model, draft)
         self.model = model
-        self._held = HeldTokens(model, scheme)
-        self._room = Room(limits or Limits())
+        self._held = PromptCache(model, scheme)
+        self._room = MemoryBudget(limits or Limits())
         self._draft = draft
-        self._drafting: HeldTokens | None = None
+        self._drafting: PromptCache | None = None
         self.changed = False
         """Whether the cache holds something that is not saved."""
 
@@ -178,7 +179,7 @@ class Session:
             words = f"The prompt would not fit the cache's memory budget: it is read under {plan.scheme}."
             yield Notice(conversation_id, words, "warning")
         self._held.pack_prompts(plan.pack_prompts)
-        self._held.watch_peak()
+        self._held.reset_peak()
         total = reply.prefilled
         yield PrefillProgress(conversation_id, 0, total)
         if stop.is_set():
@@ -186,7 +187,7 @@ class Session:
             return
         begin = len(self._held.tokens)
         for end in (turn or 0, len(prompt) - 1):
-            for _ in self._held.feed_in_chunks(prompt[len(self._held.tokens) : end]):
+            for _ in self._held.prefill_in_chunks(prompt[len(self._held.tokens) : end]):
                 yield PrefillProgress(conversation_id, len(self._held.tokens) - begin, total)
                 if stop.is_set():
                     yield self._done("stopped", conversation_id, reply)
@@ -208,7 +209,7 @@ class Session:
             persistence.recall(held, vault, conversation_id, prompt)
         shared = min(prompts.common_prefix(held.tokens, prompt), len(prompt) - 1)
         restored = held.restored
-        held.rewind(shared)
+        held.trim_to(shared)
         keep = len(held.tokens)
         if shared - keep >= WORTH_TELLING:
             why = "sliding-window" if any(x.kind == "sliding" for x in held.report().layers) else "recurrent"
@@ -273,18 +274,18 @@ class Session:
             yield TextDelta(conversation_id, piece)
         yield self._done(reason or "length", conversation_id, reply)
 
-    def _draft_cache(self) -> HeldTokens | None:
+    def _draft_cache(self) -> PromptCache | None:
         """The draft model's cache, under the scheme that the model's own has now."""
         if self._draft is None:
             return None
         if self._drafting is None or self._drafting.scheme != self.scheme:
-            self._drafting = HeldTokens(self._draft, self.scheme)
+            self._drafting = PromptCache(self._draft, self.scheme)
         return self._drafting
 
     def _made_smaller(self, decoder: Decoder, conversation_id: str) -> list[Event]:
         """Put a cache that has reached its budget under a smaller scheme; nothing if that cannot be."""
         room, held = self._room, self._held
-        scheme = room.smaller(held, len(held.tokens)) if room.limits.step_down else None
+        scheme = room.smaller_scheme(held, len(held.tokens)) if room.limits.step_down else None
         if scheme is None or not decoder.pause():
             return []
         events = list(self.set_scheme(scheme, conversation_id=conversation_id))
@@ -355,14 +356,14 @@ class Session:
         """
         began = time.perf_counter()
         previous, before = self.scheme, self.memory().bytes
-        fresh: HeldTokens | None = None
+        fresh: PromptCache | None = None
         try:
             name = parse_scheme(scheme).name
             if reread:
-                fresh = HeldTokens(self.model, name)
+                fresh = PromptCache(self.model, name)
                 target = self._transcript(messages)
                 yield PrefillProgress(conversation_id, 0, len(target))
-                for done in fresh.feed_in_chunks(target):
+                for done in fresh.prefill_in_chunks(target):
                     yield PrefillProgress(conversation_id, done, len(target))
                     if stop is not None and stop.is_set() and done < len(target):
                         raise RereadStopped(previous)

@@ -15,7 +15,7 @@ from mlx_lm.models.cache import QuantizedKVCache
 
 from tqchat import kv
 from tqchat.engine import backend
-from tqchat.engine.held import reading_step
+from tqchat.engine.cache.prompt_cache import prefill_chunk_tokens
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
 from tqchat.kv.cache import FEW_ROWS, SchemeCache
@@ -71,7 +71,7 @@ class Runner:
 
     def read(self, tokens: Sequence[int]) -> None:
         """Take in a prompt, as the chat does."""
-        step = reading_step(self._model, self.cache)
+        step = prefill_chunk_tokens(self._model, self.cache)
         for start in range(0, len(tokens), step):
             self._forward(tokens[start : start + step])
             mx.eval([layer.state for layer in self.cache if not layer.empty()])

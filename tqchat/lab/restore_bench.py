@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tqchat.engine.held import HeldTokens
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.reading import encode, read_text
 from tqchat.lab.tables import markdown
@@ -79,29 +79,29 @@ def table(rows: Sequence[RestoreRow]) -> str:
 
 
 def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Vault) -> RestoreRow:
-    held = HeldTokens(model, scheme)
+    held = PromptCache(model, scheme)
     began = time.perf_counter()
-    for _ in held.feed_in_chunks(ids[: length - REPLY]):
+    for _ in held.prefill_in_chunks(ids[: length - REPLY]):
         pass
     # The reply's tokens would come back with the prompt's, in one go.
     read = (time.perf_counter() - began) * length / (length - REPLY)
     for token in ids[length - REPLY : length]:
-        held.feed([token])
+        held.prefill([token])
     began = time.perf_counter()
     first = _save(held, vault)
     saved = time.perf_counter() - began
     memory = held.report().bytes
     times = []
     for _ in range(RESTORES):
-        other = HeldTokens(model, scheme)
+        other = PromptCache(model, scheme)
         began = time.perf_counter()
         found = vault.load("bench", fingerprint="bench", scheme=scheme)
-        assert isinstance(found, Restored) and other.adopt(found) is None
+        assert isinstance(found, Restored) and other.replace_with(found) is None
         times.append(time.perf_counter() - began)
-    for _ in held.feed_in_chunks(ids[length:-REPLY]):
+    for _ in held.prefill_in_chunks(ids[length:-REPLY]):
         pass
     for token in ids[-REPLY:]:
-        held.feed([token])
+        held.prefill([token])
     second = _save(held, vault)
     return RestoreRow(
         scheme=scheme,
@@ -116,7 +116,7 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
     )
 
 
-def _save(held: HeldTokens, vault: Vault) -> Written:
+def _save(held: PromptCache, vault: Vault) -> Written:
     written = vault.save(
         "bench", held.cache, held.tokens, fingerprint="bench", scheme=held.scheme, pieces=held.pieces
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -18,7 +18,7 @@ from mlx_lm.generate import generate_step
 
 from tqchat import kv
 from tqchat.engine import backend
-from tqchat.engine.held import HeldTokens
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import FP16
 from tqchat.lab.bench import subjects, timing
@@ -129,7 +129,7 @@ def _prefilled(
     model: LoadedModel, contestant: Contestant, packs: bool, prompt: list[int], peaks: dict[str, int]
 ) -> float:
     """Seconds for a prompt, up to its last token, which is the first to be packed behind."""
-    held = HeldTokens(model, contestant.scheme.name)
+    held = PromptCache(model, contestant.scheme.name)
     held.pack_prompts(packs)
     if contestant in subjects.FOREIGN:
         held.cache = _fresh(model, contestant)
@@ -137,9 +137,9 @@ def _prefilled(
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     began = time.perf_counter()
-    for _ in held.feed_in_chunks(prompt[:-1]):
+    for _ in held.prefill_in_chunks(prompt[:-1]):
         pass
-    held.feed(prompt[-1:])
+    held.prefill(prompt[-1:])
     seconds = time.perf_counter() - began
     peaks[contestant.name] = max(peaks[contestant.name], mx.get_peak_memory() - before)
     return seconds

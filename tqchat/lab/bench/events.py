@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
+from tqchat.engine.cache.memory_budget import MemoryBudget
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import Limits
 from tqchat.engine.generation import TextStream
-from tqchat.engine.held import HeldTokens
 from tqchat.engine.models import LoadedModel
-from tqchat.engine.room import Room
 from tqchat.lab.bench import subjects, timing
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.contestants import Contestant
@@ -30,10 +30,10 @@ def events(
     A report is made four times a second at most, a look taken every 16 tokens, a piece with every token.
     """
     chosen = next((c for c in contestants if c.scheme.compresses), contestants[0])
-    held = HeldTokens(model, chosen.scheme.name)
+    held = PromptCache(model, chosen.scheme.name)
     held.cache = subjects.subject(chosen, subjects.read(model, text[:context]), model)
-    held.watch_peak()
-    room, stream = Room(Limits()), TextStream(model.tokenizer)
+    held.reset_peak()
+    room, stream = MemoryBudget(Limits()), TextStream(model.tokenizer)
     tokens = iter(list(text) * (CALLS * (rounds + 2) // len(text) + 1))
     runs: dict[str, Callable[[], object]] = {
         "piece of text": lambda: stream.add(next(tokens)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 

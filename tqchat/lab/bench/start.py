@@ -16,7 +16,7 @@ from tqchat.lab.bench.results import BenchRow
 MODULES = (
     "tqchat.cli",
     "tqchat.ui.app",
-    "tqchat.engine.ready",
+    "tqchat.engine.prepare_mlx",
     "tqchat.engine.session",
     "tqchat.engine.models",
 )

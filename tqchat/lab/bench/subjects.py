@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -65,10 +65,10 @@ def rival(contestant: Contestant) -> str:
 
 def read(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
     """Our 16-bit caches after the model has read ``tokens``."""
-    from tqchat.engine.held import HeldTokens
+    from tqchat.engine.cache.prompt_cache import PromptCache
 
-    held = HeldTokens(model, "fp16")
-    for _ in held.feed_in_chunks(tokens):
+    held = PromptCache(model, "fp16")
+    for _ in held.prefill_in_chunks(tokens):
         pass
     return held.cache
 

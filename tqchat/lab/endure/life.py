@@ -5,7 +5,7 @@ line tells what is on disk for certain, and before each save how the live cache 
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from tqchat.engine import events, models
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import Sampling
-from tqchat.engine.held import HeldTokens
 from tqchat.engine.session import Session
 from tqchat.engine.worker import Engine
 from tqchat.kv import checkpoint
@@ -193,7 +193,7 @@ def watch(home: Path, chance: random.Random) -> None:
     """Have every save told before it is made, and every cache that comes back recognised."""
     notes = home / "steps"
     notes.mkdir(parents=True, exist_ok=True)
-    saving, adopting = Session.save, HeldTokens.adopt
+    saving, adopting = Session.save, PromptCache.replace_with
 
     def save(
         self: Session, vault: Vault, conversation_id: str, interrupted: Callable[[], bool] = lambda: False
@@ -220,7 +220,7 @@ def watch(home: Path, chance: random.Random) -> None:
         tell(saved=conversation_id)
         return size
 
-    def adopt(self: HeldTokens, found: Restored) -> str | None:
+    def adopt(self: PromptCache, found: Restored) -> str | None:
         reason = adopting(self, found)
         if reason is None:
             digest = witness.going_on(self.model, self.cache, self.tokens, self.scheme)
@@ -231,7 +231,7 @@ def watch(home: Path, chance: random.Random) -> None:
                 )
         return reason
 
-    Session.save, HeldTokens.adopt = save, adopt  # type: ignore[method-assign]
+    Session.save, PromptCache.replace_with = save, adopt  # type: ignore[method-assign]
 
 
 def main(home: Path, folder: str, seed: int) -> None:

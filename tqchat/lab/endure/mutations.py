@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -19,7 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from tqchat.engine.held import HeldTokens
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.endure import insist, witness
 from tqchat.store.manifest import MANIFEST, digest
@@ -53,20 +53,20 @@ class Saved:
         self, vault: Vault, model: LoadedModel, scheme: str, conversation: str = ID, first: int = 3
     ) -> None:
         self.vault, self.model, self.scheme, self.conversation = vault, model, scheme, conversation
-        self.held = HeldTokens(model, scheme)
+        self.held = PromptCache(model, scheme)
         self._read([first + n % 900 for n in range(260)])
         for seed in (7, 11):
             self._read([3 + n * seed % 900 for n in range(180)])
         # A branch beside the last turn: from where the model's caches can go back to.
-        self.held.rewind(self.held.reach(self.held.checkpoints[-1].tokens if self.held.checkpoints else 440))
+        self.held.trim_to(self.held.reach(self.held.checkpoints[-1].tokens if self.held.checkpoints else 440))
         self._read([3 + n * 13 % 900 for n in range(190)])
         self.tokens = list(self.held.tokens)
 
     def _read(self, tokens: Sequence[int]) -> None:
-        self.held.feed(tokens[:-3])
+        self.held.prefill(tokens[:-3])
         self.held.take_checkpoint()
         for token in tokens[-3:]:
-            self.held.feed([token])
+            self.held.prefill([token])
         held = self.held
         held.pieces = self.vault.save(
             self.conversation,
@@ -160,9 +160,9 @@ def _is_as_saved(saved: Saved, good: Vault, back: Restored, known: dict[int, str
     insist((back.damage is None) == (count == len(whole.tokens)), f"Damage was not told after {where}")
     key = hash(tuple(back.tokens))
     if key not in known:
-        held = HeldTokens(saved.model, saved.scheme)
-        held.adopt(whole)
-        held.rewind(count)
+        held = PromptCache(saved.model, saved.scheme)
+        held.replace_with(whole)
+        held.trim_to(count)
         insist(len(held.tokens) == count, f"A cache ends where none can end after {where}")
         known[key] = witness.going_on(saved.model, held.cache, back.tokens, saved.scheme)
     told = witness.going_on(saved.model, back.cache, back.tokens, saved.scheme)

@@ -1,8 +1,8 @@
-"""The tokens that a model's caches hold, and the caches that hold them: always in step."""
+"""The prompt cache of one model: its per-layer caches and the tokens in them, kept consistent."""
 
 from __future__ import annotations
 
-import tqchat.engine.ready  # noqa: F401
+import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
@@ -23,22 +23,22 @@ from tqchat.kv.prompt_cache import flat_layers, with_ropes
 from tqchat.store.manifest import Pieces, cut
 from tqchat.store.vault import Restored
 
-FULL_PRECISION = (16, 16)
-MOST_CHECKPOINTS, FEWEST_CHECKPOINTS = 8, 2
-"""How many user turns are kept to go back to: two to answer again or edit, more while all of them together
-take no more bytes than the cache itself."""
+FULL_PRECISION_BITS = (16, 16)
+MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
+"""Two checkpoints allow to regenerate or edit; more are kept while they are smaller than the cache itself."""
 
 
-class HeldTokens:
-    """A cache and the tokens in it. The token list is the truth: a cache that disagrees is thrown away.
+class PromptCache:
+    """Per-layer caches and the tokens they hold. A cache that disagrees with the token list is dropped.
 
     Attributes:
-        scheme: Name of the cache's scheme.
-        tokens: What the cache holds, first to last.
-        restored: How many leading tokens came from disk.
-        rounding: The fewest bits (of keys, of values) that packed history has been through.
-        pieces: Segments on disk that hold the cache's first tokens as they are here.
-        checkpoints: Where it can go back to if it cannot be trimmed, the shortest first.
+        scheme: Name of the scheme.
+        cache: One cache per layer, as mlx-lm expects them.
+        tokens: Token ids in the cache.
+        restored: Number of leading tokens that came from disk.
+        rounding: Fewest bits (of keys, of values) that packed tokens were ever stored with.
+        pieces: Segments on disk that hold the cache's first tokens unchanged.
+        checkpoints: Copies to go back to where the cache cannot be trimmed, shortest first.
     """
 
     def __init__(self, model: LoadedModel, scheme: str) -> None:
@@ -47,10 +47,10 @@ class HeldTokens:
         self.cache: list[Any] = []
         self.tokens: list[int] = []
         self.restored = 0
-        self.rounding = FULL_PRECISION
+        self.rounding = FULL_PRECISION_BITS
         self.pieces: Pieces = ()
         self.checkpoints: list[Checkpoint] = []
-        self._beside: int | None = None
+        self._other_bytes: int | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -58,26 +58,26 @@ class HeldTokens:
         self.cache = kv.make_prompt_cache(self.model.model, self.scheme, dtype=self.model.cache_dtype)
         self.tokens = []
         self.restored = 0
-        self.rounding = FULL_PRECISION
+        self.rounding = FULL_PRECISION_BITS
         self.pieces = ()
         self.checkpoints = []
 
-    def adopt(self, found: Restored) -> str | None:
-        """Take over a cache from disk; why not, if it is not one that this model makes."""
+    def replace_with(self, found: Restored) -> str | None:
+        """Take over a cache from disk. Returns the reason if its layers are not this model's."""
         cache, tokens = found.cache, found.tokens
-        shapes = [_shape(layer) for layer in self.cache]
-        if [_shape(layer) for layer in cache] != shapes:
+        signatures = [_signature(layer) for layer in self.cache]
+        if [_signature(layer) for layer in cache] != signatures:
             return "The saved cache does not have this model's layers"
         if not _holds(cache, len(tokens)):
             return "The saved cache does not hold the tokens that it should"
-        # Nothing on disk says how a model turns its keys, which a later change of scheme wants to know.
+        # Rotary embeddings are not saved, and converting to another scheme needs them.
         self.cache = with_ropes(cache, self.model.model)
         self.tokens, self.rounding = list(tokens), found.rounding
         self.pieces = found.pieces
         self.checkpoints = [
             one
             for one in found.checkpoints
-            if [_shape(layer) for layer in checkpoint.replaced(cache, one.layers)] == shapes
+            if [_signature(layer) for layer in checkpoint.replaced(cache, one.layers)] == signatures
             and _holds(list(one.layers.values()), one.tokens)
         ]
         self.restored = len(tokens)
@@ -85,13 +85,13 @@ class HeldTokens:
         return None
 
     def reach(self, keep: int) -> int:
-        """How many of the first ``keep`` tokens ``rewind`` could keep."""
+        """How many of the first ``keep`` tokens ``trim_to`` can keep."""
         if keep >= len(self.tokens) or checkpoint.can_trim(self.cache):
             return min(keep, len(self.tokens))
         return max((one.tokens for one in self.checkpoints if one.tokens <= keep), default=0)
 
-    def rewind(self, keep: int) -> None:
-        """Keep the first ``keep`` tokens, or as many of them as the cache can go back to: ``reach(keep)``."""
+    def trim_to(self, keep: int) -> None:
+        """Keep the first ``reach(keep)`` tokens: ``keep``, or those of the last checkpoint before."""
         reach = self.reach(keep)
         surplus = len(self.tokens) - reach
         if not surplus:
@@ -102,8 +102,8 @@ class HeldTokens:
         if checkpoint.can_trim(self.cache):
             mlx_cache.trim_prompt_cache(self.cache, surplus)
         else:
-            there = next(one for one in self.checkpoints if one.tokens == reach)
-            self.cache = checkpoint.go_back(self.cache, there, surplus)
+            target = next(one for one in self.checkpoints if one.tokens == reach)
+            self.cache = checkpoint.go_back(self.cache, target, surplus)
             kv.stand_in(self.model.model, self.cache)
         del self.tokens[reach:]
         self.pieces = cut(self.pieces, reach)
@@ -114,18 +114,18 @@ class HeldTokens:
 
     @property
     def needs_checkpoints(self) -> bool:
-        """Whether trimming does not serve this model's caches for good."""
+        """Whether some layer cannot be trimmed, or not once its window is full."""
         return checkpoint.needs_checkpoints(self.cache)
 
     def take_checkpoint(self) -> None:
-        """Make it possible to go back to where the cache is now, at the cost of the oldest such places."""
+        """Add a checkpoint at the current end if the model needs them, dropping the oldest over the limit."""
         tokens = len(self.tokens)
         if not self.needs_checkpoints or any(one.tokens == tokens for one in self.checkpoints):
             return
         self.checkpoints.append(checkpoint.take(self.cache, tokens))
-        del self.checkpoints[:-MOST_CHECKPOINTS]
-        most = kv.memory_report(self.cache).bytes
-        while len(self.checkpoints) > FEWEST_CHECKPOINTS and self._checkpoint_bytes > most:
+        del self.checkpoints[:-MAX_CHECKPOINTS]
+        limit = kv.memory_report(self.cache).bytes
+        while len(self.checkpoints) > MIN_CHECKPOINTS and self._checkpoint_bytes > limit:
             del self.checkpoints[0]
 
     @property
@@ -134,48 +134,49 @@ class HeldTokens:
 
     @property
     def allocated_bytes(self) -> int:
-        """What the caches' arrays take now, room for growth and checkpoints included."""
+        """Bytes of the arrays, slack and checkpoints included."""
         return sum(int(layer.nbytes) for layer in flat_layers(self.cache)) + self._checkpoint_bytes
 
     def pack_prompts(self, on: bool) -> None:
-        """Whether what is read from now on is packed while it is read."""
+        """Set whether prompts are packed during prefill."""
         for layer in flat_layers(self.cache):
             if isinstance(layer, kv.SchemeCache):
                 layer.packs_prompts = on
 
-    def watch_peak(self) -> None:
-        """Count the most that is allocated from now on; ``report`` tells it."""
+    def reset_peak(self) -> None:
+        """Start measuring the peak of allocated memory for ``report``."""
         mx.reset_peak_memory()
-        self._beside = mx.get_active_memory() - self.allocated_bytes
+        self._other_bytes = mx.get_active_memory() - self.allocated_bytes
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Let the model read tokens; they are in the cache, evaluated, when this returns."""
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Run the model over ``tokens``; they are in the cache and evaluated on return."""
         with mx.stream(generation_stream):
             self.model.model(mx.array(list(tokens))[None], cache=self.cache)
             self.evaluate()
         self.tokens.extend(tokens)
         mx.clear_cache()
 
-    def feed_in_chunks(self, tokens: Sequence[int]) -> Iterator[int]:
-        """``feed`` in pieces that a person can interrupt; yields how many tokens are in after each."""
-        step = reading_step(self.model, self.cache)
+    def prefill_in_chunks(self, tokens: Sequence[int]) -> Iterator[int]:
+        """``prefill`` in chunks; yields the number of tokens read so far after each."""
+        step = prefill_chunk_tokens(self.model, self.cache)
         for start in range(0, len(tokens), step):
-            self.feed(tokens[start : start + step])
+            self.prefill(tokens[start : start + step])
             yield min(start + step, len(tokens))
 
     def evaluate(self) -> None:
-        """Finish what is lazily pending, so that the arrays can be kept, saved or converted."""
+        """Evaluate pending operations, before saving or converting the arrays."""
         mx.eval([layer.state for layer in self.cache if not layer.empty()])
 
     def settle(self, certain: bool) -> None:
-        """After work on the cache: evaluate it, and drop it if it does not hold exactly ``tokens``.
+        """Evaluate the cache after use, and clear it if it does not hold exactly ``tokens``.
 
         Args:
-            certain: Whether the work ended where it meant to. If not, a cache that cannot be checked goes.
+            certain: Whether the last operation completed. If not, a cache with layers that do not count their
+                tokens is cleared, since it cannot be checked.
         """
         try:
             self.evaluate()
-            good = _holds(self.cache, len(self.tokens)) and (certain or _checkable(self.cache))
+            good = _holds(self.cache, len(self.tokens)) and (certain or _all_count_tokens(self.cache))
         except RuntimeError:
             good = False
         if not good:
@@ -187,10 +188,10 @@ class HeldTokens:
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Put the same tokens under another scheme. An error, or ``stopped``, leaves the old cache whole.
+        """Convert the cache to another scheme. An error, or ``stopped``, leaves the old cache intact.
 
         Raises:
-            ConversionStopped, ConversionFailed: if that is how it ended.
+            ConversionStopped, ConversionFailed.
         """
         old = kv.parse_scheme(self.scheme)
         packed = self.report().packed_tokens > 0
@@ -210,22 +211,22 @@ class HeldTokens:
         kv.stand_in(self.model.model, self.cache)
 
     def carries_coarser_rounding(self) -> bool:
-        """Whether history was rounded more coarsely than the present scheme rounds."""
+        """Whether packed tokens were once stored with fewer bits than the current scheme has."""
         scheme = kv.parse_scheme(self.scheme)
         keys, values = self.rounding
         return scheme.key.bits > keys or scheme.value.bits > values
 
     def report(self) -> MemoryReport:
-        """What the cache takes now."""
+        """Memory report, with checkpoints and the peak since ``reset_peak``."""
         report = kv.memory_report(self.cache, self.scheme)
-        peak = None if self._beside is None else max(0, mx.get_peak_memory() - self._beside)
+        peak = None
+        if self._other_bytes is not None:
+            peak = max(0, mx.get_peak_memory() - self._other_bytes)
         return replace(report, checkpoint_bytes=self._checkpoint_bytes, peak_bytes=peak)
 
 
-def reading_step(model: LoadedModel, cache: list[Any]) -> int:
-    """How many tokens of a prompt are read at once: half as many where prompts are packed to save memory,
-    since each piece is raw while it is read.
-    """
+def prefill_chunk_tokens(model: LoadedModel, cache: list[Any]) -> int:
+    """Tokens per prefill chunk: half as many if prompts are packed, since a chunk is raw while it is read."""
     packs = any(
         layer.packs_prompts and layer.scheme.compresses
         for layer in flat_layers(cache)
@@ -239,17 +240,17 @@ def _offsets(cache: list[Any]) -> list[int]:
 
 
 def _holds(cache: list[Any], tokens: int) -> bool:
-    """Whether every layer that counts its tokens has counted so many."""
+    """Whether every layer that counts its tokens has counted ``tokens``."""
     return all(offset == tokens for offset in _offsets(cache))
 
 
-def _checkable(cache: list[Any]) -> bool:
+def _all_count_tokens(cache: list[Any]) -> bool:
     return len(_offsets(cache)) == len(flat_layers(cache))
 
 
-def _shape(layer: Any) -> Any:
-    """What must agree between a saved layer and one that the model makes: class, scheme, storage."""
+def _signature(layer: Any) -> Any:
+    """What a saved layer must have in common with the model's own: class, scheme, dtype, window."""
     if isinstance(layer, mlx_cache.CacheList):
-        return ["CacheList", *(_shape(part) for part in layer.caches)]
-    told = [type(layer).__name__, getattr(layer, "scheme", None), str(getattr(layer, "dtype", None))]
-    return [*told, getattr(layer, "max_size", None), getattr(layer, "keep", None)]
+        return ["CacheList", *(_signature(part) for part in layer.caches)]
+    common = [type(layer).__name__, getattr(layer, "scheme", None), str(getattr(layer, "dtype", None))]
+    return [*common, getattr(layer, "max_size", None), getattr(layer, "keep", None)]

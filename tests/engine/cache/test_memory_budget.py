@@ -7,10 +7,10 @@ import pytest
 from tests.engine.talk import TALE, greedy, held_is_consistent, of, user
 from tests.models import tiny_llama
 from tqchat.engine import models
+from tqchat.engine.cache.memory_budget import PrefillPlan
 from tqchat.engine.commands import Limits
 from tqchat.engine.events import Done, Event, Failed, MemoryUpdate, Notice, SchemeChanged
 from tqchat.engine.models import LoadedModel
-from tqchat.engine.room import Plan
 from tqchat.engine.session import Session
 
 ASKED = [user(TALE * 2)]
@@ -73,7 +73,7 @@ def test_a_reply_that_outgrows_the_budget_goes_on_smaller_or_stops(
     # As much as the prompt takes and a little of the reply.
     budget = whole.report.fp16_bytes * (whole.counts.prompt + 40) // whole.report.tokens
     session = Session(tiny, "fp16", Limits(budget=budget, step_down=step_down))
-    session._room.plan = lambda held, tokens: Plan(None, False)  # type: ignore[method-assign]
+    session._room.plan = lambda held, tokens: PrefillPlan(None, False)  # type: ignore[method-assign]
     events = answer(session, long)
     done = events[-1]
     assert isinstance(done, Done)

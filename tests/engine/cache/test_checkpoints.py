@@ -10,9 +10,9 @@ from tests.engine import tiny
 from tests.engine.talk import assistant, greedy, held_is_consistent, of, send, user
 from tests.models import tiny_llama
 from tqchat.engine import models
+from tqchat.engine.cache.prompt_cache import MAX_CHECKPOINTS, MIN_CHECKPOINTS
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.events import Done, Notice
-from tqchat.engine.held import FEWEST_CHECKPOINTS, MOST_CHECKPOINTS
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.store.manifest import MANIFEST, read_manifest
@@ -68,7 +68,7 @@ def test_an_edit_goes_back_to_the_turn_before_and_answers_as_from_there(model: L
     edited = [*said[:-2], user(f"Something else. {TALE}")]
     turn = turns(session)[0]
     straight = Session(model, "fp16")
-    for _ in straight._held.feed_in_chunks(session.tokens[:turn]):
+    for _ in straight._held.prefill_in_chunks(session.tokens[:turn]):
         pass
     done = send(session, edited, greedy(12))
     assert done.counts.reused == turn
@@ -132,21 +132,21 @@ def test_damage_costs_what_came_after_the_last_of_them(model: LoadedModel, vault
     straight = Session(model, "fp16")
     if restored:  # it was read in the same pieces
         talk(straight, turns(session).index(restored))
-        straight._held.feed(session.tokens[len(straight.tokens) : restored])
+        straight._held.prefill(session.tokens[len(straight.tokens) : restored])
     mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, straight))
     assert mine.text == theirs.text
 
 
 def test_they_are_bounded_and_counted(model: LoadedModel) -> None:
     session = Session(model, "fp16")
-    talk(session, MOST_CHECKPOINTS + 2)
+    talk(session, MAX_CHECKPOINTS + 2)
     report = session.memory()
-    assert FEWEST_CHECKPOINTS <= len(turns(session)) <= MOST_CHECKPOINTS
+    assert MIN_CHECKPOINTS <= len(turns(session)) <= MAX_CHECKPOINTS
     assert turns(session) == sorted(turns(session))
     assert report.checkpoint_bytes > 0
     layers = report.shared_bytes + sum(layer.bytes for layer in report.layers)
     assert report.bytes == layers + report.checkpoint_bytes
-    assert len(turns(session)) == FEWEST_CHECKPOINTS or report.checkpoint_bytes <= layers
+    assert len(turns(session)) == MIN_CHECKPOINTS or report.checkpoint_bytes <= layers
 
 
 def test_a_cache_that_can_be_trimmed_needs_none(tmp_path: Path) -> None:

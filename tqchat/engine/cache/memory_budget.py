@@ -1,0 +1,85 @@
+"""Keeps a conversation's cache within its memory budget: packs prompts, picks a smaller scheme or refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tqchat.engine import backend
+from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.commands import Limits
+from tqchat.engine.failures import OverMemoryBudget
+from tqchat.engine.memory.auto_scheme import SAFEST_FIRST
+from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE
+from tqchat.engine.memory.shapes import at_length, cache_shapes
+from tqchat.kv.memory import MemoryReport, predict_bytes
+from tqchat.kv.scheme import FP16, parse_scheme
+
+GROWTH_FACTOR = 1.25
+"""A smaller scheme must leave the conversation this much room to grow."""
+
+
+@dataclass(frozen=True)
+class PrefillPlan:
+    """How to read a prompt: under which scheme (``None`` keeps the current one), packed meanwhile or not."""
+
+    scheme: str | None
+    pack_prompts: bool
+
+
+class MemoryBudget:
+    """The memory budget of one conversation's cache."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._shapes: MemoryReport | None = None
+
+    def budget_bytes(self, cache: PromptCache) -> int | None:
+        """Bytes that the cache may take: as configured, else a share of what the weights leave.
+
+        On a CPU that share is limited by the memory available now.
+        """
+        if self.limits.budget is not None:
+            return self.limits.budget
+        share = cache.model.info.memory_budget
+        if share is None or not cache.model.on_cpu:
+            return share
+        return min(share, int(backend.available_memory() * SHARE_OF_AVAILABLE) + cache.allocated_bytes)
+
+    def plan(self, cache: PromptCache, tokens: int) -> PrefillPlan:
+        """How to prefill up to ``tokens`` tokens.
+
+        Raises:
+            OverMemoryBudget: if they do not fit and no smaller scheme is allowed or small enough.
+        """
+        budget = self.budget_bytes(cache)
+        if budget is None:
+            return PrefillPlan(None, self.limits.pack_prompts)
+        scheme = None
+        needed = self._predicted_bytes(cache, cache.scheme, tokens)
+        if needed > budget:
+            scheme = self.smaller_scheme(cache, tokens)
+            if scheme is None or not self.limits.step_down:
+                raise OverMemoryBudget(tokens, cache.scheme, needed, budget, scheme)
+        new = tokens - len(cache.tokens)
+        raw = cache.allocated_bytes + self._predicted_bytes(cache, FP16.name, tokens) * new // max(tokens, 1)
+        return PrefillPlan(scheme, self.limits.pack_prompts or raw > budget)
+
+    def exceeded(self, cache: PromptCache) -> bool:
+        """Whether the cache is larger than its budget."""
+        budget = self.budget_bytes(cache)
+        return budget is not None and cache.allocated_bytes > budget
+
+    def smaller_scheme(self, cache: PromptCache, tokens: int) -> str | None:
+        """The safest scheme that is smaller and leaves room to grow; ``None`` if there is none."""
+        budget = self.budget_bytes(cache)
+        now = self._predicted_bytes(cache, cache.scheme, tokens)
+        for name in SAFEST_FIRST:
+            needed = self._predicted_bytes(cache, name, tokens)
+            if needed < now and (budget is None or needed * GROWTH_FACTOR <= budget):
+                return name
+        return None
+
+    def _predicted_bytes(self, cache: PromptCache, scheme: str, tokens: int) -> int:
+        if self._shapes is None:
+            self._shapes = cache_shapes(cache.model.model)
+        return predict_bytes(at_length(self._shapes, tokens), parse_scheme(scheme))
