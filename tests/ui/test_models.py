@@ -12,7 +12,7 @@ from tests.models import tiny_llama
 from tests.ui.conftest import Open, Stage
 from tests.ui.scripted import INFO
 from tqchat.engine import commands, events
-from tqchat.engine.hub import catalog, download
+from tqchat.engine.hub import catalog, local_cache
 from tqchat.settings import Settings
 from tqchat.ui.screens.models import ModelPicker
 
@@ -29,7 +29,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (broken / "model.safetensors").write_bytes(b"abc")
     blobs = tmp_path / "hub" / "models--org--big" / "blobs"
     blobs.mkdir(parents=True)
-    (blobs / f"1{download.UNFINISHED}").write_bytes(b"x" * 2_000_000)
+    (blobs / f"1{local_cache.PARTIAL_SUFFIX}").write_bytes(b"x" * 2_000_000)
     return tmp_path / "models"
 
 

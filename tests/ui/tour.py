@@ -14,15 +14,17 @@ from textual.widgets import Input, TextArea
 from tests.ui.conftest import Stage
 from tqchat.engine import events
 from tqchat.engine.hub import catalog
-from tqchat.engine.hub.catalog import Found
+from tqchat.engine.hub.catalog import LocalModel
 from tqchat.ui import figures
 from tqchat.ui.screens.chat import ChatScreen
 
 MODELS = [
-    Found("starter", "starter", "bundled", Path("/models/starter"), 24_300_000, "llama", "6-bit", 4096),
-    Found("/models/tiny", "tiny", "folder", Path("/models/tiny"), 1_870_000, "llama", "4-bit", 512),
-    Found("/models/half", "half", "folder", Path("/models/half"), 0, problem="The weights are cut short."),
-    Found("org/large-4bit", "org/large-4bit", "hub", None, 1_200_000_000),
+    LocalModel("starter", "starter", "bundled", Path("/models/starter"), 24_300_000, "llama", "6-bit", 4096),
+    LocalModel("/models/tiny", "tiny", "folder", Path("/models/tiny"), 1_870_000, "llama", "4-bit", 512),
+    LocalModel(
+        "/models/half", "half", "folder", Path("/models/half"), 0, problem="The weights are cut short."
+    ),
+    LocalModel("org/large-4bit", "org/large-4bit", "hub", None, 1_200_000_000),
 ]
 REPLY = """A fox is a **small** animal.
 

@@ -1,4 +1,4 @@
-"""The engine thread: it owns MLX, takes commands from a queue and answers with events."""
+"""The engine thread: owns MLX, takes commands from a queue, answers with events."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tqchat.engine.events import (
     SaveFailed,
 )
 from tqchat.engine.failures import DraftMismatch, NoModel, explained
-from tqchat.engine.hub.download_thread import Fetch, Fetched
+from tqchat.engine.hub.download_thread import DownloadThread, DownloadUpdate
 from tqchat.engine.logs import log_to
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
@@ -66,7 +66,7 @@ class Locations(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A command on its way, and what stops it: a stop belongs to what was asked before it, nothing later."""
+    """A queued command and its stop event: ``Engine.stop`` sets those of the commands submitted so far."""
 
     command: Command
     stop: threading.Event = field(default_factory=threading.Event)
@@ -82,13 +82,9 @@ class _Current:
 
 
 class Engine:
-    """Runs commands one after another on a thread of its own. MLX is used nowhere else.
+    """Runs commands in order on its own thread, the only one that uses MLX.
 
-    ``on_event`` is called on that thread, with everything that the application should know. Caches are saved
-    once there is nothing more urgent to do: when the queue is empty (and no longer than it is), on leaving a
-    conversation, at the end. All of them together take ``cache_budget`` GiB at most. ``limits`` is asked
-    before every reply what a cache may take in memory. The model named ``draft``, if it is on this machine,
-    proposes tokens.
+    Caches are saved while the queue is empty, when another conversation is opened, and on shutdown.
     """
 
     def __init__(
@@ -100,49 +96,56 @@ class Engine:
         limits: Callable[[], Limits] = Limits,
         draft: str | None = None,
     ) -> None:
+        """
+        Args:
+            on_event: Called on the engine thread with each event.
+            cache_budget: GiB of all caches on disk; ``None`` for the vault's default.
+            limits: Called before each reply for the memory limits of its cache.
+            draft: Name of the draft model, used if it is on this machine.
+        """
         self._on_event = on_event
         self._paths = paths
         self._vault = Vault(paths.caches, cache_budget)
         self._limits = limits
         self._draft_ref = draft
         self._draft: LoadedModel | None = None
-        self._queue: queue.SimpleQueue[_Task | Fetched | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Task | DownloadUpdate | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._open_tasks: list[_Task] = []
-        self._fetch: Fetch | None = None
-        self._waiting: deque[_Task] = deque()
+        self._unfinished: list[_Task] = []
+        self._download: DownloadThread | None = None
+        self._awaiting_model: deque[_Task] = deque()
         self._closing = threading.Event()
         self._finished = threading.Event()
         self._model: LoadedModel | None = None
         self._current: _Current | None = None
         self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
 
-    # From any thread.
+    # Called from any thread.
 
     def start(self) -> None:
         """Start the thread. MLX is imported there, not here."""
         self._thread.start()
 
     def submit(self, command: Command) -> None:
-        """Put a command into the queue; what comes of it arrives as events."""
+        """Queue a command; its results arrive as events."""
         task = _Task(command)
         with self._lock:
-            self._open_tasks.append(task)
+            self._unfinished.append(task)
         self._queue.put(task)
 
     def stop(self) -> None:
-        """End what is being generated or read, and whatever else was asked for so far, within one token."""
+        """Stop all commands submitted so far: the running one within one token or prefill chunk."""
         with self._lock:
-            for task in self._open_tasks:
+            for task in self._unfinished:
                 task.stop.set()
 
     def cancel_download(self) -> None:
-        """End a download. What has arrived stays and is resumed next time."""
-        if (fetch := self._fetch) is not None:
-            fetch.cancel()
+        """Cancel the download. The received part stays on disk and the next download resumes it."""
+        if (download := self._download) is not None:
+            download.cancel()
 
     def shutdown(self, timeout: float = 10.0) -> None:
-        """Stop, save what is not saved, let go of the model; waits for that at most ``timeout`` seconds."""
+        """Stop, save and release the model; waits at most ``timeout`` seconds."""
         self._closing.set()
         self.stop()
         self.cancel_download()
@@ -150,7 +153,7 @@ class Engine:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._finished.wait(timeout)
 
-    # On the engine thread, all of it.
+    # Everything below runs on the engine thread.
 
     def _run(self) -> None:
         with log_to(self._paths.log_dir):
@@ -161,37 +164,37 @@ class Engine:
             self._model = self._current = None
             gc.collect()
         self._finished.set()
-        # MLX's destructors for this thread want the interpreter and abort the process if it is on its way out
-        # by then. So the thread, a daemon, never ends by itself.
+        # MLX's thread-local destructors need the interpreter and abort the process during its shutdown. So
+        # this daemon thread never returns.
         threading.Event().wait()
 
-    def _next(self) -> _Task | Fetched | None:
-        if self._model is not None and self._waiting:
-            return self._waiting.popleft()
+    def _next(self) -> _Task | DownloadUpdate | None:
+        if self._model is not None and self._awaiting_model:
+            return self._awaiting_model.popleft()
         try:
             return self._queue.get_nowait()
         except queue.Empty:
             self._save(interrupted=lambda: not self._queue.empty())
             return self._queue.get()
 
-    def _handle(self, item: _Task | Fetched) -> None:
+    def _handle(self, item: _Task | DownloadUpdate) -> None:
         if self._closing.is_set():
             return
         try:
-            if isinstance(item, Fetched):
-                self._fetched(item)
-            elif self._must_wait(item):
-                self._waiting.append(item)
+            if isinstance(item, DownloadUpdate):
+                self._on_download_update(item)
+            elif self._needs_pending_model(item):
+                self._awaiting_model.append(item)
                 return
             else:
-                self._obey(item)
-        except Exception as error:  # whatever it was, the thread lives on
+                self._execute(item)
+        except Exception as error:  # the thread must survive any error
             self._report_failure(item, error)
         if isinstance(item, _Task):
             with self._lock:
-                self._open_tasks.remove(item)
+                self._unfinished.remove(item)
 
-    def _obey(self, task: _Task) -> None:
+    def _execute(self, task: _Task) -> None:
         match task.command:
             case LoadModel() as command:
                 self._load(command)
@@ -208,10 +211,10 @@ class Engine:
             case ForgetConversation() as command:
                 self._forget(command.conversation_id)
 
-    def _must_wait(self, task: _Task) -> bool:
-        """Whether a command needs the model that is still on its way."""
+    def _needs_pending_model(self, task: _Task) -> bool:
+        """Whether a command needs the model that is being downloaded."""
         needs_model = isinstance(task.command, OpenConversation | Send | SetScheme | Compose)
-        return needs_model and self._model is None and self._fetch is not None
+        return needs_model and self._model is None and self._download is not None
 
     def _emit(self, event: Event) -> None:
         try:
@@ -219,7 +222,7 @@ class Engine:
         except Exception:
             _log.exception("The receiver of %s failed", type(event).__name__)
 
-    def _report_failure(self, item: _Task | Fetched, error: Exception) -> None:
+    def _report_failure(self, item: _Task | DownloadUpdate, error: Exception) -> None:
         message = explained(error)
         command = item.command if isinstance(item, _Task) else LoadModel(item.ref)
         if isinstance(command, LoadModel):
@@ -237,12 +240,12 @@ class Engine:
         self._emit(ModelProgress(ref, "loading"))
         backend.prepare()
         folder = local_folder(command.ref)
-        self._end_fetch()
+        self._cancel_replaced_download()
         if folder is not None:
-            self._become(command.ref, folder)
+            self._use_model(command.ref, folder)
             return
-        self._fetch = Fetch(ref, self._queue.put)
-        self._fetch.start()
+        self._download = DownloadThread(ref, self._queue.put)
+        self._download.start()
 
     def _estimate(self, command: EstimateModel) -> None:
         from tqchat.engine.memory.estimate import estimate
@@ -252,38 +255,38 @@ class Engine:
         except Exception as error:
             self._emit(ModelEstimate(command.ref, problem=explained(error)))
 
-    def _end_fetch(self) -> None:
-        """A download that another model has made pointless ends here."""
-        if self._fetch is not None:
-            self._fetch.cancel()
-            reason = f"The download of {self._fetch.ref} gave way to another model."
-            self._emit(ModelFailed(self._fetch.ref, reason))
-            self._fetch = None
+    def _cancel_replaced_download(self) -> None:
+        """Cancel the download of a model that the user no longer waits for."""
+        if self._download is not None:
+            self._download.cancel()
+            reason = f"The download of {self._download.ref} gave way to another model."
+            self._emit(ModelFailed(self._download.ref, reason))
+            self._download = None
 
-    def _fetched(self, news: Fetched) -> None:
-        fetch = self._fetch
-        if fetch is None or news.fetch is not fetch:
-            return  # of a download that is over
-        if news.progress is not None:
-            done, total = fetch.progress
-            self._emit(ModelProgress(news.ref, "downloading", done, total))
+    def _on_download_update(self, update: DownloadUpdate) -> None:
+        download = self._download
+        if download is None or update.download is not download:
+            return  # from a cancelled download
+        if update.progress is not None:
+            done, total = download.progress
+            self._emit(ModelProgress(update.ref, "downloading", done, total))
             return
-        self._fetch = None
+        self._download = None
         try:
-            if news.error is not None:
-                raise news.error
-            assert news.folder is not None
-            self._emit(ModelProgress(news.ref, "loading"))
-            self._become(news.ref, news.folder)
+            if update.error is not None:
+                raise update.error
+            assert update.folder is not None
+            self._emit(ModelProgress(update.ref, "loading"))
+            self._use_model(update.ref, update.folder)
         finally:
             if self._model is None:
-                # No model came: what waited for it is answered, each in its own words.
-                for task in list(self._waiting):
+                # The waiting commands fail, each with its own error.
+                for task in list(self._awaiting_model):
                     self._queue.put(task)
-                self._waiting.clear()
+                self._awaiting_model.clear()
 
-    def _become(self, ref: str | None, folder: Path) -> None:
-        """Load a model and make it current; the one before it stays if that fails."""
+    def _use_model(self, ref: str | None, folder: Path) -> None:
+        """Load a model and make it current; the previous one stays if that fails."""
         from tqchat.engine import backend, models
 
         began = time.perf_counter()
@@ -296,7 +299,7 @@ class Engine:
             self._open(current.conversation_id, current.messages, current.session.scheme)
 
     def _draft_for(self, model: LoadedModel) -> LoadedModel | None:
-        """The draft model, if one is wanted and fits; why not is told, and replies come without."""
+        """The draft model if configured. If it cannot be used, a notice says why and ``None`` is returned."""
         from tqchat.engine import backend, decoding, models
         from tqchat.engine.hub.resolve import local_folder
 
@@ -347,15 +350,15 @@ class Engine:
         if parse_scheme(command.scheme).name != session.scheme:
             for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
                 self._emit(event)
-        said, before = command.messages, ""
-        if command.continues and said and said[-1].role == "assistant":
-            said, before = said[:-1], said[-1].content
+        history, beginning = command.messages, ""
+        if command.continues and history and history[-1].role == "assistant":
+            history, beginning = history[:-1], history[-1].content
         for event in session.send(
             command.messages, command.sampling, stop, command.conversation_id, command.continues, self._vault
         ):
             self._emit(event)
             if isinstance(event, Done):
-                current.messages = (*said, ChatMessage("assistant", before + event.text))
+                current.messages = (*history, ChatMessage("assistant", beginning + event.text))
 
     def _set_scheme(self, command: SetScheme, stop: threading.Event) -> None:
         saved = self._vault.scheme(command.conversation_id)
@@ -393,12 +396,12 @@ class Engine:
     def _prune(self) -> None:
         try:
             for entry in self._vault.prune():
-                _log.info("The cache of %s made room: it was used least recently", entry.conversation)
+                _log.info("Deleted the least recently used cache, of %s", entry.conversation)
         except Exception:
-            _log.exception("The caches on disk could not be held against their budget")
+            _log.exception("Pruning the caches on disk failed")
 
     def _save(self, interrupted: Callable[[], bool] = lambda: False) -> None:
-        """Save the live cache if it holds something new. A failure is told once, until it changes again."""
+        """Save the live cache if it has changed. A failure is reported once, until it changes again."""
         current = self._current
         if current is None or not current.session.changed or not current.session.tokens:
             return
@@ -410,7 +413,7 @@ class Engine:
             self._emit(SaveFailed(current.conversation_id, explained(error)))
         else:
             if not size:
-                return  # something more urgent came; what is still to be saved is saved after it
+                return  # interrupted by a command; saved after it
             seconds = time.perf_counter() - began
             tokens = len(current.session.tokens)
             self._emit(Saved(current.conversation_id, tokens, size, seconds))

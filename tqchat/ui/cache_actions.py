@@ -6,7 +6,7 @@ from textual import work
 
 from tqchat.engine import commands, events
 from tqchat.engine.commands import STARTER
-from tqchat.engine.hub import catalog, download
+from tqchat.engine.hub import catalog, local_cache
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
 from tqchat.ui.bridge import EngineLike
@@ -81,7 +81,7 @@ class CacheActions(LookActions):
     @work(thread=True)
     def _discard(self, ref: str) -> None:
         try:
-            download.discard(ref)
+            local_cache.discard_partial(ref)
         except TqchatError as error:
             self.call_from_thread(self.say, str(error), "error")
         else:

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from tests.models import tiny_llama
-from tqchat.engine.hub import catalog, download
-from tqchat.engine.hub.catalog import Found, quantisation
+from tqchat.engine.hub import catalog, local_cache
+from tqchat.engine.hub.catalog import LocalModel, quantisation
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def by_ref(*folders: Path) -> dict[str, Found]:
+def by_ref(*folders: Path) -> dict[str, LocalModel]:
     return {one.ref: one for one in catalog.scan([str(folder) for folder in folders])}
 
 
@@ -88,21 +88,21 @@ def test_an_unfinished_download_is_found_and_can_be_discarded(tmp_path: Path) ->
     blobs = tmp_path / "hub" / "models--org--big" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "whole").write_bytes(b"x" * 10)
-    (blobs / f"half{download.UNFINISHED}").write_bytes(b"x" * 32)
+    (blobs / f"half{local_cache.PARTIAL_SUFFIX}").write_bytes(b"x" * 32)
     one = by_ref()["org/big"]
     assert (one.folder, one.disk_bytes) == (None, 42)
-    download.discard("org/big")
+    local_cache.discard_partial("org/big")
     assert set(by_ref()) == {"starter"}
     assert not blobs.parent.exists()
-    download.discard("org/big")
+    local_cache.discard_partial("org/big")
 
 
 def test_discarding_leaves_what_another_program_keeps_of_the_model(tmp_path: Path) -> None:
     in_hub(tmp_path / "hub", "org/big")
     blobs = tmp_path / "hub" / "models--org--big" / "blobs"
     blobs.mkdir()
-    (blobs / f"newer{download.UNFINISHED}").write_bytes(b"x")
-    download.discard("org/big")
+    (blobs / f"newer{local_cache.PARTIAL_SUFFIX}").write_bytes(b"x")
+    local_cache.discard_partial("org/big")
     assert list(blobs.iterdir()) == []
     assert by_ref()["org/big"].folder is not None
 

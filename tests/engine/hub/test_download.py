@@ -11,7 +11,7 @@ import pytest
 from tests.engine.hub.stand_in_hub import COMMIT, REPO, Hub, serving
 from tqchat.engine import models
 from tqchat.engine.hub import download
-from tqchat.engine.hub.download import DownloadCancelled, DownloadFailed
+from tqchat.engine.hub.download_errors import DownloadCancelled, DownloadFailed
 from tqchat.engine.hub.resolve import local_folder, resolve
 from tqchat.errors import TqchatError
 
@@ -35,7 +35,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(download, "_wait", lambda *_: None)
+    monkeypatch.setattr(download, "_back_off", lambda *_: None)
     with serving(source, cache, monkeypatch) as hub:
         yield hub
 

@@ -1,4 +1,4 @@
-"""The models that are on this machine, from their files alone: no MLX, no network."""
+"""Models on this machine, described from their files: no MLX, no network."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ from typing import Any, Literal
 
 from tqchat.engine import prompts
 from tqchat.engine.commands import STARTER
-from tqchat.engine.hub import download, model_folder
+from tqchat.engine.hub import local_cache, model_folder
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
 Source = Literal["bundled", "folder", "hub"]
 
 KNOWN_FOLDERS = ("~/.lmstudio/models", "~/.cache/lm-studio/models")
-"""Where another program keeps models that load here as well."""
+"""Model folders of other programs."""
 
-_DEEPEST = 3
-_MOST_FOLDERS = 2_000
+_MAX_DEPTH = 3
+_MAX_FOLDERS = 2_000
 
 
 @dataclass(frozen=True)
-class Found:
-    """A model on disk. ``ref`` loads it; ``folder`` is ``None`` for a download that was not finished.
+class LocalModel:
+    """A model on disk.
 
-    ``disk_bytes`` are its weights, or what has arrived of them. ``problem`` says why it cannot be loaded.
+    Attributes:
+        ref: The name to load it by.
+        folder: ``None`` for an unfinished download.
+        disk_bytes: Bytes of its weight files, or of the part already downloaded.
+        problem: Why it cannot be loaded.
     """
 
     ref: str
@@ -41,11 +45,10 @@ class Found:
     problem: str | None = None
 
 
-def scan(model_folders: Iterable[str] = ()) -> list[Found]:
-    """The bundled model, those in the person's folders, and those in the hub's cache, each sorted by name.
+def scan(model_folders: Iterable[str] = ()) -> list[LocalModel]:
+    """The bundled model, models in ``model_folders`` and models in the Hugging Face cache, sorted by name.
 
-    What is no model is passed over; a model that cannot be loaded is listed with the reason. Takes as long as
-    the disk does: run it beside the screen.
+    A model that cannot be loaded is listed with the reason. Reads the disk: do not call it on the UI thread.
     """
     found = [describe(bundled("starter"), STARTER, STARTER, "bundled")]
     seen = {folder.resolve() for folder in (bundled("starter"),)}
@@ -54,17 +57,17 @@ def scan(model_folders: Iterable[str] = ()) -> list[Found]:
             if (real := folder.resolve()) not in seen:
                 seen.add(real)
                 found.append(describe(folder, str(folder), folder.name, "folder"))
-    return found + list(_hub())
+    return found + list(_cached())
 
 
-def describe(folder: Path, ref: str, name: str, source: Source) -> Found:
-    """What a model folder's own files say."""
+def describe(folder: Path, ref: str, name: str, source: Source) -> LocalModel:
+    """Describe a model folder from its files."""
     try:
         config = model_folder.check(folder)
         size = sum(file.stat().st_size for file in model_folder.weight_files(folder))
     except (TqchatError, OSError) as error:
-        return Found(ref, name, source, folder, 0, problem=str(error))
-    return Found(
+        return LocalModel(ref, name, source, folder, 0, problem=str(error))
+    return LocalModel(
         ref,
         name,
         source,
@@ -77,17 +80,17 @@ def describe(folder: Path, ref: str, name: str, source: Source) -> Found:
 
 
 def quantisation(config: dict[str, Any]) -> str:
-    """How the weights are kept, as short as people say it: ``4-bit``, ``mxfp4``, ``bf16``."""
+    """Short name of the weights' format: ``4-bit``, ``mxfp4``, ``bf16``."""
     text = config.get("text_config")
     for table in (config, text if isinstance(text, dict) else {}):
-        told = table.get("quantization") or table.get("quantization_config")
-        if isinstance(told, dict):
-            mode, bits = told.get("mode"), told.get("bits")
+        entry = table.get("quantization") or table.get("quantization_config")
+        if isinstance(entry, dict):
+            mode, bits = entry.get("mode"), entry.get("bits")
             if isinstance(mode, str) and mode != "affine":
                 return mode
             if isinstance(bits, int):
                 return f"{bits}-bit"
-            return str(told.get("quant_method", "quantised"))
+            return str(entry.get("quant_method", "quantised"))
         dtype = table.get("torch_dtype") or table.get("dtype")
         if isinstance(dtype, str):
             return {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(dtype, dtype)
@@ -96,19 +99,19 @@ def quantisation(config: dict[str, Any]) -> str:
 
 def _model_folders(root: Path) -> Iterator[Path]:
     """Folders below (or at) ``root`` that have a ``config.json`` with a ``model_type``."""
-    waiting = [(root, 0)]
-    looked = 0
-    while waiting and looked < _MOST_FOLDERS:
-        folder, depth = waiting.pop(0)
-        looked += 1
+    queue = [(root, 0)]
+    visited = 0
+    while queue and visited < _MAX_FOLDERS:
+        folder, depth = queue.pop(0)
+        visited += 1
         try:
             if _is_model(folder):
                 yield folder
-            elif depth < _DEEPEST:
+            elif depth < _MAX_DEPTH:
                 below = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-                waiting += [(path, depth + 1) for path in below if path.is_dir()]
+                queue += [(path, depth + 1) for path in below if path.is_dir()]
         except OSError:
-            continue  # not ours to read, or gone by now
+            continue  # unreadable, or deleted meanwhile
 
 
 def _is_model(folder: Path) -> bool:
@@ -119,11 +122,11 @@ def _is_model(folder: Path) -> bool:
     return isinstance(table, dict) and isinstance(table.get("model_type"), str)
 
 
-def _hub() -> Iterator[Found]:
-    """Whole models in the hub's cache, and downloads of ours that wait to go on."""
-    for repo, storage in download.repos():
-        folder = download.cached(repo)
+def _cached() -> Iterator[LocalModel]:
+    """Complete models in the Hugging Face cache, and unfinished tqchat downloads."""
+    for repo, storage in local_cache.cached_repos():
+        folder = local_cache.cached_folder(repo)
         if folder is not None and _is_model(folder):
             yield describe(folder, repo, repo, "hub")
-        elif arrived := download.arrived(storage):
-            yield Found(repo, repo, "hub", None, arrived)
+        elif received := local_cache.partial_bytes(storage):
+            yield LocalModel(repo, repo, "hub", None, received)

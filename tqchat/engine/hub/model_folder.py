@@ -1,4 +1,4 @@
-"""Whether a folder is a model that can be loaded; said before MLX touches it."""
+"""Checks that a folder is a complete model, before MLX reads it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ WEIGHT_PATTERN = "model*.safetensors"
 
 
 class NotAModel(TqchatError):
-    """The folder lacks what a model consists of, or holds a damaged one."""
+    """The folder is not a model, or an incomplete or damaged one."""
 
 
 class NeedsCustomCode(TqchatError):
-    """The model wants its own Python code run. tqchat never does that."""
+    """The model can only be loaded by running its own Python code, which tqchat never does."""
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``, once everything that a model needs is seen to be there and whole.
+    """Check that a model is complete; returns its ``config.json``.
 
     Raises:
-        NotAModel: if something is missing, cut short or unreadable.
-        NeedsCustomCode: if it can only be loaded by running code that comes with it.
+        NotAModel: if a file is missing, truncated or unreadable.
+        NeedsCustomCode: if loading it would run code that comes with it.
     """
     if not (folder / "config.json").is_file():
         raise NotAModel(f"{folder} is no model folder: it has no config.json.")
@@ -48,7 +48,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder; all of those that its index names.
+    """The weight files of a model folder, complete by its index.
 
     Raises:
         NotAModel: if there are none, or some are missing.
@@ -74,10 +74,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_weights(path: Path) -> None:
-    """See that a safetensors file is as long as its own header says.
+    """Check that a safetensors file has the length that its header states.
 
     Raises:
-        NotAModel: if it is shorter, longer or unreadable.
+        NotAModel: if it has not, or is unreadable.
     """
     try:
         size = path.stat().st_size
@@ -92,11 +92,11 @@ def check_weights(path: Path) -> None:
         raise NotAModel(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise NotAModel(f"The weights in {path} are damaged: download or copy them again.") from error
-    wanted = 8 + length + max(ends, default=0)
-    if size != wanted:
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
         raise NotAModel(
-            f"The weights in {path} are {'cut short' if size < wanted else 'damaged'} "
-            f"({size:,} of {wanted:,} bytes): download or copy them again."
+            f"The weights in {path} are {'cut short' if size < expected else 'damaged'} "
+            f"({size:,} of {expected:,} bytes): download or copy them again."
         )
 
 

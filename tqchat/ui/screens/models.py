@@ -20,7 +20,7 @@ from textual.widgets.option_list import Option
 
 from tqchat.engine.events import ModelEstimate, ModelProgress
 from tqchat.engine.hub import catalog
-from tqchat.engine.hub.catalog import Found
+from tqchat.engine.hub.catalog import LocalModel
 from tqchat.engine.memory.cache_sizes import Verdict, cache_sizes, sizes_by_layer_kind
 from tqchat.kv.scheme import Scheme
 from tqchat.text import one_line
@@ -60,7 +60,7 @@ class ModelPicker(ModalScreen[Wish | None]):
     class Looked(Message):
         """The machine was searched."""
 
-        def __init__(self, found: list[Found]) -> None:
+        def __init__(self, found: list[LocalModel]) -> None:
             super().__init__()
             self.found = found
 
@@ -69,7 +69,7 @@ class ModelPicker(ModalScreen[Wish | None]):
         current: str | None,
         scheme: Scheme,
         *,
-        look: Callable[[], list[Found]],
+        look: Callable[[], list[LocalModel]],
         ask: Callable[[str, Path], None],
         loading: ModelProgress | None = None,
     ) -> None:
@@ -78,8 +78,8 @@ class ModelPicker(ModalScreen[Wish | None]):
         self._look, self._ask = look, ask
         self._estimates: dict[str, ModelEstimate] = {}
         self._loading = loading
-        self._found: list[Found] | None = None
-        self._shown: dict[str, Found] = {}
+        self._found: list[LocalModel] | None = None
+        self._shown: dict[str, LocalModel] = {}
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -129,11 +129,11 @@ class ModelPicker(ModalScreen[Wish | None]):
     # Drawing
 
     @property
-    def _marked(self) -> Found | None:
+    def _marked(self) -> LocalModel | None:
         option = self.query_one(OptionList).highlighted_option
         return self._shown.get(option.id) if option is not None and option.id else None
 
-    def _candidates(self, written: str) -> list[Found]:
+    def _candidates(self, written: str) -> list[LocalModel]:
         """What the list shows: the models that have the words, and what the words themselves name."""
         found = self._found or []
         words = written.lower().split()
@@ -146,7 +146,7 @@ class ModelPicker(ModalScreen[Wish | None]):
             if folder.is_dir():
                 known.append(catalog.describe(folder, named, folder.name, "folder"))
             elif not named.startswith((".", "/", "~")):
-                known.append(Found(named, named, "hub", None, 0))
+                known.append(LocalModel(named, named, "hub", None, 0))
         return known
 
     def _draw(self) -> None:
@@ -178,7 +178,7 @@ class ModelPicker(ModalScreen[Wish | None]):
     def _name_width(self) -> int:
         return 40 if self._wide else 21
 
-    def _line(self, one: Found) -> Content:
+    def _line(self, one: LocalModel) -> Content:
         current = one.ref == self._current
         name = figures.fit(one_line(one.ref if one.source == "hub" else one.name), self._name_width)
         limit = figures.short(one.context_limit) if one.context_limit else ""
@@ -192,7 +192,7 @@ class ModelPicker(ModalScreen[Wish | None]):
             (f"  {state}", style),
         )
 
-    def _state(self, one: Found) -> tuple[str, str]:
+    def _state(self, one: LocalModel) -> tuple[str, str]:
         loading = self._loading
         if loading is not None and loading.ref == one.ref:
             if loading.stage == "loading":
@@ -217,7 +217,7 @@ class ModelPicker(ModalScreen[Wish | None]):
             )
         )
 
-    def _keys(self, one: Found | None) -> list[tuple[str, str]]:
+    def _keys(self, one: LocalModel | None) -> list[tuple[str, str]]:
         keys = [("Esc", "closes")]
         if one is None:
             return keys
@@ -232,7 +232,7 @@ class ModelPicker(ModalScreen[Wish | None]):
             return [("Enter", deed), *discard, *keys]
         return [("Enter", "loads"), *keys]
 
-    def _said(self, one: Found) -> list[Content]:
+    def _said(self, one: LocalModel) -> list[Content]:
         loading = self._loading
         if loading is not None and loading.ref == one.ref and loading.stage == "downloading":
             return _download(loading)
