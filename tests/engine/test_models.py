@@ -11,7 +11,7 @@ import pytest
 from tests.engine import tiny as tiny_models
 from tests.models import tiny_llama
 from tqchat.engine import backend, models
-from tqchat.engine.commands import Sampling, settled
+from tqchat.engine.commands import Sampling, resolve_sampling
 from tqchat.engine.hub.resolve import ModelNotFound, resolve
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.fingerprint import fingerprint
@@ -170,13 +170,15 @@ def test_the_starter_needs_no_name() -> None:
 
 
 def test_the_starters_own_sampling_is_the_default(starter: LoadedModel) -> None:
-    chosen = settled(Sampling(), starter.info.sampling)
+    chosen = resolve_sampling(Sampling(), starter.info.sampling)
     assert (chosen.temperature, chosen.top_p, chosen.repetition_penalty) == (0.7, 0.9, 1.1)
-    assert settled(Sampling(top_p=0.5), starter.info.sampling).top_p == 0.5
-    greedy = settled(Sampling(temperature=0.0), starter.info.sampling)
+    assert resolve_sampling(Sampling(top_p=0.5), starter.info.sampling).top_p == 0.5
+    greedy = resolve_sampling(Sampling(temperature=0.0), starter.info.sampling)
     assert (greedy.top_p, greedy.repetition_penalty) == (None, None)
     assert (
-        settled(Sampling(temperature=0.0, repetition_penalty=1.2), starter.info.sampling).repetition_penalty
+        resolve_sampling(
+            Sampling(temperature=0.0, repetition_penalty=1.2), starter.info.sampling
+        ).repetition_penalty
         == 1.2
     )
 
@@ -206,7 +208,7 @@ def test_a_large_weight_file_is_sampled(tmp_path: Path, monkeypatch: pytest.Monk
     from tqchat.engine.models import fingerprint as module
 
     folder = tiny_llama(tmp_path / "a")
-    monkeypatch.setattr(module, "WHOLE_FILE", 1000)
+    monkeypatch.setattr(module, "FULL_HASH_MAX_BYTES", 1000)
     monkeypatch.setattr(module, "_SAMPLE_BYTES", 4096)
     before = fingerprint(folder)
     path = folder / "model.safetensors"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tqchat.engine.session import Session as Session
     from tqchat.engine.worker import Engine as Engine
 
-_HOMES = {
+_MODULES = {
     "Backend": "backend",
     "prepare": "backend",
     "LoadedModel": "models",
@@ -23,10 +23,10 @@ _HOMES = {
     "Engine": "worker",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

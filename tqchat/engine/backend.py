@@ -1,4 +1,4 @@
-"""Getting MLX ready on this machine. Call ``prepare()`` before anything imports ``mlx``."""
+"""Prepares MLX on this machine. Call ``prepare()`` before anything imports ``mlx``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BLAS_FOLDERS = (
     "/home/linuxbrew/.linuxbrew/lib",
 )
 FEW_CORES = 2
-"""With no more than these, OpenBLAS's idle threads are in the way of those that have work; with four not."""
+"""With at most this many cores, OpenBLAS's spinning idle threads slow decoding; with four they do not."""
 
 _lock = threading.Lock()
 _prepared: Backend | None = None
@@ -40,11 +40,12 @@ class BackendMissing(TqchatError):
 
 @dataclass(frozen=True)
 class Backend:
-    """What computes on this machine.
+    """The device and libraries that MLX uses.
 
-    ``blas`` is looked for where the CPU backend needs it; ``None`` means not found there, or not needed.
-    ``memory_bytes`` is all that the device can use. ``advice`` are sentences: what would make
-    it faster.
+    Attributes:
+        blas: OpenBLAS library loaded for the CPU backend; ``None`` if not found or not needed.
+        memory_bytes: All memory that the device can use.
+        advice: Sentences on what would make it faster.
     """
 
     name: Literal["metal", "cuda", "cpu"]
@@ -57,12 +58,12 @@ class Backend:
 
 
 def prepare() -> Backend:
-    """Load what makes MLX fast, import it, and say what was found. Later calls return the same.
+    """Load OpenBLAS if needed, import MLX and describe the device. Later calls return the same object.
 
-    The CPU backend on Linux comes with a reference BLAS, 20 times slower at reading prompts than OpenBLAS,
-    whose symbols win if it is loaded first. Its operations are left unfused, at no measurable cost: to fuse
-    them it starts a C++ compiler, which writes to one folder of temporary files for all processes and users.
-    A process that loads what another is still writing, or was killed writing, fails from then on.
+    The CPU backend on Linux comes with a reference BLAS whose prefill is 20 times slower than with OpenBLAS;
+    OpenBLAS takes precedence if it is loaded first. Compilation (``mx.compile``) is disabled on the CPU, at
+    no measurable cost: it runs a C++ compiler that writes to one temporary folder for all processes and
+    users, and a process that loads an incomplete file there fails from then on.
 
     Raises:
         BackendMissing: if MLX is not installed, or without a backend for this machine.
@@ -75,7 +76,7 @@ def prepare() -> Backend:
 
 
 def available_memory() -> int:
-    """Bytes that can be allocated now without pushing other programs out."""
+    """Bytes that can be allocated now without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -86,7 +87,7 @@ def available_memory() -> int:
 
 
 def _prepare() -> Backend:
-    # Once MLX is loaded it keeps the BLAS that it found.
+    # MLX stays bound to the BLAS that was loaded when it was imported.
     too_late = "mlx.core" in sys.modules
     on_cpu = sys.platform == "linux" and not _has_cuda_wheel()
     blas = _load_openblas() if on_cpu and not too_late else None
@@ -135,10 +136,10 @@ def _installed(distribution: str) -> bool:
 
 
 def _load_openblas() -> str | None:
-    """Make OpenBLAS's symbols the ones that MLX finds; the library's name, or ``None`` if there is none.
+    """Load OpenBLAS with global symbols, so that MLX binds to it. Returns its name if found.
 
-    Its threads spin for some 20 ms when they have nothing to do, about as long as a token takes: steps of
-    decoding wait for a core. On few cores they are told to sleep at once, 5 to 10 percent faster on two.
+    Its idle threads spin for some 20 ms, about the time of one token, and take cores from decoding. On few
+    cores they are set to sleep at once: 5 to 10 percent faster on two.
     """
     if len(os.sched_getaffinity(0)) <= FEW_CORES:
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")  # 2^4 cycles, the least it takes
@@ -189,13 +190,13 @@ def _keep_weights_resident(mx: Any) -> None:
 
 
 def _device(mx: Any, name: str) -> tuple[str, int]:
-    told: dict[str, Any] = mx.device_info()
-    label = str(told.get("device_name") or platform.processor() or platform.machine())
+    info: dict[str, Any] = mx.device_info()
+    label = str(info.get("device_name") or platform.processor() or platform.machine())
     if name == "cpu":
         return f"{label}, {os.cpu_count() or 1} cores", min(_total_memory(), _container_limit())
     for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-        if isinstance(told.get(key), int) and told[key] > 0:
-            return label, int(told[key])
+        if isinstance(info.get(key), int) and info[key] > 0:
+            return label, int(info[key])
     return label, _total_memory()
 
 
@@ -207,7 +208,7 @@ def _total_memory() -> int:
 
 
 def _container_limit() -> int:
-    """The memory that a container allows; very much where there is no limit."""
+    """Memory limit of the container (cgroup); 2^62 without one."""
     try:
         return int(Path("/sys/fs/cgroup/memory.max").read_text())
     except (OSError, ValueError):
@@ -215,7 +216,7 @@ def _container_limit() -> int:
 
 
 def _container_free() -> int:
-    """What is left of it, not counting file pages, which the kernel gives back."""
+    """Free part of that limit. Page cache counts as free, since the kernel reclaims it."""
     try:
         stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
         return max(_container_limit() - int(stat["anon"]), 0)

@@ -1,4 +1,4 @@
-"""What the rest of the application asks of the engine thread: plain data, no MLX."""
+"""Commands to the engine thread: plain data, no MLX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """One turn as the chat template sees it."""
+    """A message as the chat template gets it."""
 
     role: Role
     content: str
@@ -22,7 +22,7 @@ class ChatMessage:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. ``None`` leaves the choice to the model's ``generation_config.json``."""
+    """Sampling parameters. ``None`` takes the model's default (``generation_config.json``)."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -33,11 +33,10 @@ class Sampling:
     seed: int | None = None
 
 
-def settled(sampling: Sampling, defaults: Sampling) -> Sampling:
-    """``sampling`` with what it leaves open taken from the model's defaults.
+def resolve_sampling(sampling: Sampling, defaults: Sampling) -> Sampling:
+    """``sampling`` with the model's ``defaults`` for parameters that are ``None``.
 
-    At temperature 0 the most likely token is taken: the rest of a model's recipe is for sampling and does not
-    apply, unless it was asked for.
+    At temperature 0 decoding is greedy, and the other defaults do not apply.
     """
     temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
     if not temperature:
@@ -52,12 +51,12 @@ def settled(sampling: Sampling, defaults: Sampling) -> Sampling:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a conversation's cache may take in memory, and what happens when that is not enough.
+    """Memory limits of a conversation's cache.
 
     Attributes:
-        budget: Bytes; ``None`` is a share of what the weights leave.
-        step_down: Whether the engine may go on under a smaller scheme by itself. If not, the reply stops.
-        pack_prompts: Whether prompts are packed while they are read, even if they would fit as they are.
+        budget: Memory budget in bytes; ``None`` is a share of what the weights leave.
+        step_down: Whether a full cache is converted to a smaller scheme. If not, the reply stops.
+        pack_prompts: Whether prompts are packed during prefill even if they fit at 16 bits.
     """
 
     budget: int | None = None
@@ -74,7 +73,7 @@ class LoadModel:
 
 @dataclass(frozen=True)
 class EstimateModel:
-    """Say what the model in a folder would take; ``ref`` is what the person calls it. Nothing is loaded."""
+    """Estimate the memory of the model in a folder without loading it; ``ref`` is its name on screen."""
 
     ref: str
     folder: Path
@@ -82,7 +81,7 @@ class EstimateModel:
 
 @dataclass(frozen=True)
 class OpenConversation:
-    """Make a conversation current and bring its cache back, if it has one that fits."""
+    """Make a conversation current and restore its saved cache, if that matches."""
 
     conversation_id: str
     messages: tuple[ChatMessage, ...]
@@ -91,10 +90,10 @@ class OpenConversation:
 
 @dataclass(frozen=True)
 class Send:
-    """Answer the transcript, whose last message is the user's. It is on disk already.
+    """Answer the transcript, whose last message is the user's and is committed already.
 
-    With ``continues`` the last message is a reply that was cut off: go on where it ends; ``Done.text`` and
-    the deltas are then only what is new.
+    With ``continues`` the last message is an unfinished reply to be continued; ``Done.text`` and the deltas
+    are then only the new text.
     """
 
     conversation_id: str
@@ -106,7 +105,7 @@ class Send:
 
 @dataclass(frozen=True)
 class SetScheme:
-    """Convert the live cache. ``reread`` reads the transcript again instead of keeping earlier rounding."""
+    """Convert the live cache. ``reread`` prefills the transcript again, without earlier rounding errors."""
 
     conversation_id: str
     scheme: str
@@ -116,10 +115,10 @@ class SetScheme:
 
 @dataclass(frozen=True)
 class Compose:
-    """Write something about a conversation, beside it: its cache is left alone.
+    """Generate a title or summary with a cache of its own.
 
-    A title gives way to whatever else is asked; a summary is waited for and can be stopped. The last message
-    is cut in front if it is longer than the model reads.
+    A title is interrupted by any other command; a summary only by a stop. The beginning of the last message
+    is cut off if the prompt exceeds the context limit.
     """
 
     conversation_id: str
@@ -130,7 +129,7 @@ class Compose:
 
 @dataclass(frozen=True)
 class ForgetConversation:
-    """Drop a deleted conversation's cache, in memory and on disk."""
+    """Delete a conversation's cache, in memory and on disk."""
 
     conversation_id: str
 

@@ -1,4 +1,4 @@
-"""What the engine thread tells the rest of the application: plain data, no MLX."""
+"""Events that the engine thread sends to the application: plain data, no MLX."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ StopReason = Literal["stop", "length", "stopped", "context", "memory"]
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A loaded model, as far as people and screens care.
+    """A loaded model.
 
-    ``weight_bytes`` is what the live weights take; ``context_limit`` is in tokens, ``None`` if the model
-    states none. ``memory_budget`` is how many bytes a conversation's cache may take, ``None`` if unknown;
-    ``shapes`` a report on a cache that holds one token: what every layer keeps for it. ``sampling`` is how
-    the model likes to be sampled."""
+    Attributes:
+        weight_bytes: Bytes of the weights in memory.
+        context_limit: In tokens, ``None`` if the model states none.
+        memory_budget: Bytes that one conversation's cache may take, ``None`` if unknown.
+        shapes: Report on a cache of one token.
+        sampling: The model's default sampling.
+    """
 
     name: str
     ref: str
@@ -35,7 +38,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ModelProgress:
-    """A model is on its way. ``stage`` is what is going on; bytes where they are known."""
+    """A model is being downloaded or loaded."""
 
     ref: str
     stage: Literal["downloading", "loading"]
@@ -54,7 +57,7 @@ class ModelReady:
 
 @dataclass(frozen=True)
 class ModelFailed:
-    """The model could not be had; the one before it, if any, is still current."""
+    """The model could not be downloaded or loaded; the previous one, if any, stays current."""
 
     ref: str
     message: str
@@ -62,10 +65,14 @@ class ModelFailed:
 
 @dataclass(frozen=True)
 class ModelEstimate:
-    """What a model would take on this machine, before it is loaded; or, in ``problem``, why it cannot be.
+    """Memory that a model would take on this machine, before it is loaded.
 
-    ``weight_bytes`` as the weights would be kept here; ``shapes`` is a report on a cache that holds one
-    token; ``memory_budget`` what a conversation's cache could take beside the weights.
+    Attributes:
+        weight_bytes: Bytes of the weights once loaded.
+        shapes: Report on a cache of one token.
+        memory_budget: Bytes that one conversation's cache may take.
+        memory_bytes: Memory of the device.
+        problem: Why it cannot be loaded.
     """
 
     ref: str
@@ -81,7 +88,7 @@ class ModelEstimate:
 class Opened:
     """A conversation is current.
 
-    ``restored`` tokens came back from disk; ``reason`` says why not all of them did.
+    ``restored`` tokens came from disk; ``reason`` says why some are missing.
     """
 
     conversation_id: str
@@ -101,7 +108,7 @@ class PrefillProgress:
 
 @dataclass(frozen=True)
 class ConversionProgress:
-    """The cache is being put under another scheme: ``done`` of ``total`` layers."""
+    """The cache is being converted to another scheme: ``done`` of ``total`` layers."""
 
     conversation_id: str
     done: int
@@ -110,7 +117,7 @@ class ConversionProgress:
 
 @dataclass(frozen=True)
 class Notice:
-    """One line that the person should see: what happened and why."""
+    """One line for the user: what happened and why."""
 
     conversation_id: str | None
     text: str
@@ -127,7 +134,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class MemoryUpdate:
-    """What the cache takes now. ``tokens_per_second`` is the running decode speed, when there is one."""
+    """The cache's memory report. ``tokens_per_second`` is the current decode speed during a reply."""
 
     conversation_id: str
     report: MemoryReport
@@ -136,11 +143,14 @@ class MemoryUpdate:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Where the prompt's tokens came from: ``prompt`` = ``restored`` + ``reused`` + ``prefilled``.
+    """Tokens of one turn; ``prompt`` = ``restored`` + ``reused`` + ``prefilled``.
 
-    ``restored`` came from disk in this process's first turn, ``reused`` were in the live cache, ``prefilled``
-    were read now. Of the generated ones ``accepted`` were proposed by a draft model, which proposed
-    ``drafted``."""
+    Attributes:
+        restored: Came from disk.
+        reused: Were in the live cache.
+        prefilled: Were read now.
+        drafted, accepted: Proposed by the draft model; generated as proposed.
+    """
 
     prompt: int
     restored: int
@@ -169,9 +179,11 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """The command for this conversation failed; nothing is lost. ``text`` is what had been said by then.
+    """The command for this conversation failed; nothing is lost.
 
-    ``context_full`` if the conversation is longer than the model reads.
+    Attributes:
+        text: The reply up to then.
+        context_full: Whether the conversation is longer than the context limit.
     """
 
     conversation_id: str
@@ -182,7 +194,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Composed:
-    """What was written about a conversation; empty if it gave way or was stopped."""
+    """A title or summary; empty if it was interrupted."""
 
     conversation_id: str
     purpose: Literal["title", "summary"]
@@ -201,7 +213,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class SaveFailed:
-    """The cache could not be saved (a full disk, say); the chat goes on and will re-read next time."""
+    """The cache could not be saved (e.g. a full disk); the chat goes on and re-reads next time."""
 
     conversation_id: str
     message: str
@@ -211,7 +223,7 @@ class SaveFailed:
 class SchemeChanged:
     """The live cache was converted (or re-read) to ``scheme``.
 
-    ``kept_rounding`` is true if history went to a finer scheme and still carries the coarser one's rounding.
+    ``kept_rounding``: the new scheme has more bits, but packed tokens keep the old one's rounding error.
     """
 
     conversation_id: str

@@ -1,4 +1,4 @@
-"""Failures in words for a person. Ones that nobody foresaw also go to the log."""
+"""Engine errors, and the sentence that the user sees for any error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _log = logging.getLogger(__name__)
 
 
 class NoModel(TqchatError):
-    """Something was asked of a model before there was one."""
+    """A command needs a model and none is loaded."""
 
     def __init__(self) -> None:
         super().__init__("No model is loaded yet: choose one first.")
@@ -21,7 +21,7 @@ class ModelUnusable(TqchatError):
 
 
 class ContextFull(TqchatError):
-    """The conversation is longer than what the model was made for."""
+    """The conversation is longer than the context limit."""
 
     def __init__(self, tokens: int, limit: int) -> None:
         super().__init__(
@@ -31,38 +31,38 @@ class ContextFull(TqchatError):
 
 
 class OverMemoryBudget(TqchatError):
-    """A prompt's cache would not fit its memory budget."""
+    """The prompt's cache would not fit its memory budget."""
 
     def __init__(self, tokens: int, scheme: str, needed: int, budget: int, fitting: str | None) -> None:
-        what = (
+        problem = (
             f"{tokens:,} tokens under {scheme} take {_mebibytes(needed)}, more than the {_mebibytes(budget)}"
         )
-        way = (
+        remedy = (
             "start a new conversation or raise memory_budget"
             if fitting is None
             else f"{fitting} would fit: choose it, or let step_down do so by itself"
         )
-        super().__init__(f"{what} that the cache may take; {way}.")
+        super().__init__(f"{problem} that the cache may take; {remedy}.")
 
 
 class DraftMismatch(TqchatError):
-    """A draft model that cannot serve the model."""
+    """The draft model cannot be used with the model."""
 
     exit_code = 2
 
 
 class RereadStopped(TqchatError):
-    """The person stopped a re-reading."""
+    """Re-reading the transcript was stopped by the user."""
 
     def __init__(self, scheme: str) -> None:
         super().__init__(f"Reading again was stopped; the cache stays under {scheme}.")
 
 
-def explained(error: BaseException) -> str:
-    """One sentence for an error: its own if it has one for people, else a general one and a log entry."""
+def user_message(error: BaseException) -> str:
+    """The sentence for an error: a ``TqchatError``'s own, else a general one and a log entry."""
     if isinstance(error, TqchatError):
         return str(error)
-    _log.error("Something failed that should not", exc_info=error)
+    _log.error("Unexpected error", exc_info=error)
     text = (str(error).splitlines() or [""])[0].strip().rstrip(".")
     if isinstance(error, MemoryError) or "malloc" in text or "memory" in text.lower():
         return "There is not enough memory for this: close other programs, or choose a smaller model."

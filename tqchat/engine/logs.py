@@ -1,4 +1,4 @@
-"""The engine's log file: what went wrong that nobody foresaw."""
+"""The engine's log file of unexpected errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOG_FILE = "engine.log"
 
 
 class _PrivateFileHandler(RotatingFileHandler):
-    """A log that only its owner can read."""
+    """A log file with mode 0600."""
 
     def _open(self) -> io.TextIOWrapper:
         stream = super()._open()
@@ -24,7 +24,7 @@ class _PrivateFileHandler(RotatingFileHandler):
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Write warnings of ``tqchat.engine`` to a small file in ``folder``, where one can be written."""
+    """Write warnings of ``tqchat.engine`` to a small file in ``folder``; nowhere if it is not writable."""
     logger = logging.getLogger("tqchat.engine")
     handler: logging.Handler
     try:
@@ -36,7 +36,7 @@ def log_to(folder: Path) -> Iterator[None]:
         handler = logging.NullHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
-    # The terminal belongs to the application: without this, logging's last resort would print there.
+    # Otherwise logging's last-resort handler would print over the application's screen.
     propagated, logger.propagate = logger.propagate, False
     try:
         yield

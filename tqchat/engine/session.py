@@ -16,7 +16,7 @@ from tqchat.engine import prompts
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.commands import ChatMessage, Limits, Sampling, settled
+from tqchat.engine.commands import ChatMessage, Limits, Sampling, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
@@ -30,7 +30,7 @@ from tqchat.engine.events import (
     TextDelta,
     TokenCounts,
 )
-from tqchat.engine.failures import ContextFull, RereadStopped, explained
+from tqchat.engine.failures import ContextFull, RereadStopped, user_message
 from tqchat.engine.generation import TextStream
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.reply import Reply
@@ -232,7 +232,7 @@ class Session:
         reply: Reply,
     ) -> Iterator[Event]:
         tokenizer, held = self.model.tokenizer, self._held
-        sampling = settled(sampling, self.model.info.sampling)
+        sampling = resolve_sampling(sampling, self.model.info.sampling)
         limit = self.model.context_limit
         room = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
         room = max(room, 1)
@@ -332,7 +332,7 @@ class Session:
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "") -> Failed:
-        return Failed(conversation_id, explained(error), text, isinstance(error, ContextFull))
+        return Failed(conversation_id, user_message(error), text, isinstance(error, ContextFull))
 
     def set_scheme(
         self,

@@ -41,7 +41,7 @@ from tqchat.engine.events import (
     Saved,
     SaveFailed,
 )
-from tqchat.engine.failures import DraftMismatch, NoModel, explained
+from tqchat.engine.failures import DraftMismatch, NoModel, user_message
 from tqchat.engine.hub.download_thread import DownloadThread, DownloadUpdate
 from tqchat.engine.logs import log_to
 from tqchat.errors import TqchatError
@@ -223,7 +223,7 @@ class Engine:
             _log.exception("The receiver of %s failed", type(event).__name__)
 
     def _report_failure(self, item: _Task | DownloadUpdate, error: Exception) -> None:
-        message = explained(error)
+        message = user_message(error)
         command = item.command if isinstance(item, _Task) else LoadModel(item.ref)
         if isinstance(command, LoadModel):
             self._emit(ModelFailed(command.ref or STARTER, message))
@@ -253,7 +253,7 @@ class Engine:
         try:
             self._emit(estimate(command.folder, command.ref))
         except Exception as error:
-            self._emit(ModelEstimate(command.ref, problem=explained(error)))
+            self._emit(ModelEstimate(command.ref, problem=user_message(error)))
 
     def _cancel_replaced_download(self) -> None:
         """Cancel the download of a model that the user no longer waits for."""
@@ -410,7 +410,7 @@ class Engine:
             size = current.session.save(self._vault, current.conversation_id, interrupted)
         except Exception as error:
             current.session.changed = False
-            self._emit(SaveFailed(current.conversation_id, explained(error)))
+            self._emit(SaveFailed(current.conversation_id, user_message(error)))
         else:
             if not size:
                 return  # interrupted by a command; saved after it

@@ -75,7 +75,7 @@ class Turns(ChatState):
         given = {other: value for other, value in self.sampling_choice.given.items() if other != name}
         chosen = replace(self.sampling, **given)  # type: ignore[arg-type]
         if self.model is not None:
-            chosen = commands.settled(chosen, self.model.sampling)
+            chosen = commands.resolve_sampling(chosen, self.model.sampling)
         value: float | None = getattr(chosen, name)
         if value is not None:
             return f"{value:g}"

@@ -1,4 +1,4 @@
-"""What makes two models the same model, as far as a saved cache is concerned."""
+"""Fingerprint of a model: saved caches of another fingerprint are not used."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import hashlib
 import struct
 from pathlib import Path
 
-WHOLE_FILE = 64 << 20
-"""Weight files up to this size are hashed whole."""
+FULL_HASH_MAX_BYTES = 64 << 20
+"""Larger weight files are sampled."""
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 << 10
-_MAX_HEADER = 256 << 20
+_MAX_HEADER_BYTES = 256 << 20
 _TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 
 
 def fingerprint(folder: Path, *traits: str) -> str:
-    """A digest of a model folder and of how it was loaded.
+    """SHA-256 of a model folder and of how it is loaded.
 
-    Config, tokenizer and chat template go in whole. Of a weight file larger than ``WHOLE_FILE`` the header
-    (every tensor's name, shape and place), the size and 64 blocks spread over the file go in: reading tens
-    of gigabytes at every start to notice an edit of a few bytes is not worth a user's time.
+    Covers config, tokenizer and chat template. Of a weight file over ``FULL_HASH_MAX_BYTES`` it covers the
+    header, the size and 64 blocks: hashing tens of gigabytes at every start would take too long.
 
     Args:
-        traits: What else a cache depends on (compute dtype, cache dtype).
+        traits: Whatever else a cache depends on (compute dtype, cache dtype).
     """
     digest = hashlib.sha256()
     texts = sorted({path for pattern in _TEXT_PATTERNS for path in folder.glob(pattern) if path.is_file()})
@@ -37,7 +36,7 @@ def fingerprint(folder: Path, *traits: str) -> str:
 
 
 def _add(digest: hashlib._Hash, name: str, content: bytes) -> None:
-    # Lengths first: no two lists of parts may run together into the same bytes.
+    # Length-prefixed, so that different lists of parts cannot give the same bytes.
     for part in (name.encode(), content):
         digest.update(struct.pack("<Q", len(part)))
         digest.update(part)
@@ -48,12 +47,12 @@ def _weights_digest(path: Path) -> bytes:
     size = path.stat().st_size
     digest.update(struct.pack("<Q", size))
     with path.open("rb") as file:
-        if size <= WHOLE_FILE:
+        if size <= FULL_HASH_MAX_BYTES:
             while block := file.read(1 << 20):
                 digest.update(block)
             return digest.digest()
         prefix = file.read(8)
-        length = min(struct.unpack("<Q", prefix)[0], _MAX_HEADER)
+        length = min(struct.unpack("<Q", prefix)[0], _MAX_HEADER_BYTES)
         digest.update(prefix)
         digest.update(file.read(length))
         start = 8 + length

@@ -1,4 +1,4 @@
-"""Finding a model and loading it in the form that is fastest here."""
+"""Loads a model in the dtype that is fastest on this machine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to answer.
+    """A model in memory.
 
-    ``cache_dtype`` is what caches store raw tokens in where that is not the compute dtype; ``None`` keeps the
-    model's.
+    Attributes:
+        cache_dtype: Dtype of raw tokens in caches; ``None`` for the compute dtype.
     """
 
     model: Module
@@ -40,12 +40,12 @@ class LoadedModel:
 
     @property
     def context_limit(self) -> int | None:
-        """Tokens that the model was made for."""
+        """The model's context limit in tokens."""
         return self.info.context_limit
 
     @property
     def on_cpu(self) -> bool:
-        """Whether prompts are read by a CPU, in smaller steps."""
+        """Whether the model runs on a CPU, where prefill chunks are smaller."""
         return self.info.device.startswith("cpu")
 
 
@@ -55,19 +55,19 @@ def load(
     progress: download.Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> LoadedModel:
-    """Find (or download) a model and load it on this thread.
+    """Find or download a model and load it on this thread.
 
-    On a CPU, weights become float32 where that fits into memory; caches stay in the model's own 16 bits.
+    On a CPU, weights are converted to float32 if that fits into memory; caches keep the native 16-bit dtype.
 
     Raises:
-        TqchatError: if it cannot be had or loaded, in one sentence.
+        TqchatError: if it cannot be downloaded or loaded; the message is one sentence.
     """
     machine = backend.prepare()
     return load_folder(resolve(ref, progress, cancelled), ref, machine)
 
 
 def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> LoadedModel:
-    """Load the model in a folder; ``ref`` is what the person calls it.
+    """Load the model in a folder; ``ref`` is the name it was asked for by.
 
     Raises:
         NotAModel, NeedsCustomCode, ModelUnusable: if it cannot be loaded.
@@ -111,7 +111,7 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
     from mlx_lm.utils import load_model
 
     try:
-        # Code that comes with a model is never run.
+        # Never run code that comes with a model.
         return load_model(folder, trust_remote_code=False)
     except MemoryError as error:
         raise ModelUnusable(f"{folder.name} does not fit into memory; choose a smaller model.") from error
@@ -135,7 +135,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
     from mlx_lm.utils import load_tokenizer
 
-    # Its advice would be written across the screen.
+    # Its warnings would be printed over the application's screen.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         return load_tokenizer(  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Weights in the form that is fastest on the device."""
+"""Weight dtypes: inspection, and conversion to float32 for CPUs."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _HALF = (mx.float16, mx.bfloat16)
 
 
 def native_half_dtype(model: Any, config: dict[str, Any]) -> mx.Dtype:
-    """The 16-bit dtype that the model was made in; caches are kept in it."""
-    told = config.get("torch_dtype") or config.get("dtype")
+    """The model's native 16-bit dtype, which its caches use."""
+    stated = config.get("torch_dtype") or config.get("dtype")
     sizes = dict.fromkeys(_HALF, 0)
     for _, array in _arrays(model):
         if array.dtype in sizes:
             sizes[array.dtype] += array.size
     if not any(sizes.values()):
-        return mx.bfloat16 if told == "bfloat16" else mx.float16
+        return mx.bfloat16 if stated == "bfloat16" else mx.float16
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def computes_in_half(model: Any) -> bool:
-    """Whether any weight (or scale of a quantised one) is 16 bit."""
+    """Whether any weight, or scale of a quantised weight, has 16 bits."""
     return any(array.dtype in _HALF for _, array in _arrays(model))
 
 
 def float32_bytes(model: Any) -> int:
-    """What the weights would take as float32."""
+    """Bytes of the weights as float32."""
     quantised = {name for name, module in model.named_modules() if _is_quantised(module)}
     total = 0
     for name, module in model.named_modules():
@@ -51,8 +51,8 @@ def float32_bytes(model: Any) -> int:
 def to_float32(model: Any) -> None:
     """Dequantise every quantised layer and widen 16-bit weights, in place and one layer at a time.
 
-    On a CPU, MLX multiplies float32 matrices through BLAS and everything else element by element: the starter
-    answers ten times faster this way. Scales are widened first, so nothing is rounded to 16 bits in between.
+    On a CPU, MLX uses BLAS for float32 matrices only: the starter decodes ten times faster this way. Scales
+    are widened before dequantising, so nothing is rounded to 16 bits in between.
     """
     for name, module in list(model.named_modules()):
         if not _is_quantised(module):
@@ -67,7 +67,7 @@ def to_float32(model: Any) -> None:
 
 
 def weight_bytes(model: Any) -> int:
-    """What the live weights take."""
+    """Bytes of the weights in memory."""
     return sum(array.nbytes for _, array in _arrays(model))
 
 
@@ -77,7 +77,7 @@ def _arrays(model: Any) -> list[tuple[str, mx.array]]:
 
 
 def _is_quantised(module: Any) -> bool:
-    """Whether a layer is of a quantised kind that has a plain counterpart. Others stay as they are."""
+    """Whether a layer is quantised and can be replaced by a dense one. Others stay quantised."""
     kinds: tuple[type, ...] = (QuantizedLinear, QuantizedEmbedding, QuantizedSwitchLinear)
     return type(module) in kinds and module.get("global_scale") is None
 
