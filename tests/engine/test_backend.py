@@ -10,7 +10,7 @@ import pytest
 
 from tqchat.engine import backend
 
-ANSWER = """
+REPLY_SCRIPT = """
 import json, sys
 from tqchat.engine import backend
 assert "mlx.core" not in sys.modules
@@ -38,17 +38,17 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def test_a_reply_needs_no_compiler_and_leaves_nothing_compiled(tmp_path: Path) -> None:
-    without = run(ANSWER, PATH=str(tmp_path), TMPDIR=str(tmp_path))
+def test_decoding_needs_no_compiler_and_leaves_no_compiled_files(tmp_path: Path) -> None:
+    without = run(REPLY_SCRIPT, PATH=str(tmp_path), TMPDIR=str(tmp_path))
     assert without.returncode == 0, without.stderr
     assert all(json.loads(without.stdout))
-    with_one = run(ANSWER, TMPDIR=str(tmp_path))
+    with_one = run(REPLY_SCRIPT, TMPDIR=str(tmp_path))
     assert with_one.stdout == without.stdout
     if backend.prepare().name == "cpu":
         assert not list(tmp_path.rglob("*.so"))
 
 
-def test_preparing_says_what_was_found() -> None:
+def test_prepare_describes_the_device() -> None:
     found = backend.prepare()
     assert found is backend.prepare()
     assert found.name in ("metal", "cuda", "cpu")
@@ -61,7 +61,7 @@ def test_preparing_says_what_was_found() -> None:
         assert (found.blas is None) == any("OpenBLAS" in advice for advice in found.advice)
 
 
-def test_openblas_is_what_multiplies() -> None:
+def test_matrices_are_multiplied_by_openblas() -> None:
     if backend.prepare().blas is None:
         pytest.skip("OpenBLAS is not installed")
     code = (
@@ -73,7 +73,7 @@ def test_openblas_is_what_multiplies() -> None:
     assert float(run(code).stdout) < 0.5
 
 
-def test_idle_blas_threads_leave_few_cores_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_blas_threads_do_not_spin_on_few_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if backend.prepare().blas is None or not 1 < cores <= backend.FEW_CORES:
         pytest.skip("only where OpenBLAS has more than one core, and few")
@@ -82,10 +82,10 @@ def test_idle_blas_threads_leave_few_cores_to_others(monkeypatch: pytest.MonkeyP
         "import mlx.core as mx, time; a = mx.ones((1024, 1024)); mx.eval(a @ a)\n"
         "began = time.process_time(); time.sleep(0.02); print(time.process_time() - began)"
     )
-    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)  # as this process has told its own
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)  # this process has set it for itself
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     assert float(run(code).stdout) < 0.01
-    assert float(run(code, OPENBLAS_THREAD_TIMEOUT="26").stdout) > 0.01, "somebody's own setting counts"
+    assert float(run(code, OPENBLAS_THREAD_TIMEOUT="26").stdout) > 0.01, "a setting from outside is kept"
 
 
 def test_mlx_without_a_backend_names_the_extra_to_install(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_mlx_without_a_backend_names_the_extra_to_install(tmp_path: Path) -> Non
     assert done.stdout.count("\n") == 1
 
 
-def test_events_commands_and_worker_come_without_mlx() -> None:
+def test_events_commands_and_worker_do_not_import_mlx() -> None:
     code = (
         "import sys, tqchat.engine, tqchat.engine.events, tqchat.engine.commands, tqchat.engine.worker\n"
         "import tqchat.store.vault\n"

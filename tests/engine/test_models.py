@@ -134,7 +134,7 @@ def cut(path: Path, end: int) -> None:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_folder_that_is_no_model_is_one_sentence(llama_folder: Path, tmp_path: Path, kind: str) -> None:
+def test_a_broken_model_folder_is_one_sentence(llama_folder: Path, tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "model"
     shutil.copytree(llama_folder, folder)
     if kind == "tokenizer with own code":
@@ -151,7 +151,7 @@ def test_a_folder_that_is_no_model_is_one_sentence(llama_folder: Path, tmp_path:
 @pytest.mark.parametrize(
     "ref", ["./nowhere", "/nowhere/at/all", "~/nowhere", "nowhere", "a/b/c", "x/y z", ""]
 )
-def test_a_name_of_nothing_is_one_sentence(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_is_one_sentence(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "..")
     if ref == "":
         ref = str(tmp_path / "gone")
@@ -160,7 +160,7 @@ def test_a_name_of_nothing_is_one_sentence(ref: str, tmp_path: Path, monkeypatch
     assert caught.value.exit_code == 2
 
 
-def test_a_file_is_no_model(llama_folder: Path) -> None:
+def test_a_file_is_refused_as_a_model(llama_folder: Path) -> None:
     with pytest.raises(ModelNotFound, match="is a file"):
         resolve(str(llama_folder / "config.json"))
 
@@ -175,15 +175,11 @@ def test_the_starters_own_sampling_is_the_default(starter: LoadedModel) -> None:
     assert resolve_sampling(Sampling(top_p=0.5), starter.info.sampling).top_p == 0.5
     greedy = resolve_sampling(Sampling(temperature=0.0), starter.info.sampling)
     assert (greedy.top_p, greedy.repetition_penalty) == (None, None)
-    assert (
-        resolve_sampling(
-            Sampling(temperature=0.0, repetition_penalty=1.2), starter.info.sampling
-        ).repetition_penalty
-        == 1.2
-    )
+    penalised = resolve_sampling(Sampling(temperature=0.0, repetition_penalty=1.2), starter.info.sampling)
+    assert penalised.repetition_penalty == 1.2
 
 
-def test_without_a_generation_config_a_usual_recipe_applies(llama_folder: Path, tmp_path: Path) -> None:
+def test_without_a_generation_config_our_defaults_apply(llama_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(llama_folder, folder)
     (folder / "generation_config.json").write_text("not JSON")
@@ -191,7 +187,7 @@ def test_without_a_generation_config_a_usual_recipe_applies(llama_folder: Path, 
     assert (defaults.temperature, defaults.top_p, defaults.repetition_penalty) == (0.7, 0.95, None)
 
 
-def test_a_fingerprint_follows_what_matters(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_weights_template_and_traits_only(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "a")
     print_ = fingerprint(folder, "x")
     assert fingerprint(folder, "x") == print_

@@ -1,4 +1,4 @@
-"""A conversation goes on in another process as if it had never been interrupted."""
+"""A conversation continues in another process with the same tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = list(REPRESENTATIVE)
 STORY = [user(TALE)]
 MORE = greedy(16)
 
-GO_ON = """
+CONTINUE_SCRIPT = """
 import json, sys
 from pathlib import Path
 from tqchat.engine import models
@@ -46,7 +46,7 @@ def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path / "vault")
 
 
-def begun(
+def saved_conversation(
     model: LoadedModel, scheme: str, vault: Vault, name: str = "story"
 ) -> tuple[Session, list[ChatMessage]]:
     """A saved conversation with packed tokens, and its transcript with one more question."""
@@ -58,15 +58,15 @@ def begun(
     return session, [*STORY, assistant(done.text), user("What is my name? And what happened then?")]
 
 
-def test_another_process_goes_on_with_the_same_tokens(starter: LoadedModel, vault: Vault) -> None:
+def test_another_process_continues_with_the_same_tokens(starter: LoadedModel, vault: Vault) -> None:
     schemes = [*NAMES, "turbo1v1"]
-    here = {scheme: begun(starter, scheme, vault, scheme) for scheme in schemes}
+    here = {scheme: saved_conversation(starter, scheme, vault, scheme) for scheme in schemes}
     saved = {scheme: len(session.tokens) for scheme, (session, _) in here.items()}
     transcripts = {
         scheme: [(message.role, message.content) for message in asked] for scheme, (_, asked) in here.items()
     }
     other = subprocess.run(
-        [sys.executable, "-c", GO_ON, str(vault.folder), json.dumps(transcripts)],
+        [sys.executable, "-c", CONTINUE_SCRIPT, str(vault.folder), json.dumps(transcripts)],
         capture_output=True,
         text=True,
         env=os.environ,
@@ -87,7 +87,7 @@ def test_another_process_goes_on_with_the_same_tokens(starter: LoadedModel, vaul
 
 @pytest.mark.parametrize("scheme", NAMES)
 def test_a_restored_cache_counts_the_same_bytes(starter: LoadedModel, vault: Vault, scheme: str) -> None:
-    session, asked = begun(starter, scheme, vault)
+    session, asked = saved_conversation(starter, scheme, vault)
     again = Session(starter, scheme)
     again.restore(vault, "story", asked[:-1])
     assert again.memory().bytes == session.memory().bytes
@@ -97,7 +97,7 @@ def test_a_restored_cache_counts_the_same_bytes(starter: LoadedModel, vault: Vau
 
 
 def test_rounding_is_remembered_across_a_restart(starter: LoadedModel, vault: Vault) -> None:
-    session, asked = begun(starter, "turbo0v2", vault)
+    session, asked = saved_conversation(starter, "turbo0v2", vault)
     list(session.set_scheme("turbo0v4"))
     session.save(vault, "story")
     again = Session(starter, "turbo0v4")
@@ -106,7 +106,7 @@ def test_rounding_is_remembered_across_a_restart(starter: LoadedModel, vault: Va
     assert change.kept_rounding  # type: ignore[union-attr]
 
 
-def test_a_conversation_never_saved_is_read_again(starter: LoadedModel, vault: Vault) -> None:
+def test_a_conversation_without_a_saved_cache_is_re_read(starter: LoadedModel, vault: Vault) -> None:
     session = Session(starter)
     assert session.restore(vault, "new", []) == (0, None)
     assert session.restore(vault, "new", STORY) == (0, None)
@@ -117,7 +117,7 @@ def test_a_conversation_never_saved_is_read_again(starter: LoadedModel, vault: V
 
 
 def test_another_scheme_is_refused(starter: LoadedModel, vault: Vault) -> None:
-    _, asked = begun(starter, "turbo0v4", vault)
+    _, asked = saved_conversation(starter, "turbo0v4", vault)
     restored, reason = Session(starter, "affine8").restore(vault, "story", asked)
     assert restored == 0
     assert reason is not None
@@ -157,8 +157,8 @@ def test_another_version_of_the_model_is_refused(
     assert send(again, [*said, user("Well?")], greedy(3)).counts.restored == 0
 
 
-def test_an_edited_transcript_keeps_what_still_holds(starter: LoadedModel, vault: Vault) -> None:
-    session, asked = begun(starter, "turbo0v4", vault)
+def test_an_edited_transcript_keeps_the_common_prefix(starter: LoadedModel, vault: Vault) -> None:
+    session, asked = saved_conversation(starter, "turbo0v4", vault)
     session_length = len(session.tokens)
     edited = [asked[0], assistant("Once there was no dog."), asked[2]]
     again = Session(starter, "turbo0v4")
@@ -171,18 +171,16 @@ def test_an_edited_transcript_keeps_what_still_holds(starter: LoadedModel, vault
     assert done.text == send(Session(starter, "turbo0v4"), edited).text
 
 
-def test_a_transcript_shorter_than_the_cache_misses_nothing(starter: LoadedModel, vault: Vault) -> None:
-    begun(starter, "turbo0v4", vault)
+def test_a_transcript_shorter_than_the_cache_is_restored(starter: LoadedModel, vault: Vault) -> None:
+    saved_conversation(starter, "turbo0v4", vault)
     again = Session(starter, "turbo0v4")
     restored, reason = again.restore(vault, "story", STORY)
     assert restored > 0
     assert reason is None
 
 
-def test_a_transcript_that_cannot_be_rendered_restores_nothing_wrong(
-    starter: LoadedModel, vault: Vault
-) -> None:
-    begun(starter, "turbo0v4", vault)
+def test_a_transcript_that_cannot_be_rendered_restores_nothing(starter: LoadedModel, vault: Vault) -> None:
+    saved_conversation(starter, "turbo0v4", vault)
     again = Session(starter, "turbo0v4")
     restored, _ = again.restore(vault, "story", [])
     assert restored == 0
@@ -190,12 +188,12 @@ def test_a_transcript_that_cannot_be_rendered_restores_nothing_wrong(
 
 
 @pytest.mark.parametrize("kind", ["sliding", "recurrent"])
-def test_other_kinds_of_cache_come_back_too(tmp_path: Path, vault: Vault, kind: str) -> None:
+def test_caches_that_cannot_be_trimmed_are_restored(tmp_path: Path, vault: Vault, kind: str) -> None:
     config = {"sliding": tiny_models.SLIDING, "recurrent": tiny_models.RECURRENT}[kind]
     model = models.load(str(tiny_models.write(tmp_path / kind, config)))
     session = Session(model, "turbo0v4")
     asked = [user("one two three four five six seven eight nine ten " * 12)]
-    # Just read, not answered: the transcript's tokens are then exactly the cache's.
+    # Prefilled only: the cache then holds exactly the transcript's tokens.
     list(session.set_scheme("turbo0v4", reread=True, messages=asked))
     session.save(vault, "talk")
     again = Session(model, "turbo0v4")
@@ -206,8 +204,8 @@ def test_other_kinds_of_cache_come_back_too(tmp_path: Path, vault: Vault, kind: 
     assert first.counts.reused == second.counts.restored == restored
 
 
-def test_an_odd_layer_is_refused(starter: LoadedModel, tiny: LoadedModel, vault: Vault) -> None:
-    # The manifest agrees, but the layers are not this model's: as if two fingerprints were alike.
+def test_a_cache_with_other_layers_is_refused(starter: LoadedModel, tiny: LoadedModel, vault: Vault) -> None:
+    # The manifest matches, but the layers are another model's, as if two fingerprints collided.
     session = Session(tiny, "turbo0v4")
     send(session, [user("Hello")], greedy(2))
     alike = replace(starter, info=replace(starter.info, fingerprint=tiny.info.fingerprint))

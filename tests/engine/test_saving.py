@@ -1,4 +1,4 @@
-"""Saving gives way to whatever is asked, and loses nothing by it."""
+"""Saving: interrupted by commands, in segments, with damage on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tqchat.store.manifest import MANIFEST
 from tqchat.store.vault import Vault
 
 
-def test_a_save_gives_way_to_a_message_sent_meanwhile(
+def test_a_message_interrupts_a_save(
     llama_folder: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = Listener()
@@ -50,7 +50,7 @@ def test_a_save_gives_way_to_a_message_sent_meanwhile(
         engine.shutdown(SECONDS)
 
 
-def test_an_interrupted_save_is_still_to_be_done(starter: LoadedModel, tmp_path: Path) -> None:
+def test_an_interrupted_save_stays_pending(starter: LoadedModel, tmp_path: Path) -> None:
     vault, session = Vault(tmp_path / "vault"), Session(starter, "turbo0v4")
     send(session, [user(TALE)], greedy(3))
     assert session.save(vault, "talk", lambda: True) == 0
@@ -60,7 +60,7 @@ def test_an_interrupted_save_is_still_to_be_done(starter: LoadedModel, tmp_path:
     assert not session.changed
 
 
-def test_damage_costs_the_tokens_behind_it_and_says_so(starter: LoadedModel, tmp_path: Path) -> None:
+def test_damage_costs_the_tokens_after_it_and_is_reported(starter: LoadedModel, tmp_path: Path) -> None:
     vault, session = Vault(tmp_path / "vault"), Session(starter, "turbo0v4")
     done = send(session, [user(TALE)], greedy(3))
     session.save(vault, "talk")
@@ -77,7 +77,7 @@ def test_damage_costs_the_tokens_behind_it_and_says_so(starter: LoadedModel, tmp
     assert after.counts.restored == restored
 
 
-def test_saving_after_a_turn_writes_no_segment_twice(starter: LoadedModel, tmp_path: Path) -> None:
+def test_a_second_save_reuses_the_segments_of_the_first(starter: LoadedModel, tmp_path: Path) -> None:
     vault, session = Vault(tmp_path / "vault"), Session(starter, "turbo0v4")
     said = [user(TALE)]
     said.append(assistant(send(session, said, greedy(3)).text))
@@ -88,7 +88,7 @@ def test_saving_after_a_turn_writes_no_segment_twice(starter: LoadedModel, tmp_p
     said.append(assistant(send(session, said, greedy(3)).text))
     session.save(vault, "talk")
     assert first < {piece.file.name for piece in session._held.pieces}
-    # Neither does a conversation that was opened anew.
+    # Likewise after a restart.
     again = Session(starter, "turbo0v4")
     assert again.restore(vault, "talk", said)[1] is None
     send(again, [*said, user(TALE)], greedy(3))
@@ -96,7 +96,7 @@ def test_saving_after_a_turn_writes_no_segment_twice(starter: LoadedModel, tmp_p
     assert first < {piece.file.name for piece in again._held.pieces}
 
 
-def test_a_branch_taken_up_again_comes_from_disk(llama_folder: Path, paths: Paths) -> None:
+def test_returning_to_a_branch_restores_it_from_disk(llama_folder: Path, paths: Paths) -> None:
     heard = Listener()
     engine = Engine(heard, paths=paths)
     question = user("one two three four five six seven " * 9)
@@ -120,7 +120,7 @@ def test_a_branch_taken_up_again_comes_from_disk(llama_folder: Path, paths: Path
         back = answered(one).counts
         assert back.restored + back.reused >= read.prompt - 1 > other.reused + 64
         assert back.restored > other.reused
-        # Straight on, nothing is looked for on disk.
+        # A prompt that continues the live cache restores nothing.
         onwards = answered((*one, assistant("Yes."), user("And then?"))).counts
         assert onwards.restored == 0
     finally:

@@ -31,7 +31,7 @@ def changed(events: Iterable[Event]) -> SchemeChanged:
     return last
 
 
-def told(model: LoadedModel, scheme: str) -> tuple[Session, list[ChatMessage]]:
+def packed_session(model: LoadedModel, scheme: str) -> tuple[Session, list[ChatMessage]]:
     """A session that has packed some tokens (where its scheme packs), and its transcript."""
     session = Session(model, scheme)
     done = send(session, STORY, greedy(8))
@@ -39,8 +39,8 @@ def told(model: LoadedModel, scheme: str) -> tuple[Session, list[ChatMessage]]:
 
 
 @pytest.mark.parametrize(("previous", "scheme"), PAIRS)
-def test_a_scheme_turns_into_another(starter: LoadedModel, previous: str, scheme: str) -> None:
-    session, said = told(starter, previous)
+def test_a_cache_is_converted_to_another_scheme(starter: LoadedModel, previous: str, scheme: str) -> None:
+    session, said = packed_session(starter, previous)
     tokens, before = session.tokens, session.memory()
     change = changed(session.set_scheme(scheme))
     assert (change.previous, change.scheme, change.tokens) == (previous, scheme, len(tokens))
@@ -54,27 +54,27 @@ def test_a_scheme_turns_into_another(starter: LoadedModel, previous: str, scheme
     assert done.scheme == scheme
 
 
-def test_a_finer_scheme_keeps_the_rounding_that_history_has(starter: LoadedModel) -> None:
-    session, _ = told(starter, "turbo0v2")
+def test_conversion_to_more_bits_reports_kept_rounding(starter: LoadedModel) -> None:
+    session, _ = packed_session(starter, "turbo0v2")
     assert changed(session.set_scheme("turbo0v4")).kept_rounding
     assert changed(session.set_scheme("fp16")).kept_rounding
-    # Back at two bits there is nothing to regret.
+    # Back at two bits, no coarser rounding is kept.
     assert not changed(session.set_scheme("turbo0v2")).kept_rounding
 
 
-def test_a_coarser_scheme_keeps_nothing(starter: LoadedModel) -> None:
-    session, _ = told(starter, "fp16")
+def test_conversion_to_fewer_bits_reports_no_kept_rounding(starter: LoadedModel) -> None:
+    session, _ = packed_session(starter, "fp16")
     assert not changed(session.set_scheme("turbo0v2")).kept_rounding
 
 
-def test_nothing_was_rounded_as_long_as_nothing_is_packed(starter: LoadedModel) -> None:
+def test_without_packed_tokens_no_rounding_is_kept(starter: LoadedModel) -> None:
     session = Session(starter, "turbo0v2")
     send(session, [user("Hello!")], greedy(5))
     assert not changed(session.set_scheme("fp16")).kept_rounding
 
 
-def test_reading_again_gives_what_the_finer_scheme_would_have_had(starter: LoadedModel) -> None:
-    session, said = told(starter, "turbo0v2")
+def test_re_reading_equals_a_fresh_cache_under_the_new_scheme(starter: LoadedModel) -> None:
+    session, said = packed_session(starter, "turbo0v2")
     events = list(session.set_scheme("fp16", reread=True, messages=said))
     change = changed(events)
     assert change.reread
@@ -85,14 +85,14 @@ def test_reading_again_gives_what_the_finer_scheme_would_have_had(starter: Loade
     assert send(session, asked).text == send(Session(starter, "fp16"), asked).text
 
 
-def test_reading_again_without_a_transcript_reads_what_is_held(starter: LoadedModel) -> None:
-    session, _ = told(starter, "turbo0v2")
+def test_re_reading_without_a_transcript_reads_the_caches_tokens(starter: LoadedModel) -> None:
+    session, _ = packed_session(starter, "turbo0v2")
     tokens = session.tokens
     changed(session.set_scheme("fp16", reread=True))
     assert session.tokens == tokens
 
 
-def test_a_stopped_reading_leaves_the_old_cache(tiny: LoadedModel) -> None:
+def test_a_stopped_re_reading_keeps_the_old_cache(tiny: LoadedModel) -> None:
     session = Session(tiny, "turbo0v4")
     send(session, [user("word " * 400)], greedy(2))
     before, stop = session.memory(), threading.Event()
@@ -107,8 +107,8 @@ def test_a_stopped_reading_leaves_the_old_cache(tiny: LoadedModel) -> None:
         assert len(session.tokens) <= 512
 
 
-def test_an_unknown_scheme_leaves_everything_as_it_was(starter: LoadedModel) -> None:
-    session, said = told(starter, "turbo0v4")
+def test_an_unknown_scheme_changes_nothing(starter: LoadedModel) -> None:
+    session, said = packed_session(starter, "turbo0v4")
     before, tokens = session.memory(), session.tokens
     (failed,) = session.set_scheme("turbo9")
     assert isinstance(failed, Failed)
@@ -117,12 +117,12 @@ def test_an_unknown_scheme_leaves_everything_as_it_was(starter: LoadedModel) -> 
     assert send(session, [*said, user("Hi")]).text
 
 
-def test_a_conversion_that_breaks_off_leaves_everything_as_it_was(
+def test_a_failed_conversion_keeps_the_old_cache(
     starter: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tqchat.kv import prompt_cache
 
-    session, _ = told(starter, "turbo0v4")
+    session, _ = packed_session(starter, "turbo0v4")
     before, tokens = session.memory(), session.tokens
     whole = prompt_cache._convert_layer
     calls = 0
@@ -144,12 +144,12 @@ def test_a_conversion_that_breaks_off_leaves_everything_as_it_was(
 
 
 def without_slack(report: MemoryReport) -> list[LayerReport]:
-    """What each layer holds; layers that went and came back keep no room ready."""
+    """Layers without allocated slack: a converted layer has none."""
     return [replace(layer, allocated_bytes=0) for layer in report.layers]
 
 
-def test_a_conversion_that_is_stopped_leaves_everything_as_it_was(starter: LoadedModel) -> None:
-    session, _ = told(starter, "turbo0v4")
+def test_a_stopped_conversion_keeps_the_old_cache(starter: LoadedModel) -> None:
+    session, _ = packed_session(starter, "turbo0v4")
     before, tokens = session.memory(), session.tokens
     stop = threading.Event()
     stop.set()
@@ -160,8 +160,8 @@ def test_a_conversion_that_is_stopped_leaves_everything_as_it_was(starter: Loade
     assert held_is_consistent(session)
 
 
-def test_the_same_scheme_is_no_change(starter: LoadedModel) -> None:
-    session, _ = told(starter, "affine8")
+def test_the_same_scheme_changes_nothing(starter: LoadedModel) -> None:
+    session, _ = packed_session(starter, "affine8")
     session.changed = False
     change = changed(session.set_scheme("affine8"))
     assert change.bytes_before == change.bytes_after

@@ -51,7 +51,7 @@ DOG = (user("Tell me a story about a dog."),)
 
 
 class Listener:
-    """Hears an engine's events and waits for some."""
+    """Records an engine's events and waits for some."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -100,7 +100,7 @@ def engine(heard: Listener, paths: Paths) -> Iterator[Engine]:
 
 @pytest.fixture
 def tiny(llama_folder: Path) -> LoadModel:
-    """A model that loads at once, for when it does not matter what it says."""
+    """A tiny random model, where the replies do not matter."""
     return LoadModel(str(llama_folder))
 
 
@@ -128,7 +128,7 @@ def test_a_first_conversation(engine: Engine, heard: Listener, paths: Paths) -> 
     assert not heard.all(Failed)
 
 
-def test_the_next_start_reads_only_what_is_new(heard: Listener, paths: Paths) -> None:
+def test_the_next_start_prefills_only_new_tokens(heard: Listener, paths: Paths) -> None:
     first = Engine(heard, paths=paths)
     first.start()
     first.submit(LoadModel())
@@ -151,9 +151,7 @@ def test_the_next_start_reads_only_what_is_new(heard: Listener, paths: Paths) ->
     second.shutdown(SECONDS)
 
 
-def test_stop_ends_a_reply_and_what_was_asked_before_it_but_nothing_later(
-    engine: Engine, heard: Listener
-) -> None:
+def test_stop_ends_earlier_commands_but_no_later_ones(engine: Engine, heard: Listener) -> None:
     engine.submit(LoadModel())
     engine.submit(send("a", DOG, 400))
     engine.submit(send("b", DOG, 400))
@@ -166,7 +164,7 @@ def test_stop_ends_a_reply_and_what_was_asked_before_it_but_nothing_later(
     assert last.stop_reason in ("stop", "length")
 
 
-def test_stop_with_nothing_to_stop_stops_nothing_later(
+def test_stop_on_an_idle_engine_does_not_stop_the_next_command(
     tiny: LoadModel, engine: Engine, heard: Listener
 ) -> None:
     engine.submit(tiny)
@@ -186,7 +184,7 @@ def test_a_queued_message_does_not_wait_for_saving(tiny: LoadModel, engine: Engi
     heard.next(Saved)
 
 
-def test_leaving_a_conversation_saves_it_and_coming_back_restores_it(
+def test_opening_another_conversation_saves_this_one(
     tiny: LoadModel, engine: Engine, heard: Listener
 ) -> None:
     engine.submit(tiny)
@@ -238,7 +236,7 @@ def test_a_message_under_another_scheme_converts_first(
     assert heard.next(Done).scheme == "turbo0v2"
 
 
-def test_a_scheme_change_of_a_conversation_that_is_not_open(
+def test_a_scheme_change_restores_a_conversation_that_is_not_open(
     tiny: LoadModel, engine: Engine, heard: Listener
 ) -> None:
     engine.submit(tiny)
@@ -251,7 +249,7 @@ def test_a_scheme_change_of_a_conversation_that_is_not_open(
     assert heard.next(SchemeChanged).previous == "turbo0v4"
 
 
-def test_a_forgotten_conversation_is_gone_from_disk_and_memory(
+def test_forgetting_deletes_the_cache_on_disk_and_in_memory(
     tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths
 ) -> None:
     engine.submit(tiny)
@@ -273,7 +271,7 @@ def test_without_a_model_a_message_fails_in_one_sentence(engine: Engine, heard: 
     assert "/nowhere" in heard.next(ModelFailed).message
 
 
-def test_a_model_that_fails_leaves_the_one_before(
+def test_a_model_that_fails_to_load_keeps_the_previous_one(
     engine: Engine, heard: Listener, llama_folder: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken"
@@ -291,7 +289,7 @@ def test_a_model_that_fails_leaves_the_one_before(
     assert again.counts.prefilled == 1
 
 
-def test_another_model_reads_the_open_conversation_again(
+def test_another_model_re_reads_the_open_conversation(
     engine: Engine, heard: Listener, llama_folder: Path
 ) -> None:
     engine.submit(LoadModel())
@@ -310,7 +308,7 @@ def test_another_model_reads_the_open_conversation_again(
     assert done.counts.reused == 0
 
 
-def test_the_thread_survives_what_nobody_foresaw(
+def test_the_thread_survives_unexpected_errors(
     tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tqchat.engine.session import Session
@@ -337,7 +335,7 @@ def test_the_thread_survives_what_nobody_foresaw(
     assert stat.S_IMODE(log.stat().st_mode) & 0o077 == 0
 
 
-def test_a_listener_that_fails_does_not_end_the_reply(
+def test_an_error_in_on_event_does_not_end_the_reply(
     tiny: LoadModel, engine: Engine, heard: Listener
 ) -> None:
     def breaks(event: Event) -> None:
@@ -349,7 +347,7 @@ def test_a_listener_that_fails_does_not_end_the_reply(
     assert heard.next(Done).counts.generated == 4
 
 
-def test_a_cache_that_cannot_be_saved_is_said_once(
+def test_a_failed_save_is_reported_once(
     tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths
 ) -> None:
     paths.caches.rmdir()
@@ -375,7 +373,7 @@ def test_a_seed_repeats_a_reply_on_the_engines_thread(
     assert heard.next(Done).text == heard.next(Done).text
 
 
-def test_a_reply_goes_on_where_it_was_cut_off(engine: Engine, heard: Listener) -> None:
+def test_an_unfinished_reply_is_continued(engine: Engine, heard: Listener) -> None:
     engine.submit(LoadModel())
     engine.submit(send("a", DOG, 20))
     first = heard.next(Done)
@@ -397,7 +395,7 @@ def hub(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         yield hub
 
 
-def test_a_download_shows_its_progress_and_what_waits_for_it_is_answered(
+def test_a_download_reports_progress_and_waiting_commands_run_after_it(
     hub: Hub, engine: Engine, heard: Listener
 ) -> None:
     engine.submit(LoadModel(REPO))
@@ -412,7 +410,7 @@ def test_a_download_shows_its_progress_and_what_waits_for_it_is_answered(
     assert heard.threads == {engine._thread.ident}
 
 
-def test_the_chat_goes_on_while_a_model_is_fetched(hub: Hub, engine: Engine, heard: Listener) -> None:
+def test_the_current_model_answers_during_a_download(hub: Hub, engine: Engine, heard: Listener) -> None:
     hub.hold.clear()
     engine.submit(LoadModel())
     engine.submit(LoadModel(REPO))
@@ -423,7 +421,7 @@ def test_the_chat_goes_on_while_a_model_is_fetched(hub: Hub, engine: Engine, hea
     assert heard.next(Opened).conversation_id == "a"
 
 
-def test_a_download_can_be_cancelled_while_nothing_comes(hub: Hub, engine: Engine, heard: Listener) -> None:
+def test_a_stalled_download_can_be_cancelled(hub: Hub, engine: Engine, heard: Listener) -> None:
     hub.hold.clear()
     engine.submit(LoadModel(REPO))
     engine.submit(send("a", HELLO, 4))
@@ -438,7 +436,7 @@ def test_a_download_can_be_cancelled_while_nothing_comes(hub: Hub, engine: Engin
     assert heard.next(ModelReady).info.ref == REPO
 
 
-def test_another_model_ends_a_download(hub: Hub, engine: Engine, heard: Listener) -> None:
+def test_loading_another_model_cancels_a_download(hub: Hub, engine: Engine, heard: Listener) -> None:
     hub.hold.clear()
     engine.submit(LoadModel(REPO))
     engine.submit(send("a", HELLO, 4))
@@ -449,7 +447,7 @@ def test_another_model_ends_a_download(hub: Hub, engine: Engine, heard: Listener
     assert heard.next(Done).model == "starter"
 
 
-def test_a_download_does_not_hold_up_the_end(hub: Hub, heard: Listener, paths: Paths) -> None:
+def test_a_download_does_not_delay_shutdown(hub: Hub, heard: Listener, paths: Paths) -> None:
     hub.hold.clear()
     engine = Engine(heard, paths=paths)
     engine.start()
@@ -460,7 +458,7 @@ def test_a_download_does_not_hold_up_the_end(hub: Hub, heard: Listener, paths: P
     assert time.monotonic() - began < 5
 
 
-def test_an_unknown_model_leaves_the_chat_usable(
+def test_an_unknown_model_keeps_the_current_one(
     tiny: LoadModel, hub: Hub, engine: Engine, heard: Listener
 ) -> None:
     hub.missing = True
@@ -471,12 +469,10 @@ def test_an_unknown_model_leaves_the_chat_usable(
     heard.next(Done)
 
 
-# The end
+# Shutdown
 
 
-def test_shutting_down_in_the_middle_of_a_reply_saves_what_there_is(
-    tiny: LoadModel, heard: Listener, paths: Paths
-) -> None:
+def test_shutdown_during_a_reply_saves_the_cache(tiny: LoadModel, heard: Listener, paths: Paths) -> None:
     engine = Engine(heard, paths=paths)
     engine.start()
     engine.submit(tiny)
@@ -497,7 +493,7 @@ def test_an_engine_that_never_started_can_be_shut_down(
     Engine(heard, paths=paths).shutdown(1)
 
 
-LEAVE = """
+SHUTDOWN_SCRIPT = """
 import sys, threading
 from tqchat.engine.commands import ChatMessage, LoadModel, Sampling, Send
 from tqchat.engine.events import Done, TextDelta
@@ -517,7 +513,7 @@ engine.shutdown(30)
 def test_the_process_ends_without_a_crash(when: str, home: Path, llama_folder: Path) -> None:
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", LEAVE, when, str(llama_folder)],
+            [sys.executable, "-c", SHUTDOWN_SCRIPT, when, str(llama_folder)],
             capture_output=True,
             text=True,
             env=os.environ,

@@ -1,4 +1,4 @@
-"""Tiny models of other architectures: ones whose caches cannot go back, a mixture of experts."""
+"""Tiny models of other architectures: caches that cannot be trimmed, a mixture of experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caches that cannot be trimmed go back to where a person spoke, now and after a restart."""
+"""Checkpoints of caches that cannot be trimmed, live and after a restart."""
 
 from __future__ import annotations
 
@@ -41,14 +41,12 @@ def talk(session: Session, turns: int) -> list[ChatMessage]:
     return said
 
 
-def turns(session: Session) -> list[int]:
+def checkpoint_tokens(session: Session) -> list[int]:
     return [one.tokens for one in session._held.checkpoints]
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
-def test_answering_again_reads_nothing_but_the_beginning_of_the_reply(
-    model: LoadedModel, scheme: str
-) -> None:
+def test_regenerating_prefills_only_the_generation_prompt(model: LoadedModel, scheme: str) -> None:
     session = Session(model, scheme)
     said = talk(session, 2)[:-1]
     first = send(session, said, greedy(12))
@@ -57,16 +55,16 @@ def test_answering_again_reads_nothing_but_the_beginning_of_the_reply(
     assert isinstance(again, Done)
     assert not of(events, Notice)
     assert again.text == first.text
-    assert again.counts.reused == turns(session)[-1]
+    assert again.counts.reused == checkpoint_tokens(session)[-1]
     assert again.counts.prefilled < 12
     assert held_is_consistent(session)
 
 
-def test_an_edit_goes_back_to_the_turn_before_and_answers_as_from_there(model: LoadedModel) -> None:
+def test_an_edit_goes_back_to_the_checkpoint_before_it(model: LoadedModel) -> None:
     session = Session(model, "fp16")
     said = talk(session, 2)
     edited = [*said[:-2], user(f"Something else. {TALE}")]
-    turn = turns(session)[0]
+    turn = checkpoint_tokens(session)[0]
     straight = Session(model, "fp16")
     for _ in straight._held.prefill_in_chunks(session.tokens[:turn]):
         pass
@@ -76,17 +74,17 @@ def test_an_edit_goes_back_to_the_turn_before_and_answers_as_from_there(model: L
     assert session.tokens == straight.tokens
 
 
-def test_a_restart_keeps_them_and_the_next_save_writes_them_no_more(model: LoadedModel, vault: Vault) -> None:
+def test_checkpoints_survive_a_restart_and_are_saved_once(model: LoadedModel, vault: Vault) -> None:
     session = Session(model, "turbo0v4")
     said = talk(session, 2)
     session.save(vault, "talk")
     again = Session(model, "turbo0v4")
-    # A random model's words may be written in other tokens once they are history.
-    assert again.restore(vault, "talk", said)[0] in (len(session.tokens), turns(session)[-1])
-    assert turns(again) == turns(session)
+    # A random model's reply may be tokenised differently as part of the transcript.
+    assert again.restore(vault, "talk", said)[0] in (len(session.tokens), checkpoint_tokens(session)[-1])
+    assert checkpoint_tokens(again) == checkpoint_tokens(session)
     mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, session))
     assert mine.text == theirs.text
-    assert mine.counts.restored == theirs.counts.reused == turns(session)[-1]
+    assert mine.counts.restored == theirs.counts.reused == checkpoint_tokens(session)[-1]
     stored = [one.stored for one in again._held.checkpoints]
     again.save(vault, "talk")
     manifest = read_manifest(vault.folder / "talk" / MANIFEST)
@@ -94,29 +92,29 @@ def test_a_restart_keeps_them_and_the_next_save_writes_them_no_more(model: Loade
     assert {path.name for path in (vault.folder / "talk").glob("*.safetensors")} == manifest.files
 
 
-def test_a_restart_with_a_transcript_that_says_less_goes_back(model: LoadedModel, vault: Vault) -> None:
+def test_a_restart_with_an_edited_transcript_uses_a_checkpoint(model: LoadedModel, vault: Vault) -> None:
     session = Session(model, "turbo0v4")
     said = talk(session, 2)
     session.save(vault, "talk")
     again = Session(model, "turbo0v4")
     restored, reason = again.restore(vault, "talk", [*said[:-1], assistant("It was not what I said.")])
-    assert restored == turns(session)[-1]
+    assert restored == checkpoint_tokens(session)[-1]
     assert reason is not None
     assert "differ" in reason
 
 
-def test_a_change_of_scheme_takes_them_along(model: LoadedModel) -> None:
+def test_a_scheme_change_converts_checkpoints(model: LoadedModel) -> None:
     session = Session(model, "fp16")
     said = talk(session, 2)
-    before = turns(session)
+    before = checkpoint_tokens(session)
     list(session.set_scheme("turbo0v4"))
-    assert turns(session) == before
+    assert checkpoint_tokens(session) == before
     done = send(session, said[:-1], greedy(12))
     assert done.counts.reused == before[-1]
     assert held_is_consistent(session)
 
 
-def test_damage_costs_what_came_after_the_last_of_them(model: LoadedModel, vault: Vault) -> None:
+def test_damage_costs_the_tokens_after_the_last_usable_checkpoint(model: LoadedModel, vault: Vault) -> None:
     session = Session(model, "fp16")
     said = talk(session, 3)
     session.save(vault, "talk")
@@ -127,29 +125,29 @@ def test_damage_costs_what_came_after_the_last_of_them(model: LoadedModel, vault
     assert reason is not None
     assert "damaged" in reason
     settled = manifest.pieces[-1].used if manifest.pieces else 0
-    expected = max((one for one in turns(session) if one <= settled), default=0)
+    expected = max((one for one in checkpoint_tokens(session) if one <= settled), default=0)
     assert restored == expected
     straight = Session(model, "fp16")
-    if restored:  # it was read in the same pieces
-        talk(straight, turns(session).index(restored))
+    if restored:  # prefilled in the same chunks
+        talk(straight, checkpoint_tokens(session).index(restored))
         straight._held.prefill(session.tokens[len(straight.tokens) : restored])
     mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, straight))
     assert mine.text == theirs.text
 
 
-def test_they_are_bounded_and_counted(model: LoadedModel) -> None:
+def test_checkpoints_are_bounded_and_counted(model: LoadedModel) -> None:
     session = Session(model, "fp16")
     talk(session, MAX_CHECKPOINTS + 2)
     report = session.memory()
-    assert MIN_CHECKPOINTS <= len(turns(session)) <= MAX_CHECKPOINTS
-    assert turns(session) == sorted(turns(session))
+    assert MIN_CHECKPOINTS <= len(checkpoint_tokens(session)) <= MAX_CHECKPOINTS
+    assert checkpoint_tokens(session) == sorted(checkpoint_tokens(session))
     assert report.checkpoint_bytes > 0
     layers = report.shared_bytes + sum(layer.bytes for layer in report.layers)
     assert report.bytes == layers + report.checkpoint_bytes
-    assert len(turns(session)) == MIN_CHECKPOINTS or report.checkpoint_bytes <= layers
+    assert len(checkpoint_tokens(session)) == MIN_CHECKPOINTS or report.checkpoint_bytes <= layers
 
 
-def test_a_cache_that_can_be_trimmed_needs_none(tmp_path: Path) -> None:
+def test_a_cache_that_can_be_trimmed_has_no_checkpoints(tmp_path: Path) -> None:
     session = Session(models.load(str(tiny_llama(tmp_path / "llama"))), "turbo0v4")
     talk(session, 1)
     assert not session._held.checkpoints

@@ -34,7 +34,7 @@ def size(model: LoadedModel, scheme: str) -> int:
     return done.report.allocated_bytes
 
 
-def test_a_prompt_that_does_not_fit_is_refused_with_a_way_out(tiny: LoadedModel) -> None:
+def test_a_prompt_that_does_not_fit_is_refused_with_a_remedy(tiny: LoadedModel) -> None:
     session = Session(tiny, "fp16", Limits(budget=int(0.6 * size(tiny, "fp16"))))
     events = answer(session)
     assert isinstance(events[-1], Failed)
@@ -43,13 +43,13 @@ def test_a_prompt_that_does_not_fit_is_refused_with_a_way_out(tiny: LoadedModel)
     assert session.tokens == () and held_is_consistent(session)
 
 
-def test_nothing_fits_a_tiny_budget(tiny: LoadedModel) -> None:
+def test_a_budget_too_small_for_any_scheme_is_reported(tiny: LoadedModel) -> None:
     events = answer(Session(tiny, "turbo4", Limits(budget=1000, step_down=True)))
     assert isinstance(events[-1], Failed)
     assert "raise memory_budget" in events[-1].message
 
 
-def test_a_prompt_is_read_under_a_smaller_scheme_if_the_person_allows(tiny: LoadedModel) -> None:
+def test_a_prompt_is_read_under_a_smaller_scheme_if_allowed(tiny: LoadedModel) -> None:
     budget = int(0.8 * size(tiny, "fp16"))
     session = Session(tiny, "fp16", Limits(budget=budget, step_down=True))
     events = answer(session)
@@ -62,7 +62,7 @@ def test_a_prompt_is_read_under_a_smaller_scheme_if_the_person_allows(tiny: Load
 
 
 @pytest.mark.parametrize("step_down", [True, False])
-def test_a_reply_that_outgrows_the_budget_goes_on_smaller_or_stops(
+def test_a_reply_over_the_budget_continues_under_a_smaller_scheme_or_stops(
     tiny: LoadedModel, step_down: bool
 ) -> None:
     long = 300
@@ -89,7 +89,7 @@ def test_a_reply_that_outgrows_the_budget_goes_on_smaller_or_stops(
         assert whole.text.startswith(done.text)
 
 
-def test_prompts_are_packed_as_they_are_read_where_raw_they_would_not_fit(tiny: LoadedModel) -> None:
+def test_prompts_that_do_not_fit_raw_are_packed_during_prefill(tiny: LoadedModel) -> None:
     free, asked, tight = (
         Session(tiny, "turbo4", limits)
         for limits in (
@@ -111,7 +111,7 @@ def test_prompts_are_packed_as_they_are_read_where_raw_they_would_not_fit(tiny: 
     )
 
 
-def test_the_report_tells_the_peak_that_mlx_counted(tiny: LoadedModel) -> None:
+def test_the_report_has_the_peak_memory(tiny: LoadedModel) -> None:
     session = Session(tiny, "fp16")
     events = answer(session)
     report = of(events, Done)[0].report

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on this machine: as much of it as downloading a model takes."""
+"""A local HTTP server that answers like the Hugging Face hub, as far as downloads need it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ REPO = "somebody/tiny"
 
 
 class Hub:
-    """What the server serves, how it misbehaves, and what it was asked for.
+    """The server's files, simulated faults and recorded requests.
 
     Attributes:
-        files: Name to content of the one repo there is.
-        gated, missing: How the hub answers for the repo instead.
-        cut_after: Break the connection after so many bytes of a file's body; each entry is used once.
-        hold: While not set, file bodies stop after their first half; ``holding`` says that one did.
-        resumes: Whether ranges are honoured.
+        files: Name to content of the only repo.
+        gated, missing, broken: Answer with that error instead.
+        damaged: Files served with wrong content.
+        cut_after: Break the connection after so many bytes of a weight file; each entry is used once.
+        hold: While not set, weight files stop after their first half; ``holding`` is set by then.
+        resumes: Whether range requests are honoured.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,7 +46,7 @@ class Hub:
         self.url = ""
 
     def fetched(self) -> set[str]:
-        """Names of the files that were asked for."""
+        """Names of the requested files."""
         return {path.rpartition("/")[2] for method, path, _ in self.requests if "/resolve/" in path}
 
     def is_large(self, name: str) -> bool:
@@ -155,7 +156,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def serving(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that has the model in ``folder`` as ``REPO``; huggingface_hub caches in ``cache``."""
+    """Serve the model in ``folder`` as ``REPO``; huggingface_hub downloads from there into ``cache``."""
     from huggingface_hub import constants
 
     hub = Hub(folder)

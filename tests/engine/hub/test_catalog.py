@@ -1,4 +1,4 @@
-"""What is on this machine, from the files alone."""
+"""The list of local models, from their files alone."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def by_ref(*folders: Path) -> dict[str, LocalModel]:
 
 
 def in_hub(hub: Path, repo: str, commit: str = "c0ffee" + "0" * 34) -> Path:
-    """A whole model in the hub's cache."""
+    """A complete model in the Hugging Face cache."""
     storage = hub / f"models--{repo.replace('/', '--')}"
     (storage / "refs").mkdir(parents=True)
     (storage / "refs" / "main").write_text(commit)
     return tiny_llama(storage / "snapshots" / commit)
 
 
-def test_the_bundled_model_is_always_there() -> None:
+def test_the_bundled_model_is_always_listed() -> None:
     found = catalog.scan()
     assert [one.ref for one in found] == ["starter"]
     assert found[0].context_limit and found[0].disk_bytes and found[0].quantisation
@@ -51,7 +51,7 @@ def test_models_are_found_below_a_folder_and_at_it(tmp_path: Path) -> None:
     assert one.disk_bytes == (deep / "model.safetensors").stat().st_size
 
 
-def test_the_same_folder_twice_is_one_model(tmp_path: Path) -> None:
+def test_a_folder_reached_by_two_paths_is_listed_once(tmp_path: Path) -> None:
     folder = tiny_llama(tmp_path / "models" / "tiny")
     (tmp_path / "link").symlink_to(folder)
     assert len(by_ref(tmp_path / "models", folder, tmp_path / "link")) == 2
@@ -71,7 +71,7 @@ def test_a_model_that_cannot_be_loaded_is_listed_with_the_reason(tmp_path: Path)
     assert "never runs" in (found[str(own)].problem or "")
 
 
-def test_whole_models_of_the_hubs_cache_are_found_and_others_are_not(tmp_path: Path) -> None:
+def test_only_complete_models_in_the_hub_cache_are_listed(tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     in_hub(hub, "org/na-me")
     half = hub / "models--org--half" / "snapshots" / "1" / "config.json"
@@ -84,7 +84,7 @@ def test_whole_models_of_the_hubs_cache_are_found_and_others_are_not(tmp_path: P
     assert found["org/na-me"].source == "hub"
 
 
-def test_an_unfinished_download_is_found_and_can_be_discarded(tmp_path: Path) -> None:
+def test_an_unfinished_download_is_listed_and_can_be_deleted(tmp_path: Path) -> None:
     blobs = tmp_path / "hub" / "models--org--big" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "whole").write_bytes(b"x" * 10)
@@ -97,7 +97,7 @@ def test_an_unfinished_download_is_found_and_can_be_discarded(tmp_path: Path) ->
     local_cache.discard_partial("org/big")
 
 
-def test_discarding_leaves_what_another_program_keeps_of_the_model(tmp_path: Path) -> None:
+def test_deleting_a_download_keeps_files_of_other_programs(tmp_path: Path) -> None:
     in_hub(tmp_path / "hub", "org/big")
     blobs = tmp_path / "hub" / "models--org--big" / "blobs"
     blobs.mkdir()
@@ -119,5 +119,5 @@ def test_discarding_leaves_what_another_program_keeps_of_the_model(tmp_path: Pat
         ({"quantization": 3, "text_config": []}, ""),
     ],
 )
-def test_how_weights_are_kept_is_said_as_people_say_it(config: dict[str, object], said: str) -> None:
+def test_short_names_of_weight_formats(config: dict[str, object], said: str) -> None:
     assert quantisation(config) == said

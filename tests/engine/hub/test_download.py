@@ -18,7 +18,7 @@ from tqchat.errors import TqchatError
 
 @pytest.fixture
 def source(llama_folder: Path, tmp_path: Path) -> Path:
-    """The model as its owner uploaded it, with things in it that nobody needs to load it."""
+    """The uploaded model, with files that are not needed to load it."""
     folder = tmp_path / "source"
     shutil.copytree(llama_folder, folder)
     (folder / "modeling_tiny.py").write_text("raise SystemExit")
@@ -40,22 +40,22 @@ def hub(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         yield hub
 
 
-class Watch:
-    """Progress as it was told, and a way to cancel."""
+class RecordedProgress:
+    """Records progress, and cancels at a number of bytes."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
-        self.told: list[tuple[int, int]] = []
+        self.reports: list[tuple[int, int]] = []
         self.cancel_at = cancel_at
 
     def __call__(self, done: int, total: int) -> None:
-        self.told.append((done, total))
+        self.reports.append((done, total))
 
     def cancelled(self) -> bool:
-        return self.cancel_at is not None and bool(self.told) and self.told[-1][0] >= self.cancel_at
+        return self.cancel_at is not None and bool(self.reports) and self.reports[-1][0] >= self.cancel_at
 
 
 def weights_requests(hub: Hub) -> list[str | None]:
-    """From where on the weights were asked for, each time."""
+    """Range header of each request for the weights."""
     return [r for method, path, r in hub.requests if method == "GET" and path.endswith("model.safetensors")]
 
 
@@ -63,30 +63,30 @@ def partials(cache: Path) -> list[Path]:
     return list(cache.rglob("*.incomplete"))
 
 
-def test_a_model_is_fetched_and_loads(hub: Hub, source: Path) -> None:
-    watch = Watch()
+def test_a_model_is_downloaded_and_loads(hub: Hub, source: Path) -> None:
+    watch = RecordedProgress()
     assert local_folder(REPO) is None
     folder = resolve(REPO, watch, watch.cancelled)
     assert folder.name == COMMIT
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (folder / name).read_bytes() == (source / name).read_bytes()
-    total = watch.told[0][1]
-    assert watch.told[-1] == (total, total)
-    assert [done for done, _ in watch.told] == sorted(done for done, _ in watch.told)
+    total = watch.reports[0][1]
+    assert watch.reports[-1] == (total, total)
+    assert [done for done, _ in watch.reports] == sorted(done for done, _ in watch.reports)
     assert total == sum(path.stat().st_size for path in folder.iterdir())
     loaded = models.load(REPO)
     assert loaded.info.name == "tiny"
     assert loaded.info.ref == REPO
 
 
-def test_only_what_a_model_needs_is_fetched(hub: Hub) -> None:
+def test_only_files_that_a_model_needs_are_downloaded(hub: Hub) -> None:
     resolve(REPO)
     unwanted = {"modeling_tiny.py", "pytorch_model.bin", "README.md", "consolidated.safetensors"}
     assert unwanted <= set(hub.files)
     assert not hub.fetched() & unwanted
 
 
-def test_what_is_there_is_used_without_asking(hub: Hub) -> None:
+def test_a_downloaded_model_is_used_without_a_request(hub: Hub) -> None:
     folder = resolve(REPO)
     hub.requests.clear()
     assert resolve(REPO) == folder
@@ -94,7 +94,7 @@ def test_what_is_there_is_used_without_asking(hub: Hub) -> None:
     assert hub.requests == []
 
 
-def test_a_cut_connection_goes_on_where_it_broke(hub: Hub) -> None:
+def test_a_broken_connection_is_resumed(hub: Hub) -> None:
     size = len(hub.files["model.safetensors"])
     hub.cut_after = [size // 3, size // 3]
     folder = resolve(REPO)
@@ -103,16 +103,16 @@ def test_a_cut_connection_goes_on_where_it_broke(hub: Hub) -> None:
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-def test_a_hub_that_cannot_resume_starts_that_file_again(hub: Hub) -> None:
+def test_without_range_support_the_file_is_downloaded_from_the_start(hub: Hub) -> None:
     hub.cut_after = [len(hub.files["model.safetensors"]) // 3]
     hub.resumes = False
     folder = resolve(REPO)
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-def test_a_download_that_gives_up_is_resumed_next_time(hub: Hub, cache: Path) -> None:
+def test_a_failed_download_is_resumed_next_time(hub: Hub, cache: Path) -> None:
     size = len(hub.files["model.safetensors"])
-    # As often as it tries while nothing comes, and once more.
+    # More failures than it retries.
     hub.cut_after = [size // 2, *[0] * 10]
     with pytest.raises(DownloadFailed):
         resolve(REPO)
@@ -128,19 +128,19 @@ def test_a_download_that_gives_up_is_resumed_next_time(hub: Hub, cache: Path) ->
 
 def test_a_cancelled_download_stops_and_is_resumed_next_time(hub: Hub, cache: Path) -> None:
     size = len(hub.files["model.safetensors"])
-    watch = Watch(cancel_at=sum(map(len, hub.files.values())) // 3)
+    watch = RecordedProgress(cancel_at=sum(map(len, hub.files.values())) // 3)
     with pytest.raises(DownloadCancelled, match="resumes"):
         resolve(REPO, watch, watch.cancelled)
     (partial,) = partials(cache)
     have = partial.stat().st_size
     assert 0 < have < size
-    again = Watch()
+    again = RecordedProgress()
     resolve(REPO, again, again.cancelled)
     assert weights_requests(hub)[-1] == f"bytes={have}-"
-    assert again.told[-1][0] == again.told[-1][1]
+    assert again.reports[-1][0] == again.reports[-1][1]
 
 
-def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
+def test_two_downloads_of_one_model_do_not_corrupt_it(hub: Hub) -> None:
     hub.hold.clear()
     found: list[Path | TqchatError] = []
 
@@ -165,7 +165,7 @@ def test_two_downloads_of_one_model_do_not_mix(hub: Hub) -> None:
     assert (found[0] / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-def test_what_arrives_damaged_is_thrown_away(hub: Hub, cache: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_deleted(hub: Hub, cache: Path) -> None:
     hub.damaged = {"model.safetensors"}
     with pytest.raises(DownloadFailed, match="damaged"):
         resolve(REPO)
@@ -192,7 +192,7 @@ def test_a_gated_model_is_one_sentence(hub: Hub) -> None:
     fails("licence")
 
 
-def test_a_hub_in_trouble_is_one_sentence(hub: Hub) -> None:
+def test_a_server_error_is_one_sentence(hub: Hub) -> None:
     hub.broken = True
     fails("503")
 
@@ -222,7 +222,7 @@ def test_offline_mode_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch)
     assert hub.requests == []
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(10, 10, 0)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     fails("free some")
@@ -230,15 +230,13 @@ def test_a_full_disk_is_said_before_anything_is_fetched(hub: Hub, monkeypatch: p
 
 
 @pytest.mark.parametrize("sha", ["../../../escape", "", "C0FFEE"])
-def test_a_hub_that_sends_odd_hashes_is_not_trusted(
-    hub: Hub, sha: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_malformed_hashes_are_rejected(hub: Hub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.engine.hub.stand_in_hub.COMMIT", sha)
     fails("version")
     assert not hub.fetched()
 
 
-def test_a_snapshot_that_lost_its_weights_is_fetched_again(hub: Hub) -> None:
+def test_a_snapshot_without_weights_is_downloaded_again(hub: Hub) -> None:
     folder = resolve(REPO)
     weights = folder / "model.safetensors"
     weights.resolve().unlink()
