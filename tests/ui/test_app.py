@@ -8,7 +8,7 @@ from textual.widgets import Input, OptionList
 from tests.ui.conftest import Open
 from tqchat.engine import commands, events
 from tqchat.paths import Paths
-from tqchat.settings import State
+from tqchat.settings import Settings, State
 from tqchat.store.database import Database
 from tqchat.ui.screens.dialog import Ask, Confirm
 from tqchat.ui.screens.help import Help
@@ -317,8 +317,8 @@ async def test_quitting_in_the_middle_keeps_the_reply_as_unfinished(stage: Open,
 
 
 async def test_help_lists_the_keys_that_are_really_bound(stage: Open) -> None:
-    async with stage((120, 80)) as it:
-        it.app.set_keymap({"scheme": "f12"})
+    settings = Settings(theme="tqchat-dark", keys={"scheme": "f12"})
+    async with stage((120, 80), settings=settings) as it:
         await it.pilot.press("f1")
         await it.until(lambda: isinstance(it.app.screen, Help))
         await it.sees("Cache scheme")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.ui.conftest import Open
-from tqchat.ui import attachments
-from tqchat.ui.attachments import Attachment, CannotAttach
-from tqchat.ui.completion import is_whole, offers
+from tqchat.ui.input import attachments
+from tqchat.ui.input.attachments import Attachment, CannotAttach
+from tqchat.ui.input.completion import is_whole, offers
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 NOTES = "# Notes\n\n```\ncode\n```\nthe red fox\n"
@@ -59,7 +59,7 @@ def test_files_are_found_where_a_text_names_them(folder: Path) -> None:
     ],
 )
 def test_what_cannot_go_along_is_said(folder: Path, text: str, says: str, may_insist: bool) -> None:
-    (folder / "big.txt").write_bytes(b"x" * (attachments.LARGEST + 1))
+    (folder / "big.txt").write_bytes(b"x" * (attachments.MAX_FILE_BYTES + 1))
     with pytest.raises(CannotAttach, match=says) as error:
         attachments.named(text, folder)
     assert error.value.may_insist is may_insist
@@ -72,17 +72,17 @@ def test_a_file_that_is_gone_goes_along_as_it_was(folder: Path) -> None:
 
 def test_paths_complete(folder: Path) -> None:
     def labels(line: str) -> list[str]:
-        return [offer.label for offer in offers(line, {}, folder=folder)]
+        return [offer.label for offer in offers(line, [], folder=folder)]
 
     assert labels("see @") == ["@src/", "@my file.txt", "@notes.md", "@picture.png"]
     assert labels("@NO") == ["@notes.md"] and labels("@.") == ["@.hidden"]
     assert labels("a@no") == [] and labels("@no such/") == []
-    (quoted,) = offers("@my", {}, folder=folder)
+    (quoted,) = offers("@my", [], folder=folder)
     assert (quoted.start, quoted.insert) == (1, '"my file.txt" ')
-    (further,) = offers('see @"my f', {}, folder=folder)
+    (further,) = offers('see @"my f', [], folder=folder)
     assert (further.start, further.insert) == (5, '"my file.txt" ')
-    assert is_whole("@notes.md", {}, folder) and not is_whole("@not", {}, folder)
-    assert is_whole("hello", {}, folder)
+    assert is_whole("@notes.md", [], folder) and not is_whole("@not", [], folder)
+    assert is_whole("hello", [], folder)
 
 
 async def test_a_file_is_completed_attached_and_folded(stage: Open, folder: Path) -> None:

@@ -38,7 +38,7 @@ async def test_everything_that_is_written_can_be_read(
         async for stop in tour(it, monkeypatch):
             # One wears what is under its own cursor, the other what it was opened in.
             worn = ["tqchat-dark"] if stop in ("themes", "palette") else names
-            it.app._previewing = True  # the look is not a choice
+            it.app.parts.appearance.previewing = True  # the look is not a choice
             for name in worn:
                 it.app.theme = name
                 await it.pilot.pause()
@@ -47,7 +47,7 @@ async def test_everything_that_is_written_can_be_read(
                     if pair is not None and contrast(*pair) < LEAST:
                         unreadable.add((name, stop, segment.text.strip(), f"{contrast(*pair):.1f}"))
             it.app.theme = "tqchat-dark"
-            it.app._previewing = False
+            it.app.parts.appearance.previewing = False
     assert not unreadable
 
 
@@ -56,7 +56,7 @@ async def test_the_terminals_own_colours_are_the_only_ones(
 ) -> None:
     foreign = set()
     async with stage((120, 40)) as it:
-        it.app._previewing = True
+        it.app.parts.appearance.previewing = True
         it.app.theme = "tqchat-terminal"
         async for stop in tour(it, monkeypatch):
             for segment in (segment for line in segments(it) for segment in line):

@@ -128,7 +128,7 @@ async def test_a_paused_download_is_discarded(stage: Open, shelf: Path) -> None:
 
 async def test_a_model_that_fails_leaves_the_one_before(stage: Open, shelf: Path) -> None:
     async with stage(settings=with_shelf(shelf)) as it:
-        it.app.load(str(shelf / "broken"))
+        it.app.action_act("model", str(shelf / "broken"))
         it.engine.say(events.ModelFailed("broken", "It cannot be loaded."))
         await it.sees("✗ It cannot be loaded. starter 30M stays.")
         await it.chat("Hello", "Still here.")

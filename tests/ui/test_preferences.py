@@ -86,7 +86,7 @@ async def test_the_scheme_of_new_conversations_is_chosen_from_a_list(stage: Open
         await it.pilot.press("enter")
         await it.until(lambda: isinstance(it.app.screen, Choose))
         await it.pilot.press("home", "enter")
-        await it.until(lambda: it.app.settings.scheme == "auto")
+        await it.until(lambda: it.app.parts.settings.scheme == "auto")
         await it.pilot.press("escape")
         assert it.app.chat.scheme == "turbo0v4", "what is there stays as it is"
         await it.pilot.press("ctrl+n")
@@ -95,10 +95,10 @@ async def test_the_scheme_of_new_conversations_is_chosen_from_a_list(stage: Open
 
 async def test_an_empty_page_takes_the_new_default_unless_it_has_its_own(stage: Open) -> None:
     async with stage() as it:
-        it.app.set_own("scheme", "turbo4")
+        it.app.parts.preferences.set("scheme", "turbo4")
         assert it.app.chat.scheme == "turbo4"
         it.app.chat.set_scheme("fp16")
-        it.app.set_own("scheme", "turbo3")
+        it.app.parts.preferences.set("scheme", "turbo3")
         assert it.app.chat.scheme == "fp16"
 
 
@@ -106,7 +106,7 @@ async def test_a_memory_budget_is_what_the_gauge_reckons_with(stage: Open) -> No
     async with stage() as it:
         await it.chat("Go", "Well.", tokens=1900)
         assert "room for" not in it.text(), "the scripted model has none"
-        it.app.set_own("memory_budget", 1.0)
+        it.app.parts.preferences.set("memory_budget", 1.0)
         await it.sees("room for")
 
 

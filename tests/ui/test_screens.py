@@ -38,14 +38,14 @@ async def test_the_screens_are_as_they_were(
             drawn = ["\n".join(lines)]
             for theme in THEMES if stop not in ("themes", "palette") else THEMES[:1]:
                 if it.app.theme != theme:
-                    it.app._previewing = True
+                    it.app.parts.appearance.previewing = True
                     it.app.theme = theme
                     await still(it)
                 if WRITES:
                     picture(it, f"{stop}-{size[0]}-{theme}")
                 drawn.append(styles(theme, [[(len(s.text), s.style) for s in strip] for strip in strips(it)]))
             it.app.theme = THEMES[0]
-            it.app._previewing = False
+            it.app.parts.appearance.previewing = False
             await still(it)
             text = "\n\n".join([f"Textual {textual.__version__}", *drawn]) + "\n"
             changed += compared(f"{stop}-{size[0]}.txt", text, tmp_path)

@@ -149,7 +149,7 @@ async def test_a_persons_theme_is_followed_while_it_is_written(stage: Open, path
     file.write_text(GOOD)
     async with stage(settings=Settings(theme="mine")) as it:
         file.write_text(GOOD.replace('background = "#000000"', 'background = "#101010"'))
-        it.app._beat()
+        it.app.poll()
         await it.until(lambda: it.app.screen.styles.background.hex == "#101010")
         assert not State.load(paths).settings, "the choice in config.toml stays the choice"
 

@@ -67,7 +67,7 @@ def measure(
 async def _measure(length: int, speed: float, seconds: float, text: str) -> ScreenRow:
     from tqchat.settings import Settings
     from tqchat.ui.app import TqchatApp
-    from tqchat.ui.pauses import spare_what_stays
+    from tqchat.ui.gc_pauses import freeze_gc
 
     with tempfile.TemporaryDirectory() as home:
         paths = Paths(*(Path(home) / name for name in ("config", "state", "data", "cache", "log")))
@@ -76,7 +76,7 @@ async def _measure(length: int, speed: float, seconds: float, text: str) -> Scre
         app = TqchatApp(paths, Settings(), engine=lambda say: Talking(say, text, speed, seconds))
         async with app.run_test(size=SIZE):
             await _until(lambda: app.chat.model is not None)
-            spare_what_stays()  # as the app does in a terminal
+            freeze_gc()  # as the app does in a terminal
             began = time.perf_counter()
             app.chat.open(conversation_id)
             await _drawn(app)

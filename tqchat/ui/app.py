@@ -1,48 +1,49 @@
-"""The application: chat, screen and engine put together, and every action that a key or the palette runs."""
+"""The application: builds the parts, and connects Textual and the engine to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any
 
-from textual import on, work
-from textual.app import SystemCommand
-from textual.binding import BindingType
-from textual.screen import ModalScreen, Screen
+from textual import on
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+from textual.widgets import TextArea
 
 from tqchat.engine import events
 from tqchat.engine.memory import quality_profile
-from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.paths import Paths
-from tqchat.settings import Settings, State
+from tqchat.settings import Settings
 from tqchat.store.database import Database
-from tqchat.store.vault import Vault
-from tqchat.ui import keymap, palette
+from tqchat.ui import themes
+from tqchat.ui.actions import context_limit, conversations, messages, models, palette, prompt, settings
+from tqchat.ui.actions.keys import Keys, bind, checked, lost
+from tqchat.ui.actions.registry import Registry
+from tqchat.ui.actions.runner import ActionRunner
+from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import ACTIONS, keys_in_force
-from tqchat.ui.pauses import spare_what_stays
+from tqchat.ui.gc_pauses import freeze_gc
+from tqchat.ui.parts import lifecycle
+from tqchat.ui.parts.appearance import Appearance
+from tqchat.ui.parts.engine import EngineConnection
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.parts.preferences import Preferences
 from tqchat.ui.screens.chat import ChatScreen
-from tqchat.ui.screens.dialog import Leaving
-from tqchat.ui.screens.help import Help
-from tqchat.ui.slash_actions import SlashActions
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
-SAVING_SECONDS = 60.0
-"""How long leaving waits for the cache to be saved; ctrl+q again does not wait."""
-BEAT_SECONDS = 1.5
-"""How often other processes' writing is looked for, and a draft is kept."""
-_NAMES = frozenset(action.name for action in ACTIONS)
 
-
-class TqchatApp(SlashActions):
+class TqchatApp(App[None]):
     """tqchat in a terminal.
 
-    ``settings`` are those of ``config.toml``; what was changed in the app goes before them. ``engine`` makes
-    the engine once the screen has been painted; left out, it is the real one.
+    Args:
+        configured: The settings of ``config.toml``; those changed in the app override them.
+        model: Model to load instead of the one of the settings; likewise ``scheme`` and ``draft``.
+        engine: Makes the engine once the screen has been painted; the real one if left out.
+        actions: Everything a person can do.
 
     Raises:
         TqchatError: if the conversations cannot be opened; nothing has been drawn by then.
@@ -56,72 +57,63 @@ class TqchatApp(SlashActions):
         (112, "-wide"),
     ]
     VERTICAL_BREAKPOINTS: list[tuple[int, str]] | None = [(0, "-low"), (22, "-mid"), (32, "-high")]
-    BINDINGS: ClassVar[list[BindingType]] = [action.binding for action in ACTIONS]
 
     def __init__(
         self,
         paths: Paths,
-        settings: Settings,
+        configured: Settings,
         model: str | None = None,
         scheme: str | None = None,
         draft: str | None = None,
         engine: EngineFactory | None = None,
+        actions: Registry = ACTIONS,
     ) -> None:
         super().__init__()
-        self.paths = paths
-        self.state = State.load(paths)
-        self.configured = settings
-        self.settings = settings = settings.changed(self.state.settings)
+        preferences = Preferences(paths, configured)
+        wanted = preferences.settings
         self.database = Database(paths.database)
-        self._model = model or settings.model
-        self._draft = draft or settings.draft
-        self._make_engine = engine or self._real_engine
-        self._leaving = False
-        self._chat_screen = ChatScreen()
-        self.chat = Chat(
+        self._model = model or wanted.model
+        self._draft = draft or wanted.draft
+        own_keys, problems = checked(actions, wanted.keys)
+        keys = Keys(actions, own_keys)
+        screen = ChatScreen(keys)
+        self.chat = screen.chat = Chat(
             self.database,
-            self._chat_screen,
-            scheme=scheme_setting(scheme or settings.scheme),
+            screen,
+            scheme=scheme_setting(scheme or wanted.scheme),
             profiles=lambda model: quality_profile.find(paths, model),
-            sampling=settings.sampling,
-            system_prompt=settings.system_prompt,
+            sampling=wanted.sampling,
+            system_prompt=wanted.system_prompt,
         )
-        self._chat_screen.chat = self.chat
-        self.chat.memory_budget = settings.memory_budget_bytes
-        keys, problems = keymap.checked(settings.keys)
-        self.problems = [*self._use_themes(settings.theme), *problems, *keymap.lost(keys)]
-        self.set_keymap(keys)
+        self.chat.memory_budget = wanted.memory_budget_bytes
+        self.parts = Parts(
+            host=self,
+            paths=paths,
+            database=self.database,
+            preferences=preferences,
+            keys=keys,
+            screen=screen,
+            chat=self.chat,
+            engine=EngineConnection(engine or self._real_engine, self._from_engine),
+            appearance=Appearance(self, preferences),
+        )
+        self._runner = ActionRunner(actions, self.parts)
+        preferences.on_change.append(lambda changed: settings.apply(self.parts, changed))
+        preferences.problems = [
+            *self.parts.appearance.load(wanted.theme),
+            *problems,
+            *lost(actions, own_keys),
+        ]
+        bind(self, keys.bindings("app"))
+        self.set_keymap(own_keys)
 
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
-        return self._chat_screen
+        return self.parts.screen
 
-    @on(ChatScreen.Ready)
-    def _begin(self) -> None:
-        """Show the last conversation; the engine's thread starts once that is painted."""
-        screen = self._chat_screen
-        screen.query_one("#conversations").set_class(not self.state.sidebar, "folded")
-        screen.query_one("#gauge").set_class(not self.state.gauge, "folded")
-        self.theme_changed_signal.subscribe(self, self._remember_theme)
-        self._reopen()
-        if self.problems:
-            more = len(self.problems) - 1
-            tail = f" {more} more in the settings, {self.key('preferences')}." if more else ""
-            screen.say(f"{self.problems[0]}{tail}", "warning")
-        screen.query_one(ConversationList).find = lambda text: self._try(self.database.search, text) or []
-        self.set_interval(BEAT_SECONDS, self._beat)
-        screen.draw_due()
-        screen.call_after_refresh(self._start_engine)
-
-    def _reopen(self) -> None:
-        if self.state.conversation is not None:
-            try:
-                self.chat.open(self.state.conversation)
-                self.prompt.put(self.chat.draft)
-                return
-            except TqchatError:
-                pass  # It was deleted, by another process or on the command line: an empty page says enough.
-        self.chat.new()
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Colours for themes that do not set them."""
+        return themes.variable_defaults(self.current_theme)
 
     # The engine
 
@@ -130,101 +122,80 @@ class TqchatApp(SlashActions):
 
         return Engine(
             on_event,
-            paths=self.paths,
-            cache_budget=self.settings.cache_budget,
-            limits=lambda: self.settings.limits,
+            paths=self.parts.paths,
+            cache_budget=self.parts.settings.cache_budget,
+            limits=lambda: self.parts.settings.limits,
             draft=self._draft,
         )
 
-    def _start_engine(self) -> None:
-        vault = Vault(self.paths.caches)
-        self.chat.caches.disk_bytes.update(
-            (one.id, size) for one in self.database.conversations() if (size := vault.size(one.id))
-        )
-        self._chat_screen.conversations_changed()
-        try:
-            self._engine = self._make_engine(self._from_engine)
-            self._engine.start()
-        except TqchatError as error:
-            self._chat_screen.say(str(error), "error")
-        else:
-            self.chat.connect(self._engine, self._model)
-
     def _from_engine(self, event: events.Event) -> None:
-        """Runs on the engine's thread: hands the event over, and never waits for the screen."""
+        """Hand an event over to the screen's thread. Runs on the engine's thread and must not wait."""
         self.post_message(EngineEvent(event))
 
     def on_engine_event(self, message: EngineEvent) -> None:
-        """On the screen's thread again."""
+        """An engine event has arrived on the screen's thread."""
         self.chat.handle(message.event)
-        self.tell_picker(message.event)
+        models.update_picker(self.parts, message.event)
         if isinstance(message.event, events.ModelReady) and not self.is_headless:
-            spare_what_stays()
+            freeze_gc()
 
-    # What the person does
+    @on(EngineGone)
+    def _engine_gone(self) -> None:
+        lifecycle.leave(self.parts)
+
+    # Actions
+
+    def action_act(self, name: str, argument: str = "") -> None:
+        """Run an action of the registry: every key binding and click leads here."""
+        self._runner.run(name, argument)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """A question in front of the chat has the keys to itself; leaving is always possible."""
-        if action in _NAMES and action != "quit" and isinstance(self.screen, ModalScreen):
-            return False
+        """Whether an action applies now."""
+        if action == "act":
+            return self._runner.allowed(str(parameters[0]))
         return super().check_action(action, parameters)
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """The palette has everything, and nothing of Textual's own."""
-        return palette.commands(self, keymap.keys_bound(self.rebound))
-
-    def _beat(self) -> None:
-        """What is looked after now and then: other processes, and what is half written."""
-        if not self._leaving and self._chat_screen.query(Prompt):
-            self._try(self.chat.refresh)
-            self._reread_themes()
-            self._keep_draft()
-
-    def action_stop(self) -> None:
-        """Close what lies over the chat, else stop what goes on, else back to the prompt."""
-        screen = self._chat_screen
-        if screen.close_overlays() or self.close_suggestions():
-            return
-        if self.log_view.marked is not None:
-            self.log_view.mark(None)
-        elif not self._try(self.chat.stop) and not self._leave_fork():
-            screen.clear_notice()
-            screen.query_one(Prompt).focus()
-
-    def action_page_up(self) -> None:
-        """Scroll the conversation back, wherever the cursor is."""
-        self._chat_screen.query_one(ChatLog).scroll_page_up(animate=False)
-
-    def action_page_down(self) -> None:
-        """Scroll it on."""
-        self._chat_screen.query_one(ChatLog).scroll_page_down(animate=False)
-
-    def action_help(self) -> None:
-        """All keys."""
-        self.push_screen(Help(keys_in_force(self._chat_screen)))
-
-    # Leaving
+        """The palette: tqchat's actions, and none of Textual's own."""
+        return palette.commands(self._runner, self.parts.keys)
 
     async def action_quit(self) -> None:
-        """Save the cache, then leave; the second time, leave."""
-        if self._leaving or self._engine is None:
-            self._leave()
-            return
-        self._keep_draft()
-        self._leaving = True
-        self.push_screen(Leaving())
-        self._save_and_leave(self._engine)
+        """Textual's own action, which its other ways of leaving use."""
+        lifecycle.quit(self.parts)
 
-    @work(thread=True)
-    def _save_and_leave(self, engine: EngineLike) -> None:
-        engine.stop()
-        engine.shutdown(SAVING_SECONDS)
-        # Behind the events that the engine has posted by now, so that a stopped reply is written first.
-        self.post_message(EngineGone())
+    # Messages of widgets
 
-    @on(EngineGone)
-    def _leave(self) -> None:
-        self._try(self.chat.close)
-        self._remember()
-        self.database.close()
-        self.exit()
+    @on(ChatScreen.Ready)
+    def _begin(self) -> None:
+        lifecycle.show_first(self.parts)
+        self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
+        self.set_interval(lifecycle.POLL_INTERVAL_S, self.poll)
+        self.parts.screen.call_after_refresh(lifecycle.start_engine, self.parts, self._model)
+
+    def poll(self) -> None:
+        """Look for changes by other processes."""
+        lifecycle.poll(self.parts)
+
+    @on(Prompt.Submitted)
+    def _submit(self, event: Prompt.Submitted) -> None:
+        prompt.submit(self._runner, event.text, event.typed)
+
+    @on(TextArea.Changed, "#prompt")
+    def _suggest(self) -> None:
+        self.parts.completion.update()
+
+    @on(Prompt.Completing)
+    def _complete(self, event: Prompt.Completing) -> None:
+        self.parts.completion.choose(event.step)
+
+    @on(ConversationList.Chosen)
+    def _open(self, event: ConversationList.Chosen) -> None:
+        conversations.open_found(self.parts, event)
+
+    @on(ChatLog.Marked)
+    def _marked(self, event: ChatLog.Marked) -> None:
+        messages.cursor_moved(self.parts, event.message)
+
+    @on(ChatScreen.ContextFull)
+    def _context_full(self) -> None:
+        self.run_worker(context_limit.make_room(self.parts, ""))

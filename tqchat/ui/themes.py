@@ -1,4 +1,4 @@
-"""Themes as TOML files: the shipped ones, then the person's own, which win by name.
+"""Themes as TOML files: the bundled ones, and the user's own, which replace those of the same name.
 
 A file is one theme::
 
@@ -34,12 +34,12 @@ COLORS = (*REQUIRED, "secondary", "success")
 
 
 class BadTheme(TqchatError):
-    """A theme file cannot be used; the sentence says which and why."""
+    """A theme file cannot be used; the sentence names it and the reason."""
 
 
 @dataclass
 class Themes:
-    """The themes that could be read, by name, and a sentence for each that could not."""
+    """Themes that could be read, by name, and a sentence for each that could not."""
 
     themes: dict[str, Theme] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -83,17 +83,23 @@ def load(file: Path) -> Theme:
     return Theme(name=name, dark=dark, ansi=ansi, variables=variables, **colors)
 
 
+def variable_defaults(theme: Theme) -> dict[str, str]:
+    """The two greys ``quiet`` and ``faint``, for themes that do not set them."""
+    foreground = theme.foreground or ("#e0e0e0" if theme.dark else "#1f1f1f")
+    return {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
+
+
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names for a list: ours first, then the person's own and Textual's."""
+    """Names for a list: tqchat's first, then the user's own and Textual's."""
     return sorted(names, key=lambda name: (not name.startswith("tqchat-"), name))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a theme in the folder does: names, times and sizes of its files."""
+    """Names, times and sizes of the theme files in a folder: differs once one has changed."""
     try:
         files = [(file.name, file.stat()) for file in sorted(folder.glob("*.toml"))]
     except OSError:
-        return ()  # one was removed in between: the next look sees it
+        return ()  # a file was removed meanwhile: the next call sees it
     return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
 
 
@@ -111,7 +117,7 @@ def _variables(file: Path, table: Any) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
         raise BadTheme(f"The theme {file.name} needs texts in quotes under [variables].")
     for key, value in table.items():
-        # What Textual cannot parse would end the app when the stylesheet is read again, not here.
+        # A value that Textual cannot parse would crash the app when it reads the stylesheet.
         if not key.endswith(("-style", "-style-hover")):
             _check_color(file, key, value)
     return table

@@ -9,9 +9,9 @@ from textual.screen import Screen
 
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
-from tqchat.ui import attachments
+from tqchat.ui.actions.keys import Keys
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import namer
+from tqchat.ui.input import attachments
 from tqchat.ui.state import Fork, Reply
 from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
@@ -41,8 +41,9 @@ class ChatScreen(Screen[None]):
     class ContextFull(Posted):
         """The shown conversation is longer than the model reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys) -> None:
         super().__init__(id="chat")
+        self._keys = keys
         self.chat: Chat | None = None
         self._figures_due = self._list_due = True
         self._drawn_fork: Fork | None = None
@@ -55,15 +56,15 @@ class ChatScreen(Screen[None]):
             yield ConversationList()
             with Vertical(id="centre"):
                 yield Welcome()
-                yield ChatLog()
+                yield ChatLog(self._keys.bindings("message"))
                 yield NoticeLine()
                 yield GaugeLine()
                 yield Suggestions()
                 yield Prompt()
             with VerticalScroll(id="gauge"):
                 yield GaugePanel()
-        yield StatusLine()
-        yield Hints()
+        yield StatusLine(self._keys.label)
+        yield Hints(self._keys)
 
     def on_mount(self) -> None:
         """Writing comes first."""
@@ -167,7 +168,7 @@ class ChatScreen(Screen[None]):
         chat = self._chat
         ending = chat.endings.get(message.id) or (message.status if message.status != "complete" else None)
         if chat.can_continue(message):
-            key = namer(self.app)
+            key = self._keys.label
             ending = f"{ending}: {key('continue')} goes on, {key('regenerate')} answers again"
         version, versions = chat.version(message)
         return Facts(ending, version, versions)
@@ -178,7 +179,7 @@ class ChatScreen(Screen[None]):
 
     def context_is_nearly_full(self) -> None:
         """Said once, in time."""
-        key = namer(self.app)("make_room")
+        key = self._keys.label("make_room")
         self.say(f"The context is nearly full; {key} says what can be done before it is.", "warning")
 
     def context_is_full(self) -> None:
@@ -242,12 +243,12 @@ class ChatScreen(Screen[None]):
         self.query_one(GaugeLine).show(reading)
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)
-        self.query_one(Welcome).show(chat, namer(self.app), self._first_run)
+        self.query_one(Welcome).show(chat, self._keys.label, self._first_run)
         if chat.fork != self._drawn_fork:
             self._draw_fork(chat.fork)
         reply = self.query_one(ChatLog).reply
         if reply is not None and chat.shown_reply and not chat.shown_reply.text:
-            reply.wait_for(doing(chat, namer(self.app)))
+            reply.wait_for(doing(chat, self._keys.label))
 
     def _draw_fork(self, fork: Fork | None) -> None:
         """What the next message will replace or leave aside is faded, and the prompt says so."""

@@ -17,9 +17,9 @@ from textual.widgets import Input, Label, Static, TextArea
 from tqchat.errors import TqchatError
 from tqchat.store.database import SamplingChoice
 from tqchat.store.sampling import parse
-from tqchat.ui.presets import Preset, Presets
+from tqchat.ui.input.slash import number
+from tqchat.ui.parts.presets import Preset, Presets
 from tqchat.ui.screens.dialog import Ask, Choose
-from tqchat.ui.slash import number
 
 NAMES = tuple(field.name for field in fields(SamplingChoice))
 

@@ -1,8 +1,7 @@
-"""All keys, from the bindings that are really in force, and all slash commands."""
+"""Help: all keys in force and all slash commands."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import ClassVar
 
@@ -13,33 +12,34 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from tqchat.ui.keymap import ACTIONS, GROUPS, MESSAGE_ACTIONS, PROMPT_KEYS, key_label
-from tqchat.ui.slash import COMMANDS
+from tqchat.ui.actions.keys import Keys, key_label
+from tqchat.ui.actions.registry import GROUPS
+from tqchat.ui.widgets.prompt.prompt import KEY_HELP
 
-WIDTH = 84
-"""Cells from which on the explanations fit beside the keys."""
-KEYS, TITLE = 20, 22
-"""Cells of the first two columns."""
+WIDE_CELLS = 84
+"""Width from which on the sentences fit beside the keys."""
+KEYS_CELLS, TITLE_CELLS = 20, 22
+"""Width of the first two columns."""
 
 
 class Help(ModalScreen[None]):
-    """A text that scrolls."""
+    """A scrollable list of keys and commands."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "close", "Close")]
 
-    def __init__(self, keys: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, keys: Keys) -> None:
         super().__init__(classes="dialog help")
         self._keys = keys
 
     def compose(self) -> ComposeResult:
-        """One text that scrolls."""
+        """The list in its box."""
         with VerticalScroll(classes="box") as box:
             box.border_title = "Keys"
             box.border_subtitle = "Esc closes"
-            yield Keys(self._keys)
+            yield KeyList(self._keys)
 
     def on_mount(self) -> None:
-        """The arrows scroll."""
+        """Let the arrow keys scroll."""
         self.query_one(VerticalScroll).focus()
 
     def action_close(self) -> None:
@@ -47,39 +47,44 @@ class Help(ModalScreen[None]):
         self.dismiss(None)
 
 
-class Keys(Static):
-    """Keys by group; a key that was rebound shows as rebound."""
+class KeyList(Static):
+    """Keys by group, a person's own included."""
 
-    def __init__(self, keys: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, keys: Keys) -> None:
         super().__init__("", markup=False)
         self._keys = keys
 
     def on_resize(self) -> None:
-        """What a key does stays in its column; explanations where there is room for them."""
+        """Draw in columns; the sentences only where there is room."""
         lines: list[Content] = []
         for keys, title, text in self._rows():
             if not title:
                 lines += [*([Content("")] if lines else []), Content.styled(keys, "bold")]
-            elif text and self.size.width >= WIDTH:
+            elif text and self.size.width >= WIDE_CELLS:
                 lines += _columns(
-                    self.size.width, (keys, "$accent", KEYS), (title, "", TITLE), (text, "$quiet", 0)
+                    self.size.width,
+                    (keys, "$accent", KEYS_CELLS),
+                    (title, "", TITLE_CELLS),
+                    (text, "$quiet", 0),
                 )
             else:
-                lines += _columns(self.size.width, (keys, "$accent", KEYS), (title, "", 0))
+                lines += _columns(self.size.width, (keys, "$accent", KEYS_CELLS), (title, "", 0))
         self.update(Content("\n").join(lines))
 
     def _rows(self) -> list[tuple[str, str, str]]:
         rows = [("Writing", "", "")] + [
-            (" ".join(key_label(key) for key in keys.split()), does, "") for keys, does in PROMPT_KEYS
+            (" ".join(key_label(key) for key in keys.split()), does, "") for keys, does in KEY_HELP
         ]
         for group in GROUPS:
             rows.append((group, "", ""))
-            for action in (*ACTIONS, *MESSAGE_ACTIONS):
-                if action.group == group and action.name in self._keys:
-                    keys = " ".join(key_label(key) for key in self._keys[action.name])
-                    rows.append((keys, action.title, action.help))
+            for action in self._keys.actions:
+                if action.group == group and (keys := self._keys.of(action.name)):
+                    rows.append((" ".join(map(key_label, keys)), action.title, action.help))
         rows.append(("Commands, written as a message", "", ""))
-        rows += [(f"/{one.name} {one.argument}".rstrip(), _sentence(one.help), "") for one in COMMANDS]
+        rows += [
+            (f"/{one.word} {one.argument}".rstrip(), _sentence(one.help), "")
+            for one in self._keys.actions.slashes()
+        ]
         return rows
 
 

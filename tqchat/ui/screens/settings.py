@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -15,35 +15,16 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tqchat.kv.scheme import AUTO, SCHEMES
-from tqchat.paths import Paths
 from tqchat.settings import BY_NAME, SETTINGS, Setting, Settings
 from tqchat.settings.schema import GROUPS
 from tqchat.text import one_line
 from tqchat.ui import figures
+from tqchat.ui.parts.preferences import Preferences
 from tqchat.ui.screens.dialog import Choose
 
 NAME_WIDTH = 18
 WIDE = 96
 """Screen width from which on a line has room for where its value comes from."""
-
-
-class Preferences(Protocol):
-    """What the screen needs of the app."""
-
-    paths: Paths
-    configured: Settings
-    settings: Settings
-    problems: Sequence[str]
-
-    @property
-    def own_settings(self) -> Mapping[str, Any]:
-        """What was changed in the app."""
-
-    def set_own(self, name: str, value: object | None) -> None:
-        """Change a setting, or leave it to config.toml again."""
-
-    def action_theme(self) -> object:
-        """Choose the colours."""
 
 
 class SettingsScreen(ModalScreen[None]):
@@ -54,16 +35,16 @@ class SettingsScreen(ModalScreen[None]):
         Binding("backspace,delete", "reset", "As in config.toml"),
     ]
 
-    def __init__(self, preferences: Preferences) -> None:
+    def __init__(self, preferences: Preferences, choose_theme: Callable[[], None]) -> None:
         super().__init__(classes="dialog preferences")
-        self._app = preferences
+        self._preferences, self._choose_theme = preferences, choose_theme
 
     def compose(self) -> ComposeResult:
         """What is wrong, the settings, the one under the cursor, the keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Settings"
             yield Static(
-                Content("\n").join(Content(f"! {one_line(said)}") for said in self._app.problems),
+                Content("\n").join(Content(f"! {one_line(said)}") for said in self._preferences.problems),
                 classes="problems",
             )
             yield OptionList(*self._options(), compact=True, markup=False)
@@ -74,7 +55,7 @@ class SettingsScreen(ModalScreen[None]):
 
     def on_mount(self) -> None:
         """The first setting; nothing is being written."""
-        self.query_one(".problems").display = bool(self._app.problems)
+        self.query_one(".problems").display = bool(self._preferences.problems)
         self._write(False)
         self.query_one(OptionList).highlighted = 1
 
@@ -112,15 +93,15 @@ class SettingsScreen(ModalScreen[None]):
 
     def _value(self, setting: Setting) -> str:
         if setting.kind == "keys":
-            count = len(self._app.settings.keys)
+            count = len(self._preferences.settings.keys)
             return f"{count} of your own" if count else ""
-        return one_line(setting.written(getattr(self._app.settings, setting.name)))
+        return one_line(setting.written(getattr(self._preferences.settings, setting.name)))
 
     def _origin(self, setting: Setting) -> str:
-        if setting.name in self._app.own_settings:
+        if setting.name in self._preferences.own:
             return "here"
         default = getattr(Settings(), setting.name)
-        return "config.toml" if getattr(self._app.configured, setting.name) != default else ""
+        return "config.toml" if getattr(self._preferences.configured, setting.name) != default else ""
 
     def _redraw(self) -> None:
         options = self.query_one(OptionList)
@@ -134,10 +115,10 @@ class SettingsScreen(ModalScreen[None]):
             return
         origin = self._origin(setting)
         if origin == "here":
-            told = setting.written(getattr(self._app.configured, setting.name))
+            told = setting.written(getattr(self._preferences.configured, setting.name))
             where = f"Set here, in state.toml; config.toml would make it {one_line(told) or setting.unset}."
         elif origin:
-            where = f"From {one_line(str(self._app.paths.config_file))}."
+            where = f"From {one_line(str(self._preferences.paths.config_file))}."
         else:
             where = f"Not set: {setting.unset}."
         self.query_one(".explanation", Static).update(
@@ -176,14 +157,14 @@ class SettingsScreen(ModalScreen[None]):
         if setting is None:
             return
         if setting.kind == "theme":
-            self._app.action_theme()
+            self._choose_theme()
         elif setting.kind == "scheme":
             self._choose_scheme(setting)
         elif setting.kind == "keys":
-            self._complain(f"Keys are written in {one_line(str(self._app.paths.config_file))}.")
+            self._complain(f"Keys are written in {one_line(str(self._preferences.paths.config_file))}.")
         else:
             box = self.query_one("#value", Input)
-            box.value = one_line(setting.written(getattr(self._app.settings, setting.name)))
+            box.value = one_line(setting.written(getattr(self._preferences.settings, setting.name)))
             box.placeholder = setting.unset
             self._write(True)
 
@@ -191,9 +172,9 @@ class SettingsScreen(ModalScreen[None]):
     async def _choose_scheme(self, setting: Setting) -> None:
         options = [(AUTO, "Picks one for the model, and says why.")]
         options += [(scheme.name, scheme.description) for scheme in SCHEMES]
-        choose = Choose("Scheme of new conversations", options, self._app.settings.scheme)
+        choose = Choose("Scheme of new conversations", options, self._preferences.settings.scheme)
         if (chosen := await self.app.push_screen_wait(choose)) is not None:
-            self._app.set_own(setting.name, chosen)
+            self._preferences.set(setting.name, chosen)
             self._redraw()
 
     def _write(self, writing: bool) -> None:
@@ -208,10 +189,10 @@ class SettingsScreen(ModalScreen[None]):
         setting = self._marked
         assert setting is not None
         if not event.value.strip() and setting.kind != "text":
-            self._app.set_own(setting.name, None)
+            self._preferences.set(setting.name, None)
         else:
             try:
-                self._app.set_own(setting.name, setting.read(event.value))
+                self._preferences.set(setting.name, setting.read(event.value))
             except ValueError as error:
                 self._complain(f"It must be {error}.")
                 return
@@ -226,7 +207,7 @@ class SettingsScreen(ModalScreen[None]):
     def action_reset(self) -> None:
         """Leave the setting to config.toml again."""
         if (setting := self._marked) is not None:
-            self._app.set_own(setting.name, None)
+            self._preferences.set(setting.name, None)
             self._redraw()
 
     def action_back(self) -> None:

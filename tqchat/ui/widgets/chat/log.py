@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Sequence
 
-from textual.binding import BindingType
+from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.message import Message as Posted
@@ -15,7 +14,7 @@ from textual.widgets import Static
 
 from tqchat.store.database import Message
 from tqchat.ui import figures
-from tqchat.ui.keymap import MESSAGE_ACTIONS
+from tqchat.ui.actions.keys import bind
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.live import LiveReply
 from tqchat.ui.widgets.chat.message import Facts, FrozenMessage
@@ -45,11 +44,10 @@ class Earlier(Static):
 class ChatLog(VerticalScroll):
     """A scrolling log that follows the reply until the person scrolls away from its end.
 
-    A cursor goes over its messages; while it stands on one, the log has keys for what can be done to it.
+    A cursor moves over its messages; ``bindings`` are the keys of actions on the message under it.
     """
 
     can_focus = True
-    BINDINGS: ClassVar[list[BindingType]] = [action.binding for action in MESSAGE_ACTIONS]
 
     class Marked(Posted):
         """The cursor stands on another message, or on none."""
@@ -58,15 +56,9 @@ class ChatLog(VerticalScroll):
             super().__init__()
             self.message = message
 
-    class Asked(Posted):
-        """The person wants something done to the marked message; ``deed`` is an action's name."""
-
-        def __init__(self, deed: str, message: Message) -> None:
-            super().__init__()
-            self.deed, self.message = deed, message
-
-    def __init__(self) -> None:
+    def __init__(self, bindings: Iterable[Binding] = ()) -> None:
         super().__init__(id="log")
+        bind(self, bindings)
         self._older: list[Message] = []
         self._views: list[FrozenMessage | LiveReply] = []
         self._assistant = "assistant"
@@ -215,23 +207,10 @@ class ChatLog(VerticalScroll):
             view.set_class(faded, "faded")
             faded = faded or here
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """The cursor's keys are there while it stands on a message."""
-        if action == "ask" and self._marked is None:
-            return False
-        return super().check_action(action, parameters)
-
     def unfold(self) -> None:
         """Show or fold the thinking of the marked message."""
         if self._marked is not None:
             self._marked.unfold()
-
-    def action_ask(self, deed: str) -> None:
-        """Have something done to the marked message."""
-        if deed in ("mark_up", "mark_down"):
-            self.move_mark(-1 if deed == "mark_up" else 1)
-        elif self.marked is not None:
-            self.post_message(self.Asked(deed, self.marked))
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
         """Reaching the top fetches what is earlier."""

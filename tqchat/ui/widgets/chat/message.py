@@ -8,7 +8,8 @@ from textual.content import Content
 
 from tqchat.store.database import Message
 from tqchat.text import one_line, steady
-from tqchat.ui import attachments, figures
+from tqchat.ui import figures
+from tqchat.ui.input import attachments
 from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.thinking import split

@@ -87,5 +87,6 @@ def _who(chat: Chat, key: Callable[[str], str]) -> Content:
 def _examples() -> list[Content]:
     lines = [Content(""), Content.styled("For a first try, click one:", "$quiet")]
     return lines + [
-        Content.styled(example, f"@click=app.example({index})") for index, example in enumerate(EXAMPLES)
+        Content.styled(example, f"@click=app.act('example','{index}')")
+        for index, example in enumerate(EXAMPLES)
     ]

@@ -28,7 +28,7 @@ class GaugeLine(Static):
 
     async def on_click(self) -> None:
         """All of it."""
-        await self.run_action("app.toggle_gauge")
+        await self.run_action("app.act('toggle_gauge')")
 
     def _draw(self) -> None:
         reading, width = self._reading, self.size.width

@@ -15,6 +15,15 @@ LONG_TEXT = 20_000
 """Characters from which on a text that comes back (a draft, an earlier message) is."""
 
 
+KEY_HELP: tuple[tuple[str, str], ...] = (
+    ("enter", "Send"),
+    ("shift+enter  ctrl+j", "New line"),
+    ("up  down", "Earlier and later messages"),
+    ("tab", "Complete, or go to the next part"),
+)
+"""The prompt's own keys, for help."""
+
+
 class Prompt(TextArea):
     """Several lines of text; Enter sends.
 
@@ -54,6 +63,7 @@ class Prompt(TextArea):
         self._position: int | None = None
         self._draft = ""
         self._pasted: dict[str, str] = {}
+        self._sent: tuple[str, dict[str, str], tuple[int, int]] = ("", {}, (0, 0))
         self.offering = False
         """Whether completions are shown: arrows go over them."""
         self.enter_completes = False
@@ -101,10 +111,18 @@ class Prompt(TextArea):
 
     def clear_sent(self) -> None:
         """The text was sent."""
+        self._sent = self.text, dict(self._pasted), self.cursor_location
         self._history.append(self.whole)
         self._position, self._draft = None, ""
         self._pasted.clear()
         self.clear()
+
+    def restore_sent(self) -> None:
+        """Undo ``clear_sent``: what was sent has been refused."""
+        text, self._pasted, cursor = self._sent
+        self._history.pop()
+        self.text = text
+        self.move_cursor(cursor)
 
     def action_send(self) -> None:
         """Hand the text over, if there is any."""

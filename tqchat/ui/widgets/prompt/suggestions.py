@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tqchat.text import one_line
-from tqchat.ui.completion import Offer
+from tqchat.ui.input.completion import Offer
 
 SHOWN = 6
 

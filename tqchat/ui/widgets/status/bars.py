@@ -12,8 +12,8 @@ from textual.widgets import Static
 from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
+from tqchat.ui.actions.keys import Keys, key_label
 from tqchat.ui.conversation import Chat
-from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_bound, namer
 from tqchat.ui.room_making import NEARLY_FULL
 from tqchat.ui.transcript import UNTITLED
 from tqchat.ui.view import Severity
@@ -75,16 +75,17 @@ class TopBar(_Line):
         model, _, scheme = self._right.plain.partition(SEPARATOR)
         from_right = self.size.width - event.get_content_offset_capture(self).x
         if from_right <= len(scheme):
-            await self.run_action("app.scheme")
+            await self.run_action("app.act('scheme')")
         elif len(scheme) < from_right <= cell_len(model) + len(SEPARATOR) + len(scheme):
-            await self.run_action("app.model")
+            await self.run_action("app.act('model')")
 
 
 class StatusLine(_Line):
     """What goes on, or what was restored; how full the context is, and how fast the reply comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Callable[[str], str]) -> None:
         super().__init__("status")
+        self._key = key
 
     def show(self, chat: Chat) -> None:
         """Draw the chat's state."""
@@ -101,7 +102,7 @@ class StatusLine(_Line):
         if full:
             right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
         urgent = chat.loading is not None or chat.shown_reply is not None or chat.model is None
-        self.put(doing(chat, namer(self.app)), right, urgent)
+        self.put(doing(chat, self._key), right, urgent)
 
 
 def doing(chat: Chat, key: Callable[[str], str]) -> Content:
@@ -180,51 +181,48 @@ def _download(chat: Chat) -> Content:
 
 
 class Hints(Static):
-    """The keys that matter most, as many as fit."""
+    """The footer: the most important keys, as many as fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys) -> None:
         super().__init__("", id="hints", markup=False)
+        self._keys = keys
         self._of_message = False
-        self._deeds: list[tuple[int, str]] = []
-        """Where the room of each hint ends, and the action that a click there does."""
+        self._actions: list[tuple[int, str]] = []
+        """Where each hint ends, in cells, and the action that a click on it runs."""
 
     def for_message(self, marked: bool) -> None:
-        """The cursor stands on a message, or on none: other keys matter."""
+        """Show the hints of the message under the cursor, or those of the app."""
         if marked != self._of_message:
             self._of_message = marked
             self.on_resize()
 
     def on_resize(self) -> None:
-        """As many as the new width holds, the most important first; shown in one order."""
+        """Show as many as fit, the most important first."""
         width = self.size.width
-        bound = keys_bound(getattr(self.app, "rebound", {}))
-        if self._of_message:
-            ranked = [action for action in MESSAGE_ACTIONS if action.hint]
-        else:
-            hinted = (action for action in ACTIONS if action.rank and action.name in bound)
-            ranked = sorted(hinted, key=lambda action: action.rank)
         shown: list[tuple[str, str, str]] = []
-        for action in ranked:
-            deed = f"on_message('{action.name}')" if self._of_message else action.name
-            hint = (key_label(bound[action.name][0]), action.hint, deed)
+        for action in self._keys.actions.footer("message" if self._of_message else "app"):
+            keys = self._keys.of(action.name)
+            if not keys:
+                continue
+            hint = (key_label(keys[0]), action.hint, action.name)
             if sum(cell_len(key) + cell_len(word) + 4 for key, word, _ in [*shown, hint]) - 3 > width:
                 break
             shown.append(hint)
-        self._deeds, end = [], 0
-        for key, word, deed in shown:
+        self._actions, end = [], 0
+        for key, word, name in shown:
             end += cell_len(key) + cell_len(word) + 4
-            self._deeds.append((end, deed))
+            self._actions.append((end, name))
         pieces: list[Content] = [
             Content.assemble((key, "$accent"), (f" {word}", "$quiet")) for key, word, _ in shown
         ]
         self.update(Content("   ").join(pieces))
 
     async def on_click(self, event: Click) -> None:
-        """A hint does what it says."""
+        """Run the action of the hint."""
         x = event.get_content_offset_capture(self).x
-        deed = next((deed for end, deed in self._deeds if x < end), None)
-        if deed is not None:
-            await self.run_action(f"app.{deed}")
+        name = next((name for end, name in self._actions if x < end), None)
+        if name is not None:
+            await self.run_action(f"app.act('{name}')")
 
 
 class NoticeLine(Static):

@@ -8,20 +8,21 @@ import pytest
 
 from tests.ui.conftest import Open
 from tqchat.settings import Settings
-from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, checked, keys_bound, keys_in_force, lost
+from tqchat.ui.actions.keys import SCOPES, checked, lost
+from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.scheme import SchemePicker
 
 
 def test_no_two_actions_share_a_key_by_default() -> None:
-    for actions in (ACTIONS, MESSAGE_ACTIONS):
-        for one, other in combinations(actions, 2):
-            assert not set(one.keys.split(",")) & set(other.keys.split(",")), (one.name, other.name)
+    for scope in SCOPES:
+        for one, other in combinations(ACTIONS.scoped(scope), 2):
+            assert not set(one.default_keys) & set(other.default_keys), (one.name, other.name)
 
 
 def test_own_keys_are_checked() -> None:
     good, problems = checked(
-        {"scheme": "F12, alt+s", "new": "f12", "modle": "f4", "quit": "?!", "edit": "f12"}
+        ACTIONS, {"scheme": "F12, alt+s", "new": "f12", "modle": "f4", "quit": "?!", "edit": "f12"}
     )
     assert good == {"scheme": "f12,alt+s", "edit": "f12"}, "a message's keys are apart from the app's"
     assert len(problems) == 3
@@ -30,8 +31,10 @@ def test_own_keys_are_checked() -> None:
 
 
 def test_an_action_that_lost_its_last_key_is_named() -> None:
-    assert lost({"scheme": "ctrl+n"}) == ["New conversation has no key any more: scheme took ctrl+n."]
-    assert lost({"scheme": "f2"}) == []
+    assert lost(ACTIONS, {"scheme": "ctrl+n"}) == [
+        "New conversation has no key any more: scheme took ctrl+n."
+    ]
+    assert lost(ACTIONS, {"scheme": "f2"}) == []
 
 
 async def test_own_keys_are_in_force_and_conflicts_are_said(stage: Open) -> None:
@@ -46,11 +49,14 @@ async def test_own_keys_are_in_force_and_conflicts_are_said(stage: Open) -> None
 @pytest.mark.parametrize("keys", [{}, {"scheme": "f12"}, {"new": "f2,ctrl+e", "help": "ctrl+k"}])
 async def test_the_keys_that_are_shown_are_the_keys_that_are_bound(stage: Open, keys: dict[str, str]) -> None:
     async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
-        bound = keys_in_force(it.app.screen)
-        shown = keys_bound(it.app.rebound)
-        assert {name: set(those) for name, those in shown.items()} == {
-            name: set(those) for name, those in bound.items()
-        }
+        await it.chat("About foxes", "Red ones.")
+        await it.pilot.press("f6")
+        bound: dict[str, set[str]] = {}
+        for key, active in it.app.screen.active_bindings.items():
+            if active.binding.id in ACTIONS:
+                bound.setdefault(str(active.binding.id), set()).add(key)
+        shown = {action.name: set(it.app.parts.keys.of(action.name)) for action in ACTIONS}
+        assert {name: keys for name, keys in shown.items() if keys} == bound
 
 
 async def test_the_hints_stay_when_the_terminal_is_resized_under_a_dialog(stage: Open) -> None:

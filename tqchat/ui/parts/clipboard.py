@@ -1,4 +1,4 @@
-"""The system's clipboard, beside the one that the terminal is asked for (OSC 52), which many do not grant."""
+"""The desktop's clipboard, for terminals that do not support OSC 52."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-SECONDS = 2.0
-"""A clipboard that takes longer does not answer."""
+TIMEOUT_S = 2.0
+"""How long the clipboard program may take."""
 
 
 def command(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> list[str] | None:
-    """The program that writes the clipboard of this desktop; ``None`` where there is none."""
+    """The program that writes this desktop's clipboard; ``None`` if none is installed."""
     if platform == "darwin":
         choices = [["pbcopy"]]
     else:
@@ -29,18 +29,18 @@ def command(environment: Mapping[str, str] = os.environ, platform: str = sys.pla
 
 
 def write(text: str) -> bool:
-    """Put a text on the desktop's clipboard; whether that was possible. Blocks for a moment."""
+    """Put a text on the desktop's clipboard; whether that worked. Blocks for up to ``TIMEOUT_S``."""
     program = command()
     if program is None:
         return False
     try:
-        # These programs stay to serve the clipboard: their output must not be waited for.
+        # These programs keep running to serve the clipboard: waiting for their output would block.
         done = subprocess.run(
             program,
             input=text.encode(errors="replace"),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=SECONDS,
+            timeout=TIMEOUT_S,
         )
     except (OSError, subprocess.SubprocessError):
         return False

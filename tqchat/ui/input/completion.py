@@ -1,25 +1,25 @@
-"""What is being written into the prompt may become: commands, their values, files behind an @."""
+"""Completion in the prompt: slash commands, their arguments, files after an @."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqchat.ui import slash
+from tqchat.ui.input import slash
+from tqchat.ui.input.slash import Command
 
-MOST_FILES = 2_000
-"""Entries of a folder that are looked at."""
+MAX_FOLDER_ENTRIES = 2_000
+"""Entries of a folder that are searched."""
 _MENTION = re.compile(r'(?:^|\s)@("[^"]*|[^\s"]*)$')
-Values = Mapping[str, Callable[[], Sequence[str]]]
 
 
 @dataclass(frozen=True)
 class Offer:
-    """One way to go on: ``insert`` takes the place of the line from ``start`` to the cursor."""
+    """One completion: ``insert`` replaces the line from ``start`` to the cursor."""
 
     label: str
     help: str
@@ -27,38 +27,47 @@ class Offer:
     insert: str
 
 
-def offers(line: str, values: Values, *, first_line: bool = True, folder: Path | None = None) -> list[Offer]:
-    """The ways to go on behind ``line``, which is what stands before the cursor."""
+def offers(
+    line: str, commands: Sequence[Command], *, first_line: bool = True, folder: Path | None = None
+) -> list[Offer]:
+    """The completions of ``line``, the text before the cursor."""
     if first_line and line.startswith("/"):
         return [
-            Offer(found, slash.described(found), 0, found if _goes_on(found) else f"{found} ")
-            for found in slash.suggestions(line, values)
+            Offer(
+                found,
+                slash.described(found, commands),
+                0,
+                f"{found} " if _is_word(found, commands) else found,
+            )
+            for found in slash.suggestions(line, commands)
         ]
     match = _MENTION.search(line)
     return _files(match[1], match.start(1), folder or Path.cwd()) if match else []
 
 
-def is_whole(line: str, values: Values, folder: Path | None = None) -> bool:
-    """Whether what is written means something as it is, so that Enter sends it instead of completing it."""
+def is_whole(line: str, commands: Sequence[Command], folder: Path | None = None) -> bool:
+    """Whether the line is complete as it is, so that Enter sends instead of completing."""
     if line.startswith("/"):
-        name, _, argument = line[1:].partition(" ")
+        word, _, argument = line[1:].partition(" ")
         last = argument.rpartition(" ")[2]
-        known = values.get(name)
-        return name in slash.NAMES and (not last or known is None or last in known() or "=" in last[:-1])
+        command = slash.find(word, commands)
+        if command is None:
+            return False
+        return not last or command.values is None or last in command.values() or "=" in last[:-1]
     match = _MENTION.search(line)
     return match is None or not match[1] or ((folder or Path.cwd()) / _home(match[1].strip('"'))).is_file()
 
 
-def _goes_on(line: str) -> bool:
-    return line.endswith("=") or line[1:] not in slash.NAMES
+def _is_word(line: str, commands: Sequence[Command]) -> bool:
+    return slash.find(line[1:], commands) is not None
 
 
 def _home(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111  it must not fail where there is no home
+    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises where there is no home
 
 
 def _files(written: str, start: int, folder: Path) -> list[Offer]:
-    """Files and folders whose path begins with what is written."""
+    """Files and folders whose path begins with ``written``."""
     path = written.removeprefix('"')
     head, slash_, begun = path.rpartition("/")
     where = folder / _home(head + slash_)
@@ -66,7 +75,7 @@ def _files(written: str, start: int, folder: Path) -> list[Offer]:
         with os.scandir(where) as found:
             entries = sorted(
                 (not entry.is_dir(), entry.name)
-                for entry in itertools.islice(found, MOST_FILES)
+                for entry in itertools.islice(found, MAX_FOLDER_ENTRIES)
                 if entry.name.lower().startswith(begun.lower())
                 and (begun.startswith(".") or not entry.name.startswith("."))
             )

@@ -10,11 +10,12 @@ from textual.widgets import Input, TextArea
 
 from tests.ui.conftest import Open
 from tqchat.paths import Paths
-from tqchat.ui import slash
-from tqchat.ui.presets import BUILT_IN, Presets
+from tqchat.ui.actions.table import ACTIONS
+from tqchat.ui.input import slash
+from tqchat.ui.input.slash import Command
+from tqchat.ui.parts.presets import BUILT_IN, Presets
 from tqchat.ui.screens.chat_settings import ChatSettings
 from tqchat.ui.screens.dialog import Ask, Choose
-from tqchat.ui.slash_actions import SlashActions
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 
@@ -35,15 +36,27 @@ def test_a_command_is_told_from_a_message(text: str, read: tuple[str, str] | Non
 
 
 def test_commands_and_what_follows_them_complete() -> None:
-    values = {"set": lambda: ["temperature=", "top_p="], "scheme": lambda: ["turbo4", "turbo3", "fp16"]}
-    assert slash.suggestions("/sy", values) == ["/system"]
-    assert slash.suggestions("/scheme tu", values) == ["/scheme turbo4", "/scheme turbo3"]
-    assert slash.suggestions("/set seed=1 to", values) == ["/set seed=1 top_p="]
-    assert slash.suggestions("hello", values) == slash.suggestions("/new x", values) == []
+    commands = [
+        Command("system", ""),
+        Command("set", "", lambda: ["temperature=", "top_p="]),
+        Command("scheme", "", lambda: ["turbo4", "turbo3", "fp16"]),
+        Command("new", ""),
+    ]
+    assert slash.suggestions("/sy", commands) == ["/system"]
+    assert slash.suggestions("/scheme tu", commands) == ["/scheme turbo4", "/scheme turbo3"]
+    assert slash.suggestions("/set seed=1 to", commands) == ["/set seed=1 top_p="]
+    assert slash.suggestions("hello", commands) == slash.suggestions("/new x", commands) == []
 
 
-def test_every_command_is_done_by_something() -> None:
-    assert all(hasattr(SlashActions, f"_slash_{name}") for name in slash.NAMES)
+def test_the_list_of_commands_has_one_order_and_no_word_twice() -> None:
+    words = [one.word for one in ACTIONS.slashes()]
+    assert words == [
+        "scheme", "model", "new", "room", "rename", "search", "system", "set", "preset", "copy", "export",
+        "theme", "settings", "help",
+    ]  # fmt: skip
+    assert [ACTIONS.by_word(word) for word in words] == [
+        action for word in words for action in ACTIONS if action.slash and action.slash.word == word
+    ]
 
 
 async def test_commands_change_the_conversation(stage: Open) -> None:

@@ -1,4 +1,4 @@
-"""Named ways to draw replies: three that come along, and the person's own in the data folder."""
+"""Presets: named sampling settings with an optional system prompt, built in or saved by the user."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _NAME = re.compile(r"[\w-]{1,40}")
 
 
 class BadPreset(TqchatError):
-    """A preset cannot be kept under this name, or not found under it."""
+    """There is no preset of this name, or it cannot be saved."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a conversation takes over: how replies are drawn and, if it has one, the system prompt."""
+    """Sampling for a conversation and, if set, its system prompt."""
 
     sampling: SamplingChoice
     system_prompt: str | None = None
@@ -46,13 +46,13 @@ BUILT_IN: Mapping[str, Preset] = {
 
 
 class Presets:
-    """All presets; the person's own are in one file, which they may write by hand as well."""
+    """The built-in presets and those in the user's file, which may also be edited by hand."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
     def all(self) -> dict[str, Preset]:
-        """By name, the person's own last. Entries that cannot be used are left out."""
+        """All presets by name, built-in ones first. Invalid entries of the file are left out."""
         return {**BUILT_IN, **self._own()}
 
     def get(self, name: str) -> Preset:
@@ -67,10 +67,10 @@ class Presets:
         return found[name]
 
     def save(self, name: str, preset: Preset) -> None:
-        """Keep a preset under a name, in place of one of the person's own that had it.
+        """Save a preset; replaces one of the user's own with this name.
 
         Raises:
-            BadPreset: if the name cannot be used, or the file cannot be written.
+            BadPreset: if the name is invalid or built in, or the file cannot be written.
         """
         if not _NAME.fullmatch(name):
             raise BadPreset("A preset's name has letters, digits, - and _, at most 40.")
@@ -79,7 +79,7 @@ class Presets:
         self._write({**self._own(), name: preset})
 
     def delete(self, name: str) -> None:
-        """Forget one of the person's own.
+        """Delete one of the user's own.
 
         Raises:
             BadPreset: if there is none of that name.

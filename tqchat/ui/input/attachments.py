@@ -1,4 +1,4 @@
-"""Files in a message: as text behind the person's words, and back."""
+"""Files attached to a message: how they are read, written behind its text, and taken out again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _BLOCK = re.compile(
 )
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
 _PATH_LIKE = re.compile(r"/|\.\w{1,8}\Z|\A~")
-LARGEST = 1_000_000
-"""Bytes of a file that is still attached: more than any model here can read."""
+MAX_FILE_BYTES = 1_000_000
+"""The largest file that is attached: more than any model here can read."""
 
 
 class CannotAttach(TqchatError):
-    """A file that a message names cannot go with it. ``may_insist``: it may not have been meant as a file."""
+    """A file that a message names cannot be attached. ``may_insist``: perhaps no file was meant."""
 
     def __init__(self, sentence: str, may_insist: bool = False) -> None:
         super().__init__(sentence)
@@ -32,7 +32,7 @@ class CannotAttach(TqchatError):
 
 @dataclass(frozen=True)
 class Attachment:
-    """A file as it was when it was attached."""
+    """The name and the text of a file when it was attached."""
 
     name: str
     text: str
@@ -46,7 +46,7 @@ class Attachment:
 
     @property
     def block(self) -> str:
-        """The form in which a model reads it: a block of code that nothing inside can end."""
+        """What the model reads: a code block whose fence is longer than any inside."""
         longest = max((len(run) for run in re.findall(r"`{3,}", self.text)), default=2)
         fence = "`" * (longest + 1)
         suffix = self.name.rpartition(".")[2] if "." in self.name else ""
@@ -56,14 +56,14 @@ class Attachment:
 
 
 def join(text: str, files: list[Attachment]) -> str:
-    """A message with its files."""
+    """The message as it is sent: text, then files."""
     if not files:
         return text
     return "\n\n".join(part for part in (text.rstrip(), *(file.block for file in files)) if part)
 
 
 def split(message: str) -> tuple[str, list[Attachment]]:
-    """The person's words, and the files behind them."""
+    """The text of a message and its files."""
     found = list(_BLOCK.finditer(message))
     if not found:
         return message, []
@@ -73,15 +73,15 @@ def split(message: str) -> tuple[str, list[Attachment]]:
 def named(
     text: str, folder: Path, earlier: Sequence[Attachment] = (), *, strict: bool = True
 ) -> list[Attachment]:
-    """The files that a text names with ``@path`` or ``@"a path"``, each once, read now.
+    """Read the files that a text names with ``@path`` or ``@"a path"``, each once.
 
     Args:
-        folder: What relative paths begin at.
-        earlier: Files as they were attached before; used for those that are gone now.
-        strict: Whether a name that looks like a path and leads nowhere is an error.
+        folder: Base of relative paths.
+        earlier: Files attached before, used where one no longer exists.
+        strict: Whether a name that looks like a path but does not exist is an error.
 
     Raises:
-        CannotAttach: if a file is not there, or is no text, or too large.
+        CannotAttach: if a file does not exist, is not text, or is too large.
     """
     kept = {one.name: one for one in earlier}
     found: dict[str, Attachment] = {}
@@ -102,7 +102,7 @@ def named(
 def _mentions(text: str, folder: Path) -> Iterator[str]:
     for quoted, plain in _MENTION.findall(text):
         name = quoted or plain
-        # The full stop behind a name ends the sentence, unless the file is called so.
+        # Punctuation after a name belongs to the sentence, unless a file has that name.
         if plain and not _kind(folder / os.path.expanduser(name)):  # noqa: PTH111
             name = name.rstrip(".,;:!?)]}'")
         if name:
@@ -110,7 +110,7 @@ def _mentions(text: str, folder: Path) -> Iterator[str]:
 
 
 def _kind(path: Path) -> str:
-    """``file``, ``folder``, or nothing: also for names that no file can have."""
+    """``file``, ``folder``, or empty for neither, invalid names included."""
     try:
         return "file" if path.is_file() else "folder" if path.is_dir() else ""
     except (OSError, ValueError):
@@ -121,9 +121,9 @@ def _read(path: Path, name: str) -> str:
     name = one_line(name)
     try:
         size = path.stat().st_size
-        if size > LARGEST:
+        if size > MAX_FILE_BYTES:
             raise CannotAttach(
-                f"{name} has {figures.size(size)}; at most {figures.size(LARGEST)} can go along."
+                f"{name} has {figures.size(size)}; at most {figures.size(MAX_FILE_BYTES)} can go along."
             )
         data = path.read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ from textual.widgets import TextArea
 
 from tests.ui.conftest import Open, Stage
 from tqchat.kv.scheme import SCHEMES
-from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS
+from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.models import ModelPicker
 from tqchat.ui.screens.scheme import SchemePicker
@@ -27,10 +27,13 @@ async def run(it: Stage, words: str) -> None:
 async def test_the_palette_has_every_action_scheme_and_theme(stage: Open) -> None:
     async with stage() as it:
         titles = {command.title for command in it.app.get_system_commands(it.app.screen)}
-        assert titles >= {action.title for action in ACTIONS if action.name != "command_palette"}
+        assert titles >= {action.title for action in ACTIONS if action.scope == "app" and action.in_palette}
         assert titles >= {f"Scheme: {scheme.name}" for scheme in SCHEMES}
         assert titles >= {f"Theme: {name}" for name in it.app.available_themes}
-        assert len([title for title in titles if title.startswith("Message: ")]) == len(MESSAGE_ACTIONS) - 2
+        assert (
+            len([title for title in titles if title.startswith("Message: ")])
+            == len(ACTIONS.scoped("message")) - 2
+        )
 
 
 async def test_a_scheme_is_chosen_by_typing(stage: Open) -> None:

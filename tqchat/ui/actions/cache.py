@@ -1,0 +1,55 @@
+"""Changing the scheme of a conversation's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+
+from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.screens.scheme import Choice, SchemePicker
+
+UNDO = "undo"
+
+
+def scheme(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Change to the scheme of the argument, undo a change, or show the picker.
+
+    Raises:
+        UnknownScheme: if there is no scheme of that name.
+    """
+    if not argument:
+        return choose_scheme(parts)
+    if argument == UNDO:
+        undo_scheme(parts, "")
+    else:
+        parts.chat.set_scheme(scheme_setting(argument))
+    return None
+
+
+async def choose_scheme(parts: Parts) -> None:
+    """Let the person choose a scheme in the picker."""
+    chat = parts.chat
+    picker = SchemePicker(
+        chat.scheme, chat.report, chat.cache_is_live, chat.auto_choice, chat.profile, chat.read_speed
+    )
+    choice: Choice | None = await parts.ask(picker)
+    if choice is not None:
+        chat.set_scheme(choice.scheme, choice.reread)
+
+
+def undo_scheme(parts: Parts, argument: str) -> None:
+    """Return to the scheme before the last change, by reading the conversation again."""
+    if not parts.chat.undo_scheme():
+        parts.say("The scheme has not been changed here since the model was loaded.")
+
+
+def choices(parts: Parts) -> Iterable[tuple[str, str]]:
+    """All schemes with their descriptions."""
+    yield AUTO, "Picks one for the model, and says why."
+    for found in SCHEMES:
+        yield found.name, found.description
+
+
+def values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/scheme``."""
+    return [*(name for name, _ in choices(parts)), UNDO]

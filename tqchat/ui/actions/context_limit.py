@@ -1,0 +1,93 @@
+"""Sending within the context limit, and the remedies offered when the context is nearly full."""
+
+from __future__ import annotations
+
+from tqchat.ui import figures
+from tqchat.ui.actions.cache import choose_scheme
+from tqchat.ui.actions.conversations import new
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.room_making import KEPT_WHEN_DROPPING
+from tqchat.ui.screens.dialog import Choose
+from tqchat.ui.widgets.gauge.room import room
+
+REPLY_TOKENS = 256
+"""Tokens of the context that are kept free for a reply."""
+SUMMARY, DROP, SCHEME, NEW, ANYWAY = "summary", "drop", "scheme", "new", "send"
+
+
+def send(parts: Parts, text: str) -> None:
+    """Send a message; where the context has no room for it, ask what to do first."""
+    if _has_room_for(parts, text):
+        _send_now(parts, text)
+    else:
+        parts.host.run_worker(_offer(parts, text))
+
+
+def _has_room_for(parts: Parts, text: str) -> bool:
+    """Whether the context has room for a message and a reply."""
+    chat = parts.chat
+    left = chat.tokens_left(text)
+    limit = chat.model.context_limit if chat.model else None
+    return left is None or limit is None or not chat.messages or left >= min(REPLY_TOKENS, limit // 8)
+
+
+def _send_now(parts: Parts, text: str) -> None:
+    """Send a message and clear the prompt; a message that cannot be sent now stays there."""
+    chat = parts.chat
+    if chat.send(text):
+        parts.prompt.clear_sent()
+        parts.remember_conversation()
+    elif chat.shown_reply or chat.shown_waiting or chat.summing_up:
+        parts.say("One message at a time: Esc stops what goes on.", "warning")
+
+
+async def make_room(parts: Parts, argument: str) -> None:
+    """Say how full the context is and offer remedies."""
+    await _offer(parts, None)
+
+
+async def _offer(parts: Parts, unsent: str | None) -> None:
+    """Offer a summary, fewer turns, a smaller cache or a new conversation; then send ``unsent``."""
+    chat = parts.chat
+    limit = chat.model.context_limit if chat.model else None
+    used = chat.context_used
+    kept = chat.newest(KEPT_WHEN_DROPPING)
+    count = len([one for one in chat.messages if one.role != "system"])
+    options: list[tuple[str, str]] = []
+    if count > len(kept) or count > 2:
+        options.append((SUMMARY, "of the older messages, on a new branch"))
+    if count > len(kept) > 0:
+        options.append((DROP, f"go on with the last {len(kept)} of {figures.number(count)} messages"))
+    if _memory_is_short(parts, limit):
+        options.append((SCHEME, "one that saves more: memory ends first"))
+    options.append((NEW, "begin a conversation"))
+    if unsent is not None:
+        options.append((ANYWAY, "the message as it is"))
+    of = f" of {figures.number(limit)}" if limit else ""
+    title = f"The context holds {figures.number(used)}{of} tokens"
+    chosen = await parts.ask(Choose(title, options, options[0][0]))
+    await _do(parts, chosen, unsent)
+
+
+async def _do(parts: Parts, chosen: str | None, unsent: str | None) -> None:
+    match chosen:
+        case "summary" if not parts.attempt(parts.chat.go_on_from_summary):
+            parts.say("That cannot be summed up now; once the model is free, it can.", "warning")
+        case "summary" if unsent is not None:
+            parts.say("Your message stays here until the summary is written.")
+        case "drop":
+            if parts.attempt(parts.chat.drop_oldest) and unsent is not None:
+                _send_now(parts, unsent)
+        case "scheme":
+            await choose_scheme(parts)
+        case "new":
+            new(parts, "")
+        case "send" if unsent is not None:
+            _send_now(parts, unsent)
+
+
+def _memory_is_short(parts: Parts, limit: int | None) -> bool:
+    """Whether the memory budget is used up before the context limit under this scheme."""
+    report, budget = parts.chat.report, parts.chat.budget
+    left = room(report, budget) if report is not None and budget else None
+    return left is not None and (limit is None or report is None or left[0] < limit - report.tokens)

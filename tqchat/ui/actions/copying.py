@@ -1,0 +1,120 @@
+"""Copying messages, code and conversations to the clipboard; export to a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable
+from pathlib import Path
+
+from tqchat.store.database import Message
+from tqchat.text import one_line
+from tqchat.ui import figures
+from tqchat.ui.actions.registry import Refused
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.screens.dialog import Choose
+from tqchat.ui.transcript import as_markdown, code_blocks
+from tqchat.ui.widgets.chat.thinking import split
+
+WHAT = ("code", "chat")
+"""Arguments of ``/copy``."""
+
+
+def copy_reply(parts: Parts, argument: str) -> None:
+    """Copy the last reply, or its code or the whole chat as the argument says."""
+    match argument:
+        case "":
+            if (reply := _last_reply(parts)) is not None:
+                _copy(parts, spoken(reply), "the reply")
+        case "code":
+            copy_last_code(parts, "")
+        case "chat":
+            copy_chat(parts, "")
+        case _:
+            raise Refused("Copy what: nothing for the reply, code, or chat.")
+
+
+def copy_last_code(parts: Parts, argument: str) -> None:
+    """Copy the last code block of the last reply."""
+    if (reply := _last_reply(parts)) is not None:
+        _copy_last_block(parts, reply)
+
+
+def copy_chat(parts: Parts, argument: str) -> None:
+    """Copy the conversation as Markdown."""
+    name = parts.chat.model.name if parts.chat.model else "assistant"
+    _copy(parts, as_markdown(parts.chat.messages, name), "the chat")
+
+
+def copy_message(parts: Parts, argument: str) -> None:
+    """Copy the marked message."""
+    if (message := parts.log.marked) is not None:
+        _copy(parts, spoken(message), "the message")
+
+
+def copy_code(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Copy a code block of the marked message; of several, the person chooses one."""
+    message = parts.log.marked
+    if message is None:
+        return None
+    blocks = code_blocks(message.content)
+    if len(blocks) > 1:
+        return _choose_block(parts, blocks)
+    _copy_last_block(parts, message)
+    return None
+
+
+async def _choose_block(parts: Parts, blocks: list[tuple[str, str]]) -> None:
+    names = [f"{number} {language}".rstrip() for number, (language, _) in enumerate(blocks, 1)]
+    first_lines = [one_line(text.lstrip().partition("\n")[0])[:60] for _, text in blocks]
+    options = list(zip(names, first_lines, strict=True))
+    chosen = await parts.ask(Choose("Copy which block?", options, names[-1]))
+    if chosen is not None:
+        index = names.index(chosen)
+        _copy(parts, blocks[index][1], f"block {index + 1}")
+
+
+def export(parts: Parts, argument: str) -> None:
+    """Write the conversation as Markdown to the file of the argument, else to one named after its title.
+
+    Raises:
+        Refused: if there is no conversation, or the file exists.
+    """
+    from tqchat.store.exchange import to_markdown
+
+    conversation = parts.chat.conversation
+    if conversation is None:
+        raise Refused("There is nothing to export yet.", "information")
+    title = re.sub(r"[^\w-]+", "-", one_line(conversation.title)).strip("-").lower()
+    file = Path(argument or f"{title or 'conversation'}.md").expanduser().absolute()
+    if file.exists():
+        raise Refused(f"{file} is there already; name another file.")
+    file.write_text(to_markdown(parts.database, conversation), encoding="utf-8")
+    parts.say(f"Written to {file}.")
+
+
+def spoken(message: Message) -> str:
+    """The text of a message without its thinking."""
+    return message.content if message.role == "user" else split(message.content)[1] or message.content
+
+
+def _last_reply(parts: Parts) -> Message | None:
+    found = next((one for one in reversed(parts.chat.messages) if one.role == "assistant"), None)
+    if found is None:
+        parts.say("There is no reply to copy yet.")
+    return found
+
+
+def _copy_last_block(parts: Parts, message: Message) -> None:
+    blocks = code_blocks(message.content)
+    if not blocks:
+        parts.say("There is no block of code in it.")
+    else:
+        _copy(parts, blocks[-1][1], "the code")
+
+
+def _copy(parts: Parts, text: str, what: str) -> None:
+    if not text.strip():
+        parts.say("There is nothing to copy yet.")
+        return
+    parts.copy(text)
+    parts.say(f"Copied {what}, {figures.number(len(text))} characters.")

@@ -1,0 +1,137 @@
+"""Keys of actions: the defaults, and a person's own from ``[keys]`` in ``config.toml``."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from textual.binding import Binding, BindingsMap
+from textual.dom import DOMNode
+
+from tqchat.ui.actions.registry import Action, Registry, Scope
+
+SCOPES: tuple[Scope, ...] = ("app", "message")
+_KEY = re.compile(r"[a-z0-9_+]+", re.ASCII)
+_ARROWS = {"pageup": "PgUp", "pagedown": "PgDn", "up": "↑", "down": "↓"}
+
+
+class Keys:
+    """The keys in force: a person's own replace the defaults of an action and take keys from others.
+
+    Args:
+        actions: All actions.
+        own: A person's keys by action, as ``checked`` returns them.
+    """
+
+    def __init__(self, actions: Registry, own: Mapping[str, str] | None = None) -> None:
+        self.actions = actions
+        self.own = dict(own or {})
+        self._bound = {}
+        for scope in SCOPES:
+            taken = _taken(actions, self.own, scope)
+            for action in actions.scoped(scope):
+                if action.name in self.own:
+                    self._bound[action.name] = self.own[action.name].split(",")
+                else:
+                    self._bound[action.name] = [key for key in action.default_keys if key not in taken]
+
+    def of(self, name: str) -> list[str]:
+        """The keys of an action."""
+        return self._bound.get(name, [])
+
+    def label(self, name: str) -> str:
+        """The first key of an action as hints write it; ``?`` if it has none."""
+        keys = self.of(name)
+        return key_label(keys[0]) if keys else "?"
+
+    def bindings(self, scope: Scope) -> list[Binding]:
+        """The default key bindings of a scope; Textual's keymap puts a person's own in their place."""
+        return [
+            _binding(action, keys)
+            for action in self.actions.scoped(scope)
+            if (keys := action.keys or self.own.get(action.name))
+        ]
+
+
+def bind(node: DOMNode, bindings: Iterable[Binding]) -> None:
+    """Add bindings to one app or widget, in place of those of its class for the same keys."""
+    node._bindings.key_to_bindings.update(BindingsMap(bindings).key_to_bindings)
+
+
+def checked(actions: Registry, written: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The usable part of ``[keys]``, and a sentence for each entry that is not.
+
+    One key for two actions of a scope is a conflict, which the first of them wins.
+    """
+    taken: dict[tuple[Scope, str], str] = {}
+    good: dict[str, str] = {}
+    problems: list[str] = []
+    for name, value in written.items():
+        action = actions.get(name)
+        if action is None:
+            close = difflib.get_close_matches(name, [one.name for one in actions], n=1)
+            nearest = f"; the nearest is {close[0]}" if close else ""
+            problems.append(f"config.toml, [keys]: there is no action {name!r}{nearest}.")
+            continue
+        keys = [key.strip().lower() for key in value.split(",") if key.strip()]
+        if not keys or not all(_KEY.fullmatch(key) for key in keys):
+            problems.append(f'config.toml, [keys]: {name} needs keys such as "ctrl+k" or "f5,alt+y".')
+            continue
+        clash = next((key for key in keys if (action.scope, key) in taken), None)
+        if clash is not None:
+            other = taken[action.scope, clash]
+            problems.append(
+                f"config.toml, [keys]: {clash} is given to {other} and to {name}; {other} has it."
+            )
+            continue
+        taken |= {(action.scope, key): name for key in keys}
+        good[name] = ",".join(keys)
+    return good, problems
+
+
+def lost(actions: Registry, own: Mapping[str, str]) -> list[str]:
+    """A sentence for each action whose last default key was given to another action."""
+    sentences = []
+    for scope in SCOPES:
+        taken = _taken(actions, own, scope)
+        for action in actions.scoped(scope):
+            defaults = action.default_keys
+            if action.name not in own and defaults and all(key in taken for key in defaults):
+                sentences.append(
+                    f"{action.title} has no key any more: {taken[defaults[0]]} took {defaults[0]}."
+                )
+    return sentences
+
+
+def key_label(key: str) -> str:
+    """A key as hints write it: ``^K``, ``F1``, ``Esc``."""
+    if key.startswith("ctrl+") and len(key) == 6:
+        return f"^{key[-1].upper()}"
+    if len(key) == 1:
+        return key
+    if key == "escape":
+        return "Esc"
+    return "+".join(_ARROWS.get(part, part.capitalize()) for part in key.split("+"))
+
+
+def _binding(action: Action, keys: str) -> Binding:
+    return Binding(
+        keys,
+        f"app.act('{action.name}')",
+        action.title,
+        show=False,
+        priority=action.priority,
+        id=action.name,
+        tooltip=action.help,
+    )
+
+
+def _taken(actions: Registry, own: Mapping[str, str], scope: Scope) -> dict[str, str]:
+    """The keys that a person gave to actions of a scope, with the action's name."""
+    return {
+        key: action.name
+        for action in actions.scoped(scope)
+        for key in own.get(action.name, "").split(",")
+        if key
+    }

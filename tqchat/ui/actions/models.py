@@ -1,0 +1,71 @@
+"""Choosing, downloading and loading models."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+
+from tqchat.engine import commands, events
+from tqchat.engine.commands import STARTER
+from tqchat.engine.hub import catalog, local_cache
+from tqchat.errors import TqchatError
+from tqchat.kv.scheme import parse_scheme
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.screens.models import ModelPicker, Wish
+
+
+def model(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Load the model of the argument, or show the picker. The present one stays until it is ready."""
+    if not argument:
+        return _choose(parts)
+    _load(parts, argument)
+    return None
+
+
+async def _choose(parts: Parts) -> None:
+    chat = parts.chat
+    picker = ModelPicker(
+        chat.model.ref if chat.model else None,
+        parse_scheme(chat.scheme_in_force),
+        look=lambda: catalog.scan(parts.settings.model_folders),
+        ask=lambda ref, folder: parts.engine.submit(commands.EstimateModel(ref, folder)),
+        loading=chat.loading,
+    )
+    wish: Wish | None = await parts.ask(picker)
+    match wish:
+        case Wish(ref, "load"):
+            _load(parts, ref)
+        case Wish(_, "pause"):
+            chat.pause_download()
+        case Wish(ref, "discard"):
+            chat.pause_download()
+            parts.in_thread(lambda: _discard(parts, ref))
+
+
+def _load(parts: Parts, ref: str) -> None:
+    parts.chat.load_model(None if ref == STARTER else ref)
+
+
+def _discard(parts: Parts, ref: str) -> None:
+    """Delete an unfinished download. Runs in a thread."""
+    try:
+        local_cache.discard_partial(ref)
+    except TqchatError as error:
+        parts.host.call_from_thread(parts.say, str(error), "error")
+    else:
+        parts.host.call_from_thread(parts.say, f"What had arrived of {ref} is thrown away.")
+
+
+def update_picker(parts: Parts, event: events.Event) -> None:
+    """Pass an engine event on to an open model picker."""
+    picker = next((screen for screen in parts.host.screen_stack if isinstance(screen, ModelPicker)), None)
+    if picker is None:
+        return
+    if isinstance(event, events.ModelEstimate):
+        picker.estimated(event)
+    elif isinstance(event, events.ModelProgress | events.ModelReady | events.ModelFailed):
+        picker.progressed(parts.chat.loading)
+
+
+def values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/model``."""
+    return [STARTER]

@@ -1,0 +1,44 @@
+"""Submitting the prompt: a slash command, or a message with its files."""
+
+from __future__ import annotations
+
+from tqchat.ui.actions import context_limit
+from tqchat.ui.actions.runner import ActionRunner
+from tqchat.ui.input import slash
+from tqchat.ui.input.attachments import CannotAttach
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.widgets.chat.welcome import EXAMPLES
+
+
+def submit(runner: ActionRunner, text: str, typed: str) -> None:
+    """Run a slash command or send a message. ``typed`` is the text without folded pastes."""
+    parts = runner.parts
+    command = slash.read(text)
+    if command is not None:
+        _run(runner, *command)
+        return
+    try:
+        message = parts.attachments.with_files(slash.message(text), typed)
+    except CannotAttach as error:
+        again = " Enter again sends it as it is." if error.may_insist else ""
+        parts.say(f"{error}{again}", "warning")
+    else:
+        context_limit.send(parts, message)
+
+
+def _run(runner: ActionRunner, word: str, argument: str) -> None:
+    """Run a command. The prompt is empty meanwhile: the command is no unsent text of the conversation."""
+    action = runner.actions.by_word(word)
+    if action is None:
+        runner.parts.say(f"There is no command /{word}; // at the beginning sends it as text.", "warning")
+        return
+    prompt = runner.parts.prompt
+    prompt.clear_sent()
+    if not runner.run(action.name, argument):
+        prompt.restore_sent()
+
+
+def example(parts: Parts, argument: str) -> None:
+    """Put an example of the welcome page into the prompt; the argument is its index."""
+    parts.prompt.put(EXAMPLES[int(argument)])
+    parts.prompt.focus()

@@ -1,0 +1,57 @@
+"""Runs actions on the app's parts, and reports what went wrong."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable
+
+from textual.screen import ModalScreen
+
+from tqchat.errors import TqchatError
+from tqchat.ui.actions.registry import Refused, Registry
+from tqchat.ui.parts.parts import Parts
+
+
+class ActionRunner:
+    """Runs actions by name."""
+
+    def __init__(self, actions: Registry, parts: Parts) -> None:
+        self.actions, self.parts = actions, parts
+
+    def allowed(self, name: str) -> bool:
+        """Whether an action applies now. An open dialog has the keys to itself."""
+        action = self.actions.get(name)
+        if action is None:
+            return False
+        if not action.over_dialogs and isinstance(self.parts.host.screen, ModalScreen):
+            return False
+        return action.applies(self.parts)
+
+    def run(self, name: str, argument: str = "") -> bool:
+        """Run an action; ``False`` if it failed or was refused, which is said above the prompt.
+
+        An action of a message acts on the marked message, else on the last.
+        """
+        action, parts = self.actions[name], self.parts
+        if action.scope == "message" and parts.log.marked is None and not parts.log.move_mark(-1):
+            parts.say("There is no message yet.")
+            return False
+        try:
+            waiting = action.run(parts, argument)
+        except (TqchatError, OSError) as error:
+            self._report(error)
+            return False
+        if inspect.isawaitable(waiting):
+            parts.host.run_worker(self._finish(waiting))
+        return True
+
+    async def _finish(self, waiting: Awaitable[None]) -> None:
+        try:
+            await waiting
+        except (TqchatError, OSError) as error:
+            self._report(error)
+
+    def _report(self, error: TqchatError | OSError) -> None:
+        severity = error.severity if isinstance(error, Refused) else "error"
+        self.parts.say(str(error) or "That cannot be done.", severity)
+        self.parts.screen.conversations_changed()

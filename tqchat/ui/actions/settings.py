@@ -1,0 +1,150 @@
+"""Settings of the app, of one conversation, and the theme."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import fields, replace
+
+from tqchat.kv.scheme import scheme_setting
+from tqchat.settings import Settings
+from tqchat.store.database import SamplingChoice
+from tqchat.store.sampling import parse
+from tqchat.text import one_line
+from tqchat.ui.actions.registry import Refused
+from tqchat.ui.input import slash
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.parts.presets import Preset
+from tqchat.ui.screens.chat_settings import NAMES, ChatSettings, Decision
+from tqchat.ui.screens.settings import SettingsScreen
+from tqchat.ui.screens.theme import ThemePicker
+
+
+def preferences(parts: Parts, argument: str) -> None:
+    """Show all settings."""
+
+    def choose_theme() -> None:
+        parts.host.run_worker(_choose_theme(parts))
+
+    parts.host.push_screen(SettingsScreen(parts.preferences, choose_theme))
+
+
+def apply(parts: Parts, changed: Settings) -> None:
+    """Put changed settings in force."""
+    parts.appearance.apply(changed)
+    parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
+    parts.chat.memory_budget = changed.memory_budget_bytes
+    parts.screen.figures_changed()
+
+
+def theme(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Use the theme of the argument, or show the picker.
+
+    Raises:
+        Refused: if there is no such theme.
+    """
+    if not argument:
+        return _choose_theme(parts)
+    if not parts.appearance.use(argument):
+        raise Refused(f"There is no theme {one_line(argument)!r}; /theme alone lists them.")
+    return None
+
+
+async def _choose_theme(parts: Parts) -> None:
+    """Let the person choose a theme, which is previewed."""
+    appearance = parts.appearance
+    before = appearance.theme
+    appearance.previewing = True
+    chosen = await parts.ask(ThemePicker(appearance.names, before))
+    appearance.previewing = False
+    appearance.use(chosen or before)
+    appearance.remember(parts.host.current_theme)
+
+
+def theme_choices(parts: Parts) -> Iterable[tuple[str, str]]:
+    """All themes."""
+    return [(name, "Choose these colours.") for name in parts.appearance.names]
+
+
+def theme_values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/theme``."""
+    return sorted(parts.appearance.names)
+
+
+async def conversation_settings(parts: Parts, argument: str) -> None:
+    """Show the system prompt and the sampling of this conversation."""
+    chat = parts.chat
+    inherited = {name: chat.inherited(name) for name in NAMES}
+    dialog = ChatSettings(chat.system_prompt, chat.sampling_choice, parts.presets, inherited)
+    decision: Decision | None = await parts.ask(dialog)
+    if decision is None:
+        return
+    if decision.system_prompt != chat.system_prompt:
+        parts.attempt(chat.set_system_prompt, decision.system_prompt)
+    chat.set_sampling(decision.sampling)
+
+
+def system_prompt(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Set the system prompt of this conversation."""
+    if not argument:
+        return conversation_settings(parts, "")
+    parts.chat.set_system_prompt(argument)
+    parts.say("The model is told so from the next message on.")
+    return None
+
+
+def sampling(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Set sampling values of this conversation, such as ``temperature=0.7 seed=1``.
+
+    Raises:
+        Refused: if a value is no number.
+        TqchatError: if a name is unknown or a value out of range.
+    """
+    wanted = slash.assignments(argument)
+    if not wanted:
+        return conversation_settings(parts, "")
+    try:
+        values = {name: slash.number(value) for name, value in wanted.items()}
+    except ValueError:
+        raise Refused("Write it as name=number, such as temperature=0.7.") from None
+    parse(dict(values))
+    choice = replace(parts.chat.sampling_choice, **values)  # type: ignore[arg-type]
+    parts.chat.set_sampling(choice)
+    given = ", ".join(f"{name} {value:g}" for name, value in choice.given.items())
+    parts.say(f"Decided here: {given}." if given else "All is left to the settings.")
+    return None
+
+
+def sampling_values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/set``."""
+    return [f"{field.name}=" for field in fields(SamplingChoice)]
+
+
+def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Use, save or delete a preset.
+
+    Raises:
+        BadPreset: if there is no such preset, or it cannot be saved.
+    """
+    verb, _, name = argument.partition(" ")
+    chat, presets = parts.chat, parts.presets
+    match verb:
+        case "":
+            return conversation_settings(parts, "")
+        case "save":
+            presets.save(name, Preset(chat.sampling_choice, chat.system_prompt))
+            parts.say(f"Kept as {name}: /preset {name} takes it over in any conversation.")
+        case "delete":
+            presets.delete(name)
+            parts.say(f"Forgot the preset {name}.")
+        case _:
+            found = presets.get(argument)
+            if found.system_prompt is not None:
+                chat.set_system_prompt(found.system_prompt)
+            chat.set_sampling(found.sampling)
+            parts.say(f"{argument}: {found.summary}.")
+    return None
+
+
+def preset_values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/preset``."""
+    return [*parts.presets.all(), "save", "delete"]

@@ -1,0 +1,89 @@
+"""Starting, watching other processes, and leaving."""
+
+from __future__ import annotations
+
+from tqchat.errors import TqchatError
+from tqchat.store.vault import Vault
+from tqchat.ui.bridge import EngineGone
+from tqchat.ui.parts.parts import Parts
+from tqchat.ui.screens.dialog import Leaving
+from tqchat.ui.widgets.prompt.prompt import Prompt
+
+POLL_INTERVAL_S = 1.5
+"""How often changes by other processes are looked for, and unsent text is saved."""
+
+
+def show_first(parts: Parts) -> None:
+    """Fill the mounted screen: side panels, the last conversation, problems with the settings."""
+    screen, state = parts.screen, parts.preferences.state
+    screen.query_one("#conversations").set_class(not state.sidebar, "folded")
+    screen.query_one("#gauge").set_class(not state.gauge, "folded")
+    _reopen(parts)
+    if problems := parts.preferences.problems:
+        more = len(problems) - 1
+        others = f" {more} more in the settings, {parts.keys.label('preferences')}." if more else ""
+        screen.say(f"{problems[0]}{others}", "warning")
+    parts.conversations.find = lambda text: parts.attempt(parts.database.search, text) or []
+    screen.draw_due()
+
+
+def _reopen(parts: Parts) -> None:
+    last = parts.preferences.state.conversation
+    if last is not None:
+        try:
+            parts.chat.open(last)
+            parts.unsent.show()
+            return
+        except TqchatError:
+            pass  # Deleted by another process or on the command line: an empty page is shown.
+    parts.chat.new()
+
+
+def start_engine(parts: Parts, model: str | None) -> None:
+    """Count the caches on disk, start the engine and load a model."""
+    vault = Vault(parts.paths.caches)
+    parts.chat.caches.disk_bytes.update(
+        (one.id, size) for one in parts.database.conversations() if (size := vault.size(one.id))
+    )
+    parts.screen.conversations_changed()
+    try:
+        engine = parts.engine.start()
+    except TqchatError as error:
+        parts.say(str(error), "error")
+    else:
+        parts.chat.connect(engine, model)
+
+
+def poll(parts: Parts) -> None:
+    """Take in what other processes and editors changed, and save unsent text."""
+    if parts.engine.stopping or not parts.screen.query(Prompt):
+        return
+    parts.attempt(parts.chat.refresh)
+    for problem in parts.appearance.reload():
+        parts.say(problem, "warning")
+    parts.attempt(parts.unsent.keep)
+
+
+def quit(parts: Parts) -> None:
+    """Save the cache in a thread, then leave; the second time, leave at once."""
+    if parts.engine.stopping or not parts.engine.running:
+        leave(parts)
+        return
+    parts.attempt(parts.unsent.keep)
+    parts.engine.stopping = True
+    parts.host.push_screen(Leaving())
+
+    def save() -> None:
+        parts.engine.shut_down()
+        # Posted after the engine's last events, so that a stopped reply is written first.
+        parts.host.post_message(EngineGone())
+
+    parts.in_thread(save)
+
+
+def leave(parts: Parts) -> None:
+    """Close the conversation and end the app."""
+    parts.attempt(parts.chat.close)
+    parts.remember_conversation()
+    parts.database.close()
+    parts.host.exit()

@@ -1,0 +1,113 @@
+"""The parts of the app that the functions of actions work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from textual.app import App
+from textual.screen import Screen
+
+from tqchat.errors import TqchatError
+from tqchat.paths import Paths
+from tqchat.settings import Settings
+from tqchat.store.database import Database
+from tqchat.ui.actions.keys import Keys
+from tqchat.ui.conversation import Chat
+from tqchat.ui.parts import clipboard
+from tqchat.ui.parts.appearance import Appearance
+from tqchat.ui.parts.attachment_check import AttachmentCheck
+from tqchat.ui.parts.completion import PromptCompletion
+from tqchat.ui.parts.engine import EngineConnection
+from tqchat.ui.parts.preferences import Preferences
+from tqchat.ui.parts.presets import Presets
+from tqchat.ui.parts.unsent import UnsentText
+from tqchat.ui.screens.chat import ChatScreen
+from tqchat.ui.view import Severity
+from tqchat.ui.widgets.chat.log import ChatLog
+from tqchat.ui.widgets.conversations.list import ConversationList
+from tqchat.ui.widgets.prompt.prompt import Prompt
+
+T = TypeVar("T")
+
+
+@dataclass
+class Parts:
+    """The collaborators of one running app, built once.
+
+    Attributes:
+        host: Textual's side: screens, workers, the terminal's clipboard.
+        keys: The keys in force, for sentences that name one.
+    """
+
+    host: App[None]
+    paths: Paths
+    database: Database
+    preferences: Preferences
+    keys: Keys
+    screen: ChatScreen
+    chat: Chat
+    engine: EngineConnection
+    appearance: Appearance
+    unsent: UnsentText = field(init=False)
+    attachments: AttachmentCheck = field(init=False)
+    presets: Presets = field(init=False)
+    completion: PromptCompletion = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.unsent = UnsentText(self.chat, lambda: self.prompt)
+        self.attachments = AttachmentCheck(self.chat)
+        self.presets = Presets(self.paths.presets)
+        self.completion = PromptCompletion(self.screen, lambda: self.keys.actions.commands(self))
+
+    @property
+    def prompt(self) -> Prompt:
+        """The input of messages."""
+        return self.screen.query_one(Prompt)
+
+    @property
+    def log(self) -> ChatLog:
+        """The messages of the open conversation."""
+        return self.screen.query_one(ChatLog)
+
+    @property
+    def conversations(self) -> ConversationList:
+        """The list of conversations."""
+        return self.screen.query_one(ConversationList)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self.preferences.settings
+
+    def say(self, text: str, severity: Severity = "information") -> None:
+        """Show one line above the prompt."""
+        self.screen.say(text, severity)
+
+    def attempt(self, function: Callable[..., T], *arguments: object) -> T | None:
+        """Call a function; an error of the database or the files is shown, and ``None`` returned."""
+        try:
+            return function(*arguments)
+        except TqchatError as error:
+            self.say(str(error), "error")
+            self.screen.conversations_changed()
+            return None
+
+    async def ask(self, dialog: Screen[T]) -> T | None:
+        """Show a dialog and wait for its answer."""
+        return await self.host.push_screen_wait(dialog)
+
+    def in_thread(self, function: Callable[[], object]) -> None:
+        """Run a blocking function in a thread."""
+        self.host.run_worker(function, thread=True)
+
+    def copy(self, text: str) -> None:
+        """Put a text on the clipboard, by the terminal (OSC 52) and by the desktop's own program."""
+        self.host.copy_to_clipboard(text)
+        self.in_thread(lambda: clipboard.write(text))
+
+    def remember_conversation(self) -> None:
+        """Write down which conversation is open."""
+        current = self.chat.conversation
+        self.preferences.remember_conversation(current.id if current else None)

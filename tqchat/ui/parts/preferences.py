@@ -1,0 +1,61 @@
+"""Settings in force, and what the app remembers between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tqchat.paths import Paths
+from tqchat.settings import Settings, State
+
+
+class Preferences:
+    """Settings of ``config.toml``, overridden by those that were changed in the app (``state.toml``).
+
+    Attributes:
+        configured: The settings of ``config.toml``, which the app only reads.
+        settings: The settings in force.
+        problems: Sentences about themes and keys that cannot be used.
+        on_change: Called with the settings in force after one was changed.
+    """
+
+    def __init__(self, paths: Paths, configured: Settings) -> None:
+        self.paths, self.configured = paths, configured
+        self.state = State.load(paths)
+        self.settings = configured.changed(self.state.settings)
+        self.problems: list[str] = []
+        self.on_change: list[Callable[[Settings], None]] = []
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """The settings that were changed in the app, by name."""
+        return self.state.settings
+
+    def set(self, name: str, value: object | None) -> None:
+        """Change a setting in the app; ``None`` returns it to ``config.toml``."""
+        own = {key: kept for key, kept in self.own.items() if key != name}
+        if value is not None:
+            own[name] = value
+        self._save(replace(self.state, settings=own))
+        self.settings = self.configured.changed(own)
+        for changed in self.on_change:
+            changed(self.settings)
+
+    def remember_conversation(self, conversation_id: str | None) -> None:
+        """Write down which conversation is open, at once: a killed app reopens it."""
+        self._save(replace(self.state, conversation=conversation_id))
+
+    def remember_panels(self, *, sidebar: bool | None = None, gauge: bool | None = None) -> None:
+        """Write down which side panels are shown."""
+        state = self.state
+        if sidebar is not None:
+            state = replace(state, sidebar=sidebar)
+        if gauge is not None:
+            state = replace(state, gauge=gauge)
+        self._save(state)
+
+    def _save(self, state: State) -> None:
+        if state != self.state:
+            self.state = state
+            state.save(self.paths)

@@ -1,0 +1,43 @@
+"""Unsent text: kept with its conversation, and put aside while an earlier message is edited."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqchat.ui.conversation import Chat
+from tqchat.ui.widgets.prompt.prompt import Prompt
+
+
+class UnsentText:
+    """The text in the prompt that has not been sent."""
+
+    def __init__(self, chat: Chat, prompt: Callable[[], Prompt]) -> None:
+        self._chat, self._prompt = chat, prompt
+        self._aside = ""
+
+    @property
+    def _editing(self) -> bool:
+        return self._chat.fork is not None and self._chat.fork.edits is not None
+
+    def keep(self) -> None:
+        """Save it with the open conversation. Of an edit, the text that was there before is saved."""
+        self._chat.keep_draft(self._aside if self._editing else self._prompt().whole)
+
+    def show(self) -> None:
+        """Put the open conversation's unsent text into the prompt."""
+        self._prompt().put(self._chat.draft)
+
+    def edit(self, text: str) -> None:
+        """Put the text of an edited message into the prompt, if any, and the present text aside."""
+        self._aside = self._prompt().whole
+        if text:
+            self._prompt().put(text)
+
+    def leave_edit(self) -> bool:
+        """Leave a branch or edit, and put back the text from before; ``False`` if there was none."""
+        editing = self._editing
+        if not self._chat.leave_fork():
+            return False
+        if editing:
+            self._prompt().put(self._aside)
+        return True
