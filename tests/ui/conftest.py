@@ -17,6 +17,8 @@ from tests.ui.scripted import ScriptedEngine
 from tqchat.engine import events
 from tqchat.paths import Paths
 from tqchat.settings import Settings
+from tqchat.ui.actions.registry import Registry
+from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.app import TqchatApp
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
@@ -81,6 +83,7 @@ class Open(Protocol):
         loads: bool = ...,
         settings: Settings = ...,
         restored: events.Opened | None = ...,
+        actions: Registry = ...,
     ) -> AbstractAsyncContextManager[Stage]: ...
 
 
@@ -95,6 +98,7 @@ def stage(paths: Paths) -> Open:
         loads: bool = True,
         settings: Settings | None = None,
         restored: events.Opened | None = None,
+        actions: Registry = ACTIONS,
     ) -> AsyncIterator[Stage]:
         engines: list[ScriptedEngine] = []
 
@@ -103,7 +107,7 @@ def stage(paths: Paths) -> Open:
             engines[0].restored = restored
             return engines[0]
 
-        app = TqchatApp(paths, settings or Settings(theme="tqchat-dark"), engine=make)
+        app = TqchatApp(paths, settings or Settings(theme="tqchat-dark"), engine=make, actions=actions)
         async with app.run_test(size=size) as pilot:
             it = Stage(app, pilot, engines)
             await it.until(lambda: engines and (app.chat.model or not loads))

@@ -160,8 +160,14 @@ class TqchatApp(App[None]):
         return palette.commands(self._runner, self.parts.keys)
 
     async def action_quit(self) -> None:
-        """Textual's own action, which its other ways of leaving use."""
+        """Replace Textual's own way of quitting."""
         lifecycle.quit(self.parts)
+
+    def action_help_quit(self) -> None:
+        """Say how to quit: Textual looks for a key of its own action."""
+        keys = self.parts.keys.of("quit")
+        if keys:
+            self.notify(f"Press [b]{keys[0]}[/b] to quit the app", title="Do you want to quit?")
 
     # Messages of widgets
 

@@ -40,5 +40,5 @@ def _run(runner: ActionRunner, word: str, argument: str) -> None:
 
 def example(parts: Parts, argument: str) -> None:
     """Put an example of the welcome page into the prompt; the argument is its index."""
-    parts.prompt.put(EXAMPLES[int(argument)])
+    parts.prompt.put(EXAMPLES[int(argument or 0)])
     parts.prompt.focus()

@@ -98,11 +98,23 @@ class Action:
 
 
 class Registry:
-    """All actions, in the order of help and palette. Names and slash words are unique."""
+    """All actions, in the order of help and palette.
+
+    Raises:
+        ValueError: if two have the same name or the same slash command.
+    """
 
     def __init__(self, actions: Iterable[Action]) -> None:
-        self._actions = {action.name: action for action in actions}
-        self._by_word = {action.slash.word: action for action in self if action.slash}
+        self._actions: dict[str, Action] = {}
+        self._by_word: dict[str, Action] = {}
+        for action in actions:
+            if action.name in self._actions:
+                raise ValueError(f"two actions are called {action.name}")
+            self._actions[action.name] = action
+            if action.slash is not None:
+                if action.slash.word in self._by_word:
+                    raise ValueError(f"two actions have the command /{action.slash.word}")
+                self._by_word[action.slash.word] = action
 
     def __iter__(self) -> Iterator[Action]:
         return iter(self._actions.values())
