@@ -8,7 +8,7 @@ import pytest
 
 from tests.ui.conftest import Open
 from tqchat.settings import Settings
-from tqchat.ui.actions.keys import SCOPES, checked, lost
+from tqchat.ui.actions.keys import SCOPES, Keys, checked, lost
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.scheme import SchemePicker
@@ -28,6 +28,23 @@ def test_own_keys_are_checked() -> None:
     assert len(problems) == 3
     assert "f12 is given to scheme and to new" in problems[0]
     assert "the nearest is model" in problems[1]
+
+
+@pytest.mark.parametrize("key", ["f12", "ctrl+shift+a", "question_mark", "alt+minus", "space", "ctrl+pageup"])
+def test_keys_that_exist_are_taken(key: str) -> None:
+    assert checked(ACTIONS, {"scheme": key}) == ({"scheme": key}, [])
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [("control+k", "ctrl+k"), ("ctrl+pgup", "ctrl+pageup"), ("esc", "escape"), ("f25", "f5"), ("qqqq+k", "")],
+)
+def test_a_key_that_does_not_exist_is_refused_with_the_nearest(key: str, nearest: str) -> None:
+    good, problems = checked(ACTIONS, {"scheme": f"f12,{key}"})
+    assert good == {} and len(problems) == 1
+    assert f"scheme has {key!r}, which is no key" in problems[0]
+    assert problems[0].endswith(f"; the nearest is {nearest}." if nearest else "no key.")
+    assert Keys(ACTIONS, good).of("scheme") == ["ctrl+k"], "the default stays"
 
 
 def test_an_action_that_lost_its_last_key_is_named() -> None:

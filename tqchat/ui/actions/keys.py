@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import difflib
 import re
+import string
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from textual.binding import Binding, BindingsMap
 from textual.dom import DOMNode
+from textual.keys import Keys as TextualKeys
+from textual.keys import _character_to_key
 
 from tqchat.ui.actions.registry import Action, Registry, Scope
 
 SCOPES: tuple[Scope, ...] = ("app", "message")
 _KEY = re.compile(r"[a-z0-9_+]+", re.ASCII)
+_MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
+_KEY_NAMES = frozenset(
+    [
+        *string.ascii_lowercase,
+        *string.digits,
+        *map(_character_to_key, string.punctuation),
+        *(key.value for key in TextualKeys if _KEY.fullmatch(key.value) and "+" not in key.value),
+    ]
+)
 _ARROWS = {"pageup": "PgUp", "pagedown": "PgDn", "up": "↑", "down": "↓"}
 
 
@@ -78,6 +91,11 @@ def checked(actions: Registry, written: Mapping[str, str]) -> tuple[dict[str, st
         if not keys or not all(_KEY.fullmatch(key) for key in keys):
             problems.append(f'config.toml, [keys]: {name} needs keys such as "ctrl+k" or "f5,alt+y".')
             continue
+        unknown = next((key for key in keys if not is_key(key)), None)
+        if unknown is not None:
+            nearest = f"; the nearest is {found}" if (found := nearest_key(unknown)) else ""
+            problems.append(f"config.toml, [keys]: {name} has {unknown!r}, which is no key{nearest}.")
+            continue
         clash = next((key for key in keys if (action.scope, key) in taken), None)
         if clash is not None:
             other = taken[action.scope, clash]
@@ -102,6 +120,30 @@ def lost(actions: Registry, own: Mapping[str, str]) -> list[str]:
                     f"{action.title} has no key any more: {taken[defaults[0]]} took {defaults[0]}."
                 )
     return sentences
+
+
+def is_key(key: str) -> bool:
+    """Whether Textual knows a key: ``ctrl+k``, ``f5``, ``question_mark``."""
+    *modifiers, name = key.split("+")
+    return all(one in _MODIFIERS for one in modifiers) and (name in _KEY_NAMES or _is_character(name))
+
+
+def nearest_key(key: str) -> str | None:
+    """The valid key that is written most like a misspelt one: ``ctrl+k`` for ``control+k``."""
+    *modifiers, name = key.split("+")
+    found = [one for modifier in modifiers for one in difflib.get_close_matches(modifier, _MODIFIERS, n=1)]
+    names = [name] if name in _KEY_NAMES else difflib.get_close_matches(name, sorted(_KEY_NAMES), n=1)
+    return "+".join([*found, *names]) if names and len(found) == len(modifiers) else None
+
+
+def _is_character(name: str) -> bool:
+    """Whether a name is that of a Unicode character, as Textual writes it."""
+    written = name.replace("_", " ").upper()
+    try:
+        # Control characters have aliases such as ESC, which Textual does not use.
+        return unicodedata.name(unicodedata.lookup(written), "") == written
+    except KeyError:
+        return False
 
 
 def key_label(key: str) -> str:
