@@ -1,4 +1,4 @@
-"""Keys on messages, copies, search: the screen's side of what the chat can do."""
+"""Actions by key: message cursor, editing, copying, search, deletion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 
 
 def reversed_words(it: Stage) -> list[str]:
-    """What is drawn in reverse inside the log: words that were looked for."""
+    """Text in reverse video in the log: the words of a search."""
     strips = it.app.screen._compositor.render_strips()
     log = it.app.query_one(ChatLog).region
     segments = [segment for strip in strips for segment in strip.crop(log.x, log.right - 1)]
@@ -25,7 +25,7 @@ def reversed_words(it: Stage) -> list[str]:
 CODE = "Here:\n\n```python\nprint('fox')\n```\n"
 
 
-async def test_the_cursor_goes_over_messages_and_edits_one(stage: Open) -> None:
+async def test_the_cursor_selects_a_message_to_edit(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
         await it.pilot.press("x", "ctrl+up")
@@ -51,7 +51,7 @@ async def test_the_cursor_goes_over_messages_and_edits_one(stage: Open) -> None:
         await it.sees("1/2")
 
 
-async def test_a_cut_off_reply_goes_on_by_key(stage: Open) -> None:
+async def test_f4_continues_a_reply_that_was_cut_off(stage: Open) -> None:
     async with stage() as it:
         await it.ask("Count")
         await it.until(lambda: it.engine.sent())
@@ -79,7 +79,7 @@ async def test_copies_go_to_the_clipboard(stage: Open) -> None:
         await it.sees("Copied the message, 4 characters.")
 
 
-async def test_search_finds_words_in_messages_and_jumps_there(stage: Open) -> None:
+async def test_search_finds_words_in_messages_and_opens_the_message(stage: Open) -> None:
     async with stage() as it:
         database = it.app.database
         long = database.create("Animals", None, "turbo0v4")
@@ -100,7 +100,7 @@ async def test_search_finds_words_in_messages_and_jumps_there(stage: Open) -> No
         await it.until(lambda: not reversed_words(it))
 
 
-async def test_a_draft_is_there_again(stage: Open) -> None:
+async def test_unsent_text_returns_with_its_conversation(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
         prompt = it.app.query_one(Prompt)
@@ -111,7 +111,7 @@ async def test_a_draft_is_there_again(stage: Open) -> None:
         await it.until(lambda: prompt.text == "half")
 
 
-async def test_what_was_deleted_comes_back(stage: Open) -> None:
+async def test_a_deleted_conversation_is_restored(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
         await it.pilot.press("f8", "y")
@@ -120,7 +120,7 @@ async def test_what_was_deleted_comes_back(stage: Open) -> None:
         await it.sees("Red ones.")
 
 
-async def test_of_several_blocks_of_code_one_is_chosen(stage: Open) -> None:
+async def test_one_of_several_code_blocks_is_chosen(stage: Open) -> None:
     async with stage() as it:
         await it.chat("Show", "```python\nprint(1)\n```\n\nor\n\n```sh\nls\n```\n")
         await it.pilot.press("ctrl+up", "o")
@@ -132,7 +132,7 @@ async def test_of_several_blocks_of_code_one_is_chosen(stage: Open) -> None:
         await it.sees("Copied block 1")
 
 
-async def test_what_is_copied_reaches_the_desktop(
+async def test_copied_text_reaches_the_desktop_clipboard(
     stage: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = tmp_path / "bin" / "xclip"
@@ -151,7 +151,7 @@ async def test_what_is_copied_reaches_the_desktop(
         assert (tmp_path / "asked").read_text() == "-selection clipboard\n"
 
 
-async def test_one_message_is_deleted_and_comes_back(stage: Open) -> None:
+async def test_one_message_is_deleted_and_restored(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
         await it.chat("About owls", "Grey ones.")
@@ -171,7 +171,7 @@ async def test_one_message_is_deleted_and_comes_back(stage: Open) -> None:
         await it.sees("Nothing was deleted")
 
 
-async def test_a_conversation_and_a_message_come_back_in_the_other_order(stage: Open) -> None:
+async def test_deletions_are_undone_last_first(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
         it.app.chat.delete_message(it.app.chat.messages[1])
@@ -183,7 +183,7 @@ async def test_a_conversation_and_a_message_come_back_in_the_other_order(stage: 
         await it.sees("Red ones.")
 
 
-async def test_of_very_many_conversations_the_newest_are_listed_and_the_others_on_asking(stage: Open) -> None:
+async def test_a_long_list_shows_the_newest_and_loads_more_on_request(stage: Open) -> None:
     async with stage() as it:
         for number in range(PAGE + 30):
             it.app.database.create(f"Number {number}", None, "turbo0v4")

@@ -1,4 +1,4 @@
-"""A person's own keys: taken where they can be, and said where not."""
+"""Keys from [keys] in config.toml: which are accepted, and which are refused with a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_no_two_actions_share_a_key_by_default() -> None:
             assert not set(one.default_keys) & set(other.default_keys), (one.name, other.name)
 
 
-def test_own_keys_are_checked() -> None:
+def test_unusable_keys_are_refused_with_a_sentence() -> None:
     good, problems = checked(
         ACTIONS, {"scheme": "F12, alt+s", "new": "f12", "modle": "f4", "quit": "?!", "edit": "f12"}
     )
@@ -31,7 +31,7 @@ def test_own_keys_are_checked() -> None:
 
 
 @pytest.mark.parametrize("key", ["f12", "ctrl+shift+a", "question_mark", "alt+minus", "space", "ctrl+pageup"])
-def test_keys_that_exist_are_taken(key: str) -> None:
+def test_keys_that_exist_are_accepted(key: str) -> None:
     assert checked(ACTIONS, {"scheme": key}) == ({"scheme": key}, [])
 
 
@@ -54,7 +54,7 @@ def test_an_action_that_lost_its_last_key_is_named() -> None:
     assert lost(ACTIONS, {"scheme": "f2"}) == []
 
 
-async def test_own_keys_are_in_force_and_conflicts_are_said(stage: Open) -> None:
+async def test_own_keys_work_and_problems_are_shown(stage: Open) -> None:
     keys = {"scheme": "f12", "nonsense": "f4"}
     async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
         await it.sees("there is no action")
@@ -64,7 +64,7 @@ async def test_own_keys_are_in_force_and_conflicts_are_said(stage: Open) -> None
 
 
 @pytest.mark.parametrize("keys", [{}, {"scheme": "f12"}, {"new": "f2,ctrl+e", "help": "ctrl+k"}])
-async def test_the_keys_that_are_shown_are_the_keys_that_are_bound(stage: Open, keys: dict[str, str]) -> None:
+async def test_the_shown_keys_are_the_bound_keys(stage: Open, keys: dict[str, str]) -> None:
     async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
         await it.chat("About foxes", "Red ones.")
         await it.pilot.press("f6")
@@ -76,7 +76,7 @@ async def test_the_keys_that_are_shown_are_the_keys_that_are_bound(stage: Open, 
         assert {name: keys for name, keys in shown.items() if keys} == bound
 
 
-async def test_the_hints_stay_when_the_terminal_is_resized_under_a_dialog(stage: Open) -> None:
+async def test_the_footer_survives_a_resize_under_a_dialog(stage: Open) -> None:
     async with stage() as it:
         await it.pilot.press("f1")
         await it.until(lambda: isinstance(it.app.screen, Help))

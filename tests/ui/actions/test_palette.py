@@ -1,4 +1,4 @@
-"""Everything can be found by typing, and what is on the screen can be clicked."""
+"""The command palette, and clicks on the screen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqchat.ui.screens.scheme import SchemePicker
 
 
 async def run(it: Stage, words: str) -> None:
-    """Choose the first command that has the words."""
+    """Run the first entry that matches the words."""
     await it.pilot.press("ctrl+p")
     await it.sees("Search for commands")
     await it.pilot.press(*words)
@@ -68,7 +68,9 @@ async def test_a_message_action_acts_on_the_last_message(stage: Open) -> None:
         ("^N new", lambda it: it.app.chat.conversation is None),
     ],
 )
-async def test_what_is_shown_can_be_clicked(stage: Open, text: str, opened: Callable[[Stage], bool]) -> None:
+async def test_hints_model_and_scheme_can_be_clicked(
+    stage: Open, text: str, opened: Callable[[Stage], bool]
+) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Yes.")
         await it.sees(text)
@@ -78,7 +80,7 @@ async def test_what_is_shown_can_be_clicked(stage: Open, text: str, opened: Call
         await it.until(lambda: opened(it))
 
 
-async def test_a_click_puts_the_cursor_into_the_prompt(stage: Open) -> None:
+async def test_a_click_focuses_the_prompt(stage: Open) -> None:
     async with stage() as it:
         await it.pilot.press("f2", "f2")
         await it.pilot.click("#titles")

@@ -1,4 +1,4 @@
-"""Commands in the prompt, long pastes, and what one conversation decides."""
+"""Slash commands, long pastes, the settings of one conversation, presets."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
         ("/", None),
     ],
 )
-def test_a_command_is_told_from_a_message(text: str, read: tuple[str, str] | None) -> None:
+def test_commands_are_distinguished_from_messages(text: str, read: tuple[str, str] | None) -> None:
     assert slash.read(text) == read
 
 
-def test_commands_and_what_follows_them_complete() -> None:
+def test_commands_and_their_arguments_complete() -> None:
     commands = [
         Command("system", ""),
         Command("set", "", lambda: ["temperature=", "top_p="]),
@@ -69,7 +69,9 @@ async def test_commands_change_the_conversation(stage: Open) -> None:
         await it.sees("Decided here: temperature 0.3, seed 7.")
         await it.ask("/set temperature=hot")
         await it.sees("Write it as name=number")
-        assert it.app.query_one(Prompt).text == "/set temperature=hot", "it stays, to be put right"
+        assert it.app.query_one(Prompt).text == "/set temperature=hot", (
+            "a refused command stays, to be corrected"
+        )
         await it.ask("/nonsense")
         await it.sees("There is no command /nonsense")
         await it.ask("/system Be brief.")
@@ -91,7 +93,7 @@ async def test_a_conversation_is_exported(stage: Open, tmp_path: Path) -> None:
         await it.sees("is there already")
 
 
-async def test_a_long_paste_is_folded_and_sent_whole(stage: Open) -> None:
+async def test_a_long_paste_is_folded_and_sent_in_full(stage: Open) -> None:
     async with stage() as it:
         prompt, text = it.app.query_one(Prompt), "line\n" * 400
         prompt.post_message(events.Paste(text))
@@ -101,7 +103,7 @@ async def test_a_long_paste_is_folded_and_sent_whole(stage: Open) -> None:
         assert it.engine.sent()[0].messages[-1].content == f"{text} go"
 
 
-async def test_the_dialog_decides_for_this_conversation(stage: Open) -> None:
+async def test_the_dialog_sets_system_prompt_and_sampling_of_this_conversation(stage: Open) -> None:
     async with stage((80, 24)) as it:
         await it.pilot.press("f10")
         await it.until(lambda: isinstance(it.app.screen, ChatSettings))
@@ -116,7 +118,7 @@ async def test_the_dialog_decides_for_this_conversation(stage: Open) -> None:
         assert it.app.chat.sampling_choice.given == {"top_p": 0.7}
 
 
-async def test_a_preset_is_kept_and_taken_over_elsewhere(stage: Open, paths: Paths) -> None:
+async def test_a_preset_is_saved_and_used_in_another_conversation(stage: Open, paths: Paths) -> None:
     async with stage() as it:
         await it.ask("/set temperature=0.3 seed=7")
         await it.ask("/system Be brief.")
@@ -139,7 +141,7 @@ async def test_a_preset_is_kept_and_taken_over_elsewhere(stage: Open, paths: Pat
         assert "brief" not in Presets(paths.presets).all()
 
 
-async def test_the_dialog_takes_over_and_keeps_presets(stage: Open, paths: Paths) -> None:
+async def test_the_dialog_uses_and_saves_presets(stage: Open, paths: Paths) -> None:
     async with stage() as it:
         await it.pilot.press("f10")
         await it.until(lambda: isinstance(it.app.screen, ChatSettings))
@@ -159,6 +161,6 @@ async def test_the_dialog_takes_over_and_keeps_presets(stage: Open, paths: Paths
 
 
 @pytest.mark.parametrize("written", ["not toml [", "x = 1", "[a]\ntemperature = 99", "[a]\nwhat = 1"])
-def test_a_damaged_file_of_presets_leaves_those_that_come_along(paths: Paths, written: str) -> None:
+def test_a_damaged_presets_file_leaves_the_built_in_presets(paths: Paths, written: str) -> None:
     paths.presets.write_text(written)
     assert Presets(paths.presets).all() == BUILT_IN
