@@ -17,7 +17,7 @@ from tqchat.paths import Paths
 from tqchat.settings import Settings
 from tqchat.store.database import Database
 from tqchat.ui import themes
-from tqchat.ui.actions import context_limit, conversations, messages, models, palette, prompt, settings
+from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
 from tqchat.ui.actions.keys import Keys, bind, checked, lost
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.runner import ActionRunner
@@ -204,4 +204,4 @@ class TqchatApp(App[None]):
 
     @on(ChatScreen.ContextFull)
     def _context_full(self) -> None:
-        self.run_worker(context_limit.make_room(self.parts, ""))
+        self._runner.run("make_room")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.ui.conftest import Open
+from tqchat.errors import TqchatError
 from tqchat.ui.actions.keys import SCOPES, Keys
 from tqchat.ui.actions.markdown import key_table
 from tqchat.ui.actions.registry import GROUPS, Action, Refused, Registry, Slash
@@ -91,6 +92,27 @@ async def test_a_refused_command_returns_to_the_prompt_as_it_was(stage: Open) ->
         prompt.clear()
         await it.pilot.press("up")
         assert prompt.text == "", "only what was accepted is remembered"
+
+
+async def fail_later(parts: Parts, argument: str) -> None:
+    raise TqchatError("It failed in the worker.")
+
+
+def fail_now(parts: Parts, argument: str) -> None:
+    raise ValueError(f"{argument} is no number.") if argument else OSError("The disk is full.")
+
+
+async def test_errors_of_actions_are_shown(stage: Open) -> None:
+    later = Action("later", "Later", "Fails later.", "Screen", fail_later, "f12")
+    now = Action("now", "Now", "Fails.", "Screen", fail_now, "f11", slash=Slash("now", "", "fail"))
+    async with stage(actions=Registry([*ACTIONS, later, now])) as it:
+        await it.pilot.press("f12")
+        await it.sees("✗ It failed in the worker.")
+        await it.pilot.press("f11")
+        await it.sees("✗ The disk is full.")
+        await it.ask("/now x")
+        await it.sees("✗ x is no number.")
+        assert it.app.query_one(Prompt).text == "/now x"
 
 
 async def test_a_command_is_not_kept_as_unsent_text(stage: Open) -> None:

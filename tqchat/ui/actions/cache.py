@@ -34,7 +34,7 @@ async def choose_scheme(parts: Parts) -> None:
     )
     choice: Choice | None = await parts.ask(picker)
     if choice is not None:
-        chat.set_scheme(choice.scheme, choice.reread)
+        parts.attempt(chat.set_scheme, choice.scheme, choice.reread)
 
 
 def undo_scheme(parts: Parts, argument: str) -> None:

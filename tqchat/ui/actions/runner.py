@@ -36,9 +36,11 @@ class ActionRunner:
         if action.scope == "message" and parts.log.marked is None and not parts.log.move_mark(-1):
             parts.say("There is no message yet.")
             return False
+        # What a person wrote as an argument may be anything: a path with a NUL, half a surrogate pair.
+        expected = (TqchatError, OSError, ValueError) if argument else (TqchatError, OSError)
         try:
             waiting = action.run(parts, argument)
-        except (TqchatError, OSError) as error:
+        except expected as error:
             self._report(error)
             return False
         if inspect.isawaitable(waiting):
@@ -51,7 +53,7 @@ class ActionRunner:
         except (TqchatError, OSError) as error:
             self._report(error)
 
-    def _report(self, error: TqchatError | OSError) -> None:
+    def _report(self, error: Exception) -> None:
         severity = error.severity if isinstance(error, Refused) else "error"
         self.parts.say(str(error) or "That cannot be done.", severity)
         self.parts.screen.conversations_changed()
