@@ -66,7 +66,7 @@ def delete(parts: Parts, argument: str) -> Awaitable[None] | None:
 
 async def _delete(parts: Parts, conversation: Conversation) -> None:
     title = one_line(conversation.title)
-    question = f"“{title}”: its cache goes now, its messages can be had back for a day."
+    question = f"“{title}”: its cache goes now, its messages can be restored for 24 hours."
     if not await parts.ask(Confirm("Delete this conversation?", question, "delete")):
         return
     shown = parts.chat.conversation is not None and parts.chat.conversation.id == conversation.id

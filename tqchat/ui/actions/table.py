@@ -119,7 +119,7 @@ _CONVERSATION = (
         slash=Slash(
             "set",
             "NAME=VALUE ...",
-            "how replies are drawn here, such as temperature=0.7",
+            "sampling of this conversation, such as temperature=0.7",
             8,
             settings.sampling_values,
         ),
@@ -134,7 +134,7 @@ _CONVERSATION = (
         slash=Slash(
             "preset",
             "[NAME|save NAME|delete NAME]",
-            "take over a named way to draw replies, or keep one",
+            "use named sampling settings, or save some",
             9,
             settings.preset_values,
         ),
