@@ -27,7 +27,7 @@ from tqchat.ui.conversation import Chat
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.parts import lifecycle
 from tqchat.ui.parts.appearance import Appearance
-from tqchat.ui.parts.engine import EngineConnection
+from tqchat.ui.parts.engine import EngineLauncher
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.parts.preferences import Preferences
 from tqchat.ui.screens.chat import ChatScreen
@@ -94,7 +94,7 @@ class TqchatApp(App[None]):
             keys=keys,
             screen=screen,
             chat=self.chat,
-            engine=EngineConnection(engine or self._real_engine, self._from_engine),
+            engine=EngineLauncher(engine or self._real_engine, self._from_engine),
             appearance=Appearance(self, preferences),
         )
         self._runner = ActionRunner(actions, self.parts)

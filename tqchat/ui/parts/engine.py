@@ -9,7 +9,7 @@ SAVE_TIMEOUT_S = 60.0
 """How long quitting waits for the cache to be saved; a second Ctrl+Q does not wait."""
 
 
-class EngineConnection:
+class EngineLauncher:
     """Starts the engine, sends it commands, and shuts it down.
 
     Attributes:

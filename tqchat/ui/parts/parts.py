@@ -19,7 +19,7 @@ from tqchat.ui.parts import clipboard
 from tqchat.ui.parts.appearance import Appearance
 from tqchat.ui.parts.attachment_check import AttachmentCheck
 from tqchat.ui.parts.completion import PromptCompletion
-from tqchat.ui.parts.engine import EngineConnection
+from tqchat.ui.parts.engine import EngineLauncher
 from tqchat.ui.parts.preferences import Preferences
 from tqchat.ui.parts.presets import Presets
 from tqchat.ui.parts.unsent import UnsentText
@@ -48,7 +48,7 @@ class Parts:
     keys: Keys
     screen: ChatScreen
     chat: Chat
-    engine: EngineConnection
+    engine: EngineLauncher
     appearance: Appearance
     unsent: UnsentText = field(init=False)
     attachments: AttachmentCheck = field(init=False)
