@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def packs_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CPU, wherever this runs."""
-    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: None)
+    monkeypatch.setattr("tqchat.kv.storage.side.kernels", lambda: None)

@@ -12,12 +12,13 @@ from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models import llama as llama_file
 
 from tests.kv import families, tiny
-from tqchat.kv import make_prompt_cache, memory_report, routing
+from tqchat.kv import make_prompt_cache, memory_report
+from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.formats import TurboFormat
+from tqchat.kv.codec.formats import TurboFormat
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
-from tqchat.kv.storage import TILES_AT_ONCE, TOGETHER_FROM
+from tqchat.kv.storage.side import TILES_AT_ONCE, TOGETHER_FROM
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
 
@@ -300,7 +301,7 @@ def test_a_prompt_is_packed_chunk_by_chunk_on_request(name: str, worst: float) -
 
 def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """To ask for it costs more there than to do it; those of a short conversation do not wait."""
-    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: Kernels("metal"))
+    monkeypatch.setattr("tqchat.kv.storage.side.kernels", lambda: Kernels("metal"))
     cache = SchemeCache(parse_scheme("turbo4"))
     x = mx.random.normal((1, 1, 500, 64)).astype(mx.float16)
     packed = []

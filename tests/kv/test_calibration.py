@@ -12,9 +12,9 @@ from mlx_lm.models import cache as mlx_cache
 from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import convert, make_prompt_cache, needs_queries, observe_queries
-from tqchat.kv.fitting import Seen, fit_keys
-from tqchat.kv.formats import Format, make_format
-from tqchat.kv.rope import probe
+from tqchat.kv.codec.fitting import Seen, fit_keys
+from tqchat.kv.codec.formats import Format, make_format
+from tqchat.kv.codec.rope import probe
 from tqchat.kv.scheme import FormatSpec
 
 CONFIG = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

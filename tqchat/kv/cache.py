@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
-from tqchat.kv.attention import attention
-from tqchat.kv.fitting import Seen
+from tqchat.kv.attention.reference import attention
+from tqchat.kv.codec.fitting import Seen
+from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Exchange
-from tqchat.kv.rope import Rope
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 FEW_ROWS = 16
 """Query tokens of a step of decoding, draft tokens among them: more are a prompt."""

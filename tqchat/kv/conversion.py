@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from tqchat.errors import TqchatError
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
 from tqchat.kv.prompt_cache import converted_layer, flat_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, unsaved

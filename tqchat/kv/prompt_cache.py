@@ -10,12 +10,12 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models import cache as mlx_cache
 
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
+from tqchat.kv.attention.placeholders import only_attends
 from tqchat.kv.cache import SchemeCache
+from tqchat.kv.codec.rope import ropes
 from tqchat.kv.kernels.launch import Exchange
-from tqchat.kv.rope import ropes
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
-from tqchat.kv.stand_ins import only_attends
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list, flat_layers
 from tqchat.kv.snapshot import CacheFileError, describe_layer, rebuild_layer
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 MOST_SINKS = 8
 """Layers that keep more first tokens raw than this are not cut into ranges."""

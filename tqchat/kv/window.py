@@ -14,7 +14,7 @@ from mlx_lm.models.cache import RotatingKVCache
 
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import FP16, TILE, Scheme
-from tqchat.kv.stores import GROWTH
+from tqchat.kv.storage.token_store import GROWTH
 
 
 class WindowCache(SchemeCache):

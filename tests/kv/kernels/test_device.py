@@ -10,7 +10,8 @@ from mlx_lm.models import llama
 
 from tests.kv.kernels.test_emulated import add
 from tqchat import kv
-from tqchat.kv.attention import attention
+from tqchat.kv.attention.placeholders import only_attends
+from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import device
 from tqchat.kv.kernels.device import Kernels
@@ -20,7 +21,6 @@ from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.probe import probe
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import parse_scheme
-from tqchat.kv.stand_ins import only_attends
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_a_model_that_looks_at_decoded_keys_is_given_them():
         return copied
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tqchat.kv.stand_ins.copy.deepcopy", follow)
+        patch.setattr("tqchat.kv.attention.placeholders.copy.deepcopy", follow)
         assert not only_attends(model, make)
 
 

@@ -8,10 +8,10 @@ import mlx.core as mx
 import pytest
 
 from tests.kv.kernels.emulator import CPLUSPLUS, Emulator
-from tqchat.kv.attention import attention
+from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.fitting import NOTHING_SEEN, Seen
-from tqchat.kv.formats import TurboFormat, make_format
+from tqchat.kv.codec.fitting import NOTHING_SEEN, Seen
+from tqchat.kv.codec.formats import TurboFormat, make_format
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan

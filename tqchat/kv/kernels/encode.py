@@ -9,10 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from tqchat.kv.formats import Block, Format, TurboFormat
+from tqchat.kv.codec.formats import Block, Format, TurboFormat
+from tqchat.kv.codec.rounding import LEAF
 from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Launch, blank, kernels, run
 from tqchat.kv.kernels.source import Text
-from tqchat.kv.rounding import LEAF
 from tqchat.kv.scheme import words_per_vector
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from tqchat.kv.attention import attention
+from tqchat.kv.attention.reference import attention
 from tqchat.kv.kernels.device import Kernels, kernels
 from tqchat.kv.kernels.launch import Exchange, Steps
 from tqchat.kv.kernels.plan import Plan, plan_for
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 TOLERANCE = 1e-2
 """Largest difference from the plain operations, against the largest value: products with codes are halves."""

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import centroids
+from tqchat.kv.codec.codebook import centroids
 from tqchat.kv.kernels.device import SIMD, Launch, blank, kernels, run
 from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_BLOCKS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 Four = tuple[int, int, int, int]
 """Of packed keys, packed values, raw keys, raw values."""

@@ -8,10 +8,10 @@ from math import ceil, log2
 
 import mlx.core as mx
 
-from tqchat.kv.formats import AffineFormat, RawFormat, TurboFormat
+from tqchat.kv.codec.formats import AffineFormat, RawFormat, TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Kernels
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 TENSOR_DIMS = (64, 128, 256)
 MOST_SPLITS = 128

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import MAGNITUDES, centroids
+from tqchat.kv.codec.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
 Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode"]
@@ -115,7 +115,7 @@ class Source(NamedTuple):
     body: str
 
 
-_FOLDER = Path(__file__).resolve().parent
+_FOLDER = Path(__file__).resolve().parent / "shaders"
 
 
 def _header(kernel: Kernel, language: Language) -> str:
@@ -133,7 +133,7 @@ def _attend(kernel: Kernel, sides: tuple[Side, ...]) -> str:
     def part(name: str) -> str:
         return _text(f"attend_{name}")
 
-    text = "" if kernel == "attend" else part("exchange")
+    text = "" if kernel == "attend" else part("workspace")
     text += part("begin") + "".join(side.begins for side in sides)
     grows = "".join(side.grows_by_one for side in sides)
     if kernel == "attend_tensor":

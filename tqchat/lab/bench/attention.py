@@ -17,7 +17,7 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from tqchat.engine import backend
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.lab.bench import subjects, timing
 from tqchat.lab.bench.decode import rows

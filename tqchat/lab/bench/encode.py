@@ -14,8 +14,8 @@ from typing import Literal
 
 import mlx.core as mx
 
-from tqchat.kv.fitting import NOTHING_SEEN
-from tqchat.kv.formats import Format, make_format
+from tqchat.kv.codec.fitting import NOTHING_SEEN
+from tqchat.kv.codec.formats import Format, make_format
 from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
 from tqchat.lab.bench.attention import Layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 BLOCK_BYTES = 4 << 20
 """What the scores, or the decoded vectors, of one go may take. Longer histories are attended to in blocks."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import mlx.core as mx
 import pytest
 
-from tqchat.kv import attention
+from tqchat.kv.attention import reference
 from tqchat.kv.cache import FEW_ROWS, SchemeCache
 from tqchat.kv.scheme import parse_scheme
 
@@ -68,7 +68,7 @@ def test_blocks_are_attended_to_as_the_whole_is(
     scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = filled(scheme, 64, 300)
-    monkeypatch.setattr(attention, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(reference, "BLOCK_BYTES", 1)
     check(cache, 64, 2, rows)
     queries = mx.random.normal((1, HEADS * 2, rows, 64), key=mx.random.key(2))
     allowed = mx.random.uniform(shape=(rows, 300), key=mx.random.key(1)) > 0.3
@@ -130,7 +130,7 @@ def test_only_the_blocks_at_work_are_decoded_at_a_time(rows: int, monkeypatch: p
     cache = filled("turbo4", 64, 20_000, mx.float16)
     mx.eval(cache.state)
     decoded = 4 * 64 * HEADS * 20_000
-    monkeypatch.setattr(attention, "BLOCK_BYTES", decoded // 40)
+    monkeypatch.setattr(reference, "BLOCK_BYTES", decoded // 40)
     queries = mx.random.normal((1, 4, rows, 64), key=mx.random.key(2))
     for _ in range(3):
         before = mx.get_active_memory()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from tqchat.kv.stores import MOST_REWRITTEN, Tail, TokenStore
+from tqchat.kv.storage.token_store import MOST_REWRITTEN, Tail, TokenStore
 
 
 def tokens(first, count, dtype=mx.float16, heads=2):

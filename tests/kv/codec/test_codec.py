@@ -8,12 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tqchat.kv.codebook import centroids, quantise
-from tqchat.kv.fitting import Seen
-from tqchat.kv.formats import TurboFormat, make_format
-from tqchat.kv.packing import byte_planes, lookup, pack, unpack
-from tqchat.kv.rotation import UnsupportedHeadDim, draw_rotation
-from tqchat.kv.rounding import quantise_shaped
+from tqchat.kv.codec.codebook import centroids, quantise
+from tqchat.kv.codec.fitting import Seen
+from tqchat.kv.codec.formats import TurboFormat, make_format
+from tqchat.kv.codec.packing import byte_planes, lookup, pack, unpack
+from tqchat.kv.codec.rotation import UnsupportedHeadDim, draw_rotation
+from tqchat.kv.codec.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec, parse_scheme, words_per_vector
 
 HEAD_DIMS = (64, 80, 96, 128, 256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import quantise
+from tqchat.kv.codec.codebook import quantise
 
 LEAF = 16
 """Coordinates rounded at once, without regard to each other: 8 gained 1 % more, at twice the steps."""

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models.rope_utils import initialize_rope
 
 from tests.kv import families
-from tqchat.kv.rope import Rope, probe, ropes
+from tqchat.kv.codec.rope import Rope, probe, ropes
 
 SCALINGS = [
     None,

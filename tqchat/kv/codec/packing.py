@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import byte_table, magnitudes_table, nibble_table, pairs_table, signs_table
+from tqchat.kv.codec.codebook import byte_table, magnitudes_table, nibble_table, pairs_table, signs_table
 from tqchat.kv.scheme import planes
 
 

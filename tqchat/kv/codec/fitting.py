@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from tqchat.kv.rope import Rope
+from tqchat.kv.codec.rope import Rope
 
 LARGEST = 65504.0
 """The largest float16. A vector longer than such a gain can scale is shortened rather than made infinite."""

@@ -16,11 +16,11 @@ from typing import Literal, Protocol, Self
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import quantise
-from tqchat.kv.fitting import LARGEST, Seen, fit_keys, fit_mean
-from tqchat.kv.packing import byte_planes, code_floats, lookup, pack
-from tqchat.kv.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restored_rotation
-from tqchat.kv.rounding import quantise_shaped
+from tqchat.kv.codec.codebook import quantise
+from tqchat.kv.codec.fitting import LARGEST, Seen, fit_keys, fit_mean
+from tqchat.kv.codec.packing import byte_planes, code_floats, lookup, pack
+from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restored_rotation
+from tqchat.kv.codec.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec
 
 Block = tuple[mx.array, ...]

@@ -9,12 +9,12 @@ from typing import Any, Literal, Self
 
 import mlx.core as mx
 
-from tqchat.kv.fitting import NOTHING_SEEN, Seen
-from tqchat.kv.formats import Block, Format, RawFormat, make_format
+from tqchat.kv.codec.fitting import NOTHING_SEEN, Seen
+from tqchat.kv.codec.formats import Block, Format, RawFormat, make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
-from tqchat.kv.stores import GROWTH, Tail, TokenStore
+from tqchat.kv.storage.token_store import GROWTH, Tail, TokenStore
 
 PACK_AT_ONCE = 512
 """Tokens encoded, or decoded, in one go at most, so that a long prompt's temporaries stay small."""
