@@ -281,7 +281,7 @@ HYBRID: dict[str, dict[str, Any]] = {
         "full_attention_interval": 2,
     },
 }
-"""Recurrent state in some layers or beside attention; the attention compresses."""
+"""Recurrent state in some layers or with_own_tail attention; the attention compresses."""
 
 UNTOUCHED: dict[str, dict[str, Any]] = {
     "deepseek_v3": MLA,
@@ -312,7 +312,7 @@ WINDOWS_ONLY: dict[str, dict[str, Any]] = {
         "lru_width": 128,
     },
 }
-"""Sliding windows beside recurrent state, nothing that attends to everything."""
+"""Sliding windows with_own_tail recurrent state, nothing that attends to everything."""
 
 FAMILIES = FULL | SLIDING | PARTLY | HYBRID | WINDOWS_ONLY | UNTOUCHED
 

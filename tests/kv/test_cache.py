@@ -18,7 +18,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.formats import TurboFormat
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
-from tqchat.kv.storage.side import TILES_AT_ONCE, TOGETHER_FROM
+from tqchat.kv.storage.side import BATCH_PACKING_FROM_TOKENS, GPU_TILES_PER_PACK
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
 
@@ -187,7 +187,7 @@ def test_without_routing_a_packed_cache_is_only_slower() -> None:
     cache = make_prompt_cache(model, "turbo0v2")
     logits(model, cache, tokens[:, :300], 299)
     twin = copy.deepcopy(cache)
-    twin[0].stands_in = True  # as on a GPU
+    twin[0].uses_placeholders = True  # as on a GPU
     routed = logits(model, cache, tokens[:, 300:])
     routing.uninstall()
     try:
@@ -261,17 +261,17 @@ def test_what_was_fetched_long_ago_takes_nothing_along() -> None:
     keys, values = mx.random.normal((2, 1, 2, 300, 64))
     long_ago = cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
     cache.pack_due()
-    cache.stands_in = True
-    cache._packs_later = True
+    cache.uses_placeholders = True
+    cache._packing_deferred = True
     is_routed, SchemeCache.is_routed = SchemeCache.is_routed, True
     try:
         new = mx.random.normal((2, 1, 2, 100, 64))
         cache.key_side.append(new[0])
         cache.value_side.append(new[1])
         cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
-        assert cache._before is not None
+        assert cache._sides_before_packing is not None
         del long_ago
-        assert cache._before is not None
+        assert cache._sides_before_packing is not None
     finally:
         SchemeCache.is_routed = is_routed
 
@@ -312,9 +312,9 @@ def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPat
         assert (packed[-1] > (packed[-2] if i else 0)) == (due == 1)
     steps = [(before, after - before) for before, after in itertools.pairwise(packed) if after > before]
     assert [count for _, count in steps] == [
-        TILES_AT_ONCE * TILE if before >= TOGETHER_FROM else TILE for before, _ in steps
+        GPU_TILES_PER_PACK * TILE if before >= BATCH_PACKING_FROM_TOKENS else TILE for before, _ in steps
     ]
-    assert steps[-2][0] >= TOGETHER_FROM
+    assert steps[-2][0] >= BATCH_PACKING_FROM_TOKENS
     assert cache.size() == 500
 
 
@@ -326,13 +326,13 @@ def test_a_stand_in_s_tokens_are_packed_once_they_have_been_attended_to(
     x = mx.random.normal((1, 1, 200, 64)).astype(mx.float16)
     queries = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
     caches = [SchemeCache(parse_scheme("turbo4")) for _ in range(2)]
-    caches[1].stands_in = True
+    caches[1].uses_placeholders = True
     for i in range(200):
         told = []
         for cache in caches:
             before = cache.packed_tokens
             keys, values = cache.update_and_fetch(x[:, :, i : i + 1], x[:, :, i : i + 1])
-            if cache.stands_in and before:
+            if cache.uses_placeholders and before:
                 assert cache.packed_tokens == before
             told.append(routing.routed_attention(queries, keys, values, cache, 0.1, None))
         assert mx.array_equal(*told)

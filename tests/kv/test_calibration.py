@@ -12,9 +12,9 @@ from mlx_lm.models import cache as mlx_cache
 from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import convert, make_prompt_cache, needs_queries, observe_queries
-from tqchat.kv.codec.fitting import Seen, fit_keys
+from tqchat.kv.codec.fitting import QueryStatistics, fit_keys
 from tqchat.kv.codec.formats import Format, make_format
-from tqchat.kv.codec.rope import probe
+from tqchat.kv.codec.rope import probe_rope
 from tqchat.kv.scheme import FormatSpec
 
 CONFIG = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -69,7 +69,7 @@ def test_scaling_key_channels_does_not_hurt(scheme: str, converted: bool) -> Non
 
 
 def test_key_biases_do_not_hurt() -> None:
-    # Unit keys beside biases of 12 in a few channels, as in Qwen2: the plain codec's error grows tenfold.
+    # Unit keys with biases of 12 in a few channels, as in Qwen2: the plain codec's error grows tenfold.
     assert error(with_key_bias(12.0), "turbo4") < 1.5 * error(with_key_bias(0.0), "turbo4")
 
 
@@ -122,10 +122,10 @@ def turned_keys(tokens: int, factor: float = 1.0) -> tuple[mx.array, mx.array]:
 
 
 def test_keys_mean_is_that_of_the_positions_to_come() -> None:
-    rope = probe(nn.RoPE(32), 32)
+    rope = probe_rope(nn.RoPE(32), 32)
     keys, _ = turned_keys(2000)
-    fit = fit_keys(keys[:, :, :400], Seen(rope=rope))
-    plain = fit_keys(keys[:, :, :400], Seen())
+    fit = fit_keys(keys[:, :, :400], QueryStatistics(rope=rope))
+    plain = fit_keys(keys[:, :, :400], QueryStatistics())
     later = keys[:, :, :1200]
 
     def left(mean: mx.array) -> float:
@@ -138,9 +138,9 @@ def test_keys_mean_is_that_of_the_positions_to_come() -> None:
 
 
 def test_keys_that_were_not_turned_are_taken_as_they_are() -> None:
-    rope = probe(nn.RoPE(32), 32)
+    rope = probe_rope(nn.RoPE(32), 32)
     _, straight = turned_keys(400)
-    fit, plain = (fit_keys(straight, seen) for seen in (Seen(rope=rope), Seen()))
+    fit, plain = (fit_keys(straight, seen) for seen in (QueryStatistics(rope=rope), QueryStatistics()))
     assert mx.array_equal(fit.mean, plain.mean) and mx.array_equal(fit.balance, plain.balance)
 
 
@@ -148,7 +148,9 @@ def test_with_little_to_go_by_a_fit_is_no_worse_than_none() -> None:
     keys, _ = turned_keys(84, 0.0)
     later = turned_keys(1000, 0.0)[0][:, :, 84:]
     queries = mx.random.normal((1, 2, 500, 32), key=mx.random.key(2))
-    seen = Seen(queries[:, :, :4].square().mean(axis=2, keepdims=True), 4, probe(nn.RoPE(32), 32))
+    seen = QueryStatistics(
+        queries[:, :, :4].square().mean(axis=2, keepdims=True), 4, probe_rope(nn.RoPE(32), 32)
+    )
     free = make_format(FormatSpec("turbo", 3), 32, "key")
     fitted = free.fit(keys, seen)
 

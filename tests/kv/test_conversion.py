@@ -53,7 +53,7 @@ def test_a_stop_or_an_error_half_way_leaves_the_old_cache_whole(
         asked += 1
         return how == "stop" and asked == len(cache)
 
-    real = conversion.converted_layer
+    real = conversion.convert_layer
 
     def fails(layer: Any, scheme: Any) -> Any:
         if how == "error" and layer is cache[-1]:

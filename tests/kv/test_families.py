@@ -68,7 +68,7 @@ def test_compressed_logits_stay_close_and_come_back_from_disk(family: str, name:
 
 
 def held(cache: list[Any]) -> list[Any]:
-    """What the report says of each layer, without the room that growth keeps ready."""
+    """What the report says of each layer, without the capacity that growth keeps ready."""
     return [replace(layer, allocated_bytes=0) for layer in memory_report(cache).layers]
 
 

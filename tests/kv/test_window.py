@@ -112,13 +112,13 @@ def test_memory_stays_bounded_over_thousands_of_steps(name: str) -> None:
             )  # as accurate at the end as at the beginning
             assert error < {"affine8": 0.01, "turbo0v4": 0.1, "turbo4": 0.1, "turbo2": 0.4}[name]
     sides = ((cache.key_side, DIM), (cache.value_side, DIM))
-    room = sum(
+    capacity = sum(
         HEADS * (window + 2 * TILE) * side.spec.bytes_per_vector(dim)
         + HEADS * (scheme.tail + 3 * TILE) * 2 * dim
         + HEADS * 8 * dim
         for side, dim in sides
     )
-    assert most <= room
+    assert most <= capacity
     if name in ("turbo4", "turbo2"):
         assert cache.nbytes < raw.nbytes
 
@@ -283,5 +283,5 @@ def test_room_kept_ready_is_in_proportion_to_the_window() -> None:
     keys, values = (x.astype(mx.float16) for x in stream(300))
     cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
     cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
-    assert cache.key_side.recent.room < 128 + 2 * TILE
-    assert cache.value_side.packed.room < 128 + TILE
+    assert cache.key_side.recent.capacity < 128 + 2 * TILE
+    assert cache.value_side.packed.capacity < 128 + TILE

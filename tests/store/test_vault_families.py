@@ -88,7 +88,7 @@ def test_a_restored_cache_answers_bit_for_bit(vault: Vault, name: str, scheme: s
     # Back into what was packed, and on; the save after it shares segments with the one before.
     if places:
         keep = 280
-        cache = checkpoint.go_back(cache, places[0], 400 - keep)
+        cache = checkpoint.roll_back(cache, places[0], 400 - keep)
     else:
         keep = 230
         mlx_cache.trim_prompt_cache(cache, 400 - keep)
@@ -100,7 +100,8 @@ def test_a_restored_cache_answers_bit_for_bit(vault: Vault, name: str, scheme: s
     assert same_answers(model, found.cache, cache)
     for mine, theirs in zip(found.checkpoints, places, strict=True):
         backs = [
-            checkpoint.go_back(one, place, 70 + MORE) for one, place in ((found.cache, mine), (cache, theirs))
+            checkpoint.roll_back(one, place, 70 + MORE)
+            for one, place in ((found.cache, mine), (cache, theirs))
         ]
         assert same_answers(model, *backs)
 

@@ -18,7 +18,7 @@ from tqchat.engine import backend
 from tqchat.engine.cache.prompt_cache import prefill_chunk_tokens
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
-from tqchat.kv.cache import FEW_ROWS, SchemeCache
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
 from tqchat.lab.contestants import Contestant, decode_runs
@@ -65,7 +65,7 @@ class Runner:
                 layer.packs_prompts = pack_prompts
         # Windows pack, and let go of tokens, at steps of their own.
         windows = any(layer.kind == "sliding" for layer in kv.memory_report(self.cache).layers)
-        self._longest = 1 if one_by_one or windows else FEW_ROWS
+        self._longest = 1 if one_by_one or windows else MAX_DECODE_ROWS
         self._held = 0
         self._decoding = False
 

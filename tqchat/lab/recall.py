@@ -120,7 +120,7 @@ def _begun(model: LoadedModel, raw: list[Any], tokens: Sequence[int], scheme: Sc
     if any(type(layer) is not SchemeCache for pair in layers for layer in pair):
         return _read(model, tokens, scheme)
     for own, read in layers:
-        own.take_over(read)
+        own.copy_from(read)
     return cache
 
 

@@ -36,8 +36,8 @@ class Saving:
 
         self._folder, self._cache, self._interrupted = folder, cache, interrupted
         self._tokens = array("I", tokens)
-        self._settled = ranges.settled(cache)
-        self.prefix_is_usable = ranges.can_be_cut(cache)
+        self._settled = ranges.immutable_tokens(cache)
+        self.prefix_is_usable = ranges.is_fully_ranged(cache)
         self.pieces = cut(_present(folder, pieces), self._settled)
         self.written = 0
         end = covered(self.pieces)
@@ -50,7 +50,7 @@ class Saving:
         for one in checkpoints:
             if one.stored is not None and not _is_there(folder, one.stored):
                 one.stored = None
-            self._checkpoints.append((one, *checkpoint.described(one)))
+            self._checkpoints.append((one, *checkpoint.describe(one)))
 
     def due(self) -> list[tuple[int, int]]:
         """The token ranges that become segments now."""
@@ -97,7 +97,7 @@ class Saving:
     def _arrays(self, start: int, end: int) -> dict[str, Any]:
         from tqchat.kv import ranges
 
-        return {"tokens": self._ids(start, end)} | ranges.settled_arrays(self._cache, start, end)
+        return {"tokens": self._ids(start, end)} | ranges.immutable_arrays(self._cache, start, end)
 
     def _ids(self, start: int, end: int) -> Any:
         import mlx.core as mx

@@ -326,7 +326,7 @@ def _restore(folder: Path, manifest: Manifest) -> Restored | Refused:
             arrays = segments.read(folder, piece.file)
             tokens += _tokens(arrays, piece.end - piece.start)[: piece.used - piece.start]
             parts.append(
-                ranges.shortened(arrays, piece.start, piece.used) if piece.used < piece.end else arrays
+                ranges.truncate_range(arrays, piece.start, piece.used) if piece.used < piece.end else arrays
             )
             pieces.append(piece)
         arrays = segments.read(folder, manifest.rest)
@@ -344,7 +344,7 @@ def _restore(folder: Path, manifest: Manifest) -> Restored | Refused:
         whole, tokens = last.layers, tokens[: last.tokens]
         pieces = [piece for piece in pieces if piece.start < last.tokens]
         parts = [
-            ranges.shortened(arrays, piece.start, min(piece.used, last.tokens))
+            ranges.truncate_range(arrays, piece.start, min(piece.used, last.tokens))
             for arrays, piece in zip(parts, pieces, strict=False)
         ]
     if not tokens:
@@ -373,7 +373,7 @@ def _checkpoints(folder: Path, manifest: Manifest, tokens: int) -> list[Checkpoi
         try:
             if saved.tokens <= tokens:
                 arrays = segments.read(folder, saved.file)
-                found.append(checkpoint.rebuilt(saved.tokens, saved.layers, arrays))
+                found.append(checkpoint.rebuild(saved.tokens, saved.layers, arrays))
                 found[-1].stored = saved.file
         except (TqchatError, *_DAMAGE):
             continue

@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from tqchat.kv.attention import reference
-from tqchat.kv.cache import FEW_ROWS, SchemeCache
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.scheme import parse_scheme
 
 PACKING = ["affine8", "affine4", "turbo0v4", "turbo0v2", "turbo4", "turbo3v2"]
@@ -82,7 +82,7 @@ def test_blocks_are_attended_to_as_the_whole_is(
 def test_what_is_kept_from_step_to_step_follows_every_change(scheme: str) -> None:
     cache = filled(scheme, 64, 100)
     seeds = itertools.count()
-    for _ in range(100):  # sinks and packed tokens come while it is attended to
+    for _ in range(100):  # sinks and packed tokens come while it is finish_attention to
         grow(cache, 64, 1, seed=next(seeds))
         check(cache, 64, 2, 1)
     assert cache.packed_tokens
@@ -172,11 +172,11 @@ def test_large_scores_do_not_overflow_sixteen_bits() -> None:
     assert not mx.isnan(out).any() and not mx.isinf(out).any()
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, MAX_DECODE_ROWS, MAX_DECODE_ROWS + 1])
 def test_many_rows_are_attended_from_storage_where_attention_is_not_fused(rows: int) -> None:
     cache = filled("turbo4", 64, 300)
     fetched = cache.update_and_fetch(*mx.random.normal((2, 1, HEADS, rows, 64)))
-    attends = rows <= FEW_ROWS or mx.default_device() == mx.cpu
+    attends = rows <= MAX_DECODE_ROWS or mx.default_device() == mx.cpu
     assert cache.can_attend(mx.zeros((1, 4, rows, 64)), *fetched) is attends
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tqchat.kv.codec.codebook import centroids, quantise
-from tqchat.kv.codec.fitting import Seen
+from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.formats import TurboFormat, make_format
 from tqchat.kv.codec.packing import byte_planes, lookup, pack, unpack
 from tqchat.kv.codec.rotation import UnsupportedHeadDim, draw_rotation
@@ -108,7 +108,7 @@ def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
 ) -> None:
     x, queries = mx.random.normal((2, 1, 2, 30, head_dim), key=mx.random.key(3)) + 2
     queries = queries[:, :, :rows]
-    seen = Seen(queries.square().mean(axis=2, keepdims=True), 30)
+    seen = QueryStatistics(queries.square().mean(axis=2, keepdims=True), 30)
     format_ = make_format(spec, head_dim, role).fit(x, seen)
     block = format_.encode(x)
     if spec.kind == "turbo":
@@ -126,12 +126,12 @@ def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
     products = folded @ stored.swapaxes(-1, -2)
     scores = products + queries @ mean.swapaxes(-1, -2)
     assert mx.allclose(scores, queries @ format_.decode(block).swapaxes(-1, -2), atol=1e-2)
-    assert mx.allclose(products, format_.multiply(folded, format_.open(block)), atol=1e-2)
+    assert mx.allclose(products, format_.multiply(folded, format_.prepare(block)), atol=1e-2)
     weights = mx.random.uniform(shape=(1, 2, 7, 30), key=mx.random.key(4))
     total = weights @ stored
     sums = format_.unfold(total) + weights.sum(axis=-1, keepdims=True) * mean
     assert mx.allclose(sums, weights @ format_.decode(block), atol=1e-3)
-    assert mx.allclose(total, format_.sum(weights, format_.open(block)), atol=1e-3)
+    assert mx.allclose(total, format_.sum(weights, format_.prepare(block)), atol=1e-3)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

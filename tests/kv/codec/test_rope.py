@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models.rope_utils import initialize_rope
 
 from tests.kv import families
-from tqchat.kv.codec.rope import Rope, probe, ropes
+from tqchat.kv.codec.rope import Rope, model_ropes, probe_rope
 
 SCALINGS = [
     None,
@@ -31,29 +31,29 @@ SCALINGS = [
 @pytest.mark.parametrize("traditional", [False, True])
 def test_a_vector_turned_back_is_what_it_was(traditional: bool, scaling: dict[str, object] | None) -> None:
     embedding = initialize_rope(32, 10000.0, traditional, scaling, 4096)
-    rope = probe(embedding, 32)
+    rope = probe_rope(embedding, 32)
     assert rope is not None
     x = mx.random.normal((1, 2, 50, 32), key=mx.random.key(1))
     turned = embedding(x, offset=2000)
-    back = rope.turned_back(turned, 2000)
+    back = rope.unrotate(turned, 2000)
     # YaRN scales what it turns.
     ratio = (mx.linalg.norm(turned, axis=-1) / mx.linalg.norm(x, axis=-1)).mean()
     assert mx.allclose(back, x * ratio, atol=2e-3)
 
 
 def test_channels_that_stay_still_are_left_alone() -> None:
-    rope = probe(nn.RoPE(16), 16)
+    rope = probe_rope(nn.RoPE(16), 16)
     assert rope is not None
-    wide = rope.widened(40)
-    assert wide is not None and rope.widened(8) is None
+    wide = rope.padded_to(40)
+    assert wide is not None and rope.padded_to(8) is None
     x = mx.random.normal((1, 1, 9, 40), key=mx.random.key(1))
-    back = wide.turned_back(nn.RoPE(16)(x, offset=30), 30)
+    back = wide.unrotate(nn.RoPE(16)(x, offset=30), 30)
     assert mx.allclose(back, x, atol=1e-4)
 
 
 def test_the_average_over_positions_is_that_of_all_of_them() -> None:
     embedding = nn.RoPE(32)
-    rope = probe(embedding, 32)
+    rope = probe_rope(embedding, 32)
     assert rope is not None
     x = mx.random.normal((1, 2, 1, 32), key=mx.random.key(1))
     every = embedding(mx.broadcast_to(x, (1, 2, 700, 32))).mean(axis=2, keepdims=True)
@@ -61,13 +61,13 @@ def test_the_average_over_positions_is_that_of_all_of_them() -> None:
 
 
 def test_what_is_no_rotary_embedding_is_not_taken_for_one() -> None:
-    assert probe(lambda x, offset: x * (1 + offset), 16) is None
-    assert probe(lambda x, offset: mx.sin(x + offset), 16) is None
-    assert probe(lambda x: x, 16) is None
+    assert probe_rope(lambda x, offset: x * (1 + offset), 16) is None
+    assert probe_rope(lambda x, offset: mx.sin(x + offset), 16) is None
+    assert probe_rope(lambda x: x, 16) is None
 
 
 def test_it_comes_back_from_json_the_same() -> None:
-    rope = probe(nn.RoPE(32), 32)
+    rope = probe_rope(nn.RoPE(32), 32)
     assert rope is not None
     again = Rope.from_json(rope.to_json())
     assert np.array_equal(again.angles, rope.angles) and np.array_equal(again.partners, rope.partners)
@@ -82,11 +82,11 @@ def test_damaged_angles_are_refused(told: object) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox", "phi", "glm4", "gemma3_text", "gpt_oss"])
 def test_it_is_found_in_real_models(family: str) -> None:
     model = families.model(family)
-    found = ropes(model, len(model.layers))
+    found = model_ropes(model, len(model.layers))
     assert all(rope is not None and np.abs(rope.angles).max() > 0.9 for rope in found)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "deepseek_v2"])
 def test_models_without_one_that_is_known_do_without(family: str) -> None:
     model = families.model(family)
-    assert ropes(model, len(model.layers)) == [None] * len(model.layers)
+    assert model_ropes(model, len(model.layers)) == [None] * len(model.layers)

@@ -37,17 +37,17 @@ class Emulator:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.compiled = 0
-        self.exchanges: dict[int, tuple[mx.array, np.ndarray]] = {}
+        self.workspaces: dict[int, tuple[mx.array, np.ndarray]] = {}
 
     def run(
         self,
-        text: source.Text,
+        text: source.KernelSpec,
         inputs: Sequence[mx.array],
         launch: Launch,
-        exchanged: mx.array | None = None,
+        workspace_array: mx.array | None = None,
     ) -> list[mx.array]:
         """A launch's outputs. What it writes to its counters the next launch with the same ones finds; they
-        lie in ``exchanged``, where ``sizes`` are.
+        lie in ``workspace_array``, where ``sizes`` are.
         """
         library = ctypes.CDLL(str(self._library(text, inputs, launch)))
         keep: list[object] = []
@@ -66,9 +66,11 @@ class Emulator:
                 keep.append(given)
             if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # as the kernels take for granted
                 assert memoryview(array).c_contiguous
-            if name == "sizes" and exchanged is not None:
+            if name == "sizes" and workspace_array is not None:
                 # Kept with its array, whose identity another could otherwise take over.
-                known = self.exchanges.setdefault(id(exchanged), (exchanged, np.array(exchanged)))
+                known = self.workspaces.setdefault(
+                    id(workspace_array), (workspace_array, np.array(workspace_array))
+                )
                 strided = known[1]
             shape = np.array(array.shape, np.int32)
             keep += [strided, shape, strides]
@@ -87,7 +89,7 @@ class Emulator:
             for r, d in zip(results, launch["output_dtypes"], strict=True)
         ]
 
-    def _library(self, text: source.Text, inputs: Sequence[mx.array], launch: Launch) -> Path:
+    def _library(self, text: source.KernelSpec, inputs: Sequence[mx.array], launch: Launch) -> Path:
         whole = text.source("metal")
         lines = ['#include "metal_shim.h"', whole.header, "static void kernel(void** a) {"]
         at = 0

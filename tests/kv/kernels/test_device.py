@@ -10,13 +10,13 @@ from mlx_lm.models import llama
 
 from tests.kv.kernels.test_emulated import add
 from tqchat import kv
-from tqchat.kv.attention.placeholders import only_attends
+from tqchat.kv.attention.placeholders import accepts_placeholders
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import device
 from tqchat.kv.kernels.device import Kernels
-from tqchat.kv.kernels.fused import FusedAttention, beside
-from tqchat.kv.kernels.launch import Exchange, Steps
+from tqchat.kv.kernels.fused import FusedAttention, with_own_tail
+from tqchat.kv.kernels.launch import StepLauncher, Workspace
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.probe import probe
 from tqchat.kv.prompt_cache import flat_layers
@@ -37,7 +37,7 @@ def use_kernels(monkeypatch, run, language="metal"):
     """Kernels whose launches are ``run``."""
     made = Kernels(language)
     monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", run)
+    monkeypatch.setattr(StepLauncher, "run", run)
     return made
 
 
@@ -77,18 +77,18 @@ def test_a_kernel_that_does_not_compile_is_refused(monkeypatch, layer):
 
 
 def with_tails(changed):
-    """``Steps.run`` as a kernel that writes tails, perhaps others than it should; without a token that waits
+    """``StepLauncher.run`` as a kernel that writes tails, perhaps others than it should; without a token that has_pending
     it is right.
     """
 
     def run(steps, queries, keys, values, scale, mask, sink):
-        right = attention(queries, beside(keys), beside(values), 0.1, "causal")
+        right = attention(queries, with_own_tail(keys), with_own_tail(values), 0.1, "causal")
         for side in (keys, values):
-            if side.recent.waits:
+            if side.recent.has_pending:
                 held, token = side.recent.parts
                 tail = held[...]
                 tail[:, :, side.recent.length - 1 : side.recent.length] = token + changed
-                side.recent.written(tail)
+                side.recent.mark_written(tail)
         return right
 
     return run
@@ -99,7 +99,7 @@ def waiting(layer):
     x = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
     add(cache, x, x + 1)
     stores = [side.recent for side in cache.sides]
-    assert all(store.waits for store in stores)
+    assert all(store.has_pending for store in stores)
     return stores, (x, x + 1)
 
 
@@ -112,7 +112,7 @@ def test_the_tail_that_a_trusted_kernel_wrote_is_the_cache_s(monkeypatch, layer)
         length = cache.size()
         cache._fused(queries, *cache.sides, 0.1, None)
         for store, array, token in zip(stores, held, tokens, strict=True):
-            assert not store.waits and mx.array_equal(store.view()[0][:, :, -1:], token)
+            assert not store.has_pending and mx.array_equal(store.view()[0][:, :, -1:], token)
             # The first time the plain operations write; what they write to stays the same.
             assert (store.arrays[0] is array) == (number == 0)
         assert cache.size() == length and len(made.trusted) == 1
@@ -127,7 +127,7 @@ def test_a_kernel_that_writes_another_tail_is_refused_and_serves_where_nothing_w
         for store, token in zip(stores, tokens, strict=True):
             assert mx.array_equal(store.view()[0][:, :, -1:], token)
     assert "does not write the last token" in next(iter(made.refused.values()))
-    assert [plan.key.grows for plan in made.trusted] == [False]
+    assert [plan.key.writes_tail for plan in made.trusted] == [False]
 
 
 def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeypatch, layer):
@@ -138,7 +138,7 @@ def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeyp
         waiting(layer)
         if number % 3:
             for side in cache.sides:
-                side.recent.write()
+                side.recent.write_pending()
         rows = mx.concatenate([queries] * (1, 3, 4)[number % 3], axis=2)
         cache._fused(rows, *cache.sides, 0.1, "causal")
         kept.append(dict(cache._fused._steps))
@@ -148,18 +148,18 @@ def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeyp
 
 def test_what_a_refused_launch_leaves_nobody_finds(monkeypatch, layer):
     cache, queries = layer
-    shared, exchanges = Exchange(), []
+    shared, workspaces = Workspace(), []
     cache.share(shared)
     run = with_tails(0)
 
     def noted(steps, *arguments):
-        exchanges.append(steps.exchange)
+        workspaces.append(steps.workspace)
         return run(steps, *arguments)
 
     use_kernels(monkeypatch, noted, "cuda")
     for _ in range(3):
         cache._fused(queries, *cache.sides, 0.1, None)
-    assert exchanges[0] is not shared and exchanges[1:] == [shared, shared]
+    assert workspaces[0] is not shared and workspaces[1:] == [shared, shared]
 
 
 @pytest.fixture
@@ -187,9 +187,9 @@ def test_a_step_of_a_trusted_plan_is_put_together_once(monkeypatch, layer, compi
     for module in ("fused", "launch"):
         monkeypatch.setattr(f"tqchat.kv.kernels.{module}.kernels", lambda: made)
     monkeypatch.setattr(Kernels, "_compile", lambda self, text: kernel(text))
-    shared = Exchange()
+    shared = Workspace()
     for side in cache.sides:
-        side.recent.write()
+        side.recent.write_pending()
     layers = [cache, copy.deepcopy(cache), copy.deepcopy(cache)]
     for one in layers:
         one.share(shared)
@@ -243,14 +243,14 @@ def made_for(model):
 
 def test_a_model_that_only_attends_answers_the_same_without_decoded_keys():
     model = tiny()
-    assert only_attends(model, made_for(model))
+    assert accepts_placeholders(model, made_for(model))
     cache = kv.make_prompt_cache(model, "turbo4")
     tokens = mx.arange(180)[None] % 64
     for part in (tokens[:, :170], tokens[:, 170:171]):
         model(part, cache=cache)
     twin = copy.deepcopy(cache)
     for one in twin:
-        one.stands_in = True
+        one.uses_placeholders = True
     # One token, and more than a GPU attends to from packed storage.
     for part in (tokens[:, 171:172], mx.arange(30)[None]):
         assert mx.array_equal(model(part, cache=cache), model(part, cache=twin))
@@ -283,7 +283,7 @@ def test_a_model_that_looks_at_decoded_keys_is_given_them():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tqchat.kv.attention.placeholders.copy.deepcopy", follow)
-        assert not only_attends(model, make)
+        assert not accepts_placeholders(model, make)
 
 
 def test_doctor_tells_of_the_kernels():
@@ -306,7 +306,7 @@ def test_the_device_s_kernels_agree(scheme, dims, group):
     fused = FusedAttention()
     for _ in range(2):
         add(cache, keys[:, :, :1], values[:, :, :1])
-        # First with a token that waits, then with none.
+        # First with a token that has_pending, then with none.
         for _ in range(2):
             assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused
     assert not device.kernels().refused

@@ -10,14 +10,14 @@ import pytest
 from tests.kv.kernels.emulator import CPLUSPLUS, Emulator
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.codec.fitting import NOTHING_SEEN, Seen
+from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import TurboFormat, make_format
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
-from tqchat.kv.kernels.fused import beside
-from tqchat.kv.kernels.launch import Exchange, Steps
-from tqchat.kv.kernels.plan import MOST_BLOCKS, plan_for
+from tqchat.kv.kernels.fused import with_own_tail
+from tqchat.kv.kernels.launch import StepLauncher, Workspace
+from tqchat.kv.kernels.plan import MAX_BLOCKS, plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
@@ -49,7 +49,7 @@ def filled(scheme, batch, heads, group, tokens, dims, dtype, rows):
 
 
 def add(cache, keys, values):
-    """Add tokens that nobody has looked at yet: a single one waits."""
+    """Add tokens that nobody has looked at yet: a single one has_pending."""
     cache.key_side.append(keys)
     cache.value_side.append(values)
     cache.offset += keys.shape[2]
@@ -58,15 +58,15 @@ def add(cache, keys, values):
 def steps_for(cache, queries, on, sink):
     plan = plan_for(queries, *cache.sides, sink is not None, on)
     assert plan is not None
-    return Steps(plan, queries, *cache.sides, 0.1, "causal", sink, Exchange())
+    return StepLauncher(plan, queries, *cache.sides, 0.1, "causal", sink, Workspace())
 
 
 def emulated(emulator, steps, queries, *sides, sink=None):
-    """Attention by ``Steps.run``, with kernels emulated; the sides are written to."""
-    exchanged = steps.exchange.array if steps.plan.merged else None
+    """Attention by ``StepLauncher.run``, with kernels emulated; the sides are written to."""
+    workspace_array = steps.workspace.array if steps.plan.single_launch else None
 
     def compiled(text):
-        return lambda inputs, **told: emulator.run(text, inputs, told, exchanged)
+        return lambda inputs, **told: emulator.run(text, inputs, told, workspace_array)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "kernels", lambda: SimpleNamespace(compiled=compiled))
@@ -79,13 +79,13 @@ def emulated(emulator, steps, queries, *sides, sink=None):
 
 def assert_right(emulator, steps, queries, cache, sink=None):
     """Attention is that of plain operations, and tails are what they write."""
-    twins = [beside(side) for side in cache.sides]
+    twins = [with_own_tail(side) for side in cache.sides]
     expected = attention(queries, *cache.sides, 0.1, "causal", sink).astype(mx.float32)
     output = emulated(emulator, steps, queries, *twins, sink=sink)
     largest = mx.abs(expected).max().item()
     assert mx.abs(output.astype(mx.float32) - expected).max().item() <= 4e-3 * largest
     for side, twin in zip(cache.sides, twins, strict=True):
-        assert not twin.recent.waits
+        assert not twin.recent.has_pending
         assert mx.array_equal(side.recent.view()[0], twin.recent.view()[0])
 
 
@@ -120,8 +120,8 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
     cache, queries = filled(scheme, batch, heads, group, 190, dims, dtype, rows)
     sink = mx.random.normal((heads * group,)) if scheme == "turbo3" else None
     steps = steps_for(cache, queries, on, sink)
-    assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
-    assert steps.plan.value.grows == (rows == 1)
+    assert steps.plan.tensor_cores == on.tensor_cores and steps.plan.single_launch == (on.language == "cuda")
+    assert steps.plan.value.writes_tail == (rows == 1)
     assert_right(emulator, steps, queries, cache, sink)
 
 
@@ -136,7 +136,7 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
 )
 def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
     monkeypatch.setattr(launch, "SIMDS_WANTED", 1)
-    launch._layouts.cache_clear()
+    launch._layout_factory.cache_clear()
     # Not a whole number of tiles, so that the last ones look back.
     cache, queries = filled(scheme, *shape, 1500, (128, 128), mx.float16, 2)
     cache.trim(cache.size() - 1300)
@@ -144,7 +144,7 @@ def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, s
     cache.update_and_fetch(new, new)
     steps = steps_for(cache, queries, on, None)
     layout = steps._tails[cache.value_side.recent.length]
-    launch._layouts.cache_clear()
+    launch._layout_factory.cache_clear()
     assert layout.splits == 2 and cache.packed_tokens % 32
     assert_right(emulator, steps, queries, cache)
 
@@ -153,13 +153,13 @@ def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, s
 def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
     cache, queries = filled("turbo4", 2, 2, 3, 190, dims, mx.float16, 1)
     for side in cache.sides:
-        side.recent.write()
+        side.recent.write_pending()
     steps = steps_for(cache, queries, on, None)
-    emulator.exchanges.clear()
+    emulator.workspaces.clear()
     for number in range(3):
         assert_right(emulator, steps, queries, cache)
-        ((_, exchange),) = emulator.exchanges.values()
-        assert exchange.any() and not exchange[:MOST_BLOCKS].any()
+        ((_, workspace),) = emulator.workspaces.values()
+        assert workspace.any() and not workspace[:MAX_BLOCKS].any()
         queries = 2 * queries
         new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
         cache.update_and_fetch(new, new)
@@ -168,8 +168,8 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
 
 @pytest.mark.parametrize("on", [CUDA, TENSOR_CORES])
 def test_layers_share_what_their_launches_tell_each_other(emulator, on):
-    exchange = Exchange()
-    emulator.exchanges.clear()
+    workspace = Workspace()
+    emulator.workspaces.clear()
     layers = []
     for arguments in (
         ("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1),
@@ -178,13 +178,15 @@ def test_layers_share_what_their_launches_tell_each_other(emulator, on):
     ):
         cache, queries = filled(*arguments)
         for side in cache.sides:
-            side.recent.write()
+            side.recent.write_pending()
         plan = plan_for(queries, *cache.sides, False, on)
-        layers.append((Steps(plan, queries, *cache.sides, 0.1, "causal", None, exchange), queries, cache))
+        layers.append(
+            (StepLauncher(plan, queries, *cache.sides, 0.1, "causal", None, workspace), queries, cache)
+        )
         for steps, asked, held in layers * 2:
             assert_right(emulator, steps, asked, held)
-            assert not emulator.exchanges[id(exchange.array)][1][:MOST_BLOCKS].any()
-    assert len(emulator.exchanges) > 1  # it has grown
+            assert not emulator.workspaces[id(workspace.array)][1][:MAX_BLOCKS].any()
+    assert len(emulator.workspaces) > 1  # it has grown
 
 
 @pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
@@ -202,13 +204,13 @@ def test_tokens_are_found_where_a_window_s_first_ones_have_left(emulator, on):
 def test_a_token_that_waits_is_written_from_wherever_its_values_lie(emulator, on):
     cache, queries = filled("turbo4", 1, 2, 2, 190, (64, 64), mx.float16, 1)
     for side in cache.sides:
-        side.recent.write()
+        side.recent.write_pending()
     # As a model that computes keys and values at once cuts them up.
     both = mx.random.normal((1, 1, 2, 2 * 64)).astype(mx.float16).transpose(0, 2, 1, 3)
     add(cache, both[..., :64], both[..., 64:])
-    assert all(side.recent.waits for side in cache.sides)
+    assert all(side.recent.has_pending for side in cache.sides)
     steps = steps_for(cache, queries, on, None)
-    assert steps.plan.key.grows and steps.plan.value.grows
+    assert steps.plan.key.writes_tail and steps.plan.value.writes_tail
     assert_right(emulator, steps, queries, cache)
 
 
@@ -223,14 +225,14 @@ def told():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_compiled", lambda plan, shape, attend, merge: run)
-        launch._layouts.cache_clear()
+        launch._layout_factory.cache_clear()
         yield sizes
-    launch._layouts.cache_clear()
+    launch._layout_factory.cache_clear()
 
 
 def ask(steps, queries, sides, scale=0.1, mask="causal", sink=None):
     """Whether these launches serve it; nothing is written."""
-    return steps.run(queries, *(beside(side) for side in sides), scale, mask, sink) is not None
+    return steps.run(queries, *(with_own_tail(side) for side in sides), scale, mask, sink) is not None
 
 
 def test_launches_are_for_a_cache_s_first_tokens(told):
@@ -264,14 +266,14 @@ def test_queries_of_another_kind_are_noticed():
     steps = steps_for(cache, queries, CUDA, None)
     for unlike in (queries.astype(mx.bfloat16), mx.concatenate([queries, queries], axis=2)):
         assert steps.run(unlike, *cache.sides, 0.1, "causal", None) is None
-        assert all(side.recent.waits for side in cache.sides)
+        assert all(side.recent.has_pending for side in cache.sides)
 
 
 def test_tokens_of_another_dtype_are_noticed():
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     steps = steps_for(cache, queries, CUDA, None)
     wide = mx.random.normal((1, 1, 80, 64))
-    add(cache, wide, wide)  # more than there is room for: the tail is float32 from now on
+    add(cache, wide, wide)  # more than there is capacity for: the tail is float32 from now on
     assert cache.value_side.recent.arrays[0].dtype == mx.float32
     assert steps.run(queries, *cache.sides, 0.1, "causal", None) is None
 
@@ -285,11 +287,11 @@ def change(name, cache):
             add(cache, x[:, :, :2], x[:, :, :2])
         case "a token less":
             cache.trim(1)
-        case "a token for which there is no room":
+        case "a token for which there is no capacity":
             for side in cache.sides:
-                while side.recent.length < side.recent.room:
+                while side.recent.length < side.recent.capacity:
                     side.append(x[:, :, :1])
-                    side.recent.write()
+                    side.recent.write_pending()
             yield
             add(cache, x[:, :, :1], x[:, :, :1])
         case "the first token leaves":
@@ -309,7 +311,7 @@ def change(name, cache):
         ("a token", False),
         ("two tokens", False),
         ("a token less", False),
-        ("a token for which there is no room", True),
+        ("a token for which there is no capacity", True),
         ("the first token leaves", True),
         ("packing", True),
     ],
@@ -319,14 +321,14 @@ def test_launches_are_told_of_all_that_changes(told, scheme, name, noticed):
     cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
     for side in cache.sides:  # as in a window
         side.drop_front(side.sinks.length)
-        side.recent.write()
+        side.recent.write_pending()
     steps = steps_for(cache, queries, CUDA, None)
     for _ in change(name, cache):
         before = steps._tails
         assert ask(steps, queries, cache.sides)
         values = cache.value_side
         stores = cache.key_side.packed, values.packed, cache.key_side.recent, values.recent
-        words = [store.room | store.start << 32 for store in stores]
+        words = [store.capacity | store.start << 32 for store in stores]
         lengths = [values.sinks.length, values.packed.length, values.recent.length]
         strides = [stride // 4 for stride in told[-1]]  # of floats
         assert strides[:3] == lengths and strides[5:] == words
@@ -337,7 +339,7 @@ def test_launches_are_told_of_all_that_changes(told, scheme, name, noticed):
 def test_more_blocks_than_there_are_counters_for_have_no_kernel():
     cache, queries = filled("turbo4", 2, 2, 1, 190, (64, 64), mx.float16, 1)
     assert plan_for(queries, *cache.sides, False, CUDA) is not None
-    many = MOST_BLOCKS // 2
+    many = MAX_BLOCKS // 2
     wide = SchemeCache(parse_scheme("turbo4"))
     x = mx.zeros((many, 3, 110, 32), mx.float16)
     for part in (x[:, :, 1:], x[:, :, :1]):
@@ -364,15 +366,15 @@ def test_what_is_not_a_number_is_seen_in_the_kernels_too(emulator, where, dtype)
 def test_encoding_in_the_kernel_writes_what_plain_operations_write(emulator, role, bits, dim, fitted):
     mx.random.seed(9)
     x = (mx.random.normal((2, 2, 40, dim)) * mx.exp(mx.random.normal((1, 2, 1, dim)))).astype(mx.float16)
-    form = make_format(FormatSpec("turbo", bits), dim, role)
-    assert isinstance(form, TurboFormat)
+    format_ = make_format(FormatSpec("turbo", bits), dim, role)
+    assert isinstance(format_, TurboFormat)
     if fitted:
-        seen = Seen(mx.exp(mx.random.normal((2, 2, 1, dim)))) if role == "key" else NOTHING_SEEN
-        form = form.fit(x, seen)
+        seen = QueryStatistics(mx.exp(mx.random.normal((2, 2, 1, dim)))) if role == "key" else NO_STATISTICS
+        format_ = format_.fit(x, seen)
     part = mx.contiguous(x[:, :, 5:21])
-    words, gains = form.encode(part)
-    plan = encode_plan(form, part)
-    found = emulator.run(plan.text, encode_inputs(form, part), encode_launch(plan, part.shape))
+    words, gains = format_.encode(part)
+    plan = encode_plan(format_, part)
+    found = emulator.run(plan.spec, encode_inputs(format_, part), encode_launch(plan, part.shape))
     # A tie may fall to the other side.
     assert (found[0] == words).mean().item() > 0.99
     assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()

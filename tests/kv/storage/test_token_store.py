@@ -1,11 +1,11 @@
-"""Stores of tokens, and the token that waits to be written."""
+"""Stores of tokens, and the token that has_pending to be written."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import pytest
 
-from tqchat.kv.storage.token_store import MOST_REWRITTEN, Tail, TokenStore
+from tqchat.kv.storage.token_store import MAX_DEFERRED_TAIL_TOKENS, Tail, TokenStore
 
 
 def tokens(first, count, dtype=mx.float16, heads=2):
@@ -16,8 +16,8 @@ def tokens(first, count, dtype=mx.float16, heads=2):
 def tail():
     store = Tail(growth=16)
     store.append((tokens(0, 20),))
-    store.append_one(tokens(20, 1))
-    assert store.waits
+    store.append_deferred(tokens(20, 1))
+    assert store.has_pending
     return store
 
 
@@ -27,14 +27,14 @@ def held(store):
 
 def test_a_token_that_waits_is_held_and_written_when_it_is_asked_for(tail):
     assert tail.length == 21 and held(tail) == list(range(21))
-    assert not tail.waits
+    assert not tail.has_pending
 
 
 def change(name):
     return {
         "append": lambda store: store.append((tokens(21, 3),)),
-        "append more than there is room for": lambda store: store.append((tokens(21, 40),)),
-        "append one": lambda store: store.append_one(tokens(21, 1)),
+        "append more than there is capacity for": lambda store: store.append((tokens(21, 40),)),
+        "append one": lambda store: store.append_deferred(tokens(21, 1)),
         "drop": lambda store: store.drop_front(3),
         "trim": lambda store: store.trim(1),
         "take": lambda store: store.take_front(4),
@@ -46,7 +46,7 @@ def change(name):
     ("name", "left"),
     [
         ("append", range(24)),
-        ("append more than there is room for", range(61)),
+        ("append more than there is capacity for", range(61)),
         ("append one", range(22)),
         ("drop", range(3, 21)),
         ("trim", range(20)),
@@ -63,8 +63,8 @@ def test_room_that_is_full_is_written_to_at_once():
     store = Tail(growth=16)
     store.append((tokens(0, 16),))
     for number in range(16, 60):
-        store.append_one(tokens(number, 1))
-        assert store.length == number + 1 <= store.room
+        store.append_deferred(tokens(number, 1))
+        assert store.length == number + 1 <= store.capacity
     assert held(store) == list(range(60))
 
 
@@ -72,15 +72,15 @@ def test_room_that_is_full_is_written_to_at_once():
 def test_only_a_token_like_those_held_waits(token):
     store = Tail(growth=16)
     store.append((tokens(0, 7),))
-    store.append_one(token)
-    assert not store.waits and held(store) == list(range(8))
+    store.append_deferred(token)
+    assert not store.has_pending and held(store) == list(range(8))
 
 
 def test_what_is_written_elsewhere_is_taken(tail):
     array, token = tail.parts
     other = array[...]
     other[:, :, 20:21] = token
-    tail.written(other)
+    tail.mark_written(other)
     assert tail.arrays == (other,) and held(tail) == list(range(21))
 
 
@@ -98,12 +98,12 @@ def test_a_snapshot_stays_what_it_was(kind):
 
 
 def test_a_tail_that_emptied_takes_a_turned_prompt_row_by_row():
-    # As many as there was room for: an assignment of all of it would be the prompt itself, as it lies.
+    # As many as there was capacity for: an assignment of all of it would be the prompt itself, as it lies.
     store = Tail(growth=16)
     store.append((tokens(0, 20),))
-    room = store.room
+    capacity = store.capacity
     store.trim(20)
-    turned = mx.random.normal((1, room, 2, 4)).astype(mx.float16).transpose(0, 2, 1, 3)
+    turned = mx.random.normal((1, capacity, 2, 4)).astype(mx.float16).transpose(0, 2, 1, 3)
     store.append((turned,))
     mx.eval(store.arrays)
     assert memoryview(store.arrays[0]).c_contiguous and mx.array_equal(store.view()[0], turned)
@@ -111,11 +111,11 @@ def test_a_tail_that_emptied_takes_a_turned_prompt_row_by_row():
 
 def test_a_long_tail_is_written_to_rather_than_written_again():
     store = Tail(growth=256)
-    store.append((tokens(0, MOST_REWRITTEN + 1),))
-    store.append_one(tokens(0, 1))
-    assert not store.waits and store.length == MOST_REWRITTEN + 2
+    store.append((tokens(0, MAX_DEFERRED_TAIL_TOKENS + 1),))
+    store.append_deferred(tokens(0, 1))
+    assert not store.has_pending and store.length == MAX_DEFERRED_TAIL_TOKENS + 2
 
 
 def test_sizes_are_told_without_writing_the_token_that_waits(tail):
-    assert tail.allocated_bytes == tail.room * 2 * 4 * 2 and tail.bytes == 21 * 2 * 4 * 2
-    assert tail.waits
+    assert tail.allocated_bytes == tail.capacity * 2 * 4 * 2 and tail.bytes == 21 * 2 * 4 * 2
+    assert tail.has_pending

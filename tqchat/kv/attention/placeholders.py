@@ -1,8 +1,8 @@
-"""Whether a model can do without the decoded keys and values that its caches describe at every step.
+"""Whether a model works without decoded keys and values.
 
-Nothing evaluates them where attention is routed to the cache, but to describe them takes Python longer than a
-small model's step takes a GPU. A model that hands them to the routed attention, and does nothing else with
-them, can be given arrays of the right shape instead.
+Where attention is routed to the cache, the decoded arrays it returns are never evaluated, but building their
+graph takes Python longer than a small model's step takes a GPU. A model that only passes them on to the
+routed attention can be given placeholder arrays of the right shape instead.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from mlx.nn.layers.base import Module
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import TILE
 
-_known: dict[int, tuple[weakref.ref[Module], bool]] = {}
+_results: dict[int, tuple[weakref.ref[Module], bool]] = {}
 
 
-def only_attends(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:
-    """Whether ``model``'s answer is the same, bit for bit, if what its caches return is not a number.
+def accepts_placeholders(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:
+    """Whether the output of ``model`` is bit-identical if its caches return NaN placeholders.
 
-    It is tried once for each model, on a few dozen tokens.
+    Tested once per model, on a few dozen tokens.
 
     Args:
-        make: Makes empty caches for the model, and lists their layers one by one.
+        make: Returns new caches for the model, and their flat list of layers.
     """
-    known = _known.get(id(model))
-    if known is None or known[0]() is not model:
-        known = _known[id(model)] = weakref.ref(model), _try_it(model, make)
-    return known[1]
+    result = _results.get(id(model))
+    if result is None or result[0]() is not model:
+        result = _results[id(model)] = weakref.ref(model), _same_output_on_nan(model, make)
+    return result[1]
 
 
-def _try_it(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:
+def _same_output_on_nan(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:
     cache, layers = make()
-    ours = [layer for layer in layers if isinstance(layer, SchemeCache)]
-    prompt = max(layer.scheme.tail + layer.scheme.sinks for layer in ours) + 2 * TILE
+    packed_layers = [layer for layer in layers if isinstance(layer, SchemeCache)]
+    prompt = max(layer.scheme.tail + layer.scheme.sinks for layer in packed_layers) + 2 * TILE
     for count in (prompt, 1):
         model(mx.zeros((1, count), dtype=mx.int32), cache=cache)
         mx.eval([layer.state for layer in cache])
-    if not any(layer.packed_tokens for layer in ours):
+    if not any(layer.packed_tokens for layer in packed_layers):
         return False
-    answers = []
-    for stands_in in (False, True):
-        # Layers that are in both lists stay one in the copy.
-        tried, copied = copy.deepcopy((cache, layers))
-        for layer in copied:
+    outputs = []
+    for uses_placeholders in (False, True):
+        # Copied together, so that a layer in both lists is copied once.
+        trial_cache, trial_layers = copy.deepcopy((cache, layers))
+        for layer in trial_layers:
             if isinstance(layer, SchemeCache):
-                layer.stands_in = stands_in
-        answers.append(model(mx.zeros((1, 1), dtype=mx.int32), cache=tried))
-    return bool(mx.array_equal(*answers).item())
+                layer.uses_placeholders = uses_placeholders
+        outputs.append(model(mx.zeros((1, 1), dtype=mx.int32), cache=trial_cache))
+    return bool(mx.array_equal(*outputs).item())

@@ -1,4 +1,4 @@
-"""Attention over packed tokens in plain MLX operations: the reference every kernel is held against."""
+"""Attention over packed tokens in plain MLX operations; kernels are verified against it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import mlx.core as mx
 from tqchat.kv.storage.side import Side
 
 BLOCK_BYTES = 4 << 20
-"""What the scores, or the decoded vectors, of one go may take. Longer histories are attended to in blocks."""
+"""Limit on the scores or dequantised vectors held at a time; longer histories are processed in blocks."""
 
-LEAST_BLOCK = 64
-LOWEST = -1e30
-"""What scores begin at, masked ones too. Finite: a difference of infinities is none."""
+MIN_BLOCK_TOKENS = 64
+"""Lower bound of a block."""
+MASKED_SCORE = -1e30
+"""Score of masked tokens and initial maximum; finite, since a difference of infinities is NaN."""
 
 
 def attention(
@@ -24,10 +25,10 @@ def attention(
 ) -> mx.array:
     """Scaled dot-product attention against packed storage; scores, softmax and sums are float32.
 
-    Queries are rotated once, products happen in the rotated space, and only the sum is rotated back.
+    Queries are rotated once, products are taken in the rotated space, and only the sum is rotated back.
 
     Args:
-        queries: ``[batch, query_heads, rows, key_dim]``, any float dtype; a multiple of the cache's heads.
+        queries: ``[batch, query_heads, rows, key_dim]``, any float dtype; query_heads a multiple of KV heads.
         mask: ``None``, ``"causal"`` (the rows are the last tokens), or boolean/additive, broadcastable to
             ``[batch, query_heads, rows, tokens]``.
         sinks: Learned attention sinks, one logit per query head ``[query_heads]`` (gpt-oss), or ``None``.
@@ -40,29 +41,29 @@ def attention(
     scaled = (queries.astype(mx.float32) * scale).reshape(batch, heads, query_heads // heads * rows, -1)
     if sinks is not None:
         sinks = mx.broadcast_to(sinks.astype(mx.float32).reshape(1, -1, 1, 1), (batch, query_heads, rows, 1))
-    widest = 4 * batch * max(query_heads * rows, heads * max(keys.head_dim, values.head_dim))
-    block = max(LEAST_BLOCK, BLOCK_BYTES // widest)
+    token_bytes = 4 * batch * max(query_heads * rows, heads * max(keys.head_dim, values.head_dim))
+    block = max(MIN_BLOCK_TOKENS, BLOCK_BYTES // token_bytes)
     if keys.length <= block:
-        output = _at_once(scaled, rows, keys, values, mask, sinks)
+        output = _one_pass(scaled, rows, keys, values, mask, sinks)
     else:
         output = _blockwise(scaled, rows, keys, values, mask, sinks, block)
     return output.reshape(batch, query_heads, rows, -1).astype(queries.dtype)
 
 
-def _at_once(
+def _one_pass(
     scaled: mx.array, rows: int, keys: Side, values: Side, mask: mx.array | str | None, sinks: mx.array | None
 ) -> mx.array:
-    batch, heads, count, _ = scaled.shape
+    batch, heads, all_rows, _ = scaled.shape
     scores = keys.scores(keys.fold(scaled))
     if sinks is None and (mask is None or (rows == 1 and isinstance(mask, str))):
-        return values.combine(mx.softmax(scores, axis=-1, precise=True), after=scaled)
+        return values.combine(mx.softmax(scores, axis=-1, precise=True), depends_on=scaled)
     scores = _masked(scores.reshape(batch, -1, rows, keys.length), mask, 0, keys.length)
     if sinks is not None:
         scores = mx.concatenate([sinks, scores], axis=-1)
     weights = mx.softmax(scores, axis=-1, precise=True)
     if sinks is not None:
         weights = weights[..., 1:]
-    return values.combine(weights.reshape(batch, heads, count, -1), after=scaled)
+    return values.combine(weights.reshape(batch, heads, all_rows, -1), depends_on=scaled)
 
 
 def _blockwise(
@@ -74,31 +75,33 @@ def _blockwise(
     sinks: mx.array | None,
     block: int,
 ) -> mx.array:
-    """The same, ``block`` tokens at a time: a running softmax, rescaled whenever a higher score is met."""
-    batch, heads, count, _ = scaled.shape
-    shape = (batch, heads, count, 1)
-    top = mx.full(shape, LOWEST) if sinks is None else sinks.reshape(shape)
+    """The same in blocks of ``block`` tokens, with a running softmax (online softmax)."""
+    batch, heads, all_rows, _ = scaled.shape
+    shape = (batch, heads, all_rows, 1)
+    top = mx.full(shape, MASKED_SCORE) if sinks is None else sinks.reshape(shape)
     total = mx.zeros(shape) if sinks is None else mx.ones(shape)
-    output = mx.zeros((batch, heads, count, values.head_dim))
+    output = mx.zeros((batch, heads, all_rows, values.head_dim))
     folded = keys.fold(scaled)
     for start in range(0, keys.length, block):
         end = min(start + block, keys.length)
         scores = keys.scores(folded, start, end).reshape(batch, -1, rows, end - start)
-        scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, count, -1)
-        higher = mx.maximum(top, scores.max(axis=-1, keepdims=True))
-        weights = mx.exp(scores - higher)
-        fade = mx.exp(top - higher)
-        total = total * fade + weights.sum(axis=-1, keepdims=True)
-        output = output * fade + values.combine(weights, start, end, after=scaled if start == 0 else output)
-        top = higher
+        scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, all_rows, -1)
+        new_top = mx.maximum(top, scores.max(axis=-1, keepdims=True))
+        weights = mx.exp(scores - new_top)
+        rescale = mx.exp(top - new_top)
+        total = total * rescale + weights.sum(axis=-1, keepdims=True)
+        output = output * rescale + values.combine(
+            weights, start, end, depends_on=scaled if start == 0 else output
+        )
+        top = new_top
         if rows > 1:
-            # Else all blocks' scores may be computed before the first sum, and take what the whole would.
+            # Otherwise MLX may compute the scores of all blocks first, using the memory of one pass.
             mx.eval(output, total, top)
     return output / total
 
 
 def _masked(scores: mx.array, mask: mx.array | str | None, start: int, tokens: int) -> mx.array:
-    """Scores of the tokens from ``start`` on, of ``tokens`` in all, under a mask for all of them."""
+    """Scores of tokens ``start`` and following, out of ``tokens``, under a mask for all of them."""
     if mask is None:
         return scores
     rows, count = scores.shape[-2:]
@@ -109,5 +112,5 @@ def _masked(scores: mx.array, mask: mx.array | str | None, start: int, tokens: i
     elif mask.shape[-1] == tokens:
         mask = mask[..., start : start + count]
     if mask.dtype == mx.bool_:
-        return mx.where(mask, scores, mx.array(LOWEST, scores.dtype))
-    return scores + mx.maximum(mask.astype(mx.float32), LOWEST)
+        return mx.where(mask, scores, mx.array(MASKED_SCORE, scores.dtype))
+    return scores + mx.maximum(mask.astype(mx.float32), MASKED_SCORE)

@@ -1,8 +1,7 @@
-"""The one place that hooks mlx-lm: its models' attention is handed to the cache where the cache is ours and
-packed.
+"""The hook into mlx-lm: attention over a packed ``SchemeCache`` is computed by the cache.
 
-mlx-lm's model files import ``scaled_dot_product_attention`` by name, so the name is replaced in every loaded
-model file as well as where it is defined. ``uninstall`` puts all of it back.
+mlx-lm's model files import ``scaled_dot_product_attention`` by name, so ``install`` replaces the name in
+every loaded model file and where it is defined. ``uninstall`` restores it.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import base
 
-from tqchat.kv.cache import SchemeCache, owner
+from tqchat.kv.cache import SchemeCache, cache_of
 
 _NAME = "scaled_dot_product_attention"
 _original = base.scaled_dot_product_attention
@@ -30,21 +29,23 @@ def routed_attention(
     mask: Any,
     sinks: mx.array | None = None,
 ) -> mx.array:
-    """mlx-lm's ``scaled_dot_product_attention``, handed to the cache if it packs and the model left what
-    it fetched untouched.
+    """Replacement of mlx-lm's ``scaled_dot_product_attention``.
+
+    Calls ``cache.attend`` if the cache holds packed tokens and the model passes on the fetched arrays
+    unchanged; mlx-lm's function otherwise.
     """
     if isinstance(cache, SchemeCache):
         if cache.can_attend(queries, keys, values):
             return cache.attend(queries, scale, mask, sinks)
         if cache.fetched(keys, values):
             cache.observe(queries)
-            if cache.stands_in:
+            if cache.uses_placeholders:
                 keys, values = cache.decoded()
             output = _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
-            cache.attended()
+            cache.finish_attention()
             return output
-    if (lender := owner(keys, values)) is not None:
-        lender.evaluated()
+    if (shared := cache_of(keys, values)) is not None:
+        shared.mark_shared()
     return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
 
 
@@ -61,12 +62,12 @@ def _swap(old: Any, new: Any) -> None:
 
 
 def install() -> None:
-    """Route attention in every model file loaded so far; calling it again takes in those loaded since."""
+    """Route attention in every loaded model file; call it again after loading others."""
     _swap(_original, routed_attention)
     SchemeCache.is_routed = True
 
 
 def uninstall() -> None:
-    """Give mlx-lm its own attention back."""
+    """Restore mlx-lm's own attention."""
     SchemeCache.is_routed = False
     _swap(routed_attention, _original)

@@ -1,8 +1,8 @@
-"""Lloyd-Max codebooks of the standard normal, pinned, and the decoding tables built from them.
+"""Pinned Lloyd-Max codebooks of the standard normal, and decoding tables built from them.
 
-A rotated unit vector scaled by ``sqrt(head_dim)`` has near-Gaussian coordinates whatever the model, so one
-codebook serves every model (TurboQuant, arXiv 2504.19874). Mean squared error per coordinate of N(0, 1) at
-1/2/3/4 bits: 0.3634, 0.1175, 0.0345, 0.0095.
+A rotated unit vector scaled by ``sqrt(head_dim)`` has near-Gaussian coordinates for any model, so one
+codebook serves all (TurboQuant, arXiv 2504.19874). Mean squared error per coordinate of N(0, 1) at 1/2/3/4
+bits: 0.3634, 0.1175, 0.0345, 0.0095.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ MAGNITUDES: dict[int, tuple[float, ...]] = {
         2.732589571,
     ),
 }
-"""Positive centroids; the negative ones mirror them."""
+"""Positive centroids by bits per code; the negative ones mirror them."""
 
 
 def centroids(bits: int) -> tuple[float, ...]:
-    """All centroids, so that a code is an index: ascending magnitude, negative first.
+    """All ``2**bits`` centroids, indexed by code: negative ones first, each half by ascending magnitude.
 
-    A code's top bit is its sign (1 = positive), the lower bits number the magnitude, so that sign and
-    magnitude can be stored in separate bit planes (see ``packing``).
+    The top bit of a code is its sign (1 = positive) and the lower bits its magnitude, so that both can be
+    stored in separate bit planes (see ``packing``).
     """
     magnitudes = MAGNITUDES[bits]
     return tuple(-m for m in magnitudes) + magnitudes
 
 
 def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
-    """The nearest centroid for each value.
+    """Nearest centroid of each value.
 
     Args:
         x: Values of unit variance, any shape, float32.
 
     Returns:
-        Codes ``uint32``, same shape, below ``2**bits``, and the centroids that they stand for, float32.
+        Codes ``uint32`` below ``2**bits`` and their centroids float32, both of the shape of ``x``.
     """
     magnitudes = MAGNITUDES[bits]
     positive = x >= 0
@@ -63,7 +63,7 @@ def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
 
 @lru_cache(maxsize=16)
 def byte_table(bits: int) -> mx.array:
-    """What a packed byte decodes to: ``8 // bits`` float32 centroids, two of them in each 64-bit entry.
+    """Decoding table of packed bytes: ``8 // bits`` float32 centroids, two to a 64-bit entry.
 
     Args:
         bits: 1, 2 or 4.
@@ -77,10 +77,10 @@ def byte_table(bits: int) -> mx.array:
 
 @lru_cache(maxsize=1)
 def pairs_table() -> mx.array:
-    """The same for two 3-bit codes: the index has their magnitudes in the lower 4 bits, the signs above.
+    """Decoding table of two 3-bit codes; the index is both magnitudes (low 4 bits) and both signs above.
 
     Returns:
-        uint64 ``[64, 1]``.
+        uint64 ``[64, 1]``, two float32 centroids to an entry.
     """
     magnitudes = MAGNITUDES[3]
     return _paired(
@@ -93,13 +93,13 @@ def pairs_table() -> mx.array:
 
 @lru_cache(maxsize=1)
 def magnitudes_table() -> mx.array:
-    """Four magnitudes in a byte as two ``pairs_table`` indices, a byte each: uint16 ``[256, 1]``."""
+    """Four 2-bit magnitudes in a byte -> two ``pairs_table`` indices, a byte each: uint16 ``[256, 1]``."""
     return _evaluated([[byte & 15 | byte >> 4 << 8] for byte in range(256)], mx.uint16)
 
 
 @lru_cache(maxsize=1)
 def signs_table() -> mx.array:
-    """Eight signs in a byte as parts of four ``pairs_table`` indices, a byte each: uint32 ``[256, 1]``."""
+    """Eight signs in a byte -> sign bits of four ``pairs_table`` indices: uint32 ``[256, 1]``."""
     return _evaluated(
         [[sum((byte >> 2 * i & 3) << 8 * i + 4 for i in range(4))] for byte in range(256)], mx.uint32
     )
@@ -107,7 +107,7 @@ def signs_table() -> mx.array:
 
 @lru_cache(maxsize=1)
 def nibble_table() -> mx.array:
-    """The two 4-bit codes in a byte as numbers, the lower one first: uint64 ``[256, 1]``."""
+    """The two 4-bit codes in a byte as float32, the lower one first: uint64 ``[256, 1]``."""
     return _paired([[float(byte & 15), float(byte >> 4)] for byte in range(256)])
 
 

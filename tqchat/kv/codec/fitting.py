@@ -1,4 +1,4 @@
-"""What packed vectors are fitted to before the first of them is encoded: see ``TurboFormat``."""
+"""Mean, balance and metric of keys and mean of values, fitted before a head's first vector is packed."""
 
 from __future__ import annotations
 
@@ -9,49 +9,60 @@ import mlx.core as mx
 
 from tqchat.kv.codec.rope import Rope
 
-LARGEST = 65504.0
-"""The largest float16. A vector longer than such a gain can scale is shortened rather than made infinite."""
+FLOAT16_MAX = 65504.0
+"""Largest float16. A vector that needs a larger gain is shortened rather than made infinite."""
 
-HORIZON = 3
-"""Keys are averaged over so many times the positions seen: a conversation is expected to grow that much."""
+HORIZON_FACTOR = 3
+"""Key statistics are averaged over this multiple of the positions seen.
 
-SHORTEST_HORIZON = 1024
+A conversation is expected to grow that much.
+"""
 
-MOST_TOKENS = 4096
-"""Keys looked at, evenly among all."""
+MIN_HORIZON_TOKENS = 1024
+"""Lower bound of the positions that key statistics are averaged over."""
 
-FEW_QUERIES = 8
-"""Queries that count for as much as knowing nothing."""
+MAX_FIT_TOKENS = 4096
+"""Keys used in a fit, evenly spaced."""
+
+PRIOR_QUERIES = 8
+"""Number of observed queries at which they and the prior (queries like keys) have equal weight."""
 
 METRIC_FLOOR = 0.1
-"""The least weight of a channel's error, against the average: queries to come differ from those seen."""
+"""Minimum weight of a channel's error relative to the mean, since later queries differ from those seen."""
 
-_LARGEST_BALANCE = 64.0
-"""How far one channel may be scaled against the typical one; real outliers measured up to some 30."""
+_MAX_BALANCE = 64.0
+"""Limit on scaling one channel against the geometric mean; measured outliers reach about 30."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is known of a layer when its keys are fitted.
+class QueryStatistics:
+    """What is known about a layer's queries and positions when its keys are fitted.
 
-    ``query_energy`` is the mean square of the coordinates of ``query_rows`` queries, float32 ``[batch, heads,
-    1, head_dim]``, ``None`` where none was seen. ``rope`` turns queries and keys, ``None`` if that is not
-    known. ``first`` is the position of the first key.
+    Attributes:
+        query_energy: Mean square of each coordinate of the observed queries, float32 ``[batch, heads, 1,
+            head_dim]``; ``None`` if no query was observed.
+        query_rows: Number of observed queries per head.
+        rope: Rotary embedding of queries and keys; ``None`` if unknown.
+        first_position: Position of the first key.
     """
 
     query_energy: mx.array | None = None
     query_rows: int = 0
     rope: Rope | None = None
-    first: int = 0
+    first_position: int = 0
 
 
-NOTHING_SEEN = Seen()
+NO_STATISTICS = QueryStatistics()
 
 
 @dataclass(frozen=True)
 class KeyFit:
-    """Float16 ``[batch, heads, 1, head_dim]`` each: what is subtracted, what channels are multiplied by, and
-    how much an error in each (then) costs.
+    """Vectors fitted to keys, float16 ``[batch, heads, 1, head_dim]`` each.
+
+    Attributes:
+        mean: Subtracted from keys.
+        balance: Per-channel factor of the centred keys.
+        metric: Cost of a squared error in each balanced channel; mean 1.
     """
 
     mean: mx.array
@@ -60,88 +71,98 @@ class KeyFit:
 
 
 def fit_mean(x: mx.array) -> mx.array:
-    """The mean of the vectors that are finite: float16 ``[batch, heads, 1, head_dim]``."""
-    x, _, count = _sound(x)
-    return _half(x.sum(axis=2, keepdims=True) / count)
-
-
-def fit_keys(x: mx.array, seen: Seen) -> KeyFit:
-    """Fit keys to the queries they will meet.
-
-    What keys have in common and how strong their channels are is estimated before their rotary turn, and
-    averaged over the positions that they may get: a prompt says little about the phases that its slow pairs
-    will have behind it. Both channels of a pair count alike, as they do over time. A head whose fast pairs
-    share more after the turn than before it was not turned (some models spare some layers), and is taken as
-    it is.
+    """Mean of the finite vectors.
 
     Args:
-        x: Keys ``[batch, heads, tokens, head_dim]``, the first at position ``seen.first``.
+        x: ``[batch, heads, tokens, head_dim]``, any float dtype.
+
+    Returns:
+        float16 ``[batch, heads, 1, head_dim]``.
     """
-    end = seen.first + x.shape[2]
-    step = -(-x.shape[2] // MOST_TOKENS)
-    x, sound, count = _sound(x[:, :, ::step])
-    plain = x.sum(axis=2, keepdims=True) / count
-    mean, energy = plain, (mx.where(sound, x - plain, 0)).square().sum(axis=2, keepdims=True) / count
-    queries = seen.query_energy
-    rope = seen.rope.widened(x.shape[-1]) if seen.rope is not None else None
+    x, _, count = _finite(x)
+    return _to_float16(x.sum(axis=2, keepdims=True) / count)
+
+
+def fit_keys(x: mx.array, statistics: QueryStatistics) -> KeyFit:
+    """Fit keys to the queries that will attend to them.
+
+    Mean and channel energies are estimated before the rotary embedding and averaged over the positions to
+    come: a prompt does not show the later phases of slowly rotating pairs. Both channels of a pair get equal
+    energy, as they have over time. If the fast pairs of a head have a larger mean after the rotation than
+    before it, its keys were not rotated (some models skip layers), and they are fitted as they are.
+
+    Args:
+        x: Keys ``[batch, heads, tokens, head_dim]``, any float dtype, the first at position
+            ``statistics.first_position``. Vectors that are not finite are ignored.
+    """
+    end = statistics.first_position + x.shape[2]
+    step = -(-x.shape[2] // MAX_FIT_TOKENS)
+    x, finite, count = _finite(x[:, :, ::step])
+    plain_mean = x.sum(axis=2, keepdims=True) / count
+    mean = plain_mean
+    energy = mx.where(finite, x - mean, 0).square().sum(axis=2, keepdims=True) / count
+    queries = statistics.query_energy
+    rope = statistics.rope.padded_to(x.shape[-1]) if statistics.rope is not None else None
     if rope is not None:
-        before = mx.where(sound, rope.turned_back(x, seen.first, step), 0)
-        common = before.sum(axis=2, keepdims=True) / count
-        average = rope.average(common, max(SHORTEST_HORIZON, HORIZON * end))
-        spread = before.square().sum(axis=2, keepdims=True) / count
-        turned_energy = mx.maximum(_tied(spread, rope) - _tied(average.square(), rope), 0)
-        fast = rope.has_turned(end - seen.first)
-        is_turned = (mx.where(fast, common.square() - plain.square(), 0)).sum(axis=-1, keepdims=True) >= 0
-        mean = mx.where(is_turned, average, mean)
-        energy = mx.where(is_turned, turned_energy, energy)
+        unrotated = mx.where(finite, rope.unrotate(x, statistics.first_position, step), 0)
+        unrotated_mean = unrotated.sum(axis=2, keepdims=True) / count
+        average = rope.average(unrotated_mean, max(MIN_HORIZON_TOKENS, HORIZON_FACTOR * end))
+        unrotated_energy = unrotated.square().sum(axis=2, keepdims=True) / count
+        variance = _pair_mean(unrotated_energy, rope) - _pair_mean(average.square(), rope)
+        expected_energy = mx.maximum(variance, 0)
+        fast = rope.full_turn_within(end - statistics.first_position)
+        gained = mx.where(fast, unrotated_mean.square() - plain_mean.square(), 0)
+        has_rope = gained.sum(axis=-1, keepdims=True) >= 0
+        mean = mx.where(has_rope, average, mean)
+        energy = mx.where(has_rope, expected_energy, energy)
         if queries is not None:
-            queries = mx.where(is_turned, _tied(queries, rope), queries)
-    # Without a query seen, queries are taken to be as the keys: every channel keeps its scale.
-    # Soon all but certain: knowing nothing is far from the truth where channels are loud.
-    certain = seen.query_rows**2 / (seen.query_rows**2 + FEW_QUERIES**2)
-    queries = energy if queries is None else _between(energy, queries, certain)
+            queries = mx.where(has_rope, _pair_mean(queries, rope), queries)
+    # Prior: queries have the energies of keys, which leaves every channel's scale as it is. Its weight falls
+    # with the square of the number of queries, because it is far off where channels are outliers.
+    confidence = statistics.query_rows**2 / (statistics.query_rows**2 + PRIOR_QUERIES**2)
+    queries = energy if queries is None else _blend(energy, queries, confidence)
     balance = _balance(queries, energy)
     cost = queries / balance.astype(mx.float32).square()
     cost = cost / mx.maximum(cost.mean(axis=-1, keepdims=True), 1e-30)
     metric = METRIC_FLOOR + (1 - METRIC_FLOOR) * cost
-    return KeyFit(_half(mean), balance, _half(metric))
+    return KeyFit(_to_float16(mean), balance, _to_float16(metric))
 
 
-def _sound(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-    """Vectors with those that are not finite at zero, which are not, and how many."""
+def _finite(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """Float32 vectors with non-finite ones set to zero, the mask of finite ones, and their count."""
     x = x.astype(mx.float32)
-    sound = mx.isfinite(x.square().sum(axis=-1, keepdims=True))
-    return mx.where(sound, x, 0), sound, mx.maximum(sound.sum(axis=2, keepdims=True), 1)
+    finite = mx.isfinite(x.square().sum(axis=-1, keepdims=True))
+    return mx.where(finite, x, 0), finite, mx.maximum(finite.sum(axis=2, keepdims=True), 1)
 
 
-def _tied(energy: mx.array, rope: Rope) -> mx.array:
+def _pair_mean(energy: mx.array, rope: Rope) -> mx.array:
+    """Each channel's energy averaged with that of its rotary partner."""
     return (energy + rope.partner(energy)) / 2
 
 
-def _between(energy: mx.array, other: mx.array, share: float) -> mx.array:
-    """Energies between two, in proportion to each other: at the second if ``share`` is 1."""
+def _blend(energy: mx.array, other: mx.array, share: float) -> mx.array:
+    """Geometric interpolation of two energies, each up to a factor: ``other`` at a share of 1."""
     logs = (_log(energy), _log(other))
-    level = [log - log.mean(axis=-1, keepdims=True) for log in logs]
-    return mx.exp((1 - share) * level[0] + share * level[1])
+    centred = [log - log.mean(axis=-1, keepdims=True) for log in logs]
+    return mx.exp((1 - share) * centred[0] + share * centred[1])
 
 
 def _log(energy: mx.array) -> mx.array:
-    # A channel that is never used says nothing, and is left near the typical scale.
+    # The offset keeps unused channels near the typical scale.
     return mx.log(energy + 1e-6 * energy.mean(axis=-1, keepdims=True) + 1e-30)
 
 
-def _half(x: mx.array) -> mx.array:
-    return mx.clip(x, -LARGEST, LARGEST).astype(mx.float16)
+def _to_float16(x: mx.array) -> mx.array:
+    return mx.clip(x, -FLOAT16_MAX, FLOAT16_MAX).astype(mx.float16)
 
 
 def _balance(query_energy: mx.array, key_energy: mx.array) -> mx.array:
-    """The diagonal map that makes the error of query . key least, ``sqrt(rms_query / rms_key)``, of geometric
-    mean 1.
+    """The diagonal map that minimises the error of query . key: ``sqrt(rms_query / rms_key)``.
 
-    The rotation spreads the error evenly, so its effect is sum(q^2 / w^2) * sum(k^2 w^2): least, by
-    Cauchy-Schwarz, at this w.
+    Normalised to a geometric mean of 1. The rotation spreads a vector's error evenly, so the expected error
+    is sum(q^2 / w^2) * sum(k^2 w^2), which by Cauchy-Schwarz is least at this w.
     """
     log = (_log(query_energy) - _log(key_energy)) / 4
     log = log - log.mean(axis=-1, keepdims=True)
-    limit = math.log(_LARGEST_BALANCE)
+    limit = math.log(_MAX_BALANCE)
     return mx.exp(mx.clip(log, -limit, limit)).astype(mx.float16)

@@ -1,10 +1,9 @@
-"""How one side of a cache, keys or values, is written down: raw, affine or turbo.
+"""Storage formats of one side of a cache (keys or values): raw, affine and turbo.
 
-Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can grow, trim and slice
-it along the token axis without knowing what it means. ``multiply`` and ``sum`` are attention's two products
-with what a block stores, as it is. All that a format does to vectors before it writes them down is undone on
-the queries (``fold``) and on the sums (``unfold``); but for the mean, which whoever adds up products with
-packed and raw vectors gives its share.
+Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can append, trim and slice
+along the token axis without knowing the format. ``multiply`` and ``sum`` are attention's two products with
+stored vectors. Rotation and balance are applied to queries (``fold``) and undone on sums (``unfold``); the
+caller adds the contribution of the mean to scores and sums.
 """
 
 from __future__ import annotations
@@ -17,58 +16,61 @@ from typing import Literal, Protocol, Self
 import mlx.core as mx
 
 from tqchat.kv.codec.codebook import quantise
-from tqchat.kv.codec.fitting import LARGEST, Seen, fit_keys, fit_mean
+from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys, fit_mean
 from tqchat.kv.codec.packing import byte_planes, code_floats, lookup, pack
-from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restored_rotation
+from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, Rotation, draw_rotation, restore_rotation
 from tqchat.kv.codec.rounding import quantise_shaped
 from tqchat.kv.scheme import FormatSpec
 
 Block = tuple[mx.array, ...]
+"""Encoded vectors: arrays ``[batch, heads, tokens, ...]``."""
 
 
 class Format(Protocol):
-    """One way of writing vectors down."""
+    """Encoder and decoder of vectors, and attention's products with encoded ones."""
 
     @property
     def mean(self) -> mx.array | None:
-        """What is subtracted from vectors before they are written down, and is in no product with stored
-        ones: float16 ``[batch, heads, 1, head_dim]``.
+        """Vector subtracted before encoding, not part of ``multiply`` and ``sum``: float16 ``[batch, heads,
+        1, head_dim]``.
         """
         ...
 
     @property
     def shared(self) -> dict[str, mx.array]:
-        """Arrays that decoding needs beside the blocks and that every layer shares, by name."""
+        """Arrays that decoding needs and all layers share, by name."""
         ...
 
     @property
     def fitted(self) -> dict[str, mx.array]:
-        """Arrays that decoding needs and that ``fit`` took from this layer's own vectors, by name."""
+        """Arrays that decoding needs and ``fit`` made for this layer, by name."""
         ...
 
-    def fit(self, x: mx.array, seen: Seen) -> Format:
-        """This format, fitted to vectors like ``x``, ``[batch, heads, tokens, head_dim]``, before the first
-        of them is encoded.
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> Format:
+        """This format fitted to vectors, before the first of them is encoded.
+
+        Args:
+            x: ``[batch, heads, tokens, head_dim]``.
         """
         ...
 
     def encode(self, x: mx.array) -> Block:
-        """Write down vectors ``[batch, heads, tokens, head_dim]``."""
+        """Encode vectors ``[batch, heads, tokens, head_dim]``."""
         ...
 
     def decode(self, block: Block) -> mx.array:
-        """The vectors that a block stands for, float32 ``[batch, heads, tokens, head_dim]``."""
+        """The vectors of a block, float32 ``[batch, heads, tokens, head_dim]``."""
         ...
 
-    def open(self, block: Block) -> Block:
-        """What products with a block read, to be made once for many of them: its arrays seen otherwise."""
+    def prepare(self, block: Block) -> Block:
+        """Arguments of ``multiply`` and ``sum`` for a block, reusable: views of its arrays."""
         ...
 
     def fold(self, queries: mx.array) -> mx.array:
-        """Queries as stored vectors are to be multiplied with.
+        """Map queries to the space of stored vectors.
 
-        ``queries @ decode(block)^T`` is ``folded @ stored^T + queries @ mean^T``, ``stored`` being the
-        centroids of a block times their gain (turbo), or what MLX dequantises it to (affine).
+        ``queries @ decode(block)^T == folded @ stored^T + queries @ mean^T``, where ``stored`` is centroids
+        times gain (turbo) or the dequantised groups (affine).
 
         Args:
             queries: float32 ``[batch, heads, rows, head_dim]``.
@@ -79,7 +81,7 @@ class Format(Protocol):
         ...
 
     def unfold(self, total: mx.array) -> mx.array:
-        """Sums of vectors without their mean, from sums of stored ones.
+        """Map sums of stored vectors back to the space of values, without the mean.
 
         Args:
             total: Weighted sums of stored vectors, float32 ``[batch, heads, rows, stored_dim]``.
@@ -89,26 +91,26 @@ class Format(Protocol):
         """
         ...
 
-    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
         """Dot products of folded queries with stored vectors.
 
         Args:
             folded: float32 ``[batch, heads, rows, stored_dim]``.
-            opened: What ``open`` made of a block.
+            prepared: A block from ``prepare``.
 
         Returns:
             float32 ``[batch, heads, rows, tokens]``.
         """
         ...
 
-    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
         """Weighted sums of stored vectors.
 
         Args:
             weights: float32 ``[batch, heads, rows, tokens]``.
-            opened: What ``open`` made of a block.
-            after: What is there some time before the weights are: from then on what is stored may be decoded,
-                beside the work on the weights.
+            prepared: A block from ``prepare``.
+            depends_on: An array evaluated before the weights; dequantising may start once it is there, in
+                parallel with computing the weights.
 
         Returns:
             float32 ``[batch, heads, rows, stored_dim]``.
@@ -116,14 +118,14 @@ class Format(Protocol):
         ...
 
 
-class _Fitted:
-    """What formats that are fitted have in common.
+class _FittedFormat:
+    """Common part of the formats: mean and balance.
 
-    ``mean`` is subtracted from vectors and given back, in the scores and in the sums: it is where large
-    key biases go. ``balance`` (keys) multiplies every channel, and divides the queries': sqrt(rms of
-    queries / rms of keys) makes the error of their product the least that a diagonal map can, and the codec
-    indifferent to how a model scales its channels. Both are float16 ``[batch, heads, 1, head_dim]``, taken
-    from the layer's own vectors before the first is encoded, and stay fixed from then on.
+    ``mean`` is subtracted from vectors and restored exactly in scores and sums; it absorbs large key biases.
+    ``balance`` (keys only) multiplies each channel and divides the queries': sqrt(rms of queries / rms of
+    keys) minimises the error of their product among diagonal maps, and makes the codec independent of how a
+    model scales its channels. Both are float16 ``[batch, heads, 1, head_dim]``, and fixed once the first
+    vector is encoded.
     """
 
     mean: mx.array | None = None
@@ -139,84 +141,83 @@ class _Fitted:
         return {name: array for name, array in named.items() if array is not None}
 
     def fold(self, queries: mx.array) -> mx.array:
-        return self._into_stored(queries if self.balance is None else queries / self.balance)
+        return self._to_stored(queries if self.balance is None else queries / self.balance)
 
     def unfold(self, total: mx.array) -> mx.array:
-        total = self._out_of_stored(total)
+        total = self._from_stored(total)
         return total if self.balance is None else total / self.balance
 
     def decode(self, block: Block) -> mx.array:
-        vectors = self.unfold(self._stored(self.open(block)))
+        vectors = self.unfold(self._dequantise(self.prepare(block)))
         return vectors if self.mean is None else vectors + self.mean
 
-    def open(self, block: Block) -> Block:
+    def prepare(self, block: Block) -> Block:
         return block
 
-    def _removed(self, x: mx.array) -> mx.array:
-        """Vectors as they are encoded: float32, without mean, balanced."""
+    def _centre_and_balance(self, x: mx.array) -> mx.array:
+        """Vectors as they are rotated and quantised: float32, mean subtracted, balanced."""
         x = x.astype(mx.float32)
         if self.mean is not None:
             x = x - self.mean
         return x if self.balance is None else x * self.balance
 
-    def _into_stored(self, x: mx.array) -> mx.array:
+    def _to_stored(self, x: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def _out_of_stored(self, x: mx.array) -> mx.array:
+    def _from_stored(self, x: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def _stored(self, opened: Block) -> mx.array:
+    def _dequantise(self, prepared: Block) -> mx.array:
         raise NotImplementedError
 
 
-class RawFormat(_Fitted):
-    """Vectors as they are."""
+class RawFormat(_FittedFormat):
+    """Vectors unchanged."""
 
-    def fit(self, x: mx.array, seen: Seen) -> Self:
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> Self:
         return self
 
     def encode(self, x: mx.array) -> Block:
         return (x,)
 
-    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
-        return folded @ self._stored(opened).swapaxes(-1, -2)
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+        return folded @ self._dequantise(prepared).swapaxes(-1, -2)
 
-    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
-        return weights @ self._stored(opened)
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+        return weights @ self._dequantise(prepared)
 
-    def _into_stored(self, x: mx.array) -> mx.array:
+    def _to_stored(self, x: mx.array) -> mx.array:
         return x
 
-    def _out_of_stored(self, x: mx.array) -> mx.array:
+    def _from_stored(self, x: mx.array) -> mx.array:
         return x
 
-    def _stored(self, opened: Block) -> mx.array:
-        return opened[0].astype(mx.float32)
+    def _dequantise(self, prepared: Block) -> mx.array:
+        return prepared[0].astype(mx.float32)
 
 
 def _has_quantised_matmul() -> bool:
-    """Whether ``mx.quantized_matmul`` takes slices of growing storage: on CUDA (MLX 0.32.4) it refuses
-    them.
-    """
+    """Whether ``mx.quantized_matmul`` accepts slices of growing storage; on CUDA (MLX 0.32.4) it does not."""
     return mx.default_device() == mx.cpu or mx.metal.is_available()
 
 
-_FEW_ROWS = 16
+_MAX_GROUPWISE_ROWS = 16
+"""Query rows up to which a CPU multiplies affine codes first and scales the products."""
 
 
 @lru_cache(maxsize=8)
-def _own_group(groups: int) -> mx.array:
-    """Keeps each group's queries, zero elsewhere: float32 ``[groups, 1, groups, 1]``."""
-    own = mx.eye(groups).reshape(groups, 1, groups, 1)
-    mx.eval(own)
-    return own
+def _group_mask(groups: int) -> mx.array:
+    """Mask that selects each group's part of a query: float32 ``[groups, 1, groups, 1]``."""
+    mask = mx.eye(groups).reshape(groups, 1, groups, 1)
+    mx.eval(mask)
+    return mask
 
 
 @dataclass(frozen=True)
-class AffineFormat(_Fitted):
-    """MLX's group quantisation. A head dim that its groups do not divide is padded with zeros.
+class AffineFormat(_FittedFormat):
+    """MLX's group quantisation. Head dims that groups do not divide are padded with zeros.
 
-    Keys are fitted as in ``TurboFormat``: one loud channel would take the scale of its group.
+    Keys are fitted as in ``TurboFormat``, since one outlier channel would determine the scale of its group.
     """
 
     spec: FormatSpec
@@ -225,104 +226,101 @@ class AffineFormat(_Fitted):
     mean: mx.array | None = None
     balance: mx.array | None = None
 
-    def fit(self, x: mx.array, seen: Seen) -> AffineFormat:
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> AffineFormat:
         if self.role == "value":
             return self
-        fit = fit_keys(x, seen)
-        return replace(self, mean=fit.mean, balance=fit.balance)
+        fitted = fit_keys(x, statistics)
+        return replace(self, mean=fitted.mean, balance=fitted.balance)
 
     @property
     def _group(self) -> int:
         return self.spec.group_size(self.head_dim)
 
     def encode(self, x: mx.array) -> Block:
-        # In the dtype of raw tokens: MLX gives scales the dtype of what it quantises.
-        prepared = self._into_stored(self._removed(x)).astype(x.dtype)
+        # MLX gives scales the dtype of its input; they are to have the dtype of raw tokens.
+        prepared = self._to_stored(self._centre_and_balance(x)).astype(x.dtype)
         words, scales, biases = mx.quantize(prepared, self._group, self.spec.bits)
         return words, scales, biases
 
-    def _into_stored(self, x: mx.array) -> mx.array:
-        missing = self.spec.padded_dim(self.head_dim) - self.head_dim
-        return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+    def _to_stored(self, x: mx.array) -> mx.array:
+        padding = self.spec.padded_dim(self.head_dim) - self.head_dim
+        return mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)]) if padding else x
 
-    def _out_of_stored(self, x: mx.array) -> mx.array:
+    def _from_stored(self, x: mx.array) -> mx.array:
         return x[..., : self.head_dim]
 
-    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
-        if folded.shape[2] <= _FEW_ROWS and mx.default_device() == mx.cpu:
-            return self._multiply_codes(folded, opened)
-        return self._matmul(folded, opened, transpose=True)
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+        if folded.shape[2] <= _MAX_GROUPWISE_ROWS and mx.default_device() == mx.cpu:
+            return self._multiply_codes(folded, prepared)
+        return self._matmul(folded, prepared, transpose=True)
 
     def _multiply_codes(self, x: mx.array, block: Block) -> mx.array:
-        """The same from the bare codes, scaled afterwards group by group: what a CPU does fastest for few
-        rows.
-        """
+        """``multiply`` on bare codes, scaled per group afterwards: fastest on a CPU for few rows."""
         scales, biases = (array.swapaxes(-1, -2) for array in block[1:])
         groups = scales.shape[2]
         codes = code_floats(block[0], self.spec.bits).swapaxes(-1, -2)
         parts = x.reshape(*x.shape[:3], groups, -1)
-        spread = (parts[:, :, None] * _own_group(groups)).reshape(*x.shape[:2], -1, x.shape[3])
-        products = (spread @ codes).reshape(*x.shape[:2], groups, x.shape[2], -1)
+        expanded = (parts[:, :, None] * _group_mask(groups)).reshape(*x.shape[:2], -1, x.shape[3])
+        products = (expanded @ codes).reshape(*x.shape[:2], groups, x.shape[2], -1)
         scaled = (products * scales.astype(mx.float32)[:, :, :, None]).sum(axis=2)
         return scaled + parts.sum(axis=-1) @ biases.astype(mx.float32)
 
-    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
-        return self._matmul(weights, opened, transpose=False)
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+        return self._matmul(weights, prepared, transpose=False)
 
-    def _stored(self, opened: Block) -> mx.array:
-        # In float32 throughout: 16-bit arithmetic would round what the scales and codes stand for once more.
-        words, scales, biases = opened
+    def _dequantise(self, prepared: Block) -> mx.array:
+        # float32: 16-bit arithmetic would round scale times code once more.
+        words, scales, biases = prepared
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.dequantize(words, scales, biases, self._group, self.spec.bits)
 
     def _matmul(self, x: mx.array, block: Block, transpose: bool) -> mx.array:
         if not _has_quantised_matmul():
-            stored = self._stored(block)
+            stored = self._dequantise(block)
             return x @ (stored.swapaxes(-1, -2) if transpose else stored)
         words, scales, biases = block
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         return mx.quantized_matmul(x, words, scales, biases, transpose, self._group, self.spec.bits)
 
 
-_VERY_FEW_ROWS = 4
-"""So few that a CPU's BLAS is up to twice as fast if a long history comes first in the product."""
+_MAX_TRANSPOSED_ROWS = 4
+"""Query rows up to which a CPU's BLAS is up to twice as fast with the long history as left operand."""
 
 
 @lru_cache(maxsize=1)
-def _beside() -> mx.ThreadLocalStream:
-    """Where a CPU decodes values while it computes scores, at the price of both being decoded at a time: a
-    stream is one thread to it, another one for each thread that attends.
+def _value_stream() -> mx.ThreadLocalStream:
+    """CPU stream that dequantises values while scores are computed, at the cost of holding both dequantised.
+
+    Thread-local: each attending thread gets its own.
     """
     return mx.new_thread_local_stream(mx.cpu)
 
 
 def _columns(rows: mx.array) -> mx.array:
-    """Rows as columns, laid out as BLAS likes them."""
+    """Rows ``[batch, heads, rows, dim]`` transposed and contiguous, as BLAS needs them."""
     if rows.shape[2] == 1:
         return rows.reshape(*rows.shape[:2], -1, 1)
     return mx.contiguous(rows.swapaxes(-1, -2))
 
 
 @dataclass(frozen=True)
-class TurboFormat(_Fitted):
-    """TurboQuant: rotate, divide by the norm, quantise each coordinate against a Lloyd-Max codebook.
+class TurboFormat(_FittedFormat):
+    """TurboQuant: rotate, divide by the norm, quantise each coordinate with a Lloyd-Max codebook.
 
     A block is packed codes ``uint32 [batch, heads, tokens, words]`` and gains ``float16 [batch, heads,
-    tokens, 1]``, what a vector's centroids are multiplied by. Gains are chosen so that the shrinkage of
-    Lloyd-Max centroids does not bias attention: a vector keeps its own component, so that on average neither
-    a score nor a sum shrinks.
+    tokens, 1]``, the factor of a vector's centroids. Lloyd-Max centroids shrink a vector; the gain restores
+    its own component, so that neither scores nor sums shrink on average.
 
-    Before the first vector is encoded the format is fitted: ``mean`` and, for keys, ``balance`` as told
-    above, and ``metric``, how much an error in each (balanced) channel of a key costs: float16, of their
-    shape. Keys are rounded so that errors fall where queries are weak, and keep their component in that
-    metric: queries that attend to a key lie along the key as the metric sees it. A key that was not fitted
-    keeps its length.
+    ``fit`` sets ``mean`` and, for keys, ``balance`` and ``metric``, the cost of an error in each balanced
+    channel, float16 of the same shape. Keys are rounded so that errors fall where queries are weak, and their
+    gain preserves the component in that metric, because queries that attend to a key are aligned with it in
+    that metric. The gain of an unfitted key preserves its length.
 
-    A vector that is not finite decodes to NaN, as a raw cache would give it back, and has no part in the fit:
-    its neighbours are none the worse, and once it is trimmed or leaves the window nothing is left of it.
+    A non-finite vector decodes to NaN, as from a raw cache, and is left out of the fit, so that other vectors
+    are unaffected and nothing of it remains once it is trimmed.
 
-    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; the gain as in EDEN (arXiv
-    2108.08842); the rounding in ``rounding``.
+    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; gain as in EDEN (arXiv
+    2108.08842); rounding in ``rounding``.
     """
 
     bits: int
@@ -340,14 +338,14 @@ class TurboFormat(_Fitted):
     def fitted(self) -> dict[str, mx.array]:
         return super().fitted | ({} if self.metric is None else {"metric": self.metric})
 
-    def fit(self, x: mx.array, seen: Seen) -> TurboFormat:
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> TurboFormat:
         if self.role == "value":
             return replace(self, mean=fit_mean(x))
-        fit = fit_keys(x, seen)
-        return replace(self, mean=fit.mean, balance=fit.balance, metric=fit.metric)
+        fitted = fit_keys(x, statistics)
+        return replace(self, mean=fitted.mean, balance=fitted.balance, metric=fitted.metric)
 
     def encode(self, x: mx.array) -> Block:
-        x = self._removed(x)
+        x = self._centre_and_balance(x)
         y = self.rotation.rotate(x)
         norm = mx.linalg.norm(y, axis=-1, keepdims=True)
         unit = y * (self.rotation.head_dim**0.5 / mx.maximum(norm, 1e-20))
@@ -361,18 +359,18 @@ class TurboFormat(_Fitted):
             gain = norm / mx.linalg.norm(centroids, axis=-1, keepdims=True)
         else:
             weighted = x * self.metric
-            own = (weighted * self.rotation.unrotate(centroids)).sum(axis=-1, keepdims=True)
-            gain = (weighted * x).sum(axis=-1, keepdims=True) / mx.maximum(own, 1e-20)
-        gain = mx.where(mx.isfinite(norm), mx.minimum(gain, LARGEST), mx.nan)
+            component = (weighted * self.rotation.unrotate(centroids)).sum(axis=-1, keepdims=True)
+            gain = (weighted * x).sum(axis=-1, keepdims=True) / mx.maximum(component, 1e-20)
+        gain = mx.where(mx.isfinite(norm), mx.minimum(gain, FLOAT16_MAX), mx.nan)
         return pack(codes, self.bits), gain.astype(mx.float16)
 
-    def open(self, block: Block) -> Block:
+    def prepare(self, block: Block) -> Block:
         words, gain = block
         return gain, *byte_planes(words, self.bits, self.rotation.head_dim)
 
     @cached_property
     def _fold_signs(self) -> mx.array:
-        """The Hadamard transform's signs through the balance, made once: every step needs them."""
+        """Hadamard signs divided by the balance, computed once."""
         assert self.balance is not None
         signs = self.rotation.array / self.balance.astype(mx.float32)
         mx.async_eval(signs)  # type: ignore[no-untyped-call]
@@ -383,35 +381,35 @@ class TurboFormat(_Fitted):
             return super().fold(queries)
         return mx.hadamard_transform(queries * self._fold_signs)
 
-    def multiply(self, folded: mx.array, opened: Block) -> mx.array:
-        gain, *codes = opened
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+        gain, *codes = prepared
         gain = gain.astype(mx.float32)
-        if folded.shape[2] > self.rotation.head_dim:  # fewer numbers to scale than there are products
+        if folded.shape[2] > self.rotation.head_dim:  # fewer values to scale than scores
             return folded @ (self._lookup(codes) * gain).swapaxes(-1, -2)
-        if folded.shape[2] > _VERY_FEW_ROWS or mx.default_device() != mx.cpu:
+        if folded.shape[2] > _MAX_TRANSPOSED_ROWS or mx.default_device() != mx.cpu:
             return (folded @ self._lookup(codes).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
         return ((self._lookup(codes) @ _columns(folded)) * gain).swapaxes(-1, -2)
 
-    def sum(self, weights: mx.array, opened: Block, after: mx.array | None = None) -> mx.array:
-        gain, *codes = opened
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+        gain, *codes = prepared
         gain = gain.astype(mx.float32)
-        if after is None or mx.default_device() != mx.cpu:
+        if depends_on is None or mx.default_device() != mx.cpu:
             stored = self._lookup(codes)
         else:
-            with mx.stream(_beside()):
-                stored = self._lookup(mx.depends(codes, [after]))
+            with mx.stream(_value_stream()):
+                stored = self._lookup(mx.depends(codes, [depends_on]))
         if weights.shape[2] > self.rotation.head_dim:
             return weights @ (stored * gain)
         return (weights * gain.swapaxes(-1, -2)) @ stored
 
-    def _into_stored(self, x: mx.array) -> mx.array:
+    def _to_stored(self, x: mx.array) -> mx.array:
         return self.rotation.rotate(x)
 
-    def _out_of_stored(self, x: mx.array) -> mx.array:
+    def _from_stored(self, x: mx.array) -> mx.array:
         return self.rotation.unrotate(x)
 
-    def _stored(self, opened: Block) -> mx.array:
-        gain, *codes = opened
+    def _dequantise(self, prepared: Block) -> mx.array:
+        gain, *codes = prepared
         return self._lookup(codes) * gain.astype(mx.float32)
 
     def _lookup(self, codes: Sequence[mx.array]) -> mx.array:
@@ -425,16 +423,19 @@ def make_format(
     shared: dict[str, mx.array] | None = None,
     fitted: dict[str, mx.array] | None = None,
 ) -> Format:
-    """The format that ``spec`` names, for vectors of ``head_dim``.
+    """The format of ``spec`` for vectors of ``head_dim``.
 
     Args:
-        shared: Arrays of an earlier format of the same spec, restored from disk; without them they are drawn.
-        fitted: What the earlier format was fitted to.
+        shared: ``Format.shared`` of a saved format of the same spec; drawn anew if ``None``.
+        fitted: ``Format.fitted`` of that format.
+
+    Raises:
+        UnsupportedHeadDim: if a turbo format has no rotation of this size.
     """
     if spec.kind == "raw":
         return RawFormat()
     if spec.kind == "affine":
         return AffineFormat(spec, head_dim, role, **(fitted or {}))
     drawn = draw_rotation(head_dim, KEY_SEED if role == "key" else VALUE_SEED)
-    rotation = restored_rotation(shared["rotation"], drawn) if shared else drawn
+    rotation = restore_rotation(shared["rotation"], drawn) if shared else drawn
     return TurboFormat(spec.bits, rotation, role, **(fitted or {}))

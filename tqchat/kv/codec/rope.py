@@ -1,7 +1,6 @@
-"""Rotary position embedding as the cache sees it: which channels turn together, and how fast.
+"""Rotary position embeddings as pairs of channels and angles, found by probing a model's module.
 
-Keys arrive turned by their position. What they have in common is told before the turn: a prompt's average
-over positions says little about the positions behind it, least where a pair turns once in thousands of them.
+Needed because keys reach the cache already rotated, while their mean is best estimated before the rotation.
 """
 
 from __future__ import annotations
@@ -13,17 +12,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-_PROBED = (1, 997)
-"""Positions at which a model's embedding is tried: its angles come from the first, the other proves them."""
+_PROBE_POSITIONS = (1, 997)
+"""Positions at which an embedding is probed: angles are read from the first and verified at the second."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rope:
-    """A vector at position t is ``x * cos(angles * t) + x[partners] * sin(angles * t)``.
+    """Rotary embedding: position t maps x to ``x * cos(angles * t) + x[partners] * sin(angles * t)``.
 
-    ``angles`` is float64 ``[head_dim]``, in radians a position, of opposite sign in the two channels of a
-    pair; ``partners`` is int32 ``[head_dim]``. A channel that does not turn has an angle of 0 and is its own
-    partner.
+    Attributes:
+        angles: float64 ``[head_dim]``, radians per position, of opposite sign in the two channels of a pair;
+            0 for a channel that is not rotated.
+        partners: int32 ``[head_dim]``, the other channel of the pair; itself if not rotated.
     """
 
     angles: np.ndarray
@@ -34,80 +34,85 @@ class Rope:
         return int(self.angles.shape[0])
 
     def to_json(self) -> list[list[float]]:
-        """What ``from_json`` makes the same of again."""
+        """JSON form, read by ``from_json``."""
         return [self.angles.tolist(), self.partners.tolist()]
 
     @classmethod
-    def from_json(cls, told: Any) -> Rope:
+    def from_json(cls, data: Any) -> Rope:
         """The inverse of ``to_json``.
 
         Raises:
-            ValueError: if it is none.
+            ValueError: if the data is not a rotary embedding.
         """
-        angles, partners = np.array(told, dtype=np.float64)
+        angles, partners = np.array(data, dtype=np.float64)
         count = len(angles)
         if not (np.isfinite(angles).all() and ((partners >= 0) & (partners < count)).all()):
             raise ValueError("These are no rotary angles.")
         return cls(angles, partners.astype(np.int32))
 
-    def widened(self, head_dim: int) -> Rope | None:
-        """The same for heads of ``head_dim``, whose other channels stay still; ``None`` if narrower."""
-        more = head_dim - self.head_dim
-        if more < 0:
+    def padded_to(self, head_dim: int) -> Rope | None:
+        """The same embedding with ``head_dim`` channels, added ones not rotated; ``None`` if fewer."""
+        extra = head_dim - self.head_dim
+        if extra < 0:
             return None
         partners = np.concatenate([self.partners, np.arange(self.head_dim, head_dim, dtype=np.int32)])
-        return Rope(np.concatenate([self.angles, np.zeros(more)]), partners) if more else self
+        return Rope(np.concatenate([self.angles, np.zeros(extra)]), partners) if extra else self
 
     def partner(self, x: mx.array) -> mx.array:
-        """Every channel's partner in its place: ``[..., head_dim]``."""
+        """Channels of ``x`` ``[..., head_dim]`` permuted to their partners."""
         return mx.take(x, mx.array(self.partners), axis=-1)
 
-    def turned_back(self, x: mx.array, first: int, step: int = 1) -> mx.array:
-        """Vectors ``[..., tokens, head_dim]``, ``step`` positions apart from ``first``, before their turn."""
+    def unrotate(self, x: mx.array, first: int, step: int = 1) -> mx.array:
+        """Vectors ``[..., tokens, head_dim]`` at positions ``first``, ``first + step``, ... before their
+        rotation.
+        """
         positions = first + step * np.arange(x.shape[-2])[:, None]
-        turns = -positions * self.angles
-        cos, sin = (mx.array(f(turns).astype(np.float32)) for f in (np.cos, np.sin))
+        phases = -positions * self.angles
+        cos, sin = (mx.array(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
         return x * cos + self.partner(x) * sin
 
     def average(self, x: mx.array, positions: int) -> mx.array:
-        """The mean of a vector ``[..., head_dim]`` turned to each of the first ``positions`` positions."""
+        """Mean of a vector ``[..., head_dim]`` rotated to each of the first ``positions`` positions."""
         half = self.angles / 2
-        still = np.abs(half) < 1e-12
-        safe = np.where(still, 1.0, half)
-        size = np.where(still, 1.0, np.sin(positions * safe) / (positions * np.sin(safe)))
+        constant = np.abs(half) < 1e-12
+        divisor = np.where(constant, 1.0, half)
+        amplitude = np.where(constant, 1.0, np.sin(positions * divisor) / (positions * np.sin(divisor)))
         middle = (positions - 1) * half
-        cos, sin = (mx.array((size * f(middle)).astype(np.float32)) for f in (np.cos, np.sin))
+        cos, sin = (mx.array((amplitude * f(middle)).astype(np.float32)) for f in (np.cos, np.sin))
         return x * cos + self.partner(x) * sin
 
-    def has_turned(self, positions: int) -> mx.array:
-        """Which channels turn at least once within so many positions: boolean ``[head_dim]``."""
+    def full_turn_within(self, positions: int) -> mx.array:
+        """Channels that complete a full turn within ``positions`` positions: boolean ``[head_dim]``."""
         return mx.array(np.abs(self.angles) * positions > 2 * np.pi)
 
 
-def probe(embedding: Callable[..., Any], head_dim: int) -> Rope | None:
-    """The pairs and angles of a model's rotary embedding, from what it does to unit vectors.
+def probe_rope(embedding: Callable[..., Any], head_dim: int) -> Rope | None:
+    """Pairs and angles of a model's rotary embedding, from its effect on unit vectors.
+
+    Args:
+        embedding: Called as ``embedding(x, offset=position)`` with x ``[batch, heads, 1, head_dim]``.
 
     Returns:
-        ``None`` if it is no such embedding: not linear, or not turning pairs at a steady rate.
+        ``None`` if it is not linear or does not rotate pairs at a constant rate.
     """
     try:
-        one, far = (_matrix(embedding, head_dim, position) for position in _PROBED)
+        one, far = (_matrix(embedding, head_dim, position) for position in _PROBE_POSITIONS)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return None
     if not (np.isfinite(one).all() and np.isfinite(far).all()):
         return None
     off = one - np.diag(np.diag(one))
-    # Row i is what becomes of unit vector i: channel j gets sin(angle_j) of its partner.
+    # Row i is the image of unit vector i: channel j receives sin(angle_j) of its partner.
     channels = np.arange(head_dim)
     partners = np.where(np.abs(off).max(axis=0) > 0, np.abs(off).argmax(axis=0), channels)
     if (partners[partners] != channels).any():
         return None
     angles = np.arctan2(off[partners, channels], np.diag(one)).astype(np.float32).astype(np.float64)
     rope = Rope(angles, partners.astype(np.int32))
-    turns = _PROBED[1] * angles
-    expected = np.diag(np.cos(turns))
-    expected[partners, channels] += np.sin(turns)
-    # Some embeddings scale what they turn (YaRN).
+    phases = _PROBE_POSITIONS[1] * angles
+    expected = np.diag(np.cos(phases))
+    expected[partners, channels] += np.sin(phases)
+    # YaRN also scales the rotated vector.
     scale = np.linalg.norm(far, axis=0)
     if np.abs(scale - np.linalg.norm(one, axis=0)).max() > 0.01:
         return None
@@ -119,18 +124,17 @@ def _matrix(embedding: Callable[..., Any], head_dim: int, position: int) -> np.n
     return np.array(embedding(units, offset=position).astype(mx.float32)).reshape(head_dim, head_dim)
 
 
-def ropes(model: Any, layers: int) -> list[Rope | None]:
-    """The rotary embedding of each layer that has a cache, where it is known.
+def model_ropes(model: Any, layers: int) -> list[Rope | None]:
+    """Rotary embedding of each layer that has a cache; ``None`` where unknown.
 
-    Attention modules keep theirs as ``rope``, which tells how many channels it turns (``dims``): the first of
-    a head, if not all of them.
+    Attention modules hold it as ``rope``, whose ``dims`` says how many leading channels it rotates.
     """
-    own = [_rope_of(layer) for layer in getattr(model, "layers", ())]
-    if len(own) == layers:
-        return own
-    known = [rope for rope in own if rope is not None]
-    alike = known and all(np.array_equal(rope.angles, known[0].angles) for rope in known)
-    return [known[0] if alike else None] * layers
+    per_layer = [_rope_of(layer) for layer in getattr(model, "layers", ())]
+    if len(per_layer) == layers:
+        return per_layer
+    known = [rope for rope in per_layer if rope is not None]
+    all_equal = known and all(np.array_equal(rope.angles, known[0].angles) for rope in known)
+    return [known[0] if all_equal else None] * layers
 
 
 def _rope_of(layer: Any) -> Rope | None:
@@ -142,4 +146,4 @@ def _rope_of(layer: Any) -> Rope | None:
     dims = getattr(embedding, "dims", getattr(embedding, "dim", None))
     if not isinstance(dims, int) or dims < 2:
         return None
-    return probe(embedding, dims)
+    return probe_rope(embedding, dims)

@@ -12,16 +12,16 @@ KEY_SEED, VALUE_SEED = 42, 43
 
 
 class UnsupportedHeadDim(ValueError):
-    """A head dimension that no rotation can serve."""
+    """No rotation of this size is available."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """An orthogonal map on the last axis, held as what it needs to be the same after a restart.
+    """An orthogonal map on the last axis.
 
     ``array`` is ``float32 [head_dim]``, the +1/-1 signs of a randomised Hadamard transform, for a power of
-    two; else a dense orthogonal matrix ``float32 [head_dim, head_dim]``. It is stored with the caches it
-    rotated, never drawn again: random generators change between releases.
+    two; else a dense orthogonal matrix ``float32 [head_dim, head_dim]``. It is saved with the caches it
+    rotated and never drawn again, because random generators change between releases.
     """
 
     array: mx.array
@@ -35,7 +35,7 @@ class Rotation:
         return self.array.ndim == 1
 
     def rotate(self, x: mx.array) -> mx.array:
-        """Rotate vectors ``[..., head_dim]`` float32; lengths and dot products are kept."""
+        """Rotate vectors ``[..., head_dim]`` float32; preserves lengths and dot products."""
         if self.is_hadamard:
             return mx.hadamard_transform(x * self.array)
         return x @ self.array
@@ -49,11 +49,10 @@ class Rotation:
 
 @lru_cache(maxsize=32)
 def draw_rotation(head_dim: int, seed: int) -> Rotation:
-    """A fresh rotation: randomised Hadamard for a power of two, else the orthogonal factor of a Gaussian
-    matrix.
+    """A new rotation: randomised Hadamard for a power of two, else the Q factor of a Gaussian matrix.
 
-    MLX's Hadamard transform also takes some other sizes, but was seen to corrupt memory at 576 on a CPU;
-    dense is safe and, at head dimensions, cheap.
+    MLX's Hadamard transform accepts some other sizes, but corrupted memory at 576 on a CPU; a dense matrix is
+    safe and cheap at head dimensions.
 
     Raises:
         UnsupportedHeadDim: if ``head_dim`` is less than 2.
@@ -70,8 +69,8 @@ def draw_rotation(head_dim: int, seed: int) -> Rotation:
     return Rotation(array)
 
 
-def restored_rotation(array: mx.array, drawn: Rotation) -> Rotation:
-    """The rotation in an array from disk; the drawn one where they are equal, so that layers share it."""
+def restore_rotation(array: mx.array, drawn: Rotation) -> Rotation:
+    """The rotation of a saved array; ``drawn`` itself if equal, so that layers share one array."""
     if drawn.array.shape == array.shape and mx.array_equal(drawn.array, array).item():
         return drawn
     return Rotation(array)

@@ -1,4 +1,4 @@
-"""One side (keys or values) of a layer's cache: what every format shares."""
+"""One side (the keys or the values) of a layer: sinks, packed tokens and tail."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Any, Literal, Self
 
 import mlx.core as mx
 
-from tqchat.kv.codec.fitting import NOTHING_SEEN, Seen
+from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import Block, Format, RawFormat, make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
-from tqchat.kv.storage.token_store import GROWTH, Tail, TokenStore
+from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
 
-PACK_AT_ONCE = 512
-"""Tokens encoded, or decoded, in one go at most, so that a long prompt's temporaries stay small."""
+PACK_CHUNK_TOKENS = 512
+"""Tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
 
-TILES_AT_ONCE = 4
-"""Tiles packed together while tokens are generated on a GPU: it takes longer to ask for it than to do it."""
+GPU_TILES_PER_PACK = 4
+"""Tiles packed together during decode on a GPU, where launching costs more than encoding a tile."""
 
-TOGETHER_FROM = 256
-"""Packed tokens from which on tiles wait for each other: what waits is raw, and little against those."""
+BATCH_PACKING_FROM_TOKENS = 256
+"""Packed tokens from which tiles are packed together: the extra raw tokens are then a small share."""
 
 
-def _together() -> int:
-    """Tokens that are packed together while tokens are generated."""
-    return TILE if kernels() is None else TILES_AT_ONCE * TILE
+def _tokens_per_pack() -> int:
+    """Tokens packed together during decode once ``BATCH_PACKING_FROM_TOKENS`` are packed."""
+    return TILE if kernels() is None else GPU_TILES_PER_PACK * TILE
 
 
 _RAW = RawFormat()
 
 
 @dataclass(frozen=True)
-class Folded:
-    """Queries as each part of a side is multiplied with them: made once for many products.
+class FoldedQueries:
+    """Queries prepared for products with each part of a side.
 
     Attributes:
         raw: The queries, float32 ``[batch, heads, rows, head_dim]``.
-        stored: Folded for what is packed.
-        sinks: The sinks' scores, float32 ``[batch, heads, rows, sinks]``.
-        mean: What each packed vector's score gets besides, float32 ``[batch, heads, rows, 1]``.
+        stored: ``Format.fold`` of the queries, float32 ``[batch, heads, rows, stored_dim]``.
+        sinks: Scores of the sinks, float32 ``[batch, heads, rows, sinks]``.
+        mean: Score of the removed mean, added to each packed token's, float32 ``[batch, heads, rows, 1]``.
     """
 
     raw: mx.array
@@ -54,13 +54,13 @@ class Folded:
 class Side:
     """The keys or the values of one layer: ``[sinks | packed | recent]`` in token order.
 
-    Everything is appended to ``recent``, raw. ``pack_due`` encodes the oldest of it, tile by tile, behind the
-    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw; on a GPU, several tiles at once.
-    A raw side never packs: all its tokens are ``recent``.
+    Tokens are appended raw to ``recent``. ``pack_due`` encodes the oldest of them in whole tiles, after the
+    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. A raw side never packs: all of its
+    tokens are in ``recent``.
 
     Attributes:
-        revision: The same as long as nothing changes but for tokens that come and find room in ``recent``;
-            in snapshots too.
+        revision: Object replaced by every change except appends that fit the capacity of ``recent``;
+            snapshots share it.
     """
 
     def __init__(self, scheme: Scheme, role: Literal["key", "value"]) -> None:
@@ -73,14 +73,14 @@ class Side:
         self.format: Format = RawFormat()
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
-        self.recent = Tail(GROWTH if self.spec.kind == "raw" else _together())
+        self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
         self._decoded: tuple[Block, int, int, mx.Dtype, mx.array] | None = None
-        self._kept_fixed: tuple[object, int, mx.array | None, mx.array | None] | None = None
-        self._kept_opened: tuple[Block, int, int, Block] | None = None
+        self._fixed_cache: tuple[object, int, mx.array | None, mx.array | None] | None = None
+        self._prepared_cache: tuple[Block, int, int, Block] | None = None
 
     @property
     def stores(self) -> dict[str, TokenStore]:
-        """The parts in token order, by name."""
+        """The stores in token order, by name; the names are part of saved caches."""
         return {"sinks": self.sinks, "packed": self.packed, "recent": self.recent}
 
     @property
@@ -89,7 +89,7 @@ class Side:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tokens held and of what the format was fitted to; what layers share is not in it."""
+        """Bytes of the tokens held and of the fitted vectors; shared arrays excluded."""
         return sum(store.bytes for store in self.stores.values()) + self._fitted_bytes
 
     @property
@@ -103,7 +103,7 @@ class Side:
     @property
     def shape(self) -> tuple[int, int]:
         """Batch size and heads; (0, 0) while empty."""
-        # The tail last: a token that waits there need not be written for this.
+        # The tail last, because reading its arrays writes its pending token.
         for store in (self.packed, self.sinks, self.recent):
             if store.arrays:
                 batch, heads, *_ = store.arrays[0].shape
@@ -111,104 +111,104 @@ class Side:
         return 0, 0
 
     def snapshot(self) -> Self:
-        """The side as it is now: what is appended, packed and trimmed later does not change it."""
-        twin = copy.copy(self)
-        twin.sinks, twin.packed = self.sinks.snapshot(), self.packed.snapshot()
-        twin.recent = self.recent.snapshot()
-        return twin
+        """A copy that is not affected by later changes to this side."""
+        copied = copy.copy(self)
+        copied.sinks, copied.packed = self.sinks.snapshot(), self.packed.snapshot()
+        copied.recent = self.recent.snapshot()
+        return copied
 
     def append(self, x: mx.array) -> None:
-        """Add vectors ``[batch, heads, tokens, head_dim]`` of the storage's dtype."""
+        """Append vectors ``[batch, heads, tokens, head_dim]`` of one float dtype."""
         if not self.head_dim:
-            self.prepare(x.shape[-1])
+            self.set_head_dim(x.shape[-1])
         self.dtype = x.dtype
         recent = self.recent
-        room, start = recent.room, recent.start
+        capacity, start = recent.capacity, recent.start
         if x.shape[2] == 1 and self.packed.length:
-            recent.append_one(x)
+            recent.append_deferred(x)
         else:
             recent.append((x,))
-        if recent.room != room or recent.start != start:
+        if recent.capacity != capacity or recent.start != start:
             self.revision = object()
 
-    def prepare(self, head_dim: int) -> None:
-        """Fix the vector width."""
+    def set_head_dim(self, head_dim: int) -> None:
+        """Set the vector width; formats that would not save memory at that width become raw."""
         self.head_dim = head_dim
-        if not self.spec.pays(head_dim):
+        if not self.spec.saves_memory(head_dim):
             self.spec = RAW
 
     @property
     def is_due(self) -> bool:
-        """Whether a single token's step is to encode some."""
-        over = self.recent.length - self.scheme.tail
-        return over >= TILE and over >= self._awaited and self._due[1] > 0
+        """Whether a single-token step should pack."""
+        excess = self.recent.length - self.scheme.tail
+        return excess >= TILE and excess >= self._pack_threshold and self._due[1] > 0
 
     @property
     def tokens_until_due(self) -> int:
-        """How many more single tokens make it due; very many on a side that stays raw."""
+        """Single tokens to append until ``is_due``; a very large number on a raw side."""
         if self.spec.kind == "raw":
             return 1 << 30
-        wanted = self.scheme.sinks if not self.sinks.length else 0
-        return self.scheme.tail + self._awaited + wanted - self.recent.length
+        sinks = self.scheme.sinks if not self.sinks.length else 0
+        return self.scheme.tail + self._pack_threshold + sinks - self.recent.length
 
     @property
-    def _awaited(self) -> int:
-        """Tokens beyond the tail that are waited for before they are packed: few while few are packed."""
-        return _together() if self.packed.length >= TOGETHER_FROM else TILE
+    def _pack_threshold(self) -> int:
+        """Tokens beyond the tail that trigger packing during decode."""
+        return _tokens_per_pack() if self.packed.length >= BATCH_PACKING_FROM_TOKENS else TILE
 
     @property
     def _due(self) -> tuple[int, int]:
-        """How many tokens are to become sinks, and how many behind them are to be packed."""
+        """Tokens to move to the sinks, and tokens behind them to pack."""
         if self.spec.kind == "raw":
             return 0, 0
-        wanted = self.scheme.sinks if not self.sinks.length else 0
-        return wanted, self.scheme.packable(self.recent.length - wanted)
+        sinks = self.scheme.sinks if not self.sinks.length else 0
+        return sinks, self.scheme.packable(self.recent.length - sinks)
 
-    def pack_due(self, seen: Seen = NOTHING_SEEN) -> None:
-        """Encode the tokens that have left the tail, fitting the format to all raw ones before the first.
+    def pack_due(self, statistics: QueryStatistics = NO_STATISTICS) -> None:
+        """Pack the tokens that have left the tail. The first call fits the format to all raw tokens.
 
         Args:
-            seen: What is known of the layer; its ``first`` is the position of the side's first token.
+            statistics: Of the layer's queries; ``first_position`` is the position of the side's first token.
         """
-        wanted, count = self._due
+        sinks, count = self._due
         if not count:
             return
         self.revision = object()
-        self._decoded = self._kept_opened = None  # They would keep what is packed from growing in place.
-        if wanted:
-            self.sinks.append(self.recent.take_front(wanted))
+        self._decoded = self._prepared_cache = None  # Their references would prevent growth in place.
+        if sinks:
+            self.sinks.append(self.recent.take_front(sinks))
         if isinstance(self.format, RawFormat):
             self.format = make_format(self.spec, self.head_dim, self.role)
         if not self.format.fitted:
-            seen = replace(seen, first=seen.first + self.sinks.length)
-            self.format = self.format.fit(self.recent.view()[0], seen)
+            statistics = replace(statistics, first_position=statistics.first_position + self.sinks.length)
+            self.format = self.format.fit(self.recent.view()[0], statistics)
         due = self.recent.take_front(count)
-        for start in range(0, count, PACK_AT_ONCE):
-            block = encode(self.format, due[0][:, :, start : start + PACK_AT_ONCE])
+        for start in range(0, count, PACK_CHUNK_TOKENS):
+            block = encode(self.format, due[0][:, :, start : start + PACK_CHUNK_TOKENS])
             self.packed.append(block)
-            if count > PACK_AT_ONCE:
+            if count > PACK_CHUNK_TOKENS:
                 mx.eval(self.packed.arrays)
 
     def drop_front(self, count: int) -> None:
-        """Forget the first ``count`` tokens, wherever they are stored; the format stays fitted."""
+        """Drop the first ``count`` tokens from whichever stores hold them; the format stays fitted."""
         self.revision = object()
-        self._decoded = self._kept_opened = None
+        self._decoded = self._prepared_cache = None
         for store in self.stores.values():
-            gone = min(count, store.length)
-            store.drop_front(gone)
-            count -= gone
+            dropped = min(count, store.length)
+            store.drop_front(dropped)
+            count -= dropped
 
     def trim(self, count: int) -> None:
-        """Forget the last ``count`` tokens, wherever they are stored."""
+        """Drop the last ``count`` tokens from whichever stores hold them."""
         self.revision = object()
         for store in (self.recent, self.packed, self.sinks):
-            gone = min(count, store.length)
-            store.trim(gone)
-            count -= gone
+            dropped = min(count, store.length)
+            store.trim(dropped)
+            count -= dropped
         if not self.packed.length:
-            self._decoded = self._kept_opened = None
+            self._decoded = self._prepared_cache = None
         if not self.packed.length and self.sinks.length:
-            # Nothing is packed any more: the sinks are simply the first raw tokens again.
+            # With nothing packed, the sinks return to the raw tokens.
             rest = self.recent.view()
             raw = self.sinks.view()
             self.recent.clear()
@@ -217,50 +217,50 @@ class Side:
                 self.recent.append(rest)
             self.sinks.clear()
 
-    def fetch(self, dtype: mx.Dtype, keep: bool = False) -> mx.array:
-        """All vectors decoded, ``[batch, heads, tokens, head_dim]``; lazy, so free unless it is used.
+    def fetch(self, dtype: mx.Dtype, keep_graph: bool = False) -> mx.array:
+        """All vectors decoded, ``[batch, heads, tokens, head_dim]``, lazily: not computed unless evaluated.
 
         Args:
-            keep: Keep the description of what is packed for the next time: to write it takes longer than much
-                else of a step. Once evaluated it would be a decoded copy, so only for those who do not.
+            keep_graph: Reuse the decoding graph in the next call, as building it takes a large part of a
+                step. Only for callers that do not evaluate it: evaluated, it would hold a decoded copy.
         """
         if self.packed.length:
-            parts = [self._front(dtype, keep)]
+            parts = [self._decoded_front(dtype, keep_graph)]
         else:
             self._decoded = None
             parts = [array.astype(dtype) for array in self.sinks.view()]
-        return _joined([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
+        return _concatenate([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
 
-    def forget_decoded(self) -> None:
-        """Let go of the description that was kept."""
+    def release_decoded(self) -> None:
+        """Release the decoding graph kept by ``fetch``."""
         self._decoded = None
 
-    def _front(self, dtype: mx.Dtype, keep: bool) -> mx.array:
-        """Sinks and what is packed, decoded."""
-        store, known = self.packed, self._decoded
-        if known is not None:
-            arrays, start, length, known_dtype, decoded = known
-            if arrays is store.arrays and (start, length, known_dtype) == (store.start, store.length, dtype):
-                self._decoded = known if keep else None
+    def _decoded_front(self, dtype: mx.Dtype, keep_graph: bool) -> mx.array:
+        """Sinks and packed tokens, decoded."""
+        store, cached = self.packed, self._decoded
+        if cached is not None:
+            arrays, start, length, cached_dtype, decoded = cached
+            if arrays is store.arrays and (start, length, cached_dtype) == (store.start, store.length, dtype):
+                self._decoded = cached if keep_graph else None
                 return decoded
         parts = [array.astype(dtype) for array in self.sinks.view()]
-        for first in range(0, store.length, PACK_AT_ONCE):
-            parts.append(self.format.decode(store.view(first, first + PACK_AT_ONCE)).astype(dtype))
-        decoded = _joined(parts, axis=2)
-        self._decoded = (store.arrays, store.start, store.length, dtype, decoded) if keep else None
+        for first in range(0, store.length, PACK_CHUNK_TOKENS):
+            parts.append(self.format.decode(store.view(first, first + PACK_CHUNK_TOKENS)).astype(dtype))
+        decoded = _concatenate(parts, axis=2)
+        self._decoded = (store.arrays, store.start, store.length, dtype, decoded) if keep_graph else None
         return decoded
 
-    def fold(self, queries: mx.array) -> Folded:
-        """Queries, float32 ``[batch, heads, rows, head_dim]``, as ``scores`` takes them."""
+    def fold(self, queries: mx.array) -> FoldedQueries:
+        """Fold queries, float32 ``[batch, heads, rows, head_dim]``, for ``scores``."""
         stored = self.format.fold(queries) if self.packed.length else None
-        fixed = self._fixed
+        fixed = self._fixed_vectors
         if fixed is None:
-            return Folded(queries, stored)
+            return FoldedQueries(queries, stored)
         products, sinks = queries @ fixed.swapaxes(-1, -2), self.sinks.length
         mean = products[..., sinks:] if fixed.shape[2] > sinks else None
-        return Folded(queries, stored, products[..., :sinks], mean)
+        return FoldedQueries(queries, stored, products[..., :sinks], mean)
 
-    def scores(self, folded: Folded, start: int = 0, end: int | None = None) -> mx.array:
+    def scores(self, folded: FoldedQueries, start: int = 0, end: int | None = None) -> mx.array:
         """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""
         parts = []
         for store, low, high in self._parts(start, end):
@@ -269,45 +269,45 @@ class Side:
                 parts.append(folded.sinks[..., low:high])
             elif store is self.packed:
                 assert folded.stored is not None
-                products = self.format.multiply(folded.stored, self._opened(low, high))
+                products = self.format.multiply(folded.stored, self._prepared(low, high))
                 parts.append(products if folded.mean is None else products + folded.mean)
             else:
                 parts.append(_RAW.multiply(folded.raw, store.view(low, high)))
-        return _joined(parts)
+        return _concatenate(parts)
 
     def combine(
-        self, weights: mx.array, start: int = 0, end: int | None = None, after: mx.array | None = None
+        self, weights: mx.array, start: int = 0, end: int | None = None, depends_on: mx.array | None = None
     ) -> mx.array:
-        """Sums of the values of tokens ``[start, end)``, float32 ``[batch, heads, rows, head_dim]``.
+        """Weighted sums of the values of tokens ``[start, end)``: float32 ``[batch, heads, rows, head_dim]``.
 
         Args:
             weights: float32 ``[batch, heads, rows, tokens]``.
-            after: What is there before the weights are; see ``Format.sum``.
+            depends_on: See ``Format.sum``.
         """
-        fixed, sinks = self._fixed, self.sinks.length
+        fixed, sinks = self._fixed_vectors, self.sinks.length
         sums, fixed_weights = [], []
         first = last = sinks
-        used = 0
+        offset = 0
         for store, low, high in self._parts(start, end):
-            own = weights[..., used : used + high - low]
-            used += high - low
+            part = weights[..., offset : offset + high - low]
+            offset += high - low
             if store is self.sinks:
                 first, last = low, high
-                fixed_weights.append(own)
+                fixed_weights.append(part)
             elif store is self.packed:
-                sums.append(self.format.unfold(self.format.sum(own, self._opened(low, high), after)))
+                sums.append(self.format.unfold(self.format.sum(part, self._prepared(low, high), depends_on)))
                 if self.format.mean is not None:
                     last = sinks + 1
-                    fixed_weights.append(own.sum(axis=-1, keepdims=True))
+                    fixed_weights.append(part.sum(axis=-1, keepdims=True))
             else:
-                sums.append(_RAW.sum(own, store.view(low, high)))
+                sums.append(_RAW.sum(part, store.view(low, high)))
         if fixed_weights:
             assert fixed is not None
-            sums.append(_joined(fixed_weights) @ fixed[:, :, first:last])
+            sums.append(_concatenate(fixed_weights) @ fixed[:, :, first:last])
         return sum(sums[1:], sums[0])
 
     def _parts(self, start: int, end: int | None) -> Iterator[tuple[TokenStore, int, int]]:
-        """The stores that hold the tokens ``[start, end)``, each with the range of its own that they are."""
+        """Stores that hold the tokens ``[start, end)``, each with the range inside it."""
         end = self.length if end is None else end
         offset = 0
         for store in self.stores.values():
@@ -317,46 +317,54 @@ class Side:
                 yield store, low, high
 
     @property
-    def _fixed(self) -> mx.array | None:
-        """What no token to come changes, float32 ``[batch, heads, sinks + 1, head_dim]``: sinks, and behind
-        them the mean of what is packed, if it has one. Kept, as every step needs it.
+    def _fixed_vectors(self) -> mx.array | None:
+        """Sinks and, last, the mean of the packed tokens: float32 ``[batch, heads, sinks + 1, head_dim]``.
+
+        Cached, because every step needs them and appends do not change them.
         """
         mean = self.format.mean if self.packed.length else None
-        known, origin, length = self._kept_fixed, self.sinks.origin, self.sinks.length
-        if known is None or known[0] is not origin or known[1] != length or known[2] is not mean:
+        cached, front_revision, length = self._fixed_cache, self.sinks.front_revision, self.sinks.length
+        if cached is None or cached[0] is not front_revision or cached[1] != length or cached[2] is not mean:
             parts = [*self.sinks.view(), *(() if mean is None else (mean,))]
-            fixed = _joined([part.astype(mx.float32) for part in parts], axis=2) if parts else None
+            fixed = _concatenate([part.astype(mx.float32) for part in parts], axis=2) if parts else None
             if fixed is not None:
-                mx.async_eval(fixed)  # type: ignore[no-untyped-call]  # another thread could not
-            known = self._kept_fixed = origin, length, mean, fixed
-        return known[3]
+                mx.async_eval(fixed)  # type: ignore[no-untyped-call]  # lazy arrays of one thread cannot be evaluated by another
+            cached = self._fixed_cache = front_revision, length, mean, fixed
+        return cached[3]
 
-    def _opened(self, low: int, high: int) -> Block:
-        """Packed tokens ``[low, high)`` as products with them read them; of all of them that is kept."""
+    def _prepared(self, low: int, high: int) -> Block:
+        """``Format.prepare`` of packed tokens ``[low, high)``; cached for the full range."""
         store = self.packed
         if (low, high) != (0, store.length):
-            return self.format.open(store.view(low, high))
-        known = self._kept_opened
-        if known is None or known[0] is not store.arrays or known[1:3] != (store.start, store.length):
-            known = store.arrays, store.start, store.length, self.format.open(store.view())
-            mx.async_eval(known[3])  # type: ignore[no-untyped-call]  # as in ``_fixed``
-            self._kept_opened = known
-        return known[3]
+            return self.format.prepare(store.view(low, high))
+        cached = self._prepared_cache
+        if cached is None or cached[0] is not store.arrays or cached[1:3] != (store.start, store.length):
+            cached = store.arrays, store.start, store.length, self.format.prepare(store.view())
+            mx.async_eval(cached[3])  # type: ignore[no-untyped-call]  # see ``_fixed_vectors``
+            self._prepared_cache = cached
+        return cached[3]
 
     def arrays(self) -> dict[str, mx.array]:
-        """Everything needed to continue bit for bit, by name; slack is left out."""
+        """Arrays needed to restore the side exactly, by name, without spare capacity."""
         named = {
             f"{name}_{i}": array
             for name, store in self.stores.items()
             if store.length
             for i, array in enumerate(store.view())
         }
-        for kind, extra in (("shared", self.format.shared), ("fitted", self.format.fitted)):
-            named |= {f"{kind}_{name}": array for name, array in extra.items()}
+        for kind, group in (("shared", self.format.shared), ("fitted", self.format.fitted)):
+            named |= {f"{kind}_{name}": array for name, array in group.items()}
         return named
 
     def restore(self, arrays: dict[str, Any], head_dim: int, dtype: mx.Dtype) -> None:
-        """The inverse of ``arrays``, into an empty side; ``dtype`` is that of its raw tokens."""
+        """Restore an empty side from ``arrays``.
+
+        Args:
+            dtype: Of raw tokens.
+
+        Raises:
+            ValueError: if the fitted vectors do not have the shape that the packed tokens need.
+        """
         self.dtype = dtype
         if not head_dim:
             return
@@ -364,11 +372,11 @@ class Side:
             {k.removeprefix(kind): v for k, v in arrays.items() if k.startswith(kind)}
             for kind in ("shared_", "fitted_")
         )
-        self.prepare(head_dim)
+        self.set_head_dim(head_dim)
         if "packed_0" in arrays:
             shape = (*arrays["packed_0"].shape[:2], 1, head_dim)
             if any(array.shape != shape for array in fitted.values()):
-                raise ValueError("what packed tokens were fitted to has not their shape")
+                raise ValueError("the fitted vectors do not match the shape of the packed tokens")
         if shared or fitted or "packed_0" in arrays:
             self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
         for name, store in self.stores.items():
@@ -380,5 +388,5 @@ class Side:
         self.revision = object()
 
 
-def _joined(parts: list[mx.array], axis: int = -1) -> mx.array:
+def _concatenate(parts: list[mx.array], axis: int = -1) -> mx.array:
     return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)

@@ -1,4 +1,4 @@
-"""Where tokens are kept: arrays that grow along the token axis."""
+"""Growing arrays of tokens."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import mlx.core as mx
 
 from tqchat.kv.codec.formats import Block
 
-GROWTH = 256
+GROWTH_TOKENS = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
 
 
 class TokenStore:
-    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis, with room kept ready.
+    """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis and keep spare capacity.
 
     Attributes:
-        arrays: Without a gap between rows: kernels are told of them by ``room`` and ``start`` alone.
-        room: Tokens that the arrays have room for.
-        start: The first token's place in them.
+        arrays: Row-contiguous, because kernels address them by ``capacity`` and ``start`` alone.
+        capacity: Length of the arrays' token axis.
+        start: Index of the first token held.
         length: Tokens held.
-        origin: The same as long as the first token is, in snapshots too.
+        front_revision: Object that is replaced when the first token changes; snapshots share it.
     """
 
-    def __init__(self, growth: int = GROWTH) -> None:
+    def __init__(self, growth: int = GROWTH_TOKENS) -> None:
         self.growth = growth
         self.arrays: Block = ()
-        self.room = self.start = self.length = 0
-        self.origin = object()
+        self.capacity = self.start = self.length = 0
+        self.front_revision = object()
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the arrays as they are."""
+        """Bytes of the arrays, spare capacity included."""
         return sum(array.nbytes for array in self.arrays)
 
     @property
     def bytes(self) -> int:
-        """The share of ``allocated_bytes`` that belongs to tokens held."""
-        return self.allocated_bytes // self.room * self.length if self.room else 0
+        """Bytes of the tokens held."""
+        return self.allocated_bytes // self.capacity * self.length if self.capacity else 0
 
     def append(self, block: Block) -> None:
-        """Add a block's tokens at the end."""
+        """Append the tokens of a block."""
         count = block[0].shape[2]
-        if self.start + self.length + count > self.room:
+        if self.start + self.length + count > self.capacity:
             self._grow(block)
         end = self.start + self.length + count
         for array, part in zip(self.arrays, block, strict=True):
@@ -51,58 +51,56 @@ class TokenStore:
         self.length += count
 
     def _grow(self, block: Block) -> None:
-        """Make room for a block.
+        """Allocate capacity for a block.
 
-        Never exactly as much as needed: MLX turns an assignment of a whole array into an alias of its source.
-        A slice of a prompt would keep the whole prompt alive, and lie in memory as it does.
+        Always more than the block needs: MLX turns an assignment to a whole array into an alias of its
+        source, so a slice of a prompt would keep the whole prompt alive, with its strides.
         """
-        more = (block[0].shape[2] // self.growth + 1) * self.growth
+        added = (block[0].shape[2] // self.growth + 1) * self.growth
         held = self.view()
-        blank = tuple(mx.zeros((*b.shape[:2], more, *b.shape[3:]), b.dtype) for b in block)
+        spare = tuple(mx.zeros((*b.shape[:2], added, *b.shape[3:]), b.dtype) for b in block)
         self.arrays = (
-            tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, blank, strict=True))
+            tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, spare, strict=True))
             if self.length
-            else blank
+            else spare
         )
-        self.room, self.start = self.length + more, 0
+        self.capacity, self.start = self.length + added, 0
 
     def view(self, start: int = 0, end: int | None = None) -> Block:
-        """The tokens ``[start, end)`` of those held, as slices of their own: appending later does not change
-        them.
-        """
+        """Tokens ``[start, end)`` as slices; later appends do not change them."""
         end = self.length if end is None else min(end, self.length)
         return tuple(array[:, :, self.start + start : self.start + end] for array in self.arrays)
 
     def snapshot(self) -> Self:
-        """The tokens held, in a store of their own that nothing done to this one reaches."""
-        twin = copy.copy(self)
-        # The same arrays by other handles: to assign to one changes what it stands for, and no other.
-        twin.arrays = tuple(array[...] for array in self.arrays)
-        return twin
+        """A copy that is not affected by later changes to this store."""
+        copied = copy.copy(self)
+        # New array objects: item assignment rebinds one object and leaves others unchanged.
+        copied.arrays = tuple(array[...] for array in self.arrays)
+        return copied
 
     def take_front(self, count: int) -> Block:
-        """Remove and return the first ``count`` tokens; the rest moves to storage of its own size."""
+        """Remove and return the first ``count`` tokens; the rest moves to new arrays."""
         front, rest = self.view(0, count), self.view(count)
-        left = self.length - count
+        remaining = self.length - count
         self.clear()
-        if left:
+        if remaining:
             self.append(rest)
         return front
 
     def drop_front(self, count: int) -> None:
-        """Forget the first ``count`` tokens; their room is given back once it is as much as growth adds."""
+        """Drop the first ``count`` tokens; their capacity is freed once it reaches one growth step."""
         if not count:
             return
         self.start += count
         self.length -= count
-        self.origin = object()
+        self.front_revision = object()
         if not self.length:
             self.clear()
         elif self.start >= self.growth:
             self.take_front(0)
 
     def trim(self, count: int) -> None:
-        """Forget the last ``count`` tokens; their room stays allocated while any are left."""
+        """Drop the last ``count`` tokens; arrays are freed only when the store becomes empty."""
         if not count:
             return
         self.length -= count
@@ -111,37 +109,40 @@ class TokenStore:
 
     def clear(self) -> None:
         self.arrays = ()
-        self.room = self.start = self.length = 0
-        self.origin = object()
+        self.capacity = self.start = self.length = 0
+        self.front_revision = object()
 
 
-MOST_REWRITTEN = 512
-"""Tokens of a tail that are written again with each one that comes: no more than packing leaves raw."""
+MAX_DEFERRED_TAIL_TOKENS = 512
+"""Longest tail whose newest token is written by the attention kernel.
+
+The kernel copies the whole tail; this is the most that packing leaves raw.
+"""
 
 
 class Tail(TokenStore):
-    """A store of raw vectors, one array ``[batch, heads, tokens, head_dim]``, whose last token may wait until
-    somebody asks for the array, or a kernel that reads the token writes it as well: for each layer and token
-    that is two steps of a model less.
+    """Store of raw vectors, one array ``[batch, heads, tokens, head_dim]``, with a deferred last token.
+
+    Writing the newest token is deferred until the array is read, or until an attention kernel writes it along
+    with its own work, which saves two operations per layer and token.
 
     Attributes:
-        length: Tokens held, the one that waits among them.
-        parts: The array; and, if a token waits, the array without it, and that token,
-            ``[batch, heads, 1, head_dim]``.
+        length: Tokens held, a pending one included.
+        parts: The array, and the pending token ``[batch, heads, 1, head_dim]`` if there is one.
     """
 
     parts: Block = ()
-    _takes: tuple[tuple[int, ...], mx.Dtype] | None = None
+    _token_shape: tuple[tuple[int, ...], mx.Dtype] | None = None
 
     @property
-    def waits(self) -> bool:
-        """Whether a token waits."""
+    def has_pending(self) -> bool:
+        """Whether the newest token has not been written to the array."""
         return len(self.parts) == 2
 
     @property
     def arrays(self) -> Block:
-        """The array, with every token in it."""
-        self.write()
+        """The array with every token written."""
+        self.write_pending()
         return self.parts
 
     @arrays.setter
@@ -149,21 +150,22 @@ class Tail(TokenStore):
         self.parts = arrays
         if arrays:
             batch, heads, _, dim = arrays[0].shape
-            self._takes = (batch, heads, 1, dim), arrays[0].dtype
+            self._token_shape = (batch, heads, 1, dim), arrays[0].dtype
 
-    def append_one(self, token: mx.array) -> None:
-        """Add a token, ``[batch, heads, 1, head_dim]``, and let it wait if it is like those of a tail that is
-        not long.
+    def append_deferred(self, token: mx.array) -> None:
+        """Append a token ``[batch, heads, 1, head_dim]``, written later if possible.
+
+        It is written at once if the tail is long, or the token's shape or dtype differs from the tail's.
         """
         if (
             len(self.parts) != 1
             or self.start
-            or self.length > MOST_REWRITTEN
-            or (token.shape, token.dtype) != self._takes
+            or self.length > MAX_DEFERRED_TAIL_TOKENS
+            or (token.shape, token.dtype) != self._token_shape
         ):
             self.append((token,))
             return
-        if self.length == self.room:
+        if self.length == self.capacity:
             self._grow((token,))
         self.parts = self.parts[0], token
         self.length += 1
@@ -173,20 +175,20 @@ class Tail(TokenStore):
         return self.parts[0].nbytes if self.parts else 0
 
     def drop_front(self, count: int) -> None:
-        self.write()
+        self.write_pending()
         super().drop_front(count)
 
     def trim(self, count: int) -> None:
-        self.write()
+        self.write_pending()
         super().trim(count)
 
-    def write(self) -> None:
-        """Write the token that waits, if one does."""
+    def write_pending(self) -> None:
+        """Write the pending token, if any."""
         if len(self.parts) == 2:
             held, token = self.parts
             held[:, :, self.length - 1 : self.length] = token
             self.parts = (held,)
 
-    def written(self, array: mx.array) -> None:
-        """Note that the token waits no more: ``array`` is the one held, with the token in it."""
+    def mark_written(self, array: mx.array) -> None:
+        """Replace the array by ``array``, which contains the pending token."""
         self.parts = (array,)

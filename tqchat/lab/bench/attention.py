@@ -152,7 +152,7 @@ def _layer_cache(contestant: Contestant, layer: Layer, context: int) -> Any:
         cache = QuantizedKVCache(group, contestant.peer_bits)
     else:
         cache = SchemeCache(contestant.scheme)
-        cache.stands_in = True  # attention is all there is here
+        cache.uses_placeholders = True  # attention is all there is here
     for start in range(0, context, subjects.FILL):
         shape = (2, 1, layer.kv_heads, min(subjects.FILL, context - start), layer.head_dim)
         cache.update_and_fetch(*mx.random.normal(shape, dtype=mx.float16))

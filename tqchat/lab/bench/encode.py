@@ -14,7 +14,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from tqchat.kv.codec.fitting import NOTHING_SEEN
+from tqchat.kv.codec.fitting import NO_STATISTICS
 from tqchat.kv.codec.formats import Format, make_format
 from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
@@ -50,8 +50,8 @@ def _formats(contestant: Contestant, layer: Layer) -> Iterator[Format | None]:
         ("value", contestant.scheme.value),
     )
     for role, spec in sides:
-        raw = not spec.pays(layer.head_dim)
-        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, NOTHING_SEEN)
+        raw = not spec.saves_memory(layer.head_dim)
+        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, NO_STATISTICS)
 
 
 def _encoded(forms: Sequence[Format], x: mx.array) -> float:

@@ -97,7 +97,7 @@ def subject(contestant: Contestant, base: list[Any], model: LoadedModel) -> list
     if contestant.peer_bits is not None:
         return [quantised(layer, contestant.peer_bits, model) for layer in base]
     cache = kv.convert(base, contestant.scheme)
-    kv.stand_in(model.model, cache)
+    kv.use_placeholders(model.model, cache)
     return cache
 
 

@@ -141,7 +141,7 @@ class Home:
             if plain:
                 self._read_again(model, back, digest, found)
             for one in back.checkpoints:
-                cache = checkpoint.go_back(witness.copy(back.cache), one, len(back.tokens) - one.tokens)
+                cache = checkpoint.roll_back(witness.copy(back.cache), one, len(back.tokens) - one.tokens)
                 self._known(witness.going_on(model, cache, back.tokens[: one.tokens], manifest.scheme), None)
                 found.checkpoints += 1
 

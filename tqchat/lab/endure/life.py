@@ -207,7 +207,7 @@ def watch(home: Path, chance: random.Random) -> None:
             (notes / digest).write_text(json.dumps(steps))
         tell(conversation=conversation_id, goes_on=digest, plain=plain)
         for one in held.checkpoints:
-            cache = checkpoint.go_back(witness.copy(held.cache), one, len(held.tokens) - one.tokens)
+            cache = checkpoint.roll_back(witness.copy(held.cache), one, len(held.tokens) - one.tokens)
             tokens = held.tokens[: one.tokens]
             tell(
                 conversation=conversation_id,

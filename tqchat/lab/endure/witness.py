@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from tqchat import kv
 from tqchat.engine.models import LoadedModel
-from tqchat.kv.checkpoint import copied, needs_checkpoints, replaced
+from tqchat.kv.checkpoint import copy_layer, needs_checkpoints, replace_layers
 from tqchat.kv.prompt_cache import flat_layers
 
 NEXT = (5, 77, 901)
@@ -27,7 +27,7 @@ Steps = list[tuple[int, int]]
 
 def copy(cache: list[Any]) -> list[Any]:
     """A copy of a cache that shares nothing with it."""
-    return replaced(cache, {index: copied(layer) for index, layer in enumerate(flat_layers(cache))})
+    return replace_layers(cache, {index: copy_layer(layer) for index, layer in enumerate(flat_layers(cache))})
 
 
 def going_on(model: LoadedModel, cache: list[Any], tokens: Sequence[int], scheme: str) -> str:
