@@ -1,4 +1,4 @@
-"""Attention from packed storage against attention over what it decodes to."""
+"""Attention from packed storage compared with attention over decoded arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def filled(scheme: str, head_dim: int, count: int, dtype: mx.Dtype = mx.float32)
 
 
 def grow(cache: SchemeCache, head_dim: int, count: int, dtype: mx.Dtype = mx.float32, seed: int = 5) -> None:
-    """A prompt of ``count - 1`` tokens and one decoding step, which packs what is due."""
+    """Append ``count - 1`` tokens and one decode step, which packs what is due."""
     keys, values = mx.random.normal((2, 1, HEADS, count, head_dim), key=mx.random.key(seed)).astype(dtype)
     for part in (slice(0, count - 1), slice(count - 1, count)):
         if part.stop > part.start:
@@ -52,7 +52,7 @@ def test_packed_attention_equals_attention_over_decoded_arrays(scheme: str, head
 
 
 @pytest.mark.parametrize("scheme", PACKING)
-def test_it_still_does_after_trims_and_growth(scheme: str) -> None:
+def test_packed_attention_is_correct_after_trims_and_growth(scheme: str) -> None:
     cache = filled(scheme, 64, 400)
     for trim, more in ((3, 1), (160, 2), (0, 300), (200, 40), (1, 1)):
         assert cache.trim(trim) == trim
@@ -64,9 +64,7 @@ def test_it_still_does_after_trims_and_growth(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", PACKING)
 @pytest.mark.parametrize("rows", [1, 5, 90])
-def test_blocks_are_attended_to_as_the_whole_is(
-    scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blockwise_attention_equals_one_pass(scheme: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = filled(scheme, 64, 300)
     monkeypatch.setattr(reference, "BLOCK_BYTES", 1)
     check(cache, 64, 2, rows)
@@ -79,14 +77,14 @@ def test_blocks_are_attended_to_as_the_whole_is(
 
 
 @pytest.mark.parametrize("scheme", [*PACKING, "turbo3"])
-def test_what_is_kept_from_step_to_step_follows_every_change(scheme: str) -> None:
+def test_cached_intermediates_follow_every_change_of_the_cache(scheme: str) -> None:
     cache = filled(scheme, 64, 100)
     seeds = itertools.count()
-    for _ in range(100):  # sinks and packed tokens come while it is finish_attention to
+    for _ in range(100):  # sinks and packed tokens are added between steps
         grow(cache, 64, 1, seed=next(seeds))
         check(cache, 64, 2, 1)
     assert cache.packed_tokens
-    for trim in (1, 148, 190, 200):  # as many others in their place: into what is packed, into sinks, all
+    for trim in (1, 148, 190, 200):  # replace as many tokens: from the packed ones, the sinks, all
         cache.trim(trim)
         for _ in range(trim):
             grow(cache, 64, 1, seed=next(seeds))
@@ -94,7 +92,7 @@ def test_what_is_kept_from_step_to_step_follows_every_change(scheme: str) -> Non
 
 
 @pytest.mark.parametrize("scheme", [*PACKING, "turbo3"])
-def test_what_is_kept_lets_go_of_tokens_that_are_gone(scheme: str) -> None:
+def test_cached_intermediates_release_dropped_tokens(scheme: str) -> None:
     cache = filled(scheme, 64, 8000, mx.float16)
     check(cache, 64, 2, 1)
     for side in cache.sides:
@@ -110,7 +108,7 @@ def test_what_is_kept_lets_go_of_tokens_that_are_gone(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["affine8", "turbo4"])
-def test_another_thread_goes_on_with_steps_that_nobody_evaluated(scheme: str) -> None:
+def test_another_thread_can_continue_after_unevaluated_steps(scheme: str) -> None:
     cache = filled(scheme, 64, 300)
     queries = mx.random.normal((1, 4, 1, 64), key=mx.random.key(2))
     mx.eval(cache.state, queries)
@@ -119,14 +117,14 @@ def test_another_thread_goes_on_with_steps_that_nobody_evaluated(scheme: str) ->
         with ThreadPoolExecutor(1) as pool:
             pool.submit(work).result(60)
 
-    # As mlx-lm reads a prompt: what the last layer attends to is never asked for.
+    # In prefill mlx-lm does not evaluate the output of the last layer.
     in_a_thread(lambda: (cache.attend(queries * 1.0, 0.1, None), mx.eval(cache.state)))
     for _ in range(2):
         in_a_thread(lambda: mx.eval(cache.attend(queries, 0.1, None)))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_only_the_blocks_at_work_are_decoded_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_memory_is_that_of_single_blocks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = filled("turbo4", 64, 20_000, mx.float16)
     mx.eval(cache.state)
     decoded = 4 * 64 * HEADS * 20_000
@@ -139,7 +137,7 @@ def test_only_the_blocks_at_work_are_decoded_at_a_time(rows: int, monkeypatch: p
         assert mx.get_peak_memory() - before < decoded // 6
 
 
-def test_sinks_of_the_model_take_their_share_of_attention() -> None:
+def test_learned_attention_sinks_are_part_of_the_softmax() -> None:
     cache = filled("turbo4", 64, 300)
     queries = mx.random.normal((1, 4, 1, 64), key=mx.random.key(2))
     sinks = mx.array([0.5, -1.0, 2.0, 0.0])
@@ -150,7 +148,7 @@ def test_sinks_of_the_model_take_their_share_of_attention() -> None:
 
 
 @pytest.mark.parametrize("kind", ["boolean", "additive"])
-def test_masks_given_as_arrays_are_respected(kind: str) -> None:
+def test_array_masks_are_applied(kind: str) -> None:
     cache = filled("turbo0v4", 64, 300)
     allowed = mx.random.uniform(shape=(3, 300), key=mx.random.key(1)) > 0.3
     mask = allowed if kind == "boolean" else mx.where(allowed, 0.0, -1e9)
@@ -160,8 +158,8 @@ def test_masks_given_as_arrays_are_respected(kind: str) -> None:
     assert mx.allclose(cache.attend(queries, 0.125, mask), expected, atol=1e-5)
 
 
-def test_large_scores_do_not_overflow_sixteen_bits() -> None:
-    # Key biases of some models make products that float16 cannot hold.
+def test_large_scores_do_not_overflow_float16() -> None:
+    # Key biases of some models give products beyond the range of float16.
     cache = SchemeCache(parse_scheme("turbo0v4"))
     keys = mx.full((1, 1, 300, 64), 200.0, dtype=mx.float16)
     values = mx.random.normal((1, 1, 300, 64)).astype(mx.float16)
@@ -173,14 +171,14 @@ def test_large_scores_do_not_overflow_sixteen_bits() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, MAX_DECODE_ROWS, MAX_DECODE_ROWS + 1])
-def test_many_rows_are_attended_from_storage_where_attention_is_not_fused(rows: int) -> None:
+def test_many_rows_attend_from_packed_storage_on_a_cpu_only(rows: int) -> None:
     cache = filled("turbo4", 64, 300)
     fetched = cache.update_and_fetch(*mx.random.normal((2, 1, HEADS, rows, 64)))
     attends = rows <= MAX_DECODE_ROWS or mx.default_device() == mx.cpu
     assert cache.can_attend(mx.zeros((1, 4, rows, 64)), *fetched) is attends
 
 
-def test_keys_that_the_model_changed_after_fetching_are_not_attended_from_storage() -> None:
+def test_keys_changed_by_the_model_are_not_attended_from_packed_storage() -> None:
     cache = filled("turbo4", 64, 300)
     keys, values = cache.update_and_fetch(*mx.random.normal((2, 1, HEADS, 1, 64)))
     assert not cache.can_attend(mx.zeros((1, 4, 1, 64)), keys * 2, values)

@@ -1,4 +1,4 @@
-"""Codebooks, packing, rotations: the parts of the codec on their own."""
+"""Codebooks, packing, rotations, rounding and formats."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def centroid_array(bits: int) -> mx.array:
 
 
 @pytest.mark.parametrize("bits, distortion", [(1, 0.3634), (2, 0.1175), (3, 0.0345), (4, 0.0095)])
-def test_codebook_has_the_lloyd_max_distortion_of_a_normal(bits: int, distortion: float) -> None:
-    # Integrated over the density, not sampled: exact to the digits that are pinned.
+def test_codebooks_have_the_lloyd_max_distortion_of_a_normal(bits: int, distortion: float) -> None:
+    # Integrated over the density: exact to the pinned digits.
     x = np.linspace(-9, 9, 600_001)
     density = np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
     nearest = np.abs(x[:, None] - np.array(centroids(bits))).min(axis=1)
@@ -33,7 +33,7 @@ def test_codebook_has_the_lloyd_max_distortion_of_a_normal(bits: int, distortion
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
-def test_every_value_gets_the_code_of_its_nearest_centroid(bits: int) -> None:
+def test_quantise_chooses_the_nearest_centroid(bits: int) -> None:
     x = mx.random.normal((4000,), key=mx.random.key(bits)) * 1.5
     nearest = mx.abs(x[:, None] - centroid_array(bits)).min(axis=1)
     codes, found = quantise(x, bits)
@@ -44,7 +44,7 @@ def test_every_value_gets_the_code_of_its_nearest_centroid(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 @pytest.mark.parametrize("head_dim", [*HEAD_DIMS, 48, 33])
-def test_packing_round_trips_and_fills_the_words_it_says(bits: int, head_dim: int) -> None:
+def test_packing_round_trips_in_the_stated_number_of_words(bits: int, head_dim: int) -> None:
     codes = mx.random.randint(0, 2**bits, (2, 3, 5, head_dim), key=mx.random.key(7)).astype(mx.uint32)
     words = pack(codes, bits)
     assert words.dtype == mx.uint32
@@ -55,38 +55,38 @@ def test_packing_round_trips_and_fills_the_words_it_says(bits: int, head_dim: in
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_rotation_keeps_dot_products_and_can_be_undone(head_dim: int) -> None:
+def test_rotation_preserves_dot_products_and_is_invertible(head_dim: int) -> None:
     rotation = draw_rotation(head_dim, 42)
     a, b = mx.random.normal((2, 50, head_dim), key=mx.random.key(0))
     assert mx.allclose((rotation.rotate(a) * rotation.rotate(b)).sum(-1), (a * b).sum(-1), atol=1e-3)
     assert mx.allclose(rotation.unrotate(rotation.rotate(a)), a, atol=1e-4)
 
 
-def test_rotation_spreads_a_single_spike() -> None:
+def test_rotation_spreads_a_single_coordinate_evenly() -> None:
     spike = mx.zeros((1, 128))
     spike[0, 3] = 1.0
     assert mx.abs(draw_rotation(128, 42).rotate(spike)).max().item() == pytest.approx(128**-0.5, rel=1e-4)
 
 
-def test_a_head_of_one_value_is_refused() -> None:
+def test_a_head_dim_of_one_is_unsupported() -> None:
     with pytest.raises(UnsupportedHeadDim):
         draw_rotation(1, 0)
 
 
 @pytest.mark.parametrize("bits, distortion", [(2, 0.1175), (3, 0.0345), (4, 0.0095)])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_turbo_reaches_the_codebook_distortion_on_any_vectors(
+def test_turbo_has_the_codebook_distortion_on_heavy_tailed_vectors(
     bits: int, distortion: float, head_dim: int
 ) -> None:
-    # Heavy-tailed, unequal channels: nothing like the codebook's normal until it is rotated.
+    # Heavy-tailed, unequal channels, which only the rotation makes near-Gaussian.
     x = mx.random.normal((1, 2, 400, head_dim), key=mx.random.key(3)) ** 3
     format_ = make_format(FormatSpec("turbo", bits), head_dim, "key")
     error = (format_.decode(format_.encode(x)) - x).square().sum() / x.square().sum()
-    # A matched norm gives back what Lloyd-Max shrinks, at the cost of D / (1 - D) instead of D at most.
+    # Restoring the norm that Lloyd-Max shrinks raises the error from D to at most D / (1 - D).
     assert error.item() < distortion / (1 - distortion) * 1.12
 
 
-def test_turbo_keeps_the_norm_of_every_vector() -> None:
+def test_unfitted_turbo_keys_keep_their_norms() -> None:
     x = mx.random.normal((1, 1, 64, 128), key=mx.random.key(3)) * mx.arange(1, 65)[:, None]
     format_ = make_format(FormatSpec("turbo", 2), 128, "key")
     decoded = format_.decode(format_.encode(x))
@@ -103,13 +103,13 @@ def test_turbo_decodes_a_zero_vector_to_zero(role: Literal["key", "value"]) -> N
 @pytest.mark.parametrize("spec", [FormatSpec("turbo", 3), FormatSpec("affine", 8), FormatSpec("raw", 16)])
 @pytest.mark.parametrize("rows", [1, 3, 20])
 @pytest.mark.parametrize("head_dim", [64, 80])
-def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
+def test_fold_multiply_sum_and_unfold_match_decoded_vectors(
     role: Literal["key", "value"], spec: FormatSpec, head_dim: int, rows: int
 ) -> None:
     x, queries = mx.random.normal((2, 1, 2, 30, head_dim), key=mx.random.key(3)) + 2
     queries = queries[:, :, :rows]
-    seen = QueryStatistics(queries.square().mean(axis=2, keepdims=True), 30)
-    format_ = make_format(spec, head_dim, role).fit(x, seen)
+    statistics = QueryStatistics(queries.square().mean(axis=2, keepdims=True), 30)
+    format_ = make_format(spec, head_dim, role).fit(x, statistics)
     block = format_.encode(x)
     if spec.kind == "turbo":
         words, gain = block
@@ -136,13 +136,13 @@ def test_folded_queries_and_unfolded_sums_are_all_that_a_kernel_needs(
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("name", ["affine8", "affine4", "turbo4", "turbo3", "turbo2", "turbo0v4"])
-def test_bytes_a_vector_takes_are_those_of_its_arrays(name: str, head_dim: int) -> None:
+def test_bytes_per_vector_match_the_encoded_arrays(name: str, head_dim: int) -> None:
     spec = parse_scheme(name).value
     block = make_format(spec, head_dim, "value").encode(mx.ones((1, 1, 8, head_dim), dtype=mx.float16))
     assert sum(array.nbytes for array in block) == 8 * spec.bytes_per_vector(head_dim)
 
 
-def test_formats_of_one_size_share_their_rotation() -> None:
+def test_formats_of_one_head_dim_share_a_rotation() -> None:
     one, other = (make_format(FormatSpec("turbo", bits), 128, "key") for bits in (2, 4))
     assert isinstance(one, TurboFormat) and isinstance(other, TurboFormat)
     assert one.rotation.array is other.rotation.array
@@ -150,7 +150,7 @@ def test_formats_of_one_size_share_their_rotation() -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("width", [32, 128])
-def test_shaped_rounding_costs_less_than_rounding_to_the_nearest(bits: int, width: int) -> None:
+def test_shaped_rounding_costs_less_than_nearest_rounding(bits: int, width: int) -> None:
     x = mx.random.normal((500, width), key=mx.random.key(1))
     metric = mx.exp(mx.linspace(-2, 2, width))
     metric = metric / metric.mean()
@@ -161,7 +161,7 @@ def test_shaped_rounding_costs_less_than_rounding_to_the_nearest(bits: int, widt
 
     codes, centroids = quantise_shaped(y, metric, bits)
     assert mx.array_equal(centroids, centroid_array(bits)[codes])
-    # The best possible is the geometric mean of the metric over its arithmetic one: 0.3 here.
+    # The optimum is the geometric over the arithmetic mean of the metric: 0.3 here.
     assert cost(centroids) < 0.75 * cost(quantise(y, bits)[1])
     flat, _ = quantise_shaped(y, mx.ones((width,)), bits)
     assert mx.array_equal(flat, quantise(y, bits)[0])
