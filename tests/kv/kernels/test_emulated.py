@@ -137,7 +137,7 @@ def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype
     ],
 )
 def test_few_threadgroups_process_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
-    monkeypatch.setattr(launch, "SIMDS_WANTED", 1)
+    monkeypatch.setattr(launch, "TARGET_SIMD_GROUPS", 1)
     launch._layout_factory.cache_clear()
     # Not a whole number of tiles, so that the last ones overlap.
     cache, queries = filled(scheme, *shape, 1500, (128, 128), mx.float16, 2)
