@@ -15,7 +15,7 @@ from tests.kv import families, tiny
 from tqchat.kv import make_prompt_cache, memory_report
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.codec.formats import TurboFormat
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.kv.storage.side import BATCH_PACKING_FROM_TOKENS, GPU_TILES_PER_PACK

@@ -12,8 +12,9 @@ from mlx_lm.models import cache as mlx_cache
 from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import convert, make_prompt_cache, needs_queries, observe_queries
+from tqchat.kv.codec.base import Format
 from tqchat.kv.codec.fitting import QueryStatistics, fit_keys
-from tqchat.kv.codec.formats import Format, make_format
+from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.rope import probe_rope
 from tqchat.kv.scheme import FormatSpec
 

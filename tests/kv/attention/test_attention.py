@@ -96,9 +96,9 @@ def test_cached_intermediates_release_dropped_tokens(scheme: str) -> None:
     cache = filled(scheme, 64, 8000, mx.float16)
     check(cache, 64, 2, 1)
     for side in cache.sides:
-        side.fetch(mx.float32, keep=True)
+        side.fetch(mx.float32, keep_graph=True)
         side.drop_front(2)
-        assert side.fetch(mx.float32, keep=True).shape[2] == side.length == 7998
+        assert side.fetch(mx.float32, keep_graph=True).shape[2] == side.length == 7998
     mx.eval(cache.state)
     before = mx.get_active_memory()
     held = cache.nbytes

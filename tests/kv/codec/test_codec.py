@@ -10,10 +10,11 @@ import pytest
 
 from tqchat.kv.codec.codebook import centroids, quantise
 from tqchat.kv.codec.fitting import QueryStatistics
-from tqchat.kv.codec.formats import TurboFormat, make_format
+from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.packing import byte_planes, lookup, pack, unpack
 from tqchat.kv.codec.rotation import UnsupportedHeadDim, draw_rotation
 from tqchat.kv.codec.rounding import quantise_shaped
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.scheme import FormatSpec, parse_scheme, words_per_vector
 
 HEAD_DIMS = (64, 80, 96, 128, 256)

@@ -11,7 +11,8 @@ from tests.kv.kernels.emulator import CPLUSPLUS, Emulator
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
-from tqchat.kv.codec.formats import TurboFormat, make_format
+from tqchat.kv.codec.formats import make_format
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan

@@ -9,8 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from tqchat.kv.codec.formats import Block, Format, TurboFormat
+from tqchat.kv.codec.base import Block, Format
 from tqchat.kv.codec.rounding import LEAF_SIZE
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import words_per_vector

@@ -8,7 +8,9 @@ from math import ceil, log2
 
 import mlx.core as mx
 
-from tqchat.kv.codec.formats import AffineFormat, RawFormat, TurboFormat
+from tqchat.kv.codec.affine import AffineFormat
+from tqchat.kv.codec.base import RawFormat
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
 from tqchat.kv.storage.side import Side

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 
 import mlx.core as mx
 
+from tqchat.kv.codec.base import Block, Format, RawFormat
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
-from tqchat.kv.codec.formats import Block, Format, RawFormat, make_format
+from tqchat.kv.codec.formats import make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme

@@ -7,7 +7,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from tqchat.kv.codec.formats import Block
+from tqchat.kv.codec.base import Block
 
 GROWTH_TOKENS = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""

@@ -14,8 +14,9 @@ from typing import Literal
 
 import mlx.core as mx
 
+from tqchat.kv.codec.base import Format
 from tqchat.kv.codec.fitting import NO_STATISTICS
-from tqchat.kv.codec.formats import Format, make_format
+from tqchat.kv.codec.formats import make_format
 from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
 from tqchat.lab.bench.attention import Layer
