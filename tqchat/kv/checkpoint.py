@@ -125,6 +125,6 @@ def describe(checkpoint: Checkpoint) -> tuple[dict[int, Any], dict[str, mx.array
 
 def rebuild(tokens: int, layers: dict[int, Any], arrays: dict[str, mx.array]) -> Checkpoint:
     """The inverse of ``describe``, evaluated."""
-    found = {index: rebuild_layer(description, str(index), arrays) for index, description in layers.items()}
-    mx.eval([layer.state for layer in found.values() if not layer.empty()])
-    return Checkpoint(tokens, found)
+    rebuilt = {index: rebuild_layer(description, str(index), arrays) for index, description in layers.items()}
+    mx.eval([layer.state for layer in rebuilt.values() if not layer.empty()])
+    return Checkpoint(tokens, rebuilt)

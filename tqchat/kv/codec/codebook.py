@@ -53,12 +53,12 @@ def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
     positive = x >= 0
     size = mx.abs(x)
     codes = positive.astype(mx.uint32) << (bits - 1)
-    found = mx.full(x.shape, magnitudes[0], dtype=mx.float32)
+    nearest = mx.full(x.shape, magnitudes[0], dtype=mx.float32)
     for low, high in pairwise(magnitudes):
         above = size > (low + high) / 2
         codes = codes + above
-        found = mx.where(above, high, found)
-    return codes, mx.where(positive, found, -found)
+        nearest = mx.where(above, high, nearest)
+    return codes, mx.where(positive, nearest, -nearest)
 
 
 @lru_cache(maxsize=16)
