@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tqchat.paths import Paths
-from tqchat.store import parsing
+from tqchat.store import import_parser
 from tqchat.store.database import Database, SamplingChoice, StoreFull
 from tqchat.store.exchange import from_json, to_json, to_markdown
-from tqchat.store.parsing import BadImport
+from tqchat.store.import_parser import BadImport
 
 LETTERS = "abc XYZ\n\täß中文🦊'\"\\%_*`#\x00\x1b\x9b\u2028\u202e\ufeff{}[]"
 
@@ -239,7 +239,7 @@ def test_other_files_are_refused_in_a_sentence(database: Database, content: byte
 def test_a_file_that_is_too_large_is_not_even_parsed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parsing, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(import_parser, "LARGEST_FILE", 1 << 20)
     with pytest.raises(BadImport, match="larger than 1 MiB"):
         from_json(database, b" " * ((1 << 20) + 1))
 

@@ -9,9 +9,9 @@ import time
 from tqchat import paths, settings
 from tqchat.commands.listing import SHORT_ID, UNTITLED
 from tqchat.errors import TqchatError
-from tqchat.store.budget import GIB, Entry, described
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault
+from tqchat.store.vault.budget import GIB, Entry, described
 from tqchat.text import one_line
 
 

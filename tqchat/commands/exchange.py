@@ -12,7 +12,7 @@ from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.store import exchange
 from tqchat.store.database import Conversation, Database, UnknownConversation
-from tqchat.store.parsing import LARGEST_FILE
+from tqchat.store.import_parser import LARGEST_FILE
 from tqchat.text import one_line, printable
 
 _OUTCOMES = {

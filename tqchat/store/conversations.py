@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tqchat.kv.scheme import scheme_setting
+from tqchat.store.database_file import DatabaseFile
 from tqchat.store.errors import DatabaseBusy, StoreFull, UnknownConversation
-from tqchat.store.file import DatabaseFile
 from tqchat.store.lease import Leases
 from tqchat.store.records import Conversation
 from tqchat.store.rows import (

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from tqchat.store.database import Database
-from tqchat.store.parsing import FORMAT, VERSION, Parsed, parse
+from tqchat.store.import_parser import FORMAT, VERSION, Parsed, parse
 from tqchat.store.records import Conversation, Message
 from tqchat.store.rows import CONVERSATION, conversation_from, insert_conversation, insert_message, new_id
 from tqchat.text import one_line

@@ -6,7 +6,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 
-from tqchat.store.file import DatabaseFile
+from tqchat.store.database_file import DatabaseFile
 from tqchat.store.records import SearchHit
 from tqchat.store.rows import storable
 from tqchat.text import one_line

@@ -20,8 +20,8 @@ from tqchat.kv import checkpoint
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import flat_layers, with_ropes
-from tqchat.store.manifest import Pieces, cut
 from tqchat.store.vault import Restored
+from tqchat.store.vault.manifest import Pieces, cut
 
 FULL_PRECISION_BITS = (16, 16)
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2

@@ -24,10 +24,9 @@ from tqchat.engine.session import Session
 from tqchat.kv import checkpoint
 from tqchat.lab.endure import insist, witness
 from tqchat.lab.endure.life import places
-from tqchat.store import branches
 from tqchat.store.database import Database
-from tqchat.store.manifest import MANIFEST, read_manifest
-from tqchat.store.vault import Restored, Vault
+from tqchat.store.vault import Restored, Vault, branches
+from tqchat.store.vault.manifest import MANIFEST, read_manifest
 from tqchat.ui.transcript import for_engine
 
 MOST_STEPS = 250

@@ -22,8 +22,8 @@ import mlx.core as mx
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.endure import insist, witness
-from tqchat.store.manifest import MANIFEST, digest
 from tqchat.store.vault import Refused, Restored, Vault
+from tqchat.store.vault.manifest import MANIFEST, digest
 
 ID = "talk"
 PRINT = "fingerprint"

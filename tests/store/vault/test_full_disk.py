@@ -9,8 +9,8 @@ from pathlib import Path
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from tests.store.test_vault import ID, filled, load
-from tests.store.test_vault_segments import grow
+from tests.store.vault.test_vault import ID, filled, load
+from tests.store.vault.test_segments import grow
 from tqchat.engine import backend, models
 from tqchat.store.vault import Restored, Vault, VaultError
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tqchat.engine import backend
-from tqchat.store.manifest import MANIFEST, read_manifest
 from tqchat.store.vault import Refused, Restored, Vault, VaultError
+from tqchat.store.vault.manifest import MANIFEST, read_manifest
 
 backend.prepare()
 
@@ -159,7 +159,7 @@ def refusal(found: Restored | Refused | None) -> str:
 
 def rewrite(vault: Vault, **changes: Any) -> None:
     """Change the manifest and give it a right digest again: another version, not a damaged one."""
-    from tqchat.store.manifest import digest
+    from tqchat.store.vault.manifest import digest
 
     path = vault.folder / ID / MANIFEST
     manifest = json.loads(path.read_text())

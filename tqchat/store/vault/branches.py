@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat.files import write_atomically
-from tqchat.store.manifest import BRANCH, MANIFEST, Manifest, ManifestError, covered, read_manifest
+from tqchat.store.vault.manifest import BRANCH, MANIFEST, Manifest, ManifestError, covered, read_manifest
 
 MOST_BRANCHES = 4
 

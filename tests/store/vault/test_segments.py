@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.store.test_vault import ID, PRINT, filled, flip, load, segments
+from tests.store.vault.test_vault import ID, PRINT, filled, flip, load, segments
 from tqchat.engine import backend
-from tqchat.store.manifest import MANIFEST, Pieces, cut, read_manifest
 from tqchat.store.vault import Restored, Vault, VaultError, Written
+from tqchat.store.vault.manifest import MANIFEST, Pieces, cut, read_manifest
 
 backend.prepare()
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import UnusableFolder, make_private_folder
-from tqchat.store import branches, budget, segments
-from tqchat.store.manifest import (
+from tqchat.store.vault import branches, budget, segments
+from tqchat.store.vault.cache_writer import Saving
+from tqchat.store.vault.manifest import (
     MANIFEST,
     Manifest,
     Pieces,
@@ -29,8 +30,7 @@ from tqchat.store.manifest import (
     cut,
     read_manifest,
 )
-from tqchat.store.saving import Saving
-from tqchat.store.segments import Interrupted, SegmentError
+from tqchat.store.vault.segments import Interrupted, SegmentError
 
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint

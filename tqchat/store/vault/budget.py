@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqchat.store.manifest import MANIFEST, ManifestError, read_manifest
+from tqchat.store.vault.manifest import MANIFEST, ManifestError, read_manifest
 
 GIB = 1 << 30
 MOST_BY_DEFAULT = 20 * GIB

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.store.test_vault import ID, PRINT, filled
+from tests.store.vault.test_vault import ID, PRINT, filled
 from tqchat.cli import main
 from tqchat.engine import backend
 from tqchat.paths import Paths
-from tqchat.store import budget
 from tqchat.store.database import Database
-from tqchat.store.manifest import MANIFEST
-from tqchat.store.vault import Refused, Vault, VaultError
+from tqchat.store.vault import Refused, Vault, VaultError, budget
+from tqchat.store.vault.manifest import MANIFEST
 
 backend.prepare()
 
@@ -98,7 +97,7 @@ def test_looking_reads_no_tensors(tmp_path: Path, model: LoadedModel) -> None:
     vault = Vault(tmp_path / "caches")
     save(vault, model, ID)
     code = (
-        "import sys; from pathlib import Path; from tqchat.store import budget\n"
+        "import sys; from pathlib import Path; from tqchat.store.vault import budget\n"
         "from tqchat.store.vault import Vault\n"
         "vault = Vault(Path(sys.argv[1]))\n"
         f"assert [budget.described(e).tokens for e in vault.entries()] == [300] and vault.scheme({ID!r})\n"

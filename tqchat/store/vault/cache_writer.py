@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqchat.store import segments
-from tqchat.store.manifest import Piece, Pieces, Saved, covered, cut
-from tqchat.store.segments import Interrupted, StoredFile
+from tqchat.store.vault import segments
+from tqchat.store.vault.manifest import Piece, Pieces, Saved, covered, cut
+from tqchat.store.vault.segments import Interrupted, StoredFile
 
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tqchat.errors import TqchatError
-from tqchat.store.segments import SUFFIX, StoredFile
+from tqchat.store.vault.segments import SUFFIX, StoredFile
 
 FORMAT = 3
 """Goes up whenever a manifest of an older version would be read differently."""

@@ -21,8 +21,8 @@ from tqchat import kv  # noqa: E402
 from tqchat.kv import checkpoint  # noqa: E402
 from tqchat.kv.checkpoint import Checkpoint  # noqa: E402
 from tqchat.kv.scheme import SCHEMES  # noqa: E402
-from tqchat.store.manifest import cut  # noqa: E402
 from tqchat.store.vault import Refused, Restored, Vault  # noqa: E402
+from tqchat.store.vault.manifest import cut  # noqa: E402
 
 EVERY_SCHEME = [
     "llama",
