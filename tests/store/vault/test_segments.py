@@ -1,4 +1,4 @@
-"""What a save writes, and what trims, branches and damage leave of it."""
+"""Segments: incremental saves, trims, branches, damage."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.store.vault.test_vault import ID, PRINT, filled, flip, load, segments
+from tests.store.vault.test_vault import FINGERPRINT, ID, filled, flip, load, segments
 from tqchat.engine import backend
-from tqchat.store.vault import Restored, Vault, VaultError, Written
-from tqchat.store.vault.manifest import MANIFEST, Pieces, cut, read_manifest
+from tqchat.store.vault import Restored, SaveResult, Vault, VaultError
+from tqchat.store.vault.manifest import MANIFEST, Pieces, read_manifest, trim_pieces
 
 backend.prepare()
 
@@ -33,7 +33,7 @@ def vault(tmp_path: Path) -> Vault:
 
 
 def grow(model: LoadedModel, cache: list[Any], count: int, seed: int = 7) -> list[int]:
-    """Let the model read tokens; the last ones one by one, as a reply does."""
+    """Append tokens to a cache: a prefill, then three decode steps."""
     import mlx.core as mx
 
     tokens = [3 + (n * seed) % 900 for n in range(count)]
@@ -50,8 +50,8 @@ def trim(cache: list[Any], count: int) -> None:
         layer.trim(count)
 
 
-class Talk:
-    """A live cache that is saved again and again, as a session does."""
+class SavedChat:
+    """A live cache that is saved repeatedly, as a session does."""
 
     def __init__(self, vault: Vault, model: LoadedModel, scheme: str, count: int) -> None:
         self.vault, self.model, self.scheme = vault, model, scheme
@@ -65,14 +65,14 @@ class Talk:
     def rewind(self, keep: int) -> None:
         trim(self.cache, len(self.tokens) - keep)
         del self.tokens[keep:]
-        self.pieces = cut(self.pieces, keep)
+        self.pieces = trim_pieces(self.pieces, keep)
 
-    def save(self, **changes: Any) -> Written:
+    def save(self, **changes: Any) -> SaveResult:
         written = self.vault.save(
             ID,
             self.cache,
             self.tokens,
-            fingerprint=PRINT,
+            fingerprint=FINGERPRINT,
             scheme=self.scheme,
             pieces=self.pieces,
             **changes,
@@ -82,14 +82,14 @@ class Talk:
 
     def load(self, wanted: list[int] | None = None) -> Restored:
         found = self.vault.load(
-            ID, fingerprint=PRINT, scheme=self.scheme, wanted=self.tokens if wanted is None else wanted
+            ID, fingerprint=FINGERPRINT, scheme=self.scheme, wanted=self.tokens if wanted is None else wanted
         )
         assert isinstance(found, Restored), found
         return found
 
 
 def assert_same(mine: list[Any], theirs: list[Any]) -> None:
-    """Bit for bit, descriptions included."""
+    """Assert bit-identical states, metadata included."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -104,100 +104,100 @@ def assert_same(mine: list[Any], theirs: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_cache_saved_in_parts_comes_back_whole(vault: Vault, model: LoadedModel, scheme: str) -> None:
-    talk = Talk(vault, model, scheme, 100)
-    talk.save()
+def test_incremental_saves_restore_the_whole_cache(vault: Vault, model: LoadedModel, scheme: str) -> None:
+    chat = SavedChat(vault, model, scheme, 100)
+    chat.save()
     for count in (90, 1, 200, 64, 40):
-        talk.grow(count)
-        talk.save()
-        found = talk.load()
-        assert found.tokens == talk.tokens
-        assert_same(found.cache, talk.cache)
-        assert found.pieces == talk.pieces
-    assert len(talk.pieces) >= 2
+        chat.grow(count)
+        chat.save()
+        found = chat.load()
+        assert found.tokens == chat.tokens
+        assert_same(found.cache, chat.cache)
+        assert found.pieces == chat.pieces
+    assert len(chat.pieces) >= 2
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_save_writes_what_is_new(vault: Vault, model: LoadedModel, scheme: str) -> None:
+def test_a_save_writes_only_new_tokens(vault: Vault, model: LoadedModel, scheme: str) -> None:
     from tqchat import kv
 
-    talk = Talk(vault, model, scheme, 2000)
-    whole = talk.save().bytes_written
-    assert whole >= kv.memory_report(talk.cache).bytes
-    # Beyond the new tokens: at most the raw tail, less than a segment that waits, and the headers.
+    chat = SavedChat(vault, model, scheme, 2000)
+    whole = chat.save().bytes_written
+    assert whole >= kv.memory_report(chat.cache).bytes
+    # Besides the new tokens: at most the raw tail, less than one minimal segment, and the headers.
     per_token = 2 * 2 * 2 * 64 * 2
     bounded = (128 + 16 + 4 + 64) * per_token + 12_000
     for count in (20, 20, 300):
-        before = kv.memory_report(talk.cache).bytes
-        talk.grow(count)
-        written = talk.save()
-        new = kv.memory_report(talk.cache).bytes - before
+        before = kv.memory_report(chat.cache).bytes
+        chat.grow(count)
+        written = chat.save()
+        new = kv.memory_report(chat.cache).bytes - before
         assert written.bytes_written <= new + bounded
         assert written.bytes == vault.size(ID)
-    # Nothing new, nothing but the tail again.
-    assert talk.save().bytes_written <= bounded
+    # Without new tokens, only the tail is written.
+    assert chat.save().bytes_written <= bounded
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_on_disk_it_takes_no_more_than_in_memory(vault: Vault, model: LoadedModel, scheme: str) -> None:
+def test_size_on_disk_is_at_most_the_size_in_memory(vault: Vault, model: LoadedModel, scheme: str) -> None:
     from tqchat import kv
 
-    talk = Talk(vault, model, scheme, 3000)
-    talk.save()
-    talk.grow(500)
-    talk.save()
-    live = kv.memory_report(talk.cache).bytes + 4 * len(talk.tokens)
+    chat = SavedChat(vault, model, scheme, 3000)
+    chat.save()
+    chat.grow(500)
+    chat.save()
+    live = kv.memory_report(chat.cache).bytes + 4 * len(chat.tokens)
     assert vault.size(ID) <= live * 1.01 + 20_000
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_trim_keeps_the_segments_before_it(vault: Vault, model: LoadedModel, scheme: str) -> None:
-    talk = Talk(vault, model, scheme, 700)
-    talk.save()
-    talk.grow(300)
-    talk.save()
+def test_segments_before_a_trim_are_reused(vault: Vault, model: LoadedModel, scheme: str) -> None:
+    chat = SavedChat(vault, model, scheme, 700)
+    chat.save()
+    chat.grow(300)
+    chat.save()
     first = segments(vault)[0]
     for keep in (800, 560, 400, 70, 20, 3):
-        talk.rewind(keep)
-        talk.grow(200, seed=keep)
-        written = talk.save()
-        found = talk.load()
-        assert found.tokens == talk.tokens
-        assert_same(found.cache, talk.cache)
+        chat.rewind(keep)
+        chat.grow(200, seed=keep)
+        written = chat.save()
+        found = chat.load()
+        assert found.tokens == chat.tokens
+        assert_same(found.cache, chat.cache)
         if keep >= 400:
             assert first.exists()
             assert written.bytes_written < vault.size(ID)
 
 
-def test_both_branches_come_back_and_share_what_they_share(vault: Vault, model: LoadedModel) -> None:
-    talk = Talk(vault, model, "turbo0v4", 700)
-    talk.save()
-    talk.grow(300)
-    talk.save()
-    other, size = list(talk.tokens), vault.size(ID)
-    talk.rewind(650)
-    talk.grow(250, seed=11)
-    talk.save()
-    mine = list(talk.tokens)
+def test_branches_are_restored_and_share_segments(vault: Vault, model: LoadedModel) -> None:
+    chat = SavedChat(vault, model, "turbo0v4", 700)
+    chat.save()
+    chat.grow(300)
+    chat.save()
+    other, size = list(chat.tokens), vault.size(ID)
+    chat.rewind(650)
+    chat.grow(250, seed=11)
+    chat.save()
+    mine = list(chat.tokens)
     assert vault.size(ID) < size * 1.9
-    assert talk.load(mine).tokens == mine
-    back = talk.load(other)
+    assert chat.load(mine).tokens == mine
+    back = chat.load(other)
     assert back.tokens == other
-    # The conversation goes on in the other branch; the first is then the other one.
-    talk.tokens, talk.cache, talk.pieces = other, back.cache, back.pieces
-    talk.grow(100)
-    talk.save()
-    assert talk.load().tokens == talk.tokens
-    assert talk.load(mine).tokens == mine
+    # Continue in the other branch; the first one is then kept as a branch.
+    chat.tokens, chat.cache, chat.pieces = other, back.cache, back.pieces
+    chat.grow(100)
+    chat.save()
+    assert chat.load().tokens == chat.tokens
+    assert chat.load(mine).tokens == mine
 
 
-def test_old_branches_do_not_pile_up(vault: Vault, model: LoadedModel) -> None:
-    talk = Talk(vault, model, "turbo0v4", 400)
-    talk.save()
+def test_the_number_of_branches_is_limited(vault: Vault, model: LoadedModel) -> None:
+    chat = SavedChat(vault, model, "turbo0v4", 400)
+    chat.save()
     for seed in range(8):
-        talk.rewind(380)
-        talk.grow(250, seed=seed + 5)
-        talk.save()
+        chat.rewind(380)
+        chat.grow(250, seed=seed + 5)
+        chat.save()
     assert len(list((vault.folder / ID).glob("branch-*"))) <= 4
     manifests = (vault.folder / ID).glob("*.json")
     files = {name for path in manifests for name in read_manifest(path).files}
@@ -205,71 +205,71 @@ def test_old_branches_do_not_pile_up(vault: Vault, model: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_what_comes_before_the_damage_is_used(vault: Vault, model: LoadedModel, scheme: str) -> None:
-    talk = Talk(vault, model, scheme, 400)
-    talk.save()
+def test_tokens_before_damage_are_restored(vault: Vault, model: LoadedModel, scheme: str) -> None:
+    chat = SavedChat(vault, model, scheme, 400)
+    chat.save()
     for _ in range(3):
-        talk.grow(200)
-        talk.save()
+        chat.grow(200)
+        chat.save()
     pieces = read_manifest(vault.folder / ID / MANIFEST).pieces
     for index in range(len(pieces), 0, -1):
         flip(segments(vault)[index], -1)
-        found = talk.load()
+        found = chat.load()
         keep = pieces[index - 1].used
-        assert found.tokens == talk.tokens[:keep]
-        if keep < len(talk.tokens):
+        assert found.tokens == chat.tokens[:keep]
+        if keep < len(chat.tokens):
             assert found.damage is not None
             assert f"from token {keep + 1:,} on" in found.damage
-        else:  # everything was settled, so the rest held nothing
+        else:  # all tokens were settled, so the rest file had none
             assert found.damage is None
-        expected = Talk(vault, model, scheme, 400)
+        expected = SavedChat(vault, model, scheme, 400)
         for _ in range(3):
             expected.grow(200)
         expected.rewind(keep)
         assert_same(found.cache, expected.cache)
-    # It goes on from there, and what is broken is written anew.
-    talk.tokens, talk.cache, talk.pieces = found.tokens, found.cache, found.pieces
-    talk.grow(200)
-    talk.save()
-    again = talk.load()
+    # The chat continues from there, and damaged segments are rewritten.
+    chat.tokens, chat.cache, chat.pieces = found.tokens, found.cache, found.pieces
+    chat.grow(200)
+    chat.save()
+    again = chat.load()
     assert again.damage is None
-    assert_same(again.cache, talk.cache)
+    assert_same(again.cache, chat.cache)
 
 
-def test_an_interrupted_save_leaves_the_one_before_and_goes_on_later(
-    vault: Vault, model: LoadedModel
-) -> None:
-    talk = Talk(vault, model, "fp16", 300)
-    talk.save()
-    saved = list(talk.tokens)
-    talk.grow(3000)
-    # The first question is asked before anything is written; each try gets a little further.
-    for patience in range(0, 40, 4):
-        asked = iter(range(10_000))
-        written = talk.save(interrupted=lambda asked=asked, patience=patience: next(asked) >= patience)
+def test_an_interrupted_save_keeps_the_previous_one_and_resumes(vault: Vault, model: LoadedModel) -> None:
+    chat = SavedChat(vault, model, "fp16", 300)
+    chat.save()
+    saved = list(chat.tokens)
+    chat.grow(3000)
+    # ``interrupted`` is first called before anything is written; each try gets further.
+    for allowed_calls in range(0, 40, 4):
+        calls = iter(range(10_000))
+        written = chat.save(
+            interrupted=lambda calls=calls, allowed_calls=allowed_calls: next(calls) >= allowed_calls
+        )
         assert not written.complete
-        assert talk.load().tokens == saved
+        assert chat.load().tokens == saved
         assert not list((vault.folder / ID).glob("new-*"))
         if len(written.pieces) > 2:
             break
-    resumed = talk.save()
+    resumed = chat.save()
     assert resumed.complete
     assert resumed.bytes_written < vault.size(ID) * 0.7
-    assert talk.load().tokens == talk.tokens
-    assert_same(talk.load().cache, talk.cache)
+    assert chat.load().tokens == chat.tokens
+    assert_same(chat.load().cache, chat.cache)
 
 
-def test_segments_that_another_process_removed_are_written_again(vault: Vault, model: LoadedModel) -> None:
-    talk = Talk(vault, model, "turbo0v4", 400)
-    talk.save()
-    vault.forget(ID)
-    talk.grow(50)
-    talk.save()
-    assert_same(talk.load().cache, talk.cache)
+def test_segments_pruned_by_another_process_are_rewritten(vault: Vault, model: LoadedModel) -> None:
+    chat = SavedChat(vault, model, "turbo0v4", 400)
+    chat.save()
+    vault.remove(ID)
+    chat.grow(50)
+    chat.save()
+    assert_same(chat.load().cache, chat.cache)
 
 
-def test_a_sentence_says_that_the_budget_is_too_small(tmp_path: Path, model: LoadedModel) -> None:
+def test_a_save_over_the_budget_is_refused(tmp_path: Path, model: LoadedModel) -> None:
     vault = Vault(tmp_path / "small", budget=0.0001)
-    with pytest.raises(VaultError, match="GiB allowed"):
-        Talk(vault, model, "fp16", 600).save()
+    with pytest.raises(VaultError, match=r"cache budget of .* GiB"):
+        SavedChat(vault, model, "fp16", 600).save()
     assert load(vault) is None

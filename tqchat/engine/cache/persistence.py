@@ -82,7 +82,9 @@ def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Seque
     if min(len(cache.tokens), len(prompt)) - shared < MIN_RECALL_TOKENS:
         return
     fingerprint = cache.model.info.fingerprint
-    saved = vault.reach(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, wanted=prompt)
+    saved = vault.restorable_tokens(
+        conversation_id, fingerprint=fingerprint, scheme=cache.scheme, wanted=prompt
+    )
     if saved < cache.reach(shared) + MIN_RECALL_TOKENS:
         return
     found = vault.load(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, wanted=prompt)

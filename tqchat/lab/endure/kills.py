@@ -102,7 +102,7 @@ class Home:
                 kept = message.content if message.role == "user" else message.content[: len(content)]
                 insist(kept == content, f"Message {message_id} in {self.folder} lost what was committed")
             for conversation in database.conversations():
-                insist(database.leases.holder(conversation.id) is None, "A dead process kept its lease")
+                insist(database.leases.holder_pid(conversation.id) is None, "A dead process kept its lease")
                 said = database.messages(conversation.id)
                 found.unfinished += bool(said) and said[-1].status == "unfinished"
                 self._check_caches(model, conversation.id, found)
@@ -115,7 +115,7 @@ class Home:
     def _check_caches(self, model: LoadedModel, conversation_id: str, found: Kills) -> None:
         vault = Vault(self.paths.caches)
         folder = vault.folder / conversation_id
-        for path in [folder / MANIFEST, *branches.files(folder)]:
+        for path in [folder / MANIFEST, *branches.branch_manifests(folder)]:
             if not path.exists():
                 continue
             manifest = read_manifest(path)
@@ -126,11 +126,11 @@ class Home:
                 conversation_id,
                 fingerprint=model.info.fingerprint,
                 scheme=manifest.scheme,
-                wanted=branches.tokens_of(folder, manifest),
+                wanted=branches.read_tokens(folder, manifest),
             )
             problem = getattr(back, "reason", None) or getattr(back, "damage", None)
             if self._is_excused(problem):
-                vault.forget(conversation_id)
+                vault.remove(conversation_id)
                 return
             insist(isinstance(back, Restored), f"The cache in {path} did not come back: {back}")
             assert isinstance(back, Restored)

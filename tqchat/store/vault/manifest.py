@@ -1,4 +1,4 @@
-"""What says which files make a conversation's cache. Small, replaced in one step, read without MLX."""
+"""The manifest: lists the files of a conversation's cache. Small, replaced atomically, read without MLX."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tqchat.errors import TqchatError
 from tqchat.store.vault.segments import SUFFIX, StoredFile
 
 FORMAT = 3
-"""Goes up whenever a manifest of an older version would be read differently."""
+"""Manifest version; increase it when older manifests would be read differently."""
 
 MANIFEST = "manifest.json"
-BRANCH = "branch-"
-"""Manifests of the conversation's other branches begin so."""
+BRANCH_PREFIX = "branch-"
+"""File name prefix of manifests of other branches."""
 
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
-_LARGEST = 8 << 20
-"""Bytes. A hundred times what a long conversation takes; what is read becomes many objects."""
-_WORTH_KEEPING = 16
-"""A beginning of a segment shorter than this is written anew."""
+_MAX_MANIFEST_BYTES = 8 << 20
+"""A hundred times the manifest of a long conversation; larger files are not parsed."""
+_MIN_REUSED_TOKENS = 16
+"""A shorter remainder of a trimmed segment is rewritten instead of reused."""
 
 
 class ManifestError(TqchatError):
-    """A manifest that is not as it was written."""
+    """A damaged manifest, or one of another version."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens ``[start, used)`` of a conversation, from a segment that holds ``[start, end)``."""
+    """The used part of a segment: tokens ``[start, used)`` of a segment that holds ``[start, end)``."""
 
     file: StoredFile
     start: int
@@ -46,11 +46,12 @@ Pieces = tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A checkpoint: the layers that cannot be trimmed, as they were after so many tokens.
+class SavedCheckpoint:
+    """A stored checkpoint: the state of the layers that cannot be trimmed.
 
     Attributes:
-        layers: Their indices and descriptions, as ``tqchat.kv.checkpoint`` wants them back.
+        tokens: Length of the sequence at the checkpoint.
+        layers: Layer descriptions by index, for ``tqchat.kv.checkpoint.rebuilt``.
     """
 
     file: StoredFile
@@ -58,13 +59,15 @@ class Saved:
     layers: dict[int, Any]
 
 
-def cut(pieces: Pieces, keep: int) -> Pieces:
-    """The pieces of the first ``keep`` tokens. A segment that would be mostly unused is left out: what it
-    holds of them is written again, rather than kept for its smaller half."""
+def trim_pieces(pieces: Pieces, keep: int) -> Pieces:
+    """The pieces of the first ``keep`` tokens. A segment of which more than half would be unused is dropped:
+    its remaining tokens are written again."""
     kept = []
     for piece in pieces:
         used = min(piece.used, keep)
-        if used < piece.used and (used - piece.start < _WORTH_KEEPING or 2 * used < piece.start + piece.end):
+        if used < piece.used and (
+            used - piece.start < _MIN_REUSED_TOKENS or 2 * used < piece.start + piece.end
+        ):
             break
         kept.append(replace(piece, used=used))
         if used < piece.used:
@@ -72,25 +75,24 @@ def cut(pieces: Pieces, keep: int) -> Pieces:
     return tuple(kept)
 
 
-def covered(pieces: Pieces) -> int:
-    """How many leading tokens the pieces hold."""
+def covered_tokens(pieces: Pieces) -> int:
+    """The number of leading tokens that the pieces cover."""
     return pieces[-1].used if pieces else 0
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One state of one conversation's cache.
+    """One saved state of a conversation's cache.
 
     Attributes:
-        rounding: The fewest bits (of keys, of values) that its history has been through.
-        layout: Kinds and shapes of its layers.
-        structure: The layers' description, as ``tqchat.kv.ranges`` wants it back.
-        pieces: The settled tokens.
-        rest: The file with everything else.
-        checkpoints: What a cache that cannot be trimmed can go back to, the shortest first.
-        tokens: How many tokens all of it holds.
-        prefix_is_usable: Whether the settled tokens alone are a cache to continue from.
-        digest: Over everything above.
+        rounding: The fewest bits (keys, values) at which any of its tokens was ever stored.
+        layout: Kinds and shapes of the layers.
+        structure: Layer descriptions, for ``tqchat.kv.ranges.rebuild``.
+        pieces: The segments of the settled tokens.
+        rest: The file with all other arrays.
+        checkpoints: Checkpoints of a cache that cannot be trimmed, shortest first.
+        tokens: Length of the cached sequence.
+        prefix_is_usable: Whether the settled tokens alone form a usable cache.
     """
 
     conversation: str
@@ -102,7 +104,7 @@ class Manifest:
     structure: list[Any]
     pieces: Pieces
     rest: StoredFile
-    checkpoints: tuple[Saved, ...]
+    checkpoints: tuple[SavedCheckpoint, ...]
     tokens: int
     prefix_is_usable: bool
     saved_at: float
@@ -112,43 +114,48 @@ class Manifest:
 
     @property
     def files(self) -> set[str]:
-        """The names of its files."""
+        """Names of all files it refers to."""
         files = [self.rest, *(one.file for one in self.pieces), *(one.file for one in self.checkpoints)]
         return {file.name for file in files}
 
-    def reach(self, shared: int) -> int:
-        """How many tokens a continuation that shares the first ``shared`` can begin with."""
+    def restorable_tokens(self, shared: int) -> int:
+        """How many of the first ``shared`` tokens this cache can be continued from."""
         if self.prefix_is_usable or shared >= self.tokens:
             return shared
         return max((one.tokens for one in self.checkpoints if one.tokens <= shared), default=0)
 
     def to_json(self) -> bytes:
-        """The content of the manifest's file."""
-        told = vars(self) | {
+        """Serialise it, with a digest."""
+        data = vars(self) | {
             "pieces": [[*vars(p.file).values(), p.start, p.end, p.used] for p in self.pieces],
             "rest": [*vars(self.rest).values()],
             "checkpoints": [
-                [*vars(one.file).values(), one.tokens, list(one.layers), _fold(list(one.layers.values()))]
+                [
+                    *vars(one.file).values(),
+                    one.tokens,
+                    list(one.layers),
+                    _deduplicate(list(one.layers.values())),
+                ]
                 for one in self.checkpoints
             ],
-            "structure": _fold(self.structure),
-            "layout": _fold(self.layout),
+            "structure": _deduplicate(self.structure),
+            "layout": _deduplicate(self.layout),
         }
-        return json.dumps(told | {"digest": digest(told)}, separators=(",", ":")).encode()
+        return json.dumps(data | {"digest": digest(data)}, separators=(",", ":")).encode()
 
     def mismatch(self, conversation: str, fingerprint: str, scheme: str) -> str | None:
-        """Why it is not a cache of this conversation for this model, ``None`` if it is."""
+        """Why the cache cannot be used for this conversation, model and scheme; ``None`` if it can."""
         if self.format != FORMAT or self.codec != codec_version():
             return "The saved cache was written by another version of tqchat"
         if self.mlx_lm != metadata.version("mlx-lm"):
-            return f"The saved cache was made under mlx-lm {self.mlx_lm}, and this is another version"
+            return f"The saved cache was made with mlx-lm {self.mlx_lm}, and another version is installed"
         if self.conversation != conversation:
-            return "The saved cache is another conversation's"
+            return "The saved cache belongs to another conversation"
         if self.fingerprint != fingerprint:
             made = f" ({self.model})" if self.model else ""
-            return f"The saved cache was made with another model, or another version of it{made}"
+            return f"The saved cache was made with another model or another version of the model{made}"
         if self.scheme != scheme:
-            return f"The saved cache is under {self.scheme}, and this conversation under {scheme}"
+            return f"The saved cache uses scheme {self.scheme}, but this conversation uses {scheme}"
         return None
 
 
@@ -159,42 +166,42 @@ def read_manifest(path: Path) -> Manifest:
         ManifestError: if it is damaged or of another version.
         OSError: if it cannot be read.
     """
-    if path.stat().st_size > _LARGEST:
-        raise ManifestError("The saved cache has a damaged manifest")
+    if path.stat().st_size > _MAX_MANIFEST_BYTES:
+        raise ManifestError("The manifest of the saved cache is damaged")
     try:
-        told = json.loads(path.read_bytes())
-        if told.pop("digest") != digest(told):
+        data = json.loads(path.read_bytes())
+        if data.pop("digest") != digest(data):
             raise ValueError("digest")
-        if told["format"] != FORMAT:
+        if data["format"] != FORMAT:
             raise ManifestError("The saved cache was written by another version of tqchat")
-        keys, values = told["rounding"]
+        keys, values = data["rounding"]
         manifest = Manifest(
-            **told
+            **data
             | {
                 "rounding": (int(keys), int(values)),
-                "pieces": tuple(_pieces(told["pieces"])),
-                "rest": _file(*told["rest"]),
-                "checkpoints": tuple(_checkpoints(told["checkpoints"])),
-                "structure": _unfold(told["structure"]),
-                "layout": _unfold(told["layout"]),
-                "tokens": int(told["tokens"]),
-                "saved_at": float(told["saved_at"]),
+                "pieces": tuple(_pieces(data["pieces"])),
+                "rest": _file(*data["rest"]),
+                "checkpoints": tuple(_checkpoints(data["checkpoints"])),
+                "structure": _expand(data["structure"]),
+                "layout": _expand(data["layout"]),
+                "tokens": int(data["tokens"]),
+                "saved_at": float(data["saved_at"]),
             }
         )
-        if covered(manifest.pieces) > manifest.tokens:
+        if covered_tokens(manifest.pieces) > manifest.tokens:
             raise ValueError("tokens")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise ManifestError("The saved cache has a damaged manifest") from error
+        raise ManifestError("The manifest of the saved cache is damaged") from error
     return manifest
 
 
-def digest(told: dict[str, Any]) -> str:
-    """The checksum of a manifest's content."""
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def digest(data: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def codec_version() -> int:
-    """The version of what is in the segments."""
+    """Version of the arrays in segments."""
     from tqchat.kv.snapshot import CODEC_VERSION
 
     return CODEC_VERSION
@@ -206,22 +213,24 @@ def _file(name: str, size: int, sha256: str) -> StoredFile:
     return StoredFile(name, int(size), str(sha256))
 
 
-def _pieces(told: Iterable[Any]) -> Iterable[Piece]:
+def _pieces(data: Iterable[Any]) -> Iterable[Piece]:
     at = 0
-    for name, size, sha256, start, end, used in told:
+    for name, size, sha256, start, end, used in data:
         if not at == start < used <= end:
             raise ValueError("pieces")
         yield Piece(_file(name, size, sha256), start, end, used)
         at = used
 
 
-def _checkpoints(told: Iterable[Any]) -> Iterable[Saved]:
-    for name, size, sha256, tokens, indices, layers in told:
-        yield Saved(_file(name, size, sha256), int(tokens), dict(zip(indices, _unfold(layers), strict=True)))
+def _checkpoints(data: Iterable[Any]) -> Iterable[SavedCheckpoint]:
+    for name, size, sha256, tokens, indices, layers in data:
+        yield SavedCheckpoint(
+            _file(name, size, sha256), int(tokens), dict(zip(indices, _expand(layers), strict=True))
+        )
 
 
-def _fold(items: list[Any]) -> list[Any]:
-    """Layers are mostly alike: each description once, and which layer has which."""
+def _deduplicate(items: list[Any]) -> list[Any]:
+    """Store each distinct layer description once: [descriptions, index per layer]."""
     kinds: list[Any] = []
     for item in items:
         if item not in kinds:
@@ -229,6 +238,6 @@ def _fold(items: list[Any]) -> list[Any]:
     return [kinds, [kinds.index(item) for item in items]]
 
 
-def _unfold(folded: Any) -> list[Any]:
+def _expand(folded: Any) -> list[Any]:
     kinds, which = folded
     return [kinds[index] for index in which]

@@ -1,7 +1,7 @@
-"""Conversations' caches on disk: segments that are written once, and a manifest that says which make a cache.
+"""The vault: conversations' KV caches on disk, as append-only segments and a manifest.
 
-Caches are expendable, so anything doubtful is refused with a reason and the transcript is read again. MLX is
-imported when tensors are written or read, not before."""
+A cache can always be rebuilt from the transcript, so one that does not verify is refused with a reason.
+MLX is imported only when tensors are written or read."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import UnusableFolder, make_private_folder
 from tqchat.store.vault import branches, budget, segments
-from tqchat.store.vault.cache_writer import Saving
+from tqchat.store.vault.cache_writer import CacheWriter
 from tqchat.store.vault.manifest import (
     MANIFEST,
     Manifest,
     Pieces,
     codec_version,
-    covered,
-    cut,
     read_manifest,
 )
-from tqchat.store.vault.segments import Interrupted, SegmentError
+from tqchat.store.vault.restore import READ_ERRORS, Refused, Restored, layout, restore
+from tqchat.store.vault.segments import Interrupted
 
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
-_STALE_SECONDS = 3600
-"""A temporary file this old was left behind by a killed process."""
-_DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError, MemoryError)
-"""What reading something else than was written can end in."""
+_STALE_TEMPORARY_S = 3600
+"""Older temporary files were left by a killed process."""
 
 
 class VaultError(TqchatError):
@@ -47,14 +44,14 @@ class VaultError(TqchatError):
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a save did.
+class SaveResult:
+    """The result of a save.
 
     Attributes:
-        pieces: The segments that the next save of this cache can build on.
-        bytes: What the conversation takes on disk.
-        bytes_written: How much of that is new.
-        complete: Whether it came to the end. If not, what was saved before is still what is saved.
+        pieces: Segments that the next save of this cache can reuse.
+        bytes: Size of the conversation's caches on disk.
+        bytes_written: Bytes that this save wrote.
+        complete: False if it was interrupted; the previous saved state is then still current.
     """
 
     pieces: Pieces
@@ -63,38 +60,12 @@ class Written:
     complete: bool = True
 
 
-@dataclass(frozen=True)
-class Restored:
-    """A cache that is exactly what was saved, or exactly that trimmed, and the tokens that it holds.
-
-    Attributes:
-        rounding: The fewest bits (of keys, of values) that its history has been through.
-        pieces: The segments that the next save of this cache can build on.
-        checkpoints: What it can go back to where it cannot be trimmed, the shortest first.
-        damage: Why it is not all that was saved: the beginning of a sentence, without a full stop.
-    """
-
-    cache: list[Any]
-    tokens: list[int]
-    rounding: tuple[int, int]
-    pieces: Pieces = ()
-    checkpoints: tuple[Checkpoint, ...] = ()
-    damage: str | None = None
-
-
-@dataclass(frozen=True)
-class Refused:
-    """Why there is no cache to continue from: the beginning of a sentence, without a full stop."""
-
-    reason: str
-
-
 class Vault:
-    """The caches below one folder, which has a folder for each conversation.
+    """Saved caches in a folder, with a subfolder per conversation.
 
     Args:
-        folder: Where they are; it need not exist.
-        budget: GiB that they may take together; ``None`` leaves it to ``budget.limit_for``.
+        folder: The folder; it need not exist.
+        budget: Disk budget in GiB; ``None`` for the default of ``budget.budget_bytes``.
     """
 
     def __init__(self, folder: Path, budget: float | None = None) -> None:
@@ -114,69 +85,67 @@ class Vault:
         pieces: Pieces = (),
         checkpoints: Sequence[Checkpoint] = (),
         interrupted: Callable[[], bool] = lambda: False,
-    ) -> Written:
-        """Write what is new in a conversation's cache.
+    ) -> SaveResult:
+        """Save a conversation's cache, writing only what is new.
 
-        Tokens that are settled go into segments that no later save touches. The rest (the raw tail, windows,
-        recurrent state) is bounded and written each time. The manifest is replaced last, in one step:
-        whenever the process is killed, the old state or the new state is there, whole.
+        Settled tokens go into segments that later saves do not rewrite. The rest (raw tail, windows,
+        recurrent state) is bounded in size and written each time. The manifest is replaced last and
+        atomically, so a kill at any time leaves either the old or the new state.
 
         Args:
-            pieces: What an earlier save, or the load, of this very cache returned, ``cut`` to what has
-                not been trimmed since.
-            checkpoints: Of this cache, the shortest first. Those that are new are written, and know it then.
-            interrupted: Asked every few megabytes; ends the save once it says yes.
+            pieces: From the last save or load of this cache, trimmed (``trim_pieces``) like the cache.
+            checkpoints: Checkpoints of this cache, shortest first. New ones are written and marked as stored.
+            interrupted: Called every few megabytes; the save ends when it returns true.
 
         Raises:
-            VaultError: if it cannot be written. What was saved before is then untouched.
+            VaultError: if writing fails. The previous saved state is intact.
         """
         folder = self._folder(conversation_id)
         kept = pieces
         try:
             make_private_folder(self.folder)
             make_private_folder(folder)
-            saving = Saving(folder, cache, tokens, pieces, checkpoints, interrupted)
-            self._make_room(conversation_id, folder, saving)
+            writer = CacheWriter(folder, cache, tokens, pieces, checkpoints, interrupted)
+            self._make_room(conversation_id, folder, writer)
             try:
-                for start, end in saving.due():
-                    saving.write_segment(start, end)
-                    kept = saving.pieces
+                for start, end in writer.pending_ranges():
+                    writer.write_segment(start, end)
+                    kept = writer.pieces
                 manifest = Manifest(
                     conversation=conversation_id,
                     fingerprint=fingerprint,
                     model=model,
                     scheme=scheme,
                     rounding=rounding,
-                    layout=_layout(cache),
-                    structure=saving.structure,
-                    pieces=saving.pieces,
-                    checkpoints=saving.write_checkpoints(),
-                    rest=saving.write_rest(),
+                    layout=layout(cache),
+                    structure=writer.structure,
+                    pieces=writer.pieces,
+                    checkpoints=writer.write_checkpoints(),
+                    rest=writer.write_rest(),
                     tokens=len(tokens),
-                    prefix_is_usable=saving.prefix_is_usable,
+                    prefix_is_usable=writer.prefix_is_usable,
                     saved_at=time.time(),
                     codec=codec_version(),
                     mlx_lm=metadata.version("mlx-lm"),
                 )
             except Interrupted:
-                return Written(saving.pieces, bytes_written=saving.written, complete=False)
+                return SaveResult(writer.pieces, bytes_written=writer.written, complete=False)
             content = manifest.to_json()
             segments.sync_folder(folder)
-            branches.keep_other(folder, manifest, tokens)
+            branches.keep_previous(folder, manifest, tokens)
             write_atomically(folder / MANIFEST, content)
-            with suppress(
-                OSError
-            ):  # the save is whole already; lost power could at most bring back the last one
+            # The save is complete; without this flush a power loss could at most restore the previous one.
+            with suppress(OSError):
                 segments.sync_folder(folder)
         except (UnusableFolder, OSError, RuntimeError) as error:
             _remove_leftovers(folder, pieces)
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise VaultError(
-                f"The cache could not be saved ({reason}); the chat goes on, "
-                "and the conversation is read again after the next start."
+                f"The cache could not be saved ({reason}). You can go on; "
+                "after the next start the model has to read the conversation again."
             ) from error
         _remove_leftovers(folder, kept)
-        return Written(kept, self.size(conversation_id), saving.written + len(content))
+        return SaveResult(kept, self.size(conversation_id), writer.written + len(content))
 
     def load(
         self,
@@ -186,25 +155,25 @@ class Vault:
         scheme: str,
         wanted: Sequence[int] = (),
     ) -> Restored | Refused | None:
-        """Bring a conversation's cache back, in memory, as far as it is whole.
+        """Load a conversation's cache into memory, up to the first damaged segment.
 
         Args:
-            fingerprint: Of the model that is to continue from it.
-            scheme: The one that the conversation is under now.
-            wanted: The transcript's tokens: of several branches, the one that shares most of them is taken.
+            fingerprint: Fingerprint of the model that will use it.
+            scheme: The conversation's current scheme.
+            wanted: The transcript's tokens; selects the branch with the longest common prefix.
 
         Returns:
-            The cache; or why the one on disk cannot be used; or ``None`` if none was saved.
+            The cache; or why the saved one cannot be used; or ``None`` if none was saved.
         """
         try:
             folder = self._folder(conversation_id)
             if not (folder / MANIFEST).exists():
                 return None
-            found, reason = _fitting(folder, conversation_id, fingerprint, scheme)
+            found, reason = _matching_manifests(folder, conversation_id, fingerprint, scheme)
             if not found:
                 return Refused(reason or "The saved cache cannot be read")
-            path, manifest = branches.nearest(folder, found, wanted)
-            restored = _restore(folder, manifest)
+            path, manifest = branches.best_match(folder, found, wanted)
+            restored = restore(folder, manifest)
             os.utime(path)
             os.utime(folder / MANIFEST)
             return restored
@@ -212,100 +181,104 @@ class Vault:
             return Refused(str(error).rstrip("."))
         except OSError as error:
             return Refused(f"The saved cache cannot be read ({error.strerror or error})")
-        except _DAMAGE as error:
+        except READ_ERRORS as error:
             return Refused(f"The saved cache is damaged ({type(error).__name__})")
 
-    def reach(self, conversation_id: str, *, fingerprint: str, scheme: str, wanted: Sequence[int]) -> int:
-        """How many of the ``wanted`` tokens ``load`` would bring back, if the files are what they say."""
+    def restorable_tokens(
+        self, conversation_id: str, *, fingerprint: str, scheme: str, wanted: Sequence[int]
+    ) -> int:
+        """How many of the ``wanted`` tokens ``load`` would restore if no file is damaged."""
         try:
             folder = self._folder(conversation_id)
-            found, _ = _fitting(folder, conversation_id, fingerprint, scheme)
-            return max((branches.reach(folder, manifest, wanted) for _, manifest in found), default=0)
+            found, _ = _matching_manifests(folder, conversation_id, fingerprint, scheme)
+            return max(
+                (branches.restorable_tokens(folder, manifest, wanted) for _, manifest in found), default=0
+            )
         except (TqchatError, OSError):
             return 0
 
     def scheme(self, conversation_id: str) -> str | None:
-        """The scheme of a saved cache, ``None`` if none was saved or its manifest cannot be read."""
+        """The scheme of the saved cache; ``None`` if there is none or its manifest cannot be read."""
         try:
             return read_manifest(self._folder(conversation_id) / MANIFEST).scheme
         except (TqchatError, OSError):
             return None
 
-    def forget(self, conversation_id: str) -> None:
-        """Remove a conversation's cache from disk.
+    def remove(self, conversation_id: str) -> None:
+        """Delete a conversation's caches from disk.
 
         Raises:
-            VaultError: if it is there and stays there.
+            VaultError: if they cannot be deleted.
         """
         folder = self._folder(conversation_id)
         try:
-            # Without its manifest a segment is nothing, whatever happens next.
+            # Manifest first: segments without one are never used.
             (folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(folder)
         except FileNotFoundError:
             pass
         except OSError as error:
             raise VaultError(
-                f"The cache in {folder} could not be removed: {error.strerror or error}."
+                f"The cache in {folder} could not be deleted ({error.strerror or error}); delete the folder."
             ) from error
 
     def size(self, conversation_id: str) -> int:
-        """Bytes that a conversation's cache takes on disk."""
+        """Bytes of a conversation's caches on disk."""
         total = 0
         try:
             for path in self._folder(conversation_id).iterdir():
                 total += path.stat().st_size
         except OSError:
-            pass  # not saved, or being replaced this moment
+            pass  # nothing saved, or being replaced
         return total
 
-    def entries(self) -> list[budget.Entry]:
-        """All saved caches, that used longest ago first."""
+    def entries(self) -> list[budget.CacheEntry]:
+        """All saved caches, least recently used first."""
         return budget.entries(self.folder)
 
-    def limit(self) -> int:
-        """Bytes that all caches together may take."""
-        return budget.limit_for(self.folder, self.budget)
+    def budget_bytes(self) -> int:
+        """The disk budget for all caches, in bytes."""
+        return budget.budget_bytes(self.folder, self.budget)
 
-    def to_prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.Entry]:
-        """The caches that are over the budget or below the floor of free space, least recently used first."""
-        surplus = budget.shortfall(self.folder, self.limit(), need)
-        return budget.to_remove(self.entries(), surplus, keep)
+    def prune_candidates(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
+        """The caches to delete to meet the budget and the reserved disk space, least recently used first."""
+        surplus = budget.excess_bytes(self.folder, self.budget_bytes(), need)
+        return budget.least_recently_used(self.entries(), surplus, keep)
 
-    def prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.Entry]:
-        """Remove them; those that were."""
+    def prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
+        """Delete the prune candidates; returns those deleted."""
         removed = []
-        for entry in self.to_prune(keep, need):
+        for entry in self.prune_candidates(keep, need):
             try:
-                self.forget(entry.conversation)
+                self.remove(entry.conversation)
             except VaultError:
-                continue  # it stays, and is tried again
+                continue  # tried again at the next prune
             removed.append(entry)
         return removed
 
-    def _make_room(self, conversation_id: str, folder: Path, saving: Saving) -> None:
-        """Let the least recently used go, if a save needs their room; never the open conversation."""
-        need = saving.bytes_due()
+    def _make_room(self, conversation_id: str, folder: Path, writer: CacheWriter) -> None:
+        """Prune other conversations' caches if a save needs their space."""
+        need = writer.pending_bytes()
         self.prune([conversation_id], need)
-        limit = self.limit()
-        if need + saving.bytes_kept > limit:
-            raise OSError(0, f"it takes more than the {limit / budget.GIB:.3g} GiB allowed")
-        if budget.shortfall(folder, 1 << 62, need):
+        limit = self.budget_bytes()
+        if need + writer.reused_bytes > limit:
+            raise OSError(0, f"it needs more than the cache budget of {limit / budget.GIB:.3g} GiB")
+        if budget.excess_bytes(folder, 1 << 62, need):
             raise OSError(0, "the disk is almost full")
 
     def _folder(self, conversation_id: str) -> Path:
         if not _ID.fullmatch(conversation_id):
-            raise VaultError(f"{conversation_id!r} cannot be the id of a conversation.")
+            raise VaultError(f"{conversation_id!r} is not a valid conversation id.")
         return self.folder / conversation_id
 
 
-def _fitting(
+def _matching_manifests(
     folder: Path, conversation_id: str, fingerprint: str, scheme: str
 ) -> tuple[list[tuple[Path, Manifest]], str | None]:
-    """The manifests that this conversation can go on from, and why the first of the others is none."""
+    """The usable manifests of a conversation, and why the first unusable one was refused."""
     found: list[tuple[Path, Manifest]] = []
     reason: str | None = None
-    for path in [folder / MANIFEST, *branches.files(folder)]:
+    for path in [folder / MANIFEST, *branches.branch_manifests(folder)]:
         try:
             manifest = read_manifest(path)
             mismatch = manifest.mismatch(conversation_id, fingerprint, scheme)
@@ -317,95 +290,16 @@ def _fitting(
     return found, reason
 
 
-def _restore(folder: Path, manifest: Manifest) -> Restored | Refused:
-    from tqchat.kv import ranges
-
-    parts, tokens, pieces, damage = [], [], [], None
-    try:
-        for piece in manifest.pieces:
-            arrays = segments.read(folder, piece.file)
-            tokens += _tokens(arrays, piece.end - piece.start)[: piece.used - piece.start]
-            parts.append(
-                ranges.shortened(arrays, piece.start, piece.used) if piece.used < piece.end else arrays
-            )
-            pieces.append(piece)
-        arrays = segments.read(folder, manifest.rest)
-        tokens += _tokens(arrays, manifest.tokens - covered(manifest.pieces))
-        parts.append(arrays)
-    except SegmentError as error:
-        damage = str(error)
-    checkpoints = _checkpoints(folder, manifest, len(tokens))
-    whole: dict[int, Any] = {}
-    if damage is not None and not manifest.prefix_is_usable:
-        if not checkpoints:
-            return Refused(f"The saved cache is damaged ({damage})")
-        # The last one goes on as the cache itself.
-        last = checkpoints.pop()
-        whole, tokens = last.layers, tokens[: last.tokens]
-        pieces = [piece for piece in pieces if piece.start < last.tokens]
-        parts = [
-            ranges.shortened(arrays, piece.start, min(piece.used, last.tokens))
-            for arrays, piece in zip(parts, pieces, strict=False)
-        ]
-    if not tokens:
-        return Refused(f"The saved cache is damaged ({damage})")
-    cache = ranges.rebuild(manifest.structure, parts, len(tokens), whole)
-    if _layout(cache) != manifest.layout:
-        return Refused("The saved cache is damaged (its layers are not those that were saved)")
-    if damage is not None:
-        damage = f"The saved cache is damaged from token {len(tokens) + 1:,} on ({damage})"
-    return Restored(
-        cache=cache,
-        tokens=tokens,
-        rounding=manifest.rounding,
-        pieces=cut(tuple(pieces), len(tokens)),
-        checkpoints=tuple(checkpoints),
-        damage=damage if len(tokens) < manifest.tokens else None,
-    )
-
-
-def _checkpoints(folder: Path, manifest: Manifest, tokens: int) -> list[Checkpoint]:
-    """Those within the first ``tokens`` that are whole. One that is not is done without."""
-    from tqchat.kv import checkpoint
-
-    found = []
-    for saved in manifest.checkpoints:
-        try:
-            if saved.tokens <= tokens:
-                arrays = segments.read(folder, saved.file)
-                found.append(checkpoint.rebuilt(saved.tokens, saved.layers, arrays))
-                found[-1].stored = saved.file
-        except (TqchatError, *_DAMAGE):
-            continue
-    return found
-
-
-def _tokens(arrays: dict[str, Any], count: int) -> list[int]:
-    tokens: list[int] = arrays.pop("tokens").tolist()
-    if len(tokens) != count:
-        raise SegmentError("a part of it holds other tokens than it should")
-    return tokens
-
-
-def _layout(cache: list[Any]) -> list[list[Any]]:
-    """Kinds and shapes of a cache's layers."""
-    from tqchat import kv
-
-    layers = kv.memory_report(cache).layers
-    return [[layer.kind, layer.scheme, layer.heads, layer.key_dim, layer.value_dim] for layer in layers]
-
-
 def _remove_leftovers(folder: Path, pieces: Pieces) -> None:
-    """Remove what no manifest names and no later save builds on; another process's unfinished file is left
-    alone."""
+    """Delete files that no manifest and no later save refers to, except other processes' temporary files."""
     try:
-        named = {piece.file.name for piece in pieces} | branches.named(folder)
+        named = {piece.file.name for piece in pieces} | branches.referenced_files(folder)
         for path in folder.iterdir():
-            fresh = path.name.startswith((segments.TEMPORARY, f".{MANIFEST}")) and (
-                time.time() - path.stat().st_mtime < _STALE_SECONDS
+            fresh = path.name.startswith((segments.TEMPORARY_PREFIX, f".{MANIFEST}")) and (
+                time.time() - path.stat().st_mtime < _STALE_TEMPORARY_S
             )
-            kept = path.name == MANIFEST or path.name in named or fresh or branches.is_branch(path)
+            kept = path.name == MANIFEST or path.name in named or fresh or branches.is_branch_manifest(path)
             if not kept:
                 path.unlink(missing_ok=True)
     except (OSError, TqchatError):
-        pass  # they cost room, nothing else; the next save tries again
+        pass  # leftovers only take space; the next save tries again
