@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
         case "prune":
             return _prune(vault, known, dry_run=options.dry_run)
         case "wipe":
-            return _wipe(vault, asked=options.yes)
+            return _wipe(vault, confirmed=options.yes)
         case _:
             return _list(vault, known)
 
@@ -62,10 +62,10 @@ def _prune(vault: Vault, known: dict[str, Conversation], *, dry_run: bool) -> in
     return 0
 
 
-def _wipe(vault: Vault, *, asked: bool) -> int:
+def _wipe(vault: Vault, *, confirmed: bool) -> int:
     entries = vault.entries()
     total = _size(sum(entry.bytes for entry in entries))
-    if entries and not asked:
+    if entries and not confirmed:
         if not sys.stdin.isatty():
             raise ConfirmationRequired(
                 "Standard input is not a terminal to confirm on; pass --yes to delete all saved caches."

@@ -99,11 +99,11 @@ def load_config(paths: Paths) -> Settings:
     for key, value in values.items():
         if key not in SETTINGS_BY_NAME:
             raise SettingsError(f"{file}: there is no setting {key!r}; {_nearest(key)}.")
-        if (wanted := violation(key, value)) is not None:
+        if (allowed := violation(key, value)) is not None:
             quoted = (
                 ", in quotes" if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "scheme") else ""
             )
-            raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {wanted}{quoted}.")
+            raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {allowed}{quoted}.")
     return Settings().with_values(values)
 
 

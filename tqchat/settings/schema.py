@@ -12,7 +12,7 @@ from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
-Kind = Literal["theme", "model", "scheme", "text", "whole", "number", "flag", "folders", "keys"]
+Kind = Literal["theme", "model", "scheme", "text", "integer", "number", "flag", "folders", "keys"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Setting:
         text = text.strip()
         value: object = text
         try:
-            if self.kind == "whole":
+            if self.kind == "integer":
                 value = int(text)
             elif self.kind == "number":
                 value = float(text)
@@ -110,11 +110,11 @@ class _Range:
     least: float
     most: float
     above: bool = False
-    whole: bool = False
+    integer: bool = False
 
     @property
     def words(self) -> str:
-        if self.whole:
+        if self.integer:
             return f"a whole number from {self.least} to {self.most}"
         if self.above:
             return f"a number above {self.least:g} and at most {self.most:g}"
@@ -122,7 +122,7 @@ class _Range:
 
     def __call__(self, value: Any) -> bool:
         # bool is a subclass of int, but `true` is not a number in config.toml.
-        if type(value) is not int and (self.whole or type(value) is not float):
+        if type(value) is not int and (self.integer or type(value) is not float):
             return False
         return bool((self.least < value if self.above else self.least <= value) and value <= self.most)
 
@@ -138,14 +138,14 @@ def _is_flag(value: Any) -> bool:
 def _ranged(
     name: str, group: Group, help: str, range: _Range, default: str, applies: str = "at once"
 ) -> Setting:
-    kind: Kind = "whole" if range.whole else "number"
+    kind: Kind = "integer" if range.integer else "number"
     return Setting(name, group, kind, help, range.words, range, default, applies)
 
 
 _NEW = "to new conversations"
 _START = "from the next start on"
 _MODEL_DEFAULT = "the model's own"
-_MAX_TOKENS = 1_000_000
+_MAX_COUNT = 1_000_000
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -247,7 +247,7 @@ SETTINGS: tuple[Setting, ...] = (
         "max_tokens",
         "Replies",
         "Maximum length of a reply in tokens; a reply that is cut off can be continued.",
-        _Range(1, _MAX_TOKENS, whole=True),
+        _Range(1, _MAX_COUNT, integer=True),
         "1024",
     ),
     _ranged(
@@ -268,7 +268,7 @@ SETTINGS: tuple[Setting, ...] = (
         "top_k",
         "Replies",
         "Sample only from this many of the most likely tokens; 0 means all.",
-        _Range(0, _MAX_TOKENS, whole=True),
+        _Range(0, _MAX_COUNT, integer=True),
         _MODEL_DEFAULT,
     ),
     _ranged(
@@ -289,7 +289,7 @@ SETTINGS: tuple[Setting, ...] = (
         "seed",
         "Replies",
         "Random seed: the same number repeats the same reply.",
-        _Range(0, 2**63 - 1, whole=True),
+        _Range(0, 2**63 - 1, integer=True),
         "random",
     ),
 )

@@ -49,8 +49,8 @@ def to_json(database: Database, conversations: Sequence[Conversation]) -> Iterat
     yield f'{{"format": "{FORMAT}", "version": {VERSION}, "conversations": ['
     for index, conversation in enumerate(conversations):
         with database.reading():
-            whole = database.conversation(conversation.id), database.tree(conversation.id)
-        body = json.dumps(_to_dict(*whole), ensure_ascii=True, allow_nan=False, indent=1)
+            exported = database.conversation(conversation.id), database.tree(conversation.id)
+        body = json.dumps(_to_dict(*exported), ensure_ascii=True, allow_nan=False, indent=1)
         yield (",\n" if index else "\n") + body
     yield "\n]}\n"
 
@@ -85,9 +85,9 @@ def from_json(database: Database, content: bytes) -> list[Imported]:
     Raises:
         BadImport: if the file is not a valid export.
     """
-    wanted = parse(content)
+    conversations = parse(content)
     with database.writing() as connection:
-        return [_import(database, connection, parsed) for parsed in wanted]
+        return [_import(database, connection, parsed) for parsed in conversations]
 
 
 def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedConversation) -> Imported:
@@ -132,14 +132,14 @@ def _with_new_ids(parsed: ParsedConversation) -> ParsedConversation:
 
 
 def _to_dict(conversation: Conversation, messages: Sequence[Message]) -> dict[str, Any]:
-    whole = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
-    del whole["deleted_at"]
-    whole["sampling"] = conversation.sampling.given
-    whole["messages"] = [
+    exported = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
+    del exported["deleted_at"]
+    exported["sampling"] = conversation.sampling.given
+    exported["messages"] = [
         {f.name: getattr(message, f.name) for f in fields(Message) if f.name != "conversation_id"}
         for message in messages
     ]
-    return whole
+    return exported
 
 
 def _format_time(time: float) -> str:

@@ -40,8 +40,8 @@ class SamplingChoice:
 
     def __post_init__(self) -> None:
         for name, value in self.given.items():
-            if (wanted := violation(name, value)) is not None:
-                raise BadSampling(f"The sampling setting {name} is {value!r}, but must be {wanted}.")
+            if (allowed := violation(name, value)) is not None:
+                raise BadSampling(f"The sampling setting {name} is {value!r}, but must be {allowed}.")
 
     @property
     def given(self) -> dict[str, int | float]:
@@ -72,8 +72,8 @@ def parse(values: Mapping[str, object]) -> SamplingChoice:
     for name, value in values.items():
         if name not in known:
             raise BadSampling(f"There is no sampling setting {name!r}; the settings are {', '.join(known)}.")
-        if value is not None and (wanted := violation(name, value)) is not None:
-            raise BadSampling(f"The sampling setting {name} is {value!r}, but must be {wanted}.")
+        if value is not None and (allowed := violation(name, value)) is not None:
+            raise BadSampling(f"The sampling setting {name} is {value!r}, but must be {allowed}.")
     return SamplingChoice(**values)  # type: ignore[arg-type]  # each value was just checked
 
 

@@ -80,9 +80,12 @@ class SavedChat:
         self.pieces = written.pieces
         return written
 
-    def load(self, wanted: list[int] | None = None) -> Restored:
+    def load(self, transcript: list[int] | None = None) -> Restored:
         found = self.vault.load(
-            ID, fingerprint=FINGERPRINT, scheme=self.scheme, wanted=self.tokens if wanted is None else wanted
+            ID,
+            fingerprint=FINGERPRINT,
+            scheme=self.scheme,
+            transcript=self.tokens if transcript is None else transcript,
         )
         assert isinstance(found, Restored), found
         return found

@@ -126,7 +126,7 @@ class Home:
                 conversation_id,
                 fingerprint=model.info.fingerprint,
                 scheme=manifest.scheme,
-                wanted=branches.read_tokens(folder, manifest),
+                transcript=branches.read_tokens(folder, manifest),
             )
             problem = getattr(back, "reason", None) or getattr(back, "damage", None)
             if self._is_excused(problem):

@@ -80,7 +80,7 @@ class Saved:
 
     def load(self, vault: Vault, wanted: Sequence[int] = ()) -> Restored | Refused | None:
         """What a vault brings back of it."""
-        return vault.load(ID, fingerprint=PRINT, scheme=self.scheme, wanted=wanted or self.tokens)
+        return vault.load(ID, fingerprint=PRINT, scheme=self.scheme, transcript=wanted or self.tokens)
 
 
 def endure(

@@ -78,12 +78,12 @@ class CacheWriter:
 
     def write_checkpoints(self) -> tuple[SavedCheckpoint, ...]:
         """Write the checkpoints that are not on disk; returns the manifest entries of all."""
-        told = []
+        saved = []
         for one, layers, arrays in self._checkpoints:
             if one.stored is None:
                 one.stored = self._write(arrays)
-            told.append(SavedCheckpoint(one.stored, one.tokens, layers))
-        return tuple(told)
+            saved.append(SavedCheckpoint(one.stored, one.tokens, layers))
+        return tuple(saved)
 
     def write_rest(self) -> StoredFile:
         """Write the arrays outside segments: raw tail, windows, recurrent state."""

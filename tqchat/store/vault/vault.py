@@ -153,14 +153,14 @@ class Vault:
         *,
         fingerprint: str,
         scheme: str,
-        wanted: Sequence[int] = (),
+        transcript: Sequence[int] = (),
     ) -> Restored | Refused | None:
         """Load a conversation's cache into memory, up to the first damaged segment.
 
         Args:
             fingerprint: Fingerprint of the model that will use it.
             scheme: The conversation's current scheme.
-            wanted: The transcript's tokens; selects the branch with the longest common prefix.
+            transcript: The transcript's tokens; selects the branch with the longest common prefix.
 
         Returns:
             The cache; or why the saved one cannot be used; or ``None`` if none was saved.
@@ -172,7 +172,7 @@ class Vault:
             found, reason = _matching_manifests(folder, conversation_id, fingerprint, scheme)
             if not found:
                 return Refused(reason or "The saved cache cannot be read")
-            path, manifest = branches.best_match(folder, found, wanted)
+            path, manifest = branches.best_match(folder, found, transcript)
             restored = restore(folder, manifest)
             os.utime(path)
             os.utime(folder / MANIFEST)
@@ -185,14 +185,14 @@ class Vault:
             return Refused(f"The saved cache is damaged ({type(error).__name__})")
 
     def restorable_tokens(
-        self, conversation_id: str, *, fingerprint: str, scheme: str, wanted: Sequence[int]
+        self, conversation_id: str, *, fingerprint: str, scheme: str, transcript: Sequence[int]
     ) -> int:
-        """How many of the ``wanted`` tokens ``load`` would restore if no file is damaged."""
+        """How many of the ``transcript`` tokens ``load`` would restore if no file is damaged."""
         try:
             folder = self._folder(conversation_id)
             found, _ = _matching_manifests(folder, conversation_id, fingerprint, scheme)
             return max(
-                (branches.restorable_tokens(folder, manifest, wanted) for _, manifest in found), default=0
+                (branches.restorable_tokens(folder, manifest, transcript) for _, manifest in found), default=0
             )
         except (TqchatError, OSError):
             return 0

@@ -145,7 +145,7 @@ class SettingsScreen(ModalScreen[None]):
             Content("\n").join(
                 [
                     Content(setting.help),
-                    Content.styled(f"{_sentence(setting.allowed)} Holds {setting.applies}.", "$quiet"),
+                    Content.styled(f"{_sentence(setting.allowed)} Applies {setting.applies}.", "$quiet"),
                     Content.styled(where, "$quiet"),
                 ]
             )
