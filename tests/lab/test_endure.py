@@ -59,7 +59,7 @@ def test_a_wrong_cache_would_be_noticed(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if nobody checked: what is then accepted must be found out.
-    monkeypatch.setattr("tqchat.store.segments.hashlib", SimpleNamespace(sha256=Blind))
+    monkeypatch.setattr("tqchat.store.vault.segments.hashlib", SimpleNamespace(sha256=Blind))
     with pytest.raises(Broken, match=r"wrong cache|Other tokens|Loading raised"):
         mutations.endure(model, ["fp16"], 300, tmp_path, SEED)
 

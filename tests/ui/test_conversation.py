@@ -260,7 +260,7 @@ def test_a_full_disk_keeps_the_words_with_the_person(room: Room, monkeypatch: py
 
     monkeypatch.setattr(room.database, "add_message", full)
     assert not room.chat.send("Hello")
-    assert room.view.said[-1][0] == "error" and "no room left" in room.view.said[-1][1]
+    assert room.view.said[-1][0] == "error" and "is full" in room.view.said[-1][1]
     assert room.engine.sent() == []
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.ui.conftest import Open, Stage
 from tests.ui.hostile import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
-from tqchat.text import printable, steady
+from tqchat.text import printable, stable_width
 from tqchat.ui.widgets.chat.live import LiveReply
 from tqchat.ui.widgets.chat.log import PAGE, ChatLog
 
@@ -117,10 +117,12 @@ async def test_a_reply_of_a_megabyte_keeps_the_screen_alive(stage: Open) -> None
 
 def test_what_is_joined_elsewhere_stands_side_by_side() -> None:
     joined = "\U0001f468\u200d\U0001f469 \u2764\ufe0f \U0001f44d\U0001f3fd"
-    assert steady(joined) == "\U0001f468\U0001f469 \u2764 \U0001f44d"
-    assert steady("e" + "\u0301" * 9) == "e" + "\u0301" * 3
-    assert steady("a\u2028b") == "a\nb"
-    assert steady("\u0915\u094d\u200d\u0937") == "\u0915\u094d\u200d\u0937", "joiners belong to some scripts"
+    assert stable_width(joined) == "\U0001f468\U0001f469 \u2764 \U0001f44d"
+    assert stable_width("e" + "\u0301" * 9) == "e" + "\u0301" * 3
+    assert stable_width("a\u2028b") == "a\nb"
+    assert stable_width("\u0915\u094d\u200d\u0937") == "\u0915\u094d\u200d\u0937", (
+        "joiners belong to some scripts"
+    )
 
 
 async def test_streamed_and_shown_again_are_the_same(stage: Open) -> None:

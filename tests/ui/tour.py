@@ -69,7 +69,7 @@ async def tour(it: Stage, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     for key, name, text in (
         ("ctrl+k", "schemes", "Scheme for this conversation"),
         ("ctrl+o", "models", "Weights 31.0 MB"),
-        ("ctrl+s", "settings", "The colours: one of"),
+        ("ctrl+s", "settings", "The colour theme: one of"),
         ("f10", "conversation", "This conversation"),
         ("f9", "themes", "tqchat-terminal"),
         ("f1", "help", "Esc closes"),

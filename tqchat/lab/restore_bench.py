@@ -13,7 +13,7 @@ from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.reading import encode, read_text
 from tqchat.lab.tables import markdown
-from tqchat.store.vault import Restored, Vault, Written
+from tqchat.store.vault import Restored, SaveResult, Vault
 
 LENGTHS = (1024, 4096)
 LONG = 16384
@@ -116,7 +116,7 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
     )
 
 
-def _save(held: PromptCache, vault: Vault) -> Written:
+def _save(held: PromptCache, vault: Vault) -> SaveResult:
     written = vault.save(
         "bench", held.cache, held.tokens, fingerprint="bench", scheme=held.scheme, pieces=held.pieces
     )

@@ -71,7 +71,7 @@ class TqchatApp(SlashActions):
         self.paths = paths
         self.state = State.load(paths)
         self.configured = settings
-        self.settings = settings = settings.changed(self.state.settings)
+        self.settings = settings = settings.with_values(self.state.settings)
         self.database = Database(paths.database)
         self._model = model or settings.model
         self._draft = draft or settings.draft

@@ -6,7 +6,7 @@ from tqchat.engine import events
 from tqchat.engine.memory.auto_scheme import SchemeChoice, choose_for_model
 from tqchat.engine.memory.quality_profile import Profile
 from tqchat.kv.memory import MemoryReport
-from tqchat.store.database import AUTO, Conversation, Message, Place, Removed, SamplingChoice
+from tqchat.store.database import AUTO, Conversation, Message, RemovedMessage, SamplingChoice, VersionPosition
 from tqchat.ui.state import Activity, Caches, Fork, History, Reply, SchemeWish, Waiting
 
 
@@ -34,13 +34,13 @@ class ChatState:
         self.fork: Fork | None = None
         self._engine_conversation: str | None = None
         self._wish: SchemeWish | None = None
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, VersionPosition] = {}
         self.read_only: str | None = None
         self._draft_scheme = scheme
         self._draft_prompt: str | None = None
         self._draft_sampling = SamplingChoice()
         self._draft = ""
-        self._removed: list[Removed | None] = []
+        self._removed: list[RemovedMessage | None] = []
         """What was deleted in this sitting, the last at the end; ``None`` for a conversation."""
         self.profile: Profile | None = None
         self._chosen: dict[str, SchemeChoice] = {}

@@ -11,7 +11,7 @@ from textual import on, work
 from tqchat.paths import Paths
 from tqchat.settings import State
 from tqchat.store.database import Conversation, Database
-from tqchat.store.search import words
+from tqchat.store.search import query_words
 from tqchat.text import one_line
 from tqchat.ui import attachments, slash
 from tqchat.ui.message_actions import MessageActions
@@ -86,7 +86,7 @@ class ConversationActions(MessageActions):
         self.prompt.focus()
         if message.message_id is not None:
             self._try(self.chat.show_message, message.message_id)
-            self.log_view.reveal(message.message_id, words(message.wanted))
+            self.log_view.reveal(message.message_id, query_words(message.wanted))
 
     def run_slash(self, name: str, argument: str) -> bool:
         """Do what a command in the prompt says; whether it leaves the prompt."""

@@ -79,7 +79,7 @@ class LookActions(ConversationActions):
         if value is not None:
             own[name] = value
         self._remember(replace(self.state, settings=own))
-        self.settings = self.configured.changed(own)
+        self.settings = self.configured.with_values(own)
         self._apply_settings()
 
     def _apply_settings(self) -> None:

@@ -431,7 +431,7 @@ class Turns(ChatState):
             self.messages = self.database.messages(self.conversation.id)
             if [one.id for one in self.messages[: len(before)]] != before:
                 self._recall_curve(self.conversation.id)  # Another branch has another curve.
-            self.places = self.database.places(self.conversation.id)
+            self.places = self.database.version_positions(self.conversation.id)
 
 
 def _whole(reply: Reply, text: str) -> str:

@@ -20,8 +20,8 @@ from tqchat.kv import checkpoint
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import attach_ropes, flat_layers
-from tqchat.store.manifest import Pieces, cut
 from tqchat.store.vault import Restored
+from tqchat.store.vault.manifest import Pieces, trim_pieces
 
 FULL_PRECISION_BITS = (16, 16)
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
@@ -106,7 +106,7 @@ class PromptCache:
             self.cache = checkpoint.roll_back(self.cache, target, surplus)
             kv.use_placeholders(self.model.model, self.cache)
         del self.tokens[reach:]
-        self.pieces = cut(self.pieces, reach)
+        self.pieces = trim_pieces(self.pieces, reach)
         self.checkpoints = [one for one in self.checkpoints if one.tokens <= reach]
         self.restored = min(self.restored, reach)
         if not _holds(self.cache, reach):

@@ -24,10 +24,9 @@ from tqchat.engine.session import Session
 from tqchat.kv import checkpoint
 from tqchat.lab.endure import insist, witness
 from tqchat.lab.endure.life import places
-from tqchat.store import branches
 from tqchat.store.database import Database
-from tqchat.store.manifest import MANIFEST, read_manifest
-from tqchat.store.vault import Restored, Vault
+from tqchat.store.vault import Restored, Vault, branches
+from tqchat.store.vault.manifest import MANIFEST, read_manifest
 from tqchat.ui.transcript import for_engine
 
 MOST_STEPS = 250
@@ -103,7 +102,7 @@ class Home:
                 kept = message.content if message.role == "user" else message.content[: len(content)]
                 insist(kept == content, f"Message {message_id} in {self.folder} lost what was committed")
             for conversation in database.conversations():
-                insist(database.leases.holder(conversation.id) is None, "A dead process kept its lease")
+                insist(database.leases.holder_pid(conversation.id) is None, "A dead process kept its lease")
                 said = database.messages(conversation.id)
                 found.unfinished += bool(said) and said[-1].status == "unfinished"
                 self._check_caches(model, conversation.id, found)
@@ -116,7 +115,7 @@ class Home:
     def _check_caches(self, model: LoadedModel, conversation_id: str, found: Kills) -> None:
         vault = Vault(self.paths.caches)
         folder = vault.folder / conversation_id
-        for path in [folder / MANIFEST, *branches.files(folder)]:
+        for path in [folder / MANIFEST, *branches.branch_manifests(folder)]:
             if not path.exists():
                 continue
             manifest = read_manifest(path)
@@ -127,11 +126,11 @@ class Home:
                 conversation_id,
                 fingerprint=model.info.fingerprint,
                 scheme=manifest.scheme,
-                wanted=branches.tokens_of(folder, manifest),
+                transcript=branches.read_tokens(folder, manifest),
             )
             problem = getattr(back, "reason", None) or getattr(back, "damage", None)
             if self._is_excused(problem):
-                vault.forget(conversation_id)
+                vault.remove(conversation_id)
                 return
             insist(isinstance(back, Restored), f"The cache in {path} did not come back: {back}")
             assert isinstance(back, Restored)

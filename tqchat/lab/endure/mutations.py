@@ -22,8 +22,8 @@ import mlx.core as mx
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.endure import insist, witness
-from tqchat.store.manifest import MANIFEST, digest
 from tqchat.store.vault import Refused, Restored, Vault
+from tqchat.store.vault.manifest import MANIFEST, digest
 
 ID = "talk"
 PRINT = "fingerprint"
@@ -80,7 +80,7 @@ class Saved:
 
     def load(self, vault: Vault, wanted: Sequence[int] = ()) -> Restored | Refused | None:
         """What a vault brings back of it."""
-        return vault.load(ID, fingerprint=PRINT, scheme=self.scheme, wanted=wanted or self.tokens)
+        return vault.load(ID, fingerprint=PRINT, scheme=self.scheme, transcript=wanted or self.tokens)
 
 
 def endure(

@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 from tqchat.kv.scheme import AUTO, SCHEMES
 from tqchat.paths import Paths
-from tqchat.settings import BY_NAME, SETTINGS, Setting, Settings
+from tqchat.settings import SETTINGS, SETTINGS_BY_NAME, Setting, Settings
 from tqchat.settings.schema import GROUPS
 from tqchat.text import one_line
 from tqchat.ui import figures
@@ -104,7 +104,7 @@ class SettingsScreen(ModalScreen[None]):
         wide = self.app.size.width >= WIDE
         parts = [
             (f"  {setting.title:<{NAME_WIDTH}} ", ""),
-            (figures.fit(value or setting.unset, 40 if wide else 28), style),
+            (figures.fit(value or setting.default_text, 40 if wide else 28), style),
         ]
         if wide:
             parts.append((f"  {'set here' if origin == 'here' else origin}", "$quiet"))
@@ -114,7 +114,7 @@ class SettingsScreen(ModalScreen[None]):
         if setting.kind == "keys":
             count = len(self._app.settings.keys)
             return f"{count} of your own" if count else ""
-        return one_line(setting.written(getattr(self._app.settings, setting.name)))
+        return one_line(setting.format(getattr(self._app.settings, setting.name)))
 
     def _origin(self, setting: Setting) -> str:
         if setting.name in self._app.own_settings:
@@ -134,17 +134,18 @@ class SettingsScreen(ModalScreen[None]):
             return
         origin = self._origin(setting)
         if origin == "here":
-            told = setting.written(getattr(self._app.configured, setting.name))
-            where = f"Set here, in state.toml; config.toml would make it {one_line(told) or setting.unset}."
+            told = setting.format(getattr(self._app.configured, setting.name))
+            fallback = one_line(told) or setting.default_text
+            where = f"Set here, in state.toml; config.toml would make it {fallback}."
         elif origin:
             where = f"From {one_line(str(self._app.paths.config_file))}."
         else:
-            where = f"Not set: {setting.unset}."
+            where = f"Not set: {setting.default_text}."
         self.query_one(".explanation", Static).update(
             Content("\n").join(
                 [
                     Content(setting.help),
-                    Content.styled(f"{_sentence(setting.allowed)} Holds {setting.holds}.", "$quiet"),
+                    Content.styled(f"{_sentence(setting.allowed)} Applies {setting.applies}.", "$quiet"),
                     Content.styled(where, "$quiet"),
                 ]
             )
@@ -161,7 +162,7 @@ class SettingsScreen(ModalScreen[None]):
     @property
     def _marked(self) -> Setting | None:
         option = self.query_one(OptionList).highlighted_option
-        return BY_NAME[option.id] if option is not None and option.id else None
+        return SETTINGS_BY_NAME[option.id] if option is not None and option.id else None
 
     @on(OptionList.OptionHighlighted)
     def _moved(self) -> None:
@@ -183,8 +184,8 @@ class SettingsScreen(ModalScreen[None]):
             self._complain(f"Keys are written in {one_line(str(self._app.paths.config_file))}.")
         else:
             box = self.query_one("#value", Input)
-            box.value = one_line(setting.written(getattr(self._app.settings, setting.name)))
-            box.placeholder = setting.unset
+            box.value = one_line(setting.format(getattr(self._app.settings, setting.name)))
+            box.placeholder = setting.default_text
             self._write(True)
 
     @work
@@ -211,7 +212,7 @@ class SettingsScreen(ModalScreen[None]):
             self._app.set_own(setting.name, None)
         else:
             try:
-                self._app.set_own(setting.name, setting.read(event.value))
+                self._app.set_own(setting.name, setting.parse(event.value))
             except ValueError as error:
                 self._complain(f"It must be {error}.")
                 return

@@ -11,7 +11,7 @@ from textual.timer import Timer
 from textual.widgets import Static
 
 from tqchat.store.database import Message
-from tqchat.text import PrintableStream, one_line, steady
+from tqchat.text import PrintableStream, one_line, stable_width
 from tqchat.ui.widgets.chat.blocks import Block, blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.message import Facts, footer, heading, thoughts
@@ -103,7 +103,7 @@ class LiveReply(Vertical):
 
     def _draw(self) -> None:
         pieces, self._pieces = self._pieces, []
-        thought, text = self._splitter.feed(steady(self._safe.feed("".join(pieces))))
+        thought, text = self._splitter.feed(stable_width(self._safe.feed("".join(pieces))))
         self._unread += text
         if thought:
             self.wait_for(Content(""))
@@ -138,7 +138,7 @@ class LiveReply(Vertical):
     def _end(self) -> None:
         if self._timer is None or self.message is None:
             return
-        thought, final = split(steady(self.message.content))
+        thought, final = split(stable_width(self.message.content))
         if final.rstrip() != self._stream.source.rstrip():
             # What was streamed is not what the reply became: it is drawn anew.
             self.query(Body).remove()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from tqchat.store.database import Message
-from tqchat.text import one_line, steady
+from tqchat.text import one_line, stable_width
 from tqchat.ui import attachments, figures
 from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
 from tqchat.ui.widgets.chat.body import Body
@@ -107,7 +107,7 @@ class FrozenMessage(Body):
     def _own(self) -> list[Block]:
         """The person's words as they were typed; files and long texts folded."""
         said, files = attachments.split(self.message.content)
-        text = steady(said)
+        text = stable_width(said)
         shown, left = (text, 0) if self._unfolded else beginning(text, OWN_LINES, OWN_CHARACTERS)
         self._more, self._folds = 0, bool(left or files)
         found: list[Block] = [Line(Content(shown))] if shown.strip() else []
@@ -116,11 +116,11 @@ class FrozenMessage(Body):
         for file in files:
             found.append(Line(_folded(file.label, self._unfolded > 0)))
             if self._unfolded:
-                found.append(Line(Content.styled(steady(file.text), "$quiet")))
+                found.append(Line(Content.styled(stable_width(file.text), "$quiet")))
         return found
 
     def _reply(self) -> list[Block]:
-        thought, answer = split(steady(self.message.content))
+        thought, answer = split(stable_width(self.message.content))
         shown, left = beginning(answer, None, REPLY_CHARACTERS * (1 + self._unfolded))
         self._more, self._folds = left, bool(left or thought)
         found: list[Block] = []

@@ -1,6 +1,6 @@
-"""Files of named arrays that are written once: safetensors, array by array, with a checksum on the way.
+"""Write-once safetensors files with a SHA-256 checksum.
 
-MLX writes such files too, but all at once and without saying that the disk is full, and reads them lazily."""
+Unlike MLX's own functions, these write array by array, report a full disk, and do not read lazily."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqchat.errors import TqchatError
 if TYPE_CHECKING:
     import mlx.core as mx
 
-TEMPORARY = "new-"
+TEMPORARY_PREFIX = "new-"
 SUFFIX = ".safetensors"
 
 _TYPES = {
@@ -38,22 +38,22 @@ _TYPES = {
     "I64": "int64",
     "BOOL": "bool_",
 }
-_AT_ONCE = 8 << 20
-"""Bytes that are written and flushed before ``interrupted`` is asked again."""
-_LARGEST_HEADER = 16 << 20
+_FLUSH_BYTES = 8 << 20
+"""Bytes between flushes and between calls of ``interrupted``."""
+_MAX_HEADER_BYTES = 16 << 20
 
 
 class Interrupted(Exception):
-    """There is something more urgent to do; what was being written is gone."""
+    """The write was interrupted; its partial file is removed."""
 
 
 class SegmentError(TqchatError):
-    """A segment is not what was written: missing, cut off, altered."""
+    """A segment is missing, truncated or changed."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that was written once, and how to tell that it is still the same."""
+    """Name, size and checksum of a written file."""
 
     name: str
     bytes: int
@@ -65,15 +65,15 @@ def write(
     arrays: Mapping[str, mx.array],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> StoredFile:
-    """Write arrays to a new file of ``folder``, evaluating one at a time; on disk when this returns.
+    """Write arrays to a new file in ``folder``, evaluating and flushing one part at a time.
 
     Raises:
-        Interrupted: if ``interrupted`` says so, asked before each array. No file is left.
-        OSError: if it cannot be written. No file is left.
+        Interrupted: if ``interrupted`` returns true, called before each part. No file is left.
+        OSError: if writing fails. No file is left.
     """
     header = _header(arrays)
     stem = uuid.uuid4().hex
-    temporary, final = folder / f"{TEMPORARY}{stem}{SUFFIX}", folder / f"{stem}{SUFFIX}"
+    temporary, final = folder / f"{TEMPORARY_PREFIX}{stem}{SUFFIX}", folder / f"{stem}{SUFFIX}"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -82,14 +82,14 @@ def write(
             waiting = 0
             for array in arrays.values():
                 content = _bytes(array)
-                for start in range(0, len(content), _AT_ONCE):
+                for start in range(0, len(content), _FLUSH_BYTES):
                     if interrupted():
                         raise Interrupted
-                    part = content[start : start + _AT_ONCE]
+                    part = content[start : start + _FLUSH_BYTES]
                     digest.update(part)
                     file.write(part)
                     waiting += len(part)
-                    if waiting >= _AT_ONCE:  # one long flush at the end could not be interrupted
+                    if waiting >= _FLUSH_BYTES:  # one long flush at the end would not be interruptible
                         _flush(file)
                         waiting = 0
             _flush(file)
@@ -101,49 +101,49 @@ def write(
     return StoredFile(final.name, size, digest.hexdigest())
 
 
-def size_of(arrays: Mapping[str, mx.array]) -> int:
-    """Bytes that a file of these arrays takes."""
+def file_size(arrays: Mapping[str, mx.array]) -> int:
+    """Size of the file of these arrays, in bytes."""
     return len(_header(arrays)) + sum(array.nbytes for array in arrays.values())
 
 
 def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
-    """The arrays of a file, in memory, once the whole of it has been found to be what was written.
+    """Read a file's arrays into memory and verify its size and checksum.
 
-    No more is read than the file's size, whatever its header says.
+    Allocates no more than the file's size, whatever its header says.
 
     Raises:
-        SegmentError: if it is not.
+        SegmentError: if the file is missing, unreadable or not what was written.
     """
     path = folder / expected.name
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
-                raise SegmentError("a part of it has another size than it was saved with")
+                raise SegmentError("a file has the wrong size")
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > min(size - 8, _LARGEST_HEADER):
-                raise SegmentError("a part of it is cut off")
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise SegmentError("a file is truncated")
             text = file.read(length)
             digest = hashlib.sha256(prefix + text)
             arrays = {}
             for name, kind, shape, count in _entries(text, size - 8 - length):
                 buffer = bytearray(count)
                 if file.readinto(buffer) != count:
-                    raise SegmentError("a part of it is cut off")
+                    raise SegmentError("a file is truncated")
                 digest.update(buffer)
                 arrays[name] = _array(buffer, kind, shape)
     except FileNotFoundError as error:
-        raise SegmentError("a part of it is missing") from error
+        raise SegmentError("a file is missing") from error
     except OSError as error:
-        raise SegmentError(f"a part of it cannot be read: {error.strerror or error}") from error
+        raise SegmentError(f"a file cannot be read: {error.strerror or error}") from error
     if digest.hexdigest() != expected.sha256:
-        raise SegmentError("the checksum of a part of it does not match")
+        raise SegmentError("the checksum of a file does not match")
     return arrays
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the folder's names on disk."""
+    """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -166,7 +166,7 @@ def _header(arrays: Mapping[str, mx.array]) -> bytes:
 
 
 def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
-    """Name, type, shape and bytes of each array in the order of the file, which they fill exactly."""
+    """Name, dtype, shape and byte count of each array in file order; they must fill ``size`` exactly."""
     try:
         header = json.loads(text)
         entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
@@ -183,7 +183,7 @@ def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
         if at != size:
             raise ValueError("its arrays do not fill it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise SegmentError("the header of a part of it is damaged") from error
+        raise SegmentError("the header of a file is damaged") from error
     return found
 
 
@@ -197,7 +197,7 @@ def _bytes(array: mx.array) -> memoryview:
 
     if not array.size:
         return memoryview(b"")
-    # A slice of storage with slack is not contiguous; its copy lives only until it is written.
+    # Slices of preallocated storage are not contiguous; the copy is freed once written.
     flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
     mx.eval(flat)
     return memoryview(flat)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tqchat.engine import backend
-from tqchat.store.manifest import MANIFEST, read_manifest
 from tqchat.store.vault import Refused, Restored, Vault, VaultError
+from tqchat.store.vault.manifest import MANIFEST, read_manifest
 
 backend.prepare()
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
 
 ID = "5f0c1d2e"
-PRINT = "fingerprint"
+FINGERPRINT = "fingerprint"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def vault(tmp_path: Path) -> Vault:
 
 
 def filled(model: LoadedModel, tokens: list[int], scheme: str = "turbo0v4") -> list[Any]:
-    """A cache that has read ``tokens`` and packed what it can."""
+    """A cache with ``tokens`` prefilled."""
     import mlx.core as mx
 
     from tqchat import kv
@@ -49,11 +49,13 @@ def filled(model: LoadedModel, tokens: list[int], scheme: str = "turbo0v4") -> l
 
 def save(vault: Vault, model: LoadedModel, count: int = 300, scheme: str = "turbo0v4") -> list[int]:
     tokens = [3 + n % 900 for n in range(count)]
-    vault.save(ID, filled(model, tokens, scheme), tokens, fingerprint=PRINT, scheme=scheme, rounding=(16, 4))
+    vault.save(
+        ID, filled(model, tokens, scheme), tokens, fingerprint=FINGERPRINT, scheme=scheme, rounding=(16, 4)
+    )
     return tokens
 
 
-def load(vault: Vault, fingerprint: str = PRINT, scheme: str = "turbo0v4") -> Restored | Refused | None:
+def load(vault: Vault, fingerprint: str = FINGERPRINT, scheme: str = "turbo0v4") -> Restored | Refused | None:
     return vault.load(ID, fingerprint=fingerprint, scheme=scheme)
 
 
@@ -64,13 +66,13 @@ def restored(vault: Vault) -> Restored:
 
 
 def segments(vault: Vault) -> list[Path]:
-    """The files of the settled tokens in order, and last that of everything else."""
+    """The segment files in token order, then the file of the remaining arrays."""
     manifest = read_manifest(vault.folder / ID / MANIFEST)
     names = [piece.file.name for piece in manifest.pieces]
     return [vault.folder / ID / name for name in (*names, manifest.rest.name)]
 
 
-def test_what_is_saved_comes_back_bit_for_bit(vault: Vault, model: LoadedModel) -> None:
+def test_a_saved_cache_is_restored_bit_for_bit(vault: Vault, model: LoadedModel) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -84,13 +86,13 @@ def test_what_is_saved_comes_back_bit_for_bit(vault: Vault, model: LoadedModel) 
         assert all(a[0] == b[0] and mx.array_equal(a[1], b[1]) for a, b in pairs)
 
 
-def test_nothing_saved_is_no_reason(vault: Vault) -> None:
+def test_load_returns_none_if_nothing_was_saved(vault: Vault) -> None:
     assert load(vault) is None
     assert vault.size(ID) == 0
     assert vault.scheme(ID) is None
 
 
-def test_files_are_the_owners_alone(vault: Vault, model: LoadedModel) -> None:
+def test_files_are_private_to_their_owner(vault: Vault, model: LoadedModel) -> None:
     old = os.umask(0)
     try:
         save(vault, model)
@@ -112,9 +114,7 @@ def test_a_second_save_replaces_the_first(vault: Vault, model: LoadedModel) -> N
     assert restored(vault).tokens == tokens
 
 
-def test_an_overwritten_conversation_does_not_change_a_cache_that_was_loaded(
-    vault: Vault, model: LoadedModel
-) -> None:
+def test_a_loaded_cache_does_not_depend_on_its_files(vault: Vault, model: LoadedModel) -> None:
     import mlx.core as mx
 
     tokens = save(vault, model)
@@ -125,22 +125,22 @@ def test_an_overwritten_conversation_does_not_change_a_cache_that_was_loaded(
     assert mx.array_equal(found.cache[0].keys_and_values()[0], whole[0].keys_and_values()[0])
 
 
-def test_forgetting_removes_everything(vault: Vault, model: LoadedModel) -> None:
+def test_remove_deletes_all_files(vault: Vault, model: LoadedModel) -> None:
     save(vault, model)
-    vault.forget(ID)
+    vault.remove(ID)
     assert not (vault.folder / ID).exists()
     assert load(vault) is None
-    vault.forget(ID)
+    vault.remove(ID)
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "../x", "a/b", "/etc", "-x", "a" * 200, "a\0b", "a b", "é"])
-def test_ids_that_are_no_folder_names_are_refused(vault: Vault, bad: str) -> None:
-    assert isinstance(vault.load(bad, fingerprint=PRINT, scheme="fp16"), Refused)
+def test_invalid_conversation_ids_are_refused(vault: Vault, bad: str) -> None:
+    assert isinstance(vault.load(bad, fingerprint=FINGERPRINT, scheme="fp16"), Refused)
     assert vault.scheme(bad) is None
     with pytest.raises(VaultError):
-        vault.forget(bad)
+        vault.remove(bad)
     with pytest.raises(VaultError):
-        vault.save(bad, [], [], fingerprint=PRINT, scheme="fp16")
+        vault.save(bad, [], [], fingerprint=FINGERPRINT, scheme="fp16")
 
 
 def test_another_model_or_scheme_is_refused(vault: Vault, model: LoadedModel) -> None:
@@ -158,8 +158,8 @@ def refusal(found: Restored | Refused | None) -> str:
 
 
 def rewrite(vault: Vault, **changes: Any) -> None:
-    """Change the manifest and give it a right digest again: another version, not a damaged one."""
-    from tqchat.store.manifest import digest
+    """Change fields of the manifest and update its digest."""
+    from tqchat.store.vault.manifest import digest
 
     path = vault.folder / ID / MANIFEST
     manifest = json.loads(path.read_text())
@@ -186,7 +186,7 @@ def rewrite(vault: Vault, **changes: Any) -> None:
         ({"surprise": 3}, "damaged"),
     ],
 )
-def test_a_manifest_that_does_not_fit_is_refused(
+def test_a_mismatching_manifest_is_refused(
     vault: Vault, model: LoadedModel, changes: dict[str, Any], reason: str
 ) -> None:
     save(vault, model)
@@ -218,7 +218,7 @@ OLD_MANIFEST = json.dumps({"format": 1, "snapshot": "a.safetensors", "digest": "
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_refused_and_the_next_save_heals_it(vault: Vault, model: LoadedModel, kind: str) -> None:
+def test_damage_is_refused_and_repaired_by_the_next_save(vault: Vault, model: LoadedModel, kind: str) -> None:
     save(vault, model)
     DAMAGE[kind](vault.folder / ID / MANIFEST, segments(vault)[0])
     assert refusal(load(vault))
@@ -228,14 +228,14 @@ def test_damage_is_refused_and_the_next_save_heals_it(vault: Vault, model: Loade
         assert len(list((vault.folder / ID).iterdir())) == 3
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(vault: Vault, model: LoadedModel) -> None:
+def test_an_unwritable_folder_raises_vault_error(vault: Vault, model: LoadedModel) -> None:
     vault.folder.parent.mkdir(exist_ok=True)
     vault.folder.write_text("a file where the folder should be")
     with pytest.raises(VaultError, match="could not be saved"):
         save(vault, model)
 
 
-def test_what_a_killed_process_left_is_cleared_away_once_it_is_old(vault: Vault, model: LoadedModel) -> None:
+def test_leftovers_of_a_killed_process_are_deleted_once_stale(vault: Vault, model: LoadedModel) -> None:
     save(vault, model)
     folder = vault.folder / ID
     old, fresh, orphan = (folder / f"{name}.safetensors" for name in ("new-old", "new-fresh", "orphan"))

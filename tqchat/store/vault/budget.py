@@ -1,4 +1,4 @@
-"""How much room the saved caches may take, and which of them go first, by the sizes and times of files."""
+"""The disk budget of saved caches and least-recently-used pruning, from file sizes and times."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqchat.store.manifest import MANIFEST, ManifestError, read_manifest
+from tqchat.store.vault.manifest import MANIFEST, ManifestError, read_manifest
 
 GIB = 1 << 30
-MOST_BY_DEFAULT = 20 * GIB
+DEFAULT_BUDGET_BYTES = 20 * GIB
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One conversation's caches on disk.
 
-    ``tokens``, ``scheme`` and ``model`` are what its manifest says, once ``described`` has read it; 0 and
-    empty where there is none that can be read.
+    Attributes:
+        used_at: Unix time of the last save or restore.
+        tokens, scheme, model: From the manifest, filled in by ``with_manifest``; else 0 and empty.
     """
 
     conversation: str
@@ -31,8 +32,8 @@ class Entry:
     model: str = ""
 
 
-def entries(folder: Path) -> list[Entry]:
-    """What lies below the folder of all caches, that used longest ago first."""
+def entries(folder: Path) -> list[CacheEntry]:
+    """All saved caches in a folder, least recently used first."""
     found = []
     try:
         folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
@@ -42,12 +43,12 @@ def entries(folder: Path) -> list[Entry]:
         try:
             found.append(_entry(path))
         except OSError:
-            continue  # removed this moment
+            continue  # removed meanwhile
     return sorted((entry for entry in found if entry.bytes), key=lambda entry: entry.used_at)
 
 
-def described(entry: Entry) -> Entry:
-    """An entry with what its manifest says."""
+def with_manifest(entry: CacheEntry) -> CacheEntry:
+    """The entry with tokens, scheme and model read from its manifest."""
     try:
         manifest = read_manifest(entry.folder / MANIFEST)
     except (ManifestError, OSError):
@@ -55,33 +56,35 @@ def described(entry: Entry) -> Entry:
     return replace(entry, tokens=manifest.tokens, scheme=manifest.scheme, model=manifest.model)
 
 
-def limit_for(folder: Path, budget: float | None = None) -> int:
-    """Bytes that all caches together may take: ``budget`` GiB, or else 20, and no more than a quarter of what
-    would be free without them."""
+def budget_bytes(folder: Path, budget: float | None = None) -> int:
+    """The cache budget in bytes: ``budget`` GiB; by default 20 GiB, at most a quarter of the disk space that
+    would be free without caches."""
     if budget is not None:
         return int(budget * GIB)
     used = sum(entry.bytes for entry in entries(folder))
-    return min(MOST_BY_DEFAULT, (_usage(folder)[1] + used) // 4)
+    return min(DEFAULT_BUDGET_BYTES, (_usage(folder)[1] + used) // 4)
 
 
-def floor_of(folder: Path) -> int:
-    """Bytes that stay free on the disk whatever the budget: 1 GiB, or a twentieth of a small disk."""
+def reserved_bytes(folder: Path) -> int:
+    """Bytes to leave free on the disk whatever the budget: 1 GiB, at most 5 % of the disk."""
     return min(GIB, _usage(folder)[0] // 20)
 
 
-def shortfall(folder: Path, limit: int, need: int) -> int:
-    """How many bytes of caches are too many, if ``need`` more are to be written."""
+def excess_bytes(folder: Path, limit: int, need: int) -> int:
+    """Bytes to free before ``need`` more can be written."""
     used = sum(entry.bytes for entry in entries(folder))
     over = used + need - limit
-    return max(over, need + floor_of(folder) - _usage(folder)[1], 0)
+    return max(over, need + reserved_bytes(folder) - _usage(folder)[1], 0)
 
 
-def to_remove(found: Iterable[Entry], surplus: int, keep: Collection[str] = ()) -> list[Entry]:
-    """The caches to remove so that at least ``surplus`` bytes are free, least recently used first.
+def least_recently_used(
+    found: Iterable[CacheEntry], surplus: int, keep: Collection[str] = ()
+) -> list[CacheEntry]:
+    """The least recently used caches that together take at least ``surplus`` bytes.
 
     Args:
-        found: As ``entries`` returns them.
-        keep: Conversations that are never removed.
+        found: Caches, least recently used first.
+        keep: Ids of conversations to leave out.
     """
     chosen = []
     for entry in found:
@@ -93,7 +96,7 @@ def to_remove(found: Iterable[Entry], surplus: int, keep: Collection[str] = ()) 
     return chosen
 
 
-def _entry(folder: Path) -> Entry:
+def _entry(folder: Path) -> CacheEntry:
     size, newest, manifest = 0, 0.0, None
     with os.scandir(folder) as files:
         for file in files:
@@ -101,12 +104,12 @@ def _entry(folder: Path) -> Entry:
             size += about.st_size
             newest = max(newest, about.st_mtime)
             if file.name == MANIFEST:
-                manifest = about.st_mtime  # restoring touches it
-    return Entry(folder.name, folder, size, newest if manifest is None else manifest)
+                manifest = about.st_mtime  # a restore touches it
+    return CacheEntry(folder.name, folder, size, newest if manifest is None else manifest)
 
 
 def _usage(folder: Path) -> tuple[int, int]:
-    """Bytes of the disk and those free on it; of the nearest folder that exists."""
+    """Total and free bytes of the disk of a folder (or of its nearest existing parent)."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     usage = shutil.disk_usage(folder)

@@ -1,4 +1,4 @@
-"""One save of a cache: which token ranges become segments, and what is written each time."""
+"""One save of a cache: splits new tokens into segments and writes them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqchat.store import segments
-from tqchat.store.manifest import Piece, Pieces, Saved, covered, cut
-from tqchat.store.segments import Interrupted, StoredFile
+from tqchat.store.vault import segments
+from tqchat.store.vault.manifest import Piece, Pieces, SavedCheckpoint, covered_tokens, trim_pieces
+from tqchat.store.vault.segments import Interrupted, StoredFile
 
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint
 
-LEAST_TOKENS = 64
-"""Fewer settled tokens than this wait for more before they become a segment."""
-MOST_TOKENS = 1024
-"""No segment holds more: what is damaged costs no more than that, and flushing one takes a moment."""
+MIN_SEGMENT_TOKENS = 64
+"""Fewer settled tokens than this are not made a segment of their own yet."""
+MAX_SEGMENT_TOKENS = 1024
+"""Limits what a damaged segment costs, and how long one flush takes."""
 
 
-class Saving:
-    """A save under way: which ranges are still to be written, and what they take."""
+class CacheWriter:
+    """Writes one state of a cache: settled tokens as new segments, everything else as one file."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class Saving:
         self._tokens = array("I", tokens)
         self._settled = ranges.immutable_tokens(cache)
         self.prefix_is_usable = ranges.is_fully_ranged(cache)
-        self.pieces = cut(_present(folder, pieces), self._settled)
+        self.pieces = trim_pieces(_present(folder, pieces), self._settled)
         self.written = 0
-        end = covered(self.pieces)
-        while self._settled - end >= LEAST_TOKENS:
-            end = min(end + MOST_TOKENS, self._settled)
+        end = covered_tokens(self.pieces)
+        while self._settled - end >= MIN_SEGMENT_TOKENS:
+            end = min(end + MAX_SEGMENT_TOKENS, self._settled)
         self._end = end
         self.structure, self._rest = ranges.rest(cache, end)
         self._rest = {"tokens": self._ids(end, len(self._tokens))} | self._rest
@@ -52,39 +52,41 @@ class Saving:
                 one.stored = None
             self._checkpoints.append((one, *checkpoint.describe(one)))
 
-    def due(self) -> list[tuple[int, int]]:
-        """The token ranges that become segments now."""
-        start = covered(self.pieces)
-        return [(a, min(a + MOST_TOKENS, self._end)) for a in range(start, self._end, MOST_TOKENS)]
+    def pending_ranges(self) -> list[tuple[int, int]]:
+        """The token ranges (start, end) that need new segments."""
+        start = covered_tokens(self.pieces)
+        return [
+            (a, min(a + MAX_SEGMENT_TOKENS, self._end)) for a in range(start, self._end, MAX_SEGMENT_TOKENS)
+        ]
 
-    def bytes_due(self) -> int:
-        """What is written if the save comes to its end."""
-        parts = [self._arrays(start, end) for start, end in self.due()]
+    def pending_bytes(self) -> int:
+        """Bytes that the whole save writes."""
+        parts = [self._arrays(start, end) for start, end in self.pending_ranges()]
         parts += [arrays for one, _, arrays in self._checkpoints if one.stored is None]
-        return sum(map(segments.size_of, parts)) + segments.size_of(self._rest)
+        return sum(map(segments.file_size, parts)) + segments.file_size(self._rest)
 
     @property
-    def bytes_kept(self) -> int:
-        """What the segments take that are there already."""
+    def reused_bytes(self) -> int:
+        """Bytes of the existing segments that the save reuses."""
         stored = [one.stored for one, _, _ in self._checkpoints if one.stored is not None]
         return sum(file.bytes for file in [*(piece.file for piece in self.pieces), *stored])
 
     def write_segment(self, start: int, end: int) -> None:
-        """Write one range; it counts as soon as this returns."""
+        """Write a token range as a segment."""
         file = self._write(self._arrays(start, end))
         self.pieces = (*self.pieces, Piece(file, start, end, end))
 
-    def write_checkpoints(self) -> tuple[Saved, ...]:
-        """Write those that are new; what the manifest says of all of them."""
-        told = []
+    def write_checkpoints(self) -> tuple[SavedCheckpoint, ...]:
+        """Write the checkpoints that are not on disk; returns the manifest entries of all."""
+        saved = []
         for one, layers, arrays in self._checkpoints:
             if one.stored is None:
                 one.stored = self._write(arrays)
-            told.append(Saved(one.stored, one.tokens, layers))
-        return tuple(told)
+            saved.append(SavedCheckpoint(one.stored, one.tokens, layers))
+        return tuple(saved)
 
     def write_rest(self) -> StoredFile:
-        """Write everything else."""
+        """Write the arrays outside segments: raw tail, windows, recurrent state."""
         return self._write(self._rest)
 
     def _write(self, arrays: dict[str, Any]) -> StoredFile:
@@ -106,7 +108,7 @@ class Saving:
 
 
 def _present(folder: Path, pieces: Pieces) -> Pieces:
-    """The leading pieces whose files are there: another process may have made room."""
+    """The leading pieces whose files still exist: another process may have pruned them."""
     for index, piece in enumerate(pieces):
         if not _is_there(folder, piece.file):
             return pieces[:index]

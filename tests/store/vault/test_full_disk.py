@@ -1,4 +1,4 @@
-"""A disk that fills up at every write of a save: files may grow to a limit, a little further each time."""
+"""Saves on a full disk: a file size limit fails a different write each time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from tests.store.test_vault import ID, filled, load
-from tests.store.test_vault_segments import grow
+from tests.store.vault.test_vault import ID, filled, load
+from tests.store.vault.test_segments import grow
 from tqchat.engine import backend, models
 from tqchat.store.vault import Restored, Vault, VaultError
 
@@ -20,15 +20,15 @@ def limit(size):
 model, vault = models.load(sys.argv[1]), Vault(Path(sys.argv[2]))
 tokens = [3 + n % 900 for n in range(200)]
 cache = filled(model, tokens)
-told = dict(fingerprint="fingerprint", scheme="turbo0v4")
-first = vault.save(ID, cache, tokens, **told)
+metadata = dict(fingerprint="fingerprint", scheme="turbo0v4")
+first = vault.save(ID, cache, tokens, **metadata)
 before = sorted((path.name, path.read_bytes()) for path in (vault.folder / ID).iterdir())
 tokens = tokens + grow(model, cache, 300)
 refused = size = 0
 while True:
     limit(size)
     try:
-        vault.save(ID, cache, tokens, pieces=first.pieces, **told)
+        vault.save(ID, cache, tokens, pieces=first.pieces, **metadata)
         break
     except VaultError as error:
         refused += 1
@@ -46,7 +46,7 @@ print(refused)
 """
 
 
-def test_a_full_disk_leaves_what_was_saved_before(llama_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_previous_save_intact(llama_folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(llama_folder), str(tmp_path / "caches")],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The disk budget: who goes first, who never goes, and that looking needs no tensors."""
+"""The disk budget, least-recently-used pruning, and ``tqchat cache``."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.store.test_vault import ID, PRINT, filled
+from tests.store.vault.test_vault import FINGERPRINT, ID, filled
 from tqchat.cli import main
 from tqchat.engine import backend
 from tqchat.paths import Paths
-from tqchat.store import budget
 from tqchat.store.database import Database
-from tqchat.store.manifest import MANIFEST
-from tqchat.store.vault import Refused, Vault, VaultError
+from tqchat.store.vault import Refused, Vault, VaultError, budget
+from tqchat.store.vault.manifest import MANIFEST
 
 backend.prepare()
 
@@ -35,7 +34,7 @@ def model(llama_folder: Path) -> LoadedModel:
 
 def save(vault: Vault, model: LoadedModel, name: str, age: int = 0, count: int = 300) -> None:
     tokens = [3 + n % 900 for n in range(count)]
-    vault.save(name, filled(model, tokens), tokens, fingerprint=PRINT, scheme="turbo0v4")
+    vault.save(name, filled(model, tokens), tokens, fingerprint=FINGERPRINT, scheme="turbo0v4")
     manifest = vault.folder / name / MANIFEST
     when = manifest.stat().st_mtime - age
     os.utime(manifest, (when, when))
@@ -45,7 +44,7 @@ def names(vault: Vault) -> list[str]:
     return [entry.conversation for entry in vault.entries()]
 
 
-def test_the_least_recently_used_goes_first(tmp_path: Path, model: LoadedModel) -> None:
+def test_prune_deletes_the_least_recently_used_first(tmp_path: Path, model: LoadedModel) -> None:
     vault = Vault(tmp_path / "caches")
     for age, name in enumerate("dcba"):
         save(vault, model, name, age * 100)
@@ -53,31 +52,31 @@ def test_the_least_recently_used_goes_first(tmp_path: Path, model: LoadedModel) 
     one = vault.size("a")
     vault.budget = 4.5 * one / budget.GIB
     assert vault.prune() == []
-    # A restore is a use.
-    assert vault.load("a", fingerprint=PRINT, scheme="turbo0v4") is not None
+    # A restore counts as a use.
+    assert vault.load("a", fingerprint=FINGERPRINT, scheme="turbo0v4") is not None
     vault.budget = 2.5 * one / budget.GIB
-    assert [entry.conversation for entry in vault.to_prune()] == ["b", "c"]
-    assert [entry.conversation for entry in vault.to_prune(keep=["b"])] == ["c", "d"]
+    assert [entry.conversation for entry in vault.prune_candidates()] == ["b", "c"]
+    assert [entry.conversation for entry in vault.prune_candidates(keep=["b"])] == ["c", "d"]
     vault.prune()
     assert names(vault) == ["d", "a"]
 
 
-def test_a_save_makes_room_but_not_at_the_open_conversations_cost(tmp_path: Path, model: LoadedModel) -> None:
+def test_a_save_prunes_other_conversations_only(tmp_path: Path, model: LoadedModel) -> None:
     vault = Vault(tmp_path / "caches")
     save(vault, model, "open", age=1000)
     save(vault, model, "other", age=10)
     vault.budget = 2.2 * vault.size("open") / budget.GIB
-    # Its own old state is the oldest there is, and still what a failed save would leave.
+    # Its own previous state is the oldest cache, but must survive if the save fails.
     save(vault, model, "open")
     assert "open" in names(vault)
     assert names(vault) == ["open"]
     vault.budget /= 4
-    with pytest.raises(VaultError, match="GiB allowed"):
+    with pytest.raises(VaultError, match=r"cache budget of .* GiB"):
         save(vault, model, "open")
-    assert not isinstance(vault.load("open", fingerprint=PRINT, scheme="turbo0v4"), Refused)
+    assert not isinstance(vault.load("open", fingerprint=FINGERPRINT, scheme="turbo0v4"), Refused)
 
 
-def test_some_of_the_disk_stays_free(
+def test_reserved_disk_space_stays_free(
     tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault = Vault(tmp_path / "caches", budget=5)
@@ -88,20 +87,21 @@ def test_some_of_the_disk_stays_free(
     with pytest.raises(VaultError, match="almost full"):
         save(vault, model, "new")
     assert names(vault) == []
-    assert vault.load("new", fingerprint=PRINT, scheme="turbo0v4") is None
-    assert vault.limit() == 5 * budget.GIB
+    assert vault.load("new", fingerprint=FINGERPRINT, scheme="turbo0v4") is None
+    assert vault.budget_bytes() == 5 * budget.GIB
     vault.budget = None
-    assert vault.limit() == free // 4
+    assert vault.budget_bytes() == free // 4
 
 
-def test_looking_reads_no_tensors(tmp_path: Path, model: LoadedModel) -> None:
+def test_listing_and_pruning_do_not_import_mlx(tmp_path: Path, model: LoadedModel) -> None:
     vault = Vault(tmp_path / "caches")
     save(vault, model, ID)
     code = (
-        "import sys; from pathlib import Path; from tqchat.store import budget\n"
+        "import sys; from pathlib import Path; from tqchat.store.vault import budget\n"
         "from tqchat.store.vault import Vault\n"
         "vault = Vault(Path(sys.argv[1]))\n"
-        f"assert [budget.described(e).tokens for e in vault.entries()] == [300] and vault.scheme({ID!r})\n"
+        "assert [budget.with_manifest(e).tokens for e in vault.entries()] == [300]\n"
+        f"assert vault.scheme({ID!r})\n"
         f"assert vault.size({ID!r})\n"
         "vault.prune()\n"
         "assert not {'mlx', 'mlx.core', 'numpy'} & set(sys.modules), sys.modules.keys()\n"
@@ -115,7 +115,7 @@ def test_looking_reads_no_tensors(tmp_path: Path, model: LoadedModel) -> None:
 
 @pytest.fixture
 def two(paths: Paths, model: LoadedModel) -> Vault:
-    """A cache of a conversation there is, and one of a conversation that is gone."""
+    """Two caches: of an existing conversation, and of one that is not in the database."""
     vault = Vault(paths.caches)
     with Database(paths.database) as database:
         save(vault, model, database.create("About dogs", None, "turbo0v4").id, age=7300)
@@ -123,7 +123,7 @@ def two(paths: Paths, model: LoadedModel) -> Vault:
     return vault
 
 
-def test_the_list_tells_sizes_tokens_schemes_and_ages(two: Vault, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cache_lists_size_tokens_scheme_and_age(two: Vault, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache"]) == 0
     gone, dogs, _, total = capsys.readouterr().out.splitlines()
     for part in ("300 tokens", "turbo0v4", "KiB", "2 h", "About dogs"):
@@ -133,17 +133,17 @@ def test_the_list_tells_sizes_tokens_schemes_and_ages(two: Vault, capsys: pytest
     assert main(["cache", "list"]) == 0
 
 
-def test_prune_removes_what_belongs_to_nothing_and_what_is_over_the_budget(
+def test_prune_deletes_caches_without_a_conversation_and_those_over_budget(
     two: Vault, paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", "prune", "--dry-run"]) == 0
     assert "gone" in capsys.readouterr().out
     assert len(two.entries()) == 2
     assert main(["cache", "prune"]) == 0
-    assert [budget.described(entry).tokens for entry in two.entries()] == [300]
+    assert [budget.with_manifest(entry).tokens for entry in two.entries()] == [300]
     assert "gone" not in names(two)
     assert main(["cache", "prune"]) == 0
-    assert "Nothing is over the budget" in capsys.readouterr().out
+    assert "The caches are within the budget" in capsys.readouterr().out
     paths.config_file.write_text("cache_budget = 0.00001\n")
     with Database(paths.database) as database, database.leases.acquire(names(two)[0]):
         assert main(["cache", "prune"]) == 0
@@ -152,7 +152,7 @@ def test_prune_removes_what_belongs_to_nothing_and_what_is_over_the_budget(
     assert two.entries() == []
 
 
-def test_wipe_asks_first(
+def test_wipe_asks_for_confirmation(
     two: Vault, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["cache", "wipe"]) == 2
@@ -164,4 +164,4 @@ def test_wipe_asks_first(
     assert main(["cache", "wipe", "--yes"]) == 0
     assert two.entries() == []
     assert main(["cache"]) == 0
-    assert "No caches are saved." in capsys.readouterr().out
+    assert "There are no saved caches." in capsys.readouterr().out

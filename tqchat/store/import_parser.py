@@ -1,4 +1,4 @@
-"""Reading a JSON file of conversations that anybody may have written: every value is looked at."""
+"""Parsing and validation of JSON exports. Files are untrusted: every value is checked."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
 from tqchat.store.errors import StoreError
 from tqchat.store.records import Conversation, Message
-from tqchat.store.rows import storable
+from tqchat.store.rows import replace_surrogates
 
 FORMAT = "tqchat-conversations"
 VERSION = 2
-"""Files of version 1 lack a reply's drafted tokens and what its cache took."""
+"""Version 1 has no draft-model and cache figures of replies."""
 
-LARGEST_FILE = 512 << 20
-"""Bytes. Ten years of talk are less."""
+MAX_FILE_BYTES = 512 << 20
+"""Larger files are rejected before parsing."""
 
-_LONGEST_CONTENT = 16 << 20
-_LONGEST_NAME = 4096
-_LATEST = 253_370_764_800.0
-"""The year 9999: times beyond it cannot be written as dates."""
+_MAX_CONTENT_CHARS = 16 << 20
+_MAX_NAME_CHARS = 4096
+_MAX_TIMESTAMP = 253_370_764_800.0
+"""Unix time of the year 9999, the last that ``datetime`` supports."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
 
 class BadImport(StoreError):
-    """The file cannot be imported. Nothing of it was."""
+    """The file is not a valid export; nothing was imported."""
 
     exit_code = 2
 
@@ -41,15 +41,15 @@ class BadImport(StoreError):
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """One conversation of a file, and its messages, parents first."""
+class ParsedConversation:
+    """A conversation and its messages, parents first."""
 
     conversation: Conversation
     messages: list[Message]
 
 
-class _Wrong(Exception):
-    """A value is not what it must be; the text completes the sentence "it must be ..."."""
+class _InvalidValue(Exception):
+    """A value failed its check; the text completes the sentence "it must be ..."."""
 
 
 _Check = Callable[[Any], Any]
@@ -58,22 +58,22 @@ _Check = Callable[[Any], Any]
 def _text(longest: int) -> _Check:
     def check(value: Any) -> str:
         if not isinstance(value, str) or len(value) > longest:
-            raise _Wrong(f"a text of at most {longest:,} characters")
-        return storable(value)
+            raise _InvalidValue(f"a text of at most {longest:,} characters")
+        return replace_surrogates(value)
 
     return check
 
 
 def _id(value: Any) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise _Wrong("an id of letters, digits, - and _")
+        raise _InvalidValue("an id of letters, digits, - and _")
     return value
 
 
 def _one_of(*names: str) -> _Check:
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
-            raise _Wrong("one of " + ", ".join(names))
+            raise _InvalidValue("one of " + ", ".join(names))
         return value
 
     return check
@@ -81,10 +81,10 @@ def _one_of(*names: str) -> _Check:
 
 def _number(most: float) -> _Check:
     def check(value: Any) -> float:
-        # A whole number may be too large to be a float at all; compared, it is only too large.
+        # Compare before converting: a very large integer does not fit a float.
         fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
         if not fits or not math.isfinite(value):
-            raise _Wrong(f"a number from 0 to {most:g}")
+            raise _InvalidValue(f"a number from 0 to {most:g}")
         return float(value)
 
     return check
@@ -92,37 +92,37 @@ def _number(most: float) -> _Check:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
-        raise _Wrong("a whole number that is not negative")
+        raise _InvalidValue("a whole number of at least 0")
     return value
 
 
-def _yes_or_no(value: Any) -> bool:
+def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _Wrong("true or false")
+        raise _InvalidValue("true or false")
     return value
 
 
 def _scheme(value: Any) -> str:
     try:
-        return scheme_setting(_text(_LONGEST_NAME)(value))
+        return scheme_setting(_text(_MAX_NAME_CHARS)(value))
     except TqchatError as error:
-        raise _Wrong("a cache scheme that this version knows, or auto") from error
+        raise _InvalidValue("a cache scheme that this version supports, or auto") from error
 
 
 def _sampling(value: Any) -> sampling.SamplingChoice:
     if not isinstance(value, dict):
-        raise _Wrong("an object of sampling settings")
+        raise _InvalidValue("an object of sampling settings")
     try:
         return sampling.parse(value)
     except sampling.BadSampling as error:
-        raise _Wrong(f"right ({str(error)[:200].rstrip('.')})") from error
+        raise _InvalidValue(f"valid ({str(error)[:200].rstrip('.')})") from error
 
 
 def _or_none(check: _Check) -> _Check:
     return lambda value: None if value is None else check(value)
 
 
-_NAME, _CONTENT, _TIME = _text(_LONGEST_NAME), _text(_LONGEST_CONTENT), _number(_LATEST)
+_NAME, _CONTENT, _TIME = _text(_MAX_NAME_CHARS), _text(_MAX_CONTENT_CHARS), _number(_MAX_TIMESTAMP)
 _MESSAGE: Mapping[str, _Check] = {
     "id": _id,
     "parent_id": _or_none(_id),
@@ -149,21 +149,21 @@ _CONVERSATION: Mapping[str, _Check] = {
     "created_at": _TIME,
     "updated_at": _TIME,
     "head_id": _or_none(_id),
-    "title_is_automatic": _yes_or_no,
+    "title_is_automatic": _boolean,
     "system_prompt": _or_none(_CONTENT),
     "sampling": _sampling,
     "draft": _CONTENT,
 }
 
 
-def parse(content: bytes) -> list[Parsed]:
-    """The conversations of a JSON file.
+def parse(content: bytes) -> list[ParsedConversation]:
+    """Parse and validate a JSON export.
 
     Raises:
-        BadImport: naming what is not as it must be.
+        BadImport: naming the first invalid value.
     """
-    if len(content) > LARGEST_FILE:
-        raise BadImport(f"it is larger than {LARGEST_FILE >> 20} MiB")
+    if len(content) > MAX_FILE_BYTES:
+        raise BadImport(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
         whole = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -171,25 +171,27 @@ def parse(content: bytes) -> list[Parsed]:
     except json.JSONDecodeError as error:
         raise BadImport(f"it is not JSON ({error.msg.lower()} in line {error.lineno})") from error
     except (ValueError, RecursionError) as error:
-        raise BadImport("it is not JSON that tqchat wrote") from error
+        raise BadImport("it is not JSON written by tqchat") from error
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise BadImport("it is not an export of tqchat; `tqchat export --format json` makes one")
+        raise BadImport("it is not a tqchat export; create one with `tqchat export --format json`")
     version = whole.get("version")
     if type(version) is int and version > VERSION:
-        raise BadImport(f"a newer tqchat wrote it (version {version}, this one knows {VERSION})")
+        raise BadImport(
+            f"it was written by a newer tqchat (version {version}; this one supports up to {VERSION})"
+        )
     if (
         type(version) is not int
         or not 1 <= version <= VERSION
         or whole.keys() != {"format", "version", "conversations"}
     ):
-        raise BadImport("it is not an export of tqchat")
+        raise BadImport("it is not a tqchat export")
     conversations = whole["conversations"]
     if not isinstance(conversations, list):
         raise BadImport("its conversations must be a list")
     return [_conversation(value, f"conversation {n}") for n, value in enumerate(conversations, 1)]
 
 
-def _conversation(value: Any, where: str) -> Parsed:
+def _conversation(value: Any, where: str) -> ParsedConversation:
     if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
         raise BadImport(f"{where} must be an object with a list of messages")
     found = _fields({k: v for k, v in value.items() if k != "messages"}, Conversation, _CONVERSATION, where)
@@ -202,15 +204,15 @@ def _conversation(value: Any, where: str) -> Parsed:
             raise BadImport(f"{at} must be an object")
         message = Message(conversation_id=conversation.id, **_fields(one, Message, _MESSAGE, at))
         if message.id in seen:
-            raise BadImport(f"{at} has the id of an earlier one")
-        # So there is no circle either.
+            raise BadImport(f"{at} has the id of an earlier message")
+        # Parents first also rules out cycles.
         if message.parent_id not in seen:
             raise BadImport(f"the parent of {at} does not come before it")
         seen.add(message.id)
         messages.append(message)
     if conversation.head_id not in seen:
-        raise BadImport(f"{where} ends in a message that it does not have")
-    return Parsed(conversation, messages)
+        raise BadImport(f"head_id of {where} is not one of its messages")
+    return ParsedConversation(conversation, messages)
 
 
 def _fields(
@@ -227,15 +229,15 @@ def _fields(
         if key in value:
             try:
                 found[key] = check(value[key])
-            except _Wrong as wrong:
+            except _InvalidValue as wrong:
                 raise BadImport(f"{key} of {where} is {_short(value[key])}, but must be {wrong}") from None
         elif key in required:
-            raise BadImport(f"{where} lacks {key}")
+            raise BadImport(f"{where} has no {key}")
     return found
 
 
 def _short(value: Any) -> str:
-    # Not the repr of all of it: it may be as large as the file.
+    # The repr of the whole value may be as large as the file.
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "an object"
     text = repr(value[:60] if isinstance(value, str) else value)
