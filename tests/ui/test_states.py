@@ -48,7 +48,7 @@ async def test_a_first_model_on_its_way_shows_how_far_it_is(stage: Open, size: t
     async with stage(size, loads=False) as it:
         await it.sees("You can write already.")
         it.engine.say(events.ModelProgress("org/big", "downloading", 1_200_000_000, 4_300_000_000))
-        await it.sees("org/big is on its way")
+        await it.sees("Downloading org/big")
         await it.ask("Hello")
         await it.sees("Waits for the model; your message is saved.")
 
