@@ -80,7 +80,7 @@ def _who(chat: Chat, key: Callable[[str], str]) -> Content:
             (f"Downloading {one_line(loading.ref)} ", "$quiet"), bar(done / loading.total_bytes, 16),
             (f" {figures.size(done)} of {figures.size(loading.total_bytes)}", "$quiet"),
         )  # fmt: skip
-    return Content.styled("The model is loading. You can write already.", "$quiet")
+    return Content.styled("The model is loading. You can already type.", "$quiet")
 
 
 def _examples() -> list[Content]:
