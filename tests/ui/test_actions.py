@@ -51,18 +51,18 @@ async def test_the_cursor_goes_over_messages_and_edits_one(stage: Open) -> None:
         await it.sees("1/2")
 
 
-async def test_a_cut_off_reply_goes_on_by_key(stage: Open) -> None:
+async def test_a_cut_off_reply_is_continued_by_key(stage: Open) -> None:
     async with stage() as it:
         await it.ask("Count")
         await it.until(lambda: it.engine.sent())
         it.engine.done("one, two", "length")
-        await it.sees("F4 goes on")
+        await it.sees("F4 continues")
         await it.pilot.press("f4")
         await it.until(lambda: len(it.engine.sent()) == 2)
         it.engine.delta(", three")
         it.engine.done(", three")
         await it.sees("one, two, three")
-        await it.sees_no("F4 goes on")
+        await it.sees_no("F4 continues")
 
 
 async def test_copies_go_to_the_clipboard(stage: Open) -> None:

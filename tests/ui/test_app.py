@@ -229,9 +229,9 @@ async def test_the_picker_works_before_there_is_a_model(stage: Open) -> None:
 
 async def test_sending_while_the_model_loads_waits_and_is_answered(stage: Open) -> None:
     async with stage(loads=False) as it:
-        await it.sees("You can write already.")
+        await it.sees("You can already type.")
         await it.ask("Hello")
-        await it.sees("Waits for the model; your message is saved.")
+        await it.sees("Waiting for the model; your message is saved.")
         it.engine.ready()
         await it.until(lambda: it.engine.sent())
         it.engine.reply("Hi.")
@@ -274,7 +274,7 @@ async def test_a_failed_reply_says_why(stage: Open) -> None:
         it.engine.delta("Well")
         it.engine.say(events.Failed(it.engine.sent()[0].conversation_id, "Not enough memory.", "Well"))
         await it.sees("✗ Not enough memory.")
-        await it.sees("unfinished: F4 goes on, ^R answers again")
+        await it.sees("unfinished: F4 continues, ^R regenerates")
 
 
 async def test_quit_saves_first_and_the_conversation_is_there_again(stage: Open, paths: Paths) -> None:
@@ -313,7 +313,7 @@ async def test_quitting_in_the_middle_keeps_the_reply_as_unfinished(stage: Open,
         last = database.messages(database.conversations()[0].id)[-1]
     assert (last.content, last.status) == ("Half of a sentence", "unfinished")
     async with stage() as it:
-        await it.sees("unfinished: F4 goes on, ^R answers again")
+        await it.sees("unfinished: F4 continues, ^R regenerates")
 
 
 async def test_help_lists_the_keys_that_are_really_bound(stage: Open) -> None:

@@ -18,7 +18,7 @@ from tqchat.store.database import Message
 from tqchat.ui import figures
 from tqchat.ui.screens.scheme import rows
 from tqchat.ui.state import History, Sample
-from tqchat.ui.widgets.gauge.drawing import bar, changes, curves
+from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
 from tqchat.ui.widgets.gauge.reading import Reading, bits
 from tqchat.ui.widgets.gauge.room import room
 from tqchat.ui.widgets.gauge.strip import strip
@@ -100,7 +100,7 @@ def test_the_curves_part_where_compression_begins() -> None:
 
 def test_a_change_of_scheme_is_marked_where_it_was() -> None:
     def line(*schemes: str) -> str:
-        found = changes([Sample(index, 5, 5, scheme) for index, scheme in enumerate(schemes)], 20)
+        found = scheme_marks([Sample(index, 5, 5, scheme) for index, scheme in enumerate(schemes)], 20)
         return found.plain if found else ""
 
     assert line("a", "a", "a", "a") == ""

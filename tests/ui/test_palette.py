@@ -52,7 +52,7 @@ async def test_a_message_action_acts_on_the_last_message(stage: Open) -> None:
         await it.sees("There is no message yet.")
         await it.chat("About foxes", "Yes.")
         await run(it, "message: branch")
-        await it.sees("Begins a branch here")
+        await it.sees("Starts a branch here")
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ async def test_the_dialog_takes_over_and_keeps_presets(stage: Open, paths: Paths
         await it.pilot.press("f3")
         await it.until(lambda: isinstance(it.app.screen, Ask))
         await it.pilot.press(*"mine", "enter")
-        await it.sees("Kept as mine.")
+        await it.sees("Saved as mine.")
         await it.pilot.press("ctrl+s")
         await it.until(lambda: it.app.chat.sampling_choice.given == {"temperature": 0.0})
         assert Presets(paths.presets).get("mine").sampling.temperature == 0.0

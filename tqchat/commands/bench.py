@@ -76,10 +76,10 @@ def main(options: argparse.Namespace) -> int:
         check_folder(out)
 
     model = _model(options, kinds)
-    from tqchat.lab.bench import machine, run, subjects
+    from tqchat.lab.bench import kv_caches, machine, run
     from tqchat.lab.bench.results import BenchResults, tables
 
-    contestants = subjects.contestants(options.schemes)
+    contestants = kv_caches.contestants(options.schemes)
     layer = _layer(options, run.layer_of(model))
     progress = Progress()
     copied = machine.copy_bandwidth()

@@ -205,7 +205,7 @@ def _restore(options: argparse.Namespace) -> int:
     model = load(options.model)
     from tqchat.lab import restore_bench
 
-    lengths = (*restore_bench.LENGTHS, restore_bench.LONG) if options.long else restore_bench.LENGTHS
+    lengths = (*restore_bench.LENGTHS, restore_bench.LONG_LENGTH) if options.long else restore_bench.LENGTHS
     progress = Progress()
     rows = []
     for row in restore_bench.measure(model, schemes, lengths):

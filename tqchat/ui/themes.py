@@ -1,4 +1,4 @@
-"""Themes as TOML files: the shipped ones, then the person's own, which win by name.
+"""Themes from TOML files: the shipped ones, then the user's, which replace those of the same name.
 
 A file is one theme::
 
@@ -34,12 +34,12 @@ COLORS = (*REQUIRED, "secondary", "success")
 
 
 class BadTheme(TqchatError):
-    """A theme file cannot be used; the sentence says which and why."""
+    """A theme file cannot be used; the message says which and why."""
 
 
 @dataclass
 class Themes:
-    """The themes that could be read, by name, and a sentence for each that could not."""
+    """Themes by name, and an error sentence for each unusable file."""
 
     themes: dict[str, Theme] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ def load(file: Path) -> Theme:
     """Read one theme.
 
     Raises:
-        BadTheme: if the file is no TOML or not a theme.
+        BadTheme: if the file is not TOML or not a theme.
     """
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -84,16 +84,16 @@ def load(file: Path) -> Theme:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names for a list: ours first, then the person's own and Textual's."""
+    """Theme names sorted: tqchat's first."""
     return sorted(names, key=lambda name: (not name.startswith("tqchat-"), name))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a theme in the folder does: names, times and sizes of its files."""
+    """Names, times and sizes of the theme files in a folder, to detect changes."""
     try:
         files = [(file.name, file.stat()) for file in sorted(folder.glob("*.toml"))]
     except OSError:
-        return ()  # one was removed in between: the next look sees it
+        return ()  # a file was removed meanwhile: the next call sees it
     return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
 
 
@@ -111,7 +111,7 @@ def _variables(file: Path, table: Any) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
         raise BadTheme(f"The theme {file.name} needs texts in quotes under [variables].")
     for key, value in table.items():
-        # What Textual cannot parse would end the app when the stylesheet is read again, not here.
+        # A colour that Textual cannot parse would crash the app when the stylesheet is parsed.
         if not key.endswith(("-style", "-style-hover")):
             _check_color(file, key, value)
     return table

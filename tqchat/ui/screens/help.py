@@ -1,4 +1,4 @@
-"""All keys, from the bindings that are really in force, and all slash commands."""
+"""Help: all keys as they are bound, and all slash commands."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from textual.widgets import Static
 from tqchat.ui.keymap import ACTIONS, GROUPS, MESSAGE_ACTIONS, PROMPT_KEYS, key_label
 from tqchat.ui.slash import COMMANDS
 
-WIDTH = 84
-"""Cells from which on the explanations fit beside the keys."""
+WIDE = 84
+"""Width in cells from which explanations are shown."""
 KEYS, TITLE = 20, 22
-"""Cells of the first two columns."""
+"""Widths of the first two columns in cells."""
 
 
 class Help(ModalScreen[None]):
-    """A text that scrolls."""
+    """The help text in a scrollable box."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "close", "Close")]
 
@@ -32,37 +32,40 @@ class Help(ModalScreen[None]):
         self._keys = keys
 
     def compose(self) -> ComposeResult:
-        """One text that scrolls."""
+        """The scrollable text."""
         with VerticalScroll(classes="box") as box:
             box.border_title = "Keys"
             box.border_subtitle = "Esc closes"
             yield Keys(self._keys)
 
     def on_mount(self) -> None:
-        """The arrows scroll."""
+        """Focus the text, so that arrows scroll."""
         self.query_one(VerticalScroll).focus()
 
     def action_close(self) -> None:
-        """Back to the chat."""
+        """Close the help."""
         self.dismiss(None)
 
 
 class Keys(Static):
-    """Keys by group; a key that was rebound shows as rebound."""
+    """Keys by group, then slash commands."""
 
     def __init__(self, keys: Mapping[str, Sequence[str]]) -> None:
         super().__init__("", markup=False)
         self._keys = keys
 
     def on_resize(self) -> None:
-        """What a key does stays in its column; explanations where there is room for them."""
+        """Lay out the columns for the width."""
         lines: list[Content] = []
         for keys, title, text in self._rows():
             if not title:
                 lines += [*([Content("")] if lines else []), Content.styled(keys, "bold")]
-            elif text and self.size.width >= WIDTH:
+            elif text and self.size.width >= WIDE:
                 lines += _columns(
-                    self.size.width, (keys, "$accent", KEYS), (title, "", TITLE), (text, "$quiet", 0)
+                    self.size.width,
+                    (keys, "$accent", KEYS),
+                    (title, "", TITLE),
+                    (text, "$quiet", 0),
                 )
             else:
                 lines += _columns(self.size.width, (keys, "$accent", KEYS), (title, "", 0))
@@ -78,13 +81,13 @@ class Keys(Static):
                 if action.group == group and action.name in self._keys:
                     keys = " ".join(key_label(key) for key in self._keys[action.name])
                     rows.append((keys, action.title, action.help))
-        rows.append(("Commands, written as a message", "", ""))
+        rows.append(("Slash commands", "", ""))
         rows += [(f"/{one.name} {one.argument}".rstrip(), _sentence(one.help), "") for one in COMMANDS]
         return rows
 
 
 def _columns(width: int, *columns: tuple[str, str, int]) -> list[Content]:
-    """Texts side by side, each wrapped in its column of so many cells; the last takes what is left."""
+    """Texts side by side, each wrapped to its width in cells; 0 means the remaining width."""
     left = max(12, width - 2 - sum(cells + 1 for _, _, cells in columns[:-1]))
     parts = [
         (wrap(text, cells or left, break_long_words=False) or [""], style, cells)

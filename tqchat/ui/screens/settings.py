@@ -1,4 +1,4 @@
-"""Every setting with its sentence, made from the table that also checks ``config.toml``."""
+"""Settings screen, generated from the settings schema."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tqchat.ui.screens.dialog import Choose
 
 NAME_WIDTH = 18
 WIDE = 96
-"""Screen width from which on a line has room for where its value comes from."""
+"""Terminal width in cells from which the origin of values is shown."""
 
 
 class Preferences(Protocol):
-    """What the screen needs of the app."""
+    """The app's interface for this screen."""
 
     paths: Paths
     configured: Settings
@@ -37,17 +37,17 @@ class Preferences(Protocol):
 
     @property
     def own_settings(self) -> Mapping[str, Any]:
-        """What was changed in the app."""
+        """Settings changed in the app."""
 
     def set_own(self, name: str, value: object | None) -> None:
-        """Change a setting, or leave it to config.toml again."""
+        """Change a setting; ``None`` returns it to config.toml."""
 
     def action_theme(self) -> object:
-        """Choose the colours."""
+        """Open the theme picker."""
 
 
 class SettingsScreen(ModalScreen[None]):
-    """Settings by group: what holds, where that comes from, and what it may be."""
+    """Settings by group, with value, origin and allowed values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
@@ -59,7 +59,7 @@ class SettingsScreen(ModalScreen[None]):
         self._app = preferences
 
     def compose(self) -> ComposeResult:
-        """What is wrong, the settings, the one under the cursor, the keys."""
+        """Problems, settings, details of the marked one, input, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Settings"
             yield Static(
@@ -73,17 +73,17 @@ class SettingsScreen(ModalScreen[None]):
             yield Static("", classes="answers", markup=False)
 
     def on_mount(self) -> None:
-        """The first setting; nothing is being written."""
+        """Start at the first setting with the input hidden."""
         self.query_one(".problems").display = bool(self._app.problems)
-        self._write(False)
+        self._edit(False)
         self.query_one(OptionList).highlighted = 1
 
     def on_resize(self) -> None:
-        """Another width holds other parts."""
+        """Fit the lines to the width."""
         self._redraw()
 
     def on_screen_resume(self) -> None:
-        """A picker in front of this one may have changed something."""
+        """Redraw: a picker may have changed a setting."""
         self._redraw()
 
     # Drawing
@@ -113,7 +113,7 @@ class SettingsScreen(ModalScreen[None]):
     def _value(self, setting: Setting) -> str:
         if setting.kind == "keys":
             count = len(self._app.settings.keys)
-            return f"{count} of your own" if count else ""
+            return f"{count} rebound" if count else ""
         return one_line(setting.format(getattr(self._app.settings, setting.name)))
 
     def _origin(self, setting: Setting) -> str:
@@ -134,9 +134,10 @@ class SettingsScreen(ModalScreen[None]):
             return
         origin = self._origin(setting)
         if origin == "here":
-            told = setting.format(getattr(self._app.configured, setting.name))
-            fallback = one_line(told) or setting.default_text
-            where = f"Set here, in state.toml; config.toml would make it {fallback}."
+            configured = setting.format(getattr(self._app.configured, setting.name))
+            where = (
+                f"Set here, in state.toml; in config.toml: {one_line(configured) or setting.default_text}."
+            )
         elif origin:
             where = f"From {one_line(str(self._app.paths.config_file))}."
         else:
@@ -154,7 +155,7 @@ class SettingsScreen(ModalScreen[None]):
         if origin == "here":
             keys.insert(1, ("Backspace", "as in config.toml"))
         if self.query_one("#value", Input).display:
-            keys = [("Enter", "takes it"), ("Esc", "leaves it")]
+            keys = [("Enter", "accepts"), ("Esc", "cancels")]
         self.query_one(".answers", Static).update(
             Content("   ").join([Content.assemble((key, "$accent"), f" {does}") for key, does in keys])
         )
@@ -166,7 +167,7 @@ class SettingsScreen(ModalScreen[None]):
 
     @on(OptionList.OptionHighlighted)
     def _moved(self) -> None:
-        self._complain("")
+        self._show_problem("")
         self._explain()
 
     # Changing
@@ -181,27 +182,27 @@ class SettingsScreen(ModalScreen[None]):
         elif setting.kind == "scheme":
             self._choose_scheme(setting)
         elif setting.kind == "keys":
-            self._complain(f"Keys are written in {one_line(str(self._app.paths.config_file))}.")
+            self._show_problem(f"Keys are set in {one_line(str(self._app.paths.config_file))}.")
         else:
             box = self.query_one("#value", Input)
             box.value = one_line(setting.format(getattr(self._app.settings, setting.name)))
             box.placeholder = setting.default_text
-            self._write(True)
+            self._edit(True)
 
     @work
     async def _choose_scheme(self, setting: Setting) -> None:
-        options = [(AUTO, "Picks one for the model, and says why.")]
+        options = [(AUTO, "Chooses a scheme for the model, and says why.")]
         options += [(scheme.name, scheme.description) for scheme in SCHEMES]
         choose = Choose("Scheme of new conversations", options, self._app.settings.scheme)
         if (chosen := await self.app.push_screen_wait(choose)) is not None:
             self._app.set_own(setting.name, chosen)
             self._redraw()
 
-    def _write(self, writing: bool) -> None:
+    def _edit(self, writing: bool) -> None:
         box = self.query_one("#value", Input)
         box.display = writing
         (box if writing else self.query_one(OptionList)).focus()
-        self._complain("")
+        self._show_problem("")
         self._explain()
 
     @on(Input.Submitted, "#value")
@@ -214,26 +215,26 @@ class SettingsScreen(ModalScreen[None]):
             try:
                 self._app.set_own(setting.name, setting.parse(event.value))
             except ValueError as error:
-                self._complain(f"It must be {error}.")
+                self._show_problem(f"It must be {error}.")
                 return
-        self._write(False)
+        self._edit(False)
         self._redraw()
 
-    def _complain(self, what: str) -> None:
+    def _show_problem(self, what: str) -> None:
         problem = self.query_one(".problem", Static)
         problem.display = bool(what)
         problem.update(Content.styled(f"! {what}", "$warning") if what else "")
 
     def action_reset(self) -> None:
-        """Leave the setting to config.toml again."""
+        """Return the setting to config.toml."""
         if (setting := self._marked) is not None:
             self._app.set_own(setting.name, None)
             self._redraw()
 
     def action_back(self) -> None:
-        """Out of the line that is written, else out of the settings."""
+        """Close the input if it is open, else the screen."""
         if self.query_one("#value", Input).display:
-            self._write(False)
+            self._edit(False)
         else:
             self.dismiss(None)
 

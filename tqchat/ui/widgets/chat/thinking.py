@@ -1,11 +1,11 @@
-"""A reasoning model's thinking, told apart from its answer."""
+"""Splits a reply's text into reasoning and answer."""
 
 from __future__ import annotations
 
 import re
 
 TAGS = ("think", "thinking", "thought", "reasoning", "longcat_think", "seed:think")
-"""How models mark it, between angle brackets. Markers that are special tokens never reach the text."""
+"""Names of reasoning tags. Markers that are special tokens do not reach the text."""
 
 _OPEN = re.compile(rf"\s*<({'|'.join(TAGS)})>\n?")
 _STARTS = tuple(f"<{tag}>" for tag in TAGS)
@@ -13,9 +13,9 @@ _CLOSE = re.compile(rf"</({'|'.join(TAGS)})>\s*")
 
 
 def split(text: str) -> tuple[str, str]:
-    """Thinking and answer of a whole reply.
+    """Reasoning and answer of a whole reply.
 
-    Some chat templates open the thinking themselves: then only its end is in the text.
+    Some chat templates write the opening tag: then the text has only the closing one.
     """
     opening = _OPEN.match(text)
     start = opening.end() if opening else 0
@@ -23,7 +23,7 @@ def split(text: str) -> tuple[str, str]:
     if closing is None:
         return (text[start:].rstrip(), "") if opening else ("", text)
     if opening is None and "<" + closing[1] + ">" in text[: closing.start()]:
-        return "", text  # it speaks of the marks, somewhere in the middle
+        return "", text  # the answer mentions the tags
     return text[start : closing.start()].rstrip(), text[closing.end() :]
 
 
@@ -37,11 +37,11 @@ class Splitter:
 
     @property
     def thinking(self) -> bool:
-        """Whether the thinking has begun and not ended."""
+        """Whether reasoning has begun and not ended."""
         return self._state == "thinking"
 
     def feed(self, piece: str) -> tuple[str, str]:
-        """The next piece, as what belongs to the thinking and what to the answer."""
+        """Add text; returns its reasoning part and its answer part."""
         if self._state == "answer":
             return "", piece
         self._held += piece

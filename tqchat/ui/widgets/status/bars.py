@@ -1,4 +1,4 @@
-"""The lines above and below: what is open, what goes on, which keys there are."""
+"""Title bar, status line, key hints and notices."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
 
 
-def _ends(left: Content, right: Content, width: int, urgent: bool = False) -> Content:
-    """Two pieces at the two ends of a line; the left one gives way, unless it is what matters now."""
+def _justified(left: Content, right: Content, width: int, urgent: bool = False) -> Content:
+    """Left- and right-aligned text on one line; the left one is truncated, unless it is urgent."""
     room = width - right.cell_length - 2
     if room < 8 or (urgent and room < left.cell_length):
         return left.truncate(width, ellipsis=True)
@@ -30,7 +30,7 @@ def _ends(left: Content, right: Content, width: int, urgent: bool = False) -> Co
 
 
 class _Line(Static):
-    """One line that is composed anew for every width."""
+    """One line laid out again for each width."""
 
     def __init__(self, id: str) -> None:
         super().__init__("", id=id, markup=False)
@@ -38,31 +38,31 @@ class _Line(Static):
         self._urgent = False
 
     def put(self, left: Content, right: Content, urgent: bool = False) -> None:
-        """Show these at the two ends; where they do not fit, an ``urgent`` left one has the line."""
+        """Show both texts; if they do not fit, an ``urgent`` left one takes the whole line."""
         if not (left.is_same(self._left) and right.is_same(self._right)):
             self._left, self._right, self._urgent = left, right, urgent
             self._draw()
 
     def on_resize(self) -> None:
-        """Another width."""
+        """Lay the line out again."""
         self._draw()
 
     def _draw(self) -> None:
         if self.size.width > 0:
-            self.update(_ends(self._left, self._right, self.size.width, self._urgent))
+            self.update(_justified(self._left, self._right, self.size.width, self._urgent))
 
 
 SEPARATOR = " · "
 
 
 class TopBar(_Line):
-    """The conversation's title; the model and the scheme."""
+    """Title, model and scheme."""
 
     def __init__(self) -> None:
         super().__init__("top")
 
     def show(self, chat: Chat) -> None:
-        """Draw what is open."""
+        """Show the open conversation."""
         title = one_line(chat.conversation.title) if chat.conversation else UNTITLED
         model = one_line(chat.model.name) if chat.model else "no model"
         self.put(
@@ -71,7 +71,7 @@ class TopBar(_Line):
         )
 
     async def on_click(self, event: Click) -> None:
-        """The model and the scheme open their pickers."""
+        """Open the picker of the model or scheme clicked on."""
         model, _, scheme = self._right.plain.partition(SEPARATOR)
         from_right = self.size.width - event.get_content_offset_capture(self).x
         if from_right <= len(scheme):
@@ -81,13 +81,13 @@ class TopBar(_Line):
 
 
 class StatusLine(_Line):
-    """What goes on, or what was restored; how full the context is, and how fast the reply comes."""
+    """Current activity on the left; context use and speed on the right."""
 
     def __init__(self) -> None:
         super().__init__("status")
 
     def show(self, chat: Chat) -> None:
-        """Draw the chat's state."""
+        """Show the chat's state."""
         parts: list[str] = []
         full = False
         if chat.report is not None:
@@ -105,28 +105,28 @@ class StatusLine(_Line):
 
 
 def doing(chat: Chat, key: Callable[[str], str]) -> Content:
-    """The one thing that a person wants to know now. ``key`` names an action's key."""
+    """The most important current status. ``key`` maps an action to its key's name."""
     loading = chat.loading
     if chat.shown_reply is not None:
         return _answering(chat)
     if loading is not None and loading.stage == "downloading" and not chat.shown_waiting:
         return _download(chat)
     if chat.shown_waiting:
-        why = "Waits for the model" if chat.model is None or loading else "Waits for another reply"
+        why = "Waiting for the model" if chat.model is None or loading else "Waiting for another reply"
         return Content.assemble((f"{why}; your message is saved.", ""), (" Esc takes it back.", "$quiet"))
     if loading is not None:
         name = one_line(loading.ref)
-        return Content.assemble((f"Loading {name}…", ""), (" You can write already.", "$quiet"))
+        return Content.assemble((f"Loading {name}…", ""), (" You can already type.", "$quiet"))
     if chat.activity in ("opening", "converting") and chat.cache_is_live:
         if chat.prefill is not None and chat.prefill.total:
             return _reading("Re-reading", chat)
         if chat.activity == "opening":
-            return Content("Bringing the cache back…")
+            return Content("Restoring the cache…")
         layers = f" {chat.converted.done} of {chat.converted.total} layers" if chat.converted else ""
         return Content.assemble(("Converting the cache…", ""), (layers, "$quiet"))
     if chat.summing_up:
         if chat.prefill is not None and chat.prefill.done < chat.prefill.total:
-            return _reading("Summing up, reading", chat)
+            return _reading("Summarising, reading", chat)
         return Content.assemble(("Writing a summary…", ""), ("  Esc stops", "$quiet"))
     if chat.activity is not None:
         return Content.styled("Another conversation is being answered.", "$quiet")
@@ -180,22 +180,22 @@ def _download(chat: Chat) -> Content:
 
 
 class Hints(Static):
-    """The keys that matter most, as many as fit."""
+    """The most important key hints that fit."""
 
     def __init__(self) -> None:
         super().__init__("", id="hints", markup=False)
         self._of_message = False
-        self._deeds: list[tuple[int, str]] = []
-        """Where the room of each hint ends, and the action that a click there does."""
+        self._click_targets: list[tuple[int, str]] = []
+        """End column of each hint, and the action of a click before it."""
 
     def for_message(self, marked: bool) -> None:
-        """The cursor stands on a message, or on none: other keys matter."""
+        """Switch between hints for a marked message and for the chat."""
         if marked != self._of_message:
             self._of_message = marked
             self.on_resize()
 
     def on_resize(self) -> None:
-        """As many as the new width holds, the most important first; shown in one order."""
+        """Show the hints of the highest ranks that fit."""
         width = self.size.width
         bound = keys_bound(getattr(self.app, "rebound", {}))
         if self._of_message:
@@ -210,37 +210,37 @@ class Hints(Static):
             if sum(cell_len(key) + cell_len(word) + 4 for key, word, _ in [*shown, hint]) - 3 > width:
                 break
             shown.append(hint)
-        self._deeds, end = [], 0
+        self._click_targets, end = [], 0
         for key, word, deed in shown:
             end += cell_len(key) + cell_len(word) + 4
-            self._deeds.append((end, deed))
+            self._click_targets.append((end, deed))
         pieces: list[Content] = [
             Content.assemble((key, "$accent"), (f" {word}", "$quiet")) for key, word, _ in shown
         ]
         self.update(Content("   ").join(pieces))
 
     async def on_click(self, event: Click) -> None:
-        """A hint does what it says."""
+        """Run the action of the hint clicked on."""
         x = event.get_content_offset_capture(self).x
-        deed = next((deed for end, deed in self._deeds if x < end), None)
+        deed = next((deed for end, deed in self._click_targets if x < end), None)
         if deed is not None:
             await self.run_action(f"app.{deed}")
 
 
 class NoticeLine(Static):
-    """The last thing that had to be said, above the prompt: it stays until the person goes on."""
+    """The latest notice, above the prompt, until the user continues."""
 
     def __init__(self) -> None:
         super().__init__("", id="notice", markup=False)
         self.display = False
 
     def say(self, text: str, severity: Severity) -> None:
-        """Show a sentence. A sign goes with the colour."""
+        """Show a sentence with a sign for its severity, for terminals without colour."""
         sign = {"information": "·", "warning": "!", "error": "✗"}[severity]
         self.set_classes(severity)
         self.update(Content(f"{sign} {one_line(text)}"))
         self.display = True
 
     def clear(self) -> None:
-        """The person went on."""
+        """Hide the notice."""
         self.display = False

@@ -1,4 +1,4 @@
-"""What a cache is, to the last bit: how it goes on, and in which steps it was read."""
+"""Compares caches bit for bit: a digest of their next logits, and re-reading in the same forward passes."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv.checkpoint import copy_layer, needs_checkpoints, replace_layers
 from tqchat.kv.prompt_cache import flat_layers
 
-NEXT = (5, 77, 901)
-"""Tokens that a cache is continued with."""
+NEXT_TOKENS = (5, 77, 901)
+"""Tokens that a cache is continued with for its digest."""
 
 Steps = list[tuple[int, int]]
-"""Where the cache was before each step, and how many tokens the step read."""
+"""For each forward pass: the cache's offset before it, and its number of tokens."""
 
 
 def copy(cache: list[Any]) -> list[Any]:
-    """A copy of a cache that shares nothing with it."""
+    """A deep copy of a cache."""
     return replace_layers(cache, {index: copy_layer(layer) for index, layer in enumerate(flat_layers(cache))})
 
 
-def going_on(model: LoadedModel, cache: list[Any], tokens: Sequence[int], scheme: str) -> str:
-    """A digest of what a cache holds and of all logits with which it goes on. The cache is left alone."""
+def digest_of(model: LoadedModel, cache: list[Any], tokens: Sequence[int], scheme: str) -> str:
+    """Digest of a cache's tokens and scheme and of its logits for ``NEXT_TOKENS``. Works on a copy."""
     cache = copy(cache)
     digest = hashlib.sha256(repr((list(tokens), scheme)).encode())
-    for token in NEXT:
+    for token in NEXT_TOKENS:
         logits = model.model(mx.array([[token]]), cache=cache).astype(mx.float32)
         mx.eval(logits)
         digest.update(bytes(memoryview(logits.reshape(-1).view(mx.uint8))))
@@ -42,7 +42,7 @@ def going_on(model: LoadedModel, cache: list[Any], tokens: Sequence[int], scheme
 
 
 def record_steps(model: LoadedModel) -> None:
-    """Let every cache that this model reads into remember the steps; ``steps_of`` tells them."""
+    """Record the forward passes of this model in its caches, for ``steps_of``."""
     kind: Any = type(model.model)
     call = kind.__call__
 
@@ -56,8 +56,10 @@ def record_steps(model: LoadedModel) -> None:
 
 
 def steps_of(cache: list[Any], tokens: int) -> Steps | None:
-    """The steps that a cache of so many tokens was read in, ``None`` if they cannot be taken again: because
-    nobody saw all of them, or because what they took back is gone from a window."""
+    """Forward passes that a cache of ``tokens`` tokens was read in.
+
+    ``None`` if they cannot be repeated: some were not recorded, or a window has dropped trimmed tokens.
+    """
     steps: Steps = _after(getattr(flat_layers(cache)[0], "steps", []), tokens, 0)
     end, overlap = 0, False
     for start, count in steps:
@@ -69,26 +71,26 @@ def steps_of(cache: list[Any], tokens: int) -> Steps | None:
 
 
 def steps_from(text: str) -> Steps:
-    """Steps as they were written down."""
+    """Parse steps from JSON."""
     return [(int(start), int(count)) for start, count in json.loads(text)]
 
 
-def remember(cache: list[Any], steps: Steps) -> None:
-    """Tell a cache that came from disk how it was read."""
+def attach_steps(cache: list[Any], steps: Steps) -> None:
+    """Attach recorded steps to a restored cache."""
     flat_layers(cache)[0].steps = steps
 
 
 def read_again(model: LoadedModel, tokens: Sequence[int], steps: Steps) -> list[Any]:
     """A fresh FP16 cache of these tokens, read in these steps.
 
-    How many tokens a step has decides how a matrix product is summed up, and with it the last bits of keys
-    and values. Which tokens they are that were taken back afterwards does not matter.
+    The number of tokens in a forward pass decides the order of sums in a matrix product, and so the last bits
+    of keys and values. Tokens that were trimmed afterwards can be any.
     """
     cache = kv.make_prompt_cache(model.model, "fp16", dtype=model.cache_dtype)
     for start, count in steps:
         _trim(cache, start)
         step = list(tokens[start : start + count])
-        step += [NEXT[0]] * (count - len(step))
+        step += [NEXT_TOKENS[0]] * (count - len(step))
         model.model(mx.array([step]), cache=cache)
         mx.eval([layer.state for layer in cache])
     _trim(cache, len(tokens))
@@ -96,7 +98,7 @@ def read_again(model: LoadedModel, tokens: Sequence[int], steps: Steps) -> list[
 
 
 def _after(steps: Steps, offset: int, count: int) -> Steps:
-    """The steps that still matter once the cache goes on from ``offset``."""
+    """Steps before ``offset``, plus one of ``count`` tokens there."""
     kept = [step for step in steps if step[0] < offset]
     return [*kept, (offset, count)] if count else kept
 

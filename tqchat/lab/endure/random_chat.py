@@ -1,7 +1,7 @@
-"""A person and their chat, until the process is killed: python -m tqchat.lab.endure.life HOME MODEL SEED.
+"""A process that chats at random until it is killed: python -m tqchat.lab.endure.random_chat HOME MODEL SEED.
 
-All of the application but the screen: its controller, its database, its engine's thread. One JSON object to a
-line tells what is on disk for certain, and before each save how the live cache goes on."""
+Runs the application without its screen: controller, database, engine thread. Prints one JSON object per line:
+committed messages, and before each save the digest of the live cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tqchat.engine.commands import Sampling
 from tqchat.engine.session import Session
 from tqchat.engine.worker import Engine
 from tqchat.kv import checkpoint
-from tqchat.lab.endure import witness
+from tqchat.lab.endure import continuation
 from tqchat.paths import Paths
 from tqchat.store.database import Database, Message
 from tqchat.store.vault import Restored, Vault
@@ -34,29 +34,29 @@ from tqchat.ui.state import Reply
 
 SCHEMES = ("fp16", "fp16", "turbo0v4", "turbo2", "affine8")
 CONVERSATIONS = 3
-LONG = 900
-"""Tokens after which a conversation is taken up again near its beginning."""
+RESTART_TOKENS = 900
+"""Tokens after which a conversation is restarted from its first message."""
 WORDS = ("dog", "sea", "the", "and", "Ada", "three", "red", "ran", "saw", "far")
 
 
 def places(home: Path) -> Paths:
-    """Where such a process keeps everything."""
+    """Paths below the process's data folder."""
     return Paths(*(home / name for name in ("config", "state", "data", "cache", "logs")))
 
 
-_telling = threading.Lock()
+_print_lock = threading.Lock()
 
 
 def tell(**facts: Any) -> None:
-    """One line, whole, whichever thread it comes from."""
+    """Print one JSON line; thread-safe."""
     line = f"{json.dumps(facts)}\n"
-    with _telling:
+    with _print_lock:
         sys.stdout.write(line)
         sys.stdout.flush()
 
 
-class Nobody:
-    """A view that nobody looks at."""
+class SilentView:
+    """A view that shows nothing and reports errors."""
 
     def conversations_changed(self) -> None: ...
     def transcript_changed(self) -> None: ...
@@ -74,8 +74,8 @@ class Nobody:
             tell(error=text)
 
 
-class Life:
-    """What the person does, by chance, and what is told of it."""
+class RandomUser:
+    """Performs random user actions and reports committed messages."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class Life:
     ) -> None:
         self.database, self.engine, self.heard = database, engine, heard
         self.paths, self.chance = paths, chance
-        self.chat = Chat(database, Nobody(), scheme="fp16")
+        self.chat = Chat(database, SilentView(), scheme="fp16")
         self.written = 0.0
-        self.patience = 0
+        self.idle_polls = 0
 
-    def live(self, model: str) -> None:
+    def run(self, model: str) -> None:
         self.chat.connect(self.engine, model)
         known = self.database.conversations()
         if known:
@@ -103,13 +103,13 @@ class Life:
             if chat.model is None:
                 continue
             if chat.activity is None and not chat.waiting:
-                self.patience -= 1
-                if self.patience < 0:
+                self.idle_polls -= 1
+                if self.idle_polls < 0:
                     self._act()
             elif chat.reply and chat.reply.text and self.chance.random() < 0.01:
                 chat.stop()
             elif self.chance.random() < 0.0005:
-                # Deleting the caches is safe at any time, also for a kill in the midst of it.
+                # Deleting caches is safe at any time, also if the process is killed meanwhile.
                 tell(wiping=True)
                 shutil.rmtree(self.paths.caches, ignore_errors=True)
 
@@ -126,10 +126,10 @@ class Life:
         match event:
             case events.Done():
                 self._tell_all(event.conversation_id)
-                # Often the person is quicker than the save, and it gives way.
-                self.patience = self.chance.choice((0, 100, 100))
+                # 0: the next action comes before the save is done and interrupts it.
+                self.idle_polls = self.chance.choice((0, 100, 100))
             case events.Saved() | events.SaveFailed():
-                self.patience = 0
+                self.idle_polls = 0
 
     def _tell_all(self, conversation_id: str) -> None:
         for message in self.database.messages(conversation_id)[-2:]:
@@ -142,11 +142,11 @@ class Life:
         if chat.conversation and (report := chat.caches.reports.get(chat.conversation.id)):
             tokens = report.tokens
         spoken = [one for one in chat.messages if one.role == "user"]
-        if tokens > LONG and spoken:
+        if tokens > RESTART_TOKENS and spoken:
             chat.fork_at(spoken[0])
             self._send()
             return
-        deeds: list[tuple[float, Callable[[], Any]]] = [
+        actions: list[tuple[float, Callable[[], Any]]] = [
             (10, self._send),
             (3, chat.regenerate),
             (3, self._edit),
@@ -154,9 +154,9 @@ class Life:
             (3, self._step),
             (2, chat.continue_reply),
             (2, lambda: chat.set_scheme(chance.choice(SCHEMES), reread=chance.random() < 0.2)),
-            (3, self._another),
+            (3, self._switch),
         ]
-        weights, what = zip(*deeds, strict=True)
+        weights, what = zip(*actions, strict=True)
         chance.choices(what, weights)[0]()
 
     def _send(self) -> None:
@@ -180,7 +180,7 @@ class Life:
         if (message := self.chat.latest_with_versions()) is not None:
             self.chat.step_version(message.id, self.chance.choice((-1, 1)))
 
-    def _another(self) -> None:
+    def _switch(self) -> None:
         known = self.database.conversations()
         if len(known) < CONVERSATIONS:
             self.chat.new()
@@ -189,8 +189,8 @@ class Life:
             self.chat.open(self.chance.choice(known).id)
 
 
-def watch(home: Path, chance: random.Random) -> None:
-    """Have every save told before it is made, and every cache that comes back recognised."""
+def report_caches(home: Path, chance: random.Random) -> None:
+    """Wrap saving and restoring, to report the digest of every cache."""
     notes = home / "steps"
     notes.mkdir(parents=True, exist_ok=True)
     saving, adopting = Session.save, PromptCache.replace_with
@@ -200,33 +200,33 @@ def watch(home: Path, chance: random.Random) -> None:
     ) -> int:
         held = self._held
         held.settle(certain=True)
-        digest = witness.going_on(self.model, held.cache, held.tokens, held.scheme)
-        steps = witness.steps_of(held.cache, len(held.tokens))
+        digest = continuation.digest_of(self.model, held.cache, held.tokens, held.scheme)
+        steps = continuation.steps_of(held.cache, len(held.tokens))
         plain = held.scheme == "fp16" and held.rounding == (16, 16) and steps is not None
         if plain:
             (notes / digest).write_text(json.dumps(steps))
         tell(conversation=conversation_id, goes_on=digest, plain=plain)
         for one in held.checkpoints:
-            cache = checkpoint.roll_back(witness.copy(held.cache), one, len(held.tokens) - one.tokens)
+            cache = checkpoint.roll_back(continuation.copy(held.cache), one, len(held.tokens) - one.tokens)
             tokens = held.tokens[: one.tokens]
             tell(
                 conversation=conversation_id,
-                goes_on=witness.going_on(self.model, cache, tokens, held.scheme),
+                goes_on=continuation.digest_of(self.model, cache, tokens, held.scheme),
                 plain=False,
             )
         asked = iter(range(10**6))
-        patience = chance.choice((10**6, 10**6, chance.randrange(8)))
-        size = saving(self, vault, conversation_id, lambda: next(asked) >= patience or interrupted())
+        max_checks = chance.choice((10**6, 10**6, chance.randrange(8)))
+        size = saving(self, vault, conversation_id, lambda: next(asked) >= max_checks or interrupted())
         tell(saved=conversation_id)
         return size
 
     def adopt(self: PromptCache, found: Restored) -> str | None:
         reason = adopting(self, found)
         if reason is None:
-            digest = witness.going_on(self.model, self.cache, self.tokens, self.scheme)
+            digest = continuation.digest_of(self.model, self.cache, self.tokens, self.scheme)
             tell(restored=digest, damage=found.damage)
             if (notes / digest).exists():
-                witness.remember(
+                continuation.attach_steps(
                     self.cache, [tuple(step) for step in json.loads((notes / digest).read_text())]
                 )
         return reason
@@ -235,16 +235,16 @@ def watch(home: Path, chance: random.Random) -> None:
 
 
 def main(home: Path, folder: str, seed: int) -> None:
-    """Live until killed."""
+    """Chat until killed."""
     chance = random.Random(seed)
     paths = places(home)
     paths.ensure()
-    watch(home, random.Random(seed + 1))
+    report_caches(home, random.Random(seed + 1))
     loading = models.load_folder
 
     def load_folder(*arguments: Any, **others: Any) -> Any:
         model = loading(*arguments, **others)
-        witness.record_steps(model)
+        continuation.record_steps(model)
         return model
 
     models.load_folder = load_folder
@@ -252,7 +252,7 @@ def main(home: Path, folder: str, seed: int) -> None:
     engine = Engine(heard.put, paths=paths)
     engine.start()
     with Database(paths.database) as database:
-        Life(database, engine, heard, paths, chance).live(folder)
+        RandomUser(database, engine, heard, paths, chance).run(folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The caches that are timed against each other: ours under each scheme, and mlx-lm's own."""
+"""The caches that are timed: ours under each scheme, and mlx-lm's own."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
 from tqchat.lab.contestants import PEERS, Contestant, parse_contestants
-from tqchat.lab.evaluation import quantised
+from tqchat.lab.evaluation import to_mlx_quantized
 
 REFERENCE = "mlx16"
-"""mlx-lm's own cache, holding 16 bits a value: what ratios are against."""
+"""mlx-lm's 16-bit cache, the reference of all ratios."""
 
-FOREIGN = (Contestant(REFERENCE, FP16), *PEERS)
-"""Those that are mlx-lm's own."""
+MLX_CACHES = (Contestant(REFERENCE, FP16), *PEERS)
+"""Contestants that are mlx-lm's own caches."""
 
-FILL = 4096
-"""Tokens that a cache is filled with in one go."""
+FILL_CHUNK_TOKENS = 4096
+"""Random tokens added to a cache at a time."""
 
 
-class HalfCache(KVCache):  # type: ignore[misc, unused-ignore]
-    """mlx-lm's own cache, given 16-bit vectors as its 16-bit models give it."""
+class Mlx16Cache(KVCache):  # type: ignore[misc, unused-ignore]
+    """mlx-lm's ``KVCache`` that casts to ``dtype``: on a CPU models compute in float32."""
 
     def __init__(self, dtype: mx.Dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self._dtype = dtype
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
-        """Add tokens; all of them come back at 16 bits."""
+        """Append tokens; all keys and values, in ``dtype``."""
         return super().update_and_fetch(  # type: ignore[no-untyped-call]
             keys.astype(self._dtype), values.astype(self._dtype)
         )
 
 
 def contestants(names: str) -> tuple[Contestant, ...]:
-    """The contestants of a comma-separated list, the reference and mlx-lm's quantised caches first.
+    """Parse a comma-separated list; mlx-lm's caches are added and come first.
 
     Raises:
-        UnknownContestant: if a name is none.
+        UnknownContestant: if a name is not known.
     """
     asked = ",".join(name for name in names.split(",") if name.strip().lower() != REFERENCE)
     chosen = parse_contestants(asked) if asked else ()
-    return (*FOREIGN, *(contestant for contestant in chosen if contestant not in FOREIGN))
+    return (*MLX_CACHES, *(contestant for contestant in chosen if contestant not in MLX_CACHES))
 
 
-def rival(contestant: Contestant) -> str:
-    """mlx-lm's quantised cache of as many bits, or the next more: 8 where keys have more than 4."""
+def mlx_counterpart(contestant: Contestant) -> str:
+    """Name of the mlx-lm quantised cache to compare with: ``mlx8`` if keys have more than 4 bits."""
     if contestant.peer_bits is not None or contestant.name == REFERENCE:
         return ""
     return "mlx8" if contestant.scheme.key.bits > 4 else "mlx4"
 
 
-def read(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
+def prefilled(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
     """Our 16-bit caches after the model has read ``tokens``."""
     from tqchat.engine.cache.prompt_cache import PromptCache
 
@@ -73,48 +73,49 @@ def read(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
     return held.cache
 
 
-def filled(model: LoadedModel, count: int) -> list[Any]:
-    """Our 16-bit caches with ``count`` random tokens in them, for a model that has not read anything.
+def random_filled(model: LoadedModel, count: int) -> list[Any]:
+    """Our 16-bit caches with ``count`` random tokens, for models with random weights.
 
-    How long attention takes does not depend on what the vectors are.
+    The time of attention does not depend on the values.
     """
     cache = kv.make_prompt_cache(model.model, "fp16", dtype=model.cache_dtype)
     heads, head_dim = model.config["num_key_value_heads"], model.config["head_dim"]
     for layer in cache:
-        for start in range(0, count, FILL):
-            shape = (2, 1, heads, min(FILL, count - start), head_dim)
+        for start in range(0, count, FILL_CHUNK_TOKENS):
+            shape = (2, 1, heads, min(FILL_CHUNK_TOKENS, count - start), head_dim)
             layer.update_and_fetch(*mx.random.normal(shape, dtype=mx.float16))
             mx.eval(layer.state)
     return cache
 
 
-def subject(contestant: Contestant, base: list[Any], model: LoadedModel) -> list[Any]:
-    """The tokens of ``base``, our 16-bit caches, in caches of the contestant's kind."""
+def make_cache(contestant: Contestant, base: list[Any], model: LoadedModel) -> list[Any]:
+    """Copy the tokens of ``base`` (our 16-bit caches) into the contestant's kind of cache."""
     if not all(type(layer) is SchemeCache for layer in base):
-        base = copy.deepcopy(base)  # windows and recurrent states would be the same ones for everybody
+        # Windows and recurrent states are not converted, so each contestant needs its own copy.
+        base = copy.deepcopy(base)
     if contestant.name == REFERENCE:
-        return [_plain(layer, model.cache_dtype) for layer in base]
+        return [_to_mlx16(layer, model.cache_dtype) for layer in base]
     if contestant.peer_bits is not None:
-        return [quantised(layer, contestant.peer_bits, model) for layer in base]
+        return [to_mlx_quantized(layer, contestant.peer_bits, model) for layer in base]
     cache = kv.convert(base, contestant.scheme)
     kv.use_placeholders(model.model, cache)
     return cache
 
 
 def cache_bytes(cache: list[Any]) -> int:
-    """Bytes of the arrays of a model's caches, as allocated."""
+    """Allocated bytes of a model's caches."""
     return sum(int(layer.nbytes) for layer in flat_layers(cache))
 
 
-def evaluate(cache: list[Any]) -> None:
-    """Finish what is pending."""
+def eval_cache(cache: list[Any]) -> None:
+    """Evaluate all pending arrays of a cache."""
     mx.eval([layer.state for layer in cache if not layer.empty()])
 
 
-def _plain(layer: Any, dtype: mx.Dtype | None) -> Any:
+def _to_mlx16(layer: Any, dtype: mx.Dtype | None) -> Any:
     if type(layer) is not SchemeCache or layer.empty():
         return layer
-    plain: Any = KVCache() if dtype is None else HalfCache(dtype)  # type: ignore[no-untyped-call]
+    plain: Any = KVCache() if dtype is None else Mlx16Cache(dtype)  # type: ignore[no-untyped-call]
     plain.update_and_fetch(*layer.keys_and_values())
     mx.eval(plain.state)
     return plain
