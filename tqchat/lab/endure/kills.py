@@ -28,7 +28,7 @@ from tqchat.store import branches
 from tqchat.store.database import Database
 from tqchat.store.manifest import MANIFEST, read_manifest
 from tqchat.store.vault import Restored, Vault
-from tqchat.ui.transcript import for_engine
+from tqchat.ui.controller.texts.transcript import for_engine
 
 MOST_STEPS = 250
 """A cache that was read in more steps is not read again: that takes too long."""

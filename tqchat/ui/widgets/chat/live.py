@@ -12,11 +12,11 @@ from textual.widgets import Static
 
 from tqchat.store.database import Message
 from tqchat.text import PrintableStream, one_line, steady
+from tqchat.ui.controller.texts.reasoning import Splitter, split
 from tqchat.ui.widgets.chat.blocks import Block, blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.message import Facts, footer, heading, thoughts
 from tqchat.ui.widgets.chat.stream import Stream
-from tqchat.ui.widgets.chat.thinking import Splitter, split
 
 PIECES_PER_SECOND = 8
 """How often streamed text is drawn: smooth to the eye, and a slow machine keeps its time for the model."""

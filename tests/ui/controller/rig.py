@@ -1,4 +1,4 @@
-"""A chat without a screen, with an engine that follows a script."""
+"""A controller without a screen, with a scripted engine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from tests.ui.scripted import ScriptedEngine
 from tqchat.store.database import Database, Message
-from tqchat.ui.conversation import Chat
-from tqchat.ui.state import Reply
-from tqchat.ui.view import Severity
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.records import Reply
+from tqchat.ui.controller.view import Severity
 
 
 class RecordingView:
@@ -52,19 +52,29 @@ class Clock:
         return self.now
 
 
-class Room:
-    """A chat with a scripted engine that answers at once, on the same thread."""
+class Rig:
+    """A controller with a real database and a scripted engine, which reports on the same thread."""
 
     def __init__(self, path: Path, *, loads: bool = True, system_prompt: str | None = None) -> None:
         self.database = Database(path)
         self.view, self.clock = RecordingView(), Clock()
-        self.chat = Chat(
+        self.chat = Controller(
             self.database, self.view, scheme="turbo0v4", system_prompt=system_prompt, clock=self.clock
         )
         self.engine = ScriptedEngine(self.chat.handle, loads=loads)
         self.chat.connect(self.engine, None)
 
     def said(self) -> list[tuple[str, str, str]]:
-        assert self.chat.conversation is not None
-        messages = self.database.messages(self.chat.conversation.id)
+        assert self.chat.shown.conversation is not None
+        messages = self.database.messages(self.chat.shown.conversation.id)
         return [(message.role, message.content, message.status) for message in messages]
+
+
+def turn(rig: Rig, question: str, answer: str) -> None:
+    """Send a message and have it answered."""
+    assert rig.chat.turns.send(question)
+    rig.engine.reply(answer)
+
+
+def contents(rig: Rig) -> list[str]:
+    return [message.content for message in rig.chat.shown.messages]

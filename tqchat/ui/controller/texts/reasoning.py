@@ -1,11 +1,11 @@
-"""A reasoning model's thinking, told apart from its answer."""
+"""Splits a reasoning model's text into reasoning and answer."""
 
 from __future__ import annotations
 
 import re
 
 TAGS = ("think", "thinking", "thought", "reasoning", "longcat_think", "seed:think")
-"""How models mark it, between angle brackets. Markers that are special tokens never reach the text."""
+"""Tag names that models put around reasoning. Special tokens never reach the text."""
 
 _OPEN = re.compile(rf"\s*<({'|'.join(TAGS)})>\n?")
 _STARTS = tuple(f"<{tag}>" for tag in TAGS)
@@ -13,9 +13,9 @@ _CLOSE = re.compile(rf"</({'|'.join(TAGS)})>\s*")
 
 
 def split(text: str) -> tuple[str, str]:
-    """Thinking and answer of a whole reply.
+    """Reasoning and answer of a whole reply.
 
-    Some chat templates open the thinking themselves: then only its end is in the text.
+    Some chat templates open the reasoning themselves: then only the closing tag is in the text.
     """
     opening = _OPEN.match(text)
     start = opening.end() if opening else 0
@@ -23,12 +23,12 @@ def split(text: str) -> tuple[str, str]:
     if closing is None:
         return (text[start:].rstrip(), "") if opening else ("", text)
     if opening is None and "<" + closing[1] + ">" in text[: closing.start()]:
-        return "", text  # it speaks of the marks, somewhere in the middle
+        return "", text  # an answer about the tags
     return text[start : closing.start()].rstrip(), text[closing.end() :]
 
 
 class Splitter:
-    """``split`` for text that arrives in pieces."""
+    """``split`` for streamed text."""
 
     def __init__(self) -> None:
         self._held = ""
@@ -37,11 +37,11 @@ class Splitter:
 
     @property
     def thinking(self) -> bool:
-        """Whether the thinking has begun and not ended."""
+        """Whether the reasoning has begun and not ended."""
         return self._state == "thinking"
 
     def feed(self, piece: str) -> tuple[str, str]:
-        """The next piece, as what belongs to the thinking and what to the answer."""
+        """Split the next piece into reasoning and answer; text that may be part of a tag is held back."""
         if self._state == "answer":
             return "", piece
         self._held += piece
