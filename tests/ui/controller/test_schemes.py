@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.ui.controller.rig import Rig
+from tests.ui.controller.rig import Rig, turn
 from tests.ui.scripted import report
-from tqchat.engine import commands
+from tqchat.engine import commands, events
 
 
 def test_a_scheme_set_before_the_first_message_is_for_this_conversation_only(rig: Rig) -> None:
@@ -74,3 +74,20 @@ def test_auto_is_stored_and_resolved_for_the_engine(rig: Rig) -> None:
     change = rig.engine.commands[-1]
     assert isinstance(change, commands.SetScheme) and change.scheme == "turbo0v4"
     assert rig.chat.shown.conversation.scheme == "auto", "what was converted is the choice, not its result"
+
+
+def test_a_failed_conversion_does_not_name_a_later_change_by_the_engine(rig: Rig) -> None:
+    turn(rig, "Hello", "Hi.")
+    rig.engine.converts = False
+    rig.chat.schemes.set("turbo0v2")
+    failed = rig.engine.commands[-1]
+    assert isinstance(failed, commands.SetScheme)
+    rig.engine.say(events.Failed(failed.conversation_id, "Out of memory."))
+    assert rig.chat.schemes.chosen == "turbo0v4" and rig.chat.work.activity is None
+    counted = report(300, "turbo2")
+    rig.engine.say(
+        events.SchemeChanged(
+            failed.conversation_id, "turbo2", "turbo0v4", 300, 0.1, False, False, 900, 500, counted
+        )
+    )
+    assert rig.chat.schemes.chosen == "turbo2"

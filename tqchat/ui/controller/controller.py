@@ -184,7 +184,7 @@ class Controller:
 
     def _failed(self, event: events.Failed) -> None:
         self.context.summary_failed()
-        self.schemes.cancel_pending(event.conversation_id)
+        self.schemes.failed(event.conversation_id)
         self.replies.failed(event)
         if event.context_full and self.shown.is_shown(event.conversation_id):
             self.view.context_is_full()

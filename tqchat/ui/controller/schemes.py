@@ -135,6 +135,12 @@ class SchemeChanges:
         if self.pending_id == conversation_id:
             self._pending = None
 
+    def failed(self, conversation_id: str) -> None:
+        """The engine has failed on a conversation: its change does not happen."""
+        self.cancel_pending(conversation_id)
+        if self._converting is not None and self._converting.conversation_id == conversation_id:
+            self._converting = None
+
     def changed(self, event: events.SchemeChanged) -> None:
         """A cache has another scheme: as the user asked, or because the engine ran out of memory."""
         self._caches.record(event.conversation_id, event.report)
