@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.ui.controller.rig import Rig, turn
-from tqchat.store.database import Database
+from tests.ui.scripted import INFO
+from tqchat.store.database import ConversationInUse, Database
 
 
 def test_the_default_system_prompt_is_sent_first(path: Path) -> None:
@@ -47,6 +50,22 @@ def test_a_conversation_open_in_another_process_is_read_only(rig: Rig, path: Pat
         rig.chat.shown.refresh()
         assert rig.chat.shown.read_only is None
         assert rig.chat.turns.send("Mine")
+
+
+def test_a_read_only_conversations_reply_is_not_continued(rig: Rig, path: Path) -> None:
+    with Database(path) as other:
+        theirs = other.create("Theirs", INFO.ref, "fp16")
+        other.add_message(theirs.id, "user", "Count")
+        other.add_message(theirs.id, "assistant", "one, two", "stopped")
+        lease = lease_of_another_process(other, theirs.id)
+        rig.chat.shown.open(theirs.id)
+        with pytest.raises(ConversationInUse):
+            rig.chat.turns.continue_reply()
+        with pytest.raises(ConversationInUse):
+            rig.chat.turns.regenerate()
+        assert rig.engine.sent() == [] and rig.chat.work.reply is None
+        lease.kill()
+        lease.wait()
 
 
 def lease_of_another_process(database: Database, conversation_id: str):  # type: ignore[no-untyped-def]

@@ -103,12 +103,17 @@ class Turns:
         return last and cut_off and message.role == "assistant" and bool(message.content.strip())
 
     def continue_reply(self) -> bool:
-        """Continue the last reply where it was cut off; whether it was possible now."""
+        """Continue the last reply where it was cut off; whether it was possible now.
+
+        Raises:
+            ConversationInUse: if another process has the conversation's lease.
+        """
         conversation, messages = self._shown.conversation, self._shown.messages
         if conversation is None or not self._tree.can_change or not messages:
             return False
         if not self.can_continue(messages[-1]):
             return False
+        self._database.leases.check(conversation.id)  # the other turns write to the database at once
         self._queue(QueuedTurn(conversation.id, conversation.head_id, None, continues=True))
         return True
 
