@@ -39,7 +39,7 @@ class Deletions:
         self._deleted.append(None)
 
     def discard(self, conversation_id: str) -> None:
-        """Delete a conversation that ``undo`` should not count as the last deletion."""
+        """Delete a conversation, which ``undo`` does not restore if it has no messages."""
         self._work.drop(conversation_id)
         self._schemes.cancel_pending(conversation_id)
         self._database.delete(conversation_id)
@@ -74,10 +74,11 @@ class Deletions:
             self._database.restore_message(removed)
             self._shown.open(removed.message.conversation_id)
             return True
-        deleted = self._database.deleted()
-        if not deleted:
+        # Without a head it has no messages: it was discarded when its only message was taken back.
+        deleted = next((one for one in self._database.deleted() if one.head_id is not None), None)
+        if deleted is None:
             return False
-        self._database.undelete(deleted[0].id)
-        self._shown.open(deleted[0].id)
+        self._database.undelete(deleted.id)
+        self._shown.open(deleted.id)
         self._view.conversations_changed()
         return True
