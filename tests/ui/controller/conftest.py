@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ui.controller.rig import Rig
+from tests.ui.controller.rig import Core, Rig
 
 
 @pytest.fixture
@@ -13,3 +13,10 @@ def rig(path: Path) -> Iterator[Rig]:
     rig = Rig(path)
     yield rig
     rig.database.close()
+
+
+@pytest.fixture
+def core(path: Path) -> Iterator[Core]:
+    core = Core(path)
+    yield core
+    core.database.close()

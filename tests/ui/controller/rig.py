@@ -7,6 +7,11 @@ from pathlib import Path
 from tests.ui.scripted import ScriptedEngine
 from tqchat.store.database import Database, Message
 from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.engine import EngineConnection
+from tqchat.ui.controller.engine_work import EngineWork
+from tqchat.ui.controller.leases import ConversationLeases
+from tqchat.ui.controller.models import ModelState
+from tqchat.ui.controller.open_conversation import OpenConversation
 from tqchat.ui.controller.records import Reply
 from tqchat.ui.controller.view import Severity
 
@@ -68,6 +73,33 @@ class Rig:
         assert self.chat.shown.conversation is not None
         messages = self.database.messages(self.chat.shown.conversation.id)
         return [(message.role, message.content, message.status) for message in messages]
+
+
+class Core:
+    """The parts that every other part needs, with a real database and no engine."""
+
+    def __init__(self, path: Path) -> None:
+        self.database, self.view = Database(path), RecordingView()
+        self.engine = EngineConnection()
+        self.models = ModelState(self.engine, self.view)
+        self.work = EngineWork(self.engine, self.models)
+        self.branch_changes: list[str] = []
+        self.shown = OpenConversation(
+            self.database,
+            self.view,
+            ConversationLeases(self.database.leases, lambda: [self.shown.id]),
+            self.work,
+            scheme="turbo0v4",
+            on_branch_changed=self.branch_changes.append,
+        )
+
+    def show(self, *contents: str) -> list[Message]:
+        """Show a conversation of these messages, the user's first."""
+        conversation = self.database.create("Foxes", None, "turbo0v4")
+        for index, content in enumerate(contents):
+            self.database.add_message(conversation.id, "assistant" if index % 2 else "user", content)
+        self.shown.open(conversation.id)
+        return self.shown.messages
 
 
 def turn(rig: Rig, question: str, answer: str) -> None:

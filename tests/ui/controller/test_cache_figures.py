@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.ui.controller.rig import Rig
+from tests.ui.controller.rig import Core, Rig
+from tests.ui.scripted import report
 from tqchat.engine import events
+from tqchat.ui.controller.cache_figures import CacheFigures
 
 
 def test_a_note_says_how_much_was_restored_or_why_not(path: Path) -> None:
@@ -30,3 +32,23 @@ def test_another_model_clears_the_figures(rig: Rig) -> None:
     assert rig.chat.caches.report is not None
     rig.chat.models.load("other/model")
     assert rig.chat.caches.report is None
+
+
+def test_figures_are_kept_by_conversation_without_an_engine(core: Core) -> None:
+    caches = CacheFigures(core.database, core.shown, core.models, core.work)
+    assert caches.report is None and not caches.exists
+    conversation_id = core.show("Hello")[0].conversation_id
+    caches.record(conversation_id, report(300))
+    caches.record("another", report(900))
+    assert caches.report == report(300)
+    assert [sample.tokens for sample in caches.history.samples] == [300]
+    assert not caches.exists, "figures alone are no cache"
+    core.work.open_id = conversation_id
+    assert caches.is_live and caches.exists
+    core.work.open_id = None
+    caches.saved(events.Saved(conversation_id, 300, 1_000, 0.1))
+    assert not caches.is_live and caches.exists
+    caches.forget_live()
+    assert caches.report is None and caches.disk_bytes == {conversation_id: 1_000}
+    caches.forget(conversation_id)
+    assert not caches.exists

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ui.controller.rig import Rig, turn
+from tests.ui.controller.rig import Core, Rig, turn
 from tests.ui.scripted import INFO
 from tqchat.store.database import ConversationInUse, Database
 
@@ -93,3 +93,34 @@ def test_changes_by_another_process_appear(rig: Rig, path: Path) -> None:
         other.create("Theirs", None, "fp16")
     rig.chat.shown.refresh()
     assert changes == ["list"]
+
+
+def test_only_another_branch_counts_as_changed(core: Core) -> None:
+    first, reply = core.show("About foxes", "Red.")
+    core.database.add_message(first.conversation_id, "user", "And owls?")
+    core.shown.reread()
+    assert core.branch_changes == [], "a message was added"
+    core.database.rewind_to(first.conversation_id, first.id)
+    core.shown.reread()
+    assert core.branch_changes == [first.conversation_id]
+    assert core.shown.places[reply.parent_id or ""].count == 1
+
+
+def test_defaults_apply_to_a_new_conversation_that_has_not_decided(core: Core) -> None:
+    core.shown.use_defaults("turbo4", "Be brief.")
+    assert (core.shown.new_conversation.scheme, core.shown.system_prompt) == ("turbo4", "Be brief.")
+    core.shown.set_system_prompt("Be long.")
+    core.shown.new_conversation.scheme = "fp16"
+    core.shown.use_defaults("affine8", None)
+    assert (core.shown.new_conversation.scheme, core.shown.system_prompt) == ("fp16", "Be long.")
+    core.shown.new()
+    assert (core.shown.new_conversation.scheme, core.shown.system_prompt) == ("affine8", None)
+
+
+def test_a_new_conversation_is_created_with_its_choices(core: Core) -> None:
+    core.shown.set_system_prompt("Be brief.")
+    core.shown.keep_unsent_text("Hello")
+    created = core.shown.create("Foxes", "starter")
+    assert core.database.conversations() == [created] and core.shown.conversation == created
+    assert (created.scheme, created.system_prompt, created.model) == ("turbo0v4", "Be brief.", "starter")
+    assert core.shown.unsent_text == ""

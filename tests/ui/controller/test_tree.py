@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.ui.controller.rig import Rig, contents, turn
+from tests.ui.controller.rig import Core, Rig, contents, turn
+from tqchat.ui.controller.records import Fork, QueuedTurn
+from tqchat.ui.controller.tree import TranscriptTree
 
 
 def test_an_edited_message_is_another_version(rig: Rig) -> None:
@@ -66,3 +68,17 @@ def test_earlier_messages_cannot_change_during_a_reply(rig: Rig) -> None:
     assert rig.chat.tree.fork_at(rig.chat.shown.messages[0]) is None
     assert not rig.chat.turns.regenerate() and not rig.chat.turns.continue_reply()
     assert rig.chat.tree.step_version(rig.chat.shown.messages[0].id, 1) is None
+
+
+def test_the_tree_needs_no_engine(core: Core) -> None:
+    tree = TranscriptTree(core.database, core.view, core.shown, core.work)
+    assert not tree.can_change, "nothing is shown"
+    first, reply = core.show("About foxes", "Red.")
+    tree.fork_at(first)
+    assert core.shown.fork == Fork(None, edited_id=first.id)
+    tree.rewind_to(first.id)
+    assert core.shown.fork is None and core.shown.messages == [first]
+    assert tree.show_message(reply.id) == reply
+    assert core.shown.messages == [first, reply]
+    core.work.waiting.append(QueuedTurn(first.conversation_id, None, None))
+    assert not tree.can_change and tree.fork_at(reply) is None
