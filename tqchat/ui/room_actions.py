@@ -75,7 +75,7 @@ class RoomActions(CacheActions):
 
     def _memory_is_short(self, limit: int | None) -> bool:
         """Whether the memory budget ends before the model's own limit under this scheme."""
-        report, budget = self.chat.caches.report, self.chat.models.cache_budget
+        report, budget = self.chat.caches.report, self.chat.models.memory_budget_in_force
         left = room(report, budget) if report is not None and budget else None
         return left is not None and (limit is None or report is None or left[0] < limit - report.tokens)
 

@@ -21,7 +21,7 @@ def connected() -> tuple[ModelState, ScriptedEngine, RecordingView]:
 def test_without_an_engine_nothing_is_loaded() -> None:
     models = ModelState(EngineConnection(), RecordingView())
     models.load("org/big")
-    assert models.loading is None and models.context_limit is None and models.cache_budget is None
+    assert models.loading is None and models.context_limit is None and models.memory_budget_in_force is None
 
 
 def test_a_model_is_current_once_it_is_ready() -> None:
@@ -35,9 +35,9 @@ def test_a_model_is_current_once_it_is_ready() -> None:
 def test_the_users_memory_budget_overrides_the_models() -> None:
     models, _, _ = connected()
     models.ready(events.ModelReady(replace(INFO, memory_budget=100), 0.1))
-    assert models.cache_budget == 100
+    assert models.memory_budget_in_force == 100
     models.memory_budget = 50
-    assert models.cache_budget == 50
+    assert models.memory_budget_in_force == 50
 
 
 def test_a_download_can_be_paused() -> None:

@@ -49,7 +49,7 @@ class ModelState:
         return self.current.context_limit if self.current else None
 
     @property
-    def cache_budget(self) -> int | None:
+    def memory_budget_in_force(self) -> int | None:
         """Bytes that a conversation's cache may take: the user's setting, else what the weights leave."""
         return self.memory_budget or (self.current.memory_budget if self.current else None)
 

@@ -233,7 +233,7 @@ class ChatScreen(Screen[None]):
             chat.caches.history,
             on_disk,
             chat.schemes.label,
-            chat.models.cache_budget,
+            chat.models.memory_budget_in_force,
             chat.replies.decode_speed if chat.caches.is_live else None,
         )
         gauge = self.query_one("#gauge")
