@@ -163,10 +163,10 @@ async def test_one_message_is_deleted_and_comes_back(stage: Open) -> None:
         await it.sees("Delete this message?")
         await it.pilot.press("y")
         await it.sees("brings it back")
-        contents = [message.content for message in it.app.chat.messages]
+        contents = [message.content for message in it.app.chat.shown.messages]
         assert len(contents) == 3
         await it.pilot.press("alt+z")
-        await it.until(lambda: len(it.app.chat.messages) == 4)
+        await it.until(lambda: len(it.app.chat.shown.messages) == 4)
         await it.pilot.press("alt+z")
         await it.sees("Nothing was deleted")
 
@@ -174,11 +174,11 @@ async def test_one_message_is_deleted_and_comes_back(stage: Open) -> None:
 async def test_a_conversation_and_a_message_come_back_in_the_other_order(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
-        it.app.chat.delete_message(it.app.chat.messages[1])
+        it.app.chat.deletion.delete_message(it.app.chat.shown.messages[1])
         await it.pilot.press("f8", "y")
-        await it.until(lambda: it.app.chat.conversation is None)
+        await it.until(lambda: it.app.chat.shown.conversation is None)
         await it.pilot.press("alt+z")
-        await it.until(lambda: len(it.app.chat.messages) == 1)
+        await it.until(lambda: len(it.app.chat.shown.messages) == 1)
         await it.pilot.press("alt+z")
         await it.sees("Red ones.")
 
@@ -195,4 +195,6 @@ async def test_of_very_many_conversations_the_newest_are_listed_and_the_others_o
         await it.pilot.press("end", "enter")
         await it.until(lambda: titles.option_count == PAGE + 31)
         await it.pilot.press("end", "enter")
-        await it.until(lambda: it.app.chat.conversation and it.app.chat.conversation.title == "Number 0")
+        await it.until(
+            lambda: it.app.chat.shown.conversation and it.app.chat.shown.conversation.title == "Number 0"
+        )

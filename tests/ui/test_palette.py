@@ -62,7 +62,7 @@ async def test_a_message_action_acts_on_the_last_message(stage: Open) -> None:
         ("^K scheme", lambda it: isinstance(it.app.screen, SchemePicker)),
         ("turbo0v4", lambda it: isinstance(it.app.screen, SchemePicker)),
         ("starter 30M ·", lambda it: isinstance(it.app.screen, ModelPicker)),
-        ("^N new", lambda it: it.app.chat.conversation is None),
+        ("^N new", lambda it: it.app.chat.shown.conversation is None),
     ],
 )
 async def test_what_is_shown_can_be_clicked(stage: Open, text: str, opened: Callable[[Stage], bool]) -> None:

@@ -67,15 +67,15 @@ async def test_a_setting_is_changed_kept_and_given_back(stage: Open, paths: Path
         await it.pilot.press("escape")
         await write(it, "0.2")
         await it.sees("set here")
-        assert it.app.chat.sampling.temperature == 0.2
+        assert it.app.chat.sampling.defaults.temperature == 0.2
         assert settings.load(paths).temperature == 0.2, "commands see it as well"
         assert paths.config_file.read_text() == "temperature = 0.9\n"
     async with stage(settings=settings.load_config(paths)) as it:
-        assert it.app.chat.sampling.temperature == 0.2
+        assert it.app.chat.sampling.defaults.temperature == 0.2
         await to(it, "temperature")
         await it.pilot.press("backspace")
         await it.sees_no("set here")
-        assert it.app.chat.sampling.temperature == 0.9
+        assert it.app.chat.sampling.defaults.temperature == 0.9
     assert State.load(paths).settings == {}
 
 
@@ -88,18 +88,18 @@ async def test_the_scheme_of_new_conversations_is_chosen_from_a_list(stage: Open
         await it.pilot.press("home", "enter")
         await it.until(lambda: it.app.settings.scheme == "auto")
         await it.pilot.press("escape")
-        assert it.app.chat.scheme == "turbo0v4", "what is there stays as it is"
+        assert it.app.chat.schemes.chosen == "turbo0v4", "what is there stays as it is"
         await it.pilot.press("ctrl+n")
-        assert it.app.chat.scheme == "auto"
+        assert it.app.chat.schemes.chosen == "auto"
 
 
 async def test_an_empty_page_takes_the_new_default_unless_it_has_its_own(stage: Open) -> None:
     async with stage() as it:
         it.app.set_own("scheme", "turbo4")
-        assert it.app.chat.scheme == "turbo4"
-        it.app.chat.set_scheme("fp16")
+        assert it.app.chat.schemes.chosen == "turbo4"
+        it.app.chat.schemes.set("fp16")
         it.app.set_own("scheme", "turbo3")
-        assert it.app.chat.scheme == "fp16"
+        assert it.app.chat.schemes.chosen == "fp16"
 
 
 async def test_a_memory_budget_is_what_the_gauge_reckons_with(stage: Open) -> None:

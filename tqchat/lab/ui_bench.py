@@ -74,16 +74,16 @@ async def _measure(length: int, speed: float, seconds: float, text: str) -> Scre
         conversation_id = _store_conversation(paths, length, text)
         app = TqchatApp(paths, Settings(), engine=lambda say: StreamingEngine(say, text, speed, seconds))
         async with app.run_test(size=TERMINAL_SIZE):
-            await _until(lambda: app.chat.model is not None)
+            await _until(lambda: app.chat.models.current is not None)
             spare_what_stays()  # as the app does in a terminal
             began = time.perf_counter()
-            app.chat.open(conversation_id)
+            app.chat.shown.open(conversation_id)
             await _drawn(app)
             opening = time.perf_counter() - began
-            await _until(lambda: app.chat.activity is None)
-            app.chat.send("And what happened then?")
-            await _until(lambda: bool(app.chat.reply and app.chat.reply.text))
-            lags, busy = await _sample_lag(lambda: app.chat.reply is not None)
+            await _until(lambda: app.chat.work.activity is None)
+            app.chat.turns.send("And what happened then?")
+            await _until(lambda: bool(app.chat.work.reply and app.chat.work.reply.text))
+            lags, busy = await _sample_lag(lambda: app.chat.work.reply is not None)
             widgets = sum(1 for _ in app.screen.walk_children())
             await app.action_quit()
             await _until(lambda: app._exit)

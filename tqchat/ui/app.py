@@ -19,8 +19,9 @@ from tqchat.settings import Settings, State
 from tqchat.store.database import Database
 from tqchat.store.vault import Vault
 from tqchat.ui import keymap, palette
-from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
-from tqchat.ui.conversation import Chat
+from tqchat.ui.bridge import EngineEvent, EngineGone
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.engine import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.keymap import ACTIONS, keys_in_force
 from tqchat.ui.pauses import spare_what_stays
 from tqchat.ui.screens.chat import ChatScreen
@@ -78,7 +79,7 @@ class TqchatApp(SlashActions):
         self._make_engine = engine or self._real_engine
         self._leaving = False
         self._chat_screen = ChatScreen()
-        self.chat = Chat(
+        self.chat = Controller(
             self.database,
             self._chat_screen,
             scheme=scheme_setting(scheme or settings.scheme),
@@ -87,7 +88,7 @@ class TqchatApp(SlashActions):
             system_prompt=settings.system_prompt,
         )
         self._chat_screen.chat = self.chat
-        self.chat.memory_budget = settings.memory_budget_bytes
+        self.chat.models.memory_budget = settings.memory_budget_bytes
         keys, problems = keymap.checked(settings.keys)
         self.problems = [*self._use_themes(settings.theme), *problems, *keymap.lost(keys)]
         self.set_keymap(keys)
@@ -116,12 +117,12 @@ class TqchatApp(SlashActions):
     def _reopen(self) -> None:
         if self.state.conversation is not None:
             try:
-                self.chat.open(self.state.conversation)
-                self.prompt.put(self.chat.draft)
+                self.chat.shown.open(self.state.conversation)
+                self.prompt.put(self.chat.shown.unsent_text)
                 return
             except TqchatError:
                 pass  # It was deleted, by another process or on the command line: an empty page says enough.
-        self.chat.new()
+        self.chat.shown.new()
 
     # The engine
 
@@ -176,7 +177,7 @@ class TqchatApp(SlashActions):
     def _beat(self) -> None:
         """What is looked after now and then: other processes, and what is half written."""
         if not self._leaving and self._chat_screen.query(Prompt):
-            self._try(self.chat.refresh)
+            self._try(self.chat.shown.refresh)
             self._reread_themes()
             self._keep_draft()
 
@@ -187,7 +188,7 @@ class TqchatApp(SlashActions):
             return
         if self.log_view.marked is not None:
             self.log_view.mark(None)
-        elif not self._try(self.chat.stop) and not self._leave_fork():
+        elif not self._try(self.chat.turns.stop) and not self._leave_fork():
             screen.clear_notice()
             screen.query_one(Prompt).focus()
 

@@ -9,10 +9,10 @@ from textual.app import App
 from textual.binding import Keymap
 
 from tqchat.errors import TqchatError
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.view import Severity
 from tqchat.ui.keymap import namer
 from tqchat.ui.screens.chat import ChatScreen
-from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class ChatApp(App[None]):
     """An app with a chat and its screen."""
 
-    chat: Chat
+    chat: Controller
     _chat_screen: ChatScreen
     rebound: Mapping[str, str] = {}
     """A person's own keys, by action."""

@@ -31,7 +31,7 @@ class ConversationActions(MessageActions):
 
     def _remember(self, state: State | None = None) -> None:
         """Write down what the next start needs, at once: a killed app should come back where it was."""
-        current = self.chat.conversation
+        current = self.chat.shown.conversation
         state = replace(state or self.state, conversation=current.id if current else None)
         if state != self.state:
             self.state = state
@@ -51,10 +51,10 @@ class ConversationActions(MessageActions):
 
     def send_now(self, text: str) -> None:
         """Send a message, and leave the prompt empty; if it cannot be sent, it stays there."""
-        if self.chat.send(text):
+        if self.chat.turns.send(text):
             self.prompt.clear_sent()
             self._remember()
-        elif self.chat.shown_reply or self.chat.shown_waiting or self.chat.summing_up:
+        elif self.chat.turns.shown_reply or self.chat.turns.shown_waiting or self.chat.context.summing_up:
             self._chat_screen.say("One message at a time: Esc stops what goes on.", "warning")
 
     def has_room_for(self, text: str) -> bool:
@@ -66,9 +66,9 @@ class ConversationActions(MessageActions):
 
         A name that leads nowhere is sent as it is written by sending again.
         """
-        fork, earlier = self.chat.fork, []
-        if fork is not None and fork.edits is not None:
-            edited = next((one for one in self.chat.messages if one.id == fork.edits), None)
+        fork, earlier = self.chat.shown.fork, []
+        if fork is not None and fork.edited_id is not None:
+            edited = next((one for one in self.chat.shown.messages if one.id == fork.edited_id), None)
             earlier = attachments.split(edited.content)[1] if edited else []
         try:
             files = attachments.named(typed, Path.cwd(), earlier, strict=typed != self._insisted)
@@ -81,11 +81,11 @@ class ConversationActions(MessageActions):
 
     @on(ConversationList.Chosen)
     def _open(self, message: ConversationList.Chosen) -> None:
-        self._switch(self.chat.open, message.conversation_id)
+        self._switch(self.chat.shown.open, message.conversation_id)
         self._chat_screen.close_overlays()
         self.prompt.focus()
         if message.message_id is not None:
-            self._try(self.chat.show_message, message.message_id)
+            self._try(self.chat.tree.show_message, message.message_id)
             self.log_view.reveal(message.message_id, query_words(message.wanted))
 
     def run_slash(self, name: str, argument: str) -> bool:
@@ -96,12 +96,12 @@ class ConversationActions(MessageActions):
         """Go to another conversation; what is half written stays behind with this one."""
         self._keep_draft()
         self._try(deed, *arguments)
-        self.prompt.put(self.chat.draft)
+        self.prompt.put(self.chat.shown.unsent_text)
         self._remember()
 
     def _keep_draft(self) -> None:
-        edits = self.chat.fork is not None and self.chat.fork.edits is not None
-        self._try(self.chat.keep_draft, self._put_aside if edits else self.prompt.whole)
+        edits = self.chat.shown.fork is not None and self.chat.shown.fork.edited_id is not None
+        self._try(self.chat.shown.keep_unsent_text, self._put_aside if edits else self.prompt.whole)
 
     def action_example(self, index: int) -> None:
         """Put one of the welcome's examples into the prompt."""
@@ -110,7 +110,7 @@ class ConversationActions(MessageActions):
 
     def action_new(self) -> None:
         """Start with an empty page."""
-        self._switch(self.chat.new)
+        self._switch(self.chat.shown.new)
         self._chat_screen.close_overlays()
         self.prompt.focus()
 
@@ -124,22 +124,22 @@ class ConversationActions(MessageActions):
 
     def _step(self, step: int) -> None:
         ids = [one.id for one in self._try(self.database.conversations) or ()]
-        current = self.chat.conversation
+        current = self.chat.shown.conversation
         index = ids.index(current.id) + step if current and current.id in ids else 0
         if 0 <= index < len(ids):
-            self._switch(self.chat.open, ids[index])
+            self._switch(self.chat.shown.open, ids[index])
         elif index < 0:
-            self._switch(self.chat.new)
+            self._switch(self.chat.shown.new)
 
     @work
     async def action_rename(self) -> None:
         """Ask for another title."""
-        if self.chat.conversation is None:
+        if self.chat.shown.conversation is None:
             self._chat_screen.say("A conversation has a title from its first message on.")
             return
-        title = await self.push_screen_wait(Ask("Title", one_line(self.chat.conversation.title)))
+        title = await self.push_screen_wait(Ask("Title", one_line(self.chat.shown.conversation.title)))
         if title:
-            self._try(self.chat.rename, one_line(title))
+            self._try(self.chat.shown.rename, one_line(title))
 
     @work
     async def action_delete(self) -> None:
@@ -151,23 +151,26 @@ class ConversationActions(MessageActions):
             f"“{one_line(conversation.title)}”: its cache goes now, its messages can be had back for a day."
         )
         if await self.push_screen_wait(Confirm("Delete this conversation?", question, "delete")):
-            shown = self.chat.conversation is not None and self.chat.conversation.id == conversation.id
-            self._try(self.chat.delete, conversation.id)
+            shown = (
+                self.chat.shown.conversation is not None
+                and self.chat.shown.conversation.id == conversation.id
+            )
+            self._try(self.chat.deletion.delete, conversation.id)
             if shown:
-                self.prompt.put(self.chat.draft)
+                self.prompt.put(self.chat.shown.unsent_text)
             title, key = one_line(conversation.title), self.key("undelete")
             self.say(f"Deleted “{title}”. {key} brings it back.")
 
     def _to_delete(self) -> Conversation | None:
         """The one under the list's cursor while the list has the keys, else the one that is open."""
-        return self._chat_screen.query_one(ConversationList).marked or self.chat.conversation
+        return self._chat_screen.query_one(ConversationList).marked or self.chat.shown.conversation
 
     def action_undelete(self) -> None:
         """Bring back what was deleted last."""
         self._keep_draft()
-        if self._try(self.chat.undelete) is False:
+        if self._try(self.chat.deletion.undo) is False:
             self.say("Nothing was deleted in the last day.")
-        self.prompt.put(self.chat.draft)
+        self.prompt.put(self.chat.shown.unsent_text)
 
     def action_search(self) -> None:
         """Look for words in titles and messages."""

@@ -8,10 +8,10 @@ from tqchat.store.database import Message
 from tqchat.text import one_line
 from tqchat.ui import attachments, clipboard, figures
 from tqchat.ui.base import ChatApp
+from tqchat.ui.controller.texts.reasoning import split
+from tqchat.ui.controller.texts.transcript import as_markdown, code_blocks
 from tqchat.ui.screens.dialog import Choose, Confirm
-from tqchat.ui.transcript import as_markdown, code_blocks
 from tqchat.ui.widgets.chat.log import ChatLog
-from tqchat.ui.widgets.chat.thinking import split
 from tqchat.ui.widgets.status.bars import Hints
 
 BUSY = "Not while this is being answered: Esc stops it."
@@ -58,7 +58,7 @@ class MessageActions(ChatApp):
             case "branch":
                 self._fork(message)
             case "answer":
-                if self._try(self.chat.regenerate, message) is False:
+                if self._try(self.chat.turns.regenerate, message) is False:
                     self.say(BUSY, "warning")
             case "go_on":
                 self.action_continue()
@@ -90,7 +90,7 @@ class MessageActions(ChatApp):
     @work
     async def _delete_message(self, message: Message) -> None:
         """Delete one message, after asking."""
-        if not self.chat.can_change:
+        if not self.chat.tree.can_change:
             self.say(BUSY, "warning")
             return
         words = one_line(_said(message))
@@ -98,14 +98,14 @@ class MessageActions(ChatApp):
         question = f"“{shown}”\n\nWhat follows it stays. The model reads again from there on."
         if await self.push_screen_wait(Confirm("Delete this message?", question, "delete")):
             self.log_view.mark(None)
-            if self._try(self.chat.delete_message, message):
+            if self._try(self.chat.deletion.delete_message, message):
                 self.say(f"Deleted. {self.key('undelete')} brings it back.")
             self.prompt.focus()
 
     # Branches
 
     def _fork(self, message: Message) -> None:
-        text = self.chat.fork_at(message)
+        text = self.chat.tree.fork_at(message)
         if text is None:
             self.say(BUSY, "warning")
             return
@@ -117,8 +117,8 @@ class MessageActions(ChatApp):
 
     def _leave_fork(self) -> bool:
         """Leave all as it is; what had been written before the edit comes back."""
-        edited = self.chat.fork is not None and self.chat.fork.edits is not None
-        if not self.chat.leave_fork():
+        edited = self.chat.shown.fork is not None and self.chat.shown.fork.edited_id is not None
+        if not self.chat.tree.leave_fork():
             return False
         if edited:
             self.prompt.put(self._put_aside)
@@ -126,12 +126,12 @@ class MessageActions(ChatApp):
 
     def action_regenerate(self) -> None:
         """Have the last message answered again."""
-        if self._try(self.chat.regenerate) is False:
+        if self._try(self.chat.turns.regenerate) is False:
             self.say("There is nothing to answer again now.")
 
     def action_continue(self) -> None:
         """Let a reply that was cut off go on."""
-        if self._try(self.chat.continue_reply) is False:
+        if self._try(self.chat.turns.continue_reply) is False:
             self.say("Only the last reply can go on, and only where it was cut off.")
 
     def action_previous_version(self) -> None:
@@ -144,14 +144,14 @@ class MessageActions(ChatApp):
 
     def _step_version(self, message: Message | None, step: int) -> None:
         marked = message or self.log_view.marked
-        target = marked or self._try(self.chat.latest_with_versions)
+        target = marked or self._try(self.chat.tree.latest_with_versions)
         if target is None:
             self.say("Nothing here has another version yet.")
             return
-        reached = self._try(self.chat.step_version, target.id, step)
+        reached = self._try(self.chat.tree.step_version, target.id, step)
         if reached is None:
-            version, versions = self.chat.version(target)
-            self.say(f"This is version {version} of {versions}." if self.chat.can_change else BUSY)
+            version, versions = self.chat.tree.version(target)
+            self.say(f"This is version {version} of {versions}." if self.chat.tree.can_change else BUSY)
         elif marked is not None:
             self.call_after_refresh(self.log_view.mark, reached.id)
 
@@ -169,11 +169,11 @@ class MessageActions(ChatApp):
 
     def action_copy_chat(self) -> None:
         """Copy all of the conversation."""
-        name = self.chat.model.name if self.chat.model else "assistant"
-        self._copy(as_markdown(self.chat.messages, name), "the chat")
+        name = self.chat.models.current.name if self.chat.models.current else "assistant"
+        self._copy(as_markdown(self.chat.shown.messages, name), "the chat")
 
     def _last_reply(self) -> Message | None:
-        found = next((one for one in reversed(self.chat.messages) if one.role == "assistant"), None)
+        found = next((one for one in reversed(self.chat.shown.messages) if one.role == "assistant"), None)
         if found is None:
             self.say("There is no reply to copy yet.")
         return found

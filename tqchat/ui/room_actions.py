@@ -6,7 +6,6 @@ from textual import on, work
 
 from tqchat.ui import figures
 from tqchat.ui.cache_actions import CacheActions
-from tqchat.ui.room_making import KEPT_WHEN_DROPPING
 from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.screens.dialog import Choose
 from tqchat.ui.widgets.gauge.room import room
@@ -26,9 +25,9 @@ class RoomActions(CacheActions):
 
     def has_room_for(self, text: str) -> bool:
         """Whether a message may be sent at once; if not, the person is asked what to do with it."""
-        left = self.chat.tokens_left(text)
-        limit = self.chat.model.context_limit if self.chat.model else None
-        if left is None or limit is None or not self.chat.messages or left >= min(RESERVE, limit // 8):
+        left = self.chat.context.tokens_left(text)
+        limit = self.chat.models.context_limit
+        if left is None or limit is None or not self.chat.shown.messages or left >= min(RESERVE, limit // 8):
             return True
         self._ask_before_sending(text)
         return False
@@ -39,10 +38,10 @@ class RoomActions(CacheActions):
 
     async def _offer_room(self, unsent: str | None) -> None:
         chat = self.chat
-        limit = chat.model.context_limit if chat.model else None
-        used = chat.context_used
-        kept = chat.newest(KEPT_WHEN_DROPPING)
-        count = len([one for one in chat.messages if one.role != "system"])
+        limit = chat.models.context_limit
+        used = chat.context.used
+        kept = chat.context.kept_when_dropping()
+        count = len([one for one in chat.shown.messages if one.role != "system"])
         options: list[tuple[str, str]] = []
         if count > len(kept) or count > 2:
             options.append((SUMMARY, "of the older messages, on a new branch"))
@@ -60,12 +59,12 @@ class RoomActions(CacheActions):
 
     async def _make_room(self, chosen: str | None, unsent: str | None) -> None:
         match chosen:
-            case "summary" if not self._try(self.chat.go_on_from_summary):
+            case "summary" if not self._try(self.chat.context.summarise):
                 self.say("That cannot be summed up now; once the model is free, it can.", "warning")
             case "summary" if unsent is not None:
                 self.say("Your message stays here until the summary is written.")
             case "drop":
-                if self._try(self.chat.drop_oldest) and unsent is not None:
+                if self._try(self.chat.context.drop_oldest) and unsent is not None:
                     self.send_now(unsent)
             case "scheme":
                 await self.run_action("scheme")
@@ -76,7 +75,7 @@ class RoomActions(CacheActions):
 
     def _memory_is_short(self, limit: int | None) -> bool:
         """Whether the memory budget ends before the model's own limit under this scheme."""
-        report, budget = self.chat.report, self.chat.budget
+        report, budget = self.chat.caches.report, self.chat.models.memory_budget_in_force
         left = room(report, budget) if report is not None and budget else None
         return left is not None and (limit is None or report is None or left[0] < limit - report.tokens)
 

@@ -52,7 +52,7 @@ class SlashActions(RoomActions):
         if argument == "undo":
             self.action_undo_scheme()
         else:
-            self.chat.set_scheme(scheme_setting(argument))
+            self.chat.schemes.set(scheme_setting(argument))
 
     def _slash_model(self, argument: str) -> None:
         if argument:
@@ -67,8 +67,8 @@ class SlashActions(RoomActions):
         self.call_later(self.run_action, "make_room")
 
     def _slash_rename(self, argument: str) -> None:
-        if argument and self.chat.conversation is not None:
-            self.chat.rename(one_line(argument))
+        if argument and self.chat.shown.conversation is not None:
+            self.chat.shown.rename(one_line(argument))
         else:
             self.call_later(self.run_action, "rename")
 
@@ -77,7 +77,7 @@ class SlashActions(RoomActions):
 
     def _slash_system(self, argument: str) -> None:
         if argument:
-            self.chat.set_system_prompt(argument)
+            self.chat.shown.set_system_prompt(argument)
             self.say("The model is told so from the next message on.")
         else:
             self.call_later(self.run_action, "settings")
@@ -93,8 +93,8 @@ class SlashActions(RoomActions):
             self.say("Write it as name=number, such as temperature=0.7.", "warning")
             return False
         parse(dict(values))
-        choice = replace(self.chat.sampling_choice, **values)  # type: ignore[arg-type]
-        self.chat.set_sampling(choice)
+        choice = replace(self.chat.sampling.choice, **values)  # type: ignore[arg-type]
+        self.chat.sampling.set(choice)
         said = ", ".join(f"{name} {value:g}" for name, value in choice.given.items())
         self.say(f"Decided here: {said}." if said else "All is left to the settings.")
         return True
@@ -105,7 +105,7 @@ class SlashActions(RoomActions):
             case "":
                 self.call_later(self.run_action, "settings")
             case "save":
-                self.presets.save(name, Preset(self.chat.sampling_choice, self.chat.system_prompt))
+                self.presets.save(name, Preset(self.chat.sampling.choice, self.chat.shown.system_prompt))
                 self.say(f"Kept as {name}: /preset {name} takes it over in any conversation.")
             case "delete":
                 self.presets.delete(name)
@@ -113,8 +113,8 @@ class SlashActions(RoomActions):
             case _:
                 preset = self.presets.get(argument)
                 if preset.system_prompt is not None:
-                    self.chat.set_system_prompt(preset.system_prompt)
-                self.chat.set_sampling(preset.sampling)
+                    self.chat.shown.set_system_prompt(preset.system_prompt)
+                self.chat.sampling.set(preset.sampling)
                 self.say(f"{argument}: {preset.summary}.")
         return True
 
@@ -133,15 +133,15 @@ class SlashActions(RoomActions):
     def _slash_export(self, argument: str) -> bool:
         from tqchat.store.exchange import to_markdown
 
-        if self.chat.conversation is None:
+        if self.chat.shown.conversation is None:
             self.say("There is nothing to export yet.")
             return False
-        title = re.sub(r"[^\w-]+", "-", one_line(self.chat.conversation.title)).strip("-").lower()
+        title = re.sub(r"[^\w-]+", "-", one_line(self.chat.shown.conversation.title)).strip("-").lower()
         file = Path(argument or f"{title or 'conversation'}.md").expanduser().absolute()
         if file.exists():
             self.say(f"{file} is there already; name another file.", "warning")
             return False
-        file.write_text(to_markdown(self.database, self.chat.conversation), encoding="utf-8")
+        file.write_text(to_markdown(self.database, self.chat.shown.conversation), encoding="utf-8")
         self.say(f"Written to {file}.")
         return True
 
@@ -206,14 +206,14 @@ class SlashActions(RoomActions):
     async def action_settings(self) -> None:
         """What this conversation decides for itself."""
         dialog = ChatSettings(
-            self.chat.system_prompt,
-            self.chat.sampling_choice,
+            self.chat.shown.system_prompt,
+            self.chat.sampling.choice,
             self.presets,
-            {name: self.chat.inherited(name) for name in NAMES},
+            {name: self.chat.sampling.inherited(name) for name in NAMES},
         )
         decision: Decision | None = await self.push_screen_wait(dialog)
         if decision is None:
             return
-        if decision.system_prompt != self.chat.system_prompt:
-            self._try(self.chat.set_system_prompt, decision.system_prompt)
-        self._try(self.chat.set_sampling, decision.sampling)
+        if decision.system_prompt != self.chat.shown.system_prompt:
+            self._try(self.chat.shown.set_system_prompt, decision.system_prompt)
+        self._try(self.chat.sampling.set, decision.sampling)

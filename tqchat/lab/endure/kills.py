@@ -27,7 +27,7 @@ from tqchat.lab.endure.random_chat import places
 from tqchat.store.database import Database
 from tqchat.store.vault import Restored, Vault, branches
 from tqchat.store.vault.manifest import MANIFEST, read_manifest
-from tqchat.ui.transcript import for_engine
+from tqchat.ui.controller.texts.transcript import for_engine
 
 MAX_STEPS = 250
 """Caches read in more forward passes are not read again: that takes too long."""

@@ -29,8 +29,8 @@ from tqchat.lab.endure import continuation
 from tqchat.paths import Paths
 from tqchat.store.database import Database, Message
 from tqchat.store.vault import Restored, Vault
-from tqchat.ui.conversation import Chat
-from tqchat.ui.state import Reply
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.records import Reply
 
 SCHEMES = ("fp16", "fp16", "turbo0v4", "turbo2", "affine8")
 CONVERSATIONS = 3
@@ -87,7 +87,7 @@ class RandomUser:
     ) -> None:
         self.database, self.engine, self.heard = database, engine, heard
         self.paths, self.chance = paths, chance
-        self.chat = Chat(database, SilentView(), scheme="fp16")
+        self.chat = Controller(database, SilentView(), scheme="fp16")
         self.written = 0.0
         self.idle_polls = 0
 
@@ -95,19 +95,19 @@ class RandomUser:
         self.chat.connect(self.engine, model)
         known = self.database.conversations()
         if known:
-            self.chat.open(self.chance.choice(known).id)
+            self.chat.shown.open(self.chance.choice(known).id)
         tell(ready=True)
         while True:
             self._hear()
             chat = self.chat
-            if chat.model is None:
+            if chat.models.current is None:
                 continue
-            if chat.activity is None and not chat.waiting:
+            if chat.work.activity is None and not chat.work.waiting:
                 self.idle_polls -= 1
                 if self.idle_polls < 0:
                     self._act()
-            elif chat.reply and chat.reply.text and self.chance.random() < 0.01:
-                chat.stop()
+            elif chat.work.reply and chat.work.reply.text and self.chance.random() < 0.01:
+                chat.turns.stop()
             elif self.chance.random() < 0.0005:
                 # Deleting caches is safe at any time, also if the process is killed meanwhile.
                 tell(wiping=True)
@@ -119,9 +119,9 @@ class RandomUser:
         except queue.Empty:
             return
         self.chat.handle(event)
-        reply = self.chat.reply
-        if reply and reply.message_id and reply.written != self.written:
-            self.written = reply.written
+        reply = self.chat.work.reply
+        if reply and reply.message_id and reply.written_at != self.written:
+            self.written = reply.written_at
             tell(message=reply.message_id, content=self.database.message(reply.message_id).content)
         match event:
             case events.Done():
@@ -137,23 +137,23 @@ class RandomUser:
 
     def _act(self) -> None:
         chat, chance = self.chat, self.chance
-        chat.sampling = Sampling(temperature=0.0, max_tokens=chance.choice((2, 8, 30)))
+        chat.sampling.defaults = Sampling(temperature=0.0, max_tokens=chance.choice((2, 8, 30)))
         tokens = 0
-        if chat.conversation and (report := chat.caches.reports.get(chat.conversation.id)):
+        if chat.shown.conversation and (report := chat.caches.reports.get(chat.shown.conversation.id)):
             tokens = report.tokens
-        spoken = [one for one in chat.messages if one.role == "user"]
+        spoken = [one for one in chat.shown.messages if one.role == "user"]
         if tokens > RESTART_TOKENS and spoken:
-            chat.fork_at(spoken[0])
+            chat.tree.fork_at(spoken[0])
             self._send()
             return
         actions: list[tuple[float, Callable[[], Any]]] = [
             (10, self._send),
-            (3, chat.regenerate),
+            (3, chat.turns.regenerate),
             (3, self._edit),
             (2, self._branch),
             (3, self._step),
-            (2, chat.continue_reply),
-            (2, lambda: chat.set_scheme(chance.choice(SCHEMES), reread=chance.random() < 0.2)),
+            (2, chat.turns.continue_reply),
+            (2, lambda: chat.schemes.set(chance.choice(SCHEMES), reread=chance.random() < 0.2)),
             (3, self._switch),
         ]
         weights, what = zip(*actions, strict=True)
@@ -161,32 +161,32 @@ class RandomUser:
 
     def _send(self) -> None:
         text = " ".join(self.chance.choices(WORDS, k=self.chance.choice((3, 40, 150))))
-        if self.chat.send(text):
-            assert self.chat.conversation is not None
-            head = self.database.conversation(self.chat.conversation.id).head_id
+        if self.chat.turns.send(text):
+            assert self.chat.shown.conversation is not None
+            head = self.database.conversation(self.chat.shown.conversation.id).head_id
             tell(message=head, content=text)
 
     def _edit(self) -> None:
-        spoken = [one for one in self.chat.messages if one.role == "user"]
-        if spoken and self.chat.fork_at(self.chance.choice(spoken)) is not None:
+        spoken = [one for one in self.chat.shown.messages if one.role == "user"]
+        if spoken and self.chat.tree.fork_at(self.chance.choice(spoken)) is not None:
             self._send()
 
     def _branch(self) -> None:
-        replies = [one for one in self.chat.messages if one.role == "assistant"]
-        if replies and self.chat.fork_at(self.chance.choice(replies)) is not None:
+        replies = [one for one in self.chat.shown.messages if one.role == "assistant"]
+        if replies and self.chat.tree.fork_at(self.chance.choice(replies)) is not None:
             self._send()
 
     def _step(self) -> None:
-        if (message := self.chat.latest_with_versions()) is not None:
-            self.chat.step_version(message.id, self.chance.choice((-1, 1)))
+        if (message := self.chat.tree.latest_with_versions()) is not None:
+            self.chat.tree.step_version(message.id, self.chance.choice((-1, 1)))
 
     def _switch(self) -> None:
         known = self.database.conversations()
         if len(known) < CONVERSATIONS:
-            self.chat.new()
+            self.chat.shown.new()
             self._send()
         else:
-            self.chat.open(self.chance.choice(known).id)
+            self.chat.shown.open(self.chance.choice(known).id)
 
 
 def report_caches(home: Path, chance: random.Random) -> None:

@@ -10,10 +10,10 @@ from textual.screen import Screen
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
 from tqchat.ui import attachments
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.records import Fork, Reply
+from tqchat.ui.controller.view import Severity
 from tqchat.ui.keymap import namer
-from tqchat.ui.state import Fork, Reply
-from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.chat.message import Facts
 from tqchat.ui.widgets.chat.welcome import Welcome
@@ -43,7 +43,7 @@ class ChatScreen(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__(id="chat")
-        self.chat: Chat | None = None
+        self.chat: Controller | None = None
         self._figures_due = self._list_due = True
         self._drawn_fork: Fork | None = None
         self._first_run = False
@@ -126,9 +126,9 @@ class ChatScreen(Screen[None]):
     def transcript_changed(self) -> None:
         """Show another conversation or branch."""
         chat, log = self._chat, self.query_one(ChatLog)
-        reply = chat.shown_reply
+        reply = chat.turns.shown_reply
         unwritten = reply.message_id if reply else None
-        shown = [message for message in chat.messages if message.id != unwritten]
+        shown = [message for message in chat.shown.messages if message.id != unwritten]
         self._drawn_fork = None
         log.show(shown, self._assistant, self.facts)
         if reply is not None:
@@ -165,11 +165,12 @@ class ChatScreen(Screen[None]):
     def facts(self, message: Message) -> Facts:
         """Ending and version of a message."""
         chat = self._chat
-        ending = chat.endings.get(message.id) or (message.status if message.status != "complete" else None)
-        if chat.can_continue(message):
+        status = message.status if message.status != "complete" else None
+        ending = chat.replies.endings.get(message.id) or status
+        if chat.turns.can_continue(message):
             key = namer(self.app)
             ending = f"{ending}: {key('continue')} continues, {key('regenerate')} regenerates"
-        version, versions = chat.version(message)
+        version, versions = chat.tree.version(message)
         return Facts(ending, version, versions)
 
     def prompt_returned(self, text: str) -> None:
@@ -200,16 +201,16 @@ class ChatScreen(Screen[None]):
     # Drawing
 
     @property
-    def _chat(self) -> Chat:
+    def _chat(self) -> Controller:
         assert self.chat is not None, "the app sets the chat before any view call"
         return self.chat
 
     @property
     def _assistant(self) -> str:
-        return self._chat.model.name if self._chat.model else "assistant"
+        return self._chat.models.current.name if self._chat.models.current else "assistant"
 
     def _show_log(self) -> None:
-        empty = not any(message.role != "system" for message in self._chat.messages)
+        empty = not any(message.role != "system" for message in self._chat.shown.messages)
         self.query_one(Welcome).display = empty
         self.query_one(ChatLog).display = not empty
 
@@ -224,16 +225,16 @@ class ChatScreen(Screen[None]):
             self._figures_due = False
             self._draw_figures(self.chat)
 
-    def _draw_figures(self, chat: Chat) -> None:
-        on_disk = chat.caches.disk_bytes.get(chat.conversation.id) if chat.conversation else None
+    def _draw_figures(self, chat: Controller) -> None:
+        on_disk = chat.caches.disk_bytes.get(chat.shown.conversation.id) if chat.shown.conversation else None
         reading = Reading(
-            parse_scheme(chat.scheme_in_force),
-            chat.report,
-            chat.history,
+            parse_scheme(chat.schemes.in_force),
+            chat.caches.report,
+            chat.caches.history,
             on_disk,
-            chat.scheme_label,
-            chat.budget,
-            chat.speed if chat.cache_is_live else None,
+            chat.schemes.label,
+            chat.models.memory_budget_in_force,
+            chat.replies.decode_speed if chat.caches.is_live else None,
         )
         gauge = self.query_one("#gauge")
         self.query_one(GaugeLine).display = not (gauge.display and self.has_class("-wide"))
@@ -243,26 +244,27 @@ class ChatScreen(Screen[None]):
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)
         self.query_one(Welcome).show(chat, namer(self.app), self._first_run)
-        if chat.fork != self._drawn_fork:
-            self._draw_fork(chat.fork)
+        if chat.shown.fork != self._drawn_fork:
+            self._draw_fork(chat.shown.fork)
         reply = self.query_one(ChatLog).reply
-        if reply is not None and chat.shown_reply and not chat.shown_reply.text:
+        if reply is not None and chat.turns.shown_reply and not chat.turns.shown_reply.text:
             reply.wait_for(doing(chat, namer(self.app)))
 
     def _draw_fork(self, fork: Fork | None) -> None:
         """Fade messages that the next message replaces or branches off from, and say so at the prompt."""
         self._drawn_fork = fork
-        since = None if fork is None else (fork.edits, True) if fork.edits else (fork.parent_id, False)
+        edited = fork.edited_id if fork else None
+        since = None if fork is None else (edited, True) if edited else (fork.parent_id, False)
         self.query_one(ChatLog).fade(since)
-        what = "" if fork is None else "Edits an earlier message" if fork.edits else "Starts a branch here"
+        what = "" if fork is None else "Edits an earlier message" if edited else "Starts a branch here"
         prompt = self.query_one(Prompt)
         prompt.border_title = what
         prompt.border_subtitle = "Esc cancels" if what else ""
 
-    def _draw_list(self, chat: Chat) -> None:
+    def _draw_list(self, chat: Controller) -> None:
         counted = {key: report.bytes for key, report in chat.caches.reports.items() if report.tokens}
         sizes = chat.caches.disk_bytes | counted
-        current = chat.conversation.id if chat.conversation else None
+        current = chat.shown.conversation.id if chat.shown.conversation else None
         conversations = chat.database.conversations()
         if self._first_run != (not conversations):
             self._first_run, self._figures_due = not conversations, True

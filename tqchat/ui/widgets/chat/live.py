@@ -12,11 +12,11 @@ from textual.widgets import Static
 
 from tqchat.store.database import Message
 from tqchat.text import PrintableStream, one_line, stable_width
+from tqchat.ui.controller.texts.reasoning import Splitter, split
 from tqchat.ui.widgets.chat.blocks import Block, blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.message import Facts, footer, heading, thoughts
 from tqchat.ui.widgets.chat.stream import Stream
-from tqchat.ui.widgets.chat.thinking import Splitter, split
 
 DRAWS_PER_SECOND = 8
 """Draws of streamed text per second: smooth, and cheap enough for slow machines."""

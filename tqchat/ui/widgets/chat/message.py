@@ -9,9 +9,9 @@ from textual.content import Content
 from tqchat.store.database import Message
 from tqchat.text import one_line, stable_width
 from tqchat.ui import attachments, figures
+from tqchat.ui.controller.texts.reasoning import split
 from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
 from tqchat.ui.widgets.chat.body import Body
-from tqchat.ui.widgets.chat.thinking import split
 
 USER_LINES, USER_CHARACTERS = 24, 2_400
 """Size of a user message shown before it is unfolded."""

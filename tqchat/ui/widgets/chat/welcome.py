@@ -11,7 +11,7 @@ from tqchat.engine.commands import STARTER
 from tqchat.kv.scheme import parse_scheme
 from tqchat.text import one_line
 from tqchat.ui import figures
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
 from tqchat.ui.widgets.gauge.drawing import bar
 
 EXAMPLES = (
@@ -31,16 +31,16 @@ class Welcome(Static):
     def __init__(self) -> None:
         super().__init__("", id="welcome", markup=False)
 
-    def show(self, chat: Chat, key: Callable[[str], str], first_run: bool) -> None:
+    def show(self, chat: Controller, key: Callable[[str], str], first_run: bool) -> None:
         """Draw the current model and scheme. ``key`` maps an action to its key's name."""
-        scheme = parse_scheme(chat.scheme_in_force)
+        scheme = parse_scheme(chat.schemes.in_force)
         lines = _greeting() if first_run else [Content.styled("Ask something to begin.", "bold")]
         lines += [
             Content(""),
             _who(chat, key),
-            Content.assemble((chat.scheme_label, "$accent"), (f"  {scheme.description}", "$quiet")),
+            Content.assemble((chat.schemes.label, "$accent"), (f"  {scheme.description}", "$quiet")),
         ]
-        if chat.model is not None and chat.model.ref == STARTER:
+        if chat.models.current is not None and chat.models.current.ref == STARTER:
             small = ["A tiny model: it can chat, but knows little.", f"{key('model')} finds other models."]
             lines += [Content.styled(line, "$quiet") for line in small]
             if first_run and self.app.size.height >= EXAMPLES_MIN_HEIGHT:
@@ -65,8 +65,8 @@ def _greeting() -> list[Content]:
     ]
 
 
-def _who(chat: Chat, key: Callable[[str], str]) -> Content:
-    model, loading = chat.model, chat.loading
+def _who(chat: Controller, key: Callable[[str], str]) -> Content:
+    model, loading = chat.models.current, chat.models.loading
     if model is not None:
         facts = [f"{model.layers} layers", figures.size(model.weight_bytes), one_line(model.device)]
         return Content.assemble((one_line(model.name), "bold"), ("  " + " · ".join(facts), "$quiet"))

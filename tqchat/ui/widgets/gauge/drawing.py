@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from textual.content import Content
 
-from tqchat.ui.state import Sample
+from tqchat.ui.controller.records import Sample
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _BRAILLE = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, Scheme
 from tqchat.ui import figures
-from tqchat.ui.state import History
+from tqchat.ui.controller.records import History
 
 
 @dataclass(frozen=True)

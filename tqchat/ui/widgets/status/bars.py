@@ -12,11 +12,10 @@ from textual.widgets import Static
 from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.texts.titles import UNTITLED
+from tqchat.ui.controller.view import Severity
 from tqchat.ui.keymap import ACTIONS, MESSAGE_ACTIONS, key_label, keys_bound, namer
-from tqchat.ui.room_making import NEARLY_FULL
-from tqchat.ui.transcript import UNTITLED
-from tqchat.ui.view import Severity
 from tqchat.ui.widgets.gauge.drawing import bar
 
 
@@ -61,13 +60,13 @@ class TopBar(_Line):
     def __init__(self) -> None:
         super().__init__("top")
 
-    def show(self, chat: Chat) -> None:
+    def show(self, chat: Controller) -> None:
         """Show the open conversation."""
-        title = one_line(chat.conversation.title) if chat.conversation else UNTITLED
-        model = one_line(chat.model.name) if chat.model else "no model"
+        title = one_line(chat.shown.conversation.title) if chat.shown.conversation else UNTITLED
+        model = one_line(chat.models.current.name) if chat.models.current else "no model"
         self.put(
             Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold")),
-            Content.assemble((model, ""), (SEPARATOR, "$quiet"), (chat.scheme_label, "$accent")),
+            Content.assemble((model, ""), (SEPARATOR, "$quiet"), (chat.schemes.label, "$accent")),
         )
 
     async def on_click(self, event: Click) -> None:
@@ -86,79 +85,88 @@ class StatusLine(_Line):
     def __init__(self) -> None:
         super().__init__("status")
 
-    def show(self, chat: Chat) -> None:
+    def show(self, chat: Controller) -> None:
         """Show the chat's state."""
         parts: list[str] = []
         full = False
-        if chat.report is not None:
-            limit = chat.model.context_limit if chat.model else None
-            used = ("≈ " if chat.context_is_reckoned else "") + figures.number(chat.context_used)
+        if chat.caches.report is not None:
+            limit = chat.models.context_limit
+            used = ("≈ " if chat.context.is_estimate else "") + figures.number(chat.context.used)
             parts.append(f"context {used} / {figures.number(limit)}" if limit else f"context {used}")
-            full = limit is not None and chat.context_used > NEARLY_FULL * limit
-        if chat.speed and chat.cache_is_live:
-            parts.append(figures.speed(chat.speed))
+            full = chat.context.is_nearly_full
+        if chat.replies.decode_speed and chat.caches.is_live:
+            parts.append(figures.speed(chat.replies.decode_speed))
         right = Content.styled(" · ".join(parts), "$quiet")
         if full:
             right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
-        urgent = chat.loading is not None or chat.shown_reply is not None or chat.model is None
+        models = chat.models
+        urgent = models.loading is not None or models.current is None or chat.turns.shown_reply is not None
         self.put(doing(chat, namer(self.app)), right, urgent)
 
 
-def doing(chat: Chat, key: Callable[[str], str]) -> Content:
+def doing(chat: Controller, key: Callable[[str], str]) -> Content:
     """The most important current status. ``key`` maps an action to its key's name."""
-    loading = chat.loading
-    if chat.shown_reply is not None:
+    loading = chat.models.loading
+    if chat.turns.shown_reply is not None:
         return _answering(chat)
-    if loading is not None and loading.stage == "downloading" and not chat.shown_waiting:
+    if loading is not None and loading.stage == "downloading" and not chat.turns.shown_waiting:
         return _download(chat)
-    if chat.shown_waiting:
-        why = "Waiting for the model" if chat.model is None or loading else "Waiting for another reply"
+    if chat.turns.shown_waiting:
+        why = (
+            "Waiting for the model" if chat.models.current is None or loading else "Waiting for another reply"
+        )
         return Content.assemble((f"{why}; your message is saved.", ""), (" Esc takes it back.", "$quiet"))
     if loading is not None:
         name = one_line(loading.ref)
         return Content.assemble((f"Loading {name}…", ""), (" You can already type.", "$quiet"))
-    if chat.activity in ("opening", "converting") and chat.cache_is_live:
-        if chat.prefill is not None and chat.prefill.total:
+    if chat.work.activity in ("opening", "converting") and chat.caches.is_live:
+        if chat.work.prefill is not None and chat.work.prefill.total:
             return _reading("Re-reading", chat)
-        if chat.activity == "opening":
+        if chat.work.activity == "opening":
             return Content("Restoring the cache…")
-        layers = f" {chat.converted.done} of {chat.converted.total} layers" if chat.converted else ""
+        layers = (
+            f" {chat.schemes.progress.done} of {chat.schemes.progress.total} layers"
+            if chat.schemes.progress
+            else ""
+        )
         return Content.assemble(("Converting the cache…", ""), (layers, "$quiet"))
-    if chat.summing_up:
-        if chat.prefill is not None and chat.prefill.done < chat.prefill.total:
+    if chat.context.summing_up:
+        if chat.work.prefill is not None and chat.work.prefill.done < chat.work.prefill.total:
             return _reading("Summarising, reading", chat)
         return Content.assemble(("Writing a summary…", ""), ("  Esc stops", "$quiet"))
-    if chat.activity is not None:
+    if chat.work.activity is not None:
         return Content.styled("Another conversation is being answered.", "$quiet")
-    if chat.read_only:
-        return Content.assemble(("Read only. ", "$warning"), (one_line(chat.read_only), "$quiet"))
-    if chat.model is None:
+    if chat.shown.read_only:
+        return Content.assemble(("Read only. ", "$warning"), (one_line(chat.shown.read_only), "$quiet"))
+    if chat.models.current is None:
         return Content.assemble(("No model.", "$warning"), (f" {key('model')} loads one.", "$quiet"))
-    if chat.conversation and (said := chat.caches.returned.get(chat.conversation.id)):
+    if chat.shown.conversation and (said := chat.caches.restore_notes.get(chat.shown.conversation.id)):
         return Content.styled(one_line(said), "$quiet")
-    if chat.messages and chat.messages[-1].role == "user":
+    if chat.shown.messages and chat.shown.messages[-1].role == "user":
         return Content.assemble(
             ("Not answered.", "$warning"), (f" {key('regenerate')} answers it.", "$quiet")
         )
-    if chat.scheme == AUTO:
-        return Content.styled(f"auto: {chat.auto_choice.reason}", "$quiet")
+    if chat.schemes.chosen == AUTO:
+        return Content.styled(f"auto: {chat.schemes.auto_choice.reason}", "$quiet")
     return Content.styled("Ready.", "$quiet")
 
 
-def _answering(chat: Chat) -> Content:
-    assert chat.reply is not None
-    if chat.reply.stopping:
+def _answering(chat: Controller) -> Content:
+    assert chat.work.reply is not None
+    if chat.work.reply.stopping:
         return Content("Stopping…")
-    if chat.prefill is not None and chat.prefill.total:
+    if chat.work.prefill is not None and chat.work.prefill.total:
         return _reading("Reading", chat)
-    return Content.assemble(("Answering" if chat.reply.text else "Thinking", ""), ("  Esc stops", "$quiet"))
+    return Content.assemble(
+        ("Answering" if chat.work.reply.text else "Thinking", ""), ("  Esc stops", "$quiet")
+    )
 
 
-def _reading(word: str, chat: Chat) -> Content:
+def _reading(word: str, chat: Controller) -> Content:
     """``Reading ████░░ 1,024 of 3,076 tokens, 4 s left``."""
-    progress = chat.prefill
+    progress = chat.work.prefill
     assert progress is not None
-    left = f", {figures.seconds(chat.reading_seconds)} left" if chat.reading_seconds else ""
+    left = f", {figures.seconds(chat.work.seconds_left)} left" if chat.work.seconds_left else ""
     return Content.assemble(
         (f"{word} ", ""), bar(progress.done / progress.total, 12),
         (f" {figures.number(progress.done)} of {figures.tokens(progress.total)}{left}", ""),
@@ -166,8 +174,8 @@ def _reading(word: str, chat: Chat) -> Content:
     )  # fmt: skip
 
 
-def _download(chat: Chat) -> Content:
-    loading = chat.loading
+def _download(chat: Controller) -> Content:
+    loading = chat.models.loading
     assert loading is not None
     name = one_line(loading.ref)
     if loading.done_bytes is None or not loading.total_bytes:

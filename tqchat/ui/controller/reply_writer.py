@@ -1,4 +1,4 @@
-"""A reply's way into the database while it grows."""
+"""Writes a growing reply into the database."""
 
 from __future__ import annotations
 
@@ -8,40 +8,39 @@ from tqchat.engine import events
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
 from tqchat.store.records import Message, MessageChanges
-from tqchat.ui.state import Reply
-from tqchat.ui.view import View
+from tqchat.ui.controller.records import Reply
+from tqchat.ui.controller.view import View
 
-WRITE_EVERY = 0.5
-"""Seconds between writes of a growing reply: a kill loses no more of it than this."""
+WRITE_INTERVAL_S = 0.5
+"""A kill loses no more of a reply than this."""
 
 
 class ReplyWriter:
-    """Writes a reply now and then, unfinished, and at its end as what it became.
+    """Writes a reply while it grows, as unfinished, and with its figures at the end.
 
-    A database that cannot take it (a full disk) is told once for each reply; the reply goes on, on the
-    screen.
+    A write that fails (a full disk) is reported once for each reply; the reply continues on the screen.
     """
 
     def __init__(self, database: Database, view: View, clock: Callable[[], float]) -> None:
         self._database, self._view, self._clock = database, view, clock
-        self._told: Reply | None = None
+        self._reported: Reply | None = None
 
-    def grow(self, reply: Reply) -> None:
-        """The reply has grown: written if the last time is long enough ago."""
+    def grew(self, reply: Reply) -> None:
+        """Write the reply if the last write is long enough ago."""
         now = self._clock()
-        if not reply.written or now - reply.written >= WRITE_EVERY:
-            reply.written = now
-            self.keep(reply)
+        if not reply.written_at or now - reply.written_at >= WRITE_INTERVAL_S:
+            reply.written_at = now
+            self.write_unfinished(reply)
 
-    def keep(self, reply: Reply) -> None:
-        """Write what there is, as unfinished."""
+    def write_unfinished(self, reply: Reply) -> None:
+        """Write the text so far."""
         self._write(reply, {"content": reply.text, "status": "unfinished"})
 
-    def finish(self, reply: Reply, done: events.Done) -> None:
-        """Write the whole reply and how it went."""
-        counts = done.counts
-        before, drafted, accepted = _so_far(reply.continued)
-        drafted += counts.drafted
+    def write_finished(self, reply: Reply, done: events.Done) -> None:
+        """Write the whole reply and its figures; those of a continued reply include its first part."""
+        counts, continued = done.counts, reply.continued
+        before = (continued.tokens or 0) if continued else 0
+        drafted = _drafted(continued) + counts.drafted
         changes: MessageChanges = {
             "content": reply.text,
             "status": "stopped" if done.stop_reason == "stopped" else "complete",
@@ -52,7 +51,7 @@ class ReplyWriter:
             "scheme": done.scheme,
             "model": done.model,
             "drafted": drafted or None,
-            "accepted": accepted + counts.accepted if drafted else None,
+            "accepted": _accepted(continued) + counts.accepted if drafted else None,
             "cache_bytes": done.report.bytes,
             "fp16_bytes": done.report.fp16_bytes,
         }
@@ -67,11 +66,14 @@ class ReplyWriter:
                 reply.message_id = first.id
             self._database.update_message(reply.message_id, **changes)
         except TqchatError as error:
-            if self._told is not reply:
-                self._told = reply
+            if self._reported is not reply:
+                self._reported = reply
                 self._view.say(str(error), "error")
 
 
-def _so_far(reply: Message | None) -> tuple[int, int, int]:
-    """Tokens, drafted and accepted ones, of a reply that is gone on with."""
-    return (reply.tokens or 0, reply.drafted or 0, reply.accepted or 0) if reply else (0, 0, 0)
+def _drafted(message: Message | None) -> int:
+    return (message.drafted or 0) if message else 0
+
+
+def _accepted(message: Message | None) -> int:
+    return (message.accepted or 0) if message else 0

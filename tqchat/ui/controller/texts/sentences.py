@@ -1,4 +1,4 @@
-"""What happened, in one line."""
+"""Sentences about engine events."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from tqchat.ui import figures
 
 
 def opened(event: events.Opened) -> str | None:
-    """How much of a conversation's cache came back; ``None`` where there was nothing to bring back."""
+    """How much of a cache was restored; ``None`` if there was none."""
     if event.reason:
         return event.reason
     return f"Restored {figures.tokens(event.restored)}, nothing re-read." if event.restored else None
 
 
 def scheme_changed(event: events.SchemeChanged) -> str:
-    """What a change of scheme did, how long it took and what it saved."""
+    """What a scheme change converted, its time and the sizes before and after."""
     did = "Re-read" if event.reread else "Converted"
     sentence = (
         f"{did} {figures.tokens(event.tokens)} from {event.previous} to {event.scheme} in "
@@ -27,6 +27,6 @@ def scheme_changed(event: events.SchemeChanged) -> str:
 
 
 def ending(reason: events.StopReason) -> str | None:
-    """Why a reply ended, where it did not end by itself or by the person."""
+    """Why a reply was cut off; ``None`` if it ended by itself or the user stopped it."""
     endings = {"length": "cut at the length limit", "context": "cut: the context is full"}
     return (endings | {"memory": "cut: the cache has reached its memory budget"}).get(reason)

@@ -28,7 +28,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 class Splitter:
-    """``split`` for text that arrives in pieces."""
+    """``split`` for streamed text."""
 
     def __init__(self) -> None:
         self._held = ""
