@@ -59,6 +59,6 @@ def test_a_database_error_in_an_event_is_shown_and_the_next_job_starts(
 
     monkeypatch.setattr(rig.chat.caches, "record", full)
     rig.engine.done("Yes.")
-    assert rig.view.said[-1][0] == "error" and "no room left" in rig.view.said[-1][1]
+    assert rig.view.said[-1][0] == "error" and "is full" in rig.view.said[-1][1]
     assert [sent.messages[0].content for sent in rig.engine.sent()] == ["First", "Second"]
     assert rig.chat.work.reply is not None and rig.chat.work.reply.conversation_id != first.id

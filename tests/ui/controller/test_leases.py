@@ -18,7 +18,7 @@ def test_leases_that_are_not_in_use_are_released(tmp_path: Path) -> None:
     assert leases.acquire("a") is None and leases.acquire("b") is None
     assert leases.acquire("a") is None, "held already"
     leases.release_unused()
-    assert files.holder_pid("a") is not None and files.holder("b") is None
+    assert files.holder_pid("a") is not None and files.holder_pid("b") is None
     leases.release_all()
     assert files.holder_pid("a") is None
 

@@ -145,7 +145,7 @@ def test_a_message_that_cannot_be_written_is_not_sent(rig: Rig, monkeypatch: pyt
 
     monkeypatch.setattr(rig.database, "add_message", full)
     assert not rig.chat.turns.send("Hello")
-    assert rig.view.said[-1][0] == "error" and "no room left" in rig.view.said[-1][1]
+    assert rig.view.said[-1][0] == "error" and "is full" in rig.view.said[-1][1]
     assert rig.engine.sent() == []
 
 
