@@ -1,14 +1,14 @@
-"""What must be so before MLX is imported; ``conftest`` imports this first."""
+"""Environment variables that must be set before MLX is imported; ``conftest`` imports this first."""
 
 from __future__ import annotations
 
 import os
 
-# Two cores, two workers: more threads than that only get into each other's way.
+# Tests run in two workers on two cores; more BLAS threads only compete.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# On CUDA, MLX multiplies float32 matrices in TF32 unless told otherwise; tests compare to float32 rounding.
+# On CUDA, MLX uses TF32 for float32 matrices by default; tests compare at float32 precision.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# A test that reaches for the network is a mistake, and should fail at once rather than wait.
+# Network access in a test is a mistake and must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tqchat.engine import backend

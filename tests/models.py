@@ -1,4 +1,4 @@
-"""Real models, only tiny: folders that load as any other does."""
+"""Tiny random models as folders that load like real ones."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def tiny_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     """Write a llama with random weights (float16), the starter's tokenizer and its chat template.
 
     Args:
-        folder: where to; made if it is not there.
-        seed: of the weights.
-        changes: what differs from ``LLAMA`` in ``config.json``.
+        folder: Where to write; created if missing.
+        seed: Random seed of the weights.
+        changes: Values of ``config.json`` that differ from ``LLAMA``.
     """
     import mlx.core as mx
     from mlx.utils import tree_flatten
@@ -47,7 +47,7 @@ def tiny_llama(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     weights = {name: array.astype(mx.float16) for name, array in tree_flatten(model.parameters())}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    # Greedy: a random model's sampled words are no use to anyone.
+    # Greedy decoding makes tests deterministic.
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 0], "do_sample": False}))
     for name in TOKENIZER_FILES:
         shutil.copy(bundled("starter") / name, folder / name)

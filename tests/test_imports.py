@@ -159,5 +159,11 @@ def test_engine_runs_without_a_screen() -> None:
     assert not any(name.startswith(("textual", "tqchat.ui")) for name in loaded)
 
 
+def test_the_controller_runs_without_a_screen() -> None:
+    controller = [name for name in in_room("ui") if name.startswith("tqchat.ui.controller")]
+    assert "tqchat.ui.controller.controller" in controller
+    assert not any(name.split(".")[0] in ("textual", *HEAVY) for name in loaded_by(*controller))
+
+
 def test_the_command_line_does_not_load_textual_to_answer() -> None:
     assert not any(name.startswith("textual") for name in loaded_by("tqchat.cli", "tqchat.commands.run"))

@@ -26,7 +26,7 @@ def test_home_variable_moves_every_location(home: Path) -> None:
         assert place.is_relative_to(home)
 
 
-def test_a_relative_or_tilde_home_is_made_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_relative_or_tilde_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TQCHAT_HOME", "~/chat")
     assert paths.locate().data_dir == tmp_path / "chat" / "data"
@@ -35,7 +35,9 @@ def test_a_relative_or_tilde_home_is_made_whole(monkeypatch: pytest.MonkeyPatch,
     assert paths.locate().data_dir == tmp_path / "chat" / "data"
 
 
-def test_without_the_variable_the_platform_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_the_variable_platform_folders_are_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("TQCHAT_HOME")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "c"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "d"))
@@ -43,12 +45,12 @@ def test_without_the_variable_the_platform_decides(monkeypatch: pytest.MonkeyPat
     assert paths.locate().database == tmp_path / "d" / "tqchat" / "tqchat.db"
 
 
-def test_looking_creates_nothing(home: Path) -> None:
+def test_locate_creates_nothing(home: Path) -> None:
     paths.locate()
     assert not home.exists()
 
 
-def test_ensure_makes_folders_for_their_owner_only(home: Path) -> None:
+def test_ensure_creates_private_folders(home: Path) -> None:
     previous = os.umask(0)
     try:
         (home / "data").mkdir(parents=True, mode=0o755)
@@ -60,18 +62,20 @@ def test_ensure_makes_folders_for_their_owner_only(home: Path) -> None:
         assert mode(folder) == 0o700
 
 
-def test_a_file_in_the_way_is_named(home: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_named(home: Path) -> None:
     home.write_text("in the way")
     with pytest.raises(paths.UnusableFolder, match=r"config.*cannot be used.*TQCHAT_HOME"):
         paths.locate().ensure()
 
 
-def test_bundled_resources_are_there() -> None:
+def test_bundled_resources_exist() -> None:
     assert (paths.bundled("starter") / "model.safetensors").is_file()
     assert list(paths.bundled("themes").glob("*.toml"))
 
 
-def test_resources_inside_the_package_go_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_resources_inside_the_package_take_precedence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "tqchat" / "themes").mkdir(parents=True)
     (tmp_path / "themes").mkdir()
     monkeypatch.setattr(paths, "_PACKAGE", tmp_path / "tqchat")

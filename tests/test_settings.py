@@ -23,15 +23,15 @@ def problem(paths: Paths, text: str) -> str:
     return str(raised.value)
 
 
-def test_no_file_means_the_defaults(paths: Paths) -> None:
+def test_without_a_file_the_defaults_apply(paths: Paths) -> None:
     assert settings.load(paths) == Settings()
 
 
-def test_the_default_theme_is_shipped() -> None:
+def test_the_default_theme_is_bundled() -> None:
     assert (bundled("themes") / f"{Settings().theme}.toml").is_file()
 
 
-def test_values_arrive_and_become_sampling(paths: Paths) -> None:
+def test_values_are_loaded_and_become_sampling(paths: Paths) -> None:
     write(
         paths,
         """
@@ -70,13 +70,13 @@ def test_values_arrive_and_become_sampling(paths: Paths) -> None:
         ("theme = 1 2", ["not valid TOML", "line 1"]),
     ],
 )
-def test_what_is_not_allowed_is_named_with_what_is(paths: Paths, line: str, words: list[str]) -> None:
+def test_an_invalid_value_is_named_with_the_allowed_ones(paths: Paths, line: str, words: list[str]) -> None:
     sentence = problem(paths, line)
     for word in words:
         assert word in sentence
 
 
-def test_a_file_of_other_bytes_is_named(paths: Paths) -> None:
+def test_a_file_that_is_not_utf8_is_named(paths: Paths) -> None:
     paths.config_file.write_bytes(b"theme = '\xff'")
     with pytest.raises(SettingsError, match="UTF-8"):
         settings.load(paths)
@@ -95,20 +95,20 @@ def test_state_survives_a_restart(paths: Paths) -> None:
     assert stat.S_IMODE(paths.state_file.stat().st_mode) == 0o600
 
 
-def test_damaged_state_is_as_on_the_first_run(paths: Paths) -> None:
+def test_damaged_state_is_ignored(paths: Paths) -> None:
     for content in (b"", b"\x00\x00\x00", b"conversation = ", b'conversation = 7\nsidebar = "no"\nother = 1'):
         paths.state_file.write_bytes(content)
         assert State.load(paths) == State()
 
 
-def test_state_that_cannot_be_written_is_only_forgotten(paths: Paths) -> None:
+def test_state_that_cannot_be_written_is_not_an_error(paths: Paths) -> None:
     paths.state_dir.rmdir()
     paths.state_dir.write_text("in the way")
     assert not State(conversation="abc").save(paths)
     assert State.load(paths) == State()
 
 
-def test_a_failed_write_leaves_the_old_state_and_no_litter(
+def test_a_failed_write_keeps_the_old_state_and_leaves_no_temporary_file(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     State(conversation="old").save(paths)

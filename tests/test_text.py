@@ -29,13 +29,13 @@ def is_safe(text: str) -> bool:
 
 
 @pytest.mark.parametrize(("text", "wanted"), HOSTILE)
-def test_nothing_steers_the_terminal(text: str, wanted: str) -> None:
+def test_escape_sequences_are_removed(text: str, wanted: str) -> None:
     assert printable(text) == wanted
     assert is_safe(printable(text))
 
 
 @pytest.mark.parametrize(("text", "wanted"), HOSTILE)
-def test_pieces_come_out_as_the_whole_does(text: str, wanted: str) -> None:
+def test_streamed_text_equals_the_whole(text: str, wanted: str) -> None:
     for size in (1, 2, 3):
         stream = PrintableStream()
         pieces = [stream.feed(text[i : i + size]) for i in range(0, len(text), size)]
@@ -44,15 +44,15 @@ def test_pieces_come_out_as_the_whole_does(text: str, wanted: str) -> None:
         assert is_safe(shown)
 
 
-def test_a_string_that_never_ends_does_not_swallow_the_reply() -> None:
+def test_an_unterminated_string_sequence_does_not_swallow_the_reply() -> None:
     stream = PrintableStream()
     shown = "".join(stream.feed(piece) for piece in ["\x1b]0;", *["word "] * 200])
     assert shown.count("word") > 100
 
 
-def test_plain_text_is_not_held_back() -> None:
+def test_plain_text_is_not_delayed() -> None:
     assert PrintableStream().feed("hello") == "hello"
 
 
-def test_one_line_is_one_line() -> None:
+def test_one_line_joins_lines() -> None:
     assert one_line(" a\n\x1b[31m b\t\u2028c ") == "a b c"

@@ -1,4 +1,4 @@
-"""``python -m tqchat`` does what ``tqchat`` does."""
+"""``python -m tqchat``."""
 
 import sys
 

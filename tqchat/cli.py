@@ -1,4 +1,4 @@
-"""The command line: reads the arguments, hands over to one command, turns what goes wrong into a sentence."""
+"""The command line: parses arguments, runs one command, and prints errors as one sentence."""
 
 from __future__ import annotations
 
@@ -14,136 +14,182 @@ from tqchat.commands import lab
 from tqchat.errors import TqchatError
 from tqchat.text import printable
 
-FAILED = 1
-INTERRUPTED = 130
-BROKEN_PIPE = 141
+_ID_HELP = "id of the conversation, or a unique prefix of it"
+_EPILOG = """\
+`tqchat COMMAND --help` describes the options of a command. `run` takes the options above
+too; `serve` uses --model and --scheme if they precede it. Settings are read from
+config.toml, whose location `tqchat locate` prints; options override them.
+Set TQCHAT_HOME to keep all of tqchat's files in one folder.
+
+Exit codes: 0 success, 1 failure, 2 invalid option, setting or input,
+130 interrupted, 141 output closed by the reader."""
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tqchat`` with these arguments (the process's own by default) and return its exit code."""
-    _never_fail_to_print()
+    _replace_unencodable_characters()
     options = _parser().parse_args(arguments)
     try:
         code = _dispatch(options)
         sys.stdout.flush()
     except TqchatError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("Interrupted.")
-        return INTERRUPTED
+        _print_error("Interrupted.")
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader left, as `head` does.
-        _drop_output()
-        return BROKEN_PIPE
+        # The reader closed the pipe, like `head` does.
+        _discard_output()
+        return EXIT_BROKEN_PIPE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
-        _drop_output()
-        _complain(f"Writing failed ({(error.strerror or str(error)).lower()}); free some room and try again.")
-        return FAILED
+        _discard_output()
+        _print_error(
+            f"Writing failed ({(error.strerror or str(error)).lower()}); free some space and try again."
+        )
+        return EXIT_FAILED
     return code
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tqchat",
-        description="Chat with a local model, over a compressed KV cache. Without a command the app opens.",
+        description="Chat with a local model over a compressed KV cache. Without a command, the app opens.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"tqchat {__version__}")
     parser.add_argument(
-        "--model", metavar="MODEL", help="a folder or a Hugging Face repo id; default: the starter"
+        "--version", action="version", version=f"tqchat {__version__}", help="print the version and exit"
     )
-    parser.add_argument(
-        "--scheme", metavar="SCHEME", help="cache scheme of new conversations, such as turbo0v4, or auto"
-    )
-    _add_speed(parser)
-    commands = parser.add_subparsers(dest="command", metavar="command")
+    _add_model_options(parser)
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
-    run = commands.add_parser("run", help="answer one question and leave", allow_abbrev=False)
-    run.add_argument("question", nargs="?", help="what to ask; read from standard input if absent or -")
-    # SUPPRESS: the options may stand before or behind the command, and silence behind it must not undo them.
+    run = _add_command(commands, "run", "answer one question on standard output and exit")
+    run.add_argument("question", nargs="?", help="the question; read from standard input if omitted or -")
+    # SUPPRESS: the options are accepted before and after the command; without it, the defaults of those
+    # after it would overwrite the values given before it.
+    _add_model_options(run, default=argparse.SUPPRESS)
+    run.add_argument("--max-tokens", metavar="N", type=int, help="maximum length of the reply in tokens")
     run.add_argument(
-        "--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a Hugging Face repo id"
+        "--temperature",
+        metavar="T",
+        type=float,
+        help="sampling temperature; 0 always takes the most likely token",
     )
     run.add_argument(
-        "--scheme",
-        metavar="SCHEME",
-        default=argparse.SUPPRESS,
-        help="cache scheme, such as turbo0v4, or auto",
+        "--seed", metavar="N", type=int, help="random seed; the same seed repeats the same reply"
     )
-    _add_speed(run, default=argparse.SUPPRESS)
-    run.add_argument("--max-tokens", metavar="N", type=int, help="longest reply, in tokens")
-    run.add_argument("--temperature", metavar="T", type=float, help="0 always takes the likeliest token")
-    run.add_argument("--seed", metavar="N", type=int, help="draw the same reply again")
     run.add_argument(
-        "--json", action="store_true", help="print one JSON object: reply, tokens, speed and memory"
+        "--json", action="store_true", help="print one JSON object with reply, tokens, speed and memory"
     )
 
-    commands.add_parser("ls", help="list the conversations")
-    show = commands.add_parser("show", help="print a conversation as plain text")
-    show.add_argument("id", help="the conversation's id, or as much of its beginning as is unique")
-    search = commands.add_parser("search", help="find what was said", allow_abbrev=False)
+    _add_command(commands, "ls", "list the conversations, most recent first")
+    show = _add_command(commands, "show", "print a conversation as plain text")
+    show.add_argument("id", help=_ID_HELP)
+
+    search = _add_command(commands, "search", "search titles and messages of all conversations")
     search.add_argument(
-        "text",
-        nargs="+",
-        help="words that must all be there, in any order; '\"two words\"' are kept together",
+        "text", nargs="+", help="words that must all occur, in any order; '\"two words\"' searches a phrase"
     )
-    search.add_argument("--limit", metavar="N", type=int, default=20, help="most results, 20 by default")
-    export = commands.add_parser("export", help="write conversations to a file", allow_abbrev=False)
+    search.add_argument(
+        "--limit", metavar="N", type=int, default=20, help="maximum number of results (default: 20)"
+    )
+
+    export = _add_command(commands, "export", "write conversations to a file or to standard output")
     which = export.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "id", nargs="?", help="the conversation's id, or as much of its beginning as is unique"
-    )
-    which.add_argument("--all", action="store_true", help="every conversation")
+    which.add_argument("id", nargs="?", help=f"{_ID_HELP}; give an id or --all")
+    which.add_argument("--all", action="store_true", help="export all conversations")
     export.add_argument(
         "--format",
         choices=("md", "json"),
-        help="md to read the branch that is shown (the default), json to keep everything",
+        help="md: Markdown of the shown branch; json: everything, for `tqchat import` "
+        "(default: json if FILE ends in .json, else md)",
     )
     export.add_argument(
-        "-o", "--output", metavar="FILE", help="the file; without it, or with -, standard output"
+        "-o", "--output", metavar="FILE", help="file to write; standard output if omitted or -"
     )
-    imports = commands.add_parser("import", help="read conversations from a JSON export")
-    imports.add_argument("file", metavar="FILE", help="the file; - is standard input")
-    commands.add_parser("locate", help="print where everything is kept")
-    commands.add_parser("doctor", help="say what was found on this machine and what would make it faster")
-    serve = commands.add_parser("serve", help="the app in a browser, on this machine", allow_abbrev=False)
-    serve.add_argument("--host", default="127.0.0.1", help="address; only this machine by default")
-    serve.add_argument("--port", type=int, default=8043, help="8043 by default")
+
+    imports = _add_command(commands, "import", "add conversations from a JSON export")
+    imports.add_argument("file", metavar="FILE", help="the file; - reads standard input")
+
+    _add_command(commands, "locate", "print where settings, conversations, caches and models are stored")
+    _add_command(
+        commands,
+        "doctor",
+        "check the installation and suggest what would make it faster; exits 1 on problems",
+    )
+
+    serve = _add_command(commands, "serve", "serve the app to a browser on this machine until Ctrl+C")
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, reachable from this machine only)",
+    )
+    serve.add_argument("--port", type=int, default=8043, help="port to listen on (default: 8043)")
+
     _add_cache(commands)
     lab.add_parser(commands)
     return parser
 
 
-def _add_speed(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def _add_command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+) -> argparse.ArgumentParser:
+    """Add a command whose summary is also the first line of its own help."""
+    description = f"{summary[0].upper()}{summary[1:]}."
+    return commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+
+
+def _add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        default=default,
+        help="model folder or Hugging Face repo id (default: from the settings, else the bundled model)",
+    )
+    parser.add_argument(
+        "--scheme",
+        metavar="SCHEME",
+        default=default,
+        help="cache scheme of new conversations, such as turbo0v4, or auto; `tqchat lab schemes` lists all",
+    )
     parser.add_argument(
         "--draft",
         metavar="MODEL",
         default=default,
-        help="a small model of the same vocabulary to propose tokens",
+        help="draft model: a small model with the same vocabulary that proposes tokens (same reply, faster)",
     )
     parser.add_argument(
         "--pack-prompts",
         action="store_true",
         default=default or False,
-        help="compress prompts while they are read: a smaller peak",
+        help="compress prompts during prefill, which lowers peak memory",
     )
 
 
 def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    cache = commands.add_parser("cache", help="list the saved caches, or remove some", allow_abbrev=False)
-    below = cache.add_subparsers(dest="cache_command", metavar="what")
-    below.add_parser("list", help="sizes, tokens, schemes and ages, which `tqchat cache` alone does too")
-    prune = below.add_parser("prune", help="remove what is over the budget, least recently used first")
-    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
-    wipe = below.add_parser("wipe", help="remove all of them; the conversations stay")
-    wipe.add_argument("--yes", action="store_true", help="do not ask")
+    cache = _add_command(commands, "cache", "list, prune or delete the KV caches saved on disk")
+    below = cache.add_subparsers(dest="cache_command", metavar="command", title="commands")
+    _add_command(below, "list", "list size, tokens, scheme, age and conversation of each cache (the default)")
+    prune = _add_command(
+        below,
+        "prune",
+        "delete caches without a conversation, then the least recently used ones over the budget",
+    )
+    prune.add_argument("--dry-run", action="store_true", help="list what would be deleted, delete nothing")
+    wipe = _add_command(below, "wipe", "delete all saved caches; the conversations stay")
+    wipe.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _dispatch(options: argparse.Namespace) -> int:
-    # Each command is imported when it is chosen: `tqchat ls` has no use for Textual.
+    # Import only the chosen command: `tqchat ls` does not need Textual.
     match options.command:
         case "run":
             from tqchat.commands import run
@@ -210,18 +256,18 @@ def _dispatch(options: argparse.Namespace) -> int:
             )
 
 
-def _drop_output() -> None:
-    # Else Python tries once more at exit, and says so.
+def _discard_output() -> None:
+    # Otherwise Python flushes again at exit and reports the error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(sentence: str) -> None:
+def _print_error(sentence: str) -> None:
     with contextlib.suppress(OSError):
         print(f"tqchat: {printable(sentence)}", file=sys.stderr)
 
 
-def _never_fail_to_print() -> None:
-    # A reply may hold what the terminal's encoding lacks; a question mark there is better than no reply.
+def _replace_unencodable_characters() -> None:
+    # A reply may contain characters outside the terminal's encoding.
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

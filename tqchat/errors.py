@@ -1,12 +1,12 @@
-"""The root of every error that tqchat shows to a person."""
+"""Base class of all errors that tqchat shows to the user."""
 
 from __future__ import annotations
 
 
 class TqchatError(Exception):
-    """Something a person can act on: the message is one plain sentence, shown as it stands.
+    """An error whose message is shown to the user as it is: what happened and what to do.
 
-    ``exit_code`` is what the command line leaves with.
+    ``exit_code`` is the exit code of the command line.
     """
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Writing small files so that a reader finds the old content or the new, never half of one."""
+"""Atomic writes of small files."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step, on disk before this returns. The mode is 0600.
+    """Replace a file's content atomically and flush it to disk. The mode is 0600.
 
     Raises:
-        OSError: if it cannot be written; the old file is then whole.
+        OSError: if writing fails; the old file is then intact.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)

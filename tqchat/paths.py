@@ -1,4 +1,4 @@
-"""Every location that tqchat reads or writes. ``TQCHAT_HOME`` puts all of them below one folder."""
+"""All locations that tqchat reads or writes. ``TQCHAT_HOME`` moves them into one folder."""
 
 from __future__ import annotations
 
@@ -23,29 +23,32 @@ _RESOURCES = {
 
 
 class UnusableFolder(TqchatError):
-    """A folder that tqchat needs cannot be made or entered."""
+    """A required folder cannot be created or accessed."""
 
     def __init__(self, folder: Path, error: OSError) -> None:
         reason = (error.strerror or str(error)).lower()
         super().__init__(
             f"The folder {folder} cannot be used ({reason}); "
-            f"make it writable or set {HOME_VARIABLE} to another one."
+            f"make it writable, or set {HOME_VARIABLE} to another folder."
         )
 
 
 class MissingResource(TqchatError):
-    """The installation lacks a file that is shipped with it."""
+    """A bundled file is missing from the installation."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"This installation has no {name!r} files; install tqchat again.")
+        super().__init__(f"The installation is incomplete: its {name!r} files are missing. Reinstall tqchat.")
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where things are. Nothing is created by looking.
+    """Locations of files and folders. Reading a property creates nothing.
 
-    ``config_dir`` is the user's and never written by the app, ``state_dir`` the app's own; ``data_dir``
-    holds what must not be lost, ``cache_dir`` what can be deleted at any time.
+    Attributes:
+        config_dir: The user's settings; never written by the app.
+        state_dir: State of the app.
+        data_dir: Conversations and presets, which cannot be regenerated.
+        cache_dir: Saved caches, which can be deleted at any time.
     """
 
     config_dir: Path
@@ -66,29 +69,29 @@ class Paths:
 
     @property
     def state_file(self) -> Path:
-        """What the app remembers between runs."""
+        """State of the app between runs."""
         return self.state_dir / "state.toml"
 
     @property
     def database(self) -> Path:
-        """Conversations and messages."""
+        """The transcript database."""
         return self.data_dir / "tqchat.db"
 
     @property
     def presets(self) -> Path:
-        """The user's own presets of sampling and system prompt."""
+        """The user's presets of sampling and system prompt."""
         return self.data_dir / "presets.toml"
 
     @property
     def caches(self) -> Path:
-        """Compressed caches, one folder for each conversation."""
+        """Saved KV caches, one folder per conversation."""
         return self.cache_dir / "conversations"
 
     def ensure(self) -> None:
-        """Make the folders, readable by their owner only.
+        """Create the folders, accessible to their owner only.
 
         Raises:
-            UnusableFolder: if one cannot be made.
+            UnusableFolder: if one cannot be created.
         """
         for folder in (
             self.config_dir,
@@ -102,10 +105,10 @@ class Paths:
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make a folder (and its parents) with mode 0700; a looser one that exists is tightened.
+    """Create a folder and its parents with mode 0700; an existing folder's mode is restricted to that.
 
     Raises:
-        UnusableFolder: if that cannot be done.
+        UnusableFolder: if it cannot be created or changed.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,7 +119,7 @@ def make_private_folder(folder: Path) -> None:
 
 
 def locate() -> Paths:
-    """The locations for this process: below ``TQCHAT_HOME`` if that is set, else the platform's own."""
+    """This process's locations: in ``TQCHAT_HOME`` if set, else the platform's standard folders."""
     home = os.environ.get(HOME_VARIABLE)
     if home:
         root = Path(home).expanduser().absolute()
@@ -132,7 +135,7 @@ def locate() -> Paths:
 
 
 def bundled(name: Literal["themes", "starter", "starter-profile"]) -> Path:
-    """A folder or file shipped with tqchat: inside the package once installed, beside it in a checkout.
+    """Path of a bundled folder or file: inside the installed package, beside it in a checkout.
 
     Raises:
         MissingResource: if it is in neither place.

@@ -1,4 +1,4 @@
-"""``tqchat`` on a real (pseudo) terminal, where it must refuse to open: a sentence, not a screen."""
+"""``tqchat`` on a pseudo-terminal when it cannot open: one sentence, exit code, no escape sequences."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ pty = pytest.importorskip("pty")
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
-    """The exit code of `tqchat`, and what the terminal got to see of it."""
-    ours, its = pty.openpty()
+    """Run tqchat on a pseudo-terminal; returns its exit code and output."""
+    controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "tqchat", *arguments]
     env = os.environ | {"TERM": "xterm-256color"} | environment
-    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=env) as process:
-        os.close(its)
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=env) as process:
+        os.close(terminal)
         shown = b""
         try:
-            while piece := os.read(ours, 65536):
+            while piece := os.read(controller, 65536):
                 shown += piece
         except OSError:
-            pass  # How Linux says that the other end is closed.
+            pass  # Linux reports a closed terminal as EIO.
         code = process.wait(timeout=60)
-    os.close(ours)
+    os.close(controller)
     return code, shown.decode()
 
 
@@ -51,7 +51,7 @@ def test_corrupt_config(paths: Paths) -> None:
     assert "max_tokens is 'many'" in refuses(2)
 
 
-def test_a_database_from_a_newer_version(paths: Paths) -> None:
+def test_a_database_of_a_newer_version(paths: Paths) -> None:
     Database(paths.database).close()
     with sqlite3.connect(paths.database) as other:
         other.execute("PRAGMA user_version = 99")
@@ -59,11 +59,11 @@ def test_a_database_from_a_newer_version(paths: Paths) -> None:
     assert "newer tqchat" in refuses(1)
 
 
-def test_a_folder_that_cannot_be_made(paths: Paths) -> None:
+def test_a_folder_that_cannot_be_created(paths: Paths) -> None:
     paths.log_dir.rmdir()
     paths.log_dir.write_text("in the way")
     assert str(paths.log_dir) in refuses(1)
 
 
-def test_a_terminal_that_cannot_be_drawn_on() -> None:
+def test_a_dumb_terminal() -> None:
     assert "tqchat run" in refuses(2, TERM="dumb")

@@ -17,7 +17,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def fails(capsys: Captured, code: int, *arguments: str) -> str:
-    """The one sentence on standard error of a command that must fail so."""
+    """Run a command that must fail with this exit code; returns its one line on standard error."""
     assert main(arguments) == code
     output = capsys.readouterr()
     assert output.out == ""
@@ -33,14 +33,14 @@ def test_version(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"tqchat {tqchat.__version__}\n"
 
 
-def test_an_unknown_option_is_said_in_a_line_with_usage(capsys: Captured) -> None:
+def test_an_unknown_option_prints_usage(capsys: Captured) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--nonsense"])
     assert left.value.code == 2
     assert "--nonsense" in capsys.readouterr().err
 
 
-def test_without_a_terminal_the_way_to_run_is_shown(capsys: Captured, home: Path) -> None:
+def test_without_a_terminal_the_error_names_tqchat_run(capsys: Captured, home: Path) -> None:
     assert "tqchat run" in fails(capsys, 2)
     assert not home.exists()
 
@@ -56,12 +56,12 @@ def test_unknown_scheme(capsys: Captured) -> None:
         assert "turbo0v4" in sentence
 
 
-def test_a_corrupt_config_is_named(capsys: Captured, paths: Paths) -> None:
+def test_an_invalid_config_file_is_named(capsys: Captured, paths: Paths) -> None:
     paths.config_file.write_text("scheme = [", "utf-8")
     assert str(paths.config_file) in fails(capsys, 2, "run", "hi")
 
 
-def test_ls_before_anything_creates_nothing(capsys: Captured, home: Path) -> None:
+def test_ls_without_a_database_creates_nothing(capsys: Captured, home: Path) -> None:
     assert main(["ls"]) == 0
     assert "No conversations yet" in capsys.readouterr().out
     assert not home.exists()
@@ -86,18 +86,18 @@ def test_ls_and_show(capsys: Captured, paths: Paths) -> None:
     assert shown.endswith(", stopped]\nAn animal.\n\nRed.\n")
 
 
-def test_show_what_is_not_there(capsys: Captured, paths: Paths) -> None:
+def test_show_an_unknown_conversation(capsys: Captured, paths: Paths) -> None:
     assert "tqchat ls" in fails(capsys, 2, "show", "abc")
     Database(paths.database).close()
     assert "tqchat ls" in fails(capsys, 2, "show", "abc")
 
 
-def test_a_damaged_database_is_one_sentence(capsys: Captured, paths: Paths) -> None:
+def test_a_damaged_database_is_reported(capsys: Captured, paths: Paths) -> None:
     paths.database.write_bytes(b"no database " * 1000)
     assert str(paths.database) in fails(capsys, 1, "ls")
 
 
-def test_locate_names_every_location(capsys: Captured, paths: Paths) -> None:
+def test_locate_prints_all_locations(capsys: Captured, paths: Paths) -> None:
     assert main(["locate"]) == 0
     shown = capsys.readouterr().out
     for place in (
@@ -128,7 +128,7 @@ def test_an_option_out_of_range(capsys: Captured, option: str, value: str) -> No
     assert option in fails(capsys, 2, "run", "hi", f"{option}={value}")
 
 
-def test_a_reader_that_leaves_is_no_error(paths: Paths) -> None:
+def test_a_closed_pipe_exits_with_141(paths: Paths) -> None:
     with Database(paths.database) as database:
         conversation = database.create("t", None, "fp16")
         database.add_message(conversation.id, "user", "x" * 1_000_000)
@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_is_no_error(paths: Paths) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_to_a_full_disk_is_one_sentence() -> None:
+def test_output_to_a_full_disk_is_reported() -> None:
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
             [sys.executable, "-m", "tqchat", "locate"], stdout=full, stderr=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ from tqchat.paths import Paths
 Captured = pytest.CaptureFixture[str]
 
 
-def test_a_sound_machine_is_described(capsys: Captured, paths: Paths) -> None:
+def test_doctor_lists_versions_and_locations(capsys: Captured, paths: Paths) -> None:
     assert main(["doctor"]) == 0
     shown = capsys.readouterr().out
     rows = dict(line.split(maxsplit=1) for line in shown.splitlines() if line and not line.startswith(" "))
@@ -23,7 +23,7 @@ def test_a_sound_machine_is_described(capsys: Captured, paths: Paths) -> None:
     assert {"device", "blas", "settings", "caches"} <= rows.keys()
 
 
-def test_what_is_broken_is_listed_and_the_rest_still_shown(capsys: Captured, paths: Paths) -> None:
+def test_problems_are_listed_after_the_other_rows(capsys: Captured, paths: Paths) -> None:
     paths.config_file.write_text("model = '/no/where'", "utf-8")
     assert main(["doctor"]) == 1
     assert "'/no/where'" in capsys.readouterr().out
@@ -32,6 +32,6 @@ def test_what_is_broken_is_listed_and_the_rest_still_shown(capsys: Captured, pat
     assert main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "backend" in shown
-    problems = shown[shown.index("To put right:") :]
+    problems = shown[shown.index("Problems to fix:") :]
     assert str(paths.config_file) in problems
     assert str(paths.database) in problems

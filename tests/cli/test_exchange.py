@@ -17,7 +17,7 @@ from tqchat.store.database import Database
 
 @pytest.fixture
 def talk(paths: Paths) -> str:
-    """The id of a conversation that tries to steer the terminal."""
+    """Id of a conversation with escape sequences in its title and messages."""
     with Database(paths.database) as database:
         conversation = database.create("Foxes\x1b]0;owned\x07", None, "auto")
         database.add_message(conversation.id, "user", "What is\x1b[2J a vixen? 狐狸")
@@ -43,7 +43,7 @@ def test_search(capsys: Captured, talk: str) -> None:
     assert capsys.readouterr().out == "Nothing was found.\n"
 
 
-def test_a_terminal_gets_the_words_in_bold(monkeypatch: pytest.MonkeyPatch, talk: str) -> None:
+def test_matches_are_bold_on_a_terminal(monkeypatch: pytest.MonkeyPatch, talk: str) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
@@ -55,14 +55,16 @@ def test_a_terminal_gets_the_words_in_bold(monkeypatch: pytest.MonkeyPatch, talk
     assert "\x1b" not in terminal.getvalue()
 
 
-def test_a_search_that_cannot_be(capsys: Captured, home: Path) -> None:
+def test_an_invalid_search(capsys: Captured, home: Path) -> None:
     assert "nothing to search" in fails(capsys, 2, "search", " ")
     assert "--limit" in fails(capsys, 2, "search", "x", "--limit", "0")
     assert main(["search", "x"]) == 0
     assert not home.exists()
 
 
-def test_export_to_read(capsys: Captured, monkeypatch: pytest.MonkeyPatch, talk: str, tmp_path: Path) -> None:
+def test_export_as_markdown(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, talk: str, tmp_path: Path
+) -> None:
     assert main(["export", talk[:6]]) == 0
     piped = capsys.readouterr().out
     assert piped.startswith("# Foxes\n\n*2") and "## You\n\nWhat is\x1b[2J a vixen? 狐狸\n" in piped
@@ -89,7 +91,7 @@ def test_export_and_import_all(
     assert json.loads(printed)["conversations"][0]["messages"][0]["content"] == "What is\x1b[2J a vixen? 狐狸"
 
     assert main(["import", str(file)]) == 0
-    assert "is here already" in capsys.readouterr().out
+    assert "already here" in capsys.readouterr().out
     monkeypatch.setenv("TQCHAT_HOME", str(tmp_path / "another"))
     assert main(["import", str(file)]) == 0
     assert capsys.readouterr().out == f"{talk[:8]}  Foxes\n1 imported, 0 already here.\n"
@@ -100,7 +102,7 @@ def test_export_and_import_all(
     assert capsys.readouterr().out.endswith("0 imported, 1 already here.\n")
 
 
-def test_what_cannot_be_exported_or_imported(capsys: Captured, paths: Paths, tmp_path: Path) -> None:
+def test_failing_exports_and_imports(capsys: Captured, paths: Paths, tmp_path: Path) -> None:
     assert "no conversations to export" in fails(capsys, 1, "export", "--all")
     assert "tqchat ls" in fails(capsys, 2, "export", "abc")
     with Database(paths.database) as database:
@@ -118,7 +120,7 @@ def test_what_cannot_be_exported_or_imported(capsys: Captured, paths: Paths, tmp
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_an_export_to_a_full_disk_is_one_sentence(talk: str) -> None:
+def test_an_export_to_a_full_disk_is_reported(talk: str) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tqchat", "export", talk, "-o", "/dev/full"], capture_output=True, text=True
     )

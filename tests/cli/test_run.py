@@ -35,13 +35,13 @@ def shape_of(value: object) -> object:
 
 
 def run(capsys: Captured, folder: Path, *arguments: str) -> str:
-    """What `tqchat run` prints for the tiny model, drawn the same way every time."""
+    """Output of `tqchat run` with the tiny model and greedy sampling."""
     common = ["--model", str(folder), "--temperature", "0", "--max-tokens", "12"]
     assert main(["run", *arguments, *common]) == 0
     return capsys.readouterr().out
 
 
-def test_json_is_one_object_of_the_promised_form(capsys: Captured, llama_folder: Path) -> None:
+def test_json_output_has_the_documented_keys(capsys: Captured, llama_folder: Path) -> None:
     printed = run(capsys, llama_folder, "hello", "--json", "--scheme", "turbo0v4")
     assert printed.count("\n") == 1
     answer = json.loads(printed)
@@ -54,14 +54,14 @@ def test_json_is_one_object_of_the_promised_form(capsys: Captured, llama_folder:
     assert 0 < answer["memory"]["bytes"] <= answer["memory"]["allocated_bytes"]
 
 
-def test_plain_output_is_the_reply_and_no_more(capsys: Captured, llama_folder: Path) -> None:
+def test_plain_output_is_the_reply_only(capsys: Captured, llama_folder: Path) -> None:
     plain = run(capsys, llama_folder, "hello")
     reply = json.loads(run(capsys, llama_folder, "hello", "--json"))["reply"]
     assert plain.strip() == reply.strip()
     assert plain.endswith("\n")
 
 
-def test_the_question_may_come_through_a_pipe(
+def test_the_question_is_read_from_standard_input(
     capsys: Captured, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = run(capsys, llama_folder, "hello fox")
@@ -70,7 +70,7 @@ def test_the_question_may_come_through_a_pipe(
         assert run(capsys, llama_folder, *arguments) == asked
 
 
-def test_a_long_reply_compresses_under_the_scheme(capsys: Captured, llama_folder: Path) -> None:
+def test_memory_figures_depend_on_the_scheme(capsys: Captured, llama_folder: Path) -> None:
     question = "fox " * 250
     memory = {
         scheme: json.loads(run(capsys, llama_folder, question, "--json", "--scheme", scheme))["memory"]
@@ -83,7 +83,7 @@ def test_a_long_reply_compresses_under_the_scheme(capsys: Captured, llama_folder
     assert memory["affine8"]["ratio"] > 1.2
 
 
-def test_a_model_folder_that_is_missing(capsys: Captured, tmp_path: Path) -> None:
+def test_a_missing_model_folder(capsys: Captured, tmp_path: Path) -> None:
     assert main(["run", "hello", "--model", str(tmp_path / "gone")]) != 0
     output = capsys.readouterr()
     assert output.out == ""
@@ -91,7 +91,7 @@ def test_a_model_folder_that_is_missing(capsys: Captured, tmp_path: Path) -> Non
     assert output.err.count("\n") == 1
 
 
-def test_a_folder_that_is_no_model(capsys: Captured, tmp_path: Path) -> None:
+def test_a_folder_without_a_model(capsys: Captured, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing here")
     assert main(["run", "hello", "--model", str(tmp_path)]) != 0
     output = capsys.readouterr()
@@ -100,21 +100,21 @@ def test_a_folder_that_is_no_model(capsys: Captured, tmp_path: Path) -> None:
     assert output.err.count("\n") == 1
 
 
-def test_a_repo_that_cannot_be_reached(capsys: Captured) -> None:
+def test_an_unreachable_repo(capsys: Captured) -> None:
     assert main(["run", "hello", "--model", "nobody/nothing-here"]) != 0
     output = capsys.readouterr()
     assert "nobody/nothing-here" in output.err
     assert output.err.count("\n") == 1
 
 
-def test_interrupting_leaves_with_130_and_no_traceback() -> None:
-    # The bundled model: the tiny ones are done before a signal arrives.
+def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
+    # The bundled model: the tiny one finishes before the signal arrives.
     process = subprocess.Popen(
         [sys.executable, "-m", "tqchat", "run", "Tell me a story about a fox.", "--max-tokens", "400"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        # What starts the tests in the background may have it ignored.
+        # Background test runners may ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None

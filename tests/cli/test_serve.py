@@ -1,4 +1,4 @@
-"""``tqchat serve``: the app in a browser, and nobody else's browser."""
+"""``tqchat serve``: access control of the server, and the app in a page."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ async def browser() -> AsyncIterator[ClientSession]:
         yield session
 
 
-async def test_without_the_key_nothing_is_shown(url: str, browser: ClientSession) -> None:
+async def test_requests_without_the_key_are_forbidden(url: str, browser: ClientSession) -> None:
     for path in ("/", "/?key=wrong", "/ws", "/static/css/xterm.css"):
         async with browser.get(url + path) as answer:
             assert answer.status == 403, path
 
 
-async def test_with_the_key_the_page_comes_and_may_fetch_from_here_alone(
+async def test_the_key_opens_the_page_with_a_content_security_policy(
     url: str, browser: ClientSession
 ) -> None:
     async with browser.get(f"{url}/?key={KEY}") as answer:
@@ -48,9 +48,7 @@ async def test_with_the_key_the_page_comes_and_may_fetch_from_here_alone(
         assert "tqchat" in await answer.text()
 
 
-async def test_another_site_or_another_name_for_this_host_is_turned_away(
-    url: str, browser: ClientSession
-) -> None:
+async def test_another_host_or_origin_is_forbidden(url: str, browser: ClientSession) -> None:
     async with browser.get(f"{url}/?key={KEY}", headers={"Host": "evil.example"}) as answer:
         assert answer.status == 403
     async with browser.get(f"{url}/?key={KEY}"):
@@ -60,7 +58,7 @@ async def test_another_site_or_another_name_for_this_host_is_turned_away(
 
 
 @pytest.mark.slow
-# asyncio's own complaint that the app's process ends after the test's loop.
+# asyncio warns that the app's process ends after the test's event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_the_app_runs_in_the_page(url: str, browser: ClientSession) -> None:
     async with browser.get(f"{url}/?key={KEY}"):
@@ -75,31 +73,31 @@ async def test_the_app_runs_in_the_page(url: str, browser: ClientSession) -> Non
         assert b"begin" in shown
         await page.send_str(json.dumps(["stdin", "\x11"]))
         async for _ in page:
-            pass  # until the app has saved and left
+            pass  # until the app has saved and exited
 
 
 @pytest.mark.parametrize(
     ("host", "only_here"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
 )
-def test_what_reaches_only_this_machine(host: str, only_here: bool) -> None:
+def test_is_loopback(host: str, only_here: bool) -> None:
     assert serve.is_loopback(host) is only_here
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_every_address_at_once_is_refused(host: str) -> None:
-    with pytest.raises(serve.CannotServe, match="name the one address"):
+def test_wildcard_addresses_are_refused(host: str) -> None:
+    with pytest.raises(serve.CannotServe, match="the one address that browsers will open"):
         serve.main(host=host, port=8043, model=None, scheme=None)
 
 
 @pytest.mark.parametrize("port", [0, 65_536, -1])
-def test_a_port_that_cannot_be_is_a_sentence(port: int) -> None:
+def test_a_port_out_of_range_is_refused(port: int) -> None:
     with pytest.raises(serve.CannotServe, match="from 1 to 65535"):
         serve.main(host="127.0.0.1", port=port, model=None, scheme=None)
 
 
-def test_a_taken_address_is_a_sentence() -> None:
+def test_an_address_in_use_is_reported() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(serve.CannotServe, match="cannot be listened on"):
+        with pytest.raises(serve.CannotServe, match="cannot listen on"):
             serve.main(host="127.0.0.1", port=taken.getsockname()[1], model=None, scheme=None)

@@ -1,4 +1,4 @@
-"""The wheel, installed where the checkout is not."""
+"""The built wheel: its files, and a chat from it outside the checkout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_it_carries_what_the_app_needs(wheel: Path) -> None:
+def test_the_wheel_contains_themes_and_the_bundled_model(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     starter = {f"tqchat/assets/starter/{file.name}" for file in (ROOT / "assets" / "starter").iterdir()}
     themes = {f"tqchat/themes/{file.name}" for file in (ROOT / "themes").glob("*.toml")}
@@ -37,10 +37,10 @@ def test_it_carries_what_the_app_needs(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "themes/", "assets/"))]
 
 
-def test_it_chats_away_from_the_checkout(wheel: Path, tmp_path: Path, home: Path) -> None:
+def test_the_wheel_answers_outside_the_checkout(wheel: Path, tmp_path: Path, home: Path) -> None:
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
-    # -P and the first place on the path: the checkout must not serve in its stead.
+    # -P, and first on the path: the checkout must not be imported instead.
     code = (
         "import sys, pathlib, tqchat\n"
         "assert pathlib.Path(tqchat.__file__).is_relative_to(sys.argv.pop(1)), tqchat.__file__\n"

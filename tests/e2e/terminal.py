@@ -1,4 +1,4 @@
-"""A real pseudo-terminal with the real program in it, and what a person would see there."""
+"""Runs tqchat in a pseudo-terminal and emulates its screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pexpect
 import pyte
 
-DEADLINE = 120.0
+TIMEOUT_S = 120.0
 KEYS = {
     "enter": "\r",
     "escape": "\x1b",
@@ -25,18 +25,18 @@ KEYS = {
     **{f"ctrl+{letter}": chr(ord(letter) - 96) for letter in "cdfgknopqrsvx"},
 }
 _UNKNOWN = re.compile(rb"\x1b\[[<>=?][0-9;]*(?:\$p|[umcq])|\x1b\[[0-9;]* q")
-"""Questions about the terminal and keyboard modes, which the emulator would print."""
+"""Terminal queries and keyboard modes that the emulator does not know and would print."""
 
 
 class Terminal:
-    """``tqchat`` in a terminal of ``columns`` by ``rows``; leaving the block ends it if it still runs."""
+    """``tqchat`` in a terminal of ``columns`` by ``rows``; leaving the context kills it if it still runs."""
 
     def __init__(self, *arguments: str, columns: int = 120, rows: int = 40, **environment: str) -> None:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self._held = b""
         self.raw = b""
-        # pytest-xdist leaves its workers a size in the environment, which would be believed first.
+        # pytest-xdist sets a size in the environment of its workers, which would override the terminal's.
         inherited = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         env = inherited | {"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environment
         self.process = pexpect.spawn(
@@ -62,13 +62,13 @@ class Terminal:
             self.process.send(KEYS.get(key, key))
 
     def write(self, text: str) -> None:
-        """A message, sent."""
+        """Type a message and send it."""
         self.process.send(text)
         self.sees(text[-30:])
         self.press("enter")
 
     def until(self, happened: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + TIMEOUT_S
         while not happened():
             assert time.monotonic() < deadline, f"did not happen; the terminal shows:\n{self.text()}"
             self._read()
@@ -80,7 +80,7 @@ class Terminal:
         self.until(lambda: text not in self.text())
 
     def ends(self) -> int:
-        """Read until the program has left; its exit code."""
+        """Read until the program exits; its exit code."""
         self.until(lambda: not self.process.isalive())
         self.process.close()
         assert self.process.exitstatus is not None, f"ended by signal {self.process.signalstatus}"
@@ -101,7 +101,7 @@ class Terminal:
         self.raw += piece
         data = self._held + piece
         cut = data.rfind(b"\x1b")
-        # A sequence that is cut in two waits for its other half.
+        # Keep an incomplete escape sequence for the next read.
         if cut >= 0 and len(data) - cut < 24 and not re.search(rb"\x1b[^A-Za-z]*[A-Za-z]", data[cut:]):
             data, self._held = data[:cut], data[cut:]
         else:

@@ -1,4 +1,4 @@
-"""The main job with the real starter model in a real terminal: chat, switch, quit, come back."""
+"""End to end in a pseudo-terminal with the starter model: chat, change the scheme, quit, restore."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def said(paths: Paths) -> list[tuple[str, str]]:
         return [(message.role, message.content) for message in database.messages(conversation.id)]
 
 
-def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
+def test_chat_change_scheme_quit_and_restore(paths: Paths) -> None:
     with Terminal() as terminal:
         terminal.sees("Ask something", "starter", "F1 help")
         terminal.write("Tell me a story about a fox.")
@@ -55,18 +55,18 @@ def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
     assert said(paths)[:4] == before
 
 
-def test_leaving_gives_the_terminal_back_as_it_was() -> None:
+def test_quitting_restores_the_terminal() -> None:
     with Terminal() as terminal:
         terminal.sees("F1 help")
         terminal.press("ctrl+q")
         assert terminal.ends() == 0
     entered, left = (terminal.raw.rfind(f"\x1b[?1049{how}".encode()) for how in "hl")
-    assert 0 <= entered < left, "the alternate screen is left"
-    assert terminal.raw.rfind(b"\x1b[?25l") < terminal.raw.rfind(b"\x1b[?25h"), "the cursor is back"
-    assert terminal.raw.rfind(b"\x1b[?1000h") < terminal.raw.rfind(b"\x1b[?1000l"), "the mouse is let go"
+    assert 0 <= entered < left, "leaves the alternate screen"
+    assert terminal.raw.rfind(b"\x1b[?25l") < terminal.raw.rfind(b"\x1b[?25h"), "shows the cursor again"
+    assert terminal.raw.rfind(b"\x1b[?1000h") < terminal.raw.rfind(b"\x1b[?1000l"), "releases the mouse"
 
 
-def test_a_narrow_terminal_grows_and_shrinks_in_the_middle_of_things() -> None:
+def test_resizing_shows_and_hides_the_side_panels() -> None:
     with Terminal(columns=60, rows=20) as terminal:
         terminal.sees("Ask something")
         assert "KV cache" not in terminal.text()
@@ -80,7 +80,7 @@ def test_a_narrow_terminal_grows_and_shrinks_in_the_middle_of_things() -> None:
         assert terminal.ends() == 0
 
 
-def test_without_colour_no_colour_is_sent() -> None:
+def test_no_color_sends_only_greys() -> None:
     with Terminal(NO_COLOR="1") as terminal:
         terminal.sees("Ask something", "F1 help")
         terminal.press("ctrl+q")

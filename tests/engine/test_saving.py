@@ -16,9 +16,8 @@ from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
-from tqchat.store import segments
-from tqchat.store.manifest import MANIFEST
-from tqchat.store.vault import Vault
+from tqchat.store.vault import Vault, segments
+from tqchat.store.vault.manifest import MANIFEST
 
 
 def test_a_message_interrupts_a_save(

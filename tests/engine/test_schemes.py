@@ -124,7 +124,7 @@ def test_a_failed_conversion_keeps_the_old_cache(
 
     session, _ = packed_session(starter, "turbo0v4")
     before, tokens = session.memory(), session.tokens
-    whole = prompt_cache._convert_layer
+    whole = prompt_cache._convert_replaceable
     calls = 0
 
     def breaks(*arguments: object) -> object:
@@ -134,7 +134,7 @@ def test_a_failed_conversion_keeps_the_old_cache(
             raise RuntimeError("[malloc] Unable to allocate 1 bytes")
         return whole(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prompt_cache, "_convert_layer", breaks)
+    monkeypatch.setattr(prompt_cache, "_convert_replaceable", breaks)
     (failed,) = session.set_scheme("affine4")
     assert isinstance(failed, Failed)
     assert "memory" in failed.message

@@ -1,4 +1,4 @@
-"""What holds for all tests of caches."""
+"""Fixtures for all tests of caches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def packs_tile_by_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a CPU, wherever this runs."""
-    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: None)
+def pack_single_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pack one tile at a time, as on a CPU, on any device."""
+    monkeypatch.setattr("tqchat.kv.storage.side.kernels", lambda: None)

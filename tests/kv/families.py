@@ -1,4 +1,4 @@
-"""Configurations of real mlx-lm architectures, as small as they go."""
+"""Smallest configurations of mlx-lm architectures."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ FULL: dict[str, dict[str, Any]] = {
     "smollm3": {"layer_types": None},
     "stablelm": {"use_qkv_bias": True},
     "starcoder2": {},
-    # Key dim 48, value dim 32, and dense rotations.
+    # Key dim 48 and value dim 32; 48 needs a dense rotation.
     "deepseek_v2": MLA | {"rope_scaling": {"type": "yarn", "factor": 1.0, "mscale_all_dim": 0}},
     "minicpm3": MLA
     | {"dim_model_base": 64, "scale_depth": 1.4, "scale_emb": 1.0, "rope_scaling": {"type": "longrope"}},
 }
-"""Every layer attends to everything."""
+"""Full attention in every layer."""
 
 SLIDING: dict[str, dict[str, Any]] = {
     "llama with windows": {},
@@ -178,7 +178,7 @@ SLIDING: dict[str, dict[str, Any]] = {
     "plamo3": {"window_size": WINDOW, "sliding_window_pattern": 2},
     "iquestloopcoder": {"loop_num": 2, "loop_window_size": WINDOW},
 }
-"""Some layers attend to a window, at least one to everything."""
+"""Sliding windows in some layers, full attention in at least one."""
 
 PARTLY: dict[str, dict[str, Any]] = {
     "llama4": {
@@ -206,7 +206,7 @@ PARTLY: dict[str, dict[str, Any]] = {
         }
     },
 }
-"""Chunked or indexed attention in some layers, which stays as it is."""
+"""Chunked or indexed attention in some layers, which stays uncompressed."""
 
 HYBRID: dict[str, dict[str, Any]] = {
     "falcon_h1": {
@@ -281,9 +281,9 @@ HYBRID: dict[str, dict[str, Any]] = {
         "full_attention_interval": 2,
     },
 }
-"""Recurrent state in some layers or beside attention; the attention compresses."""
+"""Recurrent state in some layers or beside attention; attention is compressed."""
 
-UNTOUCHED: dict[str, dict[str, Any]] = {
+LATENT_ONLY: dict[str, dict[str, Any]] = {
     "deepseek_v3": MLA,
     "deepseek_v32": MLA | {"index_head_dim": 32, "index_n_heads": 2, "index_topk": 64},
     "glm4_moe_lite": MLA,
@@ -301,7 +301,7 @@ UNTOUCHED: dict[str, dict[str, Any]] = {
     },
     "mistral4": MLA | {"rope_parameters": SCALED_ROPE},
 }
-"""Nothing that a scheme reaches: latent attention throughout."""
+"""Latent attention (MLA) in every layer: no scheme applies."""
 
 WINDOWS_ONLY: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {
@@ -312,13 +312,13 @@ WINDOWS_ONLY: dict[str, dict[str, Any]] = {
         "lru_width": 128,
     },
 }
-"""Sliding windows beside recurrent state, nothing that attends to everything."""
+"""Sliding windows and recurrent state, no full attention."""
 
-FAMILIES = FULL | SLIDING | PARTLY | HYBRID | WINDOWS_ONLY | UNTOUCHED
+FAMILIES = FULL | SLIDING | PARTLY | HYBRID | WINDOWS_ONLY | LATENT_ONLY
 
 
 @lru_cache(maxsize=2)
 def model(name: str) -> Any:
-    """The model of a family; most of a test's time would go into building it again."""
+    """The model of a family, cached because building it takes most of a test."""
     config = FAMILIES[name]
     return tiny.build(name.split()[0], **(config if "text_config" in config else COMMON | config))

@@ -1,4 +1,4 @@
-"""The cache as mlx-lm's models use it."""
+"""``SchemeCache`` in mlx-lm models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from mlx_lm.models import cache as mlx_cache
 from mlx_lm.models import llama as llama_file
 
 from tests.kv import families, tiny
-from tqchat.kv import make_prompt_cache, memory_report, routing
+from tqchat.kv import make_prompt_cache, memory_report
+from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.formats import TurboFormat
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
-from tqchat.kv.storage import TILES_AT_ONCE, TOGETHER_FROM
+from tqchat.kv.storage.side import BATCH_PACKING_FROM_TOKENS, GPU_TILES_PER_PACK
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
 
@@ -40,7 +41,7 @@ def test_fp16_gives_bit_equal_logits_to_mlx_lms_own_cache(dtype: mx.Dtype) -> No
     assert mx.array_equal(ours, theirs)
 
 
-def test_fp16_is_bit_equal_after_a_trim_as_well() -> None:
+def test_fp16_is_bit_equal_after_a_trim() -> None:
     model, tokens = tiny.llama(), tiny.tokens(300)
     results = []
     for cache in (make_prompt_cache(model, "fp16"), mlx_cache.make_prompt_cache(model)):
@@ -93,8 +94,8 @@ def test_compressed_logits_stay_close_to_raw_ones(scheme: str, worst: float) -> 
 
 
 @pytest.mark.parametrize("scheme", tiny.REPRESENTATIVE)
-def test_several_tokens_at_once_equal_one_by_one_over_the_same_cache(scheme: str) -> None:
-    # What speculative decoding does: a few tokens on top of a packed history.
+def test_several_tokens_at_once_equal_single_steps(scheme: str) -> None:
+    # As in speculative decoding.
     model, tokens = tiny.llama(), tiny.tokens(400)
     cache = make_prompt_cache(model, scheme)
     logits(model, cache, tokens[:, :390], 389)
@@ -149,14 +150,14 @@ def test_storage_in_sixteen_bits_halves_a_float32_models_cache() -> None:
     assert report.bytes == report.fp16_bytes
 
 
-def test_an_empty_cache_takes_nothing_and_can_be_asked_anything() -> None:
+def test_an_empty_cache_has_no_bytes_and_round_trips() -> None:
     cache = SchemeCache(parse_scheme("turbo4"))
     assert cache.empty() and cache.size() == 0 and cache.nbytes == 0 and cache.trim(5) == 0
     twin = SchemeCache.from_state(cache.state)
     assert twin.empty() and twin.scheme == cache.scheme
 
 
-def test_a_packed_cache_really_frees_the_raw_prompt() -> None:
+def test_packing_frees_the_raw_prompt() -> None:
     mx.clear_cache()
     before = mx.get_active_memory()
     cache = SchemeCache(parse_scheme("turbo4"))
@@ -171,7 +172,7 @@ def test_a_packed_cache_really_frees_the_raw_prompt() -> None:
     assert mx.get_active_memory() - before < raw / 3
 
 
-def test_attention_is_routed_and_can_be_given_back() -> None:
+def test_routing_is_installed_and_uninstalled() -> None:
     make_prompt_cache(tiny.llama(), "fp16")
     assert llama_file.scaled_dot_product_attention is routing.routed_attention
     assert base.scaled_dot_product_attention is routing.routed_attention
@@ -181,12 +182,12 @@ def test_attention_is_routed_and_can_be_given_back() -> None:
     routing.install()
 
 
-def test_without_routing_a_packed_cache_is_only_slower() -> None:
+def test_without_routing_a_packed_cache_gives_the_same_logits() -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, "turbo0v2")
     logits(model, cache, tokens[:, :300], 299)
     twin = copy.deepcopy(cache)
-    twin[0].stands_in = True  # as on a GPU
+    twin[0].uses_placeholders = True  # as on a GPU
     routed = logits(model, cache, tokens[:, 300:])
     routing.uninstall()
     try:
@@ -196,29 +197,31 @@ def test_without_routing_a_packed_cache_is_only_slower() -> None:
     assert mx.allclose(routed, plain, atol=1e-4)
 
 
-def test_what_is_packed_is_described_once_until_more_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoding_graph_is_reused_until_tokens_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = tiny.llama(), tiny.tokens(420)
     cache = make_prompt_cache(model, "turbo4")
     logits(model, cache, tokens[:, :300], 299)
-    described: list[int] = []
+    decoded_blocks: list[int] = []
     decode = TurboFormat.decode
-    monkeypatch.setattr(TurboFormat, "decode", lambda self, block: described.append(1) or decode(self, block))
+    monkeypatch.setattr(
+        TurboFormat, "decode", lambda self, block: decoded_blocks.append(1) or decode(self, block)
+    )
     counts, packed = [], []
     for at in range(300, 400):
-        before = len(described)
+        before = len(decoded_blocks)
         logits(model, cache, tokens[:, at : at + 1])
-        counts.append(len(described) - before)
+        counts.append(len(decoded_blocks) - before)
         packed.append(cache[0].packed_tokens)
     changes = sum(a != b for a, b in itertools.pairwise(packed))
     assert changes and sum(map(bool, counts)) <= 2 * changes + 2, counts
-    # Somebody who looks gets all of it, and nothing decoded stays behind.
+    # A caller that evaluates the arrays gets all tokens, and no decoded copy is kept.
     keys, _ = cache[0].decoded()
     assert keys.shape[2] == cache[0].offset
     assert all(side._decoded is None for side in cache[0].sides)
 
 
-def test_what_other_layers_evaluate_is_not_kept_decoded() -> None:
-    # The last layers of Gemma 4 are handed what earlier ones fetched.
+def test_arrays_evaluated_by_other_layers_are_not_kept() -> None:
+    # The last layers of Gemma 4 evaluate arrays fetched by earlier layers.
     model = families.model("gemma4_text")
     tokens = tiny.tokens(340) % 97
     cache = make_prompt_cache(model, "turbo4")
@@ -230,7 +233,7 @@ def test_what_other_layers_evaluate_is_not_kept_decoded() -> None:
     assert all(side._decoded is None for layer in packing for side in layer.sides)
 
 
-def test_the_first_token_behind_a_prompt_sees_it_raw_and_waits_for_no_packing() -> None:
+def test_the_first_decode_step_attends_to_the_raw_prompt() -> None:
     model, tokens = tiny.llama(), tiny.tokens(301)
     raw, packed = (make_prompt_cache(model, name) for name in ("fp16", "turbo2"))
     first = [logits(model, cache, tokens[:, :300], 299)[:, -1] for cache in (raw, packed)]
@@ -240,7 +243,7 @@ def test_the_first_token_behind_a_prompt_sees_it_raw_and_waits_for_no_packing() 
     assert not mx.allclose(*second, atol=1e-3)
 
 
-def test_what_was_there_before_packing_goes_with_what_was_fetched() -> None:
+def test_sides_before_packing_are_released_with_the_fetched_arrays() -> None:
     cache = SchemeCache(parse_scheme("turbo4"))
     keys, values = mx.random.normal((2, 1, 2, 300, 64))
     cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
@@ -255,22 +258,22 @@ def test_what_was_there_before_packing_goes_with_what_was_fetched() -> None:
     assert mx.allclose(cache.attend(queries, 0.1, None), expected, atol=1e-5)
 
 
-def test_what_was_fetched_long_ago_takes_nothing_along() -> None:
+def test_freeing_arrays_of_an_older_fetch_releases_nothing() -> None:
     cache = SchemeCache(parse_scheme("turbo4"))
     keys, values = mx.random.normal((2, 1, 2, 300, 64))
     long_ago = cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
     cache.pack_due()
-    cache.stands_in = True
-    cache._packs_later = True
+    cache.uses_placeholders = True
+    cache._packing_deferred = True
     is_routed, SchemeCache.is_routed = SchemeCache.is_routed, True
     try:
         new = mx.random.normal((2, 1, 2, 100, 64))
         cache.key_side.append(new[0])
         cache.value_side.append(new[1])
         cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
-        assert cache._before is not None
+        assert cache._sides_before_packing is not None
         del long_ago
-        assert cache._before is not None
+        assert cache._sides_before_packing is not None
     finally:
         SchemeCache.is_routed = is_routed
 
@@ -298,9 +301,9 @@ def test_a_prompt_is_packed_chunk_by_chunk_on_request(name: str, worst: float) -
     assert cache[0].offset == 600
 
 
-def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To ask for it costs more there than to do it; those of a short conversation do not wait."""
-    monkeypatch.setattr("tqchat.kv.storage.kernels", lambda: Kernels("metal"))
+def test_a_gpu_packs_several_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch costs more than encoding a tile; short conversations still pack single tiles."""
+    monkeypatch.setattr("tqchat.kv.storage.side.kernels", lambda: Kernels("metal"))
     cache = SchemeCache(parse_scheme("turbo4"))
     x = mx.random.normal((1, 1, 500, 64)).astype(mx.float16)
     packed = []
@@ -311,13 +314,13 @@ def test_on_a_gpu_several_tiles_are_packed_at_once(monkeypatch: pytest.MonkeyPat
         assert (packed[-1] > (packed[-2] if i else 0)) == (due == 1)
     steps = [(before, after - before) for before, after in itertools.pairwise(packed) if after > before]
     assert [count for _, count in steps] == [
-        TILES_AT_ONCE * TILE if before >= TOGETHER_FROM else TILE for before, _ in steps
+        GPU_TILES_PER_PACK * TILE if before >= BATCH_PACKING_FROM_TOKENS else TILE for before, _ in steps
     ]
-    assert steps[-2][0] >= TOGETHER_FROM
+    assert steps[-2][0] >= BATCH_PACKING_FROM_TOKENS
     assert cache.size() == 500
 
 
-def test_a_stand_in_s_tokens_are_packed_once_they_have_been_attended_to(
+def test_with_placeholders_packing_waits_for_the_attention(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(SchemeCache, "is_routed", True)
@@ -325,20 +328,20 @@ def test_a_stand_in_s_tokens_are_packed_once_they_have_been_attended_to(
     x = mx.random.normal((1, 1, 200, 64)).astype(mx.float16)
     queries = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
     caches = [SchemeCache(parse_scheme("turbo4")) for _ in range(2)]
-    caches[1].stands_in = True
+    caches[1].uses_placeholders = True
     for i in range(200):
-        told = []
+        outputs = []
         for cache in caches:
             before = cache.packed_tokens
             keys, values = cache.update_and_fetch(x[:, :, i : i + 1], x[:, :, i : i + 1])
-            if cache.stands_in and before:
+            if cache.uses_placeholders and before:
                 assert cache.packed_tokens == before
-            told.append(routing.routed_attention(queries, keys, values, cache, 0.1, None))
-        assert mx.array_equal(*told)
+            outputs.append(routing.routed_attention(queries, keys, values, cache, 0.1, None))
+        assert mx.array_equal(*outputs)
         assert caches[0].packed_tokens == caches[1].packed_tokens
     assert caches[1].packed_tokens > 2 * TILE
 
-    # Who never attends is not waited for a second time.
+    # Without attention, packing is deferred only once.
     while caches[1].key_side.tokens_until_due > 1:
         caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])
     before = caches[1].packed_tokens

@@ -1,4 +1,4 @@
-"""What rotated formats are fitted to, and that it heals keys whose channels differ wildly."""
+"""Fitting keys: mean, balance and metric, also for keys with outlier channels and biases."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from mlx_lm.models import cache as mlx_cache
 from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import convert, make_prompt_cache, needs_queries, observe_queries
-from tqchat.kv.fitting import Seen, fit_keys
-from tqchat.kv.formats import Format, make_format
-from tqchat.kv.rope import probe
+from tqchat.kv.codec.base import Format
+from tqchat.kv.codec.fitting import QueryStatistics, fit_keys
+from tqchat.kv.codec.formats import make_format
+from tqchat.kv.codec.rope import probe_rope
 from tqchat.kv.scheme import FormatSpec
 
 CONFIG = {"head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 def with_outliers(factor: float) -> Any:
-    """The same function exactly: some RoPE pairs of the keys scaled up, the queries' down by as much."""
+    """A model that computes the same function, with some RoPE pairs of keys scaled up and of queries down."""
     model = tiny.llama(**CONFIG)
     for layer in model.layers:
         attention = layer.self_attn
@@ -69,28 +70,28 @@ def test_scaling_key_channels_does_not_hurt(scheme: str, converted: bool) -> Non
 
 
 def test_key_biases_do_not_hurt() -> None:
-    # Unit keys beside biases of 12 in a few channels, as in Qwen2: the plain codec's error grows tenfold.
+    # Unit keys with biases of 12 in a few channels, as in Qwen2: without a fit the error grows tenfold.
     assert error(with_key_bias(12.0), "turbo4") < 1.5 * error(with_key_bias(0.0), "turbo4")
 
 
 @pytest.mark.parametrize(
     "after, wanted", [("turbo4", True), ("turbo8v2", True), ("affine4", True), ("turbo0v2", False)]
 )
-def test_only_packed_keys_ask_for_queries(after: str, wanted: bool) -> None:
+def test_only_schemes_with_packed_keys_need_queries(after: str, wanted: bool) -> None:
     model = tiny.llama()
     cache = make_prompt_cache(model, "turbo0v4")
     logits(model, cache, tiny.tokens(200), 199)
     assert needs_queries(cache, after) is wanted
 
 
-def test_from_one_scheme_that_packs_keys_to_another_queries_are_not_asked_for_again() -> None:
+def test_converting_between_schemes_with_packed_keys_needs_no_queries() -> None:
     model = tiny.llama()
     cache = make_prompt_cache(model, "turbo4")
     logits(model, cache, tiny.tokens(200), 199)
     assert not needs_queries(cache, "turbo2")
 
 
-def test_what_was_fitted_is_fixed_and_comes_back() -> None:
+def test_fitted_vectors_do_not_change() -> None:
     model, tokens = tiny.llama(), tiny.tokens(400)
     cache = make_prompt_cache(model, "turbo3")
     logits(model, cache, tokens[:, :200], 199)
@@ -103,9 +104,8 @@ def test_what_was_fitted_is_fixed_and_comes_back() -> None:
         assert all(mx.array_equal(one[name], other[name]) for name in one)
 
 
-def test_queries_seen_before_a_restart_count_after_it() -> None:
-    # The format is fitted at the first packing; a restart just before it must not change what it is
-    # fitted to.
+def test_query_statistics_survive_a_restart() -> None:
+    # The format is fitted at the first packing; a restart just before must not change the fit.
     model, tokens = tiny.llama(), tiny.tokens(240)
     cache = make_prompt_cache(model, "turbo4")
     logits(model, cache, tokens[:, :60], 50)
@@ -113,47 +113,51 @@ def test_queries_seen_before_a_restart_count_after_it() -> None:
     assert mx.array_equal(logits(model, cache, tokens[:, 60:]), logits(model, twin, tokens[:, 60:]))
 
 
-def turned_keys(tokens: int, factor: float = 1.0) -> tuple[mx.array, mx.array]:
-    """Keys with a large bias in a slow pair and in a fast one, turned by their position; and before."""
+def rotated_keys(tokens: int, factor: float = 1.0) -> tuple[mx.array, mx.array]:
+    """Keys with large biases in a slow and in a fast pair, after and before the rotary embedding."""
     bias = mx.zeros((32,))
     bias[15], bias[31], bias[1] = 6 * factor, 3 * factor, 6 * factor
     x = mx.random.normal((1, 2, tokens, 32), key=mx.random.key(1)) + bias
     return nn.RoPE(32)(x), x
 
 
-def test_keys_mean_is_that_of_the_positions_to_come() -> None:
-    rope = probe(nn.RoPE(32), 32)
-    keys, _ = turned_keys(2000)
-    fit = fit_keys(keys[:, :, :400], Seen(rope=rope))
-    plain = fit_keys(keys[:, :, :400], Seen())
+def test_the_fitted_mean_is_that_of_later_positions() -> None:
+    rope = probe_rope(nn.RoPE(32), 32)
+    keys, _ = rotated_keys(2000)
+    fit = fit_keys(keys[:, :, :400], QueryStatistics(rope=rope))
+    plain = fit_keys(keys[:, :, :400], QueryStatistics())
     later = keys[:, :, :1200]
 
-    def left(mean: mx.array) -> float:
+    def residual(mean: mx.array) -> float:
         return float((later - mean).square().mean().item())
 
-    assert left(fit.mean) < left(plain.mean)
+    assert residual(fit.mean) < residual(plain.mean)
     assert mx.allclose(fit.mean, later.mean(axis=2, keepdims=True), atol=0.2)
-    # Both channels of a pair count alike.
+    # Both channels of a pair have one balance.
     assert mx.allclose(fit.balance[..., :16], fit.balance[..., 16:])
 
 
-def test_keys_that_were_not_turned_are_taken_as_they_are() -> None:
-    rope = probe(nn.RoPE(32), 32)
-    _, straight = turned_keys(400)
-    fit, plain = (fit_keys(straight, seen) for seen in (Seen(rope=rope), Seen()))
+def test_keys_without_rotation_are_fitted_as_they_are() -> None:
+    rope = probe_rope(nn.RoPE(32), 32)
+    _, unrotated = rotated_keys(400)
+    fit, plain = (
+        fit_keys(unrotated, statistics) for statistics in (QueryStatistics(rope=rope), QueryStatistics())
+    )
     assert mx.array_equal(fit.mean, plain.mean) and mx.array_equal(fit.balance, plain.balance)
 
 
-def test_with_little_to_go_by_a_fit_is_no_worse_than_none() -> None:
-    keys, _ = turned_keys(84, 0.0)
-    later = turned_keys(1000, 0.0)[0][:, :, 84:]
+def test_a_fit_to_few_queries_is_not_worse_than_none() -> None:
+    keys, _ = rotated_keys(84, 0.0)
+    later = rotated_keys(1000, 0.0)[0][:, :, 84:]
     queries = mx.random.normal((1, 2, 500, 32), key=mx.random.key(2))
-    seen = Seen(queries[:, :, :4].square().mean(axis=2, keepdims=True), 4, probe(nn.RoPE(32), 32))
-    free = make_format(FormatSpec("turbo", 3), 32, "key")
-    fitted = free.fit(keys, seen)
+    statistics = QueryStatistics(
+        queries[:, :, :4].square().mean(axis=2, keepdims=True), 4, probe_rope(nn.RoPE(32), 32)
+    )
+    unfitted = make_format(FormatSpec("turbo", 3), 32, "key")
+    fitted = unfitted.fit(keys, statistics)
 
-    def wrong(format_: Format) -> float:
+    def score_error(format_: Format) -> float:
         off = queries @ (format_.decode(format_.encode(later)) - later).swapaxes(-1, -2)
         return float(off.square().mean().item())
 
-    assert wrong(fitted) < 1.25 * wrong(free)
+    assert score_error(fitted) < 1.25 * score_error(unfitted)

@@ -1,4 +1,4 @@
-"""Changing the scheme of a live cache in place."""
+"""In-place conversion of a live cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def filled(scheme: str, model: Any, count: int = 320) -> list[Any]:
 
 
 @pytest.mark.parametrize("before, after", [("fp16", "turbo4"), ("turbo4", "turbo0v2"), ("turbo4", "fp16")])
-def test_in_place_is_what_a_copy_becomes(before: str, after: str, tmp_path: Path) -> None:
+def test_in_place_conversion_equals_a_converted_copy(before: str, after: str, tmp_path: Path) -> None:
     model = tiny.llama()
     cache = filled(before, model)
     expected = convert(copy.deepcopy(cache), after)
@@ -33,7 +33,7 @@ def test_in_place_is_what_a_copy_becomes(before: str, after: str, tmp_path: Path
     assert same is cache and memory_report(cache).scheme == after
     assert not list(tmp_path.iterdir())
     more = tiny.tokens(40, seed=3)
-    if before == "fp16":  # a copy of a cache is not told how the model turns its keys
+    if before == "fp16":  # a deep copy has no rotary embedding, so its fit differs
         assert mx.isfinite(logits(model, cache, more)).all()
     else:
         assert mx.array_equal(logits(model, cache, more), logits(model, expected, more))
@@ -41,26 +41,26 @@ def test_in_place_is_what_a_copy_becomes(before: str, after: str, tmp_path: Path
 
 @pytest.mark.parametrize("family", ["llama", "llama with windows", "qwen3_next", "gpt_oss"])
 @pytest.mark.parametrize("how", ["stop", "error"])
-def test_a_stop_or_an_error_half_way_leaves_the_old_cache_whole(
+def test_a_stop_or_an_error_half_way_leaves_the_cache_unchanged(
     family: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = families.model(family)
     cache, twin = (filled("turbo4", model, 150) for _ in range(2))
-    asked = 0
+    calls = 0
 
     def stopped() -> bool:
-        nonlocal asked
-        asked += 1
-        return how == "stop" and asked == len(cache)
+        nonlocal calls
+        calls += 1
+        return how == "stop" and calls == len(cache)
 
-    real = conversion.converted_layer
+    real = conversion.convert_layer
 
     def fails(layer: Any, scheme: Any) -> Any:
         if how == "error" and layer is cache[-1]:
             raise RuntimeError("no memory left")
         return real(layer, scheme)
 
-    monkeypatch.setattr(conversion, "converted_layer", fails)
+    monkeypatch.setattr(conversion, "convert_layer", fails)
     with pytest.raises(ConversionStopped if how == "stop" else RuntimeError):
         convert_in_place(cache, "turbo0v4", stopped=stopped, folder=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -69,7 +69,7 @@ def test_a_stop_or_an_error_half_way_leaves_the_old_cache_whole(
     assert mx.array_equal(logits(model, cache, more), logits(model, twin, more))
 
 
-def test_a_folder_that_cannot_be_written_leaves_the_old_cache_whole(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_leaves_the_cache_unchanged(tmp_path: Path) -> None:
     model = tiny.llama()
     cache = filled("turbo0v4", model)
     with pytest.raises(ConversionFailed):
@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_old_cache_whole(tmp_path: Pa
     assert memory_report(cache).scheme == "turbo0v4"
 
 
-def test_memory_does_not_hold_old_and_new_at_once(tmp_path: Path) -> None:
+def test_peak_memory_is_less_than_old_plus_new_cache(tmp_path: Path) -> None:
     layers, tokens = 16, 8192
     cache = []
     for seed in range(layers):
@@ -92,6 +92,6 @@ def test_memory_does_not_hold_old_and_new_at_once(tmp_path: Path) -> None:
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     convert_in_place(cache, "affine8", folder=tmp_path)
-    # Less than the new cache alone would take beside the old one: a layer, and what encoding it works with.
+    # Less than the new cache: one layer and the temporaries of encoding it.
     assert mx.get_peak_memory() - before < 5 * held.bytes // layers < memory_report(cache).bytes
     assert mx.get_active_memory() < before

@@ -14,7 +14,7 @@ NAMES = ["fp16", "affine4", "turbo0v2", "turbo8v4", "turbo4"]
 
 
 @pytest.mark.parametrize("before, after", list(itertools.permutations(NAMES, 2)))
-def test_a_converted_cache_goes_on_close_to_where_it_was(before: str, after: str) -> None:
+def test_a_converted_cache_continues_with_close_logits(before: str, after: str) -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, before)
     logits(model, cache, tokens[:, :320], 319)
@@ -29,7 +29,7 @@ def test_a_converted_cache_goes_on_close_to_where_it_was(before: str, after: str
 
 
 @pytest.mark.parametrize("before, after", [("turbo4", "fp16"), ("fp16", "turbo4"), ("turbo4", "turbo3")])
-def test_a_cache_that_was_trimmed_to_nothing_becomes_an_empty_one(before: str, after: str) -> None:
+def test_a_cache_trimmed_to_nothing_converts_to_an_empty_one(before: str, after: str) -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, before)
     logits(model, cache, tokens[:, :320], 319)
@@ -41,7 +41,7 @@ def test_a_cache_that_was_trimmed_to_nothing_becomes_an_empty_one(before: str, a
     assert mx.array_equal(logits(model, new, tokens, 320), logits(model, fresh, tokens, 320))
 
 
-def test_the_old_cache_is_left_whole() -> None:
+def test_the_old_cache_is_unchanged() -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache, twin = make_prompt_cache(model, "turbo0v4"), make_prompt_cache(model, "turbo0v4")
     for one in (cache, twin):
@@ -51,7 +51,7 @@ def test_the_old_cache_is_left_whole() -> None:
     assert mx.array_equal(logits(model, cache, tokens[:, 320:]), logits(model, twin, tokens[:, 320:]))
 
 
-def test_going_up_keeps_the_rounding_that_history_has() -> None:
+def test_converting_to_a_finer_scheme_keeps_rounding_errors() -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, "turbo0v2")
     logits(model, cache, tokens[:, :320], 319)
@@ -60,7 +60,7 @@ def test_going_up_keeps_the_rounding_that_history_has() -> None:
         assert mx.array_equal(old.value_side.fetch(mx.float32), new.value_side.fetch(mx.float32))
 
 
-def test_keys_of_the_same_format_are_taken_over_bit_for_bit() -> None:
+def test_keys_of_the_same_format_are_copied_bit_for_bit() -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, "turbo8v4")
     logits(model, cache, tokens, 319)

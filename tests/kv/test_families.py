@@ -1,4 +1,4 @@
-"""Real mlx-lm architectures, tiny and random, each with its own layers and caches."""
+"""Caches of tiny random models of all mlx-lm architectures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tqchat.kv.scheme import Scheme, parse_scheme
 PROMPT, STEPS = (45, 40), 4
 COUNT = sum(PROMPT) + STEPS
 
-# A random model's error is not a real one's: what is bounded here is that it is of the order that the bits
-# allow. Gemma 4 does not scale its scores down, which makes every error of a key that much larger.
-WORST = {"affine8": 0.05, "turbo0v4": 0.25, "turbo4": 0.5}
+# Bounds the order of magnitude; errors of random models are not those of trained ones. Gemma 4 does not scale
+# its scores, which makes key errors larger.
+MAX_ERROR = {"affine8": 0.05, "turbo0v4": 0.25, "turbo4": 0.5}
 
 
 def short(name: str) -> Scheme:
-    """A scheme that packs within a few tokens."""
+    """A scheme with a tail of 16, so that few tokens suffice for packing."""
     return replace(parse_scheme(name), tail=16)
 
 
@@ -34,7 +34,7 @@ def run(model: Any, cache: list[Any]) -> mx.array:
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_fp16_logits_are_mlx_lms_own_bit_for_bit(family: str) -> None:
+def test_fp16_logits_are_bit_equal_to_mlx_lms(family: str) -> None:
     model = families.model(family)
     ours, theirs = make_prompt_cache(model, "fp16"), mlx_cache.make_prompt_cache(model)
     assert mx.array_equal(run(model, ours), run(model, theirs))
@@ -42,20 +42,20 @@ def test_fp16_logits_are_mlx_lms_own_bit_for_bit(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-@pytest.mark.parametrize("name", WORST)
-def test_compressed_logits_stay_close_and_come_back_from_disk(family: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", MAX_ERROR)
+def test_compressed_logits_stay_close_and_survive_saving(family: str, name: str, tmp_path: Path) -> None:
     model = families.model(family)
     cache, raw = make_prompt_cache(model, short(name)), mlx_cache.make_prompt_cache(model)
     out, expected = run(model, cache), run(model, raw)
     assert mx.isfinite(out).all()
     assert mx.array_equal(out[:, : sum(PROMPT)], expected[:, : sum(PROMPT)]) or family in families.SLIDING
     error = mx.sqrt((out - expected).square().mean() / expected.square().mean()).item()
-    assert error < WORST[name] * (3 if family == "gemma4_text" else 1)
-    assert (error > 0) is (family not in families.UNTOUCHED)
+    assert error < MAX_ERROR[name] * (3 if family == "gemma4_text" else 1)
+    assert (error > 0) is (family not in families.LATENT_ONLY)
 
     save(tmp_path / "cache.safetensors", cache)
     restored, _ = load(tmp_path / "cache.safetensors")
-    assert held(restored) == held(cache)
+    assert reports(restored) == reports(cache)
     more = tiny.tokens(3, seed=5)
     assert mx.array_equal(logits(model, restored, more, 2), logits(model, cache, more, 2))
 
@@ -67,8 +67,8 @@ def test_compressed_logits_stay_close_and_come_back_from_disk(family: str, name:
         assert mx.allclose(again, logits(model, trimmed(restored), more, 2), atol=1e-5)
 
 
-def held(cache: list[Any]) -> list[Any]:
-    """What the report says of each layer, without the room that growth keeps ready."""
+def reports(cache: list[Any]) -> list[Any]:
+    """Layer reports without spare capacity."""
     return [replace(layer, allocated_bytes=0) for layer in memory_report(cache).layers]
 
 
@@ -78,7 +78,7 @@ def trimmed(cache: list[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_the_report_counts_every_layer_and_says_why_one_stays(family: str) -> None:
+def test_the_report_covers_every_layer_with_reasons(family: str) -> None:
     model = families.model(family)
     cache = make_prompt_cache(model, short("turbo4"))
     run(model, cache)
@@ -93,13 +93,13 @@ def test_the_report_counts_every_layer_and_says_why_one_stays(family: str) -> No
         assert layer.compressed is (layer.kind in ("full", "sliding") and name != "ChunkedKVCache")
         assert layer.tokens == (families.WINDOW if name == "RotatingKVCache" else layer.tokens)
     kinds_packed = {layer.kind for layer in report.layers if layer.compressed}
-    assert ("full" in kinds_packed) is (family not in families.WINDOWS_ONLY | families.UNTOUCHED)
+    assert ("full" in kinds_packed) is (family not in families.WINDOWS_ONLY | families.LATENT_ONLY)
     assert ("sliding" in kinds_packed) is (family in families.SLIDING | families.WINDOWS_ONLY)
     assert report.allocated_bytes >= report.bytes
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_conversions_take_what_was_predicted(family: str) -> None:
+def test_predicted_bytes_match_conversions(family: str) -> None:
     model = families.model(family)
     cache = make_prompt_cache(model, "fp16", dtype=mx.float16)
     run(model, cache)
@@ -111,7 +111,7 @@ def test_conversions_take_what_was_predicted(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama with windows", "gpt_oss", "gemma3n", "qwen3_next", "minicpm3"])
 @pytest.mark.parametrize("name", ["affine8", "turbo4"])
-def test_two_conversations_at_once_are_each_as_if_alone(family: str, name: str, tmp_path: Path) -> None:
+def test_a_batch_of_two_matches_single_conversations(family: str, name: str, tmp_path: Path) -> None:
     model = families.model(family)
     pair = mx.concatenate([tiny.tokens(COUNT, seed=seed) for seed in (1, 2)])
     cache = make_prompt_cache(model, short(name))
@@ -122,12 +122,12 @@ def test_two_conversations_at_once_are_each_as_if_alone(family: str, name: str, 
     save(tmp_path / "cache.safetensors", cache)
     restored, _ = load(tmp_path / "cache.safetensors")
     more = mx.concatenate([tiny.tokens(3, seed=seed) for seed in (5, 6)])
-    assert held(restored) == held(cache)
+    assert reports(restored) == reports(cache)
     assert mx.array_equal(logits(model, restored, more, 2), logits(model, cache, more, 2))
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "mimo_v2_flash"])
-def test_a_models_own_attention_sinks_are_part_of_packed_attention(family: str) -> None:
+def test_learned_attention_sinks_are_part_of_packed_attention(family: str) -> None:
     model = families.model(family)
     before = run(model, make_prompt_cache(model, short("affine8")))
     attention = model.layers[0].self_attn
@@ -148,7 +148,7 @@ def make_raw(model: Any) -> list[Any]:
 
 @pytest.mark.parametrize("name", ["fp16", "affine8", "turbo0v4", "turbo4"])
 @pytest.mark.parametrize("family", ["llama with windows", "gpt_oss", "jamba", "deepseek_v3"])
-def test_a_prompt_of_one_token_is_enough_to_begin(family: str, name: str) -> None:
+def test_a_prompt_of_one_token_works(family: str, name: str) -> None:
     model = families.model(family)
     tokens = tiny.tokens(60)
     cache = make_prompt_cache(model, short(name))
@@ -159,7 +159,7 @@ def test_a_prompt_of_one_token_is_enough_to_begin(family: str, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["fp16", "affine8", "turbo4"])
 @pytest.mark.parametrize("head_dim, value_dim", [(1, 1), (2, 8), (33, 33), (80, 80), (112, 96), (192, 128)])
-def test_any_head_dim_is_held_packed_or_raw(name: str, head_dim: int, value_dim: int) -> None:
+def test_any_head_dim_is_stored_packed_or_raw(name: str, head_dim: int, value_dim: int) -> None:
     cache = make_prompt_cache(tiny.llama(), short(name))[:1]
     keys = mx.random.normal((1, 2, 60, head_dim), key=mx.random.key(1)).astype(mx.float16)
     values = mx.random.normal((1, 2, 60, value_dim), key=mx.random.key(2)).astype(mx.float16)
@@ -178,7 +178,7 @@ def test_any_head_dim_is_held_packed_or_raw(name: str, head_dim: int, value_dim:
 
 
 @pytest.mark.parametrize("name", ["fp16", "affine8", "turbo4"])
-def test_no_tokens_at_all_change_nothing(name: str) -> None:
+def test_appending_no_tokens_changes_nothing(name: str) -> None:
     for layer in make_prompt_cache(families.model("llama with windows"), short(name)):
         if isinstance(layer, mlx_cache.RotatingKVCache):
             continue
@@ -196,7 +196,7 @@ def test_no_tokens_at_all_change_nothing(name: str) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 6e4])
 @pytest.mark.parametrize("name", ["affine8", "turbo0v4", "turbo4"])
 @pytest.mark.parametrize("side", ["keys", "values"])
-def test_a_vector_that_is_not_finite_spoils_only_itself(name: str, side: str, bad: float) -> None:
+def test_a_non_finite_vector_affects_only_itself(name: str, side: str, bad: float) -> None:
     (cache, clean) = (make_prompt_cache(tiny.llama(), short(name))[0] for _ in range(2))
     keys, values = mx.random.normal((2, 1, 2, 90, 32), key=mx.random.key(1)).astype(mx.float16)
     spoiled = {"keys": keys, "values": values}
@@ -210,7 +210,7 @@ def test_a_vector_that_is_not_finite_spoils_only_itself(name: str, side: str, ba
     others = mx.array([i for i in range(90) if i != 30])
     for got, whole in zip(cache.keys_and_values(), clean.keys_and_values(), strict=True):
         assert mx.isfinite(got[:, :, others]).all()
-        # The fit leaves the bad one out; a very large but finite one may move it.
+        # The fit ignores non-finite vectors; a very large finite one may change it.
         if bad != 6e4:
             assert mx.abs(got[:, :, others] - whole[:, :, others]).mean().item() < 0.1
     assert all(mx.isfinite(array).all() for s in cache.sides for array in s.format.fitted.values())
@@ -219,7 +219,7 @@ def test_a_vector_that_is_not_finite_spoils_only_itself(name: str, side: str, ba
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_queries_that_are_not_finite_have_no_part_in_the_fit(bad: float) -> None:
+def test_non_finite_queries_are_left_out_of_the_fit(bad: float) -> None:
     cache = make_prompt_cache(tiny.llama(), short("turbo4"))[0]
     x = mx.random.normal((1, 2, 60, 32), key=mx.random.key(1))
     cache.update_and_fetch(x[:, :, :59], x[:, :, :59])
@@ -231,8 +231,8 @@ def test_queries_that_are_not_finite_have_no_part_in_the_fit(bad: float) -> None
     assert all(mx.isfinite(array).all() for array in cache.key_side.format.fitted.values())
 
 
-def test_a_model_that_does_not_route_its_attention_keeps_no_decoded_copy() -> None:
-    # plamo2 calls MLX's attention itself.
+def test_a_model_without_routed_attention_keeps_no_decoded_copy() -> None:
+    # plamo2 calls MLX's attention directly.
     model = families.model("plamo2")
     cache = make_prompt_cache(model, short("turbo4"))
     run(model, cache)

@@ -1,4 +1,4 @@
-"""``tqchat.kv`` as users of mlx-lm meet it, without the chat."""
+"""``tqchat.kv`` used with mlx-lm directly."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.kv import tiny
 from tqchat.kv import convert, load, make_prompt_cache, memory_report, save
 
 
-class Tokenizer(PreTrainedTokenizerBase):  # type: ignore[misc]
-    """The least that ``stream_generate`` asks of a tokenizer; the model under it is real."""
+class StubTokenizer(PreTrainedTokenizerBase):  # type: ignore[misc]
+    """The minimum that ``stream_generate`` needs; the model is real."""
 
     bos_token = eos_token_id = chat_template = None
 
@@ -33,16 +33,16 @@ class Tokenizer(PreTrainedTokenizerBase):  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "affine8", "affine4", "turbo0v4", "turbo0v2"])
-def test_the_list_goes_straight_into_stream_generate(scheme: str) -> None:
+def test_the_cache_works_in_stream_generate(scheme: str) -> None:
     model = tiny.llama()
     cache = make_prompt_cache(model, scheme)
     prompt = tiny.tokens(250)[0]
-    replies = list(stream_generate(model, Tokenizer(), prompt, max_tokens=12, prompt_cache=cache))
+    replies = list(stream_generate(model, StubTokenizer(), prompt, max_tokens=12, prompt_cache=cache))
     assert replies[-1].generation_tokens == 12
     assert cache[0].offset == 250 + 12
 
 
-def test_save_load_and_convert_between_turns_leave_greedy_tokens_as_they_were(tmp_path: Path) -> None:
+def test_a_cache_saved_and_loaded_between_turns_gives_the_same_greedy_tokens(tmp_path: Path) -> None:
     model = tiny.llama()
     prompt, more = tiny.tokens(300)[0], tiny.tokens(40, seed=8)[0]
 
@@ -61,20 +61,20 @@ def test_save_load_and_convert_between_turns_leave_greedy_tokens_as_they_were(tm
     assert len(turn(smaller, more)) == 20
 
 
-def test_speculative_decoding_gives_the_same_tokens_as_plain_decoding() -> None:
+def test_speculative_decoding_gives_the_same_tokens() -> None:
     model, draft = tiny.llama(), tiny.llama(seed=3, num_hidden_layers=1)
     prompt = tiny.tokens(200)[0]
     plain = [
         r.token
         for r in stream_generate(
-            model, Tokenizer(), prompt, max_tokens=30, prompt_cache=make_prompt_cache(model, "fp16")
+            model, StubTokenizer(), prompt, max_tokens=30, prompt_cache=make_prompt_cache(model, "fp16")
         )
     ]
     caches = make_prompt_cache(model, "fp16") + make_prompt_cache(draft, "turbo0v4")
     drafted = [
         r.token
         for r in stream_generate(
-            model, Tokenizer(), prompt, max_tokens=30, draft_model=draft, prompt_cache=caches
+            model, StubTokenizer(), prompt, max_tokens=30, draft_model=draft, prompt_cache=caches
         )
     ]
     assert drafted == plain

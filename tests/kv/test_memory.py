@@ -1,4 +1,4 @@
-"""The gauge's figures, counted a second way."""
+"""Memory reports, verified by independent counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = tiny.REPRESENTATIVE
 
 
 def run(scheme: str, count: int, **config: Any) -> tuple[Any, list[Any]]:
-    # Computing in float32 is quick on a CPU; what is stored is 16 bits all the same.
+    # float32 compute is fast on a CPU; storage is 16-bit.
     model = tiny.llama(**config)
     cache = make_prompt_cache(model, scheme, dtype=mx.float16)
     tokens = tiny.tokens(count)
@@ -27,37 +27,35 @@ def run(scheme: str, count: int, **config: Any) -> tuple[Any, list[Any]]:
 
 
 def reachable_arrays(roots: list[Any]) -> dict[int, mx.array]:
-    """Every array that can be reached from an object, found by the garbage collector and not by our own
-    bookkeeping.
-    """
-    seen: set[int] = set()
+    """Every array reachable from objects of our and mlx-lm's classes, independent of our bookkeeping."""
+    visited: set[int] = set()
     found: dict[int, mx.array] = {}
     todo = list(roots)
     while todo:
-        thing = todo.pop()
-        if id(thing) in seen or isinstance(thing, type):
+        value = todo.pop()
+        if id(value) in visited or isinstance(value, type):
             continue
-        seen.add(id(thing))
-        if isinstance(thing, mx.array):
-            found[id(thing)] = thing
-        elif isinstance(thing, (list, tuple, dict)):
-            todo += thing.values() if isinstance(thing, dict) else thing
-        elif type(thing).__module__.startswith(("tqchat.", "mlx_lm.")):
-            todo += vars(thing).values()
+        visited.add(id(value))
+        if isinstance(value, mx.array):
+            found[id(value)] = value
+        elif isinstance(value, (list, tuple, dict)):
+            todo += value.values() if isinstance(value, dict) else value
+        elif type(value).__module__.startswith(("tqchat.", "mlx_lm.")):
+            todo += vars(value).values()
     gc.collect()
     return found
 
 
 @pytest.mark.parametrize("scheme", NAMES)
 @pytest.mark.parametrize("count", [20, 140, 500])
-def test_allocated_bytes_are_those_of_every_live_array(scheme: str, count: int) -> None:
+def test_allocated_bytes_equal_all_live_arrays(scheme: str, count: int) -> None:
     _, cache = run(scheme, count)
     arrays = reachable_arrays(cache).values()
     assert memory_report(cache).allocated_bytes == sum(array.nbytes for array in arrays)
 
 
 @pytest.mark.parametrize("scheme", NAMES)
-def test_bytes_are_those_of_the_saved_arrays_that_hold_tokens(scheme: str) -> None:
+def test_bytes_equal_the_saved_arrays(scheme: str) -> None:
     _, cache = run(scheme, 500)
     shared: dict[str, int] = {}
     held = 0
@@ -71,7 +69,7 @@ def test_bytes_are_those_of_the_saved_arrays_that_hold_tokens(scheme: str) -> No
 
 
 @pytest.mark.parametrize("scheme", NAMES)
-def test_fp16_bytes_are_what_mlx_lms_own_cache_takes_for_the_same_tokens(scheme: str) -> None:
+def test_fp16_bytes_equal_mlx_lms_own_cache(scheme: str) -> None:
     model, cache = run(scheme, 512)
     theirs = mlx_cache.make_prompt_cache(model)
     mx.eval(model(tiny.tokens(512), cache=theirs))
@@ -81,7 +79,7 @@ def test_fp16_bytes_are_what_mlx_lms_own_cache_takes_for_the_same_tokens(scheme:
 @pytest.mark.parametrize("target", NAMES)
 @pytest.mark.parametrize("head_dim", [64, 80])
 @pytest.mark.parametrize("count", [10, 131, 164, 500])
-def test_predictions_equal_what_a_conversion_then_takes(target: str, head_dim: int, count: int) -> None:
+def test_predictions_equal_real_conversions(target: str, head_dim: int, count: int) -> None:
     _, cache = run("fp16", count, head_dim=head_dim)
     predicted = predict_bytes(memory_report(cache), parse_scheme(target))
     assert predicted == memory_report(convert(cache, target)).bytes
@@ -96,7 +94,7 @@ def test_ratio_and_savings_follow_from_the_bytes() -> None:
     assert report.to_json()["layers_compressed"] == 2
 
 
-def test_layers_that_stay_as_they_are_say_why() -> None:
+def test_uncompressed_layers_have_a_reason() -> None:
     config = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
     _, cache = run("turbo0v4", 300, **config)
     report = memory_report(cache)

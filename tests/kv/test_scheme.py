@@ -9,7 +9,7 @@ def test_every_listed_scheme_is_found_by_its_name() -> None:
     assert [parse_scheme(scheme.name) for scheme in SCHEMES] == list(SCHEMES)
 
 
-def test_the_schemes_the_field_started_from_are_listed() -> None:
+def test_the_original_schemes_are_listed() -> None:
     assert {"fp16", "affine8", "affine4", "turbo0v4", "turbo0v2"} <= {scheme.name for scheme in SCHEMES}
 
 
@@ -21,7 +21,7 @@ def test_the_schemes_the_field_started_from_are_listed() -> None:
         (" Turbo0V2 ", ("raw", 16), ("turbo", 2)),
     ],
 )
-def test_names_say_what_keys_and_values_become(
+def test_names_give_the_formats_of_keys_and_values(
     name: str, key: tuple[str, int], value: tuple[str, int]
 ) -> None:
     scheme = parse_scheme(name)
@@ -36,7 +36,7 @@ def test_two_spellings_of_one_scheme_are_one_scheme() -> None:
 @pytest.mark.parametrize(
     "name", ["", "turbo", "turbo0", "turbo8", "turbo9v4", "turbo4v8", "fp8", "turbo4v", "turbo٤"]
 )
-def test_an_unknown_scheme_is_told_what_there_is(name: str) -> None:
+def test_an_unknown_scheme_error_lists_the_known_ones(name: str) -> None:
     with pytest.raises(UnknownScheme, match="turbo0v4"):
         parse_scheme(name)
 

@@ -23,7 +23,7 @@ def saved(tmp_path: Path, scheme: str = "turbo0v4", **config: Any) -> tuple[Any,
 
 
 @pytest.mark.parametrize("scheme", tiny.REPRESENTATIVE)
-def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, scheme: str) -> None:
+def test_a_restored_cache_continues_bit_for_bit(tmp_path: Path, scheme: str) -> None:
     model, cache, path = saved(tmp_path, scheme)
     restored, metadata = load(path)
     assert metadata == {"model": "tiny"}
@@ -33,7 +33,7 @@ def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, scheme: str) -> No
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
-def test_sliding_window_layers_come_back_too(tmp_path: Path, scheme: str) -> None:
+def test_sliding_window_layers_are_restored(tmp_path: Path, scheme: str) -> None:
     config = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
     model, cache, path = saved(tmp_path, scheme, **config)
     restored, _ = load(path)
@@ -48,13 +48,13 @@ def test_empty_caches_can_be_saved(tmp_path: Path) -> None:
     assert len(restored) == 2 and all(layer.empty() for layer in restored)
 
 
-def test_packed_stays_packed_on_disk(tmp_path: Path) -> None:
+def test_packed_tokens_stay_packed_on_disk(tmp_path: Path) -> None:
     _, cache, path = saved(tmp_path, "turbo0v2")
     report = memory_report(cache)
     assert report.bytes < path.stat().st_size < report.bytes * 1.01 + 8192
 
 
-def test_overwriting_the_file_after_loading_changes_nothing(tmp_path: Path) -> None:
+def test_a_loaded_cache_does_not_depend_on_the_file(tmp_path: Path) -> None:
     model, cache, path = saved(tmp_path)
     restored, _ = load(path)
     path.write_bytes(b"\0" * path.stat().st_size)
@@ -88,24 +88,24 @@ def damaged_files(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", list(damaged_files(Path(__file__))))
-def test_a_damaged_file_is_a_clear_error(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_file_raises_cache_file_error(tmp_path: Path, kind: str) -> None:
     _, _, path = saved(tmp_path)
     path.write_bytes(damaged_files(path)[kind])
     with pytest.raises(CacheFileError, match=r"cache\.safetensors"):
         load(path)
 
 
-def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_missing_file_raises_cache_file_error(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match="cannot be read"):
         load(tmp_path / "none.safetensors")
 
 
-def test_a_file_cannot_name_a_class_of_its_own(tmp_path: Path) -> None:
+def test_a_file_cannot_name_an_unknown_class(tmp_path: Path) -> None:
     _, _, path = saved(tmp_path)
     header, body = header_of(path)
-    told = json.loads(header["__metadata__"]["tqchat"])
-    told["layers"][0]["class"] = "os.system"
-    header["__metadata__"]["tqchat"] = json.dumps(told)
+    description = json.loads(header["__metadata__"]["tqchat"])
+    description["layers"][0]["class"] = "os.system"
+    header["__metadata__"]["tqchat"] = json.dumps(description)
     write(path, header, body)
     with pytest.raises(CacheFileError, match="not allowed"):
         load(path)
@@ -114,9 +114,9 @@ def test_a_file_cannot_name_a_class_of_its_own(tmp_path: Path) -> None:
 def test_another_codec_version_is_refused(tmp_path: Path) -> None:
     _, _, path = saved(tmp_path)
     header, body = header_of(path)
-    told = json.loads(header["__metadata__"]["tqchat"])
-    told["codec"] += 1
-    header["__metadata__"]["tqchat"] = json.dumps(told)
+    description = json.loads(header["__metadata__"]["tqchat"])
+    description["codec"] += 1
+    header["__metadata__"]["tqchat"] = json.dumps(description)
     write(path, header, body)
     with pytest.raises(CacheFileError, match="codec version"):
         load(path)
@@ -132,18 +132,18 @@ def test_shapes_larger_than_the_file_are_refused_before_anything_is_allocated(tm
         load(path)
 
 
-def test_a_file_without_our_description_is_no_cache(tmp_path: Path) -> None:
+def test_a_file_without_description_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     mx.save_safetensors(str(path), {"a": mx.ones(3)})
     with pytest.raises(CacheFileError, match="not a cache file"):
         load(path)
 
 
-def test_a_cache_of_unknown_class_is_not_saved(tmp_path: Path) -> None:
+def test_a_layer_of_unknown_class_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match="cannot be saved"):
         save(tmp_path / "x.safetensors", [object()])
 
 
-def test_a_cache_file_needs_its_suffix(tmp_path: Path) -> None:
+def test_a_cache_file_must_end_in_safetensors(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match=r"\.safetensors"):
         save(tmp_path / "x.kv", [])

@@ -1,4 +1,4 @@
-"""The sliding-window cache against mlx-lm's ring."""
+"""``WindowCache`` compared with mlx-lm's ring buffer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqchat.kv.scheme import FP16, TILE, Scheme, parse_scheme
 from tqchat.kv.window import WindowCache
 
 HEADS, DIM = 2, 32
-# Prompts shorter and longer than the window, chunks on a full ring, single tokens, drafts.
+# Prompts shorter and longer than the window, chunks into a full window, single tokens, draft tokens.
 FEEDS = [
     (5, 1, 1, 30, 1, 1, 60, 1),
     (1,) * 70,
@@ -44,7 +44,7 @@ def in_order(cache: Any) -> tuple[mx.array, ...]:
 
 @pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("max_size", [32, 17, 1])
-def test_it_returns_the_tokens_that_the_ring_holds_in_order(feed: tuple[int, ...], max_size: int) -> None:
+def test_it_returns_the_ring_buffers_tokens_in_order(feed: tuple[int, ...], max_size: int) -> None:
     ours, theirs = WindowCache(max_size, FP16, mx.float32), ring(max_size)
     keys, values = stream(sum(feed))
     start = 0
@@ -62,7 +62,7 @@ def test_it_returns_the_tokens_that_the_ring_holds_in_order(feed: tuple[int, ...
 @pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("window", [None, 32, 20, 7])
 @pytest.mark.parametrize("scheme", [FP16, short("affine8"), short("turbo4")])
-def test_masks_let_every_query_see_what_the_rings_would(
+def test_masks_give_every_query_the_same_tokens_as_the_ring_buffer(
     feed: tuple[int, ...], window: int | None, scheme: Scheme
 ) -> None:
     ours, theirs = WindowCache(32, scheme), ring(32)
@@ -109,30 +109,30 @@ def test_memory_stays_bounded_over_thousands_of_steps(name: str) -> None:
                     assert scheme.tail <= side.recent.length < scheme.tail + TILE
             error = max(
                 mx.abs(a - b).mean().item() for a, b in zip(got, in_order(raw), strict=True)
-            )  # as accurate at the end as at the beginning
+            )  # the same limit from first to last step
             assert error < {"affine8": 0.01, "turbo0v4": 0.1, "turbo4": 0.1, "turbo2": 0.4}[name]
     sides = ((cache.key_side, DIM), (cache.value_side, DIM))
-    room = sum(
+    capacity = sum(
         HEADS * (window + 2 * TILE) * side.spec.bytes_per_vector(dim)
         + HEADS * (scheme.tail + 3 * TILE) * 2 * dim
         + HEADS * 8 * dim
         for side, dim in sides
     )
-    assert most <= room
+    assert most <= capacity
     if name in ("turbo4", "turbo2"):
         assert cache.nbytes < raw.nbytes
 
 
 @pytest.mark.parametrize("name, worst", [("affine8", 0.03), ("turbo0v4", 0.2), ("turbo4", 0.3)])
 @pytest.mark.parametrize("family", ["llama with windows", "gpt_oss", "recurrent_gemma"])
-def test_logits_stay_close_to_the_raw_windows_long_after_it_is_full(
+def test_logits_stay_close_to_raw_windows_long_after_they_are_full(
     family: str, name: str, worst: float
 ) -> None:
     model, tokens = families.model(family), tiny.tokens(400)
     raw = logits(model, make_raw(model), tokens, 200, 100)[:, 300:]
     cache = make_prompt_cache(model, short(name))
     packed = logits(model, cache, tokens, 200, 100)[:, 300:]
-    # The median token: a hair's difference may send a token of gpt-oss to another expert.
+    # The median, because small differences can route a gpt-oss token to another expert.
     errors = mx.sqrt((raw - packed).square().mean(axis=-1) / raw.square().mean(axis=-1))[0]
     early, late = (mx.median(errors[part]).item() for part in (slice(0, 50), slice(50, 100)))
     assert 0 < early < worst and 0 < late < worst
@@ -141,7 +141,7 @@ def test_logits_stay_close_to_the_raw_windows_long_after_it_is_full(
 
 @pytest.mark.parametrize("feed", FEEDS)
 @pytest.mark.parametrize("name", ["affine8", "turbo4"])
-def test_a_ring_converts_there_and_back(feed: tuple[int, ...], name: str) -> None:
+def test_a_ring_buffer_converts_there_and_back(feed: tuple[int, ...], name: str) -> None:
     theirs = ring(32)
     keys, values = stream(sum(feed))
     start = 0
@@ -173,7 +173,7 @@ def theirs_after(cache: Any, x: mx.array) -> tuple[mx.array, mx.array]:
 
 
 @pytest.mark.parametrize("before, after", [("turbo4", "affine8"), ("affine8", "turbo4"), ("fp16", "turbo4")])
-def test_a_model_goes_on_after_a_conversion(before: str, after: str) -> None:
+def test_a_model_continues_after_a_conversion(before: str, after: str) -> None:
     model, tokens = families.model("llama with windows"), tiny.tokens(160)
     cache = make_prompt_cache(model, short(before))
     logits(model, cache, tokens[:, :150], 149)
@@ -182,14 +182,14 @@ def test_a_model_goes_on_after_a_conversion(before: str, after: str) -> None:
     assert mx.sqrt((out - raw).square().mean() / raw.square().mean()).item() < 0.4
 
 
-def test_a_ring_that_rotates_its_keys_is_fitted_to_queries_as_well() -> None:
+def test_converting_a_ring_buffer_uses_query_statistics() -> None:
     model, tokens = families.model("llama with windows"), tiny.tokens(150)
     cache = make_prompt_cache(model, "fp16")
     logits(model, cache, tokens, 149)
     scheme = replace(parse_scheme("turbo4"), tail=16)
     assert needs_queries(cache, scheme) and not needs_queries(cache[:1], "turbo4")
     observe_queries(model, tokens[0].tolist(), cache)
-    # A window of 48 packs nothing under turbo4 itself, whose tail is 88: nothing is needed there.
+    # A window of 48 packs nothing under turbo4, whose tail is 88, so it needs no queries.
     assert not needs_queries(cache, "turbo4")
     wide = families.COMMON | {"sliding_window": 128}
     model = tiny.build("llama", **wide)
@@ -217,7 +217,7 @@ def test_state_round_trips(feed: tuple[int, ...]) -> None:
         assert all(mx.array_equal(a, b) for a, b in zip(*pairs, strict=True))
 
 
-def test_trimming_before_the_window_is_full_leaves_what_was_never_more() -> None:
+def test_trimming_before_the_window_is_full_matches_a_fresh_cache() -> None:
     cache, fresh = WindowCache(64, short("affine8")), WindowCache(64, short("affine8"))
     keys, values = stream(60)
     for one, count in ((cache, 60), (fresh, 50)):
@@ -231,7 +231,7 @@ def test_trimming_before_the_window_is_full_leaves_what_was_never_more() -> None
 
 
 @pytest.mark.parametrize("name, window, packs", [("turbo0v4", 128, False), ("turbo4", 128, True)])
-def test_a_window_no_longer_than_the_tail_stays_mlx_lms_and_says_so(
+def test_a_window_no_longer_than_the_tail_stays_mlx_lms_with_a_reason(
     name: str, window: int, packs: bool
 ) -> None:
     config = families.COMMON | {"sliding_window": window}
@@ -247,7 +247,7 @@ def test_a_window_no_longer_than_the_tail_stays_mlx_lms_and_says_so(
         assert sliding.reason == "sliding window of 128 tokens: no longer than the 128 that stay raw"
 
 
-def test_a_window_that_keeps_its_first_tokens_is_left_and_says_so() -> None:
+def test_a_window_that_keeps_its_first_tokens_is_unchanged_with_a_reason() -> None:
     cache = [ring(32, keep=4)]
     keys, values = stream(40)
     cache[0].update_and_fetch(keys, values)
@@ -266,7 +266,7 @@ def test_sixteen_bit_storage_reaches_windows_too() -> None:
     assert all(layer.reason is None for layer in report.layers)
 
 
-def test_a_spoiled_token_is_forgotten_with_the_window() -> None:
+def test_a_nan_token_has_no_effect_once_it_left_the_window() -> None:
     cache = WindowCache(48, short("turbo4"))
     keys, values = stream(200)
     keys[:, :, 20], values[:, :, 20] = mx.nan, mx.nan
@@ -278,10 +278,10 @@ def test_a_spoiled_token_is_forgotten_with_the_window() -> None:
     assert mx.isfinite(cache.attend(queries, 0.2, None)).all()
 
 
-def test_room_kept_ready_is_in_proportion_to_the_window() -> None:
+def test_spare_capacity_is_proportional_to_the_window() -> None:
     cache = WindowCache(128, replace(parse_scheme("turbo0v4"), tail=16))
     keys, values = (x.astype(mx.float16) for x in stream(300))
     cache.update_and_fetch(keys[:, :, :299], values[:, :, :299])
     cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
-    assert cache.key_side.recent.room < 128 + 2 * TILE
-    assert cache.value_side.packed.room < 128 + TILE
+    assert cache.key_side.recent.capacity < 128 + 2 * TILE
+    assert cache.value_side.packed.capacity < 128 + TILE

@@ -1,4 +1,4 @@
-"""Real mlx-lm model classes with tiny random weights."""
+"""mlx-lm model classes with tiny random weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
 REPRESENTATIVE = ("fp16", "affine8", "affine4", "turbo0v4", "turbo0v2", "turbo8v4", "turbo4", "turbo3v2")
-"""Every kind of format on either side, and every width; the other schemes are pairs of the same."""
+"""Schemes that cover every format and code width on both sides."""
 
 
 def build(architecture: str, dtype: mx.Dtype = mx.float32, seed: int = 0, **config: Any) -> Any:
-    """A model of ``mlx_lm.models.<architecture>`` from its config, with weights drawn from ``seed``."""
+    """A model of ``mlx_lm.models.<architecture>`` with random weights."""
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     model = module.Model(module.ModelArgs.from_dict({"model_type": architecture, **config}))
     key = mx.random.key(seed)

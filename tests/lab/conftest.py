@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny(llama_folder: Path) -> LoadedModel:
-    """Two layers of random weights. Leave them as they are."""
+    """Two layers of random weights. Shared by all tests: do not modify."""
     from tqchat.engine import models
 
     return models.load(str(llama_folder))

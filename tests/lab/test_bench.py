@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from tqchat.cli import main
-from tqchat.lab.bench import attention, shapes, subjects, timing
+from tqchat.lab.bench import attention, kv_caches, shapes, timing
 from tqchat.lab.bench.results import BenchResults, BenchRow, tables
 from tqchat.lab.contestants import Contestant
 from tqchat.lab.results import BadResults
@@ -19,9 +19,7 @@ KEYS += ["peak_bytes", "read_bytes", "read_bytes_s"]
 QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
 
 
-def test_a_bench_writes_results_a_picture_and_tables(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bench_writes_json_svg_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, plot = tmp_path / "out.json", tmp_path / "out.svg"
     asked = ["--what", "decode,prefill,attention,encode", "--json", str(out), "--plot", str(plot)]
     assert main([*QUICK, *asked]) == 0
@@ -36,7 +34,7 @@ def test_a_bench_writes_results_a_picture_and_tables(
         assert rows["mlx16"]["ratio_fp16"] == 1.0 and rows["turbo4"]["ratio_mlx"] is not None
         assert all(row["median_s"] > 0 and row["peak_bytes"] > 0 for row in rows.values())
     assert [row["context"] for row in told["rows"] if row["what"] == "encode"] == [16, 2048]
-    # What is packed is less to read.
+    # Packed caches read fewer bytes.
     decoded = {row["scheme"]: row for row in told["rows"] if row["what"] == "attention"}
     assert decoded["turbo4"]["read_bytes"] < decoded["fp16"]["read_bytes"]
     ElementTree.fromstring(plot.read_text("utf-8"))
@@ -57,7 +55,7 @@ def test_a_bench_writes_results_a_picture_and_tables(
         ["--json", "/no/such/folder/out.json"],
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_sentence(
+def test_bad_options_are_refused_in_one_sentence(
     wrong: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*QUICK, *wrong]) in (1, 2)
@@ -65,7 +63,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(
     assert told.startswith("tqchat: ") and told.count("\n") == 1
 
 
-def test_a_cpu_has_no_kernels_to_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_are_skipped_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
     if mx.default_device() != mx.cpu:
         pytest.skip("here it has")
     assert main([*QUICK, "--what", "kernels"]) == 0
@@ -74,7 +72,7 @@ def test_a_cpu_has_no_kernels_to_time(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 class Device:
-    """One that works for so long ahead, and takes the processor a second for what is handed over."""
+    """A device on a fake clock: busy for the given seconds, and submitting takes the host one second."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: list[float], each: float) -> None:
         self.now, self.seconds, self.each, self.calls = 0.0, iter(seconds), each, 0
@@ -82,16 +80,16 @@ class Device:
         monkeypatch.setattr(attention.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(attention.mx, "synchronize", lambda: None)
         monkeypatch.setattr(attention.mx, "eval", self.wait)
-        monkeypatch.setattr(attention, "_chain", self.hand_over)
+        monkeypatch.setattr(attention, "_chain", self.submit)
 
     def begin(self) -> object:
         self.free = self.now + next(self.seconds)
         return self.busy
 
-    def take_longer(self) -> bool:
+    def double(self) -> bool:
         return self.now < 100
 
-    def hand_over(self, cache: object, queries: object, calls: int) -> object:
+    def submit(self, cache: object, queries: object, calls: int) -> object:
         self.now, self.calls = self.now + 1, calls
         return self.queued
 
@@ -99,72 +97,73 @@ class Device:
         self.now = max(self.now, self.free) + (self.calls * self.each if what is self.queued else 0)
 
 
-def test_a_device_s_own_time_is_taken_once_all_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_time_starts_when_the_busy_work_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, [0.5, 1.1, 2.0], 0.01)
-    assert attention._queued(None, None, 10, device) == pytest.approx(0.01)
+    assert attention._time_on_device(None, None, 10, device) == pytest.approx(0.01)
     assert next(device.seconds, None) is None
 
 
 @pytest.mark.parametrize("calls", [1, 4, 27, 28, 40])
-def test_all_calls_are_handed_over_before_anybody_waits(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+def test_all_calls_are_submitted_before_waiting(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     cache = KVCache()
     x = mx.random.normal((1, 2, 4, 32))
     cache.update_and_fetch(x, x)
     given: list[mx.array] = []
     monkeypatch.setattr(attention.mx, "async_eval", given.append)
     last = attention._chain(cache, mx.random.normal((1, 2, 1, 32)), calls)
-    assert given[-1] is last and len(given) == -(-calls // attention.LAYERS)
+    assert given[-1] is last and len(given) == -(-calls // attention.CALLS_PER_EVAL)
 
 
-def test_a_device_that_lets_nothing_wait_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_does_not_queue_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(monkeypatch, [0.0] * 1000, 0.01)
-    with pytest.raises(attention._NoQueue):
-        attention._queued(None, None, 10, device)
+    with pytest.raises(attention._CannotQueue):
+        attention._time_on_device(None, None, 10, device)
 
 
-def test_everybody_holds_the_same_tokens() -> None:
+def test_all_contestants_hold_the_same_tokens() -> None:
     model = shapes.build("tiny")
-    base = subjects.filled(model, 200)
+    base = kv_caches.random_filled(model, 200)
     keys = base[0].keys_and_values()[0]
-    for contestant in subjects.contestants("fp16,turbo4"):
-        cache = subjects.subject(contestant, base, model)
+    for contestant in kv_caches.contestants("fp16,turbo4"):
+        cache = kv_caches.make_cache(contestant, base, model)
         assert [layer.offset for layer in cache] == [200, 200]
         if contestant.name in ("mlx16", "fp16"):
             assert mx.allclose(cache[0].keys_and_values()[0], keys)
 
 
-def test_turns_are_held_against_the_same_round() -> None:
+def test_ratios_compare_times_of_the_same_round() -> None:
     seconds = {"fast": iter([9.0, 1.0, 2.0, 4.0]), "slow": iter([9.0, 2.0, 4.0, 8.0])}
-    times = timing.take_turns({name: own.__next__ for name, own in seconds.items()}, 3)
+    times = timing.time_interleaved({name: own.__next__ for name, own in seconds.items()}, 3)
     assert times == {"fast": [1.0, 2.0, 4.0], "slow": [2.0, 4.0, 8.0]}
     assert timing.ratio(times["fast"], times["slow"]) == 0.5
     assert timing.ratio(None, times["slow"]) is None
     assert timing.spread([1.0, 2.0, 3.0, 4.0, 5.0]) == 2.0
 
 
-def test_rivals_have_as_many_bits() -> None:
-    chosen = {c.name: subjects.rival(c) for c in subjects.contestants("turbo8v2,turbo4,affine4,turbo0v4")}
-    assert chosen == {
+def test_the_mlx_counterpart_has_as_many_bits() -> None:
+    contestants = kv_caches.contestants("turbo8v2,turbo4,affine4,turbo0v4")
+    counterparts = {c.name: kv_caches.mlx_counterpart(c) for c in contestants}
+    assert counterparts == {
         "mlx16": "", "mlx8": "", "mlx4": "", "turbo8v2": "mlx8", "turbo4": "mlx4", "affine4": "mlx4",
         "turbo0v4": "mlx8",
     }  # fmt: skip
-    assert all(isinstance(c, Contestant) for c in subjects.FOREIGN)
+    assert all(isinstance(c, Contestant) for c in kv_caches.MLX_CACHES)
 
 
-def test_columns_that_say_nothing_are_left_out() -> None:
+def test_empty_columns_are_left_out() -> None:
     row = BenchRow("start", "import tqchat.cli", 0, 0.2, 0.01)
     header = tables(BenchResults("a machine", None, None, (row,))).splitlines()[4]
     assert [cell.strip() for cell in header.strip("|").split("|")] == ["scheme", "median", "spread"]
 
 
-def test_other_files_are_not_results(tmp_path: Path) -> None:
+def test_a_file_that_is_not_results_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text("[1]")
     with pytest.raises(BadResults):
         BenchResults.read(file)
 
 
-def test_events_are_timed_one_by_one(llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_and_restore_print_their_rows(llama_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--model", str(llama_folder), "--what", "events,restore", "--context", "200", "--rounds", "1"]
     assert main(["lab", "bench", *asked, "--schemes", "turbo4"]) == 0
     printed = capsys.readouterr().out

@@ -63,7 +63,7 @@ def test_eval_writes_results_a_picture_and_a_table(
     assert again.read_text("utf-8") == plot.read_text("utf-8")
 
 
-def test_profile_measures_and_keeps(
+def test_profile_is_measured_and_saved(
     llama_folder: Path, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["lab", "profile", str(llama_folder), "--tokens", "60"]) == 0
@@ -88,7 +88,7 @@ def test_the_scheme_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None
         (["--text", "TEXT", "--outliers", "0"], "must be a positive number"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_a_sentence(
+def test_bad_input_is_refused_in_a_sentence(
     llama_folder: Path,
     text: Path,
     capsys: pytest.CaptureFixture[str],
@@ -100,7 +100,7 @@ def test_what_cannot_be_measured_is_told_in_a_sentence(
     assert sentence in capsys.readouterr().err
 
 
-def test_results_of_something_else_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_results_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.json"
     other.write_text('{"rows": [{"scheme": "fp16"}]}')
     assert main(["lab", "plot", str(other), str(tmp_path / "x.svg")]) == 2

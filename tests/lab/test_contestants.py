@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
 
 
-def test_all_are_the_listed_schemes_and_the_peers() -> None:
+def test_all_means_the_listed_schemes_and_the_peers() -> None:
     names = [contestant.name for contestant in parse_contestants("all")]
     assert names == [*(scheme.name for scheme in SCHEMES), "mlx8", "mlx4"]
 
 
-def test_a_name_is_taken_once_whichever_way_it_is_written() -> None:
+def test_spellings_of_the_same_scheme_are_taken_once() -> None:
     assert [c.name for c in parse_contestants("turbo4, TURBO4v4,mlx4")] == ["turbo4", "mlx4"]
 
 
-def test_an_unknown_name_is_told_what_there_is() -> None:
+def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UnknownContestant, match=r"turbo9.*turbo0v4.*mlx8") as error:
         parse_contestants("turbo4,turbo9")
     assert error.value.exit_code == 2
 
 
 @pytest.mark.parametrize("name", ["turbo4", "turbo0v2", "affine8"])
-def test_tokens_fed_together_leave_the_cache_of_single_steps(
+def test_tokens_fed_together_build_the_same_cache_as_single_steps(
     tiny: LoadedModel, prose: str, name: str
 ) -> None:
     ids = encode(tiny, prose)[:300]
@@ -67,6 +67,6 @@ def test_a_run_never_crosses_a_packing_step() -> None:
     assert max(stop - start for start, stop in runs) == 15
 
 
-def test_peers_begin_raw() -> None:
+def test_peers_prefill_at_fp16() -> None:
     (peer,) = parse_contestants("mlx8")
     assert peer == Contestant("mlx8", SCHEMES[0], 8)

@@ -32,7 +32,7 @@ def test_fp16_against_itself_is_exactly_zero(tiny: LoadedModel, prose: str) -> N
     assert row.bytes == row.fp16_bytes == 260 * 2 * 2 * 2 * 64 * 2
 
 
-def test_fewer_bits_take_less_and_lose_more(tiny: LoadedModel, prose: str) -> None:
+def test_fewer_bits_take_fewer_bytes_and_diverge_more(tiny: LoadedModel, prose: str) -> None:
     rows = measure(tiny, prose, "turbo4,turbo3,turbo2")
     assert 0 < rows["turbo4"].kld_mean < rows["turbo3"].kld_mean < rows["turbo2"].kld_mean
     assert rows["turbo4"].bytes > rows["turbo3"].bytes > rows["turbo2"].bytes
@@ -41,7 +41,7 @@ def test_fewer_bits_take_less_and_lose_more(tiny: LoadedModel, prose: str) -> No
         assert row.ratio == pytest.approx(row.fp16_bytes / row.bytes)
 
 
-def test_feeding_together_measures_what_single_steps_measure(tiny: LoadedModel, prose: str) -> None:
+def test_tokens_fed_together_measure_the_same_as_single_steps(tiny: LoadedModel, prose: str) -> None:
     joined = measure(tiny, prose, "turbo3", one_by_one=False)["turbo3"]
     single = measure(tiny, prose, "turbo3", one_by_one=True)["turbo3"]
     assert joined.kld_mean == pytest.approx(single.kld_mean, rel=0.01)
@@ -49,15 +49,15 @@ def test_feeding_together_measures_what_single_steps_measure(tiny: LoadedModel, 
     assert joined.ppl == pytest.approx(single.ppl, rel=1e-4)
 
 
-def test_side_by_side_or_one_after_the_other_is_the_same(
+def test_one_pass_or_several_give_the_same_rows(
     tiny: LoadedModel, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = measure(tiny, prose, "turbo4,turbo2")
-    monkeypatch.setattr(evaluation, "_side_by_side", lambda *_: 1)
+    monkeypatch.setattr(evaluation, "_caches_per_pass", lambda *_: 1)
     assert measure(tiny, prose, "turbo4,turbo2") == together
 
 
-def test_the_peer_computes_what_mlx_lm_does(tiny: LoadedModel, prose: str) -> None:
+def test_the_peer_computes_what_mlx_lm_computes(tiny: LoadedModel, prose: str) -> None:
     from mlx_lm.models.cache import KVCache
 
     ids = encode(tiny, prose)[:200]
@@ -87,16 +87,16 @@ def test_a_model_that_computes_nan_is_refused(llama_folder: Path, prose: str) ->
         measure(broken, prose, "turbo4")
 
 
-def test_a_scheme_that_breaks_is_left_out_and_named(
+def test_a_scheme_with_nan_is_dropped_and_named(
     tiny: LoadedModel, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decode = Runner.decode
 
-    def spoilt(self: Runner, tokens: list[int]) -> mx.array:
+    def with_nan(self: Runner, tokens: list[int]) -> mx.array:
         found = decode(self, tokens)
         return found * float("nan") if self.contestant.name == "turbo2" else found
 
-    monkeypatch.setattr(Runner, "decode", spoilt)
+    monkeypatch.setattr(Runner, "decode", with_nan)
     ids = encode(tiny, prose)[:200]
     rows, dropped = evaluate(tiny, parse_contestants("turbo2,turbo4"), ids, 100)
     assert [row.scheme for row in rows] == ["turbo4"]
@@ -116,10 +116,10 @@ def test_too_little_text_is_refused(tiny: LoadedModel, prose: str) -> None:
     assert (len(ids), prefill) == (513, 128)
 
 
-def test_outliers_that_change_no_function_change_no_divergence(prose: str) -> None:
+def test_key_outliers_do_not_raise_the_divergence(prose: str) -> None:
     names = "turbo4,turbo3,turbo2"
     starter = models.load()
-    plain = measure(starter, prose, names, 600)  # fewer tokens differ by a fifth, either way
+    plain = measure(starter, prose, names, 600)  # with fewer tokens results differ by up to a fifth
     assert outliers.add_outliers(starter, 20.0) == 8
     hard = measure(starter, prose, names, 600)
     for name, row in hard.items():

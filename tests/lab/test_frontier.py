@@ -31,14 +31,14 @@ def test_every_scheme_is_drawn_and_named() -> None:
     assert any("a <model>" in (word or "") for word in words)
 
 
-def test_smaller_is_to_the_left_and_closer_is_lower() -> None:
+def test_smaller_is_left_and_lower_divergence_is_lower() -> None:
     rows = (row("turbo2", 1e-2, 5_000_000), row("turbo4", 5e-4, 9_000_000))
     small, large = drawn(frontier_svg(results(*rows)), "circle")[:2]
     assert float(small.get("cx", 0)) < float(large.get("cx", 0))
     assert float(small.get("cy", 0)) < float(large.get("cy", 0))
 
 
-def test_only_schemes_that_none_beats_are_on_the_line() -> None:
+def test_only_unbeaten_schemes_are_on_the_frontier() -> None:
     beaten = row("affine4", 2e-3, 9_500_000)
     picture = frontier_svg(results(row("turbo2", 1e-2, 5_000_000), row("turbo4", 5e-4, 9_000_000), beaten))
     (line,) = drawn(picture, "polyline")
@@ -54,5 +54,5 @@ def test_labels_of_neighbours_do_not_cover_each_other() -> None:
             assert abs(x - other_x) > 60 or abs(y - other_y) > 10
 
 
-def test_nothing_measured_is_still_a_picture() -> None:
+def test_a_plot_without_rows_is_valid() -> None:
     assert drawn(frontier_svg(results(row("fp16", 0.0, 32_000_000))), "text")

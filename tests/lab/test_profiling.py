@@ -35,7 +35,7 @@ def test_every_listed_scheme_is_measured(measured: Profile, tiny: LoadedModel) -
     assert measured.row("turbo9") is None
 
 
-def test_a_profile_comes_back_as_it_was(measured: Profile, paths: Paths) -> None:
+def test_a_saved_profile_loads_unchanged(measured: Profile, paths: Paths) -> None:
     file = quality_profile.save(paths, measured)
     assert file.parent == paths.cache_dir / "profiles"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -52,14 +52,14 @@ def test_a_profile_of_another_codec_or_model_is_not_used(measured: Profile, path
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', "\x00", json.dumps({"format": 1, "codec": 1})])
-def test_a_damaged_profile_counts_as_none(paths: Paths, text: str) -> None:
+def test_a_damaged_profile_is_ignored(paths: Paths, text: str) -> None:
     file = quality_profile.profiles_folder(paths) / "abc.json"
     file.parent.mkdir(parents=True)
     file.write_text(text)
     assert quality_profile.load(paths, "abc") is None
 
 
-def test_a_loaded_model_knows_its_caches_shapes(tiny: LoadedModel) -> None:
+def test_a_loaded_model_knows_its_cache_shapes(tiny: LoadedModel) -> None:
     shapes = tiny.info.shapes
     assert shapes is not None
     assert [(layer.heads, layer.key_dim, layer.tokens) for layer in shapes.layers] == [(2, 64, 1)] * 2

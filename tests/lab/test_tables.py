@@ -14,7 +14,7 @@ LENGTH = 4096
 
 
 def live_ratio(scheme: Scheme) -> float:
-    """What a cache really takes that has read a prompt and one token more."""
+    """Ratio of a live cache after a prompt and one decode step."""
     cache = SchemeCache(scheme)
     key = mx.random.key(3)
     for count in (LENGTH - 1, 1):
@@ -28,16 +28,16 @@ def live_ratio(scheme: Scheme) -> float:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.name)
-def test_the_table_tells_what_a_live_cache_takes(scheme: Scheme) -> None:
+def test_the_table_matches_a_live_cache(scheme: Scheme) -> None:
     live = live_ratio(scheme)
     assert tables.real_ratio(scheme, LENGTH, layers=1, heads=2) == live
     (row,) = re.findall(rf"^\| `{scheme.name}` .*$", tables.scheme_table(), re.MULTILINE)
     shown = float(row.split("|")[5].strip().removesuffix("x"))
-    # A deeper model shares its rotation between more layers: a hair smaller still.
+    # The table is for a deeper model, which shares its rotation between more layers.
     assert live - 0.005 < shown < live + 0.02
 
 
-def test_longer_conversations_pay_less_for_what_stays_raw() -> None:
+def test_the_ratio_rises_with_length() -> None:
     for scheme in SCHEMES:
         short, long = (tables.real_ratio(scheme, tokens) for tokens in tables.LENGTHS)
         limit = 32 / (scheme.bits_per_key(128) + scheme.bits_per_value(128))

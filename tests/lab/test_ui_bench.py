@@ -1,4 +1,4 @@
-"""The measure of the screen runs the real app and reports what it saw."""
+"""The screen benchmark on a short run of the real app."""
 
 from __future__ import annotations
 

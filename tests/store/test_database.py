@@ -15,17 +15,17 @@ from tqchat.kv.scheme import UnknownScheme
 from tqchat.paths import Paths
 from tqchat.store import migrations
 from tqchat.store.database import (
-    KEEP_DELETED,
+    UNDELETE_WINDOW_S,
     Database,
     DatabaseBusy,
     DatabaseTooNew,
     DatabaseUnreadable,
-    Place,
     SamplingChoice,
     StoreFull,
     Totals,
     UnknownConversation,
     UnknownMessage,
+    VersionPosition,
 )
 
 
@@ -39,7 +39,7 @@ def contents(database: Database, conversation_id: str) -> list[str]:
     return [message.content for message in database.messages(conversation_id)]
 
 
-def test_a_conversation_is_there_after_a_restart(paths: Paths) -> None:
+def test_a_conversation_survives_a_restart(paths: Paths) -> None:
     with Database(paths.database) as first:
         conversation = first.create("Foxes", "starter", "turbo0v4")
         question = first.add_message(conversation.id, "user", "What is a fox?")
@@ -56,7 +56,7 @@ def test_a_conversation_is_there_after_a_restart(paths: Paths) -> None:
     assert (question.parent_id, reply.parent_id) == (None, question.id)
 
 
-def test_a_message_survives_a_kill_right_after_it(paths: Paths) -> None:
+def test_a_message_survives_a_kill_right_after_its_commit(paths: Paths) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path
@@ -82,13 +82,13 @@ def test_commits_are_flushed_to_the_disk(database: Database) -> None:
     assert database._connection.execute("PRAGMA synchronous").fetchone()[0] == 2
 
 
-def test_the_last_written_to_comes_first(database: Database) -> None:
+def test_conversations_are_ordered_by_last_update(database: Database) -> None:
     one, two, three = (database.create(title, None, "fp16") for title in ("one", "two", "three"))
     database.add_message(one.id, "user", "again")
     assert [c.id for c in database.conversations()] == [one.id, three.id, two.id]
 
 
-def test_renaming_and_changing(database: Database) -> None:
+def test_rename_and_set_scheme_and_model(database: Database) -> None:
     conversation = database.create("", None, "fp16")
     database.rename(conversation.id, "Automatic", automatic=True)
     assert database.conversation(conversation.id).title_is_automatic is True
@@ -100,7 +100,7 @@ def test_renaming_and_changing(database: Database) -> None:
     assert (changed.scheme, changed.model) == ("affine4", "other")
 
 
-def test_deleting_takes_every_branch_and_nothing_else(database: Database, paths: Paths) -> None:
+def test_delete_removes_all_branches_of_one_conversation(database: Database, paths: Paths) -> None:
     gone, kept = database.create("gone", None, "fp16"), database.create("kept", None, "fp16")
     for conversation in (gone, kept):
         database.add_message(conversation.id, "user", "q")
@@ -117,7 +117,7 @@ def test_deleting_takes_every_branch_and_nothing_else(database: Database, paths:
     other.close()
 
 
-def test_a_deletion_can_be_undone(database: Database) -> None:
+def test_a_deleted_conversation_can_be_restored(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     database.add_message(conversation.id, "user", "vixen")
     before = database.conversation(conversation.id)
@@ -139,9 +139,7 @@ def test_a_deletion_can_be_undone(database: Database) -> None:
         database.undelete(conversation.id)
 
 
-def test_a_deletion_becomes_final_at_a_start_after_its_time(
-    paths: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_after_the_undelete_window_purges(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     with Database(paths.database) as database:
         conversation = database.create("t", None, "fp16")
         database.add_message(conversation.id, "user", "unrepeatable secret")
@@ -149,13 +147,13 @@ def test_a_deletion_becomes_final_at_a_start_after_its_time(
     with Database(paths.database) as database:
         assert len(database.deleted()) == 1
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + KEEP_DELETED + 1)
+    monkeypatch.setattr(time, "time", lambda: now + UNDELETE_WINDOW_S + 1)
     with Database(paths.database) as database:
         assert database.deleted() == []
     assert b"unrepeatable secret" not in paths.database.read_bytes()
 
 
-def test_what_a_conversation_decides_is_kept(paths: Paths) -> None:
+def test_conversation_settings_are_stored(paths: Paths) -> None:
     choice = SamplingChoice(temperature=0.5, top_k=40, seed=2**62)
     with Database(paths.database) as database:
         conversation = database.create("t", None, "auto", system_prompt="Be brief.")
@@ -178,14 +176,14 @@ def test_what_a_conversation_decides_is_kept(paths: Paths) -> None:
             database.create("t", None, "zip")
 
 
-def test_damaged_sampling_does_not_keep_a_conversation_from_opening(database: Database) -> None:
+def test_a_conversation_with_damaged_sampling_opens(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     for damaged in ("{", "null", "[1]", '{"seed": -1}', '{"zip": 1}', "[" * 100_000):
         database._connection.execute("UPDATE conversations SET sampling = ?", (damaged,))
         assert database.conversation(conversation.id).sampling == SamplingChoice()
 
 
-def test_figures_are_summed_over_every_branch(database: Database) -> None:
+def test_totals_include_all_branches(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     assert database.totals(conversation.id) == Totals(0, 0, None)
     question = database.add_message(conversation.id, "user", "q")
@@ -199,12 +197,12 @@ def test_figures_are_summed_over_every_branch(database: Database) -> None:
         conversation.id, "assistant", "d", tokens=5, tokens_per_second=float("inf")
     )
     assert database.message(endless.id).tokens_per_second is None
-    # 80 tokens in 3 + 1 + 1 seconds; the 5 of unknown speed count as tokens only.
+    # 80 tokens in 3 + 1 + 1 seconds; the 5 tokens of unknown speed count towards the sum only.
     assert database.totals(conversation.id) == Totals(5, 85, 16.0)
     assert database.messages(conversation.id)[-2].prompt_tokens == 7
 
 
-def test_an_edit_is_a_sibling_and_both_can_be_shown(database: Database) -> None:
+def test_an_edit_adds_a_sibling(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     first = database.add_message(conversation.id, "user", "q")
     database.add_message(conversation.id, "assistant", "a")
@@ -215,12 +213,12 @@ def test_an_edit_is_a_sibling_and_both_can_be_shown(database: Database) -> None:
     again = database.add_sibling(reply.id, "", "unfinished", model="m")
     third = database.add_sibling(reply.id, "b3")
     assert (again.parent_id, again.role, again.model) == (edited.id, "assistant", "m")
-    assert database.places(conversation.id) == {
-        edited.id: Place(2, 2, first.id, None),
-        third.id: Place(3, 3, again.id, None),
+    assert database.version_positions(conversation.id) == {
+        edited.id: VersionPosition(2, 2, first.id, None),
+        third.id: VersionPosition(3, 3, again.id, None),
     }
     database.select(again.id)
-    assert database.places(conversation.id)[again.id] == Place(2, 3, reply.id, third.id)
+    assert database.version_positions(conversation.id)[again.id] == VersionPosition(2, 3, reply.id, third.id)
     assert database.select(first.id).content == "a"
     assert contents(database, conversation.id) == ["q", "a"]
     assert database.select(edited.id).id == third.id
@@ -229,28 +227,28 @@ def test_an_edit_is_a_sibling_and_both_can_be_shown(database: Database) -> None:
         database.add_sibling("none", "x")
 
 
-def test_a_cut_reply_goes_on_in_place_and_an_answered_one_beside_itself(database: Database) -> None:
+def test_continue_reply_in_place_or_as_a_sibling(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     question = database.add_message(conversation.id, "user", "q")
     reply = database.add_message(conversation.id, "assistant", "Once upon", "unfinished", model="m")
     database.rewind_to(conversation.id, question.id)
-    going = database.continue_reply(reply.id)
-    assert going == reply
+    continued = database.continue_reply(reply.id)
+    assert continued == reply
     assert database.conversation(conversation.id).head_id == reply.id
     database.update_message(reply.id, content="Once upon a time", status="stopped")
     assert database.continue_reply(reply.id).status == "unfinished"
     database.update_message(reply.id, status="stopped")
 
     database.add_message(conversation.id, "user", "and then?")
-    beside = database.continue_reply(reply.id)
-    assert beside.id != reply.id and beside.parent_id == question.id
-    assert (beside.content, beside.status, beside.model) == ("Once upon a time", "unfinished", "m")
+    sibling = database.continue_reply(reply.id)
+    assert sibling.id != reply.id and sibling.parent_id == question.id
+    assert (sibling.content, sibling.status, sibling.model) == ("Once upon a time", "unfinished", "m")
     assert database.message(reply.id).status == "stopped"
     with pytest.raises(UnknownMessage):
         database.continue_reply(question.id)
 
 
-def test_a_change_by_another_process_is_noticed(paths: Paths) -> None:
+def test_changed_detects_writes_of_other_connections(paths: Paths) -> None:
     with Database(paths.database) as here, Database(paths.database) as there:
         assert not here.changed()
         conversation = there.create("t", None, "fp16")
@@ -260,7 +258,7 @@ def test_a_change_by_another_process_is_noticed(paths: Paths) -> None:
         assert not here.changed() and there.changed()
 
 
-def test_regenerating_keeps_the_other_reply(database: Database) -> None:
+def test_regenerating_keeps_the_previous_reply(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     question = database.add_message(conversation.id, "user", "q")
     first = database.add_message(conversation.id, "assistant", "first")
@@ -283,7 +281,7 @@ def test_regenerating_keeps_the_other_reply(database: Database) -> None:
     assert [m.content for m in database.siblings(other.id)] == ["q", "asked otherwise"]
 
 
-def test_a_reply_grows_and_is_completed(database: Database) -> None:
+def test_a_reply_is_updated_and_completed(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     reply = database.add_message(conversation.id, "assistant", "", status="unfinished")
     database.update_message(reply.id, content="Once")
@@ -293,7 +291,7 @@ def test_a_reply_grows_and_is_completed(database: Database) -> None:
     assert database.conversation(conversation.id).updated_at > reply.created_at
 
 
-def test_what_is_gone_is_named(database: Database) -> None:
+def test_unknown_ids_raise(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     message = database.add_message(conversation.id, "user", "q")
     other = database.create("o", None, "fp16")
@@ -319,19 +317,21 @@ def test_what_is_gone_is_named(database: Database) -> None:
     assert contents(database, conversation.id) == ["q"]
 
 
-def test_a_prefix_will_do_while_it_is_unique(database: Database) -> None:
+def test_a_unique_id_prefix_is_enough(database: Database) -> None:
     conversations = [database.create(str(n), None, "fp16") for n in range(17)]
     assert database.conversation(conversations[0].id[:12]) == conversations[0]
-    # 17 ids of hexadecimal digits: two must begin alike.
+    # 17 ids in hexadecimal: two must have the same first digit.
     first = [c.id[0] for c in conversations]
     digit = next(d for d in first if first.count(d) > 1)
-    with pytest.raises(UnknownConversation, match=f"{first.count(digit)} conversations.*write more"):
+    with pytest.raises(
+        UnknownConversation, match=f"{first.count(digit)} conversations.*give more characters"
+    ):
         database.conversation(digit)
     with pytest.raises(UnknownConversation):
         database.conversation("%")
 
 
-def test_two_processes_see_each_other(paths: Paths) -> None:
+def test_two_connections_see_each_others_writes(paths: Paths) -> None:
     with Database(paths.database) as here, Database(paths.database) as there:
         conversation = here.create("t", None, "fp16")
         there.add_message(conversation.id, "user", "from there")
@@ -339,7 +339,7 @@ def test_two_processes_see_each_other(paths: Paths) -> None:
         assert contents(there, conversation.id) == ["from there", "from here"]
 
 
-def test_many_first_starts_at_once(paths: Paths) -> None:
+def test_concurrent_first_starts(paths: Paths) -> None:
     failures: list[BaseException] = []
     ready = threading.Barrier(8)
 
@@ -361,7 +361,7 @@ def test_many_first_starts_at_once(paths: Paths) -> None:
         assert len(database.conversations()) == 8
 
 
-def test_a_lock_that_stays_is_said(database: Database, paths: Paths) -> None:
+def test_a_held_lock_raises_database_busy(database: Database, paths: Paths) -> None:
     conversation = database.create("t", None, "fp16")
     database._connection.execute("PRAGMA busy_timeout = 50")
     other = sqlite3.connect(paths.database, isolation_level=None)
@@ -373,7 +373,7 @@ def test_a_lock_that_stays_is_said(database: Database, paths: Paths) -> None:
     database.add_message(conversation.id, "user", "q")
 
 
-def test_only_the_owner_may_read(database: Database, paths: Paths) -> None:
+def test_files_are_private_to_their_owner(database: Database, paths: Paths) -> None:
     database.create("t", None, "fp16")
     files = list(paths.data_dir.iterdir())
     assert {file.name for file in files} >= {"tqchat.db", "tqchat.db-wal"}
@@ -381,12 +381,12 @@ def test_only_the_owner_may_read(database: Database, paths: Paths) -> None:
     assert stat.S_IMODE(paths.data_dir.stat().st_mode) == 0o700
 
 
-def test_a_full_disk_loses_nothing_that_was_there(database: Database) -> None:
+def test_a_full_database_keeps_earlier_messages(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     database.add_message(conversation.id, "user", "kept")
     pages = database._connection.execute("PRAGMA page_count").fetchone()[0]
     database._connection.execute(f"PRAGMA max_page_count = {pages + 1}")
-    with pytest.raises(StoreFull, match="no room left"):
+    with pytest.raises(StoreFull, match="is full"):
         database.add_message(conversation.id, "user", "x" * 100_000)
     assert contents(database, conversation.id) == ["kept"]
     database._connection.execute("PRAGMA max_page_count = 100000")
@@ -394,14 +394,14 @@ def test_a_full_disk_loses_nothing_that_was_there(database: Database) -> None:
     assert contents(database, conversation.id) == ["kept", "room again"]
 
 
-def test_a_really_full_disk(tmp_path: Path) -> None:
+def test_a_full_disk(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True
     )
     if mounted.returncode != 0:
-        pytest.skip("this user may not mount a small disk")
+        pytest.skip("this user cannot mount a tmpfs")
     try:
         with Database(disk / "data" / "tqchat.db") as database:
             conversation = database.create("t", None, "fp16")
@@ -418,7 +418,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_newer_database_is_left_alone(paths: Paths) -> None:
+def test_a_newer_database_is_not_changed(paths: Paths) -> None:
     with Database(paths.database) as database:
         database.create("t", None, "fp16")
     with sqlite3.connect(paths.database) as other:
@@ -433,14 +433,14 @@ def test_a_newer_database_is_left_alone(paths: Paths) -> None:
 @pytest.mark.parametrize(
     "content", [b"not a database at all, but quite long" * 200, b"SQLite format 3\x00" + b"\xff" * 8192]
 )
-def test_another_file_is_left_alone(paths: Paths, content: bytes) -> None:
+def test_a_file_that_is_not_a_database_is_not_changed(paths: Paths, content: bytes) -> None:
     paths.database.write_bytes(content)
     with pytest.raises(DatabaseUnreadable, match=r"tqchat\.db cannot be read"):
         Database(paths.database)
     assert paths.database.read_bytes() == content
 
 
-def test_another_programs_database_is_left_alone(paths: Paths) -> None:
+def test_another_programs_database_is_not_changed(paths: Paths) -> None:
     with sqlite3.connect(paths.database) as other:
         other.execute("CREATE TABLE bookmarks (id)")
     other.close()
@@ -450,7 +450,7 @@ def test_another_programs_database_is_left_alone(paths: Paths) -> None:
     assert paths.database.read_bytes() == before
 
 
-def test_damage_inside_is_said_when_it_is_met(paths: Paths) -> None:
+def test_damaged_pages_raise_database_unreadable(paths: Paths) -> None:
     with Database(paths.database) as database:
         conversation = database.create("t", None, "fp16")
         for _ in range(200):
@@ -462,32 +462,32 @@ def test_damage_inside_is_said_when_it_is_met(paths: Paths) -> None:
         database.messages(conversation.id)
 
 
-def test_a_folder_in_place_of_the_file_is_said(paths: Paths) -> None:
+def test_a_folder_in_place_of_the_file_raises(paths: Paths) -> None:
     paths.database.mkdir()
     with pytest.raises(DatabaseUnreadable, match="directory"):
         Database(paths.database)
 
 
-STEPS = (
+MIGRATIONS_AND_ONE = (
     *migrations.MIGRATIONS,
     ("ALTER TABLE conversations ADD COLUMN note TEXT", "UPDATE conversations SET note = 'moved'"),
 )
 
 
-def test_an_older_database_moves_up_with_its_content(paths: Paths) -> None:
+def test_a_new_migration_keeps_the_content(paths: Paths) -> None:
     with Database(paths.database) as database:
         conversation = database.create("t", None, "fp16")
         database.add_message(conversation.id, "user", "kept")
     connection = sqlite3.connect(paths.database, isolation_level=None)
-    migrations.migrate(connection, paths.database, STEPS)
-    migrations.migrate(connection, paths.database, STEPS)
-    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
+    migrations.migrate(connection, paths.database, MIGRATIONS_AND_ONE)
+    migrations.migrate(connection, paths.database, MIGRATIONS_AND_ONE)
+    assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS_AND_ONE)
     assert connection.execute("SELECT note FROM conversations").fetchall() == [("moved",)]
     assert connection.execute("SELECT content FROM messages").fetchall() == [("kept",)]
     connection.close()
 
 
-def test_a_step_that_fails_is_undone_whole(paths: Paths) -> None:
+def test_a_failed_migration_is_rolled_back(paths: Paths) -> None:
     Database(paths.database).close()
     connection = sqlite3.connect(paths.database, isolation_level=None)
     broken = (*migrations.MIGRATIONS, ("CREATE TABLE half (id)", "CREATE TABLE half (id)"))
@@ -499,7 +499,7 @@ def test_a_step_that_fails_is_undone_whole(paths: Paths) -> None:
     Database(paths.database).close()
 
 
-def test_a_new_database_is_ours_and_current(database: Database) -> None:
+def test_a_new_database_has_the_application_id_and_newest_version(database: Database) -> None:
     connection = database._connection
     assert connection.execute("PRAGMA application_id").fetchone()[0] == migrations.APPLICATION_ID
     assert connection.execute("PRAGMA user_version").fetchone()[0] == len(migrations.MIGRATIONS)

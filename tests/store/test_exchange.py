@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tqchat.paths import Paths
-from tqchat.store import parsing
+from tqchat.store import import_parser
 from tqchat.store.database import Database, SamplingChoice, StoreFull
 from tqchat.store.exchange import from_json, to_json, to_markdown
-from tqchat.store.parsing import BadImport
+from tqchat.store.import_parser import BadImport
 
 LETTERS = "abc XYZ\n\täß中文🦊'\"\\%_*`#\x00\x1b\x9b\u2028\u202e\ufeff{}[]"
 
@@ -34,74 +34,74 @@ def exported(database: Database) -> bytes:
     return "".join(to_json(database, database.conversations())).encode()
 
 
-def everything(database: Database) -> list[Any]:
+def all_records(database: Database) -> list[Any]:
     return [(one, database.tree(one.id)) for one in database.conversations()]
 
 
 def fill(database: Database, seed: int) -> None:
-    """A few conversations with everything that a conversation can have."""
-    chance = random.Random(seed)
+    """Add conversations that use every field."""
+    rng = random.Random(seed)
 
     def text(longest: int = 80) -> str:
-        return "".join(chance.choices(LETTERS, k=chance.randint(0, longest)))
+        return "".join(rng.choices(LETTERS, k=rng.randint(0, longest)))
 
-    def perhaps(value: Any) -> Any:
-        return chance.choice((None, value))
+    def maybe(value: Any) -> Any:
+        return rng.choice((None, value))
 
-    for _ in range(chance.randint(1, 4)):
-        scheme = chance.choice(("fp16", "auto", "turbo4v2", "affine8"))
-        one = database.create(text(), perhaps(text()), scheme, system_prompt=perhaps(text()))
-        if chance.random() < 0.5:
+    for _ in range(rng.randint(1, 4)):
+        scheme = rng.choice(("fp16", "auto", "turbo4v2", "affine8"))
+        one = database.create(text(), maybe(text()), scheme, system_prompt=maybe(text()))
+        if rng.random() < 0.5:
             database.rename(one.id, text())
         choice = SamplingChoice(
-            temperature=perhaps(chance.random() * 5),
-            top_k=perhaps(chance.randrange(10**6)),
-            seed=perhaps(chance.randrange(2**63)),
+            temperature=maybe(rng.random() * 5),
+            top_k=maybe(rng.randrange(10**6)),
+            seed=maybe(rng.randrange(2**63)),
         )
         database.set_sampling(one.id, choice)
         database.set_draft(one.id, text())
         ids: list[str] = []
-        for _ in range(chance.randrange(12)):
-            if ids and chance.random() < 0.4:
-                database.rewind_to(one.id, chance.choice((None, *ids)))
+        for _ in range(rng.randrange(12)):
+            if ids and rng.random() < 0.4:
+                database.rewind_to(one.id, rng.choice((None, *ids)))
             message = database.add_message(
                 one.id,
-                chance.choice(("system", "user", "assistant")),
+                rng.choice(("system", "user", "assistant")),
                 text(400),
-                chance.choice(("complete", "unfinished", "stopped")),
-                tokens=perhaps(chance.randrange(2**53)),
-                prompt_tokens=perhaps(chance.randrange(10**6)),
-                tokens_per_second=perhaps(chance.random() * 10 ** chance.randint(-5, 300)),
-                first_token_seconds=perhaps(chance.random()),
-                drafted=perhaps(chance.randrange(10**4)),
-                accepted=perhaps(chance.randrange(10**4)),
-                cache_bytes=perhaps(chance.randrange(2**53)),
-                fp16_bytes=perhaps(chance.randrange(2**53)),
-                scheme=perhaps("turbo0v4"),
-                model=perhaps(text()),
+                rng.choice(("complete", "unfinished", "stopped")),
+                tokens=maybe(rng.randrange(2**53)),
+                prompt_tokens=maybe(rng.randrange(10**6)),
+                tokens_per_second=maybe(rng.random() * 10 ** rng.randint(-5, 300)),
+                first_token_seconds=maybe(rng.random()),
+                drafted=maybe(rng.randrange(10**4)),
+                accepted=maybe(rng.randrange(10**4)),
+                cache_bytes=maybe(rng.randrange(2**53)),
+                fp16_bytes=maybe(rng.randrange(2**53)),
+                scheme=maybe("turbo0v4"),
+                model=maybe(text()),
             )
             ids.append(message.id)
-        if ids and chance.random() < 0.3:
-            database.rewind_to(one.id, chance.choice((None, *ids)))
+        if ids and rng.random() < 0.3:
+            database.rewind_to(one.id, rng.choice((None, *ids)))
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_what_is_imported_is_what_was_exported(database: Database, other: Database, seed: int) -> None:
+def test_an_import_equals_the_export(database: Database, other: Database, seed: int) -> None:
     fill(database, seed)
     file = exported(database)
     imported = from_json(other, file)
     assert {one.outcome for one in imported} == {"added"}
-    assert everything(other) == everything(database)
+    assert all_records(other) == all_records(database)
     assert exported(other) == file
     for one in database.conversations():
         assert other.messages(one.id) == database.messages(one.id)
-    # A second time nothing happens, on either side.
+    # A second import changes nothing, on either side.
     assert {one.outcome for one in from_json(other, file) + from_json(database, file)} == {"skipped"}
     assert exported(other) == exported(database) == file
     assert other._connection.execute("PRAGMA foreign_key_check").fetchall() == []
 
 
-def test_an_imported_conversation_is_found_and_goes_on(database: Database, other: Database) -> None:
+def test_an_imported_conversation_can_be_searched_and_continued(database: Database, other: Database) -> None:
     conversation = database.create("Foxes", None, "fp16")
     database.add_message(conversation.id, "user", "a vixen")
     from_json(other, exported(database))
@@ -110,7 +110,7 @@ def test_an_imported_conversation_is_found_and_goes_on(database: Database, other
     assert [m.content for m in other.messages(conversation.id)] == ["a vixen", "yes"]
 
 
-def test_an_id_that_is_taken_makes_a_copy(database: Database) -> None:
+def test_a_conflicting_id_makes_a_copy(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     first = database.add_message(conversation.id, "user", "q")
     database.add_message(conversation.id, "assistant", "a")
@@ -125,7 +125,7 @@ def test_an_id_that_is_taken_makes_a_copy(database: Database) -> None:
     assert not {m.id for m in database.tree(copied.conversation.id)} & {m.id for m in before[1]}
 
 
-def test_messages_of_others_are_not_taken_over(database: Database) -> None:
+def test_a_conflicting_message_id_makes_a_copy(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     database.add_message(conversation.id, "user", "q")
     whole = json.loads(exported(database))
@@ -136,20 +136,20 @@ def test_messages_of_others_are_not_taken_over(database: Database) -> None:
     assert len(database.conversations()) == 2
 
 
-def test_a_deleted_conversation_comes_back(database: Database) -> None:
+def test_importing_a_deleted_conversation_restores_it(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     database.add_message(conversation.id, "user", "q")
-    file, before = exported(database), everything(database)
+    file, before = exported(database), all_records(database)
     database.delete(conversation.id)
     assert [one.outcome for one in from_json(database, file)] == ["restored"]
-    assert everything(database) == before
+    assert all_records(database) == before
     database.rename(conversation.id, "changed")
     database.delete(conversation.id)
     assert [one.outcome for one in from_json(database, file)] == ["copied"]
     assert database.deleted()[0].title == "changed"
 
 
-def test_the_same_conversation_twice_in_a_file(database: Database, other: Database) -> None:
+def test_a_conversation_twice_in_a_file_is_imported_once(database: Database, other: Database) -> None:
     database.create("t", None, "fp16")
     whole = json.loads(exported(database))
     whole["conversations"] *= 2
@@ -162,15 +162,15 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda f, c, m: f.update(format="x"), "not an export of tqchat"),
-        (lambda f, c, m: f.update(version=3), "a newer tqchat wrote it"),
-        (lambda f, c, m: f.update(version=True), "not an export"),
-        (lambda f, c, m: f.update(version=None), "not an export"),
-        (lambda f, c, m: f.update(more=1), "not an export"),
+        (lambda f, c, m: f.update(format="x"), "not a tqchat export"),
+        (lambda f, c, m: f.update(version=3), "written by a newer tqchat"),
+        (lambda f, c, m: f.update(version=True), "not a tqchat export"),
+        (lambda f, c, m: f.update(version=None), "not a tqchat export"),
+        (lambda f, c, m: f.update(more=1), "not a tqchat export"),
         (lambda f, c, m: f.update(conversations={}), "must be a list"),
         (lambda f, c, m: f.update(conversations=[1]), "conversation 1 must be an object"),
-        (lambda f, c, m: c.pop("title"), "conversation 2 lacks title"),
-        (lambda f, c, m: c.pop("model"), "conversation 2 lacks model"),
+        (lambda f, c, m: c.pop("title"), "conversation 2 has no title"),
+        (lambda f, c, m: c.pop("model"), "conversation 2 has no model"),
         (lambda f, c, m: c.update(title=None), "title of conversation 2 is None, but must be a text"),
         (lambda f, c, m: c.update(extra=1), "conversation 2 has an unknown field 'extra'"),
         (lambda f, c, m: c.update(deleted_at=1), "unknown field"),
@@ -189,11 +189,11 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
         (lambda f, c, m: c.update(sampling={"seed": "1"}), "seed is '1'"),
         (lambda f, c, m: c.update(sampling={"seed": "x" * 9999}), "seed is"),
         (lambda f, c, m: c.update(sampling=[]), "an object of sampling"),
-        (lambda f, c, m: c.update(head_id="nowhere"), "ends in a message that it does not have"),
+        (lambda f, c, m: c.update(head_id="nowhere"), "head_id of conversation 2 is not one of its messages"),
         (lambda f, c, m: c.update(head_id={}), "must be an id"),
         (lambda f, c, m: c.update(messages=None), "with a list of messages"),
         (lambda f, c, m: c.update(messages=[[]]), "message 1 of conversation 2 must be an object"),
-        (lambda f, c, m: c["messages"].append(m), "has the id of an earlier one"),
+        (lambda f, c, m: c["messages"].append(m), "has the id of an earlier message"),
         (lambda f, c, m: c["messages"].reverse(), "parent of message 1 of conversation 2 does not come"),
         (lambda f, c, m: m.update(parent_id=m["id"]), "parent of message 2"),
         (lambda f, c, m: m.update(role="tool"), "one of system, user, assistant"),
@@ -207,7 +207,7 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
         (lambda f, c, m: m.update(conversation_id="x"), "unknown field"),
     ],
 )
-def test_a_file_with_anything_wrong_imports_nothing(
+def test_an_invalid_file_imports_nothing(
     database: Database, other: Database, change: Change, sentence: str
 ) -> None:
     for title in ("right", "wrong"):
@@ -217,10 +217,10 @@ def test_a_file_with_anything_wrong_imports_nothing(
     whole = json.loads(exported(database))
     bad = whole["conversations"][1]
     change(whole, bad, bad["messages"][1])
-    with pytest.raises(BadImport) as told:
+    with pytest.raises(BadImport) as raised:
         from_json(other, json.dumps(whole).encode())
-    assert sentence in str(told.value)
-    assert str(told.value).endswith("Nothing was imported.") and len(str(told.value)) < 400
+    assert sentence in str(raised.value)
+    assert str(raised.value).endswith("Nothing was imported.") and len(str(raised.value)) < 400
     assert other.conversations() == [] and other.deleted() == []
 
 
@@ -231,39 +231,37 @@ def test_a_file_with_anything_wrong_imports_nothing(
         *(b'{"a":' * 200_000, b"NaN", b"SQLite format 3\x00", b'{"format": "tqchat-conversations"}'),
     ],
 )
-def test_other_files_are_refused_in_a_sentence(database: Database, content: bytes) -> None:
+def test_other_files_are_refused(database: Database, content: bytes) -> None:
     with pytest.raises(BadImport, match="cannot be imported"):
         from_json(database, content)
 
 
-def test_a_file_that_is_too_large_is_not_even_parsed(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parsing, "LARGEST_FILE", 1 << 20)
+def test_a_file_over_the_limit_is_not_parsed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_parser, "MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(BadImport, match="larger than 1 MiB"):
         from_json(database, b" " * ((1 << 20) + 1))
 
 
-def test_random_damage_never_does_more_than_refuse(database: Database, other: Database) -> None:
+def test_random_damage_is_refused_or_harmless(database: Database, other: Database) -> None:
     fill(database, 3)
     file = exported(database)
-    chance = random.Random(5)
+    rng = random.Random(5)
     for _ in range(300):
         damaged = bytearray(file)
-        for _ in range(chance.randint(1, 4)):
-            at = chance.randrange(len(damaged))
-            action = chance.randrange(3)
+        for _ in range(rng.randint(1, 4)):
+            at = rng.randrange(len(damaged))
+            action = rng.randrange(3)
             if action == 0:
-                damaged[at] = chance.randrange(256)
+                damaged[at] = rng.randrange(256)
             elif action == 1:
-                del damaged[at : at + chance.randint(1, 50)]
+                del damaged[at : at + rng.randint(1, 50)]
             else:
-                damaged[at:at] = damaged[at : at + chance.randint(1, 50)]
+                damaged[at:at] = damaged[at : at + rng.randint(1, 50)]
         try:
             from_json(other, bytes(damaged))
         except BadImport:
             continue
-        # A change inside a text is no damage; what came in is then as sound as any other.
+        # Damage inside a text leaves a valid file; its import must be consistent.
         for one in other.conversations():
             assert len(other.messages(one.id)) <= len(other.tree(one.id))
     assert other._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
@@ -271,14 +269,14 @@ def test_random_damage_never_does_more_than_refuse(database: Database, other: Da
     from_json(other, exported(other))
 
 
-def test_half_characters_become_whole_ones(database: Database, other: Database) -> None:
+def test_lone_surrogates_are_replaced(database: Database, other: Database) -> None:
     database.create("t", None, "fp16")
     file = exported(database).replace(b'"title": "t"', b'"title": "\\ud800"')
     (imported,) = from_json(other, file)
     assert other.conversation(imported.conversation.id).title == "\ufffd"
 
 
-def test_what_may_be_left_out_may_be(database: Database) -> None:
+def test_optional_fields_can_be_omitted(database: Database) -> None:
     message = json.loads(
         '{"id": "m1", "parent_id": null, "role": "user", "content": "hi", "status": "complete",'
         ' "created_at": 5}'
@@ -294,7 +292,7 @@ def test_what_may_be_left_out_may_be(database: Database) -> None:
     assert from_json(database, json.dumps(copy.deepcopy(whole)).encode())[0].outcome == "skipped"
 
 
-def test_a_disk_that_fills_up_imports_nothing(database: Database, other: Database) -> None:
+def test_a_full_disk_imports_nothing(database: Database, other: Database) -> None:
     for _ in range(3):
         conversation = database.create("t", None, "fp16")
         database.add_message(conversation.id, "user", "x" * 50_000)
@@ -306,7 +304,7 @@ def test_a_disk_that_fills_up_imports_nothing(database: Database, other: Databas
     assert other.conversations() == [kept]
 
 
-def test_markdown_shows_the_branch_that_is_shown(database: Database) -> None:
+def test_markdown_contains_the_shown_branch(database: Database) -> None:
     conversation = database.create("A\nfox", "starter", "fp16", system_prompt="Be brief.")
     database.add_message(conversation.id, "user", "What is a *fox*?\n\n\x1b[2J")
     first = database.add_message(conversation.id, "assistant", "hidden")
@@ -317,5 +315,5 @@ def test_markdown_shows_the_branch_that_is_shown(database: Database) -> None:
     assert text == (
         f"# A fox\n\n{created}\n\n## System\n\nBe brief.\n\n## You\n\nWhat is a *fox*?\n\n\x1b[2J\n\n"
         "## starter (stopped)\n\n```\ncode\n```\n\n"
-        "*1 more message on other branches; an export as JSON has them.*\n"
+        "*1 more message on other branches; export as JSON to keep them.*\n"
     )

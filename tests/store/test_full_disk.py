@@ -1,4 +1,4 @@
-"""A disk that fills up at every write there is: files may grow to a limit, a little further each time."""
+"""The database on a full disk: a file size limit fails a different write each time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# One process tries all limits: to start one for each would take minutes.
+# One process for all limits: one process per limit would take minutes.
 SCRIPT = """
 import json, resource, shutil, sys
 from pathlib import Path
@@ -78,8 +78,8 @@ print(json.dumps({"refused": refused, "size": size}))
 """
 
 
-@pytest.mark.parametrize("checkpoint", [1000, 3], ids=["in the log", "in the log and the database"])
-def test_a_disk_that_fills_up_at_any_write_loses_nothing(tmp_path: Path, checkpoint: int) -> None:
+@pytest.mark.parametrize("checkpoint", [1000, 3], ids=["wal", "wal and database"])
+def test_a_full_disk_at_any_write_loses_no_committed_message(tmp_path: Path, checkpoint: int) -> None:
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), str(checkpoint)],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Processes that are killed while they chat. ``TQCHAT_KILLS=300`` is the long form."""
+"""Kills processes while they write. ``TQCHAT_KILLS=300`` runs the long form."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ ROOT = Path(__file__).parents[2]
 
 
 class Witness:
-    """What was acknowledged as being on disk, whichever process wrote it."""
+    """Everything that any process reported as committed."""
 
     def __init__(self) -> None:
         self.conversations: set[str] = set()
         self.messages: dict[str, dict[str, Any]] = {}
         self.announced: dict[str, str] = {}
 
-    def hear(self, line: bytes) -> None:
+    def record(self, line: bytes) -> None:
         if not line.endswith(b"\n"):
             return  # cut off by the kill
-        said = json.loads(line)
-        match said["kind"]:
+        line_data = json.loads(line)
+        match line_data["kind"]:
             case "conversation":
-                self.conversations.add(said["id"])
+                self.conversations.add(line_data["id"])
             case "message":
-                self.messages[said["id"]] = said
-                self.announced.pop(said["id"], None)
+                self.messages[line_data["id"]] = line_data
+                self.announced.pop(line_data["id"], None)
             case "growing":
-                self.announced[said["id"]] = said["content"]
+                self.announced[line_data["id"]] = line_data["content"]
 
     def check(self, database: Database) -> None:
         connection = database._connection
         assert [row[0] for row in connection.execute("PRAGMA integrity_check")] == ["ok"]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         check_index(database)
-        # The child deletes and undoes it; a kill between the two leaves it among the deleted.
+        # The child deletes and undeletes; a kill in between leaves the conversation deleted.
         for one in database.deleted():
             database.undelete(one.id)
         here = {one.id for one in database.conversations()}
         assert self.conversations <= here
         found: dict[str, Message] = {}
         for conversation_id in here:
-            found |= self.opened(database, conversation_id)
-        for message_id, said in self.messages.items():
+            found |= self.checked_messages(database, conversation_id)
+        for message_id, expected in self.messages.items():
             message = found[message_id]
             assert (message.conversation_id, message.parent_id, message.role) == (
-                said["conversation"],
-                said["parent"],
-                said["role"],
+                expected["conversation"],
+                expected["parent"],
+                expected["role"],
             )
             if (announced := self.announced.get(message_id)) is None:
-                assert (message.content, message.status) == (said["content"], said["status"])
+                assert (message.content, message.status) == (expected["content"], expected["status"])
             else:
-                # This very write was cut: it happened whole, or not at all.
-                assert message.content in (said["content"], announced)
+                # The kill interrupted this write: it must be complete or absent.
+                assert message.content in (expected["content"], announced)
         for message in found.values():
             self.messages[message.id] = {
                 "conversation": message.conversation_id,
@@ -76,8 +76,8 @@ class Witness:
         self.announced.clear()
 
     @staticmethod
-    def opened(database: Database, conversation_id: str) -> dict[str, Message]:
-        """Every message of a conversation, once its tree is known to be one."""
+    def checked_messages(database: Database, conversation_id: str) -> dict[str, Message]:
+        """Check that a conversation's messages form a tree; returns them by id."""
         conversation, tree = database.conversation(conversation_id), database.tree(conversation_id)
         seen: set[str | None] = {None}
         for message in tree:
@@ -87,37 +87,37 @@ class Witness:
         shown = database.messages(conversation_id)
         assert [m.parent_id for m in shown] == [None, *(m.id for m in shown)][: len(shown)]
         assert (shown[-1].id if shown else None) == conversation.head_id
-        assert set(database.places(conversation_id)) == {m.id for m in shown}
+        assert set(database.version_positions(conversation_id)) == {m.id for m in shown}
         return {message.id: message for message in tree}
 
 
-def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(paths: Paths) -> None:
-    chance = random.Random(os.environ.get("TQCHAT_SEED", "kill"))
+def test_a_kill_at_any_time_loses_no_committed_message(paths: Paths) -> None:
+    rng = random.Random(os.environ.get("TQCHAT_SEED", "kill"))
     witness, unfinished = Witness(), 0
     for kill in range(KILLS):
         command = [sys.executable, "-m", "tests.store.chatter", str(paths.database), str(kill)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
         assert child.stdout is not None
-        # Before it opens, at its first words, in the midst of it; and then a moment that is no boundary.
-        for _ in range(chance.choice((0, 3, chance.randrange(60), chance.randrange(250)))):
-            witness.hear(child.stdout.readline())
-        until = time.perf_counter() + chance.random() * 0.01
+        # Before it opens, early, or in the middle; then a short delay that falls between two lines.
+        for _ in range(rng.choice((0, 3, rng.randrange(60), rng.randrange(250)))):
+            witness.record(child.stdout.readline())
+        until = time.perf_counter() + rng.random() * 0.01
         while time.perf_counter() < until:
             pass
         child.kill()
         for line in child.stdout.read().splitlines(keepends=True):
-            witness.hear(line)
+            witness.record(line)
         assert child.wait() == -9
         child.stdout.close()
         with Database(paths.database) as database:
             witness.check(database)
             unfinished += any(m["status"] == "unfinished" for m in witness.messages.values())
             for conversation_id in witness.conversations:
-                assert database.leases.holder(conversation_id) is None
+                assert database.leases.holder_pid(conversation_id) is None
     assert len(witness.messages) > 3 * KILLS and unfinished
 
 
-def test_a_killed_reply_reappears_unfinished_and_goes_on(paths: Paths) -> None:
+def test_a_killed_reply_is_unfinished_and_can_be_continued(paths: Paths) -> None:
     code = """
 import os, signal, sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from tqchat.paths import Paths
 from tqchat.store.database import ConversationInUse, Database, StoreError
 from tqchat.store.lease import Leases
 
-HOLDS = """
+HOLD_LEASE = """
 import sys
 from pathlib import Path
 from tqchat.store.lease import Leases
@@ -27,10 +27,10 @@ lease.release()
 
 
 @contextmanager
-def another_process(database: Path, conversation_id: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that has a conversation's lease until its standard input is closed."""
+def lease_held_elsewhere(database: Path, conversation_id: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a conversation's lease until its standard input is closed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(database), conversation_id],
+        [sys.executable, "-c", HOLD_LEASE, str(database), conversation_id],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -48,9 +48,9 @@ def test_a_conversation_in_use_can_be_read_but_not_written(paths: Paths) -> None
         used, free = database.create("used", None, "fp16"), database.create("free", None, "fp16")
         message = database.add_message(used.id, "user", "q")
         reply = database.add_message(used.id, "assistant", "a")
-        with another_process(paths.database, used.id) as other:
-            assert database.leases.holder(used.id) == other.pid
-            assert database.leases.holder(free.id) is None
+        with lease_held_elsewhere(paths.database, used.id) as other:
+            assert database.leases.holder_pid(used.id) == other.pid
+            assert database.leases.holder_pid(free.id) is None
             before = database.conversation(used.id), database.tree(used.id)
             for write in (
                 lambda: database.leases.acquire(used.id),
@@ -69,28 +69,28 @@ def test_a_conversation_in_use_can_be_read_but_not_written(paths: Paths) -> None
             ):
                 with pytest.raises(
                     ConversationInUse, match=rf"another tqchat \(process {other.pid}\)"
-                ) as told:
+                ) as raised:
                     write()
-                assert told.value.pid == other.pid
+                assert raised.value.pid == other.pid
             assert (database.conversation(used.id), database.tree(used.id)) == before
             database.add_message(free.id, "user", "x")
             other.communicate("")
-        assert database.leases.holder(used.id) is None
+        assert database.leases.holder_pid(used.id) is None
         database.add_message(used.id, "user", "x")
 
 
-def test_a_killed_process_keeps_nothing(paths: Paths) -> None:
+def test_a_killed_process_loses_its_lease(paths: Paths) -> None:
     leases = Leases(paths.database)
-    with another_process(paths.database, "talk") as other:
+    with lease_held_elsewhere(paths.database, "talk") as other:
         other.send_signal(signal.SIGKILL)
         other.wait()
-        assert leases.holder("talk") is None
+        assert leases.holder_pid("talk") is None
         leases.check("talk")
         with leases.acquire("talk"):
-            assert leases.holder("talk") == os.getpid()
+            assert leases.holder_pid("talk") == os.getpid()
 
 
-def test_a_process_that_was_started_by_the_holder_keeps_nothing(paths: Paths) -> None:
+def test_a_child_process_does_not_inherit_the_lease(paths: Paths) -> None:
     leases = Leases(paths.database)
     lease = leases.acquire("talk")
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
@@ -102,12 +102,12 @@ def test_a_process_that_was_started_by_the_holder_keeps_nothing(paths: Paths) ->
         child.communicate()
 
 
-def test_the_holder_writes_and_releases(paths: Paths) -> None:
+def test_the_holder_can_write_and_release(paths: Paths) -> None:
     with Database(paths.database) as here, Database(paths.database) as there:
         conversation = here.create("t", None, "fp16")
         lease = here.leases.acquire(conversation.id)
         here.add_message(conversation.id, "user", "mine")
-        # Another opening in this very process is no stranger, but a second lease is one too many.
+        # Another connection of this process may write, but a second lease is refused.
         there.add_message(conversation.id, "user", "mine too")
         with pytest.raises(ConversationInUse):
             there.leases.acquire(conversation.id)
@@ -122,7 +122,7 @@ def test_the_holder_writes_and_releases(paths: Paths) -> None:
             here.leases.acquire(conversation.id)
 
 
-RACES = """
+COMPETE_FOR_LEASE = """
 import sys
 from pathlib import Path
 from tqchat.store.errors import ConversationInUse
@@ -130,7 +130,7 @@ from tqchat.store.lease import Leases
 leases, counter = Leases(Path(sys.argv[1])), Path(sys.argv[2])
 done = 0
 while done < 100:
-    leases.holder("talk")
+    leases.holder_pid("talk")
     try:
         with leases.acquire("talk"):
             counter.write_text(str(int(counter.read_text()) + 1))
@@ -140,16 +140,16 @@ while done < 100:
 """
 
 
-def test_two_processes_never_have_it_at_once(paths: Paths, tmp_path: Path) -> None:
+def test_a_lease_is_mutually_exclusive(paths: Paths, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
-    command = [sys.executable, "-c", RACES, str(paths.database), str(counter)]
+    command = [sys.executable, "-c", COMPETE_FOR_LEASE, str(paths.database), str(counter)]
     children = [subprocess.Popen(command) for _ in range(3)]
     assert [child.wait(timeout=120) for child in children] == [0, 0, 0]
     assert counter.read_text() == "300"
 
 
-def test_an_id_cannot_lead_out_of_the_folder(paths: Paths) -> None:
+def test_ids_with_path_characters_are_refused(paths: Paths) -> None:
     for bad in ("../x", "", "a/b", ".", "a\0b"):
         with pytest.raises(StoreError):
             Leases(paths.database).acquire(bad)

@@ -1,4 +1,4 @@
-"""One message goes and comes back; what follows it stays in every case."""
+"""Deletion and restoring of single messages in the tree."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def database(paths: Paths) -> Iterator[Database]:
         yield database
 
 
-def told(database: Database, conversation_id: str) -> list[str]:
+def contents(database: Database, conversation_id: str) -> list[str]:
     return [message.content for message in database.messages(conversation_id)]
 
 
-def parents_come_first(database: Database, conversation_id: str) -> bool:
+def parents_precede_children(database: Database, conversation_id: str) -> bool:
     seen: set[str | None] = {None}
     for message in database.tree(conversation_id):
         if message.parent_id not in seen:
@@ -29,7 +29,7 @@ def parents_come_first(database: Database, conversation_id: str) -> bool:
     return True
 
 
-def test_what_follows_moves_up_and_back_down(database: Database) -> None:
+def test_children_attach_to_the_parent_and_back(database: Database) -> None:
     chat = database.create("t", None, "fp16").id
     one = database.add_message(chat, "user", "one")
     two = database.add_message(chat, "assistant", "two")
@@ -37,50 +37,50 @@ def test_what_follows_moves_up_and_back_down(database: Database) -> None:
     database.rewind_to(chat, two.id)
     database.add_message(chat, "user", "other three")
     removed = database.delete_message(two.id)
-    assert told(database, chat) == ["one", "other three"]
+    assert contents(database, chat) == ["one", "other three"]
     assert len(database.siblings(database.messages(chat)[1].id)) == 2
     assert not database.search("two")
     database.restore_message(removed)
-    assert told(database, chat) == ["one", "two", "other three"]
+    assert contents(database, chat) == ["one", "two", "other three"]
     assert database.message(two.id) == two
     assert len(database.siblings(database.messages(chat)[2].id)) == 2
-    assert parents_come_first(database, chat)
+    assert parents_precede_children(database, chat)
     assert database.search("two")
     assert one.id == database.messages(chat)[0].id
 
 
-def test_the_last_and_the_first(database: Database) -> None:
+def test_deleting_the_head_and_the_root(database: Database) -> None:
     chat = database.create("t", None, "fp16").id
     database.add_message(chat, "user", "one")
     last = database.add_message(chat, "assistant", "two")
     removed = database.delete_message(last.id)
-    assert told(database, chat) == ["one"]
+    assert contents(database, chat) == ["one"]
     database.add_message(chat, "assistant", "new two")
     database.restore_message(removed)
-    assert told(database, chat) == ["one", "two"], "it was the end, and is again"
-    assert parents_come_first(database, chat)
+    assert contents(database, chat) == ["one", "two"], "it was the head, and is again"
+    assert parents_precede_children(database, chat)
     first = database.delete_message(database.messages(chat)[0].id)
-    assert told(database, chat) == ["two"]
+    assert contents(database, chat) == ["two"]
     database.restore_message(first)
-    assert told(database, chat) == ["one", "two"]
+    assert contents(database, chat) == ["one", "two"]
 
 
-def test_several_come_back_in_the_other_order(database: Database) -> None:
+def test_several_messages_are_restored_in_reverse_order(database: Database) -> None:
     chat = database.create("t", None, "fp16").id
     for word in ("a", "b", "c", "d"):
         database.add_message(chat, "user", word)
     gone = [database.delete_message(message.id) for message in reversed(database.messages(chat))]
-    assert told(database, chat) == []
+    assert contents(database, chat) == []
     other = database.create("u", None, "fp16").id
     for word in ("e", "f", "g", "h", "i"):
         database.add_message(other, "user", word)
     for removed in reversed(gone):
         database.restore_message(removed)
-    assert told(database, chat) == ["a", "b", "c", "d"]
-    assert parents_come_first(database, chat)
+    assert contents(database, chat) == ["a", "b", "c", "d"]
+    assert parents_precede_children(database, chat)
 
 
-def test_without_what_it_followed_it_stays_gone(database: Database) -> None:
+def test_a_message_without_its_parent_cannot_be_restored(database: Database) -> None:
     chat = database.create("t", None, "fp16").id
     one = database.add_message(chat, "user", "one")
     two = database.add_message(chat, "assistant", "two")
@@ -92,11 +92,11 @@ def test_without_what_it_followed_it_stays_gone(database: Database) -> None:
         database.delete_message(two.id)
 
 
-def test_a_branch_of_its_own(database: Database) -> None:
+def test_begin_branch_starts_at_the_root(database: Database) -> None:
     chat = database.create("t", None, "fp16").id
     first = database.add_message(chat, "user", "one")
     database.add_message(chat, "assistant", "two")
     database.begin_branch(chat, [("user", "short"), ("assistant", "so")])
-    assert told(database, chat) == ["short", "so"]
+    assert contents(database, chat) == ["short", "so"]
     database.select(first.id)
-    assert told(database, chat) == ["one", "two"]
+    assert contents(database, chat) == ["one", "two"]

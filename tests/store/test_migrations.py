@@ -1,4 +1,4 @@
-"""Databases that earlier versions wrote. Each format has a dump in ``fixtures``, which is never edited."""
+"""Migration of databases of earlier versions; ``fixtures`` has a dump of each, which is never edited."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FIXTURES = Path(__file__).parent / "fixtures"
 FORMATS = range(1, len(migrations.MIGRATIONS))
 
 
-def written_by(version: int, path: Path) -> None:
-    """A database as that format's tqchat left it."""
+def write_format(version: int, path: Path) -> None:
+    """Write a database of an earlier format."""
     connection = sqlite3.connect(path)
     connection.executescript((FIXTURES / f"format{version}.sql").read_text("utf-8"))
     assert connection.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",)
@@ -43,8 +43,8 @@ def schema(path: Path) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.parametrize("version", FORMATS)
-def test_every_earlier_format_moves_up_with_its_content(paths: Paths, version: int) -> None:
-    written_by(version, paths.database)
+def test_every_earlier_format_is_migrated_with_its_content(paths: Paths, version: int) -> None:
+    write_format(version, paths.database)
     with Database(paths.database) as database:
         assert database._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert database._connection.execute("PRAGMA foreign_key_check").fetchall() == []
@@ -84,16 +84,16 @@ def test_every_earlier_format_moves_up_with_its_content(paths: Paths, version: i
 
 
 @pytest.mark.parametrize("version", FORMATS)
-def test_a_moved_database_is_built_like_a_new_one(paths: Paths, tmp_path: Path, version: int) -> None:
-    written_by(version, paths.database)
+def test_a_migrated_database_has_the_schema_of_a_new_one(paths: Paths, tmp_path: Path, version: int) -> None:
+    write_format(version, paths.database)
     Database(paths.database).close()
     Database(tmp_path / "new" / "tqchat.db").close()
     assert schema(paths.database) == schema(tmp_path / "new" / "tqchat.db")
 
 
 @pytest.mark.parametrize("version", FORMATS)
-def test_a_step_that_fails_anywhere_leaves_the_old_format(paths: Paths, version: int) -> None:
-    written_by(version, paths.database)
+def test_a_migration_that_fails_at_any_statement_is_rolled_back(paths: Paths, version: int) -> None:
+    write_format(version, paths.database)
     before = dump(paths.database)
     steps = migrations.MIGRATIONS[version]
     for done in range(len(steps) + 1):
@@ -122,7 +122,7 @@ migrations.migrate(connection, path, (*migrations.MIGRATIONS[:version], (*steps[
 
 @pytest.mark.parametrize("version", FORMATS)
 def test_a_kill_while_moving_leaves_the_old_format(paths: Paths, version: int) -> None:
-    written_by(version, paths.database)
+    write_format(version, paths.database)
     before = dump(paths.database)
     steps = len(migrations.MIGRATIONS[version])
     for done in (1, steps // 2, steps):
@@ -134,7 +134,7 @@ def test_a_kill_while_moving_leaves_the_old_format(paths: Paths, version: int) -
 
 
 def test_a_disk_too_full_to_move_leaves_the_old_format(paths: Paths) -> None:
-    written_by(1, paths.database)
+    write_format(1, paths.database)
     before = dump(paths.database)
     code = """
 import resource, sys

@@ -10,27 +10,27 @@ from tqchat.engine.commands import Sampling
 from tqchat.store import sampling
 from tqchat.store.sampling import BadSampling, SamplingChoice, parse
 
-TRIED: list[Any] = [
+VALUES: list[Any] = [
     *(True, "1", None, [], float("nan"), float("inf"), -1, -0.1, 0, 0.0, 1e-9, 0.5, 1, 1.0, 1.1, 2.5),
     *(5, 5.1, 10, 10.5, 1_000_000, 1_000_001, 2**63 - 1, 2**63),
 ]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(SamplingChoice)])
-def test_a_conversation_may_choose_what_the_settings_may(name: str) -> None:
-    for value in TRIED:
-        assert (sampling.allowed(name, value) is None) == (settings.allowed(name, value) is None), value
-        assert sampling.allowed(name, value) == settings.allowed(name, value)
+def test_limits_equal_those_of_the_settings(name: str) -> None:
+    for value in VALUES:
+        assert (sampling.violation(name, value) is None) == (settings.violation(name, value) is None), value
+        assert sampling.violation(name, value) == settings.violation(name, value)
 
 
-def test_every_sampling_setting_can_be_chosen() -> None:
+def test_a_choice_has_every_sampling_field() -> None:
     assert {field.name for field in fields(SamplingChoice)} == {field.name for field in fields(Sampling)}
     choice = SamplingChoice(temperature=0.0, max_tokens=7)
     changed = replace(Sampling(top_p=0.5), **choice.given)  # type: ignore[arg-type]
     assert changed == Sampling(temperature=0.0, top_p=0.5, max_tokens=7)
 
 
-def test_what_cannot_be_is_named() -> None:
+def test_invalid_settings_are_named() -> None:
     with pytest.raises(BadSampling, match=r"top_p is 2, but must be a number above 0 and at most 1"):
         SamplingChoice(top_p=2)
     with pytest.raises(BadSampling, match=r"no sampling setting 'heat'.*temperature"):

@@ -17,15 +17,15 @@ def database(paths: Paths) -> Iterator[Database]:
         yield opened
 
 
-def said(database: Database, *contents: str, title: str = "") -> str:
+def add_messages(database: Database, *contents: str, title: str = "") -> str:
     conversation = database.create(title, None, "fp16")
     for content in contents:
         database.add_message(conversation.id, "user", content)
     return conversation.id
 
 
-def found(database: Database, text: str, limit: int = 50) -> list[str]:
-    """The content of the messages found."""
+def found_contents(database: Database, text: str, limit: int = 50) -> list[str]:
+    """Contents of the messages found."""
     return [database.message(h.message_id).content for h in database.search(text, limit) if h.message_id]
 
 
@@ -33,21 +33,28 @@ def marked(hit: SearchHit) -> list[str]:
     return [hit.snippet[start:end] for start, end in hit.marks]
 
 
-def test_every_word_must_be_there_in_any_case_and_as_part_of_others(database: Database) -> None:
-    said(database, "The red FOX sleeps", "a fox, foxglove", "red wine", "Überlandleitung")
-    assert set(found(database, "fox")) == {"The red FOX sleeps", "a fox, foxglove"}
-    assert found(database, "red fox") == found(database, "fox RED") == ["The red FOX sleeps"]
-    assert found(database, "foxgl") == found(database, "glove") == ["a fox, foxglove"]
-    assert found(database, '"red fox" sleeps') == ["The red FOX sleeps"]
-    assert found(database, '"fox red"') == []
-    assert found(database, "überland") == ["Überlandleitung"]
-    assert found(database, "badger") == found(database, "") == found(database, '" "') == []
+def test_all_words_must_match_in_any_case_and_inside_words(database: Database) -> None:
+    add_messages(database, "The red FOX sleeps", "a fox, foxglove", "red wine", "Überlandleitung")
+    assert set(found_contents(database, "fox")) == {"The red FOX sleeps", "a fox, foxglove"}
+    assert (
+        found_contents(database, "red fox") == found_contents(database, "fox RED") == ["The red FOX sleeps"]
+    )
+    assert found_contents(database, "foxgl") == found_contents(database, "glove") == ["a fox, foxglove"]
+    assert found_contents(database, '"red fox" sleeps') == ["The red FOX sleeps"]
+    assert found_contents(database, '"fox red"') == []
+    assert found_contents(database, "überland") == ["Überlandleitung"]
+    assert (
+        found_contents(database, "badger")
+        == found_contents(database, "")
+        == found_contents(database, '" "')
+        == []
+    )
 
 
 @pytest.mark.parametrize("text", ["中", "中国", "中国的", "🦊", "é", "C#", "%", "_x", "\\", "o'", "--", "*"])
-def test_short_and_unspaced_words_are_found_as_they_stand(database: Database, text: str) -> None:
-    said(database, "我们中国的首都 🦊 café C# 100% a_x b\\c o'clock -- *", "nothing of that at aIl")
-    assert len(found(database, text)) == 1
+def test_short_words_and_words_without_spaces_are_found(database: Database, text: str) -> None:
+    add_messages(database, "我们中国的首都 🦊 café C# 100% a_x b\\c o'clock -- *", "nothing of that at aIl")
+    assert len(found_contents(database, text)) == 1
     (hit,) = database.search(text)
     assert marked(hit)[0] == text
 
@@ -69,26 +76,26 @@ def test_short_and_unspaced_words_are_found_as_they_stand(database: Database, te
         *("\x1b[2J", "a\u202eb", "((((", "[a-z]+(", "?1", ":name", "\\"),
     ],
 )
-def test_there_is_no_text_that_cannot_be_searched_for(database: Database, text: str) -> None:
-    said(database, "fox and cat", title="content")
+def test_any_text_is_a_valid_query(database: Database, text: str) -> None:
+    add_messages(database, "fox and cat", title="content")
     assert isinstance(database.search(text), list)
-    assert found(database, "fox") == ["fox and cat"]
+    assert found_contents(database, "fox") == ["fox and cat"]
 
 
-def test_random_texts_find_what_holds_them(database: Database) -> None:
-    chance = random.Random(4)
+def test_random_words_find_their_messages(database: Database) -> None:
+    rng = random.Random(4)
     letters = "abcXYZ äß中文字🦊'\"%_*()-+^:\\\n"
-    contents = ["".join(chance.choices(letters, k=chance.randint(5, 60))) for _ in range(60)]
-    said(database, *contents)
+    contents = ["".join(rng.choices(letters, k=rng.randint(5, 60))) for _ in range(60)]
+    add_messages(database, *contents)
     for content in contents:
         words = [word for word in content.replace('"', " ").split() if len(word) >= 3]
         for word in words[:3]:
-            assert content in found(database, word, 1000), word
+            assert content in found_contents(database, word, 1000), word
 
 
 def test_titles_come_first(database: Database) -> None:
-    one = said(database, "about a fox and a fox and a fox", title="Other")
-    two = said(database, "nothing", title="Fox tales")
+    one = add_messages(database, "about a fox and a fox and a fox", title="Other")
+    two = add_messages(database, "nothing", title="Fox tales")
     title, message = database.search("fox")
     assert (title.conversation_id, title.message_id, title.role) == (two, None, None)
     assert (title.title, title.snippet, marked(title)) == ("Fox tales", "Fox tales", ["Fox"])
@@ -99,8 +106,8 @@ def test_titles_come_first(database: Database) -> None:
     assert len(database.search("fox", limit=1)) == 1
 
 
-def test_other_branches_are_found(database: Database) -> None:
-    conversation = said(database, "question")
+def test_other_branches_are_found_contents(database: Database) -> None:
+    conversation = add_messages(database, "question")
     (question,) = database.messages(conversation)
     first = database.add_message(conversation, "assistant", "a vixen")
     database.add_sibling(first.id, "a badger")
@@ -110,50 +117,50 @@ def test_other_branches_are_found(database: Database) -> None:
     assert [m.id for m in database.messages(conversation)] == [question.id, first.id]
 
 
-def test_the_index_follows_every_change(database: Database) -> None:
-    conversation = said(database, "first")
+def test_the_search_index_follows_changes(database: Database) -> None:
+    conversation = add_messages(database, "first")
     reply = database.add_message(conversation, "assistant", "", "unfinished")
     for content in ("a gro", "a growing", "a growing badger"):
         database.update_message(reply.id, content=content, status="unfinished")
-        assert found(database, content[2:]) == [content]
-    assert found(database, "BADGER") == ["a growing badger"]
+        assert found_contents(database, content[2:]) == [content]
+    assert found_contents(database, "BADGER") == ["a growing badger"]
     database.update_message(reply.id, content="a grown vixen", status="complete")
-    assert found(database, "badger") == [] and found(database, "vixen") == ["a grown vixen"]
+    assert found_contents(database, "badger") == [] and found_contents(database, "vixen") == ["a grown vixen"]
     database.update_message(reply.id, content="a hare")
     database.update_message(reply.id, tokens=3)
-    assert found(database, "vixen") == [] and found(database, "hare") == ["a hare"]
+    assert found_contents(database, "vixen") == [] and found_contents(database, "hare") == ["a hare"]
     database.continue_reply(reply.id)
-    assert found(database, "hare") == ["a hare"]
+    assert found_contents(database, "hare") == ["a hare"]
     database.update_message(reply.id, status="stopped")
-    assert found(database, "hare") == ["a hare"]
+    assert found_contents(database, "hare") == ["a hare"]
     database.delete(conversation)
     database.purge(time.time())
     check_index(database)
     assert database._connection.execute("SELECT count(*) FROM messages_index").fetchone()[0] == 0
 
 
-def test_the_index_holds_through_a_vacuum(database: Database) -> None:
-    gone, kept = said(database, "badger", "otter"), said(database, "vixen")
+def test_the_search_index_survives_vacuum(database: Database) -> None:
+    gone, kept = add_messages(database, "badger", "otter"), add_messages(database, "vixen")
     database.delete(gone)
     database.purge(time.time())
     database._connection.execute("VACUUM")
-    assert found(database, "vixen") == ["vixen"]
-    said(database, "hare")
-    assert found(database, "hare") == ["hare"] and found(database, "vixen") == ["vixen"]
+    assert found_contents(database, "vixen") == ["vixen"]
+    add_messages(database, "hare")
+    assert found_contents(database, "hare") == ["hare"] and found_contents(database, "vixen") == ["vixen"]
     assert len(database.messages(kept)) == 1
     check_index(database)
 
 
-def test_a_snippet_is_one_safe_line_around_the_word(database: Database) -> None:
-    said(database, "word " * 500 + "\n\nthe \x1b]0;evil\x07 needle\n\x1b[2Jin it " + "more " * 500)
+def test_a_snippet_is_one_printable_line_around_the_match(database: Database) -> None:
+    add_messages(database, "word " * 500 + "\n\nthe \x1b]0;evil\x07 needle\n\x1b[2Jin it " + "more " * 500)
     (hit,) = database.search("needle it")
     assert marked(hit)[:2] == ["needle", "it"]
     assert "\x1b" not in hit.snippet and "\n" not in hit.snippet and len(hit.snippet) < 200
     assert hit.snippet.startswith("… word") and hit.snippet.endswith(" …")
 
 
-def test_many_messages_are_searched_quickly(database: Database) -> None:
-    conversation = said(database)
+def test_searching_many_messages_is_fast(database: Database) -> None:
+    conversation = add_messages(database)
     with database.writing() as connection:
         connection.executemany(
             "INSERT INTO messages (id, conversation_id, role, content, status, created_at) "
@@ -167,9 +174,9 @@ def test_many_messages_are_searched_quickly(database: Database) -> None:
 
 
 def check_index(database: Database) -> None:
-    """FTS5's own check, against the tables that it stands for."""
+    """FTS5's integrity check of both search indexes."""
     try:
         for name in ("messages_index", "titles_index"):
             database._connection.execute(f"INSERT INTO {name} ({name}, rank) VALUES ('integrity-check', 1)")
     except sqlite3.DatabaseError as error:
-        pytest.fail(f"the index is not what it should be: {error}")
+        pytest.fail(f"the search index is inconsistent: {error}")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from textual.content import Content
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.ui.room import Room
 from tests.ui.scripted import ScriptedEngine
 from tqchat.engine import events
 from tqchat.paths import Paths
@@ -68,7 +67,7 @@ class Stage:
         await self.ask(text)
         await self.until(lambda: len(self.engine.sent()) > before)
         self.engine.reply(reply, tokens)
-        await self.until(lambda: self.app.chat.reply is None)
+        await self.until(lambda: self.app.chat.work.reply is None)
 
     def said(self, selector: str) -> str:
         content = self.app.screen.query_one(selector, Static).content
@@ -110,7 +109,7 @@ def stage(paths: Paths) -> Open:
         app = TqchatApp(paths, settings or Settings(theme="tqchat-dark"), engine=make, actions=actions)
         async with app.run_test(size=size) as pilot:
             it = Stage(app, pilot, engines)
-            await it.until(lambda: engines and (app.chat.model or not loads))
+            await it.until(lambda: engines and (app.chat.models.current or not loads))
             yield it
 
     return opened
@@ -119,10 +118,3 @@ def stage(paths: Paths) -> Open:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "tqchat.db"
-
-
-@pytest.fixture
-def room(path: Path) -> Iterator[Room]:
-    room = Room(path)
-    yield room
-    room.database.close()

@@ -50,9 +50,9 @@ class Studio:
     async def ask(self, words: str) -> None:
         self.app.query_one(Prompt).put(words)
         await self.pilot.press("enter")
-        await self.until(lambda: words in [message.content for message in self.app.chat.messages])
-        await self.until(lambda: self.app.chat.messages[-1].role == "assistant")
-        await self.until(lambda: self.app.chat.reply is None and self.app.chat.activity is None)
+        await self.until(lambda: words in [message.content for message in self.app.chat.shown.messages])
+        await self.until(lambda: self.app.chat.shown.messages[-1].role == "assistant")
+        await self.until(lambda: self.app.chat.work.reply is None and self.app.chat.work.activity is None)
 
     async def take(self, name: str) -> None:
         await self.pilot.pause(0.6)
@@ -72,7 +72,7 @@ async def make(folder: Path) -> None:
     app = TqchatApp(places, settings)
     async with app.run_test(size=WIDE) as pilot:
         studio = Studio(app, pilot, folder)
-        await studio.until(lambda: app.chat.model)
+        await studio.until(lambda: app.chat.models.current)
         await studio.take("empty")
         for words in EARLIER:
             await pilot.press("ctrl+n")
@@ -80,8 +80,8 @@ async def make(folder: Path) -> None:
         await pilot.press("ctrl+n")
         for words in STORY[:-1]:
             await studio.ask(words)
-        app.chat.set_scheme("turbo4")
-        await studio.until(lambda: app.chat.report and app.chat.report.scheme == "turbo4")
+        app.chat.schemes.set("turbo4")
+        await studio.until(lambda: app.chat.caches.report and app.chat.caches.report.scheme == "turbo4")
         await studio.ask(STORY[-1])
         await studio.take("chat")
         app.theme = "tqchat-light"

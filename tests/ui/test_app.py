@@ -118,7 +118,7 @@ async def test_conversations_open_from_the_list_and_by_key(stage: Open) -> None:
         await it.sees("Grey ones.")
         titles = it.app.query_one("#titles", OptionList)
         titles.focus()
-        shown = it.app.chat.conversation
+        shown = it.app.chat.shown.conversation
         assert shown is not None and shown.title == "About owls"
         # The list is drawn a moment after the messages are; until then its cursor is on the
         # conversation before.
@@ -144,7 +144,9 @@ async def test_search_narrows_the_list(stage: Open) -> None:
         await it.pilot.press("f", "o", "x")
         await it.until(lambda: it.app.query_one("#titles", OptionList).option_count == 2)
         await it.pilot.press("enter")
-        await it.until(lambda: it.app.chat.conversation and it.app.chat.conversation.title == "About foxes")
+        await it.until(
+            lambda: it.app.chat.shown.conversation and it.app.chat.shown.conversation.title == "About foxes"
+        )
 
 
 async def test_rename(stage: Open) -> None:
@@ -198,8 +200,8 @@ async def test_a_long_conversion_shows_how_far_it_is(stage: Open) -> None:
         it.engine.converts = False
         await it.ask("/scheme turbo3")
         await it.sees("Converting the cache…")
-        assert it.app.chat.conversation is not None
-        it.engine.say(events.ConversionProgress(it.app.chat.conversation.id, 3, 8))
+        assert it.app.chat.shown.conversation is not None
+        it.engine.say(events.ConversionProgress(it.app.chat.shown.conversation.id, 3, 8))
         await it.sees("Converting the cache… 3 of 8 layers")
 
 
@@ -212,7 +214,7 @@ async def test_a_change_of_scheme_is_undone_by_reading_again(stage: Open) -> Non
         await it.sees("Converted 1,900 tokens from turbo0v4 to turbo2")
         await it.pilot.press("alt+k")
         await it.sees("Re-read 1,900 tokens from turbo2 to turbo0v4")
-        assert it.app.chat.scheme == "turbo0v4"
+        assert it.app.chat.schemes.chosen == "turbo0v4"
         await it.ask("/scheme undo")
         await it.sees("Re-read 1,900 tokens from turbo0v4 to turbo2")
 
@@ -224,14 +226,14 @@ async def test_the_picker_works_before_there_is_a_model(stage: Open) -> None:
         await it.sees("In force.")
         assert "would take" not in it.text()
         await it.pilot.press("home", "down", "enter")
-        await it.until(lambda: it.app.chat.scheme == "fp16")
+        await it.until(lambda: it.app.chat.schemes.chosen == "fp16")
 
 
 async def test_sending_while_the_model_loads_waits_and_is_answered(stage: Open) -> None:
     async with stage(loads=False) as it:
-        await it.sees("You can write already.")
+        await it.sees("You can already type.")
         await it.ask("Hello")
-        await it.sees("Waits for the model; your message is saved.")
+        await it.sees("Waiting for the model; your message is saved.")
         it.engine.ready()
         await it.until(lambda: it.engine.sent())
         it.engine.reply("Hi.")
@@ -274,13 +276,13 @@ async def test_a_failed_reply_says_why(stage: Open) -> None:
         it.engine.delta("Well")
         it.engine.say(events.Failed(it.engine.sent()[0].conversation_id, "Not enough memory.", "Well"))
         await it.sees("✗ Not enough memory.")
-        await it.sees("unfinished: F4 goes on, ^R answers again")
+        await it.sees("unfinished: F4 continues, ^R regenerates")
 
 
 async def test_quit_saves_first_and_the_conversation_is_there_again(stage: Open, paths: Paths) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
-        identity = it.app.chat.conversation
+        identity = it.app.chat.shown.conversation
         assert identity is not None
         await it.pilot.press("ctrl+q")
         await it.until(lambda: it.engine.ended)
@@ -294,8 +296,8 @@ async def test_quit_saves_first_and_the_conversation_is_there_again(stage: Open,
 async def test_where_one_was_is_remembered_at_once_not_only_on_leaving(stage: Open, paths: Paths) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
-        assert it.app.chat.conversation is not None
-        assert State.load(paths).conversation == it.app.chat.conversation.id
+        assert it.app.chat.shown.conversation is not None
+        assert State.load(paths).conversation == it.app.chat.shown.conversation.id
         await it.pilot.press("ctrl+n")
         assert State.load(paths).conversation is None
 
@@ -313,7 +315,7 @@ async def test_quitting_in_the_middle_keeps_the_reply_as_unfinished(stage: Open,
         last = database.messages(database.conversations()[0].id)[-1]
     assert (last.content, last.status) == ("Half of a sentence", "unfinished")
     async with stage() as it:
-        await it.sees("unfinished: F4 goes on, ^R answers again")
+        await it.sees("unfinished: F4 continues, ^R regenerates")
 
 
 async def test_help_lists_the_keys_that_are_really_bound(stage: Open) -> None:
@@ -345,7 +347,7 @@ async def test_a_question_has_the_keys_to_itself(stage: Open) -> None:
         await it.until(lambda: isinstance(it.app.screen, Confirm))
         await it.pilot.press("ctrl+n", "ctrl+k", "ctrl+r")
         assert isinstance(it.app.screen, Confirm) and len(it.app.screen_stack) == 2
-        assert it.app.chat.conversation is not None
+        assert it.app.chat.shown.conversation is not None
 
 
 async def test_the_sides_fold_away_where_it_is_narrow_and_keys_bring_them(stage: Open) -> None:

@@ -14,11 +14,10 @@ from tqchat.engine.memory.auto_scheme import SchemeChoice
 from tqchat.engine.memory.quality_profile import Profile, SchemeQuality
 from tqchat.kv.memory import predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
-from tqchat.store.database import Message
 from tqchat.ui import figures
+from tqchat.ui.controller.records import History, Sample
 from tqchat.ui.screens.scheme import rows
-from tqchat.ui.state import History, Sample
-from tqchat.ui.widgets.gauge.drawing import bar, changes, curves
+from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
 from tqchat.ui.widgets.gauge.reading import Reading, bits
 from tqchat.ui.widgets.gauge.room import room
 from tqchat.ui.widgets.gauge.strip import strip
@@ -100,7 +99,7 @@ def test_the_curves_part_where_compression_begins() -> None:
 
 def test_a_change_of_scheme_is_marked_where_it_was() -> None:
     def line(*schemes: str) -> str:
-        found = changes([Sample(index, 5, 5, scheme) for index, scheme in enumerate(schemes)], 20)
+        found = scheme_marks([Sample(index, 5, 5, scheme) for index, scheme in enumerate(schemes)], 20)
         return found.plain if found else ""
 
     assert line("a", "a", "a", "a") == ""
@@ -151,29 +150,19 @@ def test_too_little_for_a_curve_draws_none() -> None:
     assert curves([Sample(5, 1, 1, "x")], 20, 4) == []
 
 
-def test_the_history_keeps_its_shape_when_it_is_full_and_forgets_what_was_taken_back() -> None:
-    history = History(limit=16)
-    for tokens in range(1, 200):
-        history.add(report(tokens))
-    assert len(history.samples) <= 17
-    assert history.samples[0].tokens == 1 and history.samples[-1].tokens == 199
-    history.add(report(100))
-    assert max(sample.tokens for sample in history.samples) == 100
-
-
 async def test_the_curve_goes_on_from_before_a_restart(stage: Open) -> None:
     async with stage() as it:
         await it.chat("Go", "Well. " * 30, tokens=500)
-        it.app.chat.set_scheme("turbo4")
+        it.app.chat.schemes.set("turbo4")
         await it.chat("On", "Well. " * 30, tokens=900)
     async with stage() as it:
-        await it.until(lambda: it.app.chat.model and it.app.chat.conversation)
-        it.engine.tokens[it.app.chat.conversation.id] = 900
+        await it.until(lambda: it.app.chat.models.current and it.app.chat.shown.conversation)
+        it.engine.tokens[it.app.chat.shown.conversation.id] = 900
         # Its cache did not come back.
-        it.engine.say(events.MemoryUpdate(it.app.chat.conversation.id, report(0)))
-        await it.until(lambda: it.app.chat.report is not None)
+        it.engine.say(events.MemoryUpdate(it.app.chat.shown.conversation.id, report(0)))
+        await it.until(lambda: it.app.chat.caches.report is not None)
         await it.chat("And on", "Well. " * 30, tokens=1300)
-        samples = it.app.chat.history.samples
+        samples = it.app.chat.caches.history.samples
         assert [(one.tokens, one.scheme) for one in samples[1:3]] == [(500, "turbo0v4"), (900, "turbo4")]
         assert samples[2].bytes == report(900, "turbo4").bytes
         assert samples[-1].tokens == 1300
@@ -184,24 +173,12 @@ async def test_each_branch_has_its_own_curve(stage: Open) -> None:
         chat = it.app.chat
         await it.chat("Go", "Well. " * 30, tokens=500)
         await it.chat("On", "Well. " * 30, tokens=900)
-        first = chat.messages[0]
-        chat.fork_at(first)
+        first = chat.shown.messages[0]
+        chat.tree.fork_at(first)
         await it.chat("Go elsewhere", "Well. " * 30, tokens=1400)
-        assert all(sample.tokens != 900 for sample in chat.history.samples)
-        chat.show_message(first.id)
-        assert [sample.tokens for sample in chat.history.samples] == [0, 500, 900]
-
-
-def test_the_curve_begins_anew_with_another_model() -> None:
-    def reply(model: str, tokens: int) -> Message:
-        return Message(
-            "m", "c", None, "assistant", "x", "complete", 0.0, tokens, scheme="turbo4", model=model,
-            prompt_tokens=10, cache_bytes=tokens, fp16_bytes=3 * tokens,
-        )  # fmt: skip
-
-    said = [reply("one", 20), reply("two", 30), replace(reply("one", 40), fp16_bytes=None), reply("one", 50)]
-    assert [one.tokens for one in History.of(said, "one").samples] == [0, 60]
-    assert History.of(said, "two").samples == []
+        assert all(sample.tokens != 900 for sample in chat.caches.history.samples)
+        chat.tree.show_message(first.id)
+        assert [sample.tokens for sample in chat.caches.history.samples] == [0, 500, 900]
 
 
 @pytest.mark.parametrize(

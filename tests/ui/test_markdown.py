@@ -10,7 +10,7 @@ from textual.content import Content
 from tests.ui.hostile import TEXTS
 from tqchat.ui.widgets.chat.blocks import Block, Table, blocks
 from tqchat.ui.widgets.chat.layout import lines
-from tqchat.ui.widgets.chat.stream import LONGEST_OPEN, Stream
+from tqchat.ui.widgets.chat.stream import MAX_OPEN_LINES, Stream
 
 DOCUMENTS = {
     "everything": """# Title
@@ -49,9 +49,9 @@ Underlined
 
     more of it
 end""",
-    "a long fence": "```py\n" + "".join(f"x{n} = {n}\n" for n in range(3 * LONGEST_OPEN)) + "```\n\nend",
-    "a long list": "".join(f"- item {n}\n" for n in range(3 * LONGEST_OPEN)) + "\nend",
-    "a long loose list": "".join(f"1. item {n}\n\n   more\n" for n in range(2 * LONGEST_OPEN)),
+    "a long fence": "```py\n" + "".join(f"x{n} = {n}\n" for n in range(3 * MAX_OPEN_LINES)) + "```\n\nend",
+    "a long list": "".join(f"- item {n}\n" for n in range(3 * MAX_OPEN_LINES)) + "\nend",
+    "a long loose list": "".join(f"1. item {n}\n\n   more\n" for n in range(2 * MAX_OPEN_LINES)),
     "many paragraphs": "One *two* three.\n\n" * 50,
     "an open fence": "text\n\n~~~\nno end",
     "a fence in a list": "- a\n\n  ```js\n  let a = 1;\n  ```\n\n- b\n",

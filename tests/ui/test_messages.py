@@ -13,7 +13,7 @@ from tqchat.ui.widgets.chat.blocks import blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.layout import lines
 from tqchat.ui.widgets.chat.live import LiveReply
-from tqchat.ui.widgets.chat.log import MOST, PAGE, ChatLog
+from tqchat.ui.widgets.chat.log import MAX_MOUNTED, PAGE, ChatLog
 from tqchat.ui.widgets.chat.message import Facts, FrozenMessage, footer
 
 DOCUMENT = """Intro text.
@@ -52,7 +52,7 @@ async def test_streamed_markdown_equals_the_whole_document(stage: Open) -> None:
             if start % 30 == 0:
                 await it.pilot.pause()
         it.engine.done(DOCUMENT)
-        await it.until(lambda: it.app.chat.reply is None)
+        await it.until(lambda: it.app.chat.work.reply is None)
         reply = it.app.query_one(LiveReply)
         await it.until(lambda: reply.source == DOCUMENT)
         width = reply.query_one(Body).size.width
@@ -111,19 +111,19 @@ async def test_a_long_sitting_keeps_few_widgets_and_loses_no_message(stage: Open
         long = database.create("Long", None, "turbo0v4")
         for number in range(2 * PAGE):
             database.add_message(long.id, "user" if number % 2 == 0 else "assistant", f"Message {number}")
-        it.app.chat.open(long.id)
+        it.app.chat.shown.open(long.id)
         log = it.app.query_one(ChatLog)
         await it.sees(f"Message {2 * PAGE - 1}")
-        for number in range(MOST):
+        for number in range(MAX_MOUNTED):
             log.add(message(f"New {number}", "user", number))
         await it.pilot.pause()
-        await it.until(lambda: len(log.query(FrozenMessage)) <= MOST)
-        await it.sees(f"New {MOST - 1}")
+        await it.until(lambda: len(log.query(FrozenMessage)) <= MAX_MOUNTED)
+        await it.sees(f"New {MAX_MOUNTED - 1}")
         while log.scroll_y > 0 or log.query_one(".earlier").display:
             log.scroll_home(animate=False)
             await it.pilot.pause(0.02)
         await it.sees("Message 0")
-        assert len(log.query(FrozenMessage)) == 2 * PAGE + MOST
+        assert len(log.query(FrozenMessage)) == 2 * PAGE + MAX_MOUNTED
 
 
 async def test_a_long_conversation_opens_at_its_end_and_loads_what_is_earlier(stage: Open) -> None:
@@ -132,7 +132,7 @@ async def test_a_long_conversation_opens_at_its_end_and_loads_what_is_earlier(st
         long = database.create("Long", None, "turbo0v4")
         for number in range(100):
             database.add_message(long.id, "user" if number % 2 == 0 else "assistant", f"Message {number}")
-        it.app.chat.open(long.id)
+        it.app.chat.shown.open(long.id)
         await it.sees("Message 99")
         log = it.app.query_one(ChatLog)
         assert len(log.query(FrozenMessage)) == PAGE

@@ -36,7 +36,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 async def opened(it: Stage) -> ModelPicker:
     await it.pilot.press("ctrl+o")
     await it.until(lambda: isinstance(it.app.screen, ModelPicker))
-    await it.sees_no("Looking…")
+    await it.sees_no("Searching…")
     assert isinstance(it.app.screen, ModelPicker)
     return it.app.screen
 
@@ -81,7 +81,7 @@ async def test_enter_loads_and_typing_filters(stage: Open, shelf: Path) -> None:
 async def test_any_repo_and_any_folder_can_be_named(stage: Open, shelf: Path, tmp_path: Path) -> None:
     apart = tiny_llama(tmp_path / "apart")
     async with stage(settings=with_shelf(shelf)) as it:
-        for name, said in (("owner/name", "Comes from Hugging Face"), (str(apart), "Weights 31.0 MB")):
+        for name, said in (("owner/name", "Downloads from Hugging Face"), (str(apart), "Weights 31.0 MB")):
             await opened(it)
             it.app.screen.query_one(Input).value = name
             await it.sees(said)
@@ -90,7 +90,7 @@ async def test_any_repo_and_any_folder_can_be_named(stage: Open, shelf: Path, tm
             it.engine.say(events.ModelReady(INFO, 0.1))
         await opened(it)
         it.app.screen.query_one(Input).value = "nonsense"
-        await it.sees("No model here has these words")
+        await it.sees("No local model matches")
         await it.pilot.press("enter")
         assert isinstance(it.app.screen, ModelPicker)
 
@@ -99,7 +99,7 @@ async def test_a_download_moves_in_the_picker_and_pauses(stage: Open, shelf: Pat
     async with stage(settings=with_shelf(shelf)) as it:
         await opened(it)
         await mark(it, BIG)
-        await it.sees("Enter goes on downloading")
+        await it.sees("Enter resumes the download")
         await it.pilot.press("enter")
         await it.until(lambda: it.engine.commands[-1] == commands.LoadModel(BIG))
         it.engine.say(events.ModelProgress(BIG, "downloading", 1_200_000_000, 4_000_000_000))

@@ -10,7 +10,7 @@ from textual.widgets import Input, OptionList
 from tests.ui.conftest import Open, Stage
 from tqchat import settings
 from tqchat.paths import Paths
-from tqchat.settings import BY_NAME, SETTINGS, Settings, State
+from tqchat.settings import SETTINGS, SETTINGS_BY_NAME, Settings, State
 from tqchat.ui.screens.dialog import Choose
 from tqchat.ui.screens.settings import SettingsScreen
 from tqchat.ui.screens.theme import ThemePicker
@@ -19,25 +19,25 @@ from tqchat.ui.screens.theme import ThemePicker
 def test_every_setting_is_in_the_table_with_a_sentence_and_its_default() -> None:
     assert [setting.name for setting in SETTINGS] == [field.name for field in fields(Settings)]
     for setting in SETTINGS:
-        assert setting.help.endswith(".") and setting.unset and setting.holds
+        assert setting.help.endswith(".") and setting.default_text and setting.applies
         default = getattr(Settings(), setting.name)
         if default not in (None, (), {}):
-            assert setting.accepts(default) and setting.unset == setting.written(default)
+            assert setting.accepts(default) and setting.default_text == setting.format(default)
 
 
 @pytest.mark.parametrize("setting", [one for one in SETTINGS if one.kind != "keys"], ids=lambda one: one.name)
 def test_what_is_written_is_read_back(setting: settings.Setting) -> None:
-    examples = {"scheme": "turbo4", "folders": ["~/a", "/b c"], "whole": 7, "number": 0.5, "flag": True}
+    examples = {"scheme": "turbo4", "folders": ["~/a", "/b c"], "integer": 7, "number": 0.5, "flag": True}
     value = examples.get(setting.kind, "some words")
-    assert setting.read(setting.written(value)) == value
+    assert setting.parse(setting.format(value)) == value
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("temperature", "hot"), ("max_tokens", "1.5"), ("scheme", "turbo9"), ("top_p", "0")]
 )
 def test_what_may_not_be_is_refused_with_what_may(name: str, text: str) -> None:
-    with pytest.raises(ValueError, match=BY_NAME[name].allowed[:20]):
-        BY_NAME[name].read(text)
+    with pytest.raises(ValueError, match=SETTINGS_BY_NAME[name].allowed[:20]):
+        SETTINGS_BY_NAME[name].parse(text)
 
 
 async def to(it: Stage, name: str) -> None:
@@ -46,7 +46,7 @@ async def to(it: Stage, name: str) -> None:
     await it.until(lambda: isinstance(it.app.screen, SettingsScreen))
     options = it.app.screen.query_one(OptionList)
     options.highlighted = options.get_option_index(name)
-    await it.sees(BY_NAME[name].help[:40])
+    await it.sees(SETTINGS_BY_NAME[name].help[:40])
 
 
 async def write(it: Stage, text: str) -> None:
@@ -59,7 +59,7 @@ async def write(it: Stage, text: str) -> None:
 
 async def test_a_setting_is_changed_kept_and_given_back(stage: Open, paths: Paths) -> None:
     paths.config_file.write_text("temperature = 0.9\n")
-    async with stage(settings=settings.configured(paths)) as it:
+    async with stage(settings=settings.load_config(paths)) as it:
         await to(it, "temperature")
         await it.sees("config.toml")
         await write(it, "9")
@@ -67,15 +67,15 @@ async def test_a_setting_is_changed_kept_and_given_back(stage: Open, paths: Path
         await it.pilot.press("escape")
         await write(it, "0.2")
         await it.sees("set here")
-        assert it.app.chat.sampling.temperature == 0.2
+        assert it.app.chat.sampling.defaults.temperature == 0.2
         assert settings.load(paths).temperature == 0.2, "commands see it as well"
         assert paths.config_file.read_text() == "temperature = 0.9\n"
-    async with stage(settings=settings.configured(paths)) as it:
-        assert it.app.chat.sampling.temperature == 0.2
+    async with stage(settings=settings.load_config(paths)) as it:
+        assert it.app.chat.sampling.defaults.temperature == 0.2
         await to(it, "temperature")
         await it.pilot.press("backspace")
         await it.sees_no("set here")
-        assert it.app.chat.sampling.temperature == 0.9
+        assert it.app.chat.sampling.defaults.temperature == 0.9
     assert State.load(paths).settings == {}
 
 
@@ -88,18 +88,18 @@ async def test_the_scheme_of_new_conversations_is_chosen_from_a_list(stage: Open
         await it.pilot.press("home", "enter")
         await it.until(lambda: it.app.parts.settings.scheme == "auto")
         await it.pilot.press("escape")
-        assert it.app.chat.scheme == "turbo0v4", "what is there stays as it is"
+        assert it.app.chat.schemes.chosen == "turbo0v4", "what is there stays as it is"
         await it.pilot.press("ctrl+n")
-        assert it.app.chat.scheme == "auto"
+        assert it.app.chat.schemes.chosen == "auto"
 
 
 async def test_an_empty_page_takes_the_new_default_unless_it_has_its_own(stage: Open) -> None:
     async with stage() as it:
         it.app.parts.preferences.set("scheme", "turbo4")
-        assert it.app.chat.scheme == "turbo4"
-        it.app.chat.set_scheme("fp16")
+        assert it.app.chat.schemes.chosen == "turbo4"
+        it.app.chat.schemes.set("fp16")
         it.app.parts.preferences.set("scheme", "turbo3")
-        assert it.app.chat.scheme == "fp16"
+        assert it.app.chat.schemes.chosen == "fp16"
 
 
 async def test_a_memory_budget_is_what_the_gauge_reckons_with(stage: Open) -> None:

@@ -46,9 +46,11 @@ async def ask(pilot: Pilot[None], app: TqchatApp, words: str) -> str:
     """A whole turn; the reply."""
     app.query_one(Prompt).put(words)
     await pilot.press("enter")
-    await until(pilot, app, lambda: app.chat.messages and app.chat.messages[-1].role == "assistant")
-    await until(pilot, app, lambda: app.chat.reply is None and app.chat.activity is None)
-    return app.chat.messages[-1].content
+    await until(
+        pilot, app, lambda: app.chat.shown.messages and app.chat.shown.messages[-1].role == "assistant"
+    )
+    await until(pilot, app, lambda: app.chat.work.reply is None and app.chat.work.activity is None)
+    return app.chat.shown.messages[-1].content
 
 
 async def leave(pilot: Pilot[None], app: TqchatApp) -> None:
@@ -62,16 +64,18 @@ async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
         # Typed and sent before the model is there.
         reply = await ask(pilot, app, "Tell me a story about a fox.")
         assert len(reply) > 40
-        await until(pilot, app, lambda: app.chat.report and app.chat.report.packed_tokens > 0)
+        await until(pilot, app, lambda: app.chat.caches.report and app.chat.caches.report.packed_tokens > 0)
         await until(pilot, app, lambda: "8 of 8 packed" in text(app))
-        first = app.chat.report
-        assert first is not None and first.scheme == app.chat.scheme
+        first = app.chat.caches.report
+        assert first is not None and first.scheme == app.chat.schemes.chosen
         await pilot.press("ctrl+k", "home", "down", "enter")
-        await until(pilot, app, lambda: app.chat.report and app.chat.report.scheme == "fp16")
+        await until(pilot, app, lambda: app.chat.caches.report and app.chat.caches.report.scheme == "fp16")
         await until(pilot, app, lambda: "History keeps its earlier rounding" in notice(app))
-        app.chat.set_scheme("turbo0v2")
-        await until(pilot, app, lambda: app.chat.report and app.chat.report.scheme == "turbo0v2")
-        converted = app.chat.report
+        app.chat.schemes.set("turbo0v2")
+        await until(
+            pilot, app, lambda: app.chat.caches.report and app.chat.caches.report.scheme == "turbo0v2"
+        )
+        converted = app.chat.caches.report
         assert converted is not None and converted.bytes < converted.fp16_bytes
         tokens = converted.tokens
         await until(pilot, app, lambda: app.chat.caches.disk_bytes)
@@ -79,8 +83,8 @@ async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
 
     async with running(paths) as (app, pilot):
         await until(pilot, app, lambda: f"Restored {tokens} tokens, nothing re-read." in text(app))
-        assert app.chat.messages[-1].content == reply
-        assert app.chat.scheme == parse_scheme("turbo0v2").name
+        assert app.chat.shown.messages[-1].content == reply
+        assert app.chat.schemes.chosen == parse_scheme("turbo0v2").name
         again = await ask(pilot, app, "And then?")
         assert again
         await leave(pilot, app)
@@ -91,13 +95,13 @@ async def test_a_stop_comes_through_and_the_next_message_is_answered(paths: Path
     async with running(paths) as (app, pilot):
         app.query_one(Prompt).put("Tell me a story about an owl.")
         await pilot.press("enter")
-        await until(pilot, app, lambda: app.chat.reply and app.chat.reply.text)
+        await until(pilot, app, lambda: app.chat.work.reply and app.chat.work.reply.text)
         await pilot.press("escape")
-        await until(pilot, app, lambda: app.chat.reply is None)
-        stopped = app.chat.messages[-1]
+        await until(pilot, app, lambda: app.chat.work.reply is None)
+        stopped = app.chat.shown.messages[-1]
         assert stopped.status == "stopped" and stopped.content
         assert await ask(pilot, app, "Go on.")
-        assert app.chat.messages[-1].status == "complete"
+        assert app.chat.shown.messages[-1].status == "complete"
         await leave(pilot, app)
 
 
@@ -108,6 +112,6 @@ async def test_a_folder_that_is_no_model_leaves_the_app_usable(paths: Paths) -> 
     app = TqchatApp(paths, Settings(theme="tqchat-dark"), model=str(nothing))
     async with app.run_test(size=(120, 45)) as pilot:
         await until(pilot, app, lambda: "✗" in text(app) and "No model." in text(app))
-        app.chat.load_model(None)
+        app.chat.models.load(None)
         assert await ask(pilot, app, "Hello")
         await leave(pilot, app)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from tests.ui.conftest import Open, Stage
 from tests.ui.hostile import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
-from tqchat.text import printable, steady
+from tqchat.text import printable, stable_width
 from tqchat.ui.widgets.chat.live import LiveReply
 from tqchat.ui.widgets.chat.log import PAGE, ChatLog
 
@@ -62,7 +62,7 @@ async def test_messages_titles_and_questions(stage: Open) -> None:
             for index, text in enumerate(batch):
                 role = "user" if index % 4 == 0 else "assistant"
                 it.app.database.add_message(made.id, role, text, model=text if index % 5 == 0 else "starter")
-            it.app.chat.open(made.id)
+            it.app.chat.shown.open(made.id)
             await look_through(it)
         assert it.app._exit is False
 
@@ -73,7 +73,7 @@ async def test_very_long_ones(stage: Open) -> None:
             made = it.app.database.create(text[:3_000], "starter", "turbo0v4")
             it.app.database.add_message(made.id, "user", text)
             it.app.database.add_message(made.id, "assistant", text)
-            it.app.chat.open(made.id)
+            it.app.chat.shown.open(made.id)
             await look_through(it, views=2)
 
 
@@ -83,7 +83,7 @@ async def test_replies_that_stream(stage: Open) -> None:
         for shape in ("{}", "- {}", "```\n{}\n```\n", "<think>{}"):
             await it.ask("Go")
             before = len(it.engine.sent())
-            await it.until(lambda before=before: it.app.chat.shown_reply)
+            await it.until(lambda before=before: it.app.chat.turns.shown_reply)
             for text in texts:
                 said = shape.replace("{}", text) + "\n\n"
                 for start in range(0, len(said), 9):
@@ -92,7 +92,7 @@ async def test_replies_that_stream(stage: Open) -> None:
             await it.pilot.pause()
             check(it)
             it.engine.done(printable(whole))
-            await it.until(lambda: it.app.chat.reply is None)
+            await it.until(lambda: it.app.chat.work.reply is None)
             await look_through(it, views=4)
             assert before <= len(it.engine.sent())
 
@@ -107,20 +107,22 @@ async def test_a_reply_of_a_megabyte_keeps_the_screen_alive(stage: Open) -> None
         await it.sees("The fox went home.")
         await it.pilot.press("escape")
         it.engine.done(whole)
-        await it.until(lambda: it.app.chat.reply is None)
+        await it.until(lambda: it.app.chat.work.reply is None)
         await it.pilot.press("ctrl+n")
         await it.sees("Ask something to begin.")
-        it.app.chat.open(it.app.database.conversations()[0].id)
+        it.app.chat.shown.open(it.app.database.conversations()[0].id)
         await it.sees("more characters")
         check(it)
 
 
 def test_what_is_joined_elsewhere_stands_side_by_side() -> None:
     joined = "\U0001f468\u200d\U0001f469 \u2764\ufe0f \U0001f44d\U0001f3fd"
-    assert steady(joined) == "\U0001f468\U0001f469 \u2764 \U0001f44d"
-    assert steady("e" + "\u0301" * 9) == "e" + "\u0301" * 3
-    assert steady("a\u2028b") == "a\nb"
-    assert steady("\u0915\u094d\u200d\u0937") == "\u0915\u094d\u200d\u0937", "joiners belong to some scripts"
+    assert stable_width(joined) == "\U0001f468\U0001f469 \u2764 \U0001f44d"
+    assert stable_width("e" + "\u0301" * 9) == "e" + "\u0301" * 3
+    assert stable_width("a\u2028b") == "a\nb"
+    assert stable_width("\u0915\u094d\u200d\u0937") == "\u0915\u094d\u200d\u0937", (
+        "joiners belong to some scripts"
+    )
 
 
 async def test_streamed_and_shown_again_are_the_same(stage: Open) -> None:

@@ -46,11 +46,11 @@ async def test_an_example_is_put_into_the_prompt_by_a_click(stage: Open) -> None
 @pytest.mark.parametrize("size", SIZES)
 async def test_a_first_model_on_its_way_shows_how_far_it_is(stage: Open, size: tuple[int, int]) -> None:
     async with stage(size, loads=False) as it:
-        await it.sees("You can write already.")
+        await it.sees("You can already type.")
         it.engine.say(events.ModelProgress("org/big", "downloading", 1_200_000_000, 4_300_000_000))
-        await it.sees("org/big is on its way")
+        await it.sees("Downloading org/big")
         await it.ask("Hello")
-        await it.sees("Waits for the model; your message is saved.")
+        await it.sees("Waiting for the model; your message is saved.")
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -51,12 +51,12 @@ def steady(patch: pytest.MonkeyPatch) -> None:
 async def tour(it: Stage, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """Go from screen to screen; the name of each when it stands still."""
     patch.setattr(catalog, "scan", lambda folders: MODELS)
-    it.app.chat.memory_budget = 1_000_000_000
+    it.app.chat.models.memory_budget = 1_000_000_000
     narrow = it.app.size.width < 88
     await still(it, "Everything runs and stays")
     yield "welcome"
     await it.chat("What is a fox?", REPLY, tokens=900)
-    it.app.chat.set_scheme("turbo4")
+    it.app.chat.schemes.set("turbo4")
     await it.chat("And an owl?", "A bird that sees well at night. " * 9, tokens=1900)
     await still(it, "1,860 tok", "turbo4", "context 1,900")
     yield "chat"
@@ -69,7 +69,7 @@ async def tour(it: Stage, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     for key, name, text in (
         ("ctrl+k", "schemes", "Scheme for this conversation"),
         ("ctrl+o", "models", "Weights 31.0 MB"),
-        ("ctrl+s", "settings", "The colours: one of"),
+        ("ctrl+s", "settings", "The colour theme: one of"),
         ("f10", "conversation", "This conversation"),
         ("f9", "themes", "tqchat-terminal"),
         ("f1", "help", "Esc closes"),

@@ -1,1 +1,1 @@
-"""What the command line can do, one module for each command. Each returns its exit code."""
+"""The commands of the command line. Each returns its exit code."""

@@ -1,4 +1,4 @@
-"""``tqchat lab bench``: speed and memory, measured side by side."""
+"""``tqchat lab bench``: benchmarks of caches, kernels and the app."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqchat.commands.measuring import Progress, check_folder, load, write
+from tqchat.commands.measuring import Progress, add_command, add_model_option, check_folder, load, write
 from tqchat.errors import TqchatError
 
 if TYPE_CHECKING:
@@ -25,45 +25,50 @@ class BadOption(TqchatError):
 
 
 def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``bench`` to the commands of the laboratory."""
-    bench = below.add_parser(
-        "bench", help="time caches against mlx-lm's own, and the program itself", allow_abbrev=False
-    )
+    """Add ``bench`` to the subcommands of ``lab``."""
+    bench = add_command(below, "bench", "benchmark speed and memory of caches, kernels and the app")
     bench.add_argument(
         "--what",
         metavar="A,B",
         default="decode",
-        help=f"all, or some of {', '.join(KINDS)}; decode by default",
+        help=f"benchmarks to run: all, or some of {', '.join(KINDS)} (default: decode)",
     )
     bench.add_argument(
         "--schemes",
         metavar="A,B,C",
         default="all",
-        help="schemes; all by default. mlx-lm's caches of 16, 8 and 4 bits always take part",
+        help="schemes to measure (default: all); mlx-lm's 16-, 8- and 4-bit caches are always included",
     )
-    bench.add_argument("--context", metavar="N,M", default="2048", help="tokens held, 2048 by default")
-    bench.add_argument("--rounds", metavar="N", type=int, default=5, help="turns that count, 5 by default")
+    bench.add_argument("--context", metavar="N,M", default="2048", help="tokens in the cache (default: 2048)")
+    bench.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default: 5)")
     which = bench.add_mutually_exclusive_group()
-    which.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
+    add_model_option(which)
     which.add_argument(
-        "--shape", metavar="NAME", help="a model of random weights instead, such as llama-3.2-3b"
+        "--shape", metavar="NAME", help="use random weights of a model's shape, such as llama-3.2-3b"
     )
     bench.add_argument(
-        "--weights", metavar="BITS", type=int, choices=(4, 8, 16), default=16, help="of a --shape's weights"
+        "--weights",
+        metavar="BITS",
+        type=int,
+        choices=(4, 8, 16),
+        default=16,
+        help="bits per weight of --shape: 4, 8 or 16 (default: 16)",
     )
     for name, meaning in (
-        ("query-heads", "of attention, kernels and encode; the model's by default, or 24"),
-        ("kv-heads", "the same, or 8"),
-        ("head-dim", "the same, or 128"),
-        ("rows", "query tokens at once, for attention and kernels; 1 by default"),
+        ("query-heads", "query heads for attention, kernels and encode (default: the model's, or 24)"),
+        ("kv-heads", "KV heads for attention, kernels and encode (default: the model's, or 8)"),
+        ("head-dim", "head dimension for attention, kernels and encode (default: the model's, or 128)"),
+        ("rows", "query tokens per step for attention and kernels (default: 1)"),
     ):
         bench.add_argument(f"--{name}", metavar="N", type=int, help=meaning)
-    bench.add_argument("--json", metavar="OUT", type=Path, help="write the results there")
-    bench.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw speeds against FP16 there")
+    bench.add_argument("--json", metavar="OUT", type=Path, help="write the results to this file as JSON")
+    bench.add_argument(
+        "--plot", metavar="OUT.svg", type=Path, help="draw speeds relative to FP16 to this file"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Measure, write what was asked for and print tables; returns the exit code."""
+    """Run the benchmarks, print tables and write the requested files; returns the exit code."""
     kinds = _kinds(options.what)
     contexts = [_least("--context", part, 2) for part in options.context.split(",")]
     rounds = _least("--rounds", options.rounds, 1)
@@ -71,10 +76,10 @@ def main(options: argparse.Namespace) -> int:
         check_folder(out)
 
     model = _model(options, kinds)
-    from tqchat.lab.bench import machine, run, subjects
+    from tqchat.lab.bench import kv_caches, machine, run
     from tqchat.lab.bench.results import BenchResults, tables
 
-    contestants = subjects.contestants(options.schemes)
+    contestants = kv_caches.contestants(options.schemes)
     layer = _layer(options, run.layer_of(model))
     progress = Progress()
     copied = machine.copy_bandwidth()
@@ -97,7 +102,7 @@ def _kinds(names: str) -> list[str]:
     asked = [name.strip().lower() for name in names.split(",")]
     for name in asked:
         if name != "all" and name not in KINDS:
-            raise BadOption(f"--what {name} is none of all, {', '.join(KINDS)}.")
+            raise BadOption(f"--what is {name}, but must be all or some of {', '.join(KINDS)}.")
     return list(KINDS) if "all" in asked else [kind for kind in KINDS if kind in asked]
 
 
@@ -120,12 +125,12 @@ def _model(options: argparse.Namespace, kinds: list[str]) -> LoadedModel | None:
 
 
 def _layer(options: argparse.Namespace, layer: Layer) -> Layer:
-    """The shape of attention: the model's, but for what was asked."""
+    """The attention shape: the model's, with the options' values."""
     names = ("query_heads", "kv_heads", "head_dim", "rows")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     for name, value in asked.items():
         _least(f"--{name.replace('_', '-')}", value, 1)
     chosen = replace(layer, **asked)
     if chosen.query_heads % chosen.kv_heads:
-        raise BadOption(f"{chosen.query_heads} query heads cannot share {chosen.kv_heads} KV heads.")
+        raise BadOption(f"{chosen.query_heads} query heads are not a multiple of {chosen.kv_heads} KV heads.")
     return chosen

@@ -1,4 +1,4 @@
-"""``tqchat cache``: the saved caches, what they take, and how to be rid of them."""
+"""``tqchat cache``: lists, prunes and deletes saved caches."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import time
 from tqchat import paths, settings
 from tqchat.commands.listing import SHORT_ID, UNTITLED
 from tqchat.errors import TqchatError
-from tqchat.store.budget import GIB, Entry, described
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault
+from tqchat.store.vault.budget import GIB, CacheEntry, with_manifest
 from tqchat.text import one_line
 
 
-class NotAsked(TqchatError):
-    """Nobody is there to answer whether everything should go."""
+class ConfirmationRequired(TqchatError):
+    """Deleting everything needs a confirmation, and standard input is not a terminal."""
 
     exit_code = 2
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command below ``cache`` and return its exit code."""
-    places = paths.locate()
-    vault = Vault(places.caches, settings.load(places).cache_budget)
+    """Run a subcommand of ``cache`` and return its exit code."""
+    locations = paths.locate()
+    vault = Vault(locations.caches, settings.load(locations).cache_budget)
     known = _conversations()
     match options.cache_command:
         case "prune":
             return _prune(vault, known, dry_run=options.dry_run)
         case "wipe":
-            return _wipe(vault, asked=options.yes)
+            return _wipe(vault, confirmed=options.yes)
         case _:
             return _list(vault, known)
 
@@ -38,43 +38,45 @@ def main(options: argparse.Namespace) -> int:
 def _list(vault: Vault, known: dict[str, Conversation]) -> int:
     entries = vault.entries()
     if not entries:
-        print("No caches are saved.")
+        print("There are no saved caches.")
         return 0
     for entry in reversed(entries):
         print(_line(entry, known))
     total = sum(entry.bytes for entry in entries)
-    print(f"\n{_size(total)} of {_size(vault.limit())}")
+    print(f"\n{_size(total)} of the {_size(vault.budget_bytes())} budget")
     return 0
 
 
 def _prune(vault: Vault, known: dict[str, Conversation], *, dry_run: bool) -> int:
     orphans = [entry for entry in vault.entries() if known and entry.conversation not in known]
     keep = [*_in_use(known), *(entry.conversation for entry in orphans)]
-    chosen = orphans + vault.to_prune(keep, -sum(entry.bytes for entry in orphans))
+    chosen = orphans + vault.prune_candidates(keep, -sum(entry.bytes for entry in orphans))
     for entry in chosen:
         line = _line(entry, known)
         if not dry_run:
-            vault.forget(entry.conversation)
+            vault.remove(entry.conversation)
         print(line)
     total = _size(sum(entry.bytes for entry in chosen))
-    verb = "would be removed" if dry_run else "removed"
-    print(f"{total} {verb}." if chosen else "Nothing is over the budget.")
+    verb = "would be deleted" if dry_run else "deleted"
+    print(f"{total} {verb}." if chosen else "The caches are within the budget; nothing to delete.")
     return 0
 
 
-def _wipe(vault: Vault, *, asked: bool) -> int:
+def _wipe(vault: Vault, *, confirmed: bool) -> int:
     entries = vault.entries()
     total = _size(sum(entry.bytes for entry in entries))
-    if entries and not asked:
+    if entries and not confirmed:
         if not sys.stdin.isatty():
-            raise NotAsked("Nobody is there to ask; say --yes to remove all saved caches.")
-        answer = input(f"Remove {len(entries)} saved caches ({total})? Conversations stay. [y/N] ")
+            raise ConfirmationRequired(
+                "Standard input is not a terminal to confirm on; pass --yes to delete all saved caches."
+            )
+        answer = input(f"Delete {len(entries)} saved caches ({total})? The conversations stay. [y/N] ")
         if answer.strip().lower() not in ("y", "yes"):
-            print("Nothing was removed.")
+            print("Nothing was deleted.")
             return 1
     for entry in entries:
-        vault.forget(entry.conversation)
-    print(f"{total} removed." if entries else "No caches are saved.")
+        vault.remove(entry.conversation)
+    print(f"{total} deleted." if entries else "There are no saved caches.")
     return 0
 
 
@@ -87,20 +89,20 @@ def _conversations() -> dict[str, Conversation]:
 
 
 def _in_use(known: dict[str, Conversation]) -> list[str]:
-    """The conversations that some process has open."""
+    """The conversations that are open in a process."""
     file = paths.locate().database
     if not file.exists():
         return []
     with Database(file) as database:
-        return [one for one in known if database.leases.holder(one) is not None]
+        return [one for one in known if database.leases.holder_pid(one) is not None]
 
 
-def _line(entry: Entry, known: dict[str, Conversation]) -> str:
-    entry = described(entry)
+def _line(entry: CacheEntry, known: dict[str, Conversation]) -> str:
+    entry = with_manifest(entry)
     one = known.get(entry.conversation)
     title = "(no such conversation)" if one is None else one_line(one.title) or UNTITLED
     about = (
-        f"{entry.tokens:>9,} tokens  {entry.scheme:<9}" if entry.scheme else f"{'unfinished':>16}  {'':<9}"
+        f"{entry.tokens:>9,} tokens  {entry.scheme:<9}" if entry.scheme else f"{'incomplete':>16}  {'':<9}"
     )
     age = _age(time.time() - entry.used_at)
     return f"{entry.conversation[:SHORT_ID]}  {_size(entry.bytes):>9}  {about}  {age:>8}  {title}"

@@ -1,4 +1,4 @@
-"""``tqchat``: opens the app."""
+"""``tqchat`` without a command: opens the app."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tqchat.kv.scheme import scheme_setting
 
 
 class NoTerminal(TqchatError):
-    """The app has no screen to draw on."""
+    """The standard streams are not a terminal."""
 
     exit_code = 2
 
     def __init__(self) -> None:
         super().__init__(
-            'The app needs a terminal to draw on; in pipes and scripts use `tqchat run "question"` instead.'
+            'The app needs a terminal; in pipes and scripts use `tqchat run "question"` instead.'
         )
 
 
@@ -27,24 +27,24 @@ def main(
     """Open the app and return its exit code.
 
     Raises:
-        NoTerminal: if the standard streams are no terminal that can be drawn on.
-        SettingsError, UnknownScheme: if what the user asked for cannot be.
+        NoTerminal: if the standard streams are not a usable terminal.
+        SettingsError, UnknownScheme: if a setting or the scheme is invalid.
     """
     if scheme is not None:
         scheme = scheme_setting(scheme)
-    # Textual reads standard input and draws on standard error; served to a browser it uses pipes instead.
+    # Textual reads standard input and draws on standard error; with TEXTUAL_DRIVER (serve) it uses pipes.
     streams = (sys.stdin, sys.stdout, sys.stderr)
     drawn = all(stream is not None and stream.isatty() for stream in streams)
     if not os.environ.get("TEXTUAL_DRIVER") and (os.environ.get("TERM") == "dumb" or not drawn):
         raise NoTerminal
-    places = paths.locate()
-    wishes = settings.configured(places)
-    places.ensure()
+    locations = paths.locate()
+    user_settings = settings.load_config(locations)
+    locations.ensure()
 
     from tqchat.ui.app import TqchatApp
 
     if pack_prompts:
-        wishes = wishes.changed({"pack_prompts": True})
-    app = TqchatApp(places, wishes, model=model, scheme=scheme, draft=draft)
+        user_settings = user_settings.with_values({"pack_prompts": True})
+    app = TqchatApp(locations, user_settings, model=model, scheme=scheme, draft=draft)
     app.run()
     return app.return_code or 0

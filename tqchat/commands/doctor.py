@@ -1,4 +1,4 @@
-"""``tqchat doctor``: what was found on this machine, and what would make it faster."""
+"""``tqchat doctor``: checks the installation and suggests what would make it faster."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tqchat.errors import TqchatError
 from tqchat.store.database import Database
 
 GIB = 1 << 30
-UNUSABLE = "unusable, see below"
+UNUSABLE = "problem, see below"
 T = TypeVar("T")
 
 
 def main() -> int:
-    """Print what was found; the exit code is 1 if something must be put right before tqchat works."""
+    """Print the findings; returns 1 if there are problems that must be fixed."""
     from tqchat.engine import backend
 
     places = paths.locate()
@@ -44,22 +44,22 @@ def main() -> int:
             ("blas", found.blas or absent),
             ("kernels", _kernels()),
         ]
-    wishes = _checked(lambda: settings.load(places), problems) or settings.Settings()
+    user_settings = _collect_problem(lambda: settings.load(places), problems) or settings.Settings()
     rows += [
-        ("model", _checked(lambda: _model(wishes.model), problems) or UNUSABLE),
-        ("scheme", wishes.scheme),
-        ("chats", _checked(lambda: _conversations(places.database), problems) or UNUSABLE),
+        ("model", _collect_problem(lambda: _model(user_settings.model), problems) or UNUSABLE),
+        ("scheme", user_settings.scheme),
+        ("chats", _collect_problem(lambda: _conversations(places.database), problems) or UNUSABLE),
     ]
     _print_section(table(rows))
-    _print_section(table(_checked(locations, problems) or [("locations", places.data_dir)]))
-    for title, lines in (("To put right:", problems), ("Would make it faster:", advice)):
+    _print_section(table(_collect_problem(locations, problems) or [("locations", places.data_dir)]))
+    for title, lines in (("Problems to fix:", problems), ("For more speed:", advice)):
         if lines:
             _print_section("\n".join([title, *(f"  - {line}" for line in lines)]))
     return 1 if problems else 0
 
 
 def _kernels() -> str:
-    """Whether this device's fused kernels agree with plain operations, tried out on a few tokens."""
+    """Result of comparing the fused kernels with plain operations on a few tokens."""
     from tqchat.kv.kernels.probe import probe
 
     return probe()
@@ -73,7 +73,7 @@ def _model(ref: str | None) -> str:
     name = ref or STARTER
     folder = local_folder(ref)
     if folder is None:
-        return f"{name}, to be downloaded when it is first used"
+        return f"{name}, will be downloaded at first use"
     config = model_folder.check(folder)
     return f"{name} ({config['model_type']})"
 
@@ -86,7 +86,7 @@ def _conversations(file: Path) -> str:
     return f"{count} conversation{'' if count == 1 else 's'}"
 
 
-def _checked(look: Callable[[], T], problems: list[str]) -> T | None:
+def _collect_problem(look: Callable[[], T], problems: list[str]) -> T | None:
     try:
         return look()
     except TqchatError as error:

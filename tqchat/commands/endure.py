@@ -1,4 +1,4 @@
-"""``tqchat lab endure``: whether conversations and caches survive kills, damage and full disks here."""
+"""``tqchat lab endure``: tests that conversations and caches survive kills, damage and full disks."""
 
 from __future__ import annotations
 
@@ -7,31 +7,44 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tqchat.commands.measuring import Progress, load
+from tqchat.commands.measuring import Progress, add_command, add_model_option, load
 from tqchat.kv.scheme import parse_scheme
 
 KILLS, MUTATIONS = 30, 500
 
 
 def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``endure`` to the commands of the laboratory."""
-    endure = below.add_parser(
-        "endure", help="kill chats, damage caches, fill disks, and look at what is left", allow_abbrev=False
+    """Add ``endure`` to the subcommands of ``lab``."""
+    endure = add_command(
+        below, "endure", "test that conversations and caches survive kills, damage and full disks"
     )
-    endure.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
-    endure.add_argument("--kills", metavar="N", type=int, default=KILLS, help=f"{KILLS} by default")
+    add_model_option(endure)
     endure.add_argument(
-        "--mutations", metavar="N", type=int, default=MUTATIONS, help=f"{MUTATIONS} by default"
+        "--kills", metavar="N", type=int, default=KILLS, help=f"processes to kill (default: {KILLS})"
     )
-    endure.add_argument("--schemes", metavar="A,B,C", default="fp16,turbo0v4,turbo4", help="of the mutations")
-    endure.add_argument("--seed", metavar="TEXT", default="tqchat", help="what chance goes by")
+    endure.add_argument(
+        "--mutations",
+        metavar="N",
+        type=int,
+        default=MUTATIONS,
+        help=f"damaged caches to load (default: {MUTATIONS})",
+    )
+    endure.add_argument(
+        "--schemes",
+        metavar="A,B,C",
+        default="fp16,turbo0v4,turbo4",
+        help="schemes of the damaged caches (default: fp16,turbo0v4,turbo4)",
+    )
+    endure.add_argument(
+        "--seed", metavar="TEXT", default="tqchat", help="random seed of kills and damage (default: tqchat)"
+    )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run all three in a folder of their own, and print what was found.
+    """Run all three tests in a temporary folder and print the counts.
 
     Raises:
-        Broken: at the first thing that did not endure. The folder then stays, to be looked at.
+        Broken: at the first failure. The temporary folder is then kept for inspection.
     """
     schemes = [parse_scheme(name.strip()).name for name in options.schemes.split(",")]
     model = load(options.model)
@@ -49,12 +62,12 @@ def main(options: argparse.Namespace) -> int:
         survived = kills.endure(model, ref, options.kills, folder / "kills", options.seed, killed)
         rows += [
             ("kills", f"{survived.kills:,}"),
-            ("committed messages looked for, none of them lost", f"{survived.messages:,}"),
-            ("replies found unfinished", f"{survived.unfinished:,}"),
-            ("caches that went on bit for bit", f"{survived.caches:,}"),
-            ("the same, in the process that came next", f"{survived.restored_alive:,}"),
-            ("the same, of places to go back to", f"{survived.checkpoints:,}"),
-            ("caches under fp16 equal to a re-reading", f"{survived.read_again:,}"),
+            ("committed messages checked, none lost", f"{survived.messages:,}"),
+            ("replies left unfinished", f"{survived.unfinished:,}"),
+            ("caches that continued bit for bit", f"{survived.caches:,}"),
+            ("caches that continued bit for bit in the next process", f"{survived.restored_alive:,}"),
+            ("checkpoints that continued bit for bit", f"{survived.checkpoints:,}"),
+            ("fp16 caches equal to a new prefill", f"{survived.read_again:,}"),
         ]
     if options.mutations:
 
@@ -66,18 +79,18 @@ def main(options: argparse.Namespace) -> int:
         )
         rows += [
             ("mutations", f"{found.mutations:,}"),
-            ("refused, with a reason", f"{found.refused:,}"),
-            ("used as far as they were whole", f"{found.used:,}"),
+            ("refused with a reason", f"{found.refused:,}"),
+            ("restored up to the damage", f"{found.used:,}"),
             ("without a manifest", f"{found.absent:,}"),
-            ("most memory of a load, in sizes of its files", f"{found.worst:.1f}"),
+            ("peak memory of a load, relative to the size of its files", f"{found.worst:.1f}"),
         ]
 
     def refused(writes: int) -> None:
-        progress.note("a full disk")
+        progress.note("full disk")
 
     full = full_disk.endure(model, ref, folder / "disk", refused)
     progress.end()
-    rows.append(("saves that a full disk refused, each at another write", f"{full.refused:,}"))
-    print(markdown(["what was found", "how often"], [list(row) for row in rows], right=[1]))
+    rows.append(("saves refused by a full disk, each at another write", f"{full.refused:,}"))
+    print(markdown(["result", "count"], [list(row) for row in rows], right=[1]))
     shutil.rmtree(folder)
     return 0

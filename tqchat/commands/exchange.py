@@ -1,4 +1,4 @@
-"""``tqchat export`` and ``tqchat import``: conversations as files."""
+"""``tqchat export`` and ``tqchat import``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.store import exchange
 from tqchat.store.database import Conversation, Database, UnknownConversation
-from tqchat.store.parsing import LARGEST_FILE
+from tqchat.store.import_parser import MAX_FILE_BYTES
 from tqchat.text import one_line, printable
 
 _OUTCOMES = {
     "added": "",
-    "copied": "  (another one has its id: imported under a new one)",
-    "restored": "  (was deleted here, is back)",
-    "skipped": "  (is here already)",
+    "copied": "  (imported under a new id: another conversation has its id)",
+    "restored": "  (restored: it had been deleted)",
+    "skipped": "  (skipped: already here)",
 }
 
 
@@ -34,8 +34,8 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
     """Write one conversation, or all of them if no id is given.
 
     Raises:
-        UnknownConversation: if there is no such one.
-        BadFile: if the file cannot be written; an old one is then as it was.
+        UnknownConversation: if there is no such conversation.
+        BadFile: if the file cannot be written; an existing file is then unchanged.
     """
     if file_format is None:
         file_format = "json" if output is not None and output.lower().endswith(".json") else "md"
@@ -50,7 +50,7 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
         )
         pieces = exchange.to_json(database, chosen) if file_format == "json" else _markdown(database, chosen)
         if output is None or output == "-":
-            # A terminal obeys what a file only holds. The JSON has nothing but plain characters.
+            # Only a terminal interprets escape sequences. JSON output is plain ASCII anyway.
             clean = printable if sys.stdout.isatty() else str
             for piece in pieces:
                 sys.stdout.write(clean(piece))
@@ -60,19 +60,19 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
 
 
 def import_file(name: str) -> int:
-    """Read the conversations of a JSON file, all of them or none.
+    """Import all conversations of a JSON file, or none.
 
     Raises:
         BadFile: if the file cannot be read.
-        BadImport: if it is not an export of tqchat.
+        BadImport: if it is not a valid export.
     """
     try:
-        # One byte more than is allowed is enough to know.
+        # One byte more than allowed is enough to detect a file that is too large.
         if name == "-":
-            content = sys.stdin.buffer.read(LARGEST_FILE + 1)
+            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
         else:
             with Path(name).open("rb") as file:
-                content = file.read(LARGEST_FILE + 1)
+                content = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise BadFile("read", name, error) from error
     with Database(paths.locate().database) as database:
@@ -94,7 +94,7 @@ def _write(name: str, pieces: Iterator[str]) -> None:
     path = Path(name)
     try:
         if path.exists() and not path.is_file():
-            # A pipe or a device is written to, not replaced.
+            # Pipes and devices are written to, not replaced.
             with path.open("w", encoding="utf-8") as file:
                 file.writelines(pieces)
         else:

@@ -1,4 +1,4 @@
-"""``tqchat lab``: measuring what cache schemes cost."""
+"""``tqchat lab``: quality, speed and robustness measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqchat.commands import bench, endure
-from tqchat.commands.measuring import Progress, check_folder, load, write
+from tqchat.commands.measuring import Progress, add_command, add_model_option, check_folder, load, write
 from tqchat.text import one_line
 
 if TYPE_CHECKING:
@@ -17,58 +17,78 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add ``lab`` and what is below it to the command line's parser."""
-    lab = commands.add_parser("lab", help="measure what cache schemes cost", allow_abbrev=False)
-    below = lab.add_subparsers(dest="lab_command", metavar="what", required=True)
-
-    evaluate = below.add_parser(
-        "eval", help="hold schemes against the FP16 cache on a text", allow_abbrev=False
+    """Add ``lab`` and its subcommands to the command line's parser."""
+    lab = commands.add_parser(
+        "lab",
+        help="measure quality, speed and robustness of cache schemes",
+        description="Measure quality, speed and robustness of cache schemes on this machine.",
+        allow_abbrev=False,
     )
-    evaluate.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
+    below = lab.add_subparsers(dest="lab_command", metavar="command", title="commands", required=True)
+
+    evaluate = add_command(below, "eval", "compare the quality of schemes with the FP16 cache on a text")
+    add_model_option(evaluate)
     evaluate.add_argument(
         "--schemes",
         metavar="A,B,C",
         default="all",
-        help="schemes, and mlx8 and mlx4 for mlx-lm's own quantised caches; all of them by default",
-    )
-    evaluate.add_argument("--text", metavar="FILE", required=True, type=Path, help="a UTF-8 text to read")
-    evaluate.add_argument(
-        "--recall", metavar="FILE", type=Path, help='JSON Lines of {"messages": [...], "answer": "..."}'
-    )
-    evaluate.add_argument("--tokens", metavar="N", type=int, help="tokens to read, 4096 by default")
-    evaluate.add_argument(
-        "--prefill", metavar="N", type=int, help="how many of them are the prompt; a quarter by default"
-    )
-    evaluate.add_argument("--json", metavar="OUT", type=Path, help="write the results there")
-    evaluate.add_argument("--plot", metavar="OUT.svg", type=Path, help="draw the frontier there")
-    evaluate.add_argument(
-        "--outliers", metavar="F", type=float, help="give the keys outliers of this factor, 20 for example"
+        help="schemes to measure; mlx8 and mlx4 are mlx-lm's own quantised caches (default: all of them)",
     )
     evaluate.add_argument(
-        "--pack-prompts", action="store_true", help="pack the prompt while it is read, as --pack-prompts does"
+        "--text", metavar="FILE", required=True, type=Path, help="the text to read, in UTF-8 (required)"
     )
+    evaluate.add_argument(
+        "--recall",
+        metavar="FILE",
+        type=Path,
+        help='also test recall: JSON Lines of {"messages": [...], "answer": "..."}',
+    )
+    evaluate.add_argument("--tokens", metavar="N", type=int, help="tokens to read (default: 4096)")
+    evaluate.add_argument(
+        "--prefill", metavar="N", type=int, help="how many of them are the prompt (default: a quarter)"
+    )
+    evaluate.add_argument("--json", metavar="OUT", type=Path, help="write the results to this file as JSON")
+    evaluate.add_argument(
+        "--plot", metavar="OUT.svg", type=Path, help="draw quality against size to this file"
+    )
+    evaluate.add_argument(
+        "--outliers",
+        metavar="F",
+        type=float,
+        help="scale some key channels by this factor, for example 20, to simulate outliers",
+    )
+    evaluate.add_argument("--pack-prompts", action="store_true", help="compress the prompt during prefill")
     _add_one_by_one(evaluate)
 
-    profile = below.add_parser("profile", help="measure a model, for the scheme auto", allow_abbrev=False)
-    profile.add_argument("model", metavar="MODEL", nargs="?", default=argparse.SUPPRESS)
-    profile.add_argument("--tokens", metavar="N", type=int, help="tokens to read, 2048 by default")
+    profile = add_command(below, "profile", "measure a model and save its profile for the scheme auto")
+    profile.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="model folder or Hugging Face repo id (default: from the settings)",
+    )
+    profile.add_argument("--tokens", metavar="N", type=int, help="tokens to read (default: 2048)")
     _add_one_by_one(profile)
 
-    below.add_parser("schemes", help="print the table of schemes, as Markdown")
+    add_command(below, "schemes", "print the table of all schemes as Markdown")
 
-    restore = below.add_parser(
-        "restore", help="time saved caches coming back against reading again", allow_abbrev=False
+    restore = add_command(below, "restore", "time restoring saved caches against reading the text again")
+    add_model_option(restore)
+    restore.add_argument(
+        "--schemes",
+        metavar="A,B,C",
+        default="fp16,turbo0v4,turbo4,turbo2",
+        help="schemes to measure (default: fp16,turbo0v4,turbo4,turbo2)",
     )
-    restore.add_argument("--model", metavar="MODEL", default=argparse.SUPPRESS, help="a folder or a repo id")
-    restore.add_argument("--schemes", metavar="A,B,C", default="fp16,turbo0v4,turbo4,turbo2")
-    restore.add_argument("--long", action="store_true", help="16,384 tokens too")
+    restore.add_argument("--long", action="store_true", help="also measure 16,384 tokens")
 
     bench.add_parser(below)
     endure.add_parser(below)
 
-    plot = below.add_parser("plot", help="draw the frontier of earlier results")
-    plot.add_argument("results", metavar="RESULTS.json", type=Path)
-    plot.add_argument("picture", metavar="OUT.svg", type=Path)
+    plot = add_command(below, "plot", "draw quality against size from results of `eval --json`")
+    plot.add_argument("results", metavar="RESULTS.json", type=Path, help="the results to read")
+    plot.add_argument("picture", metavar="OUT.svg", type=Path, help="the picture to write")
 
 
 def _add_one_by_one(parser: argparse.ArgumentParser) -> None:
@@ -76,12 +96,12 @@ def _add_one_by_one(parser: argparse.ArgumentParser) -> None:
         "--one-by-one",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="feed single tokens, as an accelerator does by default, or up to 15 together, as a CPU does",
+        help="decode one token at a time, the default on a GPU, or up to 15 at once, the default on a CPU",
     )
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run the command below ``lab`` and return its exit code."""
+    """Run a subcommand of ``lab`` and return its exit code."""
     match options.lab_command:
         case "eval":
             return _evaluate(options)
@@ -110,7 +130,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from tqchat.lab.contestants import parse_contestants
     from tqchat.lab.results import Results
 
-    # All that can be refused is refused before a model is loaded.
+    # Check all arguments before a model is loaded.
     contestants = parse_contestants(options.schemes)
     for out in (options.json, options.plot):
         check_folder(out)
@@ -152,7 +172,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         held = f"{results.tokens:,} tokens held"
         print(f"{one_line(results.model)} on {one_line(results.text)}: {held}, {measured}.\n")
         print(result_table(results))
-    return _complain_of(dropped)
+    return _report_dropped(dropped)
 
 
 def _profile(options: argparse.Namespace) -> int:
@@ -164,18 +184,18 @@ def _profile(options: argparse.Namespace) -> int:
     from tqchat.lab.results import Results
     from tqchat.lab.tables import result_table
 
-    places = paths.locate()
+    locations = paths.locate()
     progress = Progress()
     made, rows, dropped = profiling.measure(
         model, tokens=options.tokens, one_by_one=options.one_by_one, progress=progress
     )
     progress.end()
-    file = quality_profile.save(places, made)
+    file = quality_profile.save(locations, made)
     print(f"{one_line(made.model)} on the built-in text, {made.tokens:,} tokens held.\n")
     print(result_table(Results(made.model, "the built-in text", made.tokens, tuple(rows))))
     choice = auto_scheme.resolve_scheme(AUTO, profile=made)
-    print(f"\nauto, with memory to spare: {choice.reason}\nKept in {file}.")
-    return _complain_of(dropped)
+    print(f"\nauto, with memory to spare: {choice.reason}\nSaved to {file}.")
+    return _report_dropped(dropped)
 
 
 def _restore(options: argparse.Namespace) -> int:
@@ -185,7 +205,7 @@ def _restore(options: argparse.Namespace) -> int:
     model = load(options.model)
     from tqchat.lab import restore_bench
 
-    lengths = (*restore_bench.LENGTHS, restore_bench.LONG) if options.long else restore_bench.LENGTHS
+    lengths = (*restore_bench.LENGTHS, restore_bench.LONG_LENGTH) if options.long else restore_bench.LENGTHS
     progress = Progress()
     rows = []
     for row in restore_bench.measure(model, schemes, lengths):
@@ -196,7 +216,7 @@ def _restore(options: argparse.Namespace) -> int:
     return 0
 
 
-def _complain_of(dropped: list[Dropped]) -> int:
+def _report_dropped(dropped: list[Dropped]) -> int:
     for one in dropped:
         print(f"tqchat: {one.name} was not measured: {one.reason}.", file=sys.stderr)
     return 1 if dropped else 0

@@ -1,4 +1,4 @@
-"""``tqchat ls`` and ``tqchat show``: the conversations as plain text."""
+"""``tqchat ls`` and ``tqchat show``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ UNTITLED = "(untitled)"
 
 
 def list_conversations() -> int:
-    """Print one line for each conversation, the newest first."""
+    """Print one line per conversation, most recent first."""
     file = paths.locate().database
-    # Looking must not create anything.
+    # Do not create a database just to list it.
     conversations: list[Conversation] = []
     if file.exists():
         with Database(file) as database:
             conversations = database.conversations()
     if not conversations:
-        print("No conversations yet; `tqchat` begins one.")
+        print("No conversations yet; start one with `tqchat`.")
         return 0
     length = _unique_length([conversation.id for conversation in conversations])
     width = max(len(conversation.scheme) for conversation in conversations)
@@ -33,10 +33,10 @@ def list_conversations() -> int:
 
 
 def show(conversation_id: str) -> int:
-    """Print a conversation from its first message to its last.
+    """Print the shown branch of a conversation.
 
     Raises:
-        UnknownConversation: if no conversation, or more than one, has an id that begins so.
+        UnknownConversation: if none or several ids match.
     """
     file = paths.locate().database
     if not file.exists():
@@ -54,7 +54,7 @@ def show(conversation_id: str) -> int:
 
 
 def _unique_length(ids: list[str]) -> int:
-    """The shortest prefix that tells the ids apart, but no shorter than is comfortable to read."""
+    """The shortest length at which id prefixes are unique, at least ``SHORT_ID``."""
     for length in range(SHORT_ID, max(map(len, ids))):
         if len({i[:length] for i in ids}) == len(ids):
             return length

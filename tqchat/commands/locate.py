@@ -1,4 +1,4 @@
-"""``tqchat locate``: where everything is kept."""
+"""``tqchat locate``: prints all locations."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tqchat import paths
 
 
 def main() -> int:
-    """Print every location, one to a line."""
+    """Print all locations, one per line."""
     print(table(locations()))
     return 0
 
 
 def locations() -> list[tuple[str, Path]]:
-    """What tqchat reads and writes, and where. Nothing of it need exist."""
+    """Names and paths of everything tqchat reads or writes; they need not exist."""
     places = paths.locate()
     return [
         ("settings", places.config_file),
@@ -30,7 +30,7 @@ def locations() -> list[tuple[str, Path]]:
 
 
 def downloads() -> Path:
-    """Where huggingface_hub keeps downloaded models, by its own rules; other programs share them."""
+    """huggingface_hub's cache of downloaded models, which other programs share."""
     if folder := os.environ.get("HF_HUB_CACHE"):
         return Path(folder).expanduser()
     if folder := os.environ.get("HF_HOME"):
@@ -40,6 +40,6 @@ def downloads() -> Path:
 
 
 def table(rows: list[tuple[str, Path]] | list[tuple[str, str]]) -> str:
-    """Names and what belongs to them, in two columns."""
+    """Format names and values in two columns."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,7 +1,8 @@
-"""What the commands of the laboratory share: the model to measure, results on disk, how far they are."""
+"""Shared parts of the ``lab`` commands: loading the model, writing results, progress."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,30 +15,50 @@ if TYPE_CHECKING:
 
 
 class CannotWrite(TqchatError):
-    """A result cannot be written where it was asked for."""
+    """A result file cannot be written."""
+
+
+def add_command(
+    below: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose summary is also the first line of its own help."""
+    description = f"{summary[0].upper()}{summary[1:]}."
+    return below.add_parser(name, help=summary, description=description, allow_abbrev=False)
+
+
+def add_model_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--model``; SUPPRESS keeps a value given before the command."""
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        default=argparse.SUPPRESS,
+        help="model folder or Hugging Face repo id (default: from the settings)",
+    )
 
 
 def load(ref: str | None) -> LoadedModel:
-    """The model that was named, or the one of the settings."""
+    """Load the given model, or the one of the settings."""
     from tqchat import paths, settings
     from tqchat.engine import models
 
-    wishes = settings.load(paths.locate())
-    return models.load(ref if ref is not None else wishes.model)
+    user_settings = settings.load(paths.locate())
+    return models.load(ref if ref is not None else user_settings.model)
 
 
 def check_folder(out: Path | None) -> None:
-    """Refuse a file whose folder is not there, before anything takes long.
+    """Check that a result file's folder exists, before a long measurement starts.
 
     Raises:
-        CannotWrite: if it is not.
+        CannotWrite: if it does not.
     """
     if out is not None and not out.parent.is_dir():
-        raise CannotWrite(f"The folder {out.parent} does not exist, so {out.name} cannot be written there.")
+        raise CannotWrite(
+            f"The folder {out.parent} does not exist; create it, or write {out.name} elsewhere."
+        )
 
 
 def write(file: Path, text: str) -> None:
-    """Write a result.
+    """Write a result file.
 
     Raises:
         CannotWrite: if that fails.
@@ -49,7 +70,7 @@ def write(file: Path, text: str) -> None:
 
 
 class Progress:
-    """How far a measurement is, on standard error: a line that renews itself, or a few lines in a log."""
+    """Progress on standard error: an updating line on a terminal, a line per tenth otherwise."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
@@ -59,7 +80,7 @@ class Progress:
         self._noted = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show what is going on, if it is time to."""
+        """Report progress, rate-limited."""
         now = time.monotonic()
         share = done / total if total else 0.0
         if self._live:
@@ -83,7 +104,7 @@ class Progress:
         sys.stderr.flush()
 
     def end(self) -> None:
-        """Make room for what comes next."""
+        """Clear the progress line."""
         if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""``tqchat run``: one question, one reply, no screen. For scripts, pipes and screen readers."""
+"""``tqchat run``: answers one question on standard output, for scripts, pipes and screen readers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from tqchat.engine.events import Event
 
-CUT = {
-    "length": "--max-tokens allows no more",
-    "context": "the model reads no more",
-    "memory": "the cache has reached its memory budget",
+CUT_REASONS = {
+    "length": "it reached --max-tokens",
+    "context": "it reached the model's context limit",
+    "memory": "the cache reached its memory budget",
 }
 
 
 class BadQuestion(TqchatError):
-    """There is nothing to answer."""
+    """The question is missing, empty or not text."""
 
     exit_code = 2
 
@@ -39,7 +39,7 @@ class BadOption(TqchatError):
 
 
 class ReplyFailed(TqchatError):
-    """The reply could not be completed."""
+    """Generation failed."""
 
 
 def main(
@@ -57,46 +57,47 @@ def main(
     """Answer one question on standard output and return the exit code.
 
     Raises:
-        TqchatError: if the settings, the options, the model or the question will not do.
+        TqchatError: if the settings, options, model or question are invalid, or generation fails.
     """
-    wishes = settings.load(paths.locate())
-    name = scheme_setting(scheme if scheme is not None else wishes.scheme)
-    sampling = _sampling(wishes.sampling, max_tokens, temperature, seed)
+    user_settings = settings.load(paths.locate())
+    name = scheme_setting(scheme if scheme is not None else user_settings.scheme)
+    sampling = _sampling(user_settings.sampling, max_tokens, temperature, seed)
     messages = [ChatMessage("user", _question(question))]
-    if wishes.system_prompt:
-        messages.insert(0, ChatMessage("system", wishes.system_prompt))
+    if user_settings.system_prompt:
+        messages.insert(0, ChatMessage("system", user_settings.system_prompt))
 
-    wishes = wishes.changed(
+    user_settings = user_settings.with_values(
         {
-            "model": model if model is not None else wishes.model,
-            "draft": draft if draft is not None else wishes.draft,
-            "pack_prompts": pack_prompts or wishes.pack_prompts,
+            "model": model if model is not None else user_settings.model,
+            "draft": draft if draft is not None else user_settings.draft,
+            "pack_prompts": pack_prompts or user_settings.pack_prompts,
         }
     )
-    done = _print(_events(wishes, name, messages, sampling), as_json)
+    done = _print(_events(user_settings, name, messages, sampling), as_json)
     if as_json:
-        # Escaped to ASCII: nothing in the reply may steer a terminal, nor meet an encoding that lacks it.
+        # ASCII only: safe for terminals and for every encoding.
         print(json.dumps(_summary(done)))
-    elif done.stop_reason in CUT:
+    elif done.stop_reason in CUT_REASONS:
         print(
-            f"tqchat: The reply was cut at {done.counts.generated} tokens: {CUT[done.stop_reason]}.",
+            f"tqchat: The reply was cut off after {done.counts.generated} tokens: "
+            f"{CUT_REASONS[done.stop_reason]}.",
             file=sys.stderr,
         )
     return 0
 
 
 def _events(
-    wishes: settings.Settings, scheme: str, messages: list[ChatMessage], sampling: Sampling
+    user_settings: settings.Settings, scheme: str, messages: list[ChatMessage], sampling: Sampling
 ) -> Iterator[Event]:
-    # Only here: everything that can be refused was refused before MLX took its second to import.
+    # Import MLX (about a second) only after all arguments have been checked.
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
 
-    loaded = models.load(wishes.model, progress=_Download(wishes.model or STARTER))
+    loaded = models.load(user_settings.model, progress=_Download(user_settings.model or STARTER))
     draft = None
-    if wishes.draft is not None:
-        draft = models.load(wishes.draft, progress=_Download(wishes.draft))
-    # After the model: loading it prepares the backend, which must come before MLX is first imported.
+    if user_settings.draft is not None:
+        draft = models.load(user_settings.draft, progress=_Download(user_settings.draft))
+    # After models.load, which prepares the backend before MLX is first imported.
     from tqchat.engine.session import Session
 
     if scheme == AUTO:
@@ -106,11 +107,11 @@ def _events(
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):
-        yield from Session(loaded, scheme, wishes.limits, draft).send(messages, sampling)
+        yield from Session(loaded, scheme, user_settings.limits, draft).send(messages, sampling)
 
 
 class _Download:
-    """A line for every tenth of a download: a log or a screen reader has no use for a moving bar."""
+    """Download progress, one line per 10 %: readable in logs and by screen readers."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -126,7 +127,7 @@ class _Download:
 
 
 def _print(events: Iterator[Event], as_json: bool) -> Done:
-    """Show the reply as it comes, unless it is for JSON, and what the user should know on standard error."""
+    """Print the reply as it streams (unless for JSON) and notices on standard error."""
     stream = PrintableStream()
     done: Done | None = None
     for event in events:
@@ -152,7 +153,7 @@ def _print(events: Iterator[Event], as_json: bool) -> Done:
 
 def _summary(done: Done) -> dict[str, Any]:
     counts = done.counts
-    # Only where a draft model was at work: without one there is nothing to tell.
+    # Only if a draft model was used.
     drafted = {"drafted": counts.drafted, "accepted": counts.accepted} if counts.drafted else {}
     return {
         "reply": done.text,
@@ -180,9 +181,11 @@ def _question(question: str | None) -> str:
         try:
             question = sys.stdin.buffer.read().decode("utf-8")
         except UnicodeDecodeError as error:
-            raise BadQuestion("The question on standard input is not UTF-8 text.") from error
+            raise BadQuestion(
+                "The question on standard input is not UTF-8 text; convert it to UTF-8."
+            ) from error
     if not question.strip():
-        raise BadQuestion("The question is empty.")
+        raise BadQuestion('The question is empty; write `tqchat run "question"`.')
     return question.strip("\n")
 
 
@@ -192,6 +195,6 @@ def _sampling(
     options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     for key, value in given.items():
-        if (allowed := settings.allowed(key, value)) is not None:
+        if (allowed := settings.violation(key, value)) is not None:
             raise BadOption(f"--{key.replace('_', '-')} is {value}, but must be {allowed}.")
     return replace(sampling, **given)

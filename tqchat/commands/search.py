@@ -1,4 +1,4 @@
-"""``tqchat search``: what was said, and where."""
+"""``tqchat search``: searches titles and messages."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _BOLD, _PLAIN = "\x1b[1m", "\x1b[22m"
 
 
 class BadSearch(TqchatError):
-    """What was asked for cannot be looked for."""
+    """An empty query, or a limit out of range."""
 
     exit_code = 2
 
 
 def main(text: str, limit: int) -> int:
-    """Print the titles and messages that hold every word of a text.
+    """Print the titles and messages that contain every word of a text.
 
     Raises:
-        BadSearch: if there is nothing to look for.
+        BadSearch: if the text is empty or the limit out of range.
     """
     if not text.strip():
-        raise BadSearch("There is nothing to search for; write a word or two.")
+        raise BadSearch("There is nothing to search for; give at least one word.")
     if not 1 <= limit <= 10_000:
         raise BadSearch(f"--limit is {limit}, but must be a whole number from 1 to 10000.")
     file = paths.locate().database
     hits: list[SearchHit] = []
-    # Looking must not create anything.
+    # Do not create a database just to search it.
     if file.exists():
         with Database(file) as database:
             hits = database.search(text, limit)
@@ -51,7 +51,7 @@ def main(text: str, limit: int) -> int:
 
 
 def _marked(hit: SearchHit) -> str:
-    """The snippet, which is printable already, with what was found in bold."""
+    """The snippet (already printable) with the matches in bold."""
     parts: list[str] = []
     end = 0
     for start, stop in hit.marks:

@@ -1,4 +1,4 @@
-"""``tqchat serve``: the same app in a browser, for the person at this machine alone."""
+"""``tqchat serve``: serves the app to a browser, by default on this machine only."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""What the page may fetch: its own files. Nothing tells another server that it is open."""
+"""Content security policy: the page may load its own files only, from no other server."""
 
 
 class ServeMissing(TqchatError):
-    """The extra that serving needs is not installed."""
+    """The optional dependency textual-serve is not installed."""
 
     exit_code = 2
 
     def __init__(self) -> None:
-        super().__init__("Serving needs textual-serve: install it with `pip install 'tqchat[serve]'`.")
+        super().__init__("`tqchat serve` needs textual-serve; install it with `pip install 'tqchat[serve]'`.")
 
 
 class CannotServe(TqchatError):
-    """The address cannot be listened on."""
+    """The address is invalid or cannot be listened on."""
 
 
 def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
@@ -56,7 +56,7 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
     if not 0 < port < 65_536:
         raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
     if host in ("0.0.0.0", "::"):
-        raise CannotServe(f"--host is {host}: name the one address that browsers will ask for.")
+        raise CannotServe(f"--host is {host}, but must be the one address that browsers will open.")
     command = [sys.executable, "-m", "tqchat"]
     if model is not None:
         command += ["--model", model]
@@ -65,20 +65,22 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
     served = server(shlex.join(command), host, port)
     if not is_loopback(host):
         print(
-            "Whoever has the link and reaches this address can read and write your conversations, and all of "
-            "it travels unencrypted.",
+            "Warning: anyone who has the link and can reach this address can read and change your "
+            "conversations, and the connection is not encrypted.",
             file=sys.stderr,
         )
     try:
         served.serve()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise CannotServe(f"{host}:{port} cannot be listened on ({reason}); try another --port.") from error
+        raise CannotServe(
+            f"The server cannot listen on {host}:{port} ({reason}); try another --port."
+        ) from error
     return 0
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -86,16 +88,16 @@ def is_loopback(host: str) -> bool:
 
 
 def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None = None) -> Any:
-    """A server that runs ``command`` for every browser tab that comes with the key.
+    """A server that runs ``command`` for each browser tab that has the key.
 
-    Other people on this machine, and pages of other sites in the person's own browser, reach loopback as
-    well: the link that is printed has a secret, and what asks for another host is turned away.
+    Other users of this machine, and web pages in the user's own browser, can reach loopback too. So the
+    printed link contains a secret key, and requests for another host or from another origin are rejected.
 
     Raises:
         ServeMissing: if textual-serve is not installed.
     """
     try:
-        # By name: type checking must not depend on an extra.
+        # Imported by name so that type checking does not need the optional dependency.
         web: Any = import_module("aiohttp.web")
         base: Any = import_module("textual_serve.server").Server
     except ImportError as error:
@@ -103,13 +105,13 @@ def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None
     secret = key or secrets.token_urlsafe(24)
 
     class Guarded(base):  # type: ignore[misc]
-        """textual-serve's server with a lock on its door."""
+        """textual-serve's server, restricted to requests with the key."""
 
         def initialize_logging(self) -> None:
             logging.basicConfig(level=logging.WARNING)
 
         async def on_startup(self, app: Any) -> None:
-            print(f"tqchat is served at {self.public_url}/?key={secret}\nCtrl+C ends it.", flush=True)
+            print(f"tqchat is served at {self.public_url}/?key={secret}\nPress Ctrl+C to stop.", flush=True)
 
         async def _make_app(self) -> Any:
             app = await super()._make_app()
@@ -121,14 +123,18 @@ def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None
             return app
 
         async def admit(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-            """Let in who has the key and asks for this very address; keep the key as a cookie."""
+            """Check host, origin and key of a request; store the key as a cookie."""
             here = urlsplit(self.public_url).netloc
             origin = request.headers.get("Origin")
             given = request.query.get("key") or request.cookies.get(COOKIE, "")
             if request.host != here or (origin is not None and urlsplit(origin).netloc != here):
-                raise web.HTTPForbidden(text=f"This is only served at {self.public_url}.")
+                raise web.HTTPForbidden(
+                    text=f"tqchat is served at {self.public_url} only; open that address."
+                )
             if not hmac.compare_digest(given.encode(), secret.encode()):
-                raise web.HTTPForbidden(text="Open the link that tqchat serve printed: it has the key.")
+                raise web.HTTPForbidden(
+                    text="The key is missing or wrong: open the link that `tqchat serve` printed."
+                )
             if request.path == "/" and "key" in request.query:
                 moved = web.HTTPFound("/")
                 moved.set_cookie(COOKIE, secret, httponly=True, samesite="Strict")

@@ -389,7 +389,7 @@ class Engine:
         if self._current is not None and self._current.conversation_id == conversation_id:
             self._current = None
         try:
-            self._vault.forget(conversation_id)
+            self._vault.remove(conversation_id)
         except TqchatError as error:
             self._emit(Notice(conversation_id, str(error), "warning"))
 

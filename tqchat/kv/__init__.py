@@ -1,7 +1,7 @@
 """TurboQuant-compressed KV caches for mlx-lm models.
 
-``make_prompt_cache(model, "turbo0v4")`` gives a list that goes straight into ``mlx_lm.stream_generate(...,
-prompt_cache=...)``. Names are loaded when first used: schemes and reports need no MLX.
+``make_prompt_cache(model, "turbo0v4")`` returns a list for ``mlx_lm.stream_generate(..., prompt_cache=...)``.
+Names are imported on first use, so that schemes and reports load without MLX.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tqchat.kv.memory import predict_bytes as predict_bytes
     from tqchat.kv.prompt_cache import convert as convert
     from tqchat.kv.prompt_cache import make_prompt_cache as make_prompt_cache
-    from tqchat.kv.prompt_cache import stand_in as stand_in
+    from tqchat.kv.prompt_cache import use_placeholders as use_placeholders
     from tqchat.kv.report import memory_report as memory_report
     from tqchat.kv.scheme import SCHEMES as SCHEMES
     from tqchat.kv.scheme import Scheme as Scheme
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tqchat.kv.snapshot import load as load
     from tqchat.kv.snapshot import save as save
 
-_HOMES = {
+_MODULE_OF = {
     "SchemeCache": "cache",
     "LayerReport": "memory",
     "MemoryReport": "memory",
@@ -38,7 +38,7 @@ _HOMES = {
     "convert": "prompt_cache",
     "convert_in_place": "conversion",
     "make_prompt_cache": "prompt_cache",
-    "stand_in": "prompt_cache",
+    "use_placeholders": "prompt_cache",
     "memory_report": "report",
     "SCHEMES": "scheme",
     "Scheme": "scheme",
@@ -52,10 +52,10 @@ _HOMES = {
     "save": "snapshot",
 }
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

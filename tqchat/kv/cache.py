@@ -1,4 +1,4 @@
-"""The cache that mlx-lm models are handed for a full-attention layer, whatever the scheme."""
+"""The KV cache of a full-attention layer under any scheme, in the protocol of mlx-lm's ``KVCache``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, ClassVar, Self
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
-from tqchat.kv.attention import attention
-from tqchat.kv.fitting import Seen
+from tqchat.kv.attention.reference import attention
+from tqchat.kv.codec.fitting import QueryStatistics
+from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
-from tqchat.kv.kernels.launch import Exchange
-from tqchat.kv.rope import Rope
+from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
-FEW_ROWS = 16
-"""Query tokens of a step of decoding, draft tokens among them: more are a prompt."""
+MAX_DECODE_ROWS = 16
+"""Most query tokens of a decode step, draft tokens included; more are prefill."""
 
 _RAW_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -29,77 +29,76 @@ def _dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
-_owners: weakref.WeakValueDictionary[int, SchemeCache] = weakref.WeakValueDictionary()
+_caches_by_keys: weakref.WeakValueDictionary[int, SchemeCache] = weakref.WeakValueDictionary()
 
 
-def owner(keys: mx.array, values: mx.array) -> SchemeCache | None:
-    """The cache that fetched these last, if one did."""
-    found = _owners.get(id(keys))
-    return found if found is not None and found.fetched(keys, values) else None
+def cache_of(keys: mx.array, values: mx.array) -> SchemeCache | None:
+    """The cache that returned these arrays in its last fetch, if any."""
+    cache = _caches_by_keys.get(id(keys))
+    return cache if cache is not None and cache.fetched(keys, values) else None
 
 
 def _attends_packed(rows: int) -> bool:
     """Whether attention of so many query tokens works from packed storage.
 
-    For more, a GPU decodes a layer's history once and uses MLX's fused attention. On a CPU that is not fused.
+    For more, a GPU decodes a layer's history once and uses MLX's fused attention, which a CPU does not have.
     """
-    return rows <= FEW_ROWS or mx.default_device() == mx.cpu
+    return rows <= MAX_DECODE_ROWS or mx.default_device() == mx.cpu
 
 
 @lru_cache(maxsize=8)
-def _nan(dtype: mx.Dtype) -> mx.array:
+def _nan_array(dtype: mx.Dtype) -> mx.array:
     array = mx.full((1, 1, 1, 1), mx.nan, dtype=dtype)
     mx.eval(array)
     return array
 
 
-LAST_STAND_INS = 8
-"""Of those that are alike, how many are kept: windows and full layers of a model take turns."""
+PLACEHOLDER_CACHE_SIZE = 8
+"""Sliding-window and full-attention layers alternate, so each length needs its own entry."""
 
 
-class _StandIns:
-    """Keys and values that are not a number anywhere, so that no use of them goes unseen. For one thread:
-    another one's arrays cannot be waited for.
+class _Placeholders:
+    """NaN keys and values of any length, so that every use of them shows in the output.
+
+    One instance per thread, because lazy arrays of one thread cannot be evaluated by another.
     """
 
     def __init__(
         self, thread: int, heads: tuple[int, int], dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
     ) -> None:
-        self._parts = tuple((_nan(dtype), heads, dim) for dim, dtype in zip(dims, dtypes, strict=True))
-        # The same ones for all layers of a step that hold as many tokens.
-        self.of = lru_cache(maxsize=LAST_STAND_INS)(self._make)
+        self._parts = tuple((_nan_array(dtype), heads, dim) for dim, dtype in zip(dims, dtypes, strict=True))
+        # Layers of a step that hold the same number of tokens share the arrays.
+        self.of_length = lru_cache(maxsize=PLACEHOLDER_CACHE_SIZE)(self._make)
 
     def _make(self, tokens: int) -> tuple[mx.array, mx.array]:
-        """Those of so many tokens."""
         keys, values = (mx.broadcast_to(nan, (*heads, tokens, dim)) for nan, heads, dim in self._parts)
         return keys, values
 
 
-_stand_ins = lru_cache(maxsize=8)(_StandIns)
+_placeholders_for = lru_cache(maxsize=8)(_Placeholders)
 
 
 class SchemeCache:
-    """Keys and values of one layer under a ``Scheme``; speaks the protocol of mlx-lm's ``KVCache``.
+    """Keys and values of one layer under a ``Scheme``.
 
-    A prompt's tokens stay raw while it is read, unless ``packs_prompts`` is set: then each chunk is packed
-    once it has been attended to. Otherwise packing starts with decoding: each single-token step encodes
-    whatever has left the tail. Its own attention still goes over the tokens as they were, so that nothing
-    waits for the encoding: it is computed with the next step. What ``update_and_fetch`` returns is always
-    right to attend over; for packed tokens it is a lazy decoding that costs nothing when ``attend`` is used
-    instead.
+    Prefill keeps tokens raw unless ``packs_prompts`` is set, which packs each chunk after its attention.
+    Otherwise packing starts with decode: each single-token step packs what has left the tail. The step's own
+    attention still uses the tokens as they were, so that it does not wait for the encoding.
 
-    Even to describe that decoding takes longer than a small model's step on a GPU. With ``stands_in`` set,
-    what is returned once tokens are packed only has the right shape: for models that hand it to the routed
-    attention and do nothing else with it (``only_attends`` finds out).
+    ``update_and_fetch`` returns arrays that are valid for any attention; for packed tokens they are lazily
+    decoded, at no cost if ``attend`` is used instead. On a GPU even building that graph takes longer than a
+    small model's step: with ``uses_placeholders`` set, arrays of the right shape without data are returned
+    once tokens are packed. This is for models that only pass them to the routed attention (see
+    ``accepts_placeholders``).
 
     Args:
-        scheme: How to store what leaves the tail.
-        dtype: Storage dtype of raw tokens; ``None`` keeps the model's. A 16-bit dtype under a float32 model
-            halves the cache.
+        scheme: Storage formats, tail and sinks.
+        dtype: Storage dtype of raw tokens; ``None`` keeps the model's. A 16-bit dtype halves the cache of a
+            float32 model.
     """
 
     is_routed: ClassVar[bool] = False
-    """Whether mlx-lm's attention is routed to caches now."""
+    """Whether mlx-lm's attention is currently routed to caches."""
 
     def __init__(self, scheme: Scheme = FP16, dtype: mx.Dtype | None = None) -> None:
         self.scheme = scheme
@@ -111,19 +110,19 @@ class SchemeCache:
         self.queries_seen = 0
         self.rope: Rope | None = None
         self.packs_prompts = False
-        self.stands_in = False
-        self._packs_later = self._attends = self._is_shared = False
-        self._before: tuple[Side, Side] | None = None
+        self.uses_placeholders = False
+        self._packing_deferred = self._was_attended = self._is_shared = False
+        self._sides_before_packing: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
-        self._stand_ins: _StandIns | None = None
-        self._stood_in: tuple[mx.array, mx.array] | None = None
+        self._placeholders: _Placeholders | None = None
+        self._fetched_placeholders: tuple[mx.array, mx.array] | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
         self._fetched_packed = False
 
-    def share(self, exchange: Exchange) -> None:
-        """Use this for kernels' launches, as the other layers of a model's cache do."""
-        self._fused.exchange = exchange
+    def share(self, workspace: Workspace) -> None:
+        """Use a kernel workspace shared with other layers."""
+        self._fused.workspace = workspace
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -131,16 +130,16 @@ class SchemeCache:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough has left the tail to be packed."""
+        """Whether a side has enough tokens beyond its tail to pack."""
         return self.key_side.is_due or self.value_side.is_due
 
     @property
     def packed_tokens(self) -> int:
-        """Tokens that are packed on at least one side."""
+        """Packed tokens of the side that has more."""
         return max(side.packed.length for side in self.sides)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Add tokens and return all of them, decoded.
+        """Append tokens and return all of them, decoded.
 
         Args:
             keys: ``[batch, heads, tokens, key_dim]``.
@@ -149,77 +148,79 @@ class SchemeCache:
         count = keys.shape[2]
         if not count:
             return self.keys_and_values() if self.key_side.length else (keys, values)
-        self._before = None
-        self._attends = self._attends and _attends_packed(count)
-        owed, self._packs_later = self._packs_later, self.packs_prompts and count > 1
+        self._sides_before_packing = None
+        self._was_attended = self._was_attended and _attends_packed(count)
+        was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
         self.value_side.append(values if dtype is None else values.astype(dtype))
         self.offset += count
         dtypes = keys.dtype, values.dtype
         if dtypes != self._dtypes:
-            self._dtypes, self._stand_ins = dtypes, None
+            self._dtypes, self._placeholders = dtypes, None
         if count > 1 or not self.is_due:
             return self.keys_and_values()
-        if self.stands_in and self.is_routed and self.packed_tokens and not owed:
-            # Nobody but the routed attention looks at these tokens, and it says when it has.
-            self._packs_later = True
+        if self.uses_placeholders and self.is_routed and self.packed_tokens and not was_deferred:
+            # Only the routed attention reads these tokens; it calls ``finish_attention``.
+            self._packing_deferred = True
             return self.keys_and_values()
         before = self.key_side.snapshot(), self.value_side.snapshot()
         self.pack_due()
-        self._before = before
+        self._sides_before_packing = before
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """All tokens decoded, as the model was given them last.
+        """All tokens, in the dtypes that the model last passed.
 
-        Layers that share this layer's keys and values (Gemma 3n) ask for it, and attend from packed storage.
+        Also called by layers that share this layer's keys and values (Gemma 3n); they attend from packed
+        storage.
         """
-        keys, values = self._before or (self.key_side, self.value_side)
+        keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         packed = self._fetched_packed = keys.packed.length > 0 or values.packed.length > 0
-        if packed and self.stands_in and self.is_routed:
-            if self._stand_ins is None:
+        if packed and self.uses_placeholders and self.is_routed:
+            if self._placeholders is None:
                 dims = keys.head_dim, values.head_dim
-                self._stand_ins = _stand_ins(get_ident(), keys.shape, dims, self._fetched_dtypes)
-            self._attends = False
-            # Nothing came from what was fetched before; it may go without a word.
+                self._placeholders = _placeholders_for(get_ident(), keys.shape, dims, self._fetched_dtypes)
+            self._was_attended = False
+            # Placeholders refer to no storage, so no weak references are needed.
             self._fetched = None
-            self._stood_in = self._stand_ins.of(keys.length)
-            return self._stood_in
-        # What was attended to last time, and nothing else, nobody will evaluate this time.
-        fetched = self.decoded(keep=self._attends and not self._is_shared)
-        _owners[id(fetched[0])] = self
-        self._attends = False
-        self._stood_in = None
-        # Weakly: a model whose attention is not routed evaluates them, and they would double the cache.
-        self._fetched = weakref.ref(fetched[0], self._let_go), weakref.ref(fetched[1])
+            self._fetched_placeholders = self._placeholders.of_length(keys.length)
+            return self._fetched_placeholders
+        # Arrays that were not evaluated last time (the cache attended instead) will not be this time.
+        fetched = self.decoded(keep_graph=self._was_attended and not self._is_shared)
+        _caches_by_keys[id(fetched[0])] = self
+        self._was_attended = False
+        self._fetched_placeholders = None
+        # Weak references: without routing the model evaluates these arrays, which would double the cache.
+        self._fetched = weakref.ref(fetched[0], self._on_fetched_freed), weakref.ref(fetched[1])
         return fetched
 
-    def decoded(self, keep: bool = False) -> tuple[mx.array, mx.array]:
-        """All tokens as ``keys_and_values`` gives them, never a stand-in; ``keep`` is ``Side.fetch``'s."""
-        keys, values = self._before or self.sides
-        return keys.fetch(self._fetched_dtypes[0], keep), values.fetch(self._fetched_dtypes[1], keep)
+    def decoded(self, keep_graph: bool = False) -> tuple[mx.array, mx.array]:
+        """All tokens decoded, never placeholders; for ``keep_graph`` see ``Side.fetch``."""
+        keys, values = self._sides_before_packing or self.sides
+        key_dtype, value_dtype = self._fetched_dtypes
+        return keys.fetch(key_dtype, keep_graph), values.fetch(value_dtype, keep_graph)
 
     @property
     def _fetched_dtypes(self) -> tuple[mx.Dtype, mx.Dtype]:
         return self._dtypes or (self.key_side.dtype, self.value_side.dtype)
 
-    def evaluated(self) -> None:
-        """Note that other layers are handed what this one fetched, and evaluate it (Gemma 4)."""
+    def mark_shared(self) -> None:
+        """Record that other layers evaluate what this one fetched (Gemma 4)."""
         self._is_shared = True
         for side in self.sides:
-            side.forget_decoded()
+            side.release_decoded()
 
-    def _let_go(self, dead: weakref.ref[mx.array]) -> None:
-        """Nobody can attend any more to what was fetched, so what it came from may go as well."""
-        if self._fetched is not None and self._fetched[0] is dead:
-            self._before = None
+    def _on_fetched_freed(self, freed: weakref.ref[mx.array]) -> None:
+        """Release the sides before packing once the arrays fetched from them are freed."""
+        if self._fetched is not None and self._fetched[0] is freed:
+            self._sides_before_packing = None
 
-    def take_over(self, old: SchemeCache) -> None:
-        """Hold what another cache holds, decoded where this one's scheme stores it differently."""
+    def copy_from(self, old: SchemeCache) -> None:
+        """Take the tokens of another cache: packed where the formats agree, else decoded and raw."""
         self.offset, self._dtypes = old.offset, old._dtypes
         self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
-        self.packs_prompts, self.stands_in = old.packs_prompts, old.stands_in
+        self.packs_prompts, self.uses_placeholders = old.packs_prompts, old.uses_placeholders
         same_parts = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
         for target, source in zip(self.sides, old.sides, strict=True):
             if same_parts and source.spec == target.spec:
@@ -228,20 +229,20 @@ class SchemeCache:
                 target.append(source.fetch(source.dtype))
 
     def pack_due(self) -> None:
-        """Encode what has left the tail, on both sides."""
-        self._before = None
+        """Pack what has left the tail on both sides."""
+        self._sides_before_packing = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
-        self.key_side.pack_due(Seen(energy, self.queries_seen, self.rope, self.offset - self.key_side.length))
+        first = self.offset - self.key_side.length
+        self.key_side.pack_due(QueryStatistics(energy, self.queries_seen, self.rope, first))
         self.value_side.pack_due()
         if not self._is_unfitted:
             self.query_energy, self.queries_seen = None, 0
 
     def observe(self, queries: mx.array) -> None:
-        """Note how strong the queries' channels are, until the keys' format has been fitted to it.
+        """Add queries to the statistics that keys are fitted to; no effect once they are fitted.
 
         Args:
-            queries: ``[batch, query_heads, rows, key_dim]``, those that attend to this cache.
-                Rows that are not finite are left out.
+            queries: ``[batch, query_heads, rows, key_dim]``. Rows that are not finite are ignored.
         """
         if not self._is_unfitted:
             return
@@ -255,43 +256,43 @@ class SchemeCache:
 
     @property
     def _is_unfitted(self) -> bool:
-        """Whether keys are still to be fitted, once the first of them is packed."""
+        """Whether keys are packed under this scheme and have not been fitted yet."""
         return self.key_side.spec.kind != "raw" and not self.key_side.format.fitted
 
     def fetched(self, keys: mx.array, values: mx.array) -> bool:
-        """Whether these are what was fetched last, untouched."""
-        if self._stood_in is not None:
-            return self._stood_in[0] is keys and self._stood_in[1] is values
-        last = self._fetched
-        return last is not None and last[0]() is keys and last[1]() is values
+        """Whether these are the arrays of the last fetch."""
+        if self._fetched_placeholders is not None:
+            return self._fetched_placeholders[0] is keys and self._fetched_placeholders[1] is values
+        fetched = self._fetched
+        return fetched is not None and fetched[0]() is keys and fetched[1]() is values
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
-        """Whether ``attend`` is attention over exactly these: few queries, and what was fetched last."""
+        """Whether ``attend`` applies: few queries, over the arrays of the last fetch, with packed tokens."""
         return self._fetched_packed and self.fetched(keys, values) and _attends_packed(queries.shape[2])
 
     def attend(
         self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
     ) -> mx.array:
-        """Attention straight from packed storage, to the tokens fetched last; see ``attention``."""
-        self._attends = True
-        keys, values = self._before or (self.key_side, self.value_side)
+        """Attention from packed storage to the tokens of the last fetch; see ``attention``."""
+        self._was_attended = True
+        keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         output = self._fused(queries, keys, values, scale, mask, sinks)
         if output is None:
             output = attention(queries, keys, values, scale, mask, sinks)
-        self.attended()
+        self.finish_attention()
         return output
 
-    def attended(self) -> None:
-        """Note that the tokens fetched last have been attended to: what waited for that may now be packed."""
-        self._before = None
-        if self._packs_later:
-            self._packs_later = False
+    def finish_attention(self) -> None:
+        """Perform packing that was deferred until the last fetch had been attended to."""
+        self._sides_before_packing = None
+        if self._packing_deferred:
+            self._packing_deferred = False
             self.pack_due()
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
-        """The mask for ``N`` new tokens, as mlx-lm asks for it."""
+        """The mask for ``N`` new tokens, in mlx-lm's protocol."""
         mask: mx.array | str | None = create_attention_mask(
             N, offset=self.offset, return_array=return_array, window_size=window_size
         )
@@ -301,12 +302,12 @@ class SchemeCache:
         return True
 
     def trim(self, n: int) -> int:
-        """Forget the last ``n`` tokens, packed or not; returns how many that were."""
+        """Drop the last ``n`` tokens; returns how many were dropped."""
         n = min(self.offset, n)
         for side in self.sides:
             side.trim(n)
         self.offset -= n
-        self._stood_in = self._fetched = self._before = None
+        self._fetched_placeholders = self._fetched = self._sides_before_packing = None
         return n
 
     def size(self) -> int:
@@ -317,13 +318,13 @@ class SchemeCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of this layer's arrays as allocated; rotations, which layers share, are not in it."""
+        """Allocated bytes of this layer's arrays; shared rotations excluded."""
         pending = 0 if self.query_energy is None else self.query_energy.nbytes
         return sum(side.allocated_bytes for side in self.sides) + pending + self._fused.nbytes
 
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:
-        """Everything needed to continue bit for bit: a description and named arrays."""
+        """A JSON description and named arrays, from which the cache can be restored exactly."""
         arrays = {
             f"{name}_{key}": array
             for name, side in zip(("key", "value"), self.sides, strict=True)
@@ -336,20 +337,26 @@ class SchemeCache:
     @state.setter
     def state(self, state: tuple[str, dict[str, mx.array]]) -> None:
         text, arrays = state
-        told: dict[str, Any] = json.loads(text)
-        named = parse_scheme(told["scheme"])
-        scheme = Scheme(named.name, named.key, named.value, int(told["tail"]), int(told["sinks"]))
-        self._begin(told, scheme, None if told["dtype"] is None else _RAW_DTYPES[told["dtype"]])
-        for name, side, (head_dim, dtype) in zip(("key", "value"), self.sides, told["sides"], strict=True):
-            own = {
+        description: dict[str, Any] = json.loads(text)
+        listed = parse_scheme(description["scheme"])
+        scheme = Scheme(
+            listed.name, listed.key, listed.value, int(description["tail"]), int(description["sinks"])
+        )
+        self._init_from(
+            description, scheme, None if description["dtype"] is None else _RAW_DTYPES[description["dtype"]]
+        )
+        for name, side, (head_dim, dtype) in zip(
+            ("key", "value"), self.sides, description["sides"], strict=True
+        ):
+            arrays_of_side = {
                 k.removeprefix(f"{name}_"): v for k, v in (arrays or {}).items() if k.startswith(f"{name}_")
             }
-            side.restore(own, int(head_dim), _RAW_DTYPES[dtype])
+            side.restore(arrays_of_side, int(head_dim), _RAW_DTYPES[dtype])
         self.query_energy = (arrays or {}).get("query_energy")
-        self.queries_seen = int(told["queries_seen"])
-        self.rope = None if told["rope"] is None else Rope.from_json(told["rope"])
-        self.offset = int(told["offset"])
-        if not self._holds_enough():
+        self.queries_seen = int(description["queries_seen"])
+        self.rope = None if description["rope"] is None else Rope.from_json(description["rope"])
+        self.offset = int(description["offset"])
+        if not self._lengths_agree():
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
 
     def _description(self) -> dict[str, Any]:
@@ -364,11 +371,11 @@ class SchemeCache:
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }
 
-    def _begin(self, told: dict[str, Any], scheme: Scheme, dtype: mx.Dtype | None) -> None:
-        """Become an empty cache of the kind that a description tells of."""
+    def _init_from(self, description: dict[str, Any], scheme: Scheme, dtype: mx.Dtype | None) -> None:
+        """Initialise an empty cache from a description."""
         SchemeCache.__init__(self, scheme, dtype)
 
-    def _holds_enough(self) -> bool:
+    def _lengths_agree(self) -> bool:
         return all(side.length == self.offset for side in self.sides)
 
     @classmethod
@@ -378,5 +385,5 @@ class SchemeCache:
         return cache
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A dtype cannot be copied, and rotations should stay shared.
+        # A dtype cannot be deep-copied, and rotations stay shared.
         return type(self).from_state(self.state)

@@ -1,4 +1,4 @@
-"""What packed keys are fitted to where the conversation's own queries were not seen."""
+"""Query statistics for converting a cache whose own queries were not observed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tqchat.kv.prompt_cache import flat_layers, make_prompt_cache
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.window import WindowCache
 
-ENOUGH_TOKENS = 512
-"""Tokens whose queries are looked at; a 64-token prompt was seen to suffice."""
+MAX_OBSERVED_TOKENS = 512
+"""Tokens read again to observe their queries; in a trial 64 were enough."""
 
 
 def needs_queries(cache: list[Any], scheme: str | Scheme) -> bool:
-    """Whether converting ``cache`` to ``scheme`` would fit keys without having seen a query.
+    """Whether converting ``cache`` to ``scheme`` would fit keys without having observed a query.
 
-    Only schemes that pack keys look at queries, so a cache that began under another has none to hand on.
+    Only schemes that pack keys observe queries, so a cache made under another scheme has no statistics.
     """
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     return scheme.key.kind != "raw" and any(_lacks_queries(layer, scheme) for layer in flat_layers(cache))
@@ -32,31 +32,29 @@ def _lacks_queries(layer: Any, scheme: Scheme) -> bool:
         return False
     if isinstance(layer, SchemeCache):
         return layer.key_side.spec.kind == "raw" and layer.query_energy is None
-    # mlx-lm's own ring, what a sliding window is kept in under fp16.
+    # mlx-lm's ring buffer holds sliding windows under fp16.
     return type(layer) is RotatingKVCache and not layer.keep and getattr(layer, "query_energy", None) is None
 
 
 def observe_queries(model: Module, tokens: Sequence[int], cache: list[Any]) -> None:
-    """Let ``model`` read the beginning of what ``cache`` holds, and note its queries there for the next
-    conversion.
+    """Read the first tokens of ``cache`` again with ``model`` and store query statistics for its conversion.
 
     Args:
-        tokens: The tokens in ``cache``; at most ``ENOUGH_TOKENS`` of them are read, into a cache of their
-            own.
+        tokens: The tokens in ``cache``; at most ``MAX_OBSERVED_TOKENS`` are read, into a temporary cache.
     """
     scratch = make_prompt_cache(model, "turbo4")
-    model(mx.array(list(tokens[:ENOUGH_TOKENS]))[None], cache=scratch)
+    model(mx.array(list(tokens[:MAX_OBSERVED_TOKENS]))[None], cache=scratch)
     energies = []
-    for seen, layer in zip(flat_layers(scratch), flat_layers(cache), strict=True):
-        if isinstance(seen, SchemeCache) and isinstance(layer, (SchemeCache, RotatingKVCache)):
-            energies.append(seen.query_energy)
+    for source, layer in zip(flat_layers(scratch), flat_layers(cache), strict=True):
+        if isinstance(source, SchemeCache) and isinstance(layer, (SchemeCache, RotatingKVCache)):
+            energies.append(source.query_energy)
             for name in ("query_energy", "queries_seen", "rope"):
-                setattr(layer, name, getattr(seen, name))
+                setattr(layer, name, getattr(source, name))
     mx.eval(energies)
 
 
 def forget_queries(cache: list[Any]) -> None:
-    """Undo ``observe_queries`` where keys stay raw after all."""
+    """Undo ``observe_queries`` in layers whose keys stay raw."""
     for layer in flat_layers(cache):
         raw = isinstance(layer, SchemeCache) and layer.key_side.spec.kind == "raw"
         if raw or isinstance(layer, RotatingKVCache):

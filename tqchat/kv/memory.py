@@ -1,4 +1,4 @@
-"""What a cache takes, the figures behind the gauge. Pure Python: ``report.py`` counts the live arrays."""
+"""Memory reports: bytes of a cache. Pure Python; ``report.py`` counts the live arrays."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ LayerKind = Literal["full", "sliding", "recurrent", "other"]
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of a cache, counted from its live arrays. Sizes in bytes, counts in tokens.
+    """Bytes and tokens of one layer of a cache, counted from its live arrays.
 
-    ``bytes`` covers the tokens held; ``allocated_bytes`` also the slack that growth keeps ready.
-    ``key_bytes`` and ``value_bytes`` add up to ``bytes`` where a layer has keys and values. ``fp16_bytes`` is
-    the same layer and tokens at two bytes a value. ``reason`` says why a layer stays as the model made it,
-    ``None`` where the scheme applies. ``window`` is how many tokens a sliding-window layer that schemes reach
-    holds at most.
+    Attributes:
+        reason: Why the scheme does not apply to this layer; ``None`` where it does.
+            bytes: Bytes of the tokens held. Equals ``key_bytes + value_bytes`` where a layer has keys and
+                values.
+        allocated_bytes: The same with the spare capacity of growing arrays.
+        fp16_bytes: Bytes of the same tokens at two bytes a value.
+        window: Window size of a sliding-window layer that schemes apply to.
     """
 
     index: int
@@ -41,17 +43,20 @@ class LayerReport:
 
     @property
     def compressed(self) -> bool:
-        """Whether the layer holds packed tokens now, not only whether it will."""
+        """Whether the layer holds packed tokens now."""
         return self.packed_tokens > 0
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What a whole cache takes now. ``shared_bytes`` are arrays that serve every layer (rotation signs);
-    ``checkpoint_bytes`` are copies of windows and recurrent states, to go back to.
+    """Bytes of a whole cache.
 
-    ``peak_bytes`` is the most that MLX had allocated since the turn began, weights and all else that was
-    there before not counted: the cache and what was computed beside it; ``None`` where nobody watched."""
+    Attributes:
+        shared_bytes: Arrays shared by all layers (rotations).
+        checkpoint_bytes: Copies of windows and recurrent states.
+        peak_bytes: Peak MLX allocation of the turn above its start: cache and temporaries, without weights;
+            ``None`` if not measured.
+    """
 
     scheme: str
     tokens: int
@@ -62,12 +67,12 @@ class MemoryReport:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tokens held, everything that is needed to use them included."""
+        """Bytes of the tokens held, with everything needed to use them."""
         return self._common_bytes + sum(layer.bytes for layer in self.layers)
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the live arrays as allocated, growth slack included."""
+        """Bytes of the live arrays as allocated, spare capacity included."""
         return self._common_bytes + sum(layer.allocated_bytes for layer in self.layers)
 
     @property
@@ -76,17 +81,17 @@ class MemoryReport:
 
     @property
     def fp16_bytes(self) -> int:
-        """What the same layers and tokens would take at two bytes a value."""
+        """Bytes of the same layers and tokens at two bytes a value."""
         return sum(layer.fp16_bytes for layer in self.layers)
 
     @property
     def ratio(self) -> float:
-        """How many times smaller than FP16; 1.0 for an empty cache."""
+        """FP16 bytes divided by bytes; 1.0 for an empty cache."""
         return self.fp16_bytes / self.bytes if self.bytes and self.fp16_bytes else 1.0
 
     @property
     def saved_bytes(self) -> int:
-        """FP16 bytes not taken; negative if the cache takes more."""
+        """FP16 bytes minus bytes; negative if the cache is larger."""
         return self.fp16_bytes - self.bytes if self.fp16_bytes else 0
 
     @property
@@ -99,7 +104,7 @@ class MemoryReport:
 
     @property
     def packed_tokens(self) -> int:
-        """Packed tokens of the layer that has packed the most."""
+        """Packed tokens of the layer with the most."""
         return max((layer.packed_tokens for layer in self.layers), default=0)
 
     @property
@@ -120,7 +125,7 @@ class MemoryReport:
         return len(self.layers)
 
     def to_json(self) -> dict[str, int | float]:
-        """The final memory report as ``tqchat run --json`` prints it."""
+        """The ``memory`` object of ``tqchat run --json``."""
         return {
             "bytes": self.bytes,
             "allocated_bytes": self.allocated_bytes,
@@ -132,36 +137,36 @@ class MemoryReport:
 
 
 def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
-    """What the same tokens would take under another scheme, from the layers' own shapes.
+    """Bytes of the same tokens under another scheme, computed from the layers' shapes.
 
-    The arithmetic of ``convert``: a test holds it against real conversions. Layers that a scheme does not
-    reach count as they are.
+    Must agree with ``convert``; a test compares it with real conversions. Layers that schemes do not apply to
+    count as they are.
     """
     rotations: set[tuple[str, int]] = set()
     total = 0
-    alike: dict[tuple[int, int, int, int, int | None], int] = {}  # most layers are of one shape
+    known: dict[tuple[int, int, int, int, int | None], int] = {}  # most layers share one shape
     for layer in report.layers:
         if layer.reason is not None and layer.window is None:
             total += layer.bytes
             continue
         shape = (layer.tokens, layer.heads, layer.key_dim, layer.value_dim, layer.window)
-        if shape not in alike:
-            alike[shape] = _predicted(layer, scheme, rotations)
-        total += alike[shape]
+        if shape not in known:
+            known[shape] = _predicted(layer, scheme, rotations)
+        total += known[shape]
     return total + sum(rotation_bytes(dim) for _, dim in rotations)
 
 
 def _predicted(layer: LayerReport, scheme: Scheme, rotations: set[tuple[str, int]]) -> int:
-    """What one layer would take; the rotations that it needs go into the set."""
+    """Bytes of one layer under ``scheme``; adds the rotations it needs to ``rotations``."""
     sides: tuple[tuple[Literal["key", "value"], FormatSpec, int], ...] = (
         ("key", scheme.key, layer.key_dim),
         ("value", scheme.value, layer.value_dim),
     )
     tokens = layer.tokens if layer.window is None else min(layer.tokens, layer.window)
-    due = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
+    packable = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
     total = 0
     for role, spec, dim in sides:
-        packed = due if spec.pays(dim) else 0
+        packed = packable if spec.saves_memory(dim) else 0
         head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
         if packed:
             head_bytes += fitted_bytes(spec, role, dim)

@@ -1,4 +1,4 @@
-"""Caches for a whole model: one per layer, compressing where that is possible."""
+"""Prompt caches: one cache per layer of a model, compressed where the layer allows it."""
 
 from __future__ import annotations
 
@@ -10,64 +10,62 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models import cache as mlx_cache
 
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
+from tqchat.kv.attention.placeholders import accepts_placeholders
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.kernels.launch import Exchange
-from tqchat.kv.rope import ropes
+from tqchat.kv.codec.rope import model_ropes
+from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
-from tqchat.kv.stand_ins import only_attends
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
 
 def make_prompt_cache(
     model: Module, scheme: str | Scheme = "fp16", *, dtype: mx.Dtype | None = None
 ) -> list[Any]:
-    """The caches that ``model`` asks for, with those of full and sliding-window attention under ``scheme``.
+    """The caches for ``model``, with full and sliding-window attention under ``scheme``.
 
-    What comes back goes straight into ``mlx_lm.stream_generate(..., prompt_cache=...)``. Recurrent, chunked
-    and latent (MLA) layers keep the cache that mlx-lm made for them; ``memory_report`` names them and says
-    why.
+    The list is passed to ``mlx_lm.stream_generate(..., prompt_cache=...)``. Recurrent, chunked and latent
+    (MLA) layers keep mlx-lm's cache; ``memory_report`` gives the reason for each.
 
     Args:
         scheme: A scheme or its name.
-        dtype: Storage dtype of raw tokens; ``None`` keeps the model's own.
+        dtype: Storage dtype of raw tokens; ``None`` keeps the model's.
 
     Raises:
         UnknownScheme: if there is no scheme of that name.
     """
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
-    cache = _make(model, scheme, dtype)
-    stand_in(model, cache)
+    cache = _make_layers(model, scheme, dtype)
+    use_placeholders(model, cache)
     return cache
 
 
-def stand_in(model: Module, cache: list[Any]) -> None:
-    """Spare a GPU's caches the description of what nobody decodes, where ``model`` can do without; what
-    kernels need to work they share.
+def use_placeholders(model: Module, cache: list[Any]) -> None:
+    """On a GPU, return placeholders for decoded tokens if ``model`` allows it, and share a kernel workspace.
 
-    On a CPU a step takes long enough not to notice, since the description is kept from one to the next.
+    On a CPU the decoding graph is a small part of a step and is reused, so nothing is changed.
     """
-    ours = [
+    compressing = [
         layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache) and layer.scheme.compresses
     ]
-    if not ours or mx.default_device() == mx.cpu:
+    if not compressing or mx.default_device() == mx.cpu:
         return
-    routing.install()  # Without it nothing stands in, and the trial would say yes to every model.
-    scheme, dtype = replace(ours[0].scheme, tail=TILE), ours[0].dtype
+    routing.install()  # Without routing no placeholders are returned, and every model would pass.
+    scheme, dtype = replace(compressing[0].scheme, tail=TILE), compressing[0].dtype
 
     def make() -> tuple[list[Any], list[Any]]:
-        trial = _make(model, scheme, dtype)
+        trial = _make_layers(model, scheme, dtype)
         return trial, flat_layers(trial)
 
-    able = only_attends(model, make)
-    exchange = Exchange()
-    for layer in ours:
-        layer.stands_in = able
-        layer.share(exchange)
+    accepted = accepts_placeholders(model, make)
+    workspace = Workspace()
+    for layer in compressing:
+        layer.uses_placeholders = accepted
+        layer.share(workspace)
 
 
-def _make(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:
+def _make_layers(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:
     layers = mlx_cache.make_prompt_cache(model)
     if _has_latent_attention(model):
         return [_mark_latent(layer) for layer in layers]
@@ -77,12 +75,12 @@ def _make(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:
             return make_window(layer.max_size, scheme, dtype)
         return SchemeCache(scheme, dtype)
 
-    return with_ropes([_replace(layer, make) for layer in layers], model)
+    return attach_ropes([_replace(layer, make) for layer in layers], model)
 
 
-def with_ropes(cache: list[Any], model: Module) -> list[Any]:
-    """A model's caches, told how it turns their keys."""
-    for layer, rope in zip(cache, ropes(model, len(cache)), strict=True):
+def attach_ropes(cache: list[Any], model: Module) -> list[Any]:
+    """Give a model's caches the rotary embedding of their layers."""
+    for layer, rope in zip(cache, model_ropes(model, len(cache)), strict=True):
         for part in flat_layers([layer]):
             if isinstance(part, (SchemeCache, mlx_cache.RotatingKVCache)):
                 part.rope = rope  # type: ignore[union-attr]
@@ -90,11 +88,11 @@ def with_ropes(cache: list[Any], model: Module) -> list[Any]:
 
 
 def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
-    """The same tokens under another scheme, in new caches; the old ones are left whole.
+    """The same tokens under another scheme, in new caches; the old ones are unchanged.
 
-    Tokens that are packed under one format and stay under the same are taken over as they are. Going to a
-    finer scheme keeps the rounding that history has. Work is evaluated layer by layer. To swap at once:
-    ``cache[:] = convert(cache, "turbo0v4")``.
+    Tokens packed in a format that both schemes have are copied as they are; others are decoded and packed
+    again, so their rounding errors stay. Evaluated layer by layer. To replace a cache: ``cache[:] =
+    convert(cache, "turbo0v4")``.
 
     Raises:
         UnknownScheme: if there is no scheme of that name.
@@ -103,22 +101,21 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
     routing.install()
     converted = []
     for layer in cache:
-        new = converted_layer(layer, scheme)
+        new = convert_layer(layer, scheme)
         mx.eval(new.state)
         converted.append(new)
     return converted
 
 
-def converted_layer(layer: Any, scheme: Scheme) -> Any:
-    """A layer's cache under another scheme, not evaluated; itself if schemes do not reach it."""
-    return _replace(layer, lambda old: _convert_layer(old, scheme))
+def convert_layer(layer: Any, scheme: Scheme) -> Any:
+    """A layer's cache under another scheme, not evaluated; the same object if schemes do not apply."""
+    return _replace(layer, lambda old: _convert_replaceable(old, scheme))
 
 
 def _replace(layer: Any, make: Callable[[Any], Any]) -> Any:
-    """``layer`` with its caches of keys and values replaced, inside a ``CacheList`` too.
+    """``layer`` with its key-value cache replaced, inside a ``CacheList`` too.
 
-    Two of them in one list are left: the second holds an index over the first, and such models reach into
-    both.
+    A list with two of them is left as it is: the second is an index over the first, and the model reads both.
     """
     if isinstance(layer, mlx_cache.CacheList):
         parts = list(layer.caches)
@@ -135,10 +132,10 @@ def _is_replaceable(layer: Any) -> bool:
 
 
 class LatentCache(mlx_cache.KVCache):
-    """mlx-lm's cache of keys and values, where the model keeps something else in it.
+    """mlx-lm's ``KVCache`` for latent attention (MLA), kept as it is.
 
-    Latent attention (MLA) stores one vector that all heads share, already a fraction of their keys and
-    values, and reads it before it attends: a scheme would decode all of it at every step.
+    It stores one latent vector for all heads, already a fraction of their keys and values. The model reads it
+    before attention, so a scheme would decode all of it at every step.
     """
 
 
@@ -150,7 +147,7 @@ def _mark_latent(layer: Any) -> Any:
 
 
 def flat_layers(cache: list[Any]) -> list[Any]:
-    """The caches of a model one by one, those inside a ``CacheList`` too."""
+    """All caches of a prompt cache, those inside a ``CacheList`` included."""
     flat: list[Any] = []
     for layer in cache:
         flat += flat_layers(list(layer.caches)) if isinstance(layer, mlx_cache.CacheList) else [layer]
@@ -164,23 +161,23 @@ def cache_list(parts: list[Any]) -> Any:
 
 
 def _has_latent_attention(model: Module) -> bool:
-    """Whether attention caches a latent that all heads share: what it calls keys and values are neither.
+    """Whether the model caches a latent vector shared by all heads (MLA).
 
-    Such attention brings queries to the latent with a map of its own. Others that only make keys and values
-    out of a latent (DeepSeek-V2, MiniCPM3) cache those as everybody does.
+    Such attention maps queries to the latent space (``embed_q``). Models that expand the latent before
+    caching (DeepSeek-V2, MiniCPM3) cache ordinary keys and values.
     """
     modules: list[Any] = model.modules()  # type: ignore[no-untyped-call]
     return any(hasattr(module, "kv_lora_rank") and hasattr(module, "embed_q") for module in modules)
 
 
-def _convert_layer(old: Any, scheme: Scheme) -> Any:
+def _convert_replaceable(old: Any, scheme: Scheme) -> Any:
     if isinstance(old, (WindowCache, mlx_cache.RotatingKVCache)):
         return convert_window(old, scheme)
     new = SchemeCache(scheme, old.dtype if isinstance(old, SchemeCache) else None)
     if old.empty():
         return new
     if isinstance(old, SchemeCache):
-        new.take_over(old)
+        new.copy_from(old)
     else:
         for target, x in zip(new.sides, old.keys_and_values(), strict=True):
             target.append(x)

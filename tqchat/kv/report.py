@@ -1,4 +1,4 @@
-"""Counting what a live cache takes, from its arrays."""
+"""Counting the bytes of a live cache from its arrays."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.memory import LayerKind, LayerReport, MemoryReport
 from tqchat.kv.prompt_cache import LatentCache, flat_layers
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
-from tqchat.kv.window import WindowCache, why_window_stays_raw
+from tqchat.kv.window import WindowCache, raw_window_reason
 
 
 def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> MemoryReport:
-    """What ``cache`` takes now, layer by layer, against FP16 for the same layers and tokens.
+    """Bytes of a prompt cache by layer, compared with FP16 for the same layers and tokens.
 
     Args:
-        scheme: The scheme asked for, shown in the report; by default the one that the layers carry.
+        scheme: The requested scheme, shown in the report; by default that of the layers.
     """
     layers = flat_layers(cache)
-    ours = [layer for layer in layers if isinstance(layer, SchemeCache)]
+    scheme_caches = [layer for layer in layers if isinstance(layer, SchemeCache)]
     if scheme is None:
-        scheme = ours[0].scheme if ours else FP16
+        scheme = scheme_caches[0].scheme if scheme_caches else FP16
     elif isinstance(scheme, str):
         scheme = parse_scheme(scheme)
     reports = tuple(_layer_report(index, layer, scheme) for index, layer in enumerate(layers))
-    shared = {id(a): a.nbytes for c in ours for s in c.sides for a in s.format.shared.values()}
+    shared = {id(a): a.nbytes for c in scheme_caches for s in c.sides for a in s.format.shared.values()}
     return MemoryReport(
         scheme=scheme.name,
         tokens=max((layer.tokens for layer in reports), default=0),
@@ -43,7 +43,7 @@ def _layer_report(index: int, layer: Any, scheme: Scheme) -> LayerReport:
         return _scheme_layer(index, layer)
     if isinstance(layer, mlx_cache.ArraysCache):
         return _recurrent_layer(index, layer)
-    return _foreign_layer(index, layer, scheme)
+    return _mlx_lm_layer(index, layer, scheme)
 
 
 def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
@@ -51,13 +51,13 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     pending = 0 if layer.query_energy is None else layer.query_energy.nbytes
     batch, heads = keys.shape
     heads *= batch
-    fullest = max(layer.sides, key=lambda side: side.packed.length)
+    packed_side = max(layer.sides, key=lambda side: side.packed.length)
     window = layer.max_size if isinstance(layer, WindowCache) else None
     return LayerReport(
         index=index,
         kind="full" if window is None else "sliding",
         scheme=layer.scheme.name,
-        reason=_why_raw(layer),
+        reason=_raw_reason(layer),
         tokens=keys.length,
         key_bytes=keys.bytes + pending,
         value_bytes=values.bytes,
@@ -65,8 +65,8 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
         allocated_bytes=layer.nbytes,
         fp16_bytes=2 * keys.length * heads * (keys.head_dim + values.head_dim),
         packed_tokens=layer.packed_tokens,
-        tail_tokens=fullest.recent.length,
-        sink_tokens=fullest.sinks.length,
+        tail_tokens=packed_side.recent.length,
+        sink_tokens=packed_side.sinks.length,
         heads=heads,
         key_dim=keys.head_dim,
         value_dim=values.head_dim,
@@ -74,8 +74,8 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     )
 
 
-def _why_raw(layer: SchemeCache) -> str | None:
-    if isinstance(layer, WindowCache) and (reason := why_window_stays_raw(layer.max_size, layer.scheme)):
+def _raw_reason(layer: SchemeCache) -> str | None:
+    if isinstance(layer, WindowCache) and (reason := raw_window_reason(layer.max_size, layer.scheme)):
         return reason
     if layer.empty() or not layer.scheme.compresses or any(side.spec.kind != "raw" for side in layer.sides):
         return None
@@ -87,11 +87,11 @@ def _recurrent_layer(index: int, layer: mlx_cache.ArraysCache) -> LayerReport:
     arrays: list[Any] = layer.cache
     size = sum(array.nbytes for array in arrays if array is not None)
     reason = "recurrent state: its size does not grow with the conversation"
-    return _untouched(index, "recurrent", reason, size, size)
+    return _plain_report(index, "recurrent", reason, size, size)
 
 
-def _foreign_layer(index: int, layer: Any, scheme: Scheme) -> LayerReport:
-    """A layer whose cache is mlx-lm's own: keys and values where it has them, all its arrays otherwise."""
+def _mlx_lm_layer(index: int, layer: Any, scheme: Scheme) -> LayerReport:
+    """A layer with mlx-lm's own cache: its keys and values if it has them, else all of its arrays."""
     kind: LayerKind = "other"
     window: int | None = None
     reason: str | None
@@ -100,7 +100,7 @@ def _foreign_layer(index: int, layer: Any, scheme: Scheme) -> LayerReport:
         if layer.keep:
             reason = f"sliding window that keeps its first {layer.keep} tokens: kept as it is"
         else:
-            window, reason = layer.max_size, why_window_stays_raw(layer.max_size, scheme)
+            window, reason = layer.max_size, raw_window_reason(layer.max_size, scheme)
     elif isinstance(layer, mlx_cache.ChunkedKVCache):
         kind, reason = "sliding", "chunked attention: bounded by the chunk, kept as it is"
     elif isinstance(layer, LatentCache):
@@ -115,7 +115,7 @@ def _foreign_layer(index: int, layer: Any, scheme: Scheme) -> LayerReport:
     if not (isinstance(keys, mx.array) and isinstance(values, mx.array)):
         leaves = dict(tree_flatten(layer.state)).values()
         size = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, mx.array))
-        return replace(_untouched(index, kind, reason, size, size), window=window)
+        return replace(_plain_report(index, kind, reason, size, size), window=window)
     capacity = int(keys.shape[2])
     tokens = min(int(layer.offset), capacity)
     heads = int(keys.shape[0] * keys.shape[1])
@@ -142,7 +142,7 @@ def _foreign_layer(index: int, layer: Any, scheme: Scheme) -> LayerReport:
     )
 
 
-def _untouched(index: int, kind: LayerKind, reason: str | None, size: int, allocated: int) -> LayerReport:
+def _plain_report(index: int, kind: LayerKind, reason: str | None, size: int, allocated: int) -> LayerReport:
     return LayerReport(
         index=index,
         kind=kind,

@@ -1,4 +1,4 @@
-"""Cache schemes: how keys and values are stored, and what that costs. Pure Python, no MLX."""
+"""Cache schemes: how keys and values are stored, and their exact size. Pure Python, no MLX."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 from tqchat.errors import TqchatError
 
 TURBO_BITS = (1, 2, 3, 4)
-"""Widths that have a pinned Lloyd-Max codebook."""
+"""Code widths that have a pinned Lloyd-Max codebook."""
 
 AFFINE_GROUP = 64
 TILE = 16
-"""Tokens encoded at a time, once the tail holds that many more than it must."""
+"""Tokens packed in one step."""
 
 
 class UnknownScheme(TqchatError):
-    """The name is none of the schemes."""
+    """No scheme has this name."""
 
     exit_code = 2
 
@@ -31,26 +31,26 @@ class UnknownScheme(TqchatError):
 
 @dataclass(frozen=True)
 class FormatSpec:
-    """How one side (keys or values) is stored once it leaves the tail.
+    """Storage format of one side (keys or values) behind the tail.
 
-    ``raw`` keeps 16 bits, ``affine`` is MLX's group quantisation (a 16-bit scale and bias for each group),
-    ``turbo`` is a rotated vector against a Lloyd-Max codebook with one 16-bit norm per vector.
+    ``raw`` is 16 bits a value. ``affine`` is MLX's group quantisation, with a 16-bit scale and bias per
+    group. ``turbo`` is a rotated vector quantised with a Lloyd-Max codebook, with one 16-bit gain per vector.
     """
 
     kind: Literal["raw", "affine", "turbo"]
     bits: int
 
     def group_size(self, head_dim: int) -> int:
-        """Values that share one affine scale; 64 where it divides ``head_dim``, else 32."""
+        """Values per affine scale: 64 where that divides ``head_dim``, else 32."""
         return AFFINE_GROUP if head_dim % AFFINE_GROUP == 0 else AFFINE_GROUP // 2
 
     def padded_dim(self, head_dim: int) -> int:
-        """The width stored for ``head_dim`` values: affine groups need padding at odd sizes."""
+        """Stored width of ``head_dim`` values; affine pads to a multiple of its group size."""
         unit = {"raw": 1, "affine": self.group_size(head_dim), "turbo": 1}[self.kind]
         return -(-head_dim // unit) * unit
 
     def bytes_per_vector(self, head_dim: int) -> int:
-        """Bytes that one packed vector of ``head_dim`` values takes, its norm or scales included."""
+        """Bytes of one packed vector of ``head_dim`` values, with its gain or scales and biases."""
         if self.kind == "raw":
             return 2 * head_dim
         if self.kind == "affine":
@@ -62,39 +62,43 @@ class FormatSpec:
         """Exact bits per value of a packed vector."""
         return 8 * self.bytes_per_vector(head_dim) / head_dim
 
-    def pays(self, head_dim: int) -> bool:
-        """Whether a packed vector takes less than a raw one: at tiny or odd sizes padding and scales cost
-        more than they save, and such vectors stay raw.
+    def saves_memory(self, head_dim: int) -> bool:
+        """Whether a packed vector is smaller than a raw one.
+
+        At very small or odd head dimensions padding and scales cost more than packing saves; such vectors
+        stay raw.
         """
         return self.kind != "raw" and head_dim > 1 and self.bytes_per_vector(head_dim) < 2 * head_dim
 
 
-def planes(bits: int) -> tuple[int, ...]:
-    """Widths of the bit planes that a code is stored in: no code crosses a 32-bit word."""
+def plane_widths(bits: int) -> tuple[int, ...]:
+    """Widths in bits of the planes a code is split into, so that no code crosses a 32-bit word."""
     return (2, 1) if bits == 3 else (bits,)
 
 
 def fitted_bytes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> int:
-    """What a packed head is fitted with, in float16: a mean; for keys a balance, rotated a metric."""
+    """Bytes of the float16 vectors fitted per packed head: mean; for keys balance, if turbo metric too."""
     vectors = {"raw": (0, 0), "affine": (2, 0), "turbo": (3, 1)}[spec.kind][role == "value"]
     return 2 * head_dim * vectors
 
 
 def rotation_bytes(head_dim: int) -> int:
-    """What a rotation takes: signs for a power of two, else a dense matrix, in float32; layers share it."""
+    """Bytes of a float32 rotation, shared by all layers: signs for a power of two, else a matrix."""
     return 4 * head_dim if head_dim & (head_dim - 1) == 0 else 4 * head_dim**2
 
 
 def words_per_vector(head_dim: int, bits: int) -> int:
     """32-bit words that hold ``head_dim`` codes of ``bits`` bits."""
-    return sum(-(-head_dim * width // 32) for width in planes(bits))
+    return sum(-(-head_dim * width // 32) for width in plane_widths(bits))
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A named pair of formats, and what stays raw around the packed tokens.
+    """A named pair of formats, and which tokens stay at 16 bits.
 
-    ``tail`` is the least number of recent tokens kept raw, ``sinks`` the first ones that are never packed.
+    Attributes:
+        tail: Minimum number of recent tokens kept raw.
+        sinks: Number of first tokens that are never packed.
     """
 
     name: str
@@ -105,24 +109,24 @@ class Scheme:
 
     @property
     def compresses(self) -> bool:
-        """Whether anything is ever packed."""
+        """Whether the scheme packs keys or values."""
         return self.key.kind != "raw" or self.value.kind != "raw"
 
     def bits_per_key(self, head_dim: int) -> float:
-        """Exact bits per packed key value."""
+        """Exact bits per value of a packed key."""
         return self.key.bits_per_value(head_dim)
 
     def bits_per_value(self, head_dim: int) -> float:
-        """Exact bits per packed value."""
+        """Exact bits per value of a packed value vector."""
         return self.value.bits_per_value(head_dim)
 
     def packable(self, recent: int) -> int:
-        """How many of ``recent`` raw tokens behind the sinks to pack: whole tiles, leaving the tail."""
+        """Tokens to pack out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail."""
         return max(0, (recent - self.tail) // TILE * TILE)
 
     @property
     def description(self) -> str:
-        """One short sentence for a list of schemes."""
+        """One sentence for lists of schemes."""
         if not self.compresses:
             return "Nothing compressed: every key and value at 16 bits."
         if self.key.kind == self.value.kind == "affine":
@@ -140,8 +144,8 @@ RAW = FormatSpec("raw", 16)
 
 def _turbo(key_bits: int, value_bits: int, name: str | None = None) -> Scheme:
     key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec("turbo", key_bits))
-    # Where keys are packed too, a raw token costs four times a packed one or more: a shorter tail keeps the
-    # ratio at 4k tokens. 4-bit keys and values can afford more of it than the rest.
+    # With packed keys a raw token costs at least four packed ones, so the tail is shorter to keep the ratio
+    # at 4k tokens. 4-bit keys and values leave room for a longer one.
     tail = 128 if key_bits == 0 else 88 if key_bits == value_bits == 4 else 64
     return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits), tail)
 
@@ -163,17 +167,17 @@ SCHEMES: tuple[Scheme, ...] = (
     _turbo(3, 2),
     _turbo(2, 2, "turbo2"),
 )
-"""The schemes that lists show, in the order they show them."""
+"""The schemes shown in lists, in that order."""
 
 _NAMED = {scheme.name: scheme for scheme in SCHEMES}
 _PATTERN = re.compile(r"turbo([0-48])(?:v([1-4]))?", re.ASCII)
 
 
 def parse_scheme(name: str) -> Scheme:
-    """The scheme of that name: a listed one, or any ``turbo<K>v<V>`` (``turbo4`` means ``turbo4v4``).
+    """The scheme of that name: a listed one or any ``turbo<K>v<V>``; ``turbo4`` means ``turbo4v4``.
 
     Raises:
-        UnknownScheme: if it is neither.
+        UnknownScheme: for any other name.
     """
     name = name.strip().lower()
     if name in _NAMED:
@@ -191,13 +195,13 @@ def parse_scheme(name: str) -> Scheme:
 
 
 AUTO = "auto"
-"""The setting that leaves the choice of a scheme to the chooser."""
+"""Setting value that leaves the scheme to the chooser."""
 
 
 def scheme_setting(name: str) -> str:
-    """``auto``, or the proper name of a scheme: what a conversation or a setting may ask for.
+    """``auto`` or the canonical name of a scheme: a valid value of the ``scheme`` setting.
 
     Raises:
-        UnknownScheme: if it is neither.
+        UnknownScheme: for any other name.
     """
     return AUTO if name.strip().lower() == AUTO else parse_scheme(name).name

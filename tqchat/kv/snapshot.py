@@ -1,6 +1,6 @@
-"""Caches <-> one safetensors file.
+"""Prompt caches <-> one safetensors file.
 
-The file is untrusted when it comes back: nothing in it is run, and its header is checked before it is read.
+Files are untrusted: nothing in them is executed, and the header is checked before arrays are read.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.errors import TqchatError
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list
 from tqchat.kv.window import WindowCache
 
 CODEC_VERSION = 2
-"""Goes up whenever packed tokens of an older version would be read differently."""
+"""Increased whenever packed tokens of an older version would be decoded differently."""
 
 _CLASSES: dict[str, type[Any]] = {
     "SchemeCache": SchemeCache,
@@ -40,7 +40,7 @@ _CLASSES: dict[str, type[Any]] = {
         )
     },
 }
-"""The classes that a file may name; any other is refused."""
+"""Cache classes that a file may name."""
 
 _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4} | {
     "F16": 2,
@@ -55,29 +55,32 @@ _MAX_HEADER = 64 << 20
 
 
 class CacheFileError(TqchatError):
-    """A cache file that cannot be used: unreadable, cut off, or not one of ours."""
+    """A cache file that cannot be used: unreadable, truncated or not a cache."""
 
 
 def save(path: str | Path, cache: list[Any], metadata: dict[str, str] | None = None) -> None:
-    """Write a model's caches to ``path`` (``.safetensors``), packed tokens as packed.
+    """Write a prompt cache to ``path`` (``.safetensors``); packed tokens stay packed.
 
     Args:
-        metadata: What the caller wants back from ``load``.
+        metadata: Returned by ``load``.
+
+    Raises:
+        CacheFileError: if the suffix is not ``.safetensors`` or a layer's class cannot be saved.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CacheFileError(f"A cache file's name ends in .safetensors; {path.name} does not.")
     arrays: dict[str, mx.array] = {}
     layers = [describe_layer(layer, f"layer.{index}", arrays) for index, layer in enumerate(cache)]
-    told = {"codec": CODEC_VERSION, "layers": layers, "metadata": metadata or {}}
-    # Slices of storage with slack are not contiguous, and safetensors holds contiguous arrays only.
+    description = {"codec": CODEC_VERSION, "layers": layers, "metadata": metadata or {}}
+    # Slices of storage with spare capacity are not contiguous; safetensors needs contiguous arrays.
     contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
     mx.eval(contiguous)
-    mx.save_safetensors(str(path), contiguous, {"tqchat": json.dumps(told)})
+    mx.save_safetensors(str(path), contiguous, {"tqchat": json.dumps(description)})
 
 
 def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
-    """The caches in a file written by ``save``, evaluated, and the caller's metadata.
+    """Read a prompt cache written by ``save``, evaluated, and its metadata.
 
     Raises:
         CacheFileError: if the file is missing, damaged, of another codec version, or not a cache file.
@@ -85,18 +88,21 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     path = Path(path)
     header = _checked_header(path)
     try:
-        told = json.loads(header["__metadata__"]["tqchat"])
-        if told["codec"] != CODEC_VERSION:
+        description = json.loads(header["__metadata__"]["tqchat"])
+        if description["codec"] != CODEC_VERSION:
             raise CacheFileError(
-                f"{path.name} was written by codec version {told['codec']}; this is {CODEC_VERSION}."
+                f"{path.name} was written by codec version {description['codec']}; this is {CODEC_VERSION}."
             )
         loaded: Any = mx.load(str(path))
         arrays: dict[str, mx.array] = dict(loaded)
-        # mx.load is lazy: the file must not be needed any more once this returns.
+        # mx.load is lazy; after this the file may be overwritten.
         mx.eval(arrays)
-        cache = [rebuild_layer(layer, f"layer.{index}", arrays) for index, layer in enumerate(told["layers"])]
+        cache = [
+            rebuild_layer(layer, f"layer.{index}", arrays)
+            for index, layer in enumerate(description["layers"])
+        ]
         mx.eval([layer.state for layer in cache if not layer.empty()])
-        metadata = {str(key): str(value) for key, value in told["metadata"].items()}
+        metadata = {str(key): str(value) for key, value in description["metadata"].items()}
     except CacheFileError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
@@ -106,7 +112,7 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
 
 
 def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict[str, Any]:
-    """What ``rebuild_layer`` needs to know about a layer; its arrays go into ``arrays`` as ``prefix.*``."""
+    """JSON description of a layer for ``rebuild_layer``; adds its arrays to ``arrays`` as ``prefix.*``."""
     name = type(layer).__name__
     if isinstance(layer, mlx_cache.CacheList):
         parts = [describe_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(layer.caches)]
@@ -123,31 +129,31 @@ def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict
     return {"class": name, "scalars": scalars}
 
 
-def unsaved(layer: Any) -> dict[str, Any]:
-    """What a layer knows besides its state: a copy of it is to be told."""
-    names = ("rope", "packs_prompts", "stands_in", "_dtypes")
+def transient_attributes(layer: Any) -> dict[str, Any]:
+    """Attributes of a layer that are not part of its state and must be copied with it."""
+    names = ("rope", "packs_prompts", "uses_placeholders", "_dtypes")
     return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
 
 
-def rebuild_layer(told: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:
+def rebuild_layer(description: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:
     """The inverse of ``describe_layer``."""
-    if told["class"] == "CacheList":
-        parts = [rebuild_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(told["parts"])]
+    if description["class"] == "CacheList":
+        parts = [rebuild_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(description["parts"])]
         return cache_list(parts)
-    if told["class"] not in _CLASSES:
-        raise CacheFileError(f"The file names a cache class {told['class']!r} that is not allowed.")
+    if description["class"] not in _CLASSES:
+        raise CacheFileError(f"The file names a cache class {description['class']!r} that is not allowed.")
     leaves = [
         (name.removeprefix(prefix + "."), a) for name, a in arrays.items() if name.startswith(prefix + ".")
     ]
-    leaves += [(key, value) for key, value in told["scalars"]]
+    leaves += [(key, value) for key, value in description["scalars"]]
     state = tree_unflatten(sorted(leaves, key=lambda leaf: leaf[0]))
-    if issubclass(_CLASSES[told["class"]], SchemeCache) and len(state) == 1:
+    if issubclass(_CLASSES[description["class"]], SchemeCache) and len(state) == 1:
         state = [state[0], {}]
-    return _CLASSES[told["class"]].from_state(state)
+    return _CLASSES[description["class"]].from_state(state)
 
 
 def _checked_header(path: Path) -> dict[str, Any]:
-    """A safetensors header whose every array lies inside the file and has the size that its shape says."""
+    """Header of a safetensors file, verified: each array lies inside the file and matches its shape."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -161,7 +167,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CacheFileError(f"{path.name} is damaged: its header cannot be read.") from error
     if not isinstance(header, dict):
-        raise CacheFileError(f"{path.name} is damaged: its header is no table.")
+        raise CacheFileError(f"{path.name} is damaged: its header is not a table.")
     for name, entry in header.items():
         if name != "__metadata__" and not _lies_inside(entry, size - 8 - length):
             raise CacheFileError(f"{path.name} is damaged: {name} does not lie inside the file.")
@@ -171,7 +177,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
 def _lies_inside(entry: Any, size: int) -> bool:
     try:
         start, end = entry["data_offsets"]
-        wanted = math.prod(entry["shape"]) * _DTYPE_BYTES[entry["dtype"]]
-        return 0 <= start <= end <= size and end - start == wanted and all(n >= 0 for n in entry["shape"])
+        expected = math.prod(entry["shape"]) * _DTYPE_BYTES[entry["dtype"]]
+        return 0 <= start <= end <= size and end - start == expected and all(n >= 0 for n in entry["shape"])
     except (KeyError, TypeError, ValueError):
         return False

@@ -1,4 +1,4 @@
-"""What can be measured: every scheme, and as peers the quantised caches that mlx-lm itself offers."""
+"""What can be measured: every scheme, and mlx-lm's quantised caches (peers) for comparison."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from tqchat.kv.scheme import FP16, SCHEMES, Scheme, UnknownScheme, parse_scheme
 
 
 class UnknownContestant(TqchatError):
-    """A name is neither a scheme nor a peer."""
+    """The name is neither a scheme nor a peer."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way of keeping the cache.
+    """A kind of cache: one of our schemes, or mlx-lm's ``QuantizedKVCache`` at ``peer_bits``.
 
-    Either a ``scheme`` of ours, or mlx-lm's ``QuantizedKVCache`` at ``peer_bits`` (``scheme`` is then what
-    the prompt is read under, before mlx-lm converts it).
+    For a peer, ``scheme`` is the one that the prompt is read under before mlx-lm converts the cache.
     """
 
     name: str
@@ -33,10 +32,10 @@ PEERS = (Contestant("mlx8", FP16, 8), Contestant("mlx4", FP16, 4))
 
 
 def parse_contestants(names: str) -> tuple[Contestant, ...]:
-    """The contestants of a comma-separated list; ``all`` stands for the listed schemes and the peers.
+    """Parse a comma-separated list; ``all`` means the listed schemes and the peers.
 
     Raises:
-        UnknownContestant: if a name is none of them.
+        UnknownContestant: if a name is not known.
     """
     peers = {peer.name: peer for peer in PEERS}
     found: dict[str, Contestant] = {}
@@ -49,7 +48,7 @@ def parse_contestants(names: str) -> tuple[Contestant, ...]:
             try:
                 scheme = parse_scheme(name)
             except UnknownScheme as error:
-                hint = f"{error} The laboratory also knows {', '.join(peers)} (mlx-lm's own) and all."
+                hint = f"{error} Measurements also accept {', '.join(peers)} (mlx-lm's own caches) and all."
                 raise UnknownContestant(hint) from error
             chosen = [Contestant(scheme.name, scheme)]
         found |= {contestant.name: contestant for contestant in chosen}
@@ -57,15 +56,14 @@ def parse_contestants(names: str) -> tuple[Contestant, ...]:
 
 
 def decode_runs(scheme: Scheme, start: int, stop: int, longest: int) -> Iterator[tuple[int, int]]:
-    """How to feed tokens ``start`` to ``stop`` in as few goes as leave the cache as single steps would.
+    """Split tokens ``start`` to ``stop`` into the fewest forward passes equivalent to single steps.
 
-    A cache packs in single-token steps, a tile at a time. Between two packings the same tokens are raw and
-    packed for every step, so those can go in together, under a causal mask: same arithmetic, fewer calls.
+    A cache packs in single-token steps, a tile at a time. Between two packing steps the raw and packed tokens
+    are the same, so those tokens can be fed together under a causal mask: same arithmetic, fewer calls.
 
     Args:
-        start: How many tokens the cache holds. A prompt must have been packed already: the token after it
-            goes in alone.
-        longest: The most tokens in one go; 1 feeds every token by itself.
+        start: Tokens in the cache. Its prompt must be packed already: the token after it is fed alone.
+        longest: Maximum tokens per pass; 1 feeds every token by itself.
     """
     while start < stop:
         end = start + 1
@@ -77,5 +75,5 @@ def decode_runs(scheme: Scheme, start: int, stop: int, longest: int) -> Iterator
 
 
 def _packed(scheme: Scheme, tokens: int) -> int:
-    """How many of ``tokens`` are packed once single steps have led there."""
+    """Packed tokens of a cache that reached ``tokens`` tokens in single steps."""
     return scheme.packable(tokens - scheme.sinks)

@@ -1,8 +1,8 @@
-"""Teacher-forced evaluation: every scheme reads the same text as the FP16 cache, step by step beside it.
+"""Teacher-forced evaluation of schemes against the FP16 cache on the same text.
 
-The first part is read as a prompt, raw; then tokens are fed as in decoding, through the caches and the
-attention of the chat, packing what leaves the tail. After each block the schemes' distributions are held
-against the reference's, which is then forgotten: nothing of the size of tokens x vocabulary is ever kept."""
+The first part is read as a prompt, raw; the rest is fed as in decoding, through the chat's caches and
+attention, packing tokens that leave the tail. Distributions are compared block by block, so that no array of
+tokens x vocabulary is kept."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tqchat.engine import backend
 from tqchat.engine.cache.prompt_cache import prefill_chunk_tokens
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
-from tqchat.kv.cache import FEW_ROWS, SchemeCache
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
 from tqchat.lab.contestants import Contestant, decode_runs
 from tqchat.lab.results import Row, Tally
 
-BLOCK = 64
-"""Tokens between two comparisons."""
+BLOCK_TOKENS = 64
+"""Tokens compared at a time."""
 
 MEMORY_SHARE = 0.3
-"""The share of free memory that the caches of schemes measured side by side may take."""
+"""Share of free memory that caches measured in the same pass may take."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is going on, and how many of how many tokens are done."""
+"""Called with the current activity, tokens done and tokens in total."""
 
 
 class NotEnoughText(TqchatError):
@@ -44,14 +44,14 @@ class NotFinite(TqchatError):
 
 @dataclass(frozen=True)
 class Dropped:
-    """A contestant that could not go on, and why."""
+    """A contestant that could not be measured, and why."""
 
     name: str
     reason: str
 
 
 class Runner:
-    """A model reading a text under one contestant's cache."""
+    """A model that reads a text with one contestant's cache."""
 
     def __init__(
         self, model: LoadedModel, contestant: Contestant, one_by_one: bool, pack_prompts: bool = False
@@ -63,27 +63,29 @@ class Runner:
         for layer in flat_layers(self.cache):
             if isinstance(layer, SchemeCache):
                 layer.packs_prompts = pack_prompts
-        # Windows pack, and let go of tokens, at steps of their own.
+        # Sliding windows pack and drop tokens at other steps than decode_runs assumes.
         windows = any(layer.kind == "sliding" for layer in kv.memory_report(self.cache).layers)
-        self._longest = 1 if one_by_one or windows else FEW_ROWS
+        self._longest = 1 if one_by_one or windows else MAX_DECODE_ROWS
         self._held = 0
         self._decoding = False
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Take in a prompt, as the chat does."""
+        """Prefill a prompt, in the chat's chunks."""
         step = prefill_chunk_tokens(self._model, self.cache)
         for start in range(0, len(tokens), step):
             self._forward(tokens[start : start + step])
             mx.eval([layer.state for layer in self.cache if not layer.empty()])
             mx.clear_cache()
         if self.contestant.peer_bits is not None:
-            self.cache = [quantised(layer, self.contestant.peer_bits, self._model) for layer in self.cache]
+            self.cache = [
+                to_mlx_quantized(layer, self.contestant.peer_bits, self._model) for layer in self.cache
+            ]
 
     def decode(self, tokens: Sequence[int]) -> mx.array:
-        """Feed tokens as decoding does; what follows each.
+        """Feed tokens as in decoding.
 
         Returns:
-            Log-probabilities, float32 ``[tokens, vocabulary]``.
+            Log-probabilities of the token after each, float32 ``[tokens, vocabulary]``.
         """
         outputs = []
         done = 0
@@ -99,17 +101,17 @@ class Runner:
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def sizes(self) -> tuple[int, int]:
-        """Bytes of the tokens held, counted from the live arrays; and what they would take at FP16."""
+        """Cache bytes counted from the live arrays, and bytes of the same tokens at FP16."""
         report = kv.memory_report([c for c in self.cache if not isinstance(c, QuantizedKVCache)])
         size, fp16_size = report.bytes, report.fp16_bytes
         for layer in self.cache:
             if isinstance(layer, QuantizedKVCache):
-                taken, plain = _peer_sizes(layer)
-                size, fp16_size = size + taken, fp16_size + plain
+                peer_size, peer_fp16_size = _peer_sizes(layer)
+                size, fp16_size = size + peer_size, fp16_size + peer_fp16_size
         return size, fp16_size
 
     def row(self) -> Row:
-        """The figures so far."""
+        """Results so far."""
         return self.tally.row(self.contestant.name, *self.sizes())
 
     def _forward(self, tokens: Sequence[int]) -> mx.array:
@@ -133,36 +135,36 @@ def evaluate(
     """Measure schemes against the FP16 cache on a text.
 
     Args:
-        tokens: The text; the caches end up holding all but the last, which is only predicted.
-        prefill: How many of them are read as the prompt.
-        one_by_one: Whether every token is fed by itself. By default so on an accelerator; on a CPU tokens
-            between two packings go in together, which changes no more than the order of sums.
-        pack_prompts: Whether prompts are packed while they are read.
-        progress: Hears of every block.
+        tokens: The text. The last token is predicted but not fed.
+        prefill: Number of tokens read as the prompt.
+        one_by_one: Feed every token by itself. Default: only on an accelerator; on a CPU tokens between two
+            packing steps are fed together, which changes only the order of sums.
+        pack_prompts: Pack prompts while they are read.
+        progress: Called for every block.
 
     Returns:
-        A row for each contestant, in their order, and those that could not be measured.
+        A row for each contestant, in order, and the contestants that could not be measured.
 
     Raises:
-        NotEnoughText: if nothing is left to measure after the prefill.
-        NotFinite: if the model under the FP16 cache computes NaN.
+        NotEnoughText: if no tokens remain after the prefill.
+        NotFinite: if the model computes NaN with the FP16 cache.
     """
     if not 0 < prefill < len(tokens) - 1:
         raise NotEnoughText(
-            f"The text has {len(tokens):,} tokens: nothing is left to measure behind a prompt of {prefill:,}."
+            f"The text has {len(tokens):,} tokens: nothing is left to measure after a prompt of {prefill:,}."
         )
     one_by_one = not model.on_cpu if one_by_one is None else one_by_one
     rows: dict[str, Row] = {}
     dropped: list[Dropped] = []
-    waiting = list(contestants)
+    remaining = list(contestants)
     done, total = 0, 0
     tell = progress or (lambda *_: None)
-    while waiting:
+    while remaining:
         reference = Runner(model, Contestant("fp16", FP16), one_by_one)
         tell("reading the prompt", done, total or 1)
         reference.read(tokens[:prefill])
-        group = waiting[: _side_by_side(reference, prefill, len(tokens))]
-        waiting = waiting[len(group) :]
+        group = remaining[: _caches_per_pass(reference, prefill, len(tokens))]
+        remaining = remaining[len(group) :]
         total = total or len(contestants) * (len(tokens) - 1)
         runners: list[Runner] = []
         for contestant in group:
@@ -176,17 +178,17 @@ def evaluate(
                 continue
             runners.append(runner)
             done += prefill
-        for start in range(prefill, len(tokens) - 1, BLOCK):
-            fed = tokens[start : min(start + BLOCK, len(tokens) - 1)]
-            targets = mx.array(list(tokens[start + 1 : start + 1 + len(fed)]))
-            truth = reference.decode(fed)
-            mx.eval(truth)
+        for start in range(prefill, len(tokens) - 1, BLOCK_TOKENS):
+            block = tokens[start : min(start + BLOCK_TOKENS, len(tokens) - 1)]
+            targets = mx.array(list(tokens[start + 1 : start + 1 + len(block)]))
+            reference_logprobs = reference.decode(block)
+            mx.eval(reference_logprobs)
             for runner in list(runners):
                 tell(runner.contestant.name, done, total)
-                if (reason := _compare(runner, fed, targets, truth, start)) is not None:
+                if (reason := _compare(runner, block, targets, reference_logprobs, start)) is not None:
                     dropped.append(Dropped(runner.contestant.name, reason))
                     runners.remove(runner)
-                done += len(fed)
+                done += len(block)
             mx.clear_cache()
         rows |= {runner.contestant.name: runner.row() for runner in runners}
     tell("done", total, total)
@@ -194,80 +196,84 @@ def evaluate(
 
 
 def _compare(
-    runner: Runner, fed: Sequence[int], targets: mx.array, truth: mx.array, start: int
+    runner: Runner, block: Sequence[int], targets: mx.array, reference_logprobs: mx.array, start: int
 ) -> str | None:
-    """Let a contestant read a block and count it; why it cannot go on, ``None`` if it can."""
+    """Feed a block and add its divergences to the tally; the reason if the contestant cannot continue."""
     try:
-        found = runner.decode(fed)
-        mx.eval(found)
+        logprobs = runner.decode(block)
+        mx.eval(logprobs)
     except (ValueError, RuntimeError) as error:
         if runner.contestant.peer_bits is None:
             raise
         return f"mlx-lm cannot: {str(error).rstrip('.')}"
-    # Where the reference gives nothing, nothing can be missed (some models forbid part of the vocabulary).
-    share = mx.exp(truth)
-    klds = mx.where(share > 0, share * (truth - found), 0).sum(axis=-1)
-    agreed = (truth.argmax(axis=-1) == found.argmax(axis=-1)).sum()
-    surprise = -mx.take_along_axis(found, targets[:, None], axis=-1).sum()
-    if not mx.isfinite(truth).any(axis=-1).all().item():
+    # Tokens of probability 0 under the reference add nothing (some models mask part of the vocabulary).
+    share = mx.exp(reference_logprobs)
+    klds = mx.where(share > 0, share * (reference_logprobs - logprobs), 0).sum(axis=-1)
+    top1_matches = (reference_logprobs.argmax(axis=-1) == logprobs.argmax(axis=-1)).sum()
+    nll_sum = -mx.take_along_axis(logprobs, targets[:, None], axis=-1).sum()
+    if not mx.isfinite(reference_logprobs).any(axis=-1).all().item():
         raise NotFinite(f"The model computes NaN at token {start:,}, so there is nothing to compare with.")
-    if not (mx.isfinite(klds).all().item() and mx.isfinite(surprise).item()):
+    if not (mx.isfinite(klds).all().item() and mx.isfinite(nll_sum).item()):
         return f"its distributions are not finite from token {start:,} on"
-    told: Any = klds.tolist()
-    counted: Any = (agreed.item(), surprise.item())
-    runner.tally.add(told, *counted)
+    block_klds: Any = klds.tolist()
+    counted: Any = (top1_matches.item(), nll_sum.item())
+    runner.tally.add(block_klds, *counted)
     return None
 
 
-def _side_by_side(reference: Runner, held: int, tokens: int) -> int:
-    """How many schemes' caches fit beside each other, at the text's end."""
+def _caches_per_pass(reference: Runner, held: int, tokens: int) -> int:
+    """Number of caches that fit into memory together at the end of the text."""
     _, fp16_size = reference.sizes()
-    room = min(backend.available_memory(), backend.prepare().memory_bytes) * MEMORY_SHARE
-    return max(1, int(room * held / (max(fp16_size, 1) * tokens)))
+    budget = min(backend.available_memory(), backend.prepare().memory_bytes) * MEMORY_SHARE
+    return max(1, int(budget * held / (max(fp16_size, 1) * tokens)))
 
 
 class Unsupported(Exception):
     """mlx-lm's quantised cache cannot hold this model's vectors."""
 
 
-class Peer(QuantizedKVCache):  # type: ignore[misc, unused-ignore]
-    """mlx-lm's own quantised cache, given 16-bit vectors as its 16-bit models give it."""
+class MlxQuantizedCache(QuantizedKVCache):  # type: ignore[misc, unused-ignore]
+    """mlx-lm's ``QuantizedKVCache`` that casts to ``dtype`` first: on a CPU models compute in float32."""
 
     def __init__(self, group_size: int, bits: int, dtype: mx.Dtype) -> None:
         super().__init__(group_size, bits)
         self._dtype = dtype
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
-        """Add tokens; all of them come back quantised."""
+        """Append tokens; all keys and values, quantised."""
         return super().update_and_fetch(  # type: ignore[no-untyped-call]
             keys.astype(self._dtype), values.astype(self._dtype)
         )
 
 
-def quantised(layer: Any, bits: int, model: LoadedModel) -> Any:
-    """What mlx-lm converts a layer's cache to after the prompt: ``KVCache.to_quantized``."""
+def to_mlx_quantized(layer: Any, bits: int, model: LoadedModel) -> Any:
+    """Convert a layer's cache as mlx-lm does after the prompt (``KVCache.to_quantized``).
+
+    Raises:
+        Unsupported: if no group size divides the head dimension.
+    """
     if not isinstance(layer, SchemeCache) or layer.empty():
         return layer
     keys, values = layer.decoded()
     if model.cache_dtype is not None:
-        # Scales take the vectors' dtype: 16 bits, as in a model that computes in them.
+        # Scales get the vectors' dtype: 16 bits, as in a model that computes at 16 bits.
         keys, values = keys.astype(model.cache_dtype), values.astype(model.cache_dtype)
     for group in (64, 32):
         if keys.shape[-1] % group == 0 and values.shape[-1] % group == 0:
             break
     else:
         raise Unsupported(f"mlx-lm cannot quantise heads of {keys.shape[-1]}")
-    peer: Any = Peer(group, bits, keys.dtype)
+    peer: Any = MlxQuantizedCache(group, bits, keys.dtype)
     peer.offset = layer.offset
     peer.keys, peer.values = mx.quantize(keys, group, bits), mx.quantize(values, group, bits)
     return peer
 
 
 def _peer_sizes(layer: Any) -> tuple[int, int]:
-    taken = plain = 0
+    size = fp16_size = 0
     for words, scales, biases in (layer.keys, layer.values):
         capacity = words.shape[2]
-        taken += sum(a.nbytes for a in (words, scales, biases)) // capacity * layer.offset
+        size += sum(a.nbytes for a in (words, scales, biases)) // capacity * layer.offset
         vectors = words.shape[0] * words.shape[1] * layer.offset
-        plain += 2 * vectors * words.shape[-1] * 32 // layer.bits
-    return int(taken), int(plain)
+        fp16_size += 2 * vectors * words.shape[-1] * 32 // layer.bits
+    return int(size), int(fp16_size)

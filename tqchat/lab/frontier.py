@@ -1,4 +1,4 @@
-"""The frontier as a picture: what each scheme takes against how far it is from FP16. One standalone SVG."""
+"""Scatter plot of KL divergence against cache size, with the Pareto frontier, as one standalone SVG."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _FAMILIES = {
     "affine": ("#bc4c00", "#f0883e", "affine"),
     "peer": ("#59636e", "#9198a1", "mlx-lm's own"),
 }
-"""Colour on light, colour on dark, meaning."""
+"""Colour on light, colour on dark, legend."""
 
-_LETTER, _LINE = 6.7, 13.0
-"""A label's letter and line, in pixels: near enough to keep labels apart."""
+_LETTER_PX, _LINE_PX = 6.7, 13.0
+"""Approximate width of a label's letter and height of its line, to keep labels apart."""
 
 _Point = tuple[float, float]
 _Box = tuple[float, float, float, float]
 
 
 def frontier_svg(results: Results) -> str:
-    """The picture: cache size across, mean KLD upwards, both logarithmic; nearer the bottom left is better.
+    """The plot: cache size against mean KLD, both axes logarithmic; the bottom left is best.
 
-    Schemes without any divergence (``fp16``) have no place on a logarithmic axis; FP16's size is a line.
+    Schemes of divergence 0 (``fp16``) cannot be drawn on a logarithmic axis; FP16's size is a line.
     """
     points = [row for row in results.rows if row.kld_mean > 0]
     fp16 = max((row.fp16_bytes for row in results.rows), default=1)
     klds = [row.kld_mean for row in points] or [1e-4, 1e-2]
     x = _Axis(min([row.bytes for row in points] or [fp16 // 8]) / 1.18, fp16 * 1.05, LEFT, WIDTH - RIGHT)
     y = _Axis(min(klds) / 2, max(klds) * 2, HEIGHT - BOTTOM, TOP)
-    front = [(x(row.bytes), y(row.kld_mean)) for row in _unbeaten(points)]
+    front = [(x(row.bytes), y(row.kld_mean)) for row in _pareto_front(points)]
     title = f"{results.model}, {results.text}, {results.tokens:,} tokens held"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
@@ -58,7 +58,7 @@ def frontier_svg(results: Results) -> str:
 
 
 class _Axis:
-    """A logarithmic axis between two pixels."""
+    """A logarithmic axis: maps a value to a pixel position."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.high, self.start, self.end = low, high, start, end
@@ -69,7 +69,7 @@ class _Axis:
 
 
 def _style() -> str:
-    # Plain classes, no variables: many SVG renderers know no others.
+    # Plain classes: many SVG renderers do not support CSS variables.
     def colours(dark: bool) -> str:
         light_theme, dark_theme = "#ffffff #1f2328 #59636e #dde2e8", "#0d1117 #e6edf3 #9198a1 #2a313a"
         paper, ink, faint, grid = (dark_theme if dark else light_theme).split()
@@ -126,8 +126,8 @@ def _grid(x: _Axis, y: _Axis, fp16: int) -> Iterator[str]:
     yield _text(20, middle, "mean KL divergence from FP16, nats a token", anchor="middle", extra=turned)
 
 
-def _unbeaten(points: Sequence[Row]) -> list[Row]:
-    """The schemes that no other beats in both size and distance, by size."""
+def _pareto_front(points: Sequence[Row]) -> list[Row]:
+    """Schemes that no other beats in both size and divergence, by size."""
     best: list[Row] = []
     for row in sorted(points, key=lambda row: (row.bytes, row.kld_mean)):
         if not best or row.kld_mean < best[-1].kld_mean:
@@ -152,33 +152,33 @@ def _points(points: Sequence[Row], front: Sequence[_Point], x: _Axis, y: _Axis) 
         px, py = places[row.scheme]
         yield f'<circle class="dot {family(row.scheme)}" cx="{px:.1f}" cy="{py:.1f}" r="4.5"/>'
         label = f"{row.scheme} {row.ratio:.1f}x"
-        left, top, box = _free_place(px, py, len(label) * _LETTER, taken)
+        left, top, box = _label_position(px, py, len(label) * _LETTER_PX, taken)
         taken.append(box)
-        yield _text(left, top + _LINE - 3, label, "label")
+        yield _text(left, top + _LINE_PX - 3, label, "label")
 
 
-def _free_place(px: float, py: float, width: float, taken: Sequence[_Box]) -> tuple[float, float, _Box]:
-    """Where a label beside a point overlaps least with others and with the edges."""
+def _label_position(px: float, py: float, width: float, taken: Sequence[_Box]) -> tuple[float, float, _Box]:
+    """The label position around a point with the least overlap with other labels and the edges."""
     across = {"right": px + 9, "left": px - 9 - width, "middle": px - width / 2}
     choices = [
-        (across["right"], py - _LINE / 2),
-        (across["left"], py - _LINE / 2),
-        (across["middle"], py - _LINE - 7),
+        (across["right"], py - _LINE_PX / 2),
+        (across["left"], py - _LINE_PX / 2),
+        (across["middle"], py - _LINE_PX - 7),
         (across["middle"], py + 7),
         *(
-            (across[side], py - _LINE / 2 + off)
+            (across[side], py - _LINE_PX / 2 + off)
             for off in (-13, 13, -26, 26, -39, 39)
             for side in ("right", "left")
         ),
     ]
 
     def cost(place: tuple[float, float]) -> float:
-        box = (place[0], place[1], place[0] + width, place[1] + _LINE)
+        box = (place[0], place[1], place[0] + width, place[1] + _LINE_PX)
         inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 12 and box[3] <= HEIGHT - BOTTOM
         return sum(_overlap(box, other) for other in taken) + (0 if inside else 1e6)
 
     left, top = min(choices, key=cost)
-    return left, top, (left, top, left + width, top + _LINE)
+    return left, top, (left, top, left + width, top + _LINE_PX)
 
 
 def _overlap(a: _Box, b: _Box) -> float:
@@ -197,7 +197,7 @@ def _legend(points: Sequence[Row]) -> Iterator[str]:
 
 
 def family(scheme: str) -> str:
-    """Which colour a scheme gets."""
+    """Scheme family, which decides the colour."""
     if scheme.startswith("mlx"):
         return "peer"
     if scheme.startswith("affine"):

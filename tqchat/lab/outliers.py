@@ -1,7 +1,7 @@
-"""A variant of a model that computes the same function, with the key outliers that break weak codecs.
+"""Adds key outliers to a model without changing its function, to test codecs against them.
 
-Queries and keys only ever meet in their product: a RoPE pair of channels scaled up in the keys and down by as
-much in the queries changes nothing. Many released models have such channels; the bundled one has none."""
+Attention only uses the product of queries and keys: scaling a RoPE pair of channels up in the keys and down
+in the queries cancels out. Many released models have such outlier channels; the bundled one has none."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ import mlx.core as mx
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
 
-PAIRS = 3
-"""RoPE pairs scaled in every head."""
+SCALED_PAIRS = 3
+"""RoPE pairs scaled in each head."""
 
-TOLERANCE = 0.02
-"""Largest difference of log-probabilities that rounding may leave between the two."""
+MAX_LOGPROB_DIFFERENCE = 0.02
+"""Largest difference of log-probabilities that is put down to rounding."""
 
-_PROBE = range(1, 33)
+_PROBE_TOKENS = range(1, 33)
 
 
 class NoOutliers(TqchatError):
-    """The model is not built in a way that outliers can be added to."""
+    """Outliers cannot be added to this model."""
 
     exit_code = 2
 
 
 def add_outliers(model: LoadedModel, factor: float) -> int:
-    """Scale ``PAIRS`` RoPE pairs of every head's keys by ``factor`` and of its queries by its inverse, in
-    place.
+    """Scale ``SCALED_PAIRS`` RoPE pairs of each head by ``factor`` in keys and ``1 / factor`` in queries.
+
+    Changes the model in place.
 
     Returns:
-        How many layers were changed.
+        Number of layers changed.
 
     Raises:
-        NoOutliers: if no layer has projections known here, or the function turned out not to be the same.
+        NoOutliers: if no layer has known projections, or the model's outputs changed.
     """
     if not 0 < factor < float("inf"):
         raise NoOutliers("The outliers' factor must be a positive number, 20 for example.")
@@ -46,44 +47,44 @@ def add_outliers(model: LoadedModel, factor: float) -> int:
         _scale_attention(attention, model.config, factor, number)
     mx.eval(model.model.parameters())  # type: ignore[no-untyped-call]
     gap = mx.abs(_log_probabilities(model) - before).max()
-    if not (attentions and (gap < TOLERANCE).item()):
+    if not (attentions and (gap < MAX_LOGPROB_DIFFERENCE).item()):
         raise NoOutliers(f"Outliers cannot be added to {model.info.architecture} models.")
     return len(attentions)
 
 
 def _scale_attention(attention: Any, config: dict[str, Any], factor: float, number: int) -> None:
     if hasattr(attention, "k_norm"):
-        # What the projections scale, the norm would take back: its own weights come after.
+        # The norm would undo a scaling of the projections, so scale the norm's weights.
         head_dim = attention.k_norm.weight.size
-        map_ = _channel_map(attention.rope, head_dim, factor, number)
-        attention.k_norm.weight = (attention.k_norm.weight * map_).astype(attention.k_norm.weight.dtype)
-        attention.q_norm.weight = (attention.q_norm.weight / map_).astype(attention.q_norm.weight.dtype)
+        scales = _channel_scales(attention.rope, head_dim, factor, number)
+        attention.k_norm.weight = (attention.k_norm.weight * scales).astype(attention.k_norm.weight.dtype)
+        attention.q_norm.weight = (attention.q_norm.weight / scales).astype(attention.q_norm.weight.dtype)
         return
     heads = int(config.get("num_key_value_heads") or config.get("num_attention_heads") or 0)
     rows = attention.k_proj.weight.shape[0]
     if not heads or rows % heads:
         raise NoOutliers("The model's config does not say how many key heads it has.")
     head_dim = rows // heads
-    map_ = _channel_map(attention.rope, head_dim, factor, number)
-    _scale_rows(attention.k_proj, mx.tile(map_, heads))
-    _scale_rows(attention.q_proj, mx.tile(1 / map_, attention.q_proj.weight.shape[0] // head_dim))
+    scales = _channel_scales(attention.rope, head_dim, factor, number)
+    _scale_rows(attention.k_proj, mx.tile(scales, heads))
+    _scale_rows(attention.q_proj, mx.tile(1 / scales, attention.q_proj.weight.shape[0] // head_dim))
 
 
-def _channel_map(rope: Any, head_dim: int, factor: float, number: int) -> mx.array:
+def _channel_scales(rope: Any, head_dim: int, factor: float, number: int) -> mx.array:
     """``factor`` on both channels of some RoPE pairs, 1 elsewhere: ``[head_dim]``."""
     dims = int(getattr(rope, "dims", getattr(rope, "dim", head_dim)))
     half = dims // 2
-    chosen = [(number + 1) * (5 + 6 * step) % half for step in range(PAIRS)]
-    scales = [1.0] * head_dim
+    chosen = [(number + 1) * (5 + 6 * step) % half for step in range(SCALED_PAIRS)]
+    factors = [1.0] * head_dim
     for pair in chosen:
         neighbours = (2 * pair, 2 * pair + 1) if getattr(rope, "traditional", False) else (pair, pair + half)
         for channel in neighbours:
-            scales[channel] = factor
-    return mx.array(scales)
+            factors[channel] = factor
+    return mx.array(factors)
 
 
 def _scale_rows(linear: Any, rows: mx.array) -> None:
-    """Scale a linear layer's outputs; of a quantised one the scales and biases of its groups."""
+    """Scale a linear layer's outputs; in a quantised layer the scales and biases of its groups."""
     for name in ("weight", "scales", "biases") if "scales" in linear else ("weight",):
         if name == "weight" and "scales" in linear:
             continue
@@ -93,7 +94,7 @@ def _scale_rows(linear: Any, rows: mx.array) -> None:
 
 
 def _log_probabilities(model: LoadedModel) -> mx.array:
-    logits: mx.array = model.model(mx.array([list(_PROBE)])).astype(mx.float32)
+    logits: mx.array = model.model(mx.array([list(_PROBE_TOKENS)])).astype(mx.float32)
     result = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
     mx.eval(result)
     return result

@@ -1,4 +1,4 @@
-"""Measuring a model for ``auto``: every listed scheme on the built-in text.
+"""Measures a model's profile for ``auto``: every listed scheme on the built-in text.
 
 ``text.txt`` is from chapter 12 of Mark Twain's "The Prince and the Pauper" (1881), which is in the public
 domain; the starter was not trained on it."""
@@ -16,11 +16,11 @@ from tqchat.lab.evaluation import Dropped, Progress, evaluate
 from tqchat.lab.reading import encode
 from tqchat.lab.results import Row
 
-TOKENS = 2048
-"""Tokens read at most; the built-in text has about 3,000."""
+MAX_TOKENS = 2048
+"""Maximum tokens read; the built-in text has about 3,000."""
 
-PREFILL_SHARE = 4
-"""One token in so many is read as the prompt."""
+PREFILL_DIVISOR = 4
+"""One token in four is read as the prompt."""
 
 
 def measure(
@@ -30,22 +30,22 @@ def measure(
     one_by_one: bool | None = None,
     progress: Progress | None = None,
 ) -> tuple[Profile, list[Row], list[Dropped]]:
-    """Measure every listed scheme in the chat's decode path.
+    """Evaluate every listed scheme in the chat's decode path.
 
     Returns:
-        The profile, the full rows that it was made from, and schemes that could not be measured.
+        The profile, the rows it was made from, and the schemes that could not be measured.
 
     Raises:
         NotFinite: if the model computes NaN.
     """
     text = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8")
-    limit = TOKENS if tokens is None else tokens
+    limit = MAX_TOKENS if tokens is None else tokens
     if model.context_limit is not None:
         limit = min(limit, model.context_limit)
     ids = encode(model, text)[: limit + 1]
     contestants = [Contestant(scheme.name, scheme) for scheme in SCHEMES]
     rows, dropped = evaluate(
-        model, contestants, ids, len(ids) // PREFILL_SHARE, one_by_one=one_by_one, progress=progress
+        model, contestants, ids, len(ids) // PREFILL_DIVISOR, one_by_one=one_by_one, progress=progress
     )
     measured = tuple(
         SchemeQuality(

@@ -1,4 +1,4 @@
-"""Text files and the tokens in them."""
+"""Reads the text to measure on, and its tokens."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tqchat.errors import TqchatError
 
 
 class BadText(TqchatError):
-    """The text to measure on is not usable."""
+    """The text cannot be measured on."""
 
     exit_code = 2
 
 
 def read_text(path: Path) -> str:
-    """A text file's content.
+    """Content of a text file.
 
     Raises:
-        BadText: if it cannot be read or is no UTF-8 text.
+        BadText: if it cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -30,8 +30,8 @@ def read_text(path: Path) -> str:
 
 
 def encode(model: LoadedModel, text: str) -> list[int]:
-    """The model's tokens for a text."""
-    # transformers warns of texts longer than the model's context; they are cut later.
+    """Tokens of a text."""
+    # Silences the warning about texts longer than the context limit; portion() cuts them.
     library = logging.getLogger("transformers")
     level = library.level
     library.setLevel(logging.ERROR)
@@ -42,15 +42,14 @@ def encode(model: LoadedModel, text: str) -> list[int]:
 
 
 def portion(model: LoadedModel, text: str, tokens: int | None, prefill: int | None) -> tuple[list[int], int]:
-    """The tokens to measure on, one more than caches will hold, and how many of them are the prompt.
+    """Tokens to measure on, one more than the caches will hold, and the length of the prompt among them.
 
     Args:
-        tokens: How many the caches shall hold in the end; by default 4,096, or as many as text and model
-            allow.
-        prefill: Size of the prompt; by default a quarter.
+        tokens: Cache length at the end; default 4,096, or as many as text and model allow.
+        prefill: Length of the prompt; default a quarter.
 
     Raises:
-        BadText: if the text is shorter than that, or the model reads no more.
+        BadText: if the text is too short or the context limit too small.
     """
     if tokens is not None and tokens < 2:
         raise BadText("At least 2 tokens are needed; --tokens 2048 is a good start.")

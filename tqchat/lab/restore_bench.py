@@ -1,4 +1,4 @@
-"""Saved caches: how soon they come back, against reading the tokens again, and what they take on disk."""
+"""Times restoring a saved cache against reading the tokens again, and measures its size on disk."""
 
 from __future__ import annotations
 
@@ -13,33 +13,30 @@ from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.reading import encode, read_text
 from tqchat.lab.tables import markdown
-from tqchat.store.vault import Restored, Vault, Written
+from tqchat.store.vault import Restored, SaveResult, Vault
 
 LENGTHS = (1024, 4096)
-LONG = 16384
-TURN = 200
-"""Tokens that are added before the second save: a question and its answer."""
-REPLY = 24
-"""Tokens read one by one, so that packing has begun."""
-RESTORES = 5
+LONG_LENGTH = 16384
+TURN_TOKENS = 200
+"""Tokens added before the second save: a question and its answer."""
+REPLY_TOKENS = 24
+"""Tokens fed one by one at the end, so that the prompt is packed."""
+RESTORE_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class RestoreRow:
-    """One length under one scheme. Times in seconds, sizes in bytes.
-
-    ``restore`` is the median of five, files in the operating system's cache.
-    """
+    """One length under one scheme. ``restore_s`` is a median, with the files in the page cache."""
 
     scheme: str
     tokens: int
-    read: float
-    save: float
-    restore: float
-    memory: int
-    disk: int
+    read_s: float
+    save_s: float
+    restore_s: float
+    memory_bytes: int
+    disk_bytes: int
     turn_tokens: int
-    turn_written: int
+    turn_written_bytes: int
 
 
 def measure(
@@ -49,29 +46,32 @@ def measure(
     progress: Callable[[str], None] = lambda what: None,
 ) -> Iterator[RestoreRow]:
     """Read, save and restore ``lengths`` tokens of the built-in text under each scheme."""
-    # A short text is read again and again: how long tokens take does not depend on which they are.
+    # The text is repeated as needed: the time does not depend on the tokens.
     text = encode(model, read_text(Path(__file__).with_name("text.txt")))
     for scheme in schemes:
         for length in lengths:
             progress(f"{scheme}, {length:,} tokens")
-            ids = (text * ((length + TURN) // len(text) + 1))[: length + TURN]
+            ids = (text * ((length + TURN_TOKENS) // len(text) + 1))[: length + TURN_TOKENS]
             with tempfile.TemporaryDirectory() as folder:
                 yield _row(model, scheme, ids, length, Vault(Path(folder) / "caches", budget=1000))
 
 
 def table(rows: Sequence[RestoreRow]) -> str:
     """The rows as Markdown."""
-    header = ["scheme", "tokens", "read again", "restore", "times sooner", "save"]
-    header += ["in memory", "on disk", f"written after {TURN} more"]
+    header = ["scheme", "tokens", "re-read", "restore", "speed-up", "save"]
+    header += ["in memory", "on disk", f"written after {TURN_TOKENS} more"]
     cells = [
         [
             f"`{row.scheme}`",
             f"{row.tokens:,}",
-            f"{row.read:.2f} s",
-            f"{1000 * row.restore:.1f} ms",
-            f"{row.read / row.restore:,.0f}",
-            f"{1000 * row.save:.1f} ms",
-            *(f"{size / (1 << 20):.2f} MiB" for size in (row.memory, row.disk, row.turn_written)),
+            f"{row.read_s:.2f} s",
+            f"{1000 * row.restore_s:.1f} ms",
+            f"{row.read_s / row.restore_s:,.0f}",
+            f"{1000 * row.save_s:.1f} ms",
+            *(
+                f"{size / (1 << 20):.2f} MiB"
+                for size in (row.memory_bytes, row.disk_bytes, row.turn_written_bytes)
+            ),
         ]
         for row in rows
     ]
@@ -81,42 +81,42 @@ def table(rows: Sequence[RestoreRow]) -> str:
 def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Vault) -> RestoreRow:
     held = PromptCache(model, scheme)
     began = time.perf_counter()
-    for _ in held.prefill_in_chunks(ids[: length - REPLY]):
+    for _ in held.prefill_in_chunks(ids[: length - REPLY_TOKENS]):
         pass
-    # The reply's tokens would come back with the prompt's, in one go.
-    read = (time.perf_counter() - began) * length / (length - REPLY)
-    for token in ids[length - REPLY : length]:
+    # A re-read would prefill the reply's tokens with the prompt's, so scale to the whole length.
+    read = (time.perf_counter() - began) * length / (length - REPLY_TOKENS)
+    for token in ids[length - REPLY_TOKENS : length]:
         held.prefill([token])
     began = time.perf_counter()
     first = _save(held, vault)
     saved = time.perf_counter() - began
     memory = held.report().bytes
     times = []
-    for _ in range(RESTORES):
+    for _ in range(RESTORE_ROUNDS):
         other = PromptCache(model, scheme)
         began = time.perf_counter()
         found = vault.load("bench", fingerprint="bench", scheme=scheme)
         assert isinstance(found, Restored) and other.replace_with(found) is None
         times.append(time.perf_counter() - began)
-    for _ in held.prefill_in_chunks(ids[length:-REPLY]):
+    for _ in held.prefill_in_chunks(ids[length:-REPLY_TOKENS]):
         pass
-    for token in ids[-REPLY:]:
+    for token in ids[-REPLY_TOKENS:]:
         held.prefill([token])
     second = _save(held, vault)
     return RestoreRow(
         scheme=scheme,
         tokens=length,
-        read=read,
-        save=saved,
-        restore=median(times),
-        memory=memory,
-        disk=first.bytes,
-        turn_tokens=TURN,
-        turn_written=second.bytes_written,
+        read_s=read,
+        save_s=saved,
+        restore_s=median(times),
+        memory_bytes=memory,
+        disk_bytes=first.bytes,
+        turn_tokens=TURN_TOKENS,
+        turn_written_bytes=second.bytes_written,
     )
 
 
-def _save(held: PromptCache, vault: Vault) -> Written:
+def _save(held: PromptCache, vault: Vault) -> SaveResult:
     written = vault.save(
         "bench", held.cache, held.tokens, fingerprint="bench", scheme=held.scheme, pieces=held.pieces
     )

@@ -1,4 +1,4 @@
-"""What an evaluation finds, a row for each scheme. Pure Python, no MLX."""
+"""Evaluation results: one row per scheme, as JSON. No MLX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqchat.errors import TqchatError
 
 
 class BadResults(TqchatError):
-    """A file is not one that ``tqchat lab eval --json`` wrote."""
+    """The file was not written by ``tqchat lab eval --json``."""
 
     exit_code = 2
 
@@ -21,10 +21,10 @@ class BadResults(TqchatError):
 class Row:
     """One scheme against the FP16 cache, same weights, same tokens.
 
-    KLD (Kullback-Leibler divergence of the next token's distribution from the FP16 cache's) is in nats,
-    ``top1`` the share of tokens whose likeliest successor is the same. ``bytes`` are counted from the live
-    arrays at the end, ``fp16_bytes`` are the same layers and tokens at two bytes a value. ``recall`` is the
-    share of recall prompts answered right, ``None`` where none were asked."""
+    ``kld_*`` are KL divergences of the next token's distribution from the FP16 cache's, in nats; ``top1`` the
+    share of tokens with the same most likely next token. ``bytes`` are counted from the live arrays at the
+    end, ``fp16_bytes`` are the same layers and tokens at two bytes a value. ``recall`` is the share of recall
+    prompts answered correctly, ``None`` without recall prompts."""
 
     scheme: str
     kld_mean: float
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation: ``tokens`` are what every cache held at the end, the prefill included."""
+    """An evaluation. ``tokens`` is the length of every cache at the end, the prefill included."""
 
     model: str
     text: str
@@ -48,20 +48,20 @@ class Results:
     rows: tuple[Row, ...]
 
     def to_json(self) -> str:
-        """The form that ``--json`` writes."""
+        """The JSON that ``--json`` writes."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """What ``to_json`` wrote.
+        """Parse a file written by ``to_json``.
 
         Raises:
-            BadResults: if the file is missing or something else.
+            BadResults: if the file is missing or not an evaluation.
         """
         try:
-            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            rows = tuple(Row(**row) for row in told.pop("rows"))
-            return cls(**told, rows=rows)
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            rows = tuple(Row(**row) for row in data.pop("rows"))
+            return cls(**data, rows=rows)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise BadResults(f"The results {path} cannot be read ({reason}).") from error
@@ -70,28 +70,28 @@ class Results:
 
 
 class Tally:
-    """Adds up one scheme's tokens."""
+    """Accumulates one scheme's figures."""
 
     def __init__(self) -> None:
         self.klds: list[float] = []
-        self.agreed = 0
-        self.surprise = 0.0
+        self.top1_matches = 0
+        self.nll_sum = 0.0
 
-    def add(self, klds: list[float], agreed: int, surprise: float) -> None:
-        """Count some tokens.
+    def add(self, klds: list[float], top1_matches: int, nll_sum: float) -> None:
+        """Add a block of tokens.
 
         Args:
-            klds: The divergence at each.
-            agreed: At how many of them the likeliest next token was the reference's.
-            surprise: The sum of -log p of the tokens that really came next, in nats.
+            klds: Divergence at each token, in nats.
+            top1_matches: Tokens whose most likely next token is the reference's.
+            nll_sum: Sum of -log p of the actual next tokens, in nats.
         """
-        # Rounding can take a divergence of nothing a hair below zero.
+        # Rounding can make a divergence slightly negative.
         self.klds += [max(0.0, kld) for kld in klds]
-        self.agreed += agreed
-        self.surprise += surprise
+        self.top1_matches += top1_matches
+        self.nll_sum += nll_sum
 
     def row(self, scheme: str, size: int, fp16_size: int) -> Row:
-        """The figures for everything counted."""
+        """The figures over all tokens added."""
         ordered = sorted(self.klds)
         count = len(ordered)
         return Row(
@@ -99,8 +99,8 @@ class Tally:
             kld_mean=math.fsum(ordered) / count,
             kld_median=quantile(ordered, 0.5),
             kld_p99=quantile(ordered, 0.99),
-            top1=self.agreed / count,
-            ppl=math.exp(min(self.surprise / count, 700.0)),
+            top1=self.top1_matches / count,
+            ppl=math.exp(min(self.nll_sum / count, 700.0)),
             bytes=size,
             fp16_bytes=fp16_size,
             ratio=fp16_size / size if size else 1.0,
@@ -108,7 +108,7 @@ class Tally:
 
 
 def quantile(ordered: list[float], share: float) -> float:
-    """The value below which ``share`` of an ordered list lies, neighbours interpolated."""
+    """Quantile of an ordered list, linearly interpolated."""
     place = share * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)

@@ -1,4 +1,4 @@
-"""Tables as Markdown that also reads well in a terminal."""
+"""Markdown tables with aligned columns, for files and terminals."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tqchat.lab.results import Results
 HEAD_DIM = 128
 LENGTHS = (4096, 32768)
 TYPICAL_LAYERS = 32
-TYPICAL_HEADS = 8
+TYPICAL_KV_HEADS = 8
 
 
 def scheme_table() -> str:
-    """Every listed scheme: bits, tail, and how many times smaller a real cache is at 4k and 32k tokens."""
+    """Every listed scheme: bits, tail, and its compression ratio at 4k and 32k tokens."""
     lengths = [f"at {length // 1024}k" for length in LENGTHS]
     header = ["scheme", "bits per key", "bits per value", "raw tail", *lengths, "what it is"]
     rows = [
@@ -37,13 +37,13 @@ def real_ratio(
     tokens: int,
     *,
     layers: int = TYPICAL_LAYERS,
-    heads: int = TYPICAL_HEADS,
+    heads: int = TYPICAL_KV_HEADS,
     head_dim: int = HEAD_DIM,
 ) -> float:
-    """How many times smaller than FP16 a cache of ``tokens`` tokens is, sinks, tail, gains and fitted arrays
-    included.
+    """Compression ratio of a cache of ``tokens`` tokens against FP16, with sinks, tail, gains and fitted
+    arrays.
 
-    By the arithmetic of ``predict_bytes``, which tests hold against live caches.
+    Computed by ``predict_bytes``, which tests compare with live caches.
     """
     plain = 4 * tokens * heads * head_dim
     layer = LayerReport(
@@ -69,7 +69,7 @@ def real_ratio(
 
 
 def result_table(results: Results) -> str:
-    """An evaluation's rows; recall where it was asked for."""
+    """Table of an evaluation; recall only if measured."""
     asked = any(row.recall is not None for row in results.rows)
     header = ["scheme", "KLD mean", "median", "p99", "same top-1", "perplexity", "KiB", "ratio"]
     rows = [
@@ -90,7 +90,7 @@ def result_table(results: Results) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """A Markdown table whose columns line up; those in ``right`` at their right edge."""
+    """A Markdown table with padded columns; those in ``right`` are right-aligned."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     rule = [("-" * (w - 1) + ":") if i in right else "-" * w for i, w in enumerate(widths)]
 

@@ -1,6 +1,6 @@
-"""How the screen keeps up: opening a long conversation, and the event loop's lag while a reply streams.
+"""Screen latency: opening a long conversation, and the event loop's lag while a reply streams.
 
-The app is the real one, without a terminal; the engine is a thread that says real text at a given speed.
+Runs the real app without a terminal, with an engine that streams a fixed text at a given speed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from tqchat.paths import Paths
 if TYPE_CHECKING:
     from tqchat.ui.app import TqchatApp
 
-SIZE = (120, 40)
-PROBE_SECONDS = 0.005
-DEADLINE = 60.0
+TERMINAL_SIZE = (120, 40)
+PROBE_INTERVAL_S = 0.005
+TIMEOUT_S = 60.0
 _LAYERS, _HEADS, _DIM = 24, 8, 128
 _SCHEME = "turbo0v4"
 
 
 @dataclass(frozen=True)
 class ScreenRow:
-    """One conversation length. Lag is how much later than asked the event loop comes back to a sleeper.
+    """One conversation length. Lag is how late a sleep in the event loop ends.
 
-    ``busy`` is the processor time that the loop's thread spends meanwhile: what the screen itself costs,
-    whatever else the machine does.
+    ``busy`` is the loop thread's processor time meanwhile: the screen's own cost, without other load.
     """
 
     messages: int
@@ -53,12 +52,12 @@ class ScreenRow:
 def measure(
     lengths: Iterable[int] = (20, 200, 1000), tokens_per_second: float = 60.0, seconds: float = 10.0
 ) -> list[ScreenRow]:
-    """Open a conversation of each length and let a reply stream into it.
+    """Open a conversation of each length and stream a reply into it.
 
     Args:
         lengths: Messages in the conversation.
-        tokens_per_second: How fast the reply comes.
-        seconds: How long it takes.
+        tokens_per_second: Speed of the reply.
+        seconds: Duration of the reply.
     """
     text = (Path(__file__).parent / "text.txt").read_text(encoding="utf-8")
     return [asyncio.run(_measure(length, tokens_per_second, seconds, text)) for length in lengths]
@@ -72,19 +71,19 @@ async def _measure(length: int, speed: float, seconds: float, text: str) -> Scre
     with tempfile.TemporaryDirectory() as home:
         paths = Paths(*(Path(home) / name for name in ("config", "state", "data", "cache", "log")))
         paths.ensure()
-        conversation_id = _fill(paths, length, text)
-        app = TqchatApp(paths, Settings(), engine=lambda say: Talking(say, text, speed, seconds))
-        async with app.run_test(size=SIZE):
-            await _until(lambda: app.chat.model is not None)
+        conversation_id = _store_conversation(paths, length, text)
+        app = TqchatApp(paths, Settings(), engine=lambda say: StreamingEngine(say, text, speed, seconds))
+        async with app.run_test(size=TERMINAL_SIZE):
+            await _until(lambda: app.chat.models.current is not None)
             freeze_gc()  # as the app does in a terminal
             began = time.perf_counter()
-            app.chat.open(conversation_id)
+            app.chat.shown.open(conversation_id)
             await _drawn(app)
             opening = time.perf_counter() - began
-            await _until(lambda: app.chat.activity is None)
-            app.chat.send("And what happened then?")
-            await _until(lambda: bool(app.chat.reply and app.chat.reply.text))
-            lags, busy = await _lags(lambda: app.chat.reply is not None)
+            await _until(lambda: app.chat.work.activity is None)
+            app.chat.turns.send("And what happened then?")
+            await _until(lambda: bool(app.chat.work.reply and app.chat.work.reply.text))
+            lags, busy = await _sample_lag(lambda: app.chat.work.reply is not None)
             widgets = sum(1 for _ in app.screen.walk_children())
             await app.action_quit()
             await _until(lambda: app._exit)
@@ -94,8 +93,8 @@ async def _measure(length: int, speed: float, seconds: float, text: str) -> Scre
     return ScreenRow(length, speed, round(opening, 3), p50, p95, worst, busy_p95, busiest, widgets)
 
 
-def _fill(paths: Paths, length: int, text: str) -> str:
-    """A conversation of ``length`` messages: questions, and replies with lists, code and tables."""
+def _store_conversation(paths: Paths, length: int, text: str) -> str:
+    """Store a conversation of ``length`` messages whose replies have lists, code and tables; its id."""
     from tqchat.store.database import Database, Message
     from tqchat.store.rows import insert_message, new_id
 
@@ -105,7 +104,7 @@ def _fill(paths: Paths, length: int, text: str) -> str:
         with database.writing() as connection:
             for number, piece in enumerate(itertools.islice(_pieces(text), length)):
                 reply = number % 2 == 1
-                content = _dressed(piece, number) if reply else piece[:80]
+                content = _as_markdown(piece, number) if reply else piece[:80]
                 message = Message(
                     new_id(),
                     conversation.id,
@@ -126,13 +125,13 @@ def _fill(paths: Paths, length: int, text: str) -> str:
 
 
 def _pieces(text: str) -> Iterable[str]:
-    """Parts of the text of some 400 characters, again and again."""
+    """Parts of the text of 400 characters, repeated."""
     starts = range(0, max(1, len(text) - 400), 400)
     return (text[start : start + 400] for start in itertools.cycle(starts))
 
 
-def _dressed(piece: str, number: int) -> str:
-    """What models write around their words."""
+def _as_markdown(piece: str, number: int) -> str:
+    """A piece of text with Markdown as models write it."""
     lines = [line for line in piece.splitlines() if line.strip()]
     return (
         f"## Part {number}\n\n{piece}\n\n"
@@ -143,49 +142,49 @@ def _dressed(piece: str, number: int) -> str:
     )
 
 
-async def _lags(while_: Callable[[], bool]) -> tuple[list[float], list[float]]:
-    """Seconds by which the loop comes back too late, asked every few milliseconds; and its processor time."""
+async def _sample_lag(while_: Callable[[], bool]) -> tuple[list[float], list[float]]:
+    """Event-loop lag and the loop thread's processor time in seconds, sampled while ``while_`` holds."""
     lags, busy = [0.0, 0.0], [0.0, 0.0]
     while while_():
         asked, spent = time.perf_counter(), time.thread_time()
-        await asyncio.sleep(PROBE_SECONDS)
-        lags.append(max(0.0, time.perf_counter() - asked - PROBE_SECONDS))
+        await asyncio.sleep(PROBE_INTERVAL_S)
+        lags.append(max(0.0, time.perf_counter() - asked - PROBE_INTERVAL_S))
         busy.append(time.thread_time() - spent)
     return lags, busy
 
 
 async def _drawn(app: TqchatApp) -> None:
-    """Until the messages are laid out and drawn."""
+    """Wait until messages are laid out and painted."""
     from tqchat.ui.widgets.chat.message import FrozenMessage
 
     await _until(lambda: any(view.size.height for view in app.screen.query(FrozenMessage)))
     painted = asyncio.Event()
     app.screen.call_after_refresh(painted.set)
-    await asyncio.wait_for(painted.wait(), DEADLINE)
+    await asyncio.wait_for(painted.wait(), TIMEOUT_S)
 
 
 async def _until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE
+    deadline = time.monotonic() + TIMEOUT_S
     while not happened():
         if time.monotonic() > deadline:
-            raise TimeoutError("the screen did not get there")
+            raise TimeoutError("the screen did not reach the expected state")
         await asyncio.sleep(0.01)
 
 
-class Talking:
-    """An engine without a model: says a text word by word, and how its cache would grow."""
+class StreamingEngine:
+    """An engine without a model: streams a text word by word, with memory reports of a growing cache."""
 
     def __init__(self, say: Callable[[events.Event], None], text: str, speed: float, seconds: float) -> None:
         self._say, self._speed, self._seconds = say, speed, seconds
-        self._words = _dressed(text, 1).split(" ")
+        self._words = _as_markdown(text, 1).split(" ")
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Nothing to start yet."""
+        """Do nothing: threads start with a reply."""
 
     def submit(self, command: commands.Command) -> None:
-        """Answer at once; a reply comes from a thread of its own."""
+        """Answer at once; stream a reply from its own thread."""
         match command:
             case commands.LoadModel():
                 info = events.ModelInfo("starter", "starter", "0", "llama", _LAYERS, 0, None, "none", 10**9)
@@ -193,26 +192,26 @@ class Talking:
             case commands.OpenConversation():
                 self._say(events.Opened(command.conversation_id, 0, 0.0))
             case commands.Send():
-                thread = threading.Thread(target=self._talk, args=(command,), daemon=True)
+                thread = threading.Thread(target=self._stream, args=(command,), daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _talk(self, command: commands.Send) -> None:
-        said: list[str] = []
+    def _stream(self, command: commands.Send) -> None:
+        words: list[str] = []
         began = time.monotonic()
         for number, word in enumerate(itertools.cycle(self._words), 1):
             due = began + number / self._speed
             if number / self._speed > self._seconds or self._stop.wait(max(0.0, due - time.monotonic())):
                 break
-            said.append(f"{word} ")
-            self._say(events.TextDelta(command.conversation_id, said[-1]))
+            words.append(f"{word} ")
+            self._say(events.TextDelta(command.conversation_id, words[-1]))
             if number % max(1, int(self._speed / 4)) == 0:
                 self._say(events.MemoryUpdate(command.conversation_id, _report(number), self._speed))
-        count = len(said)
+        count = len(words)
         counts = events.TokenCounts(count, 0, 0, 0, count)
         self._say(
             events.Done(
-                command.conversation_id, "".join(said), "stop", counts, 0.0, self._speed, 0.0, _SCHEME,
+                command.conversation_id, "".join(words), "stop", counts, 0.0, self._speed, 0.0, _SCHEME,
                 "starter", _report(count),
             )
         )  # fmt: skip
@@ -222,7 +221,7 @@ class Talking:
         self._stop.set()
 
     def cancel_download(self) -> None:
-        """There is none."""
+        """Do nothing."""
 
     def shutdown(self, timeout: float) -> None:
         """End the threads."""
@@ -231,9 +230,9 @@ class Talking:
             thread.join(timeout)
 
 
-def _report(spoken: int) -> MemoryReport:
-    """A cache of a mid-sized model, 3,000 tokens and what was spoken long."""
-    tokens = 3000 + spoken
+def _report(generated: int) -> MemoryReport:
+    """The report of a mid-sized model's cache of 3,000 tokens plus ``generated``."""
+    tokens = 3000 + generated
     scheme = parse_scheme(_SCHEME)
     packed = scheme.packable(tokens - scheme.sinks)
     raw = 2 * _DIM

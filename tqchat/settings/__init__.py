@@ -1,17 +1,17 @@
-"""``config.toml``, which is the user's and only read, and ``state.toml``, which is the app's."""
+"""Settings: ``config.toml``, written by the user, and ``state.toml``, written by the app."""
 
-from tqchat.settings.config import Settings, SettingsError, configured, load
-from tqchat.settings.schema import BY_NAME, SETTINGS, Setting, allowed
+from tqchat.settings.config import Settings, SettingsError, load, load_config
+from tqchat.settings.schema import SETTINGS, SETTINGS_BY_NAME, Setting, violation
 from tqchat.settings.state import State
 
 __all__ = [
-    "BY_NAME",
     "SETTINGS",
+    "SETTINGS_BY_NAME",
     "Setting",
     "Settings",
     "SettingsError",
     "State",
-    "allowed",
-    "configured",
     "load",
+    "load_config",
+    "violation",
 ]

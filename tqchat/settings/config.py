@@ -1,4 +1,4 @@
-"""``config.toml``, which is the user's and only read, with what was changed in the app on top."""
+"""The effective settings: ``config.toml``, overridden by settings changed in the app (``state.toml``)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from tqchat.engine.commands import Limits, Sampling
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
-from tqchat.settings.schema import BY_NAME, allowed
+from tqchat.settings.schema import SETTINGS_BY_NAME, violation
 from tqchat.settings.state import State
 
 DEFAULT_SCHEME = "turbo0v4"
-"""FP16 keys and 4-bit values: errors in values average out, errors in keys do not."""
+"""FP16 keys and 4-bit values: attention averages errors in values, but not in keys."""
 
 
 class SettingsError(TqchatError):
-    """``config.toml`` cannot be used as it is."""
+    """``config.toml`` is unreadable or invalid."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user decided; the schema says in words what each is. ``None`` leaves the choice to others:
-    sampling to the model's own ``generation_config.json``, budgets to what the machine has.
+    """All settings; ``schema.py`` describes each. ``None`` means the default depends on something else:
+    sampling on the model's ``generation_config.json``, budgets on the machine.
     """
 
     theme: str = "tqchat-dark"
@@ -52,7 +52,7 @@ class Settings:
 
     @property
     def sampling(self) -> Sampling:
-        """How replies are drawn under these settings."""
+        """The sampling settings."""
         return Sampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -70,39 +70,41 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        """What a conversation's cache may take in memory."""
+        """Memory limits of one conversation's cache."""
         return Limits(self.memory_budget_bytes, self.step_down, self.pack_prompts)
 
-    def changed(self, values: Mapping[str, Any]) -> Settings:
-        """These settings with others in the place of some; the values are valid."""
+    def with_values(self, values: Mapping[str, Any]) -> Settings:
+        """A copy with some values replaced; they must be valid."""
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return replace(self, **given)
 
 
 def load(paths: Paths) -> Settings:
-    """The settings in force: ``config.toml`` with what was changed in the app; without either, the defaults.
+    """The effective settings: defaults, overridden by ``config.toml``, overridden by changes in the app.
 
     Raises:
-        SettingsError: if ``config.toml`` cannot be read or says what is not allowed.
+        SettingsError: if ``config.toml`` is unreadable or invalid.
     """
-    return configured(paths).changed(State.load(paths).settings)
+    return load_config(paths).with_values(State.load(paths).settings)
 
 
-def configured(paths: Paths) -> Settings:
-    """What ``config.toml`` alone says.
+def load_config(paths: Paths) -> Settings:
+    """The settings of ``config.toml`` alone.
 
     Raises:
-        SettingsError: if the file cannot be read or says what is not allowed; names file, key and what is.
+        SettingsError: if the file is unreadable or invalid; names the file, the key and the allowed values.
     """
     file = paths.config_file
     values = _read(file)
     for key, value in values.items():
-        if key not in BY_NAME:
+        if key not in SETTINGS_BY_NAME:
             raise SettingsError(f"{file}: there is no setting {key!r}; {_nearest(key)}.")
-        if (wanted := allowed(key, value)) is not None:
-            quoted = ", in quotes" if BY_NAME[key].kind in ("theme", "model", "text", "scheme") else ""
-            raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {wanted}{quoted}.")
-    return Settings().changed(values)
+        if (allowed := violation(key, value)) is not None:
+            quoted = (
+                ", in quotes" if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "scheme") else ""
+            )
+            raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {allowed}{quoted}.")
+    return Settings().with_values(values)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -119,8 +121,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, BY_NAME, n=1)
-    return f"the nearest is {close[0]!r}" if close else f"the settings are {', '.join(BY_NAME)}"
+    close = difflib.get_close_matches(key, SETTINGS_BY_NAME, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(SETTINGS_BY_NAME)}"
 
 
 def _shown(value: Any) -> str:

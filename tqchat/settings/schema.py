@@ -1,6 +1,6 @@
-"""Every setting, once: its words, what it may be, how it is written. ``config.toml`` is checked against this
-table, and the settings screen is made from it.
-"""
+"""The table of settings: help text, allowed values, parsing and formatting.
+
+``config.toml`` is validated against it, and the settings screen is generated from it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
-Kind = Literal["theme", "model", "scheme", "text", "whole", "number", "flag", "folders", "keys"]
+Kind = Literal["theme", "model", "scheme", "text", "integer", "number", "flag", "folders", "keys"]
 
 
 @dataclass(frozen=True)
 class Setting:
     """One setting.
 
-    ``help`` is a sentence for people; ``allowed`` completes "it must be ..."; ``unset`` says what holds where
-    nothing is set; ``holds`` when a change does.
+    Attributes:
+        help: One sentence for the user.
+        allowed: The allowed values; completes the sentence "it must be ...".
+        accepts: Whether a value is allowed.
+        default_text: The default in words.
+        applies: When a change takes effect; completes the sentence "applies ...".
     """
 
     name: str
@@ -29,28 +33,28 @@ class Setting:
     help: str
     allowed: str
     accepts: Callable[[Any], bool]
-    unset: str
-    holds: str = "at once"
+    default_text: str
+    applies: str = "at once"
 
     @property
     def title(self) -> str:
-        """The name in words: ``top p``, ``cache budget``."""
+        """The name with spaces: ``top p``, ``cache budget``."""
         return self.name.replace("_", " ")
 
-    def problem(self, value: object) -> str | None:
-        """What the setting may be, if this value is not."""
+    def violation(self, value: object) -> str | None:
+        """The allowed values if ``value`` is not one of them, else ``None``."""
         return None if self.accepts(value) else self.allowed
 
-    def read(self, text: str) -> object:
-        """A value as a person writes it.
+    def parse(self, text: str) -> object:
+        """Parse a value that the user typed.
 
         Raises:
-            ValueError: with what may be written, if this may not.
+            ValueError: with the allowed values, if it is not one.
         """
         text = text.strip()
         value: object = text
         try:
-            if self.kind == "whole":
+            if self.kind == "integer":
                 value = int(text)
             elif self.kind == "number":
                 value = float(text)
@@ -64,8 +68,8 @@ class Setting:
             raise ValueError(self.allowed)
         return scheme_setting(text) if self.kind == "scheme" else value
 
-    def written(self, value: object) -> str:
-        """A value as a person would write it; empty where nothing is set."""
+    def format(self, value: object) -> str:
+        """A value as text that ``parse`` accepts; empty if it is not set."""
         if value is None:
             return ""
         if isinstance(value, tuple | list):
@@ -101,52 +105,54 @@ def _scheme(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Range:
-    """Numbers from ``least`` to ``most``; without ``least`` itself where it is ``above``."""
+    """Numbers from ``least`` (exclusive if ``above``) to ``most``."""
 
     least: float
     most: float
     above: bool = False
-    whole: bool = False
+    integer: bool = False
 
     @property
     def words(self) -> str:
-        if self.whole:
+        if self.integer:
             return f"a whole number from {self.least} to {self.most}"
         if self.above:
             return f"a number above {self.least:g} and at most {self.most:g}"
         return f"a number from {self.least:g} to {self.most:g}"
 
     def __call__(self, value: Any) -> bool:
-        # bool is an int to Python, but not to the person who wrote `true`.
-        if type(value) is not int and (self.whole or type(value) is not float):
+        # bool is a subclass of int, but `true` is not a number in config.toml.
+        if type(value) is not int and (self.integer or type(value) is not float):
             return False
         return bool((self.least < value if self.above else self.least <= value) and value <= self.most)
 
 
-def _flag(name: str, group: Group, help: str, unset: str) -> Setting:
-    return Setting(name, group, "flag", help, "yes or no (true or false in the file)", _is_flag, unset)
+def _flag(name: str, group: Group, help: str, default: str) -> Setting:
+    return Setting(name, group, "flag", help, "yes or no (true or false in the file)", _is_flag, default)
 
 
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _ranged(name: str, group: Group, help: str, range: _Range, unset: str, holds: str = "at once") -> Setting:
-    kind: Kind = "whole" if range.whole else "number"
-    return Setting(name, group, kind, help, range.words, range, unset, holds)
+def _ranged(
+    name: str, group: Group, help: str, range: _Range, default: str, applies: str = "at once"
+) -> Setting:
+    kind: Kind = "integer" if range.integer else "number"
+    return Setting(name, group, kind, help, range.words, range, default, applies)
 
 
-_NEW = "in new conversations"
-_START = "from the next start"
-_MODELS_OWN = "the model's own"
-_MOST = 1_000_000
+_NEW = "to new conversations"
+_START = "from the next start on"
+_MODEL_DEFAULT = "the model's own"
+_MAX_COUNT = 1_000_000
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         "theme",
         "Look",
         "theme",
-        "The colours: one of tqchat's themes, one of your own, or one of Textual's.",
+        "The colour theme: one of tqchat's, one of your own, or one of Textual's.",
         "the name of a theme",
         _text,
         "tqchat-dark",
@@ -155,7 +161,7 @@ SETTINGS: tuple[Setting, ...] = (
         "keys",
         "Look",
         "keys",
-        'Your own keys by action, in the table [keys] of config.toml: scheme = "f12", new = "ctrl+e,alt+n".',
+        'Key bindings by action, in the table [keys] of config.toml: scheme = "f12", new = "ctrl+e,alt+n".',
         'a table of keys by action, such as scheme = "ctrl+k"',
         _texts,
         "the keys that F1 shows",
@@ -165,7 +171,7 @@ SETTINGS: tuple[Setting, ...] = (
         "model",
         "Model",
         "model",
-        "The model that is loaded at the start: a folder, a Hugging Face repo id, or the bundled starter.",
+        "The model to load at the start: a folder, a Hugging Face repo id, or the bundled starter.",
         "a folder or a Hugging Face repo id",
         _text,
         "starter",
@@ -175,7 +181,7 @@ SETTINGS: tuple[Setting, ...] = (
         "draft",
         "Model",
         "model",
-        "A small model of the same vocabulary that proposes tokens, so that replies come sooner.",
+        "A draft model: a small model with the same vocabulary that proposes tokens, for faster replies.",
         "a folder or a Hugging Face repo id",
         _text,
         "none",
@@ -185,7 +191,7 @@ SETTINGS: tuple[Setting, ...] = (
         "model_folders",
         "Model",
         "folders",
-        "Folders that the model picker looks into, besides the Hugging Face cache; a comma between two.",
+        "Folders in which the model list looks besides the Hugging Face cache, separated by commas.",
         "a list of folders",
         _folders,
         "none",
@@ -194,7 +200,7 @@ SETTINGS: tuple[Setting, ...] = (
         "system_prompt",
         "Model",
         "text",
-        "What the model is told before the first message.",
+        "Instructions for the model, before the first message.",
         "a text",
         lambda value: isinstance(value, str),
         "nothing",
@@ -204,7 +210,7 @@ SETTINGS: tuple[Setting, ...] = (
         "scheme",
         "Cache",
         "scheme",
-        "How a conversation's cache is stored; auto picks a scheme for the model and says why.",
+        "How a conversation's KV cache is stored; auto chooses a scheme for the model and says why.",
         f"auto, or a cache scheme such as {', '.join(scheme.name for scheme in SCHEMES)}",
         _scheme,
         "turbo0v4",
@@ -213,26 +219,26 @@ SETTINGS: tuple[Setting, ...] = (
     _ranged(
         "memory_budget",
         "Cache",
-        "GiB of memory that one conversation's cache may take: the gauge says what still fits into it.",
+        "Memory for one conversation's cache, in GiB; the gauge shows how much still fits.",
         _Range(0, 100_000, above=True),
-        "half of what the weights leave",
+        "half of the memory left by the weights",
     ),
     _flag(
         "step_down",
         "Cache",
-        "Whether a conversation at its memory budget goes on under a smaller scheme; else the reply stops.",
+        "Whether a conversation that reaches its memory budget switches to a smaller scheme; else it stops.",
         "no",
     ),
     _flag(
         "pack_prompts",
         "Cache",
-        "Whether prompts are compressed while they are read, and not only where they would not fit raw.",
+        "Whether prompts are always compressed during prefill, not only when they would not fit otherwise.",
         "no",
     ),
     _ranged(
         "cache_budget",
         "Cache",
-        "GiB on disk that all saved caches may take together; the least recently used make room.",
+        "Disk space for all saved caches, in GiB; the least recently used are deleted first.",
         _Range(0, 100_000, above=True),
         "20 GiB, or a quarter of free space",
         _START,
@@ -240,57 +246,57 @@ SETTINGS: tuple[Setting, ...] = (
     _ranged(
         "max_tokens",
         "Replies",
-        "The longest reply, in tokens; one that is cut off can go on.",
-        _Range(1, _MOST, whole=True),
+        "Maximum length of a reply in tokens; a reply that is cut off can be continued.",
+        _Range(1, _MAX_COUNT, integer=True),
         "1024",
     ),
     _ranged(
         "temperature",
         "Replies",
-        "How freely the next token is drawn: 0 always takes the likeliest.",
+        "Randomness of sampling: 0 always takes the most likely token.",
         _Range(0, 5),
-        _MODELS_OWN,
+        _MODEL_DEFAULT,
     ),
     _ranged(
         "top_p",
         "Replies",
-        "Only the likeliest tokens that together have this probability are drawn from.",
+        "Sample only from the most likely tokens that together have this probability.",
         _Range(0, 1, above=True),
-        _MODELS_OWN,
+        _MODEL_DEFAULT,
     ),
     _ranged(
         "top_k",
         "Replies",
-        "Only this many of the likeliest tokens are drawn from; 0 means all.",
-        _Range(0, _MOST, whole=True),
-        _MODELS_OWN,
+        "Sample only from this many of the most likely tokens; 0 means all.",
+        _Range(0, _MAX_COUNT, integer=True),
+        _MODEL_DEFAULT,
     ),
     _ranged(
         "min_p",
         "Replies",
-        "Tokens less likely than this share of the likeliest one are never drawn.",
+        "Never sample tokens less likely than this fraction of the most likely one.",
         _Range(0, 1),
-        _MODELS_OWN,
+        _MODEL_DEFAULT,
     ),
     _ranged(
         "repetition_penalty",
         "Replies",
-        "Above 1, words that were just used become less likely.",
+        "Above 1, recently used tokens become less likely.",
         _Range(0, 10, above=True),
-        _MODELS_OWN,
+        _MODEL_DEFAULT,
     ),
     _ranged(
         "seed",
         "Replies",
-        "The same number draws the same reply again.",
-        _Range(0, 2**63 - 1, whole=True),
-        "another each time",
+        "Random seed: the same number repeats the same reply.",
+        _Range(0, 2**63 - 1, integer=True),
+        "random",
     ),
 )
 
-BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
+SETTINGS_BY_NAME: Mapping[str, Setting] = {setting.name: setting for setting in SETTINGS}
 
 
-def allowed(name: str, value: object) -> str | None:
-    """What a setting may be, if this value is not: completes the sentence "it must be ..."."""
-    return BY_NAME[name].problem(value)
+def violation(name: str, value: object) -> str | None:
+    """The allowed values if ``value`` is not one of them; completes the sentence "it must be ..."."""
+    return SETTINGS_BY_NAME[name].violation(value)

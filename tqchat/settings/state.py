@@ -1,4 +1,4 @@
-"""``state.toml``: what the app remembers between runs, and the settings that were changed in it."""
+"""``state.toml``: state of the app between runs, and settings changed in the app."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import tomli_w
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import Paths, make_private_folder
-from tqchat.settings.schema import BY_NAME
+from tqchat.settings.schema import SETTINGS_BY_NAME
 
 
 @dataclass(frozen=True)
 class State:
-    """What the app remembers. Nothing here matters enough to stop for.
+    """The app's state. Errors in reading or writing it are ignored.
 
     Attributes:
         conversation: Id of the conversation that was open last.
-        sidebar: Whether the list of conversations is shown where there is room.
-        gauge: Whether the gauge panel is.
-        settings: Settings that were changed in the app, by name: they go before those in ``config.toml``.
+        sidebar: Whether the list of conversations is shown on wide screens.
+        gauge: Whether the gauge panel is shown.
+        settings: Settings changed in the app, by name; they override ``config.toml``.
     """
 
     conversation: str | None = None
@@ -33,17 +33,22 @@ class State:
 
     @classmethod
     def load(cls, paths: Paths) -> State:
-        """Read the state; what is missing or damaged is as on the first run."""
+        """Read the state; missing or damaged values get their defaults."""
         try:
             values = tomllib.loads(paths.state_file.read_text("utf-8"))
         except (OSError, ValueError):
             return cls()
         known: dict[str, Any] = {k: v for k, v in values.items() if type(v) is _KINDS.get(k)}
         own = known.pop("settings", {})
-        return cls(**known, settings={k: v for k, v in own.items() if k in BY_NAME and BY_NAME[k].accepts(v)})
+        return cls(
+            **known,
+            settings={
+                k: v for k, v in own.items() if k in SETTINGS_BY_NAME and SETTINGS_BY_NAME[k].accepts(v)
+            },
+        )
 
     def save(self, paths: Paths) -> bool:
-        """Write the state; ``False`` if that could not be done, which costs no more than the memory of it."""
+        """Write the state; returns whether that succeeded."""
         values = {key: value for key, value in asdict(self).items() if value is not None}
         try:
             make_private_folder(paths.state_dir)

@@ -1,16 +1,20 @@
-"""Conversations and messages in SQLite. What a method wrote is on disk when it returns."""
+"""The transcript database: conversations and their message trees in SQLite.
+
+Every write is on disk when its method returns."""
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Unpack
 
-from tqchat.kv.scheme import AUTO
-from tqchat.store import search
-from tqchat.store.conversations import KEEP_DELETED, Conversations, expect
+from tqchat.kv.scheme import AUTO, scheme_setting
+from tqchat.store import message_tree, search
+from tqchat.store.database_file import DatabaseFile
 from tqchat.store.errors import (
     ConversationInUse,
     DatabaseBusy,
@@ -21,24 +25,35 @@ from tqchat.store.errors import (
     UnknownConversation,
     UnknownMessage,
 )
+from tqchat.store.lease import Leases
+from tqchat.store.message_tree import require_change
 from tqchat.store.records import (
     Conversation,
-    Figures,
     Message,
     MessageChanges,
-    Place,
-    Removed,
+    RemovedMessage,
+    ReplyFigures,
     Role,
     SearchHit,
     Status,
     Totals,
+    VersionPosition,
 )
-from tqchat.store.rows import MESSAGE, column, insert_message, message_from, new_id, storable
-from tqchat.store.sampling import SamplingChoice
+from tqchat.store.rows import (
+    CONVERSATION_COLUMNS,
+    MESSAGE_COLUMNS,
+    conversation_from_row,
+    insert_conversation,
+    message_from_row,
+    new_id,
+    replace_surrogates,
+    to_sql,
+)
+from tqchat.store.sampling import SamplingChoice, to_column
 
 __all__ = [
     "AUTO",
-    "KEEP_DELETED",
+    "UNDELETE_WINDOW_S",
     "Conversation",
     "ConversationInUse",
     "Database",
@@ -46,8 +61,7 @@ __all__ = [
     "DatabaseTooNew",
     "DatabaseUnreadable",
     "Message",
-    "Place",
-    "Removed",
+    "RemovedMessage",
     "SamplingChoice",
     "SearchHit",
     "StoreError",
@@ -55,58 +69,179 @@ __all__ = [
     "Totals",
     "UnknownConversation",
     "UnknownMessage",
+    "VersionPosition",
 ]
 
-_OF_BRANCH = ", ".join(f"m.{field.name}" for field in fields(Message))
-_BRANCH = """
-    WITH RECURSIVE branch (id, depth) AS (
-        SELECT head_id, 0 FROM conversations WHERE id = ? AND deleted_at IS NULL
-        UNION ALL
-        SELECT m.parent_id, branch.depth + 1 FROM branch JOIN messages m ON m.id = branch.id
-    )
-"""
+UNDELETE_WINDOW_S = 24 * 3600.0
+"""How long a deleted conversation can be restored."""
 
 
-class Database(Conversations):
-    """The open database. Used from the thread that opened it; other processes may have the same file open.
+class Database(DatabaseFile):
+    """The open database. Use it on the thread that opened it; other processes may open the same file.
 
-    A conversation whose lease another process has can be read, and every method that would write it raises
-    ConversationInUse.
+    While another process holds a conversation's lease, its transcript can be read here, and every method that
+    would write it raises ConversationInUse.
 
     Raises:
-        DatabaseTooNew: if a later tqchat wrote the file.
-        DatabaseUnreadable: if it is damaged, another program's, or may not be opened. It is left as it was.
-        StoreFull: if there is no room to create it.
+        DatabaseTooNew: if a newer tqchat wrote the file.
+        DatabaseUnreadable: if the file is damaged, belongs to another program or cannot be opened. The file
+            is not changed.
+        StoreFull: if the disk has no space to create it.
     """
 
-    def messages(self, conversation_id: str) -> list[Message]:
-        """The branch that is shown, from its first message to the head."""
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.leases = Leases(path)
+        # A full disk or a lock must not stop the program from starting; the next start purges.
+        with contextlib.suppress(StoreFull, DatabaseBusy):
+            self.purge(time.time() - UNDELETE_WINDOW_S)
+
+    # Conversations
+
+    def conversations(self, limit: int | None = None) -> list[Conversation]:
+        """All conversations, or the first ``limit``, most recently updated first."""
         rows = self.rows(
             f"""
-            {_BRANCH}
-            SELECT {_OF_BRANCH} FROM branch JOIN messages m ON m.id = branch.id ORDER BY depth DESC
+            SELECT {CONVERSATION_COLUMNS} FROM conversations WHERE deleted_at IS NULL
+            ORDER BY updated_at DESC, number DESC LIMIT ?
             """,
-            conversation_id,
+            -1 if limit is None else limit,
         )
-        return [message_from(row) for row in rows]
+        return [conversation_from_row(row) for row in rows]
+
+    def conversation(self, conversation_id: str) -> Conversation:
+        """The conversation with this id, or with the only id that starts with it.
+
+        Raises:
+            UnknownConversation: if none or several match.
+        """
+        rows = self.rows(
+            f"""
+            SELECT {CONVERSATION_COLUMNS} FROM conversations
+            WHERE substr(id, 1, length(?1)) = ?1 AND deleted_at IS NULL ORDER BY id != ?1
+            """,
+            replace_surrogates(conversation_id),
+        )
+        if not rows or not conversation_id:
+            raise UnknownConversation(conversation_id)
+        if len(rows) > 1 and rows[0]["id"] != conversation_id:
+            raise UnknownConversation(conversation_id, matches=len(rows))
+        return conversation_from_row(rows[0])
+
+    def create(
+        self,
+        title: str,
+        model: str | None,
+        scheme: str,
+        *,
+        system_prompt: str | None = None,
+        sampling: SamplingChoice | None = None,
+    ) -> Conversation:
+        """Create an empty conversation. Its title counts as automatic until the user renames it.
+
+        Raises:
+            UnknownScheme: if there is no such scheme.
+        """
+        now = time.time()
+        conversation = Conversation(
+            new_id(),
+            replace_surrogates(title),
+            model,
+            scheme_setting(scheme),
+            now,
+            now,
+            None,
+            True,
+            None if system_prompt is None else replace_surrogates(system_prompt),
+            sampling or SamplingChoice(),
+        )
+        with self.writing() as connection:
+            insert_conversation(connection, conversation)
+        return conversation
+
+    def rename(self, conversation_id: str, title: str, automatic: bool = False) -> None:
+        """Set a conversation's title; ``automatic`` if the user did not choose it."""
+        self._set(conversation_id, "title = ?, title_is_automatic = ?", title, automatic)
+
+    def set_scheme(self, conversation_id: str, scheme: str) -> None:
+        """Set a conversation's cache scheme, or ``auto``."""
+        self._set(conversation_id, "scheme = ?", scheme_setting(scheme))
+
+    def set_model(self, conversation_id: str, model: str | None) -> None:
+        """Set a conversation's model."""
+        self._set(conversation_id, "model = ?", model)
+
+    def set_system_prompt(self, conversation_id: str, text: str | None) -> None:
+        """Set a conversation's system prompt, which all its branches share."""
+        self._set(conversation_id, "system_prompt = ?", text)
+
+    def set_sampling(self, conversation_id: str, choice: SamplingChoice) -> None:
+        """Set a conversation's sampling settings."""
+        self._set(conversation_id, "sampling = ?", to_column(choice))
+
+    def set_draft(self, conversation_id: str, text: str) -> None:
+        """Save a conversation's unsent text."""
+        self._set(conversation_id, "draft = ?", text)
+
+    def delete(self, conversation_id: str) -> None:
+        """Delete a conversation with all branches. ``undelete`` can restore it for 24 hours."""
+        self._set(conversation_id, "deleted_at = ?", time.time())
+
+    def undelete(self, conversation_id: str) -> Conversation:
+        """Restore a deleted conversation.
+
+        Raises:
+            UnknownConversation: if it is not deleted, or was purged.
+        """
+        with self._writing_to(conversation_id) as connection:
+            cursor = connection.execute(
+                "UPDATE conversations SET deleted_at = NULL WHERE id = ? AND deleted_at IS NOT NULL",
+                (conversation_id,),
+            )
+            require_change(cursor, conversation_id)
+        return self.conversation(conversation_id)
+
+    def deleted(self) -> list[Conversation]:
+        """The deleted conversations that can still be restored, last deleted first."""
+        rows = self.rows(
+            f"""
+            SELECT {CONVERSATION_COLUMNS} FROM conversations WHERE deleted_at IS NOT NULL
+            ORDER BY deleted_at DESC, number DESC
+            """
+        )
+        return [conversation_from_row(row) for row in rows]
+
+    def purge(self, before: float) -> int:
+        """Permanently remove conversations deleted at or before a time; returns how many."""
+        due = "SELECT id FROM conversations WHERE deleted_at <= ?"
+        # Usually there is nothing to purge, and no write lock is needed to find out.
+        if not self.rows(due, before):
+            return 0
+        with self.writing() as connection:
+            connection.execute(f"UPDATE conversations SET head_id = NULL WHERE id IN ({due})", (before,))
+            return connection.execute(f"DELETE FROM conversations WHERE id IN ({due})", (before,)).rowcount
+
+    # Messages
+
+    def messages(self, conversation_id: str) -> list[Message]:
+        """The shown branch, from its first message to the head."""
+        return message_tree.shown_branch(self, conversation_id)
 
     def tree(self, conversation_id: str) -> list[Message]:
-        """Every message of a conversation, on all branches, the oldest first: parents before children."""
-        rows = self.rows(
-            f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? ORDER BY number", conversation_id
-        )
-        return [message_from(row) for row in rows]
+        """All messages of a conversation on all branches, oldest first (parents before children)."""
+        query = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE conversation_id = ? ORDER BY number"
+        return [message_from_row(row) for row in self.rows(query, conversation_id)]
 
     def message(self, message_id: str) -> Message:
         """One message.
 
         Raises:
-            UnknownMessage: if it is gone.
+            UnknownMessage: if there is no such message.
         """
-        rows = self.rows(f"SELECT {MESSAGE} FROM messages WHERE id = ?", message_id)
+        rows = self.rows(f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ?", message_id)
         if not rows:
             raise UnknownMessage(message_id)
-        return message_from(rows[0])
+        return message_from_row(rows[0])
 
     def add_message(
         self,
@@ -114,12 +249,12 @@ class Database(Conversations):
         role: Role,
         content: str,
         status: Status = "complete",
-        **figures: Unpack[Figures],
+        **figures: Unpack[ReplyFigures],
     ) -> Message:
-        """Append a message to the branch that is shown; it becomes the head.
+        """Append a message to the shown branch; it becomes the head.
 
         Raises:
-            UnknownConversation: if the conversation is gone.
+            UnknownConversation: if there is no such conversation.
         """
         with self._writing_to(conversation_id) as connection:
             row = connection.execute(
@@ -127,35 +262,31 @@ class Database(Conversations):
             ).fetchone()
             if row is None:
                 raise UnknownConversation(conversation_id)
-            return _append(connection, conversation_id, row["head_id"], role, content, status, figures)
+            return message_tree.append(
+                connection, conversation_id, row["head_id"], role, content, status, figures
+            )
 
     def add_sibling(
-        self, message_id: str, content: str, status: Status = "complete", **figures: Unpack[Figures]
+        self, message_id: str, content: str, status: Status = "complete", **figures: Unpack[ReplyFigures]
     ) -> Message:
-        """Say a message differently: another one of the same role and parent, which becomes the head.
+        """Add another version of a message (same role and parent); it becomes the head.
 
-        So a question is edited, and (with "" and "unfinished") a reply begun again. The first one stays.
+        Used to edit a question and, with "" and "unfinished", to regenerate a reply.
 
         Raises:
-            UnknownMessage: if the message is gone.
+            UnknownMessage: if there is no such message.
         """
         message = self.message(message_id)
-        with self._writing_to(message.conversation_id) as connection:
-            return _append(
-                connection,
-                message.conversation_id,
-                message.parent_id,
-                message.role,
-                content,
-                status,
-                figures,
+        chat = message.conversation_id
+        with self._writing_to(chat) as connection:
+            return message_tree.append(
+                connection, chat, message.parent_id, message.role, content, status, figures
             )
 
     def continue_reply(self, message_id: str) -> Message:
-        """Make a reply ready to grow again: unfinished, and the head.
+        """Make a reply unfinished and the head again, so that more text can be appended.
 
-        It is the very same message while nothing was said after it, for then its words stay and more follow.
-        Otherwise it is a new sibling that begins with them.
+        A reply that has later messages below it stays as it is: a new sibling with its text is returned.
 
         Raises:
             UnknownMessage: if there is no such reply.
@@ -167,217 +298,126 @@ class Database(Conversations):
             return self.add_sibling(message_id, reply.content, "unfinished", model=reply.model)
         with self._writing_to(reply.conversation_id) as connection:
             connection.execute("UPDATE messages SET status = 'unfinished' WHERE id = ?", (message_id,))
-            _set_head(connection, reply.conversation_id, message_id, time.time())
+            message_tree.set_head(connection, reply.conversation_id, message_id, time.time())
             return self.message(message_id)
 
     def update_message(self, message_id: str, **changes: Unpack[MessageChanges]) -> Message:
-        """Change a message's content, status or figures; what is not named stays.
+        """Change the given fields of a message.
 
         Raises:
-            UnknownMessage: if it is gone.
+            UnknownMessage: if there is no such message.
         """
         known = MessageChanges.__annotations__.keys()
         if (unknown := changes.keys() - known) or not changes:
             raise TypeError(f"a message has no {', '.join(unknown)}" if unknown else "nothing to change")
-        assignments = ", ".join(f"{name} = ?" for name in changes)
-        conversation_id = self.message(message_id).conversation_id
-        with self._writing_to(conversation_id) as connection:
-            values = map(column, changes.values())
-            connection.execute(f"UPDATE messages SET {assignments} WHERE id = ?", (*values, message_id))
-            connection.execute(
-                "UPDATE conversations SET updated_at = ? WHERE id = ?", (time.time(), conversation_id)
-            )
+        message = self.message(message_id)
+        with self._writing_to(message.conversation_id) as connection:
+            message_tree.update(connection, message, changes)
             return self.message(message_id)
 
-    def delete_message(self, message_id: str) -> Removed:
-        """Delete one message for good; what followed it, on every branch, follows what was before it.
+    def delete_message(self, message_id: str) -> RemovedMessage:
+        """Remove one message from the file; its children on all branches attach to its parent.
 
-        Returns what ``restore_message`` takes: nothing of it is left in the file.
+        Returns:
+            What ``restore_message`` needs to undo it.
 
         Raises:
-            UnknownMessage: if it is gone already.
+            UnknownMessage: if there is no such message.
         """
         message = self.message(message_id)
         with self._writing_to(message.conversation_id) as connection:
-            (number,) = connection.execute(
-                "SELECT number FROM messages WHERE id = ?", (message_id,)
-            ).fetchone()
-            rows = connection.execute("SELECT id FROM messages WHERE parent_id = ?", (message_id,)).fetchall()
-            connection.execute(
-                "UPDATE messages SET parent_id = ? WHERE parent_id = ?", (message.parent_id, message_id)
-            )
-            heads = connection.execute(
-                "UPDATE conversations SET head_id = ? WHERE id = ? AND head_id = ?",
-                (message.parent_id, message.conversation_id, message_id),
-            )
-            connection.execute("DELETE FROM messages WHERE id = ?", (message_id,))
-            return Removed(message, number, tuple(row["id"] for row in rows), heads.rowcount > 0)
+            return message_tree.delete(connection, message)
 
-    def restore_message(self, removed: Removed) -> Message:
-        """Bring a deleted message back to where it was, before what follows it and is still there.
+    def restore_message(self, removed: RemovedMessage) -> Message:
+        """Undo ``delete_message``.
 
         Raises:
-            UnknownConversation, UnknownMessage: if its conversation, or what it followed, is gone.
+            UnknownConversation, UnknownMessage: if its conversation or its parent no longer exists.
         """
         message = removed.message
         with self._writing_to(message.conversation_id) as connection:
             if message.parent_id is not None:
                 self.message(message.parent_id)
-            # A parent's number is below its children's; its own may have been given to another one since.
-            taken = connection.execute(
-                "SELECT 1 FROM messages WHERE number = ?1 OR (id = ?2 AND number > ?1)",
-                (removed.number, message.parent_id),
-            ).fetchone()
-            number = None if taken else removed.number
-            insert_message(connection, message, number)
-            if number is not None:
-                marks = ", ".join("?" for _ in removed.children)
-                connection.execute(
-                    f"UPDATE messages SET parent_id = ? WHERE number > ? AND id IN ({marks})",
-                    (message.id, number, *removed.children),
-                )
-            if removed.heads:
-                _set_head(connection, message.conversation_id, message.id)
+            message_tree.restore(connection, removed)
         return message
 
-    def begin_branch(self, conversation_id: str, said: Sequence[tuple[Role, str]]) -> Message:
-        """Begin the conversation anew with these messages, as a branch of its own; its end is the head.
+    def begin_branch(self, conversation_id: str, texts: Sequence[tuple[Role, str]]) -> Message:
+        """Start a branch at the root with these messages; the last one becomes the head.
 
         Raises:
-            UnknownConversation: if the conversation is gone.
+            UnknownConversation: if there is no such conversation.
         """
         with self._writing_to(conversation_id) as connection:
             parent: str | None = None
-            for role, content in said:
-                message = _append(connection, conversation_id, parent, role, content, "complete", {})
+            for role, content in texts:
+                message = message_tree.append(
+                    connection, conversation_id, parent, role, content, "complete", {}
+                )
                 parent = message.id
             return message
 
     def totals(self, conversation_id: str) -> Totals:
-        """A conversation's figures, over all its branches."""
-        (row,) = self.rows(
-            """
-            SELECT count(*), coalesce(sum(tokens), 0),
-                sum(tokens) FILTER (WHERE tokens > 0 AND tokens_per_second > 0)
-                / sum(tokens / tokens_per_second) FILTER (WHERE tokens > 0 AND tokens_per_second > 0)
-            FROM messages WHERE conversation_id = ?
-            """,
-            conversation_id,
-        )
-        return Totals(*row)
+        """A conversation's figures over all branches."""
+        return message_tree.totals(self, conversation_id)
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
-        """Titles and messages, on every branch, that hold every word of a text; titles come first.
+        """Titles, then messages on all branches, that contain every word of ``text``.
 
-        Words are found anywhere, in any case, also as parts of others; "double quotes" keep words together.
-        There is no text that cannot be searched for.
+        Words match in any case and inside other words; "double quotes" search for a phrase. Any text is a
+        valid query.
         """
         return search.search(self, text, limit)
 
     # Branches
 
     def rewind_to(self, conversation_id: str, message_id: str | None) -> None:
-        """Show the branch that ends in this message, or none at all; the next message grows from there.
-
-        Nothing is deleted.
+        """Make a message the head (``None``: show no message). Deletes nothing.
 
         Raises:
-            UnknownConversation, UnknownMessage: if one is gone, or the message is another conversation's.
+            UnknownConversation, UnknownMessage: if there is no such conversation, or it has no such message.
         """
         with self._writing_to(conversation_id) as connection:
             if message_id is not None and self.message(message_id).conversation_id != conversation_id:
                 raise UnknownMessage(message_id)
-            _set_head(connection, conversation_id, message_id)
+            message_tree.set_head(connection, conversation_id, message_id)
 
     def select(self, message_id: str) -> Message:
-        """Show the branch through this message that was last written to; its end, the new head."""
+        """Show the newest branch through a message; returns the new head."""
         leaf = self.newest_leaf(message_id)
         self.rewind_to(leaf.conversation_id, leaf.id)
         return leaf
 
     def siblings(self, message_id: str) -> list[Message]:
-        """The message and those with the same parent (the other replies to one question), oldest first."""
-        message = self.message(message_id)
-        rows = self.rows(
-            f"SELECT {MESSAGE} FROM messages WHERE conversation_id = ? AND parent_id IS ? ORDER BY number",
-            message.conversation_id,
-            message.parent_id,
-        )
-        return [message_from(row) for row in rows]
+        """All versions of a message (same parent), oldest first."""
+        return message_tree.siblings(self, self.message(message_id))
 
-    def places(self, conversation_id: str) -> dict[str, Place]:
-        """Where each message of the branch that is shown stands among its siblings, by its id."""
-        rows = self.rows(
-            f"""
-            {_BRANCH}
-            SELECT m.id, s.id AS sibling FROM branch JOIN messages m ON m.id = branch.id
-            JOIN messages s ON s.conversation_id = m.conversation_id AND s.parent_id IS m.parent_id
-            ORDER BY depth DESC, s.number
-            """,
-            conversation_id,
-        )
-        families: dict[str, list[str]] = {}
-        for row in rows:
-            families.setdefault(row["id"], []).append(row["sibling"])
-        return {message_id: _place(message_id, family) for message_id, family in families.items()}
+    def version_positions(self, conversation_id: str) -> dict[str, VersionPosition]:
+        """The position among its siblings of each message of the shown branch, by message id."""
+        return message_tree.version_positions(self, conversation_id)
 
     def newest_leaf(self, message_id: str) -> Message:
-        """The end of the branch through this message that was begun last: where to rewind to for it.
+        """The last message of the newest branch through a message.
 
         Raises:
-            UnknownMessage: if the message is gone.
+            UnknownMessage: if there is no such message.
         """
-        rows = self.rows(
-            """
-            WITH RECURSIVE below (id) AS (
-                SELECT ?
-                UNION ALL
-                SELECT messages.id FROM below JOIN messages ON messages.parent_id = below.id
+        return self.message(message_tree.newest_leaf_id(self, message_id))
+
+    def _set(self, conversation_id: str, assignments: str, *values: object) -> None:
+        with self._writing_to(conversation_id) as connection:
+            cursor = connection.execute(
+                f"UPDATE conversations SET {assignments} WHERE id = ? AND deleted_at IS NULL",
+                (*map(to_sql, values), conversation_id),
             )
-            SELECT m.id FROM below JOIN messages m ON m.id = below.id ORDER BY m.number DESC LIMIT 1
-            """,
-            message_id,
-        )
-        if not rows:
-            raise UnknownMessage(message_id)
-        return self.message(rows[0]["id"])
+            require_change(cursor, conversation_id)
 
+    @contextmanager
+    def _writing_to(self, conversation_id: str) -> Iterator[sqlite3.Connection]:
+        """One transaction that writes one conversation.
 
-def _append(
-    connection: sqlite3.Connection,
-    conversation_id: str,
-    parent_id: str | None,
-    role: Role,
-    content: str,
-    status: Status,
-    figures: Figures,
-) -> Message:
-    message = Message(
-        new_id(), conversation_id, parent_id, role, storable(content), status, time.time(), **figures
-    )
-    insert_message(connection, message)
-    _set_head(connection, conversation_id, message.id, message.created_at)
-    return message
-
-
-def _set_head(
-    connection: sqlite3.Connection,
-    conversation_id: str,
-    message_id: str | None,
-    updated_at: float | None = None,
-) -> None:
-    changed = connection.execute(
+        Raises:
+            ConversationInUse: if another process holds its lease.
         """
-        UPDATE conversations SET head_id = ?, updated_at = coalesce(?, updated_at)
-        WHERE id = ? AND deleted_at IS NULL
-        """,
-        (message_id, updated_at, conversation_id),
-    )
-    expect(changed, conversation_id)
-
-
-def _place(message_id: str, family: list[str]) -> Place:
-    at = family.index(message_id)
-    before = family[at - 1] if at else None
-    after = family[at + 1] if at + 1 < len(family) else None
-    return Place(at + 1, len(family), before, after)
+        self.leases.check(conversation_id)
+        with self.writing() as connection:
+            yield connection

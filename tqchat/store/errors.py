@@ -1,4 +1,4 @@
-"""What can go wrong with stored conversations, in words a person can act on."""
+"""Errors of the transcript store, with messages for the user."""
 
 from __future__ import annotations
 
@@ -13,84 +13,84 @@ from pathlib import Path
 
 from tqchat.errors import TqchatError
 
-_A_LITTLE = 1 << 20
+_MIN_FREE_BYTES = 1 << 20
 
 
 class StoreError(TqchatError):
-    """The conversation database cannot do what was asked."""
+    """An operation on stored conversations failed."""
 
 
 class DatabaseTooNew(StoreError):
-    """The database was written by a later tqchat."""
+    """A newer tqchat wrote the database."""
 
     def __init__(self, path: Path, version: int, known: int) -> None:
         super().__init__(
-            f"{path} was written by a newer tqchat (format {version}, this one knows up to {known}); "
-            "update tqchat, or set TQCHAT_HOME to another folder. Nothing was changed."
+            f"{path} was written by a newer tqchat (format {version}; this version supports up to {known}). "
+            "Nothing was changed: update tqchat, or set TQCHAT_HOME to another folder."
         )
 
 
 class DatabaseUnreadable(StoreError):
-    """The file is not tqchat's database, is damaged, or may not be opened."""
+    """The file is damaged, belongs to another program, or cannot be opened."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
             f"The conversations in {path} cannot be read ({reason}); "
-            "move that file away to start afresh, or put a good copy in its place."
+            "restore a backup of this file, or move it away to start with an empty database."
         )
 
 
 class DatabaseBusy(StoreError):
-    """Another process kept the database locked for too long."""
+    """Another process held the database's lock until the timeout."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"Another program keeps {path} locked; close it and try again.")
+        super().__init__(f"{path} is locked by another program; close that program and try again.")
 
 
 class StoreFull(StoreError):
-    """The disk has no room. What was stored before is whole."""
+    """The disk is full. Earlier data is intact."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"There is no room left on the disk of {path.parent}; free some and try again. "
-            "What was stored before is whole."
+            f"The disk of {path.parent} is full; free some space and try again. "
+            "Everything saved earlier is intact."
         )
 
 
 class UnknownConversation(StoreError):
-    """No conversation, or more than one, has that id."""
+    """No conversation, or more than one, matches the id."""
 
     exit_code = 2
 
     def __init__(self, conversation_id: str, matches: int = 0) -> None:
         super().__init__(
-            f"{matches} conversations have an id that begins with {conversation_id!r}; write more of it."
+            f"{matches} conversations have an id that starts with {conversation_id!r}; give more characters."
             if matches
-            else f"There is no conversation {conversation_id!r}; `tqchat ls` shows those there are."
+            else f"There is no conversation {conversation_id!r}; `tqchat ls` lists all conversations."
         )
 
 
 class ConversationInUse(StoreError):
-    """Another process has the conversation open. ``pid`` is its id, 0 if that cannot be told."""
+    """Another process holds the conversation's lease. ``pid`` is 0 if its process id is unknown."""
 
     def __init__(self, conversation_id: str, pid: int) -> None:
         self.conversation_id, self.pid = conversation_id, pid
         who = f" (process {pid})" if pid else ""
         super().__init__(
-            f"This conversation is open in another tqchat{who}; write there, or close it there first."
+            f"This conversation is open in another tqchat{who}; continue there, or close it there first."
         )
 
 
 class UnknownMessage(StoreError):
-    """The conversation has no such message."""
+    """There is no such message."""
 
     def __init__(self, message_id: str) -> None:
         super().__init__(f"There is no message {message_id!r} in this conversation.")
 
 
-def translate(error: sqlite3.Error, path: Path) -> StoreError:
-    """The error that a person should see for SQLite's own."""
-    # Extended codes keep the kind of failure in the low byte.
+def from_sqlite_error(error: sqlite3.Error, path: Path) -> StoreError:
+    """Translate an SQLite error into a StoreError."""
+    # The low byte of an extended code is the primary code.
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _disk_is_full(path)):
         return StoreFull(path)
@@ -100,14 +100,14 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
 
 
 def _disk_is_full(path: Path) -> bool:
-    """Whether nothing more can be written: SQLite reports a log file that cannot grow, a quota and a limit on
-    the size of files all as an I/O error, without saying why."""
+    """Whether writing fails for lack of space: SQLite reports a WAL file that cannot grow, a quota and a file
+    size limit all as a plain I/O error."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     try:
         sizes = [file.stat().st_size for file in path.parent.glob(f"{glob.escape(path.name)}*")]
-        if limit != resource.RLIM_INFINITY and max(sizes, default=0) + _A_LITTLE > limit:
+        if limit != resource.RLIM_INFINITY and max(sizes, default=0) + _MIN_FREE_BYTES > limit:
             return True
-        if shutil.disk_usage(path.parent).free < _A_LITTLE:
+        if shutil.disk_usage(path.parent).free < _MIN_FREE_BYTES:
             return True
         with tempfile.TemporaryFile(dir=path.parent) as probe:
             probe.write(bytes(1 << 14))

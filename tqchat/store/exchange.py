@@ -1,6 +1,6 @@
-"""Conversations as files: Markdown for people, JSON for machines.
+"""Export of conversations as Markdown or JSON, and import of JSON.
 
-The JSON holds everything, with every branch and setting: what is imported is what was exported."""
+JSON contains all branches and settings, so an import restores exactly what was exported."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from datetime import datetime
 from typing import Any, Literal
 
 from tqchat.store.database import Database
-from tqchat.store.parsing import FORMAT, VERSION, Parsed, parse
+from tqchat.store.import_parser import FORMAT, VERSION, ParsedConversation, parse
 from tqchat.store.records import Conversation, Message
-from tqchat.store.rows import CONVERSATION, conversation_from, insert_conversation, insert_message, new_id
+from tqchat.store.rows import (
+    CONVERSATION_COLUMNS,
+    conversation_from_row,
+    insert_conversation,
+    insert_message,
+    new_id,
+)
 from tqchat.text import one_line
 
 Outcome = Literal["added", "copied", "restored", "skipped"]
@@ -23,10 +29,11 @@ UNTITLED = "(untitled)"
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of one conversation of a file.
+    """The result of importing one conversation.
 
-    It was ``added``; or ``copied`` under another id, because a different one has its own; or ``restored``,
-    because it was here and deleted; or ``skipped``, because it is here already, the same in everything.
+    Attributes:
+        outcome: ``added``; ``copied`` under a new id because a different conversation has its id;
+            ``restored`` because it was deleted here; ``skipped`` because an identical one exists.
     """
 
     conversation: Conversation
@@ -34,31 +41,31 @@ class Imported:
 
 
 def to_json(database: Database, conversations: Sequence[Conversation]) -> Iterator[str]:
-    """A JSON file of conversations, piece by piece, so that not all must be in memory.
+    """Export conversations as JSON, yielded in parts to limit memory use.
 
     Raises:
-        UnknownConversation: if one is gone.
+        UnknownConversation: if one was deleted meanwhile.
     """
     yield f'{{"format": "{FORMAT}", "version": {VERSION}, "conversations": ['
     for index, conversation in enumerate(conversations):
         with database.reading():
-            whole = database.conversation(conversation.id), database.tree(conversation.id)
-        body = json.dumps(_plain(*whole), ensure_ascii=True, allow_nan=False, indent=1)
+            exported = database.conversation(conversation.id), database.tree(conversation.id)
+        body = json.dumps(_to_dict(*exported), ensure_ascii=True, allow_nan=False, indent=1)
         yield (",\n" if index else "\n") + body
     yield "\n]}\n"
 
 
 def to_markdown(database: Database, conversation: Conversation) -> str:
-    """The branch that is shown of one conversation, to be read; the content is left as it is.
+    """Export a conversation's shown branch as Markdown. Message contents are not escaped.
 
     Raises:
-        UnknownConversation: if it is gone.
+        UnknownConversation: if it was deleted meanwhile.
     """
     with database.reading():
         conversation = database.conversation(conversation.id)
         shown = database.messages(conversation.id)
         hidden = len(database.tree(conversation.id)) - len(shown)
-    facts = [_when(conversation.created_at), *([conversation.model] if conversation.model else [])]
+    facts = [_format_time(conversation.created_at), *([conversation.model] if conversation.model else [])]
     parts = [f"# {one_line(conversation.title) or UNTITLED}", f"*{one_line(', '.join(facts))}*"]
     if conversation.system_prompt:
         parts += ["## System", conversation.system_prompt.strip("\n")]
@@ -68,26 +75,26 @@ def to_markdown(database: Database, conversation: Conversation) -> str:
         parts += [f"## {name}{note}", message.content.strip("\n")]
     if hidden:
         others = f"{hidden} more message{'' if hidden == 1 else 's'}"
-        parts.append(f"*{others} on other branches; an export as JSON has them.*")
+        parts.append(f"*{others} on other branches; export as JSON to keep them.*")
     return "\n\n".join(parts) + "\n"
 
 
 def from_json(database: Database, content: bytes) -> list[Imported]:
-    """Import every conversation of a JSON file, or none of them.
+    """Import all conversations of a JSON file in one transaction.
 
     Raises:
-        BadImport: if the file is not such a file, or anything in it is not as it must be.
+        BadImport: if the file is not a valid export.
     """
-    wanted = parse(content)
+    conversations = parse(content)
     with database.writing() as connection:
-        return [_import(database, connection, parsed) for parsed in wanted]
+        return [_import(database, connection, parsed) for parsed in conversations]
 
 
-def _import(database: Database, connection: sqlite3.Connection, parsed: Parsed) -> Imported:
+def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedConversation) -> Imported:
     conversation = parsed.conversation
-    known = database.rows(f"SELECT {CONVERSATION} FROM conversations WHERE id = ?", conversation.id)
+    known = database.rows(f"SELECT {CONVERSATION_COLUMNS} FROM conversations WHERE id = ?", conversation.id)
     if known:
-        here = conversation_from(known[0])
+        here = conversation_from_row(known[0])
         if replace(here, deleted_at=None) == conversation and database.tree(here.id) == parsed.messages:
             connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (here.id,))
             return Imported(conversation, "skipped" if here.deleted_at is None else "restored")
@@ -95,8 +102,8 @@ def _import(database: Database, connection: sqlite3.Connection, parsed: Parsed) 
         database.rows("SELECT 1 FROM messages WHERE id = ?", message.id) for message in parsed.messages
     )
     if taken:
-        parsed = _renamed(parsed)
-    # The head is set last: it may only name a message that is there.
+        parsed = _with_new_ids(parsed)
+    # The head is set last: it must refer to an existing message.
     insert_conversation(connection, replace(parsed.conversation, head_id=None))
     for message in parsed.messages:
         insert_message(connection, message)
@@ -107,8 +114,8 @@ def _import(database: Database, connection: sqlite3.Connection, parsed: Parsed) 
     return Imported(parsed.conversation, "copied" if taken else "added")
 
 
-def _renamed(parsed: Parsed) -> Parsed:
-    """The same conversation under ids of its own."""
+def _with_new_ids(parsed: ParsedConversation) -> ParsedConversation:
+    """A copy with new ids."""
     ids: dict[str | None, str | None] = {None: None}
     ids |= {message.id: new_id() for message in parsed.messages}
     conversation = replace(parsed.conversation, id=new_id(), head_id=ids[parsed.conversation.head_id])
@@ -121,19 +128,19 @@ def _renamed(parsed: Parsed) -> Parsed:
         )
         for message in parsed.messages
     ]
-    return Parsed(conversation, messages)
+    return ParsedConversation(conversation, messages)
 
 
-def _plain(conversation: Conversation, messages: Sequence[Message]) -> dict[str, Any]:
-    whole = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
-    del whole["deleted_at"]
-    whole["sampling"] = conversation.sampling.given
-    whole["messages"] = [
+def _to_dict(conversation: Conversation, messages: Sequence[Message]) -> dict[str, Any]:
+    exported = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
+    del exported["deleted_at"]
+    exported["sampling"] = conversation.sampling.given
+    exported["messages"] = [
         {f.name: getattr(message, f.name) for f in fields(Message) if f.name != "conversation_id"}
         for message in messages
     ]
-    return whole
+    return exported
 
 
-def _when(time: float) -> str:
+def _format_time(time: float) -> str:
     return datetime.fromtimestamp(time).strftime("%Y-%m-%d %H:%M")

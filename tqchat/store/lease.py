@@ -1,7 +1,7 @@
-"""Who may write a conversation: one process at a time, and never one that is dead.
+"""Leases: a process's exclusive right to write a conversation.
 
-A lease is a lock that the operating system holds for the process (flock) and drops when it ends, ``kill -9``
-included. The file that it is on tells others which process that is."""
+A lease is an advisory file lock (flock). The operating system releases it when the process ends, even after
+``kill -9``. The lock file contains the process id."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tqchat.paths import make_private_folder
 from tqchat.store.errors import ConversationInUse, StoreError, StoreFull
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
-_PATIENCE = 0.2
-"""Seconds. Asking who holds a lease locks its file for an instant, which must not look like a holder."""
+_ACQUIRE_TIMEOUT_S = 0.2
+"""``holder_pid`` locks the file for a moment; ``acquire`` must not take that for a holder."""
 
-_mine: set[Path] = set()
-"""The files that this process has leases on: flock treats two of its own openings as strangers."""
+_held_files: set[Path] = set()
+"""Lock files held by this process: flock does not know that two descriptors belong to one process."""
 
 
 class LeaseUnavailable(StoreError):
-    """The file system cannot lock files, or the folder of leases cannot be used."""
+    """The file system does not support locks, or the leases folder is unusable."""
 
     def __init__(self, folder: Path, error: OSError) -> None:
         reason = (error.strerror or str(error)).lower()
@@ -37,21 +37,21 @@ class LeaseUnavailable(StoreError):
 
 
 class Lease:
-    """A conversation that only this process may write, until it is released or the process ends."""
+    """The exclusive right to write a conversation, until released or the process ends."""
 
     def __init__(self, conversation_id: str, file: Path, descriptor: int) -> None:
         self.conversation_id = conversation_id
         self._file, self._descriptor = file, descriptor
 
     def release(self) -> None:
-        """Let others have it. Releasing twice does nothing."""
+        """Release the lease. Calling it again does nothing."""
         if self._descriptor < 0:
             return
-        # While it is still locked: whoever waits for this very file sees that it is gone and makes another.
+        # Unlink before unlocking: a waiting process then sees that the file is gone and creates a new one.
         self._file.unlink(missing_ok=True)
         os.close(self._descriptor)
         self._descriptor = -1
-        _mine.discard(self._file)
+        _held_files.discard(self._file)
 
     def __enter__(self) -> Self:
         return self
@@ -63,34 +63,34 @@ class Lease:
 
 
 class Leases:
-    """The leases on the conversations of one database; they lie beside it.
+    """The leases of one database's conversations, in a folder beside it.
 
     Args:
-        database: The database's file.
+        database: Path of the database.
     """
 
     def __init__(self, database: Path) -> None:
         self.folder = database.absolute().parent / "leases"
 
     def acquire(self, conversation_id: str) -> Lease:
-        """Take the lease of a conversation.
+        """Acquire a conversation's lease.
 
         Raises:
-            ConversationInUse: if a process has it, this one included; it names the process.
-            LeaseUnavailable, StoreFull: if it cannot be taken here at all.
+            ConversationInUse: if a process holds it (possibly this one).
+            LeaseUnavailable, StoreFull: if the lock file cannot be created or locked.
         """
         file = self._file(conversation_id)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _ACQUIRE_TIMEOUT_S
         while True:
             try:
                 make_private_folder(self.folder)
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except OSError as error:
-                raise self._unusable(error) from error
+                raise self._acquire_error(error) from error
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                pid = _pid(descriptor)
+                pid = _read_pid(descriptor)
                 os.close(descriptor)
                 if time.monotonic() > deadline:
                     raise ConversationInUse(conversation_id, pid) from None
@@ -98,18 +98,18 @@ class Leases:
                 continue
             except OSError as error:
                 os.close(descriptor)
-                raise self._unusable(error) from error
-            if not _is_at(descriptor, file):
-                os.close(descriptor)  # its last holder removed it while we opened it
+                raise self._acquire_error(error) from error
+            if not _is_same_file(descriptor, file):
+                os.close(descriptor)  # the previous holder removed it between open and flock
                 continue
-            _sign(descriptor)
-            _mine.add(file)
+            _write_pid(descriptor)
+            _held_files.add(file)
             return Lease(conversation_id, file, descriptor)
 
-    def holder(self, conversation_id: str) -> int | None:
-        """The process that has a conversation's lease; 0 if its id cannot be told, ``None`` if none has."""
+    def holder_pid(self, conversation_id: str) -> int | None:
+        """Id of the process that holds a conversation's lease; 0 if unknown, ``None`` if it is free."""
         file = self._file(conversation_id)
-        if file in _mine:
+        if file in _held_files:
             return os.getpid()
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -118,7 +118,7 @@ class Leases:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _pid(descriptor)
+            return _read_pid(descriptor)
         except OSError:
             return None
         finally:
@@ -126,41 +126,41 @@ class Leases:
         return None
 
     def check(self, conversation_id: str) -> None:
-        """Nothing, unless another process has the lease.
+        """Check that no other process holds a conversation's lease.
 
         Raises:
-            ConversationInUse: if one has.
+            ConversationInUse: if one does.
         """
-        if not _ID.fullmatch(conversation_id) or self._file(conversation_id) in _mine:
+        if not _ID.fullmatch(conversation_id) or self._file(conversation_id) in _held_files:
             return
-        if (pid := self.holder(conversation_id)) is not None:
+        if (pid := self.holder_pid(conversation_id)) is not None:
             raise ConversationInUse(conversation_id, pid)
 
     def _file(self, conversation_id: str) -> Path:
         if not _ID.fullmatch(conversation_id):
-            raise StoreError(f"{conversation_id!r} cannot be the id of a conversation.")
+            raise StoreError(f"{conversation_id!r} is not a valid conversation id.")
         return self.folder / conversation_id
 
-    def _unusable(self, error: OSError) -> StoreError:
+    def _acquire_error(self, error: OSError) -> StoreError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreFull(self.folder)
         return LeaseUnavailable(self.folder, error)
 
 
-def _sign(descriptor: int) -> None:
+def _write_pid(descriptor: int) -> None:
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError:
-        pass  # a full disk: the lock is what counts, the number only helps a person
+        pass  # a full disk; the lock works without the process id
 
 
-def _pid(descriptor: int) -> int:
+def _read_pid(descriptor: int) -> int:
     text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
     return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0
 
 
-def _is_at(descriptor: int, file: Path) -> bool:
+def _is_same_file(descriptor: int, file: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), file.stat())
     except FileNotFoundError:

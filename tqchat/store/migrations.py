@@ -1,4 +1,4 @@
-"""The database's formats, oldest first, and how to get from one to the next."""
+"""Schema migrations of the database, oldest first."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from tqchat.store.errors import DatabaseTooNew, DatabaseUnreadable
 
 APPLICATION_ID = 0x74716368
-"""``tqch``: marks the file as ours, so that no other program's database is ever written to."""
+"""``tqch``: identifies tqchat's databases, so that another program's file is never written."""
 
-_CONVERSATIONS_AND_MESSAGES = (
+_V1_TABLES = (
     """
     CREATE TABLE conversations (
         id TEXT PRIMARY KEY,
@@ -23,7 +23,7 @@ _CONVERSATIONS_AND_MESSAGES = (
         head_id TEXT REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED
     )
     """,
-    # No UNIQUE on (conversation_id, parent_id): messages form a tree, siblings are the regenerated replies.
+    # No UNIQUE on (conversation_id, parent_id): messages form a tree, and versions share their parent.
     """
     CREATE TABLE messages (
         id TEXT PRIMARY KEY,
@@ -44,9 +44,9 @@ _CONVERSATIONS_AND_MESSAGES = (
     "CREATE INDEX messages_by_parent ON messages (parent_id)",
 )
 
-# Rows get a number of their own, which VACUUM never changes: the search index goes by it, and so does
-# the order of siblings.
-_NUMBERED = (
+# An explicit row number, which VACUUM does not change: the search index refers to it, and siblings are
+# ordered by it.
+_V2_ROW_NUMBERS = (
     """
     CREATE TABLE new_conversations (
         number INTEGER PRIMARY KEY,
@@ -88,7 +88,7 @@ _NUMBERED = (
         prompt_tokens INTEGER
     )
     """,
-    # A speed that was infinite is none: JSON has no way to write it.
+    # Infinite speeds become NULL: JSON cannot represent them.
     """
     INSERT INTO new_messages
         (number, id, conversation_id, parent_id, role, content, status, created_at, tokens,
@@ -108,10 +108,9 @@ _NUMBERED = (
     "CREATE INDEX conversations_deleted ON conversations (deleted_at) WHERE deleted_at IS NOT NULL",
 )
 
-# Trigrams find any three characters in a row, so the middle of a word is found, and so are languages that
-# put no spaces between words. A reply that still grows stays out of the index until it ends: it is written
-# twice a second, and to index it each time costs more than to read the few unfinished ones at a search.
-_SEARCH = (
+# Trigrams match inside words and in languages without spaces. Unfinished replies are not indexed: they are
+# written twice a second, and scanning the few of them at a search is cheaper than indexing every write.
+_V2_SEARCH_INDEX = (
     "CREATE VIEW searched_messages AS SELECT number, content FROM messages WHERE status <> 'unfinished'",
     """
     CREATE VIRTUAL TABLE messages_index USING fts5(
@@ -163,33 +162,33 @@ _SEARCH = (
     "INSERT INTO titles_index (titles_index) VALUES ('rebuild')",
 )
 
-_MEASURED = tuple(
+_V3_REPLY_FIGURES = tuple(
     f"ALTER TABLE messages ADD COLUMN {name} INTEGER"
     for name in ("drafted", "accepted", "cache_bytes", "fp16_bytes")
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_CONVERSATIONS_AND_MESSAGES, _NUMBERED + _SEARCH, _MEASURED)
-"""``MIGRATIONS[n]`` takes a database from version n to n + 1. Only ever append."""
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1_TABLES, _V2_ROW_NUMBERS + _V2_SEARCH_INDEX, _V3_REPLY_FIGURES)
+"""``MIGRATIONS[n]`` migrates version n to n + 1. Append only."""
 
 
 def migrate(
     connection: sqlite3.Connection, path: Path, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS
 ) -> None:
-    """Bring the database to the newest format. Each step is one transaction: it happens whole or not at all.
+    """Migrate the database to the newest version, one transaction per step.
 
-    Foreign keys must be off: a step that replaces a table would delete what refers to it.
+    Foreign keys must be off: replacing a table would otherwise cascade to the rows that refer to it.
 
     Raises:
-        DatabaseTooNew: if it is already past the newest format known here.
+        DatabaseTooNew: if its version is newer than the newest one known here.
         DatabaseUnreadable: if it belongs to another program.
     """
     while True:
-        version = check(connection, path, len(migrations))
+        version = check_version(connection, path, len(migrations))
         if version == len(migrations):
             return
         connection.execute("BEGIN IMMEDIATE")
         try:
-            # Another process may have taken this step while we waited for the lock.
+            # Another process may have migrated while this one waited for the lock.
             if _pragma(connection, "user_version") == version:
                 for statement in migrations[version]:
                     connection.execute(statement)
@@ -202,9 +201,9 @@ def migrate(
             raise
 
 
-def check(connection: sqlite3.Connection, path: Path, known: int = len(MIGRATIONS)) -> int:
-    """The database's version, once it is clear that it is ours. Writes nothing."""
-    # In one transaction: another process may be making the database this very moment.
+def check_version(connection: sqlite3.Connection, path: Path, known: int = len(MIGRATIONS)) -> int:
+    """Check that the database belongs to tqchat and return its version. Writes nothing."""
+    # In one transaction: another process may be creating the database.
     connection.execute("BEGIN")
     try:
         version = _pragma(connection, "user_version")

@@ -1,4 +1,4 @@
-"""What the database holds, as plain data."""
+"""The database's records as dataclasses."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ Status = Literal["complete", "unfinished", "stopped"]
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation. ``head_id`` is the last message of the branch shown; times are Unix time.
+    """One conversation. Times are Unix time in seconds.
 
-    ``scheme`` is what was chosen, ``auto`` included. ``system_prompt`` stands before the first message
-    without being one; ``draft`` is what was typed and not sent. ``deleted_at`` is set while a deletion can be
-    undone.
+    Attributes:
+        scheme: The chosen cache scheme, or ``auto``.
+        head_id: The last message of the shown branch.
+        draft: The unsent text.
+        deleted_at: When it was deleted; set while it can still be restored.
     """
 
     id: str
@@ -36,12 +38,17 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. ``parent_id`` is the message before it; replies to the same message have the same parent.
+    """One message of the tree.
 
-    An ``unfinished`` reply was cut by the end of its process, a ``stopped`` one was stopped by its user.
-    ``tokens`` are the message's own, ``prompt_tokens`` those before it when it was generated. Of the first,
-    ``accepted`` were proposed by a draft model, which proposed ``drafted``. ``cache_bytes`` is what the cache
-    took at the end of the reply, ``fp16_bytes`` what FP16 would have taken then.
+    Attributes:
+        parent_id: The message before it; versions of a message have the same parent.
+        status: ``unfinished`` if the process ended during the reply, ``stopped`` if the user stopped it.
+        tokens: Tokens of this message.
+        prompt_tokens: Tokens before it when it was generated.
+        drafted: Tokens that the draft model proposed.
+        accepted: Proposed tokens that became part of the reply.
+        cache_bytes: Cache size at the end of the reply.
+        fp16_bytes: Size of an FP16 cache of the same tokens.
     """
 
     id: str
@@ -63,8 +70,8 @@ class Message:
     fp16_bytes: int | None = None
 
 
-class Figures(TypedDict, total=False):
-    """How a reply went."""
+class ReplyFigures(TypedDict, total=False):
+    """Measurements of one reply; see ``Message``."""
 
     tokens: int | None
     prompt_tokens: int | None
@@ -78,16 +85,16 @@ class Figures(TypedDict, total=False):
     fp16_bytes: int | None
 
 
-class MessageChanges(Figures, total=False):
-    """What can change about a message once it is there."""
+class MessageChanges(ReplyFigures, total=False):
+    """The fields of a message that can be updated."""
 
     content: str
     status: Status
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a message stands among those with the same parent: ``index`` of ``count``, from 1."""
+class VersionPosition:
+    """A message's position among its siblings: ``index`` (from 1) of ``count``."""
 
     index: int
     count: int
@@ -96,22 +103,24 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Removed:
-    """A message that was deleted, and what is needed to bring it back where it was.
+class RemovedMessage:
+    """A deleted message and what is needed to restore it.
 
-    ``number`` is its place in time; ``children`` are the messages that followed it, ``heads`` whether it was
-    the end of the branch that was shown.
+    Attributes:
+        number: Its row number, which orders messages by creation.
+        children: Ids of the messages below it.
+        was_head: Whether it was the last message of the shown branch.
     """
 
     message: Message
     number: int
     children: tuple[str, ...]
-    heads: bool
+    was_head: bool
 
 
 @dataclass(frozen=True)
 class Totals:
-    """A conversation's figures, over all its branches. The speed is of all its replies together."""
+    """A conversation's figures over all branches; the speed is total tokens by total decode time."""
 
     messages: int
     tokens: int
@@ -120,10 +129,11 @@ class Totals:
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A message that was found; a title if ``message_id`` is ``None``.
+    """A search result: a message, or a title if ``message_id`` is ``None``.
 
-    ``snippet`` is one line that is safe to show, ``marks`` the parts of it that were looked for, as pairs of
-    start and end.
+    Attributes:
+        snippet: One printable line around the first match.
+        marks: The matches in ``snippet`` as (start, end).
     """
 
     conversation_id: str

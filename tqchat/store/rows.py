@@ -1,4 +1,4 @@
-"""Records as the database keeps them, and back."""
+"""Conversion between records and database rows."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from dataclasses import fields
 from tqchat.store import sampling
 from tqchat.store.records import Conversation, Message
 
-CONVERSATION = ", ".join(field.name for field in fields(Conversation))
-MESSAGE = ", ".join(field.name for field in fields(Message))
+CONVERSATION_COLUMNS = ", ".join(field.name for field in fields(Conversation))
+MESSAGE_COLUMNS = ", ".join(field.name for field in fields(Message))
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def new_id() -> str:
-    """An id that no other conversation or message has."""
+    """A new random id."""
     return secrets.token_hex(8)
 
 
-def storable(text: str) -> str:
-    """The text without the half characters that a terminal or a file name can bring, and no file can hold."""
+def replace_surrogates(text: str) -> str:
+    """The text with lone surrogates (from terminals or file names; not valid UTF-8) replaced by U+FFFD."""
     return _SURROGATE.sub("\ufffd", text)
 
 
-def conversation_from(row: sqlite3.Row) -> Conversation:
-    """The conversation of a row."""
+def conversation_from_row(row: sqlite3.Row) -> Conversation:
+    """A row as a Conversation."""
     values = dict(row)
     values["title_is_automatic"] = bool(values["title_is_automatic"])
     values["sampling"] = sampling.from_column(values["sampling"])
     return Conversation(**values)
 
 
-def message_from(row: sqlite3.Row) -> Message:
-    """The message of a row."""
+def message_from_row(row: sqlite3.Row) -> Message:
+    """A row as a Message."""
     return Message(**dict(row))
 
 
 def insert_conversation(connection: sqlite3.Connection, conversation: Conversation) -> None:
-    """Add a conversation as it is."""
+    """Insert a conversation with all its fields."""
     values = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
     values["sampling"] = sampling.to_column(conversation.sampling)
     _insert(connection, "conversations", values)
 
 
 def insert_message(connection: sqlite3.Connection, message: Message, number: int | None = None) -> None:
-    """Add a message as it is; ``number`` is its place among all messages, the last one if it is left out."""
+    """Insert a message with all its fields; ``number`` is its row number (default: after all others)."""
     values = {field.name: getattr(message, field.name) for field in fields(Message)}
     _insert(connection, "messages", values if number is None else {**values, "number": number})
 
 
-def column(value: object) -> object:
-    """What is kept for a value: no half characters, and no speed that is infinite or not a number."""
+def to_sql(value: object) -> object:
+    """The value to store: text without lone surrogates, NULL for NaN and infinity."""
     if isinstance(value, str):
-        return storable(value)
+        return replace_surrogates(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -66,5 +66,5 @@ def column(value: object) -> object:
 def _insert(connection: sqlite3.Connection, table: str, values: Mapping[str, object]) -> None:
     marks = ", ".join("?" for _ in values)
     connection.execute(
-        f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(map(column, values.values()))
+        f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(map(to_sql, values.values()))
     )

@@ -1,4 +1,4 @@
-"""Finding words in titles and messages."""
+"""Full-text search in titles and messages: FTS5 trigram index, LIKE for short words."""
 
 from __future__ import annotations
 
@@ -6,125 +6,127 @@ import re
 import sqlite3
 from collections.abc import Sequence
 
-from tqchat.store.file import DatabaseFile
+from tqchat.store.database_file import DatabaseFile
 from tqchat.store.records import SearchHit
-from tqchat.store.rows import storable
+from tqchat.store.rows import replace_surrogates
 from tqchat.text import one_line
 
-SHORTEST_INDEXED = 3
-"""Characters in an entry of the index; shorter words (many of Chinese) are found by reading everything."""
+MIN_INDEXED_CHARS = 3
+"""Length of a trigram. Shorter words (common in Chinese) are found by a table scan."""
 
-LONGEST_TEXT, MOST_WORDS = 500, 16
-_BEFORE, _LINE = 40, 160
+MAX_QUERY_CHARS, MAX_QUERY_WORDS = 500, 16
+_CHARS_BEFORE_MATCH, _SNIPPET_CHARS = 40, 160
 _WORD = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
-_COLUMNS = "c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at, m.content"
-_MESSAGES = "messages m JOIN conversations c ON c.id = m.conversation_id"
-_TITLES = "c.id AS conversation_id, c.title, NULL AS message_id, NULL AS role, c.updated_at AS created_at"
+_MESSAGE_COLUMNS = "c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at, m.content"
+_MESSAGE_SOURCE = "messages m JOIN conversations c ON c.id = m.conversation_id"
+_TITLE_COLUMNS = (
+    "c.id AS conversation_id, c.title, NULL AS message_id, NULL AS role, c.updated_at AS created_at"
+)
 
 
-def words(text: str) -> list[str]:
-    """What a person looks for: single words, and what stands between double quotes as it is."""
-    text = storable(text).replace("\0", " ")[:LONGEST_TEXT]
+def query_words(text: str) -> list[str]:
+    """The search terms of a query: words, and phrases in double quotes."""
+    text = replace_surrogates(text).replace("\0", " ")[:MAX_QUERY_CHARS]
     found = [quoted.strip() or word for quoted, word in _WORD.findall(text)]
-    return [word for word in dict.fromkeys(found) if word][:MOST_WORDS]
+    return [word for word in dict.fromkeys(found) if word][:MAX_QUERY_WORDS]
 
 
 def search(file: DatabaseFile, text: str, limit: int) -> list[SearchHit]:
-    """Titles, then messages, that hold every word of the text: the best matches first, then the newest."""
-    wanted = words(text)
-    if not wanted:
+    """Titles, then messages, that contain every term of the text; by rank, then newest first."""
+    terms = query_words(text)
+    if not terms:
         return []
     hits: list[SearchHit] = []
     with file.reading():
-        for query, values in (_titles(wanted), _finished(wanted), _unfinished(wanted)):
+        for query, values in (_title_query(terms), _message_query(terms), _unfinished_query(terms)):
             if (left := limit - len(hits)) <= 0:
                 break
             found = file.rows(f"{query} LIMIT ?", *values, left)
-            hits += [_hit(row, wanted) for row in found]
+            hits += [_hit(row, terms) for row in found]
     return hits
 
 
-def _titles(wanted: Sequence[str]) -> tuple[str, list[str]]:
-    where, values = _holds("c.title", wanted, "titles_index")
-    if _match(wanted):
+def _title_query(terms: Sequence[str]) -> tuple[str, list[str]]:
+    where, values = _condition("c.title", terms, "titles_index")
+    if _fts_query(terms):
         source = "titles_index JOIN conversations c ON c.number = titles_index.rowid"
         order = "titles_index.rank, c.updated_at DESC"
     else:
         source, order = "conversations c", "c.updated_at DESC"
     return (
-        f"SELECT {_TITLES}, c.title AS content FROM {source} WHERE {where} "
+        f"SELECT {_TITLE_COLUMNS}, c.title AS content FROM {source} WHERE {where} "
         f"AND c.deleted_at IS NULL ORDER BY {order}",
         values,
     )
 
 
-def _finished(wanted: Sequence[str]) -> tuple[str, list[str]]:
-    where, values = _holds("m.content", wanted, "messages_index")
-    source, order = _MESSAGES, "m.number DESC"
-    if _match(wanted):
+def _message_query(terms: Sequence[str]) -> tuple[str, list[str]]:
+    where, values = _condition("m.content", terms, "messages_index")
+    source, order = _MESSAGE_SOURCE, "m.number DESC"
+    if _fts_query(terms):
         source = (
             "messages_index JOIN messages m ON m.number = messages_index.rowid "
             "JOIN conversations c ON c.id = m.conversation_id"
         )
         order = "messages_index.rank, m.number DESC"
     return (
-        f"SELECT {_COLUMNS} FROM {source} WHERE {where} AND m.status <> 'unfinished' "
+        f"SELECT {_MESSAGE_COLUMNS} FROM {source} WHERE {where} AND m.status <> 'unfinished' "
         f"AND c.deleted_at IS NULL ORDER BY {order}",
         values,
     )
 
 
-def _unfinished(wanted: Sequence[str]) -> tuple[str, list[str]]:
-    """These are not in the index; there are few of them, and an index of their own lists them."""
-    where, values = _holds("m.content", wanted, None)
+def _unfinished_query(terms: Sequence[str]) -> tuple[str, list[str]]:
+    """Unfinished replies are not in the search index; a partial SQL index lists the few there are."""
+    where, values = _condition("m.content", terms, None)
     return (
-        f"SELECT {_COLUMNS} FROM {_MESSAGES} WHERE m.status = 'unfinished' AND {where} "
+        f"SELECT {_MESSAGE_COLUMNS} FROM {_MESSAGE_SOURCE} WHERE m.status = 'unfinished' AND {where} "
         "AND c.deleted_at IS NULL ORDER BY m.number DESC",
         values,
     )
 
 
-def _holds(column: str, wanted: Sequence[str], index: str | None) -> tuple[str, list[str]]:
-    """The condition that a column holds all words, through the index where that can be."""
+def _condition(column: str, terms: Sequence[str], index: str | None) -> tuple[str, list[str]]:
+    """WHERE clause and values: the column contains all terms, using the FTS index where possible."""
     conditions: list[str] = []
     values: list[str] = []
-    if index is not None and (match := _match(wanted)):
+    if index is not None and (match := _fts_query(terms)):
         conditions.append(f"{index} MATCH ?")
         values.append(match)
-    for word in wanted:
-        if index is not None and len(word) >= SHORTEST_INDEXED:
+    for word in terms:
+        if index is not None and len(word) >= MIN_INDEXED_CHARS:
             continue
-        # LIKE knows upper and lower case in ASCII only.
+        # LIKE ignores case in ASCII only.
         forms = list(dict.fromkeys((word, word.lower(), word.upper(), word.capitalize())))
         conditions.append("(" + " OR ".join(f"{column} LIKE ? ESCAPE '\\'" for _ in forms) + ")")
         values += ["%" + re.sub(r"([\\%_])", r"\\\1", form) + "%" for form in forms]
     return " AND ".join(conditions), values
 
 
-def _match(wanted: Sequence[str]) -> str:
-    """The words in FTS5's language: between quotes nothing has a meaning of its own but the quote."""
-    long = [word for word in wanted if len(word) >= SHORTEST_INDEXED]
+def _fts_query(terms: Sequence[str]) -> str:
+    """The terms as an FTS5 query; inside quotes only the quote itself needs escaping."""
+    long = [word for word in terms if len(word) >= MIN_INDEXED_CHARS]
     return " AND ".join('"' + word.replace('"', '""') + '"' for word in long)
 
 
-def _hit(row: sqlite3.Row, wanted: Sequence[str]) -> SearchHit:
-    line, marks = snippet(row["content"], wanted)
+def _hit(row: sqlite3.Row, terms: Sequence[str]) -> SearchHit:
+    line, marks = snippet(row["content"], terms)
     return SearchHit(
         row["conversation_id"], row["title"], row["message_id"], row["role"], row["created_at"], line, marks
     )
 
 
-def snippet(content: str, wanted: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """One printable line around the first word found, and where the words are in it."""
-    # The longest first: of two words that begin alike, the whole one is marked.
-    pattern = re.compile("|".join(re.escape(word) for word in sorted(wanted, key=len, reverse=True)), re.I)
+def snippet(content: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """One printable line around the first match, and the (start, end) of all matches in it."""
+    # Longest term first, so that a term that is a prefix of another does not hide it.
+    pattern = re.compile("|".join(re.escape(word) for word in sorted(terms, key=len, reverse=True)), re.I)
     first = pattern.search(content)
-    start = max(0, (first.start() if first else 0) - _BEFORE)
+    start = max(0, (first.start() if first else 0) - _CHARS_BEFORE_MATCH)
     if start:
-        # Not in the middle of a word, where there are spaces at all.
-        space = re.search(r"\s", content[start : start + _BEFORE // 2])
+        # Start at a word boundary if there is one.
+        space = re.search(r"\s", content[start : start + _CHARS_BEFORE_MATCH // 2])
         start += space.end() if space else 0
-    end = start + _LINE
+    end = start + _SNIPPET_CHARS
     line = ("… " if start else "") + one_line(content[start:end]) + (" …" if end < len(content) else "")
     return line, tuple(match.span() for match in pattern.finditer(line))

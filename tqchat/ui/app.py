@@ -22,8 +22,9 @@ from tqchat.ui.actions.keys import Keys, bind, checked, lost
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.runner import ActionRunner
 from tqchat.ui.actions.table import ACTIONS
-from tqchat.ui.bridge import EngineEvent, EngineFactory, EngineGone, EngineLike, OnEvent
-from tqchat.ui.conversation import Chat
+from tqchat.ui.bridge import EngineEvent, EngineGone
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.engine import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.parts import lifecycle
 from tqchat.ui.parts.appearance import Appearance
@@ -77,7 +78,7 @@ class TqchatApp(App[None]):
         own_keys, problems = checked(actions, wanted.keys)
         keys = Keys(actions, own_keys)
         screen = ChatScreen(keys)
-        self.chat = screen.chat = Chat(
+        self.chat = screen.chat = Controller(
             self.database,
             screen,
             scheme=scheme_setting(scheme or wanted.scheme),
@@ -85,7 +86,7 @@ class TqchatApp(App[None]):
             sampling=wanted.sampling,
             system_prompt=wanted.system_prompt,
         )
-        self.chat.memory_budget = wanted.memory_budget_bytes
+        self.chat.models.memory_budget = wanted.memory_budget_bytes
         self.parts = Parts(
             host=self,
             paths=paths,

@@ -1,4 +1,4 @@
-"""Figures as people read them: one way to write a size, a count, a ratio and a time, everywhere."""
+"""Formatting of sizes, counts, ratios and times, the same everywhere on the screen."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ _UNITS = ((1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB"))
 
 
 def size(count: int) -> str:
-    """Bytes in decimal units with three meaningful figures: ``0.82 MB``, ``310 kB``, ``12.4 GB``."""
+    """Bytes in decimal units with three significant digits: ``0.82 MB``, ``310 kB``, ``12.4 GB``."""
     sign, count = ("-", -count) if count < 0 else ("", count)
     for unit, name in _UNITS:
-        # From 0.1 of a unit on, so that neighbours in a column keep one unit: 0.82 MB under 3.15 MB.
+        # From half a unit on, so that a column keeps one unit: 0.82 MB under 3.15 MB.
         if count >= unit * (0.5 if unit > 1_000 else 1):
             value = count / unit
             digits = 0 if value >= 100 else 1 if value >= 10 else 2
@@ -37,7 +37,7 @@ def short(count: int) -> str:
 
 
 def kld(nats: float) -> str:
-    """A mean KL divergence: five places, which is as far as it can be told from noise."""
+    """A mean KL divergence in nats: five places, the resolution above noise."""
     return f"{nats:.5f}" if nats else "0"
 
 
@@ -47,7 +47,7 @@ def ratio(value: float) -> str:
 
 
 def bits(value: float) -> str:
-    """Bits per value, without a needless fraction: ``16``, ``4.13``."""
+    """Bits per value: ``16``, ``4.13``."""
     return f"{value:.0f}" if abs(value - round(value)) < 0.005 else f"{value:.2f}"
 
 
@@ -71,7 +71,7 @@ def clock(timestamp: float) -> str:
 
 
 def day(timestamp: float, today: date) -> str:
-    """The heading a conversation stands under: Today, Yesterday, a weekday of this week, or a month."""
+    """Heading of a conversation's group: Today, Yesterday, a weekday of this week, or a month."""
     then = datetime.fromtimestamp(timestamp).date()
     age = (today - then).days
     if age <= 0:
@@ -86,7 +86,7 @@ def day(timestamp: float, today: date) -> str:
 
 
 def fit(text: str, width: int) -> str:
-    """``text`` cut to ``width`` cells with an ellipsis where it is longer, padded where it is shorter."""
+    """``text`` truncated with an ellipsis or padded to ``width`` cells."""
     from rich.cells import cell_len, set_cell_size
 
     if width <= 0:

@@ -1,4 +1,4 @@
-"""Themes as TOML files: the bundled ones, and the user's own, which replace those of the same name.
+"""Themes from TOML files: the shipped ones, then the user's, which replace those of the same name.
 
 A file is one theme::
 
@@ -34,12 +34,12 @@ COLORS = (*REQUIRED, "secondary", "success")
 
 
 class BadTheme(TqchatError):
-    """A theme file cannot be used; the sentence names it and the reason."""
+    """A theme file cannot be used; the message says which and why."""
 
 
 @dataclass
 class Themes:
-    """Themes that could be read, by name, and a sentence for each that could not."""
+    """Themes by name, and an error sentence for each unusable file."""
 
     themes: dict[str, Theme] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ def load(file: Path) -> Theme:
     """Read one theme.
 
     Raises:
-        BadTheme: if the file is no TOML or not a theme.
+        BadTheme: if the file is not TOML or not a theme.
     """
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -90,12 +90,12 @@ def variable_defaults(theme: Theme) -> dict[str, str]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names for a list: tqchat's first, then the user's own and Textual's."""
+    """Theme names sorted: tqchat's first."""
     return sorted(names, key=lambda name: (not name.startswith("tqchat-"), name))
 
 
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, times and sizes of the theme files in a folder: differs once one has changed."""
+    """Names, times and sizes of the theme files in a folder, to detect changes."""
     try:
         files = [(file.name, file.stat()) for file in sorted(folder.glob("*.toml"))]
     except OSError:
@@ -117,7 +117,7 @@ def _variables(file: Path, table: Any) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
         raise BadTheme(f"The theme {file.name} needs texts in quotes under [variables].")
     for key, value in table.items():
-        # A value that Textual cannot parse would crash the app when it reads the stylesheet.
+        # A colour that Textual cannot parse would crash the app when the stylesheet is parsed.
         if not key.endswith(("-style", "-style-hover")):
             _check_color(file, key, value)
     return table

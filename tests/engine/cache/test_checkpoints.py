@@ -15,8 +15,8 @@ from tqchat.engine.commands import ChatMessage
 from tqchat.engine.events import Done, Notice
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
-from tqchat.store.manifest import MANIFEST, read_manifest
 from tqchat.store.vault import Vault
+from tqchat.store.vault.manifest import MANIFEST, read_manifest
 
 KINDS = {"sliding": tiny.SLIDING, "recurrent": tiny.RECURRENT, "hybrid": tiny.HYBRID}
 TALE = "One two three four five six seven eight nine ten. " * 12

@@ -1,5 +1,4 @@
-"""Runs the kernels' Metal text on the CPU: compiled as C++ over ``metal_shim.h``, one shared object for each
-template."""
+"""Runs the kernels' Metal source on the CPU: compiled as C++ with ``metal_shim.h``."""
 
 from __future__ import annotations
 
@@ -32,44 +31,49 @@ _KINDS = {mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32
 
 
 class Emulator:
-    """Compiles into ``folder``, once for each text."""
+    """Compiles each kernel once, into ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.compiled = 0
-        self.exchanges: dict[int, tuple[mx.array, np.ndarray]] = {}
+        self.workspaces: dict[int, tuple[mx.array, np.ndarray]] = {}
 
     def run(
         self,
-        text: source.Text,
+        spec: source.KernelSpec,
         inputs: Sequence[mx.array],
         launch: Launch,
-        exchanged: mx.array | None = None,
+        workspace_array: mx.array | None = None,
     ) -> list[mx.array]:
-        """A launch's outputs. What it writes to its counters the next launch with the same ones finds; they
-        lie in ``exchanged``, where ``sizes`` are.
+        """The outputs of a launch.
+
+        Args:
+            workspace_array: Memory behind ``sizes``; its contents persist between launches with the same
+                array.
         """
-        library = ctypes.CDLL(str(self._library(text, inputs, launch)))
+        library = ctypes.CDLL(str(self._library(spec, inputs, launch)))
         keep: list[object] = []
         arguments: list[int] = []
-        for name, array in zip(text.inputs, inputs, strict=True):
-            # A copy without gaps, at a multiple of 16 bytes; strides are in elements, as MLX passes them.
+        for name, array in zip(spec.inputs, inputs, strict=True):
+            # Contiguous and 16-byte aligned; strides are in elements, as MLX passes them.
             strided = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
             strides = np.array(strided.strides, np.int64) // strided.itemsize
-            if name == "sizes":  # nothing but strides
+            if name == "sizes":  # read through their strides only
                 strides = np.array(memoryview(array).strides, np.int64) // array.itemsize
-            if name == "queries" or name.endswith("_token"):  # as they are
-                given = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-                mx.eval(given)
-                strided = np.asarray(memoryview(given))
-                strides = np.array(memoryview(given).strides, np.int64) // strided.itemsize
-                keep.append(given)
-            if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # as the kernels take for granted
+            if name == "queries" or name.endswith("_token"):  # any strides
+                viewed = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+                mx.eval(viewed)
+                strided = np.asarray(memoryview(viewed))
+                strides = np.array(memoryview(viewed).strides, np.int64) // strided.itemsize
+                keep.append(viewed)
+            if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # required by the kernels
                 assert memoryview(array).c_contiguous
-            if name == "sizes" and exchanged is not None:
-                # Kept with its array, whose identity another could otherwise take over.
-                known = self.exchanges.setdefault(id(exchanged), (exchanged, np.array(exchanged)))
-                strided = known[1]
+            if name == "sizes" and workspace_array is not None:
+                # The array is kept too, so that its id is not reused.
+                shared = self.workspaces.setdefault(
+                    id(workspace_array), (workspace_array, np.array(workspace_array))
+                )
+                strided = shared[1]
             shape = np.array(array.shape, np.int32)
             keep += [strided, shape, strides]
             arguments += [strided.ctypes.data, shape.ctypes.data, strides.ctypes.data]
@@ -87,28 +91,28 @@ class Emulator:
             for r, d in zip(results, launch["output_dtypes"], strict=True)
         ]
 
-    def _library(self, text: source.Text, inputs: Sequence[mx.array], launch: Launch) -> Path:
-        whole = text.source("metal")
-        lines = ['#include "metal_shim.h"', whole.header, "static void kernel(void** a) {"]
+    def _library(self, spec: source.KernelSpec, inputs: Sequence[mx.array], launch: Launch) -> Path:
+        kernel_source = spec.source("metal")
+        lines = ['#include "metal_shim.h"', kernel_source.header, "static void kernel(void** a) {"]
         at = 0
-        for name, array in zip(text.inputs, inputs, strict=True):
+        for name, array in zip(spec.inputs, inputs, strict=True):
             lines += [
                 f"    const {_TYPES[array.dtype]}* {name} = (const {_TYPES[array.dtype]}*)a[{at}];",
                 f"    const int* {name}_shape = (const int*)a[{at + 1}]; (void){name}_shape;",
                 f"    const int64_t* {name}_strides = (const int64_t*)a[{at + 2}];",
             ]
             at += 3
-        for name, dtype in zip(text.outputs, launch["output_dtypes"], strict=True):
+        for name, dtype in zip(spec.outputs, launch["output_dtypes"], strict=True):
             lines.append(f"    {_TYPES[dtype]}* {name} = ({_TYPES[dtype]}*)a[{at}];")
             at += 1
-        # C++ has no word for memory that fibers share and a pointer may point to; a static does.
-        lines += [re.sub(r"^TQ_SHARED ", "static ", whole.body, flags=re.MULTILINE), "}"]
+        # Static variables stand for threadgroup memory, which all fibers share.
+        lines += [re.sub(r"^TQ_SHARED ", "static ", kernel_source.body, flags=re.MULTILINE), "}"]
         lines += [
             'extern "C" void launch(void** a, int x, int y, int threads)',
             "{ shim::run(kernel, a, x, y, threads); }",
         ]
         program = "\n".join(lines)
-        stem = f"{text.kernel}-{hashlib.sha256(program.encode()).hexdigest()[:16]}"
+        stem = f"{spec.kernel}-{hashlib.sha256(program.encode()).hexdigest()[:16]}"
         built = self.folder / f"{stem}.so"
         if not built.exists():
             code = self.folder / f"{stem}.cpp"

@@ -1,5 +1,5 @@
-// Metal's words in C++: threads of a threadgroup are fibers that take turns, and meet where simd groups and
-// barriers make them meet. Slow, exact, and enough to run the kernels' very text without a GPU.
+// Metal in C++: the threads of a threadgroup are fibers, scheduled in turn and synchronised at simd-group operations
+// and barriers. Runs the kernels' unchanged source without a GPU.
 #include <ucontext.h>
 
 #include <cmath>
@@ -81,7 +81,7 @@ inline void meet(long Fiber::*phase, int first, int count) {
 inline int simd_first() { return running->current / SIMD * SIMD; }
 inline void meet_simd() { meet(&Fiber::simd_phase, simd_first(), SIMD); }
 
-// Every lane's value, read by all before any lane may write the next one.
+// Publish a value per lane; all lanes read before any writes the next one.
 template <typename F>
 float exchange(float x, F&& read) {
     self().value = x;
@@ -200,7 +200,7 @@ To as_type(From x) {
     return y;
 }
 
-// CUDA's tensor cores as the kernels use them: an m16n8k16 product of halves, and the transpose of 8 x 8 of them.
+// CUDA tensor-core operations: an m16n8k16 product of halves, and the transpose of 8 x 8 halves.
 inline void tq_matmul(float (&d)[4], const uint (&a)[4], uint b_low, uint b_high) {
     const uint operands[6] = {a[0], a[1], a[2], a[3], b_low, b_high};
     memcpy(shim::self().operands, operands, sizeof(operands));
@@ -257,7 +257,7 @@ void tq_load_early(const void* from, uint* out) {
 }
 inline void tq_prefetch(const void*) {}
 
-// Threadgroups run one after another here: what one has written is there for the next, and counting needs no care.
+// Threadgroups run one after another, so fences and atomics are not needed.
 inline void tq_device_fence() {}
 inline bool tq_is_last(uint* counter, int count) {
     *counter = *counter == uint(count) - 1 ? 0 : *counter + 1;

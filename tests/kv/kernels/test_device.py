@@ -1,4 +1,4 @@
-"""When a kernel is used, and when the plain operations are; on a GPU the kernels themselves."""
+"""Verification, fallback and reuse of kernels; on a GPU also the kernels themselves."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import llama
 
-from tests.kv.kernels.test_emulated import add
+from tests.kv.kernels.test_emulated import append_unread
 from tqchat import kv
-from tqchat.kv.attention import attention
+from tqchat.kv.attention.placeholders import accepts_placeholders
+from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import device
 from tqchat.kv.kernels.device import Kernels
-from tqchat.kv.kernels.fused import FusedAttention, beside
-from tqchat.kv.kernels.launch import Exchange, Steps
+from tqchat.kv.kernels.fused import FusedAttention, with_own_tail
+from tqchat.kv.kernels.launch import StepLauncher, Workspace
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.probe import probe
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import parse_scheme
-from tqchat.kv.stand_ins import only_attends
 
 
 @pytest.fixture
@@ -34,144 +34,142 @@ def layer():
 
 
 def use_kernels(monkeypatch, run, language="metal"):
-    """Kernels whose launches are ``run``."""
-    made = Kernels(language)
-    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: made)
-    monkeypatch.setattr(Steps, "run", run)
-    return made
+    """Use kernels whose launches call ``run``."""
+    device_kernels = Kernels(language)
+    monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: device_kernels)
+    monkeypatch.setattr(StepLauncher, "run", run)
+    return device_kernels
 
 
-def attend(monkeypatch, layer, answer):
-    """Attention with kernels that give ``answer``, as no machine without a GPU can run them."""
-    made = use_kernels(monkeypatch, lambda *arguments: answer())
+def attend(monkeypatch, layer, result):
+    """Attend twice with kernels that return ``result()``; works without a GPU."""
+    device_kernels = use_kernels(monkeypatch, lambda *arguments: result())
     cache, queries = layer
     expected = attention(queries, *cache.sides, 0.1, None)
     fused = FusedAttention()
     first = fused(queries, *cache.sides, 0.1, None)
-    return made, expected, first, fused(queries, *cache.sides, 0.1, None)
+    return device_kernels, expected, first, fused(queries, *cache.sides, 0.1, None)
 
 
 def test_a_kernel_that_agrees_is_trusted(monkeypatch, layer):
     cache, queries = layer
     right = attention(queries, *cache.sides, 0.1, None)
-    made, expected, first, second = attend(monkeypatch, layer, lambda: right)
-    assert len(made.trusted) == 1 and not made.refused
+    device_kernels, expected, first, second = attend(monkeypatch, layer, lambda: right)
+    assert len(device_kernels.trusted) == 1 and not device_kernels.refused
     assert mx.array_equal(first, expected) and mx.array_equal(second, expected)
 
 
-def test_a_kernel_that_disagrees_is_refused_once_and_for_all(monkeypatch, layer, caplog):
-    made, expected, first, second = attend(monkeypatch, layer, lambda: mx.zeros((1, 4, 1, 64)))
+def test_a_kernel_that_disagrees_is_refused_permanently(monkeypatch, layer, caplog):
+    device_kernels, expected, first, second = attend(monkeypatch, layer, lambda: mx.zeros((1, 4, 1, 64)))
     assert mx.array_equal(first, expected)
     assert second is None
-    assert "differs from the plain operations" in next(iter(made.refused.values()))
+    assert "differs from the plain operations" in next(iter(device_kernels.refused.values()))
     assert len(caplog.records) == 1
 
 
 def test_a_kernel_that_does_not_compile_is_refused(monkeypatch, layer):
     def fails():
-        raise RuntimeError("no such word\nin line 3")
+        raise RuntimeError("unknown identifier\nin line 3")
 
-    made, expected, first, second = attend(monkeypatch, layer, fails)
+    device_kernels, expected, first, second = attend(monkeypatch, layer, fails)
     assert mx.array_equal(first, expected) and second is None
-    assert list(made.refused.values()) == ["it does not run: no such word"]
+    assert list(device_kernels.refused.values()) == ["it does not run: unknown identifier"]
 
 
-def with_tails(changed):
-    """``Steps.run`` as a kernel that writes tails, perhaps others than it should; without a token that waits
-    it is right.
-    """
+def run_writing_tails(error):
+    """A ``StepLauncher.run`` that writes tails like a kernel, off by ``error``, with correct output."""
 
-    def run(steps, queries, keys, values, scale, mask, sink):
-        right = attention(queries, beside(keys), beside(values), 0.1, "causal")
+    def run(launcher, queries, keys, values, scale, mask, sink):
+        right = attention(queries, with_own_tail(keys), with_own_tail(values), 0.1, "causal")
         for side in (keys, values):
-            if side.recent.waits:
+            if side.recent.has_pending:
                 held, token = side.recent.parts
                 tail = held[...]
-                tail[:, :, side.recent.length - 1 : side.recent.length] = token + changed
-                side.recent.written(tail)
+                tail[:, :, side.recent.length - 1 : side.recent.length] = token + error
+                side.recent.mark_written(tail)
         return right
 
     return run
 
 
-def waiting(layer):
+def append_pending(layer):
     cache, _ = layer
     x = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
-    add(cache, x, x + 1)
+    append_unread(cache, x, x + 1)
     stores = [side.recent for side in cache.sides]
-    assert all(store.waits for store in stores)
+    assert all(store.has_pending for store in stores)
     return stores, (x, x + 1)
 
 
-def test_the_tail_that_a_trusted_kernel_wrote_is_the_cache_s(monkeypatch, layer):
-    made = use_kernels(monkeypatch, with_tails(0))
+def test_the_cache_takes_the_tail_written_by_a_trusted_kernel(monkeypatch, layer):
+    device_kernels = use_kernels(monkeypatch, run_writing_tails(0))
     cache, queries = layer
     for number in range(3):
-        stores, tokens = waiting(layer)
+        stores, tokens = append_pending(layer)
         held = [store.parts[0] for store in stores]
         length = cache.size()
         cache._fused(queries, *cache.sides, 0.1, None)
         for store, array, token in zip(stores, held, tokens, strict=True):
-            assert not store.waits and mx.array_equal(store.view()[0][:, :, -1:], token)
-            # The first time the plain operations write; what they write to stays the same.
+            assert not store.has_pending and mx.array_equal(store.view()[0][:, :, -1:], token)
+            # On first use the plain operations write, into the same array.
             assert (store.arrays[0] is array) == (number == 0)
-        assert cache.size() == length and len(made.trusted) == 1
+        assert cache.size() == length and len(device_kernels.trusted) == 1
 
 
-def test_a_kernel_that_writes_another_tail_is_refused_and_serves_where_nothing_waits(monkeypatch, layer):
-    made = use_kernels(monkeypatch, with_tails(0.25))
+def test_a_kernel_that_writes_a_wrong_tail_is_used_only_without_pending_tokens(monkeypatch, layer):
+    device_kernels = use_kernels(monkeypatch, run_writing_tails(0.25))
     cache, queries = layer
     for _ in range(3):
-        stores, tokens = waiting(layer)
+        stores, tokens = append_pending(layer)
         assert cache._fused(queries, *cache.sides, 0.1, None) is not None
         for store, token in zip(stores, tokens, strict=True):
             assert mx.array_equal(store.view()[0][:, :, -1:], token)
-    assert "does not write the last token" in next(iter(made.refused.values()))
-    assert [plan.key.grows for plan in made.trusted] == [False]
+    assert "does not write the last token" in next(iter(device_kernels.refused.values()))
+    assert [plan.key.writes_tail for plan in device_kernels.trusted] == [False]
 
 
-def test_launches_for_one_token_and_for_a_few_are_kept_beside_each_other(monkeypatch, layer):
-    use_kernels(monkeypatch, with_tails(0))
+def test_launchers_are_kept_for_each_number_of_rows_and_pending_tokens(monkeypatch, layer):
+    use_kernels(monkeypatch, run_writing_tails(0))
     cache, queries = layer
     kept = []
     for number in range(9):
-        waiting(layer)
+        append_pending(layer)
         if number % 3:
             for side in cache.sides:
-                side.recent.write()
+                side.recent.write_pending()
         rows = mx.concatenate([queries] * (1, 3, 4)[number % 3], axis=2)
         cache._fused(rows, *cache.sides, 0.1, "causal")
-        kept.append(dict(cache._fused._steps))
-    # The first of each was a trial.
+        kept.append(dict(cache._fused._launchers))
+    # The first launch of each kind is the verification.
     assert kept[2] == {} and len(kept[5]) == 3 and kept[5] == kept[-1]
 
 
-def test_what_a_refused_launch_leaves_nobody_finds(monkeypatch, layer):
+def test_verification_does_not_use_the_shared_workspace(monkeypatch, layer):
     cache, queries = layer
-    shared, exchanges = Exchange(), []
+    shared, workspaces = Workspace(), []
     cache.share(shared)
-    run = with_tails(0)
+    run = run_writing_tails(0)
 
-    def noted(steps, *arguments):
-        exchanges.append(steps.exchange)
-        return run(steps, *arguments)
+    def recording_run(launcher, *arguments):
+        workspaces.append(launcher.workspace)
+        return run(launcher, *arguments)
 
-    use_kernels(monkeypatch, noted, "cuda")
+    use_kernels(monkeypatch, recording_run, "cuda")
     for _ in range(3):
         cache._fused(queries, *cache.sides, 0.1, None)
-    assert exchanges[0] is not shared and exchanges[1:] == [shared, shared]
+    assert workspaces[0] is not shared and workspaces[1:] == [shared, shared]
 
 
 @pytest.fixture
 def compiling():
     mx.enable_compile()
     yield
-    if mx.default_device() == mx.cpu:  # as the engine leaves it
+    if mx.default_device() == mx.cpu:  # the engine's setting
         mx.disable_compile()
 
 
-def test_a_step_of_a_trusted_plan_is_put_together_once(monkeypatch, layer, compiling):
-    """With a kernel of MLX's own operations, as no other runs here."""
+def test_a_trusted_plan_is_traced_once(monkeypatch, layer, compiling):
+    """The kernel is replaced by MLX operations, as none can run without a GPU."""
     cache, queries = layer
     traced = []
 
@@ -183,39 +181,39 @@ def test_a_step_of_a_trusted_plan_is_put_together_once(monkeypatch, layer, compi
 
         return launch
 
-    made = Kernels("cuda")
+    device_kernels = Kernels("cuda")
     for module in ("fused", "launch"):
-        monkeypatch.setattr(f"tqchat.kv.kernels.{module}.kernels", lambda: made)
+        monkeypatch.setattr(f"tqchat.kv.kernels.{module}.kernels", lambda: device_kernels)
     monkeypatch.setattr(Kernels, "_compile", lambda self, text: kernel(text))
-    shared = Exchange()
+    shared = Workspace()
     for side in cache.sides:
-        side.recent.write()
+        side.recent.write_pending()
     layers = [cache, copy.deepcopy(cache), copy.deepcopy(cache)]
     for one in layers:
         one.share(shared)
     fused = cache._fused
-    made.trusted.add(plan_for(queries, *cache.sides, False, made))
+    device_kernels.trusted.add(plan_for(queries, *cache.sides, False, device_kernels))
     expected = queries.max().item()
     shared.before = queries
     for one in (*layers, cache):
         found = one._fused(queries, *one.sides, 0.1, None)
         assert found.shape == queries.shape and found.max().item() == pytest.approx(expected, rel=1e-2)
         assert shared.before is found and len(traced) == 1
-    # Other queries are noticed without being looked at.
+    # Queries of another shape are detected by MLX's retracing.
     other = mx.concatenate([queries, queries], axis=2)
     assert fused(other, *cache.sides, 0.1, None) is None
     found = fused(2 * queries, *cache.sides, 0.1, None)
     assert found.max().item() == pytest.approx(2 * expected, rel=1e-2) and len(traced) == 1
 
 
-def test_masks_that_a_kernel_does_not_know_go_to_the_plain_operations(monkeypatch, layer):
+def test_array_masks_are_left_to_plain_operations(monkeypatch, layer):
     monkeypatch.setattr("tqchat.kv.kernels.fused.kernels", lambda: Kernels("metal"))
     cache, queries = layer
     mask = mx.ones((1, 200), dtype=mx.bool_)
     assert FusedAttention()(queries, *cache.sides, 0.1, mask) is None
 
 
-def tiny():
+def tiny_llama():
     mx.random.seed(1)
     arguments = llama.ModelArgs(
         model_type="llama",
@@ -233,7 +231,7 @@ def tiny():
     return model
 
 
-def made_for(model):
+def cache_factory(model):
     def make():
         cache = kv.make_prompt_cache(model, "turbo4")
         return cache, flat_layers(cache)
@@ -241,32 +239,32 @@ def made_for(model):
     return make
 
 
-def test_a_model_that_only_attends_answers_the_same_without_decoded_keys():
-    model = tiny()
-    assert only_attends(model, made_for(model))
+def test_a_model_that_only_attends_gives_the_same_logits_with_placeholders():
+    model = tiny_llama()
+    assert accepts_placeholders(model, cache_factory(model))
     cache = kv.make_prompt_cache(model, "turbo4")
     tokens = mx.arange(180)[None] % 64
     for part in (tokens[:, :170], tokens[:, 170:171]):
         model(part, cache=cache)
     twin = copy.deepcopy(cache)
     for one in twin:
-        one.stands_in = True
-    # One token, and more than a GPU attends to from packed storage.
+        one.uses_placeholders = True
+    # One token, and more rows than a GPU attends to from packed storage.
     for part in (tokens[:, 171:172], mx.arange(30)[None]):
         assert mx.array_equal(model(part, cache=cache), model(part, cache=twin))
 
 
-def test_a_model_that_looks_at_decoded_keys_is_given_them():
-    model = tiny()
+def test_a_model_that_reads_decoded_keys_does_not_accept_placeholders():
+    model = tiny_llama()
     inner = model.model.layers[0].self_attn
     projection = inner.o_proj
 
-    class Looks:
+    class ReadsKeys:
         def __call__(self, x):
             return projection(x) + 0 * cache[0].keys_and_values()[0].sum()
 
     cache = kv.make_prompt_cache(model, "turbo4")
-    inner.o_proj = Looks()
+    inner.o_proj = ReadsKeys()
 
     def make():
         nonlocal cache
@@ -275,20 +273,20 @@ def test_a_model_that_looks_at_decoded_keys_is_given_them():
 
     original = copy.deepcopy
 
-    def follow(pair, memo=None):
+    def copy_and_track(pair, memo=None):
         nonlocal cache
         copied = original(pair)
         cache = copied[0]
         return copied
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tqchat.kv.stand_ins.copy.deepcopy", follow)
-        assert not only_attends(model, make)
+        patch.setattr("tqchat.kv.attention.placeholders.copy.deepcopy", copy_and_track)
+        assert not accepts_placeholders(model, make)
 
 
-def test_doctor_tells_of_the_kernels():
-    told = probe()
-    assert told == "none: plain operations on a CPU" or "agree with plain operations" in told
+def test_probe_describes_the_kernels():
+    line = probe()
+    assert line == "none: plain operations on a CPU" or "agree with plain operations" in line
 
 
 @pytest.mark.skipif(device.kernels() is None, reason="no GPU")
@@ -296,7 +294,7 @@ def test_doctor_tells_of_the_kernels():
     "scheme", ["turbo4", "turbo3", "turbo8v4", "turbo0v2", "affine8", "affine4", "turbo2"]
 )
 @pytest.mark.parametrize(("dims", "group"), [((128, 128), 3), ((64, 64), 7), ((96, 80), 2), ((256, 256), 1)])
-def test_the_device_s_kernels_agree(scheme, dims, group):
+def test_the_kernels_of_this_device_agree_with_plain_operations(scheme, dims, group):
     mx.random.seed(4)
     cache = SchemeCache(parse_scheme(scheme))
     keys, values = (mx.random.normal((1, 2, 500, dim)).astype(mx.float16) for dim in dims)
@@ -305,8 +303,8 @@ def test_the_device_s_kernels_agree(scheme, dims, group):
     queries = mx.random.normal((1, 2 * group, 1, dims[0])).astype(mx.float16)
     fused = FusedAttention()
     for _ in range(2):
-        add(cache, keys[:, :, :1], values[:, :, :1])
-        # First with a token that waits, then with none.
+        append_unread(cache, keys[:, :, :1], values[:, :, :1])
+        # First with a pending token, then without.
         for _ in range(2):
             assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused
     assert not device.kernels().refused

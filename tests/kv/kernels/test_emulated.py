@@ -1,4 +1,4 @@
-"""The kernels' Metal text, run on the CPU over a shim, against the plain operations."""
+"""The kernels' Metal source, run on the CPU, compared with plain operations."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import mlx.core as mx
 import pytest
 
 from tests.kv.kernels.emulator import CPLUSPLUS, Emulator
-from tqchat.kv.attention import attention
+from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.fitting import NOTHING_SEEN, Seen
-from tqchat.kv.formats import TurboFormat, make_format
+from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
+from tqchat.kv.codec.formats import make_format
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
-from tqchat.kv.kernels.fused import beside
-from tqchat.kv.kernels.launch import Exchange, Steps
-from tqchat.kv.kernels.plan import MOST_BLOCKS, plan_for
+from tqchat.kv.kernels.fused import with_own_tail
+from tqchat.kv.kernels.launch import StepLauncher, Workspace
+from tqchat.kv.kernels.plan import MAX_BLOCKS, plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
@@ -44,48 +45,48 @@ def filled(scheme, batch, heads, group, tokens, dims, dtype, rows):
         mx.random.normal((batch, heads * group, 8, dims[0])) * mx.random.uniform(0.2, 3, (dims[0],))
     )
     cache.update_and_fetch(keys[:, :, :1], values[:, :, :1])
-    add(cache, keys[:, :, :rows], values[:, :, :rows])
+    append_unread(cache, keys[:, :, :rows], values[:, :, :rows])
     return cache, mx.random.normal((batch, heads * group, rows, dims[0])).astype(dtype)
 
 
-def add(cache, keys, values):
-    """Add tokens that nobody has looked at yet: a single one waits."""
+def append_unread(cache, keys, values):
+    """Append tokens without reading the tail, so that a single one stays pending."""
     cache.key_side.append(keys)
     cache.value_side.append(values)
     cache.offset += keys.shape[2]
 
 
-def steps_for(cache, queries, on, sink):
+def launcher_for(cache, queries, on, sink):
     plan = plan_for(queries, *cache.sides, sink is not None, on)
     assert plan is not None
-    return Steps(plan, queries, *cache.sides, 0.1, "causal", sink, Exchange())
+    return StepLauncher(plan, queries, *cache.sides, 0.1, "causal", sink, Workspace())
 
 
-def emulated(emulator, steps, queries, *sides, sink=None):
-    """Attention by ``Steps.run``, with kernels emulated; the sides are written to."""
-    exchanged = steps.exchange.array if steps.plan.merged else None
+def run_emulated(emulator, launcher, queries, *sides, sink=None):
+    """``StepLauncher.run`` with emulated kernels; it writes to the sides."""
+    workspace_array = launcher.workspace.array if launcher.plan.single_launch else None
 
-    def compiled(text):
-        return lambda inputs, **told: emulator.run(text, inputs, told, exchanged)
+    def compiled(spec):
+        return lambda inputs, **launch_: emulator.run(spec, inputs, launch_, workspace_array)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "kernels", lambda: SimpleNamespace(compiled=compiled))
         mx.disable_compile()
-        found = steps.run(queries, *sides, 0.1, "causal", sink)
-        if mx.default_device() != mx.cpu:  # as the engine leaves it
+        found = launcher.run(queries, *sides, 0.1, "causal", sink)
+        if mx.default_device() != mx.cpu:  # the engine's setting
             mx.enable_compile()
     return found
 
 
-def assert_right(emulator, steps, queries, cache, sink=None):
-    """Attention is that of plain operations, and tails are what they write."""
-    twins = [beside(side) for side in cache.sides]
+def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=None):
+    """Output and tails equal those of plain operations."""
+    twins = [with_own_tail(side) for side in cache.sides]
     expected = attention(queries, *cache.sides, 0.1, "causal", sink).astype(mx.float32)
-    output = emulated(emulator, steps, queries, *twins, sink=sink)
+    output = run_emulated(emulator, launcher, queries, *twins, sink=sink)
     largest = mx.abs(expected).max().item()
     assert mx.abs(output.astype(mx.float32) - expected).max().item() <= 4e-3 * largest
     for side, twin in zip(cache.sides, twins, strict=True):
-        assert not twin.recent.waits
+        assert not twin.recent.has_pending
         assert mx.array_equal(side.recent.view()[0], twin.recent.view()[0])
 
 
@@ -115,14 +116,16 @@ def assert_right(emulator, steps, queries, cache, sink=None):
         ("turbo3", (1, 1, 2), (32, 128), mx.float16, 1, CUDA),
     ],
 )
-def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
+def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
     batch, heads, group = shape
     cache, queries = filled(scheme, batch, heads, group, 190, dims, dtype, rows)
     sink = mx.random.normal((heads * group,)) if scheme == "turbo3" else None
-    steps = steps_for(cache, queries, on, sink)
-    assert steps.plan.tensor == on.tensor_cores and steps.plan.merged == (on.language == "cuda")
-    assert steps.plan.value.grows == (rows == 1)
-    assert_right(emulator, steps, queries, cache, sink)
+    launcher = launcher_for(cache, queries, on, sink)
+    assert launcher.plan.tensor_cores == on.tensor_cores and launcher.plan.single_launch == (
+        on.language == "cuda"
+    )
+    assert launcher.plan.value.writes_tail == (rows == 1)
+    assert_matches_plain_operations(emulator, launcher, queries, cache, sink)
 
 
 @pytest.mark.parametrize(
@@ -134,32 +137,32 @@ def test_attention_in_the_kernels_is_that_of_plain_operations(emulator, scheme, 
         ("turbo3", (1, 1, 3), METAL),
     ],
 )
-def test_few_threadgroups_take_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
-    monkeypatch.setattr(launch, "SIMDS_WANTED", 1)
-    launch._layouts.cache_clear()
-    # Not a whole number of tiles, so that the last ones look back.
+def test_few_threadgroups_process_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
+    monkeypatch.setattr(launch, "TARGET_SIMD_GROUPS", 1)
+    launch._layout_factory.cache_clear()
+    # Not a whole number of tiles, so that the last ones overlap.
     cache, queries = filled(scheme, *shape, 1500, (128, 128), mx.float16, 2)
     cache.trim(cache.size() - 1300)
     new = mx.random.normal((shape[0], shape[1], 500, 128)).astype(mx.float16)
     cache.update_and_fetch(new, new)
-    steps = steps_for(cache, queries, on, None)
-    layout = steps._tails[cache.value_side.recent.length]
-    launch._layouts.cache_clear()
+    launcher = launcher_for(cache, queries, on, None)
+    layout = launcher._tails[cache.value_side.recent.length]
+    launch._layout_factory.cache_clear()
     assert layout.splits == 2 and cache.packed_tokens % 32
-    assert_right(emulator, steps, queries, cache)
+    assert_matches_plain_operations(emulator, launcher, queries, cache)
 
 
 @pytest.mark.parametrize(("dims", "on"), [((128, 128), TENSOR_CORES), ((80, 80), CUDA)])
-def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
+def test_counters_return_to_zero_after_every_launch(emulator, dims, on):
     cache, queries = filled("turbo4", 2, 2, 3, 190, dims, mx.float16, 1)
     for side in cache.sides:
-        side.recent.write()
-    steps = steps_for(cache, queries, on, None)
-    emulator.exchanges.clear()
+        side.recent.write_pending()
+    launcher = launcher_for(cache, queries, on, None)
+    emulator.workspaces.clear()
     for number in range(3):
-        assert_right(emulator, steps, queries, cache)
-        ((_, exchange),) = emulator.exchanges.values()
-        assert exchange.any() and not exchange[:MOST_BLOCKS].any()
+        assert_matches_plain_operations(emulator, launcher, queries, cache)
+        ((_, workspace),) = emulator.workspaces.values()
+        assert workspace.any() and not workspace[:MAX_BLOCKS].any()
         queries = 2 * queries
         new = mx.random.normal((2, 2, 20 * number + 1, dims[0])).astype(mx.float16)
         cache.update_and_fetch(new, new)
@@ -167,9 +170,9 @@ def test_launch_after_launch_merges_with_the_same_counter(emulator, dims, on):
 
 
 @pytest.mark.parametrize("on", [CUDA, TENSOR_CORES])
-def test_layers_share_what_their_launches_tell_each_other(emulator, on):
-    exchange = Exchange()
-    emulator.exchanges.clear()
+def test_layers_can_share_a_workspace(emulator, on):
+    workspace = Workspace()
+    emulator.workspaces.clear()
     layers = []
     for arguments in (
         ("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1),
@@ -178,166 +181,171 @@ def test_layers_share_what_their_launches_tell_each_other(emulator, on):
     ):
         cache, queries = filled(*arguments)
         for side in cache.sides:
-            side.recent.write()
+            side.recent.write_pending()
         plan = plan_for(queries, *cache.sides, False, on)
-        layers.append((Steps(plan, queries, *cache.sides, 0.1, "causal", None, exchange), queries, cache))
-        for steps, asked, held in layers * 2:
-            assert_right(emulator, steps, asked, held)
-            assert not emulator.exchanges[id(exchange.array)][1][:MOST_BLOCKS].any()
-    assert len(emulator.exchanges) > 1  # it has grown
+        layers.append(
+            (StepLauncher(plan, queries, *cache.sides, 0.1, "causal", None, workspace), queries, cache)
+        )
+        for launcher, layer_queries, layer_cache in layers * 2:
+            assert_matches_plain_operations(emulator, launcher, layer_queries, layer_cache)
+            assert not emulator.workspaces[id(workspace.array)][1][:MAX_BLOCKS].any()
+    assert len(emulator.workspaces) > 1  # it was replaced by a larger one
 
 
 @pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
-def test_tokens_are_found_where_a_window_s_first_ones_have_left(emulator, on):
+def test_attention_after_tokens_left_the_window(emulator, on):
     cache, queries = filled("turbo8v4", 1, 2, 2, 190, (64, 64), mx.float16, 1)
     cache.trim(0)
     for side in cache.sides:
         side.drop_front(side.sinks.length + 5)
     assert {side.packed.start for side in cache.sides} == {5}
-    steps = steps_for(cache, queries, on, None)
-    assert_right(emulator, steps, queries, cache)
+    launcher = launcher_for(cache, queries, on, None)
+    assert_matches_plain_operations(emulator, launcher, queries, cache)
 
 
 @pytest.mark.parametrize("on", [METAL, CUDA, TENSOR_CORES])
-def test_a_token_that_waits_is_written_from_wherever_its_values_lie(emulator, on):
+def test_a_pending_token_with_any_strides_is_written(emulator, on):
     cache, queries = filled("turbo4", 1, 2, 2, 190, (64, 64), mx.float16, 1)
     for side in cache.sides:
-        side.recent.write()
-    # As a model that computes keys and values at once cuts them up.
+        side.recent.write_pending()
+    # Slices of one projection of keys and values.
     both = mx.random.normal((1, 1, 2, 2 * 64)).astype(mx.float16).transpose(0, 2, 1, 3)
-    add(cache, both[..., :64], both[..., 64:])
-    assert all(side.recent.waits for side in cache.sides)
-    steps = steps_for(cache, queries, on, None)
-    assert steps.plan.key.grows and steps.plan.value.grows
-    assert_right(emulator, steps, queries, cache)
+    append_unread(cache, both[..., :64], both[..., 64:])
+    assert all(side.recent.has_pending for side in cache.sides)
+    launcher = launcher_for(cache, queries, on, None)
+    assert launcher.plan.key.writes_tail and launcher.plan.value.writes_tail
+    assert_matches_plain_operations(emulator, launcher, queries, cache)
 
 
 @pytest.fixture
-def told():
-    """What kernels are told by sizes, in bytes: none is run, their answer is the queries."""
+def recorded_strides():
+    """Strides in bytes of the ``sizes`` of each launch.
+
+    The kernels are replaced by one that returns the queries.
+    """
     sizes = []
 
-    def run(queries, before, told, *stored):
-        sizes.append(memoryview(told).strides)
+    def run(queries, before, sizes_, *stored):
+        sizes.append(memoryview(sizes_).strides)
         return [queries]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_compiled", lambda plan, shape, attend, merge: run)
-        launch._layouts.cache_clear()
+        launch._layout_factory.cache_clear()
         yield sizes
-    launch._layouts.cache_clear()
+    launch._layout_factory.cache_clear()
 
 
-def ask(steps, queries, sides, scale=0.1, mask="causal", sink=None):
-    """Whether these launches serve it; nothing is written."""
-    return steps.run(queries, *(beside(side) for side in sides), scale, mask, sink) is not None
+def serves(launcher, queries, sides, scale=0.1, mask="causal", sink=None):
+    """Whether the launcher serves the arguments; tails are not changed."""
+    return launcher.run(queries, *(with_own_tail(side) for side in sides), scale, mask, sink) is not None
 
 
-def test_launches_are_for_a_cache_s_first_tokens(told):
+def test_a_launcher_serves_only_its_own_sinks(recorded_strides):
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
-    steps = steps_for(cache, queries, CUDA, None)
+    launcher = launcher_for(cache, queries, CUDA, None)
     snapshots = [side.snapshot() for side in cache.sides]
-    assert ask(steps, queries, cache.sides) and ask(steps, queries, snapshots)
+    assert serves(launcher, queries, cache.sides) and serves(launcher, queries, snapshots)
     x = mx.random.normal((1, 1, 190, 64)).astype(mx.float16)
     cache.trim(cache.size() - 2)
     cache.update_and_fetch(x, x)
     cache.pack_due()
-    assert not ask(steps, queries, cache.sides) and ask(steps, queries, snapshots)
+    assert not serves(launcher, queries, cache.sides) and serves(launcher, queries, snapshots)
 
 
-def test_launches_are_for_what_is_asked(told):
+def test_a_launcher_serves_only_its_own_scale_mask_and_sink(recorded_strides):
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     sink = mx.zeros((2,))
-    steps = steps_for(cache, queries, CUDA, sink)
-    assert ask(steps, queries + 1, cache.sides, 0.1, "causal", sink)
-    others = [
+    launcher = launcher_for(cache, queries, CUDA, sink)
+    assert serves(launcher, queries + 1, cache.sides, 0.1, "causal", sink)
+    other_arguments = [
         (0.2, "causal", sink),
         (0.1, None, sink),
         (0.1, mx.ones((1, 1), mx.bool_), sink),
         (0.1, "causal", None),
     ]
-    assert not any(ask(steps, queries, cache.sides, *other) for other in others)
+    assert not any(serves(launcher, queries, cache.sides, *other) for other in other_arguments)
 
 
-def test_queries_of_another_kind_are_noticed():
+def test_queries_of_another_shape_or_dtype_are_not_served():
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
-    steps = steps_for(cache, queries, CUDA, None)
-    for unlike in (queries.astype(mx.bfloat16), mx.concatenate([queries, queries], axis=2)):
-        assert steps.run(unlike, *cache.sides, 0.1, "causal", None) is None
-        assert all(side.recent.waits for side in cache.sides)
+    launcher = launcher_for(cache, queries, CUDA, None)
+    for other_queries in (queries.astype(mx.bfloat16), mx.concatenate([queries, queries], axis=2)):
+        assert launcher.run(other_queries, *cache.sides, 0.1, "causal", None) is None
+        assert all(side.recent.has_pending for side in cache.sides)
 
 
-def test_tokens_of_another_dtype_are_noticed():
+def test_tokens_of_another_dtype_are_not_served():
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
-    steps = steps_for(cache, queries, CUDA, None)
+    launcher = launcher_for(cache, queries, CUDA, None)
     wide = mx.random.normal((1, 1, 80, 64))
-    add(cache, wide, wide)  # more than there is room for: the tail is float32 from now on
+    append_unread(cache, wide, wide)  # beyond the capacity: the new tail is float32
     assert cache.value_side.recent.arrays[0].dtype == mx.float32
-    assert steps.run(queries, *cache.sides, 0.1, "causal", None) is None
+    assert launcher.run(queries, *cache.sides, 0.1, "causal", None) is None
 
 
 def change(name, cache):
     x = mx.random.normal((1, 1, 80, 64)).astype(mx.float16)
     match name:
         case "a token":
-            add(cache, x[:, :, :1], x[:, :, :1])
+            append_unread(cache, x[:, :, :1], x[:, :, :1])
         case "two tokens":
-            add(cache, x[:, :, :2], x[:, :, :2])
+            append_unread(cache, x[:, :, :2], x[:, :, :2])
         case "a token less":
             cache.trim(1)
-        case "a token for which there is no room":
+        case "a token beyond the capacity":
             for side in cache.sides:
-                while side.recent.length < side.recent.room:
+                while side.recent.length < side.recent.capacity:
                     side.append(x[:, :, :1])
-                    side.recent.write()
+                    side.recent.write_pending()
             yield
-            add(cache, x[:, :, :1], x[:, :, :1])
+            append_unread(cache, x[:, :, :1], x[:, :, :1])
         case "the first token leaves":
             for side in cache.sides:
                 side.drop_front(1)
         case "packing":
-            add(cache, x, x)
+            append_unread(cache, x, x)
             yield
             cache.pack_due()
     yield
 
 
 @pytest.mark.parametrize(
-    ("name", "noticed"),
+    ("name", "looked_up_again"),
     [
         ("nothing", False),
         ("a token", False),
         ("two tokens", False),
         ("a token less", False),
-        ("a token for which there is no room", True),
+        ("a token beyond the capacity", True),
         ("the first token leaves", True),
         ("packing", True),
     ],
 )
 @pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4"])
-def test_launches_are_told_of_all_that_changes(told, scheme, name, noticed):
+def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, scheme, name, looked_up_again):
     cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
-    for side in cache.sides:  # as in a window
+    for side in cache.sides:  # without sinks, as in a window
         side.drop_front(side.sinks.length)
-        side.recent.write()
-    steps = steps_for(cache, queries, CUDA, None)
+        side.recent.write_pending()
+    launcher = launcher_for(cache, queries, CUDA, None)
     for _ in change(name, cache):
-        before = steps._tails
-        assert ask(steps, queries, cache.sides)
+        before = launcher._tails
+        assert serves(launcher, queries, cache.sides)
         values = cache.value_side
         stores = cache.key_side.packed, values.packed, cache.key_side.recent, values.recent
-        words = [store.room | store.start << 32 for store in stores]
+        packed_words = [store.capacity | store.start << 32 for store in stores]
         lengths = [values.sinks.length, values.packed.length, values.recent.length]
-        strides = [stride // 4 for stride in told[-1]]  # of floats
-        assert strides[:3] == lengths and strides[5:] == words
-    # What is the same is not looked up anew.
-    assert (steps._tails is not before) == noticed
+        strides = [stride // 4 for stride in recorded_strides[-1]]  # in floats
+        assert strides[:3] == lengths and strides[5:] == packed_words
+    # Layouts are looked up again only after a change of revision.
+    assert (launcher._tails is not before) == looked_up_again
 
 
-def test_more_blocks_than_there_are_counters_for_have_no_kernel():
+def test_more_blocks_than_counters_have_no_kernel():
     cache, queries = filled("turbo4", 2, 2, 1, 190, (64, 64), mx.float16, 1)
     assert plan_for(queries, *cache.sides, False, CUDA) is not None
-    many = MOST_BLOCKS // 2
+    many = MAX_BLOCKS // 2
     wide = SchemeCache(parse_scheme("turbo4"))
     x = mx.zeros((many, 3, 110, 32), mx.float16)
     for part in (x[:, :, 1:], x[:, :, :1]):
@@ -347,32 +355,34 @@ def test_more_blocks_than_there_are_counters_for_have_no_kernel():
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("where", ["packed key", "raw key", "raw value"])
-def test_what_is_not_a_number_is_seen_in_the_kernels_too(emulator, where, dtype):
+def test_nan_reaches_the_output(emulator, where, dtype):
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), dtype, 1)
     side = cache.value_side if "value" in where else cache.key_side
     array = side.recent.arrays[0] if "raw" in where else side.packed.arrays[1]
     array[:, :, 7] = mx.nan
     for on in (METAL, TENSOR_CORES):
-        steps = steps_for(cache, queries, on, None)
-        assert mx.isnan(emulated(emulator, steps, queries, *cache.sides)).all().item()
+        launcher = launcher_for(cache, queries, on, None)
+        assert mx.isnan(run_emulated(emulator, launcher, queries, *cache.sides)).all().item()
 
 
 @pytest.mark.parametrize(
     ("role", "bits", "dim", "fitted"),
     [("key", 4, 128, True), ("key", 3, 64, True), ("key", 2, 80, False), ("value", 4, 256, True)],
 )
-def test_encoding_in_the_kernel_writes_what_plain_operations_write(emulator, role, bits, dim, fitted):
+def test_encoding_matches_plain_operations(emulator, role, bits, dim, fitted):
     mx.random.seed(9)
     x = (mx.random.normal((2, 2, 40, dim)) * mx.exp(mx.random.normal((1, 2, 1, dim)))).astype(mx.float16)
-    form = make_format(FormatSpec("turbo", bits), dim, role)
-    assert isinstance(form, TurboFormat)
+    format_ = make_format(FormatSpec("turbo", bits), dim, role)
+    assert isinstance(format_, TurboFormat)
     if fitted:
-        seen = Seen(mx.exp(mx.random.normal((2, 2, 1, dim)))) if role == "key" else NOTHING_SEEN
-        form = form.fit(x, seen)
+        statistics = (
+            QueryStatistics(mx.exp(mx.random.normal((2, 2, 1, dim)))) if role == "key" else NO_STATISTICS
+        )
+        format_ = format_.fit(x, statistics)
     part = mx.contiguous(x[:, :, 5:21])
-    words, gains = form.encode(part)
-    plan = encode_plan(form, part)
-    found = emulator.run(plan.text, encode_inputs(form, part), encode_launch(plan, part.shape))
-    # A tie may fall to the other side.
-    assert (found[0] == words).mean().item() > 0.99
+    packed_words, gains = format_.encode(part)
+    plan = encode_plan(format_, part)
+    found = emulator.run(plan.spec, encode_inputs(format_, part), encode_launch(plan, part.shape))
+    # Ties may be rounded differently.
+    assert (found[0] == packed_words).mean().item() > 0.99
     assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()

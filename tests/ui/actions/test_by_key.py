@@ -51,18 +51,18 @@ async def test_the_cursor_selects_a_message_to_edit(stage: Open) -> None:
         await it.sees("1/2")
 
 
-async def test_f4_continues_a_reply_that_was_cut_off(stage: Open) -> None:
+async def test_a_cut_off_reply_is_continued_by_key(stage: Open) -> None:
     async with stage() as it:
         await it.ask("Count")
         await it.until(lambda: it.engine.sent())
         it.engine.done("one, two", "length")
-        await it.sees("F4 goes on")
+        await it.sees("F4 continues")
         await it.pilot.press("f4")
         await it.until(lambda: len(it.engine.sent()) == 2)
         it.engine.delta(", three")
         it.engine.done(", three")
         await it.sees("one, two, three")
-        await it.sees_no("F4 goes on")
+        await it.sees_no("F4 continues")
 
 
 async def test_copies_go_to_the_clipboard(stage: Open) -> None:
@@ -163,10 +163,10 @@ async def test_one_message_is_deleted_and_restored(stage: Open) -> None:
         await it.sees("Delete this message?")
         await it.pilot.press("y")
         await it.sees("brings it back")
-        contents = [message.content for message in it.app.chat.messages]
+        contents = [message.content for message in it.app.chat.shown.messages]
         assert len(contents) == 3
         await it.pilot.press("alt+z")
-        await it.until(lambda: len(it.app.chat.messages) == 4)
+        await it.until(lambda: len(it.app.chat.shown.messages) == 4)
         await it.pilot.press("alt+z")
         await it.sees("Nothing was deleted")
 
@@ -174,11 +174,11 @@ async def test_one_message_is_deleted_and_restored(stage: Open) -> None:
 async def test_deletions_are_undone_last_first(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
-        it.app.chat.delete_message(it.app.chat.messages[1])
+        it.app.chat.deletion.delete_message(it.app.chat.shown.messages[1])
         await it.pilot.press("f8", "y")
-        await it.until(lambda: it.app.chat.conversation is None)
+        await it.until(lambda: it.app.chat.shown.conversation is None)
         await it.pilot.press("alt+z")
-        await it.until(lambda: len(it.app.chat.messages) == 1)
+        await it.until(lambda: len(it.app.chat.shown.messages) == 1)
         await it.pilot.press("alt+z")
         await it.sees("Red ones.")
 
@@ -195,4 +195,6 @@ async def test_a_long_list_shows_the_newest_and_loads_more_on_request(stage: Ope
         await it.pilot.press("end", "enter")
         await it.until(lambda: titles.option_count == PAGE + 31)
         await it.pilot.press("end", "enter")
-        await it.until(lambda: it.app.chat.conversation and it.app.chat.conversation.title == "Number 0")
+        await it.until(
+            lambda: it.app.chat.shown.conversation and it.app.chat.shown.conversation.title == "Number 0"
+        )

@@ -55,7 +55,7 @@ async def test_a_message_action_acts_on_the_last_message(stage: Open) -> None:
         await it.sees("There is no message yet.")
         await it.chat("About foxes", "Yes.")
         await run(it, "message: branch")
-        await it.sees("Begins a branch here")
+        await it.sees("Starts a branch here")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ async def test_a_message_action_acts_on_the_last_message(stage: Open) -> None:
         ("^K scheme", lambda it: isinstance(it.app.screen, SchemePicker)),
         ("turbo0v4", lambda it: isinstance(it.app.screen, SchemePicker)),
         ("starter 30M ·", lambda it: isinstance(it.app.screen, ModelPicker)),
-        ("^N new", lambda it: it.app.chat.conversation is None),
+        ("^N new", lambda it: it.app.chat.shown.conversation is None),
     ],
 )
 async def test_hints_model_and_scheme_can_be_clicked(

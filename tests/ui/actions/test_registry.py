@@ -119,9 +119,9 @@ async def test_a_command_is_not_kept_as_unsent_text(stage: Open) -> None:
     async with stage() as it:
         await it.chat("About foxes", "Red ones.")
         await it.ask("/new")
-        await it.until(lambda: it.app.chat.conversation is None)
+        await it.until(lambda: it.app.chat.shown.conversation is None)
         await it.pilot.press("alt+down")
-        await it.until(lambda: it.app.chat.conversation is not None)
+        await it.until(lambda: it.app.chat.shown.conversation is not None)
         assert it.app.query_one(Prompt).text == ""
 
 

@@ -64,7 +64,7 @@ async def test_commands_change_the_conversation(stage: Open) -> None:
         await it.pilot.press(*"/sch")
         await it.sees("store this conversation's cache")
         await it.pilot.press("tab", *"turbo3", "enter")
-        await it.until(lambda: it.app.chat.scheme == "turbo3")
+        await it.until(lambda: it.app.chat.schemes.chosen == "turbo3")
         await it.ask("/set temperature=0.3 seed = 7")
         await it.sees("Decided here: temperature 0.3, seed 7.")
         await it.ask("/set temperature=hot")
@@ -114,8 +114,8 @@ async def test_the_dialog_sets_system_prompt_and_sampling_of_this_conversation(s
         it.app.screen.query_one("#set-top_p", Input).value = "0.7"
         await it.pilot.press("ctrl+s")
         await it.until(lambda: not isinstance(it.app.screen, ChatSettings))
-        assert it.app.chat.system_prompt == "Be brief."
-        assert it.app.chat.sampling_choice.given == {"top_p": 0.7}
+        assert it.app.chat.shown.system_prompt == "Be brief."
+        assert it.app.chat.sampling.choice.given == {"top_p": 0.7}
 
 
 async def test_a_preset_is_saved_and_used_in_another_conversation(stage: Open, paths: Paths) -> None:
@@ -126,12 +126,12 @@ async def test_a_preset_is_saved_and_used_in_another_conversation(stage: Open, p
         await it.sees("Kept as brief")
         await it.pilot.press("ctrl+n")
         await it.ask("/preset creative")
-        await it.until(lambda: it.app.chat.sampling_choice.temperature == 1.0)
+        await it.until(lambda: it.app.chat.sampling.choice.temperature == 1.0)
         await it.pilot.press(*"/preset b")
         await it.sees("/preset balanced")
         await it.pilot.press("down", "tab", "enter")
-        await it.until(lambda: it.app.chat.sampling_choice.given == {"temperature": 0.3, "seed": 7})
-        assert it.app.chat.system_prompt == "Be brief."
+        await it.until(lambda: it.app.chat.sampling.choice.given == {"temperature": 0.3, "seed": 7})
+        assert it.app.chat.shown.system_prompt == "Be brief."
         await it.ask("/preset precise save")
         await it.sees("There is no preset")
         await it.ask("/preset save precise")
@@ -154,9 +154,9 @@ async def test_the_dialog_uses_and_saves_presets(stage: Open, paths: Paths) -> N
         await it.pilot.press("f3")
         await it.until(lambda: isinstance(it.app.screen, Ask))
         await it.pilot.press(*"mine", "enter")
-        await it.sees("Kept as mine.")
+        await it.sees("Saved as mine.")
         await it.pilot.press("ctrl+s")
-        await it.until(lambda: it.app.chat.sampling_choice.given == {"temperature": 0.0})
+        await it.until(lambda: it.app.chat.sampling.choice.given == {"temperature": 0.0})
         assert Presets(paths.presets).get("mine").sampling.temperature == 0.0
 
 

@@ -51,7 +51,7 @@ def restore(
     except TqchatError:
         wanted = []  # empty, or rejected by the template: `send` reports that
     found = vault.load(
-        conversation_id, fingerprint=cache.model.info.fingerprint, scheme=cache.scheme, wanted=wanted
+        conversation_id, fingerprint=cache.model.info.fingerprint, scheme=cache.scheme, transcript=wanted
     )
     if found is None:
         answered = any(message.role == "assistant" for message in messages)
@@ -82,10 +82,12 @@ def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Seque
     if min(len(cache.tokens), len(prompt)) - shared < MIN_RECALL_TOKENS:
         return
     fingerprint = cache.model.info.fingerprint
-    saved = vault.reach(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, wanted=prompt)
+    saved = vault.restorable_tokens(
+        conversation_id, fingerprint=fingerprint, scheme=cache.scheme, transcript=prompt
+    )
     if saved < cache.reach(shared) + MIN_RECALL_TOKENS:
         return
-    found = vault.load(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, wanted=prompt)
+    found = vault.load(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, transcript=prompt)
     if isinstance(found, Restored) and prompts.common_prefix(found.tokens, prompt) > cache.reach(shared):
         cache.replace_with(found)
 

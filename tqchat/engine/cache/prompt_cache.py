@@ -19,9 +19,9 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import flat_layers, with_ropes
-from tqchat.store.manifest import Pieces, cut
+from tqchat.kv.prompt_cache import attach_ropes, flat_layers
 from tqchat.store.vault import Restored
+from tqchat.store.vault.manifest import Pieces, trim_pieces
 
 FULL_PRECISION_BITS = (16, 16)
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
@@ -71,17 +71,17 @@ class PromptCache:
         if not _holds(cache, len(tokens)):
             return "The saved cache does not hold the tokens that it should"
         # Rotary embeddings are not saved, and converting to another scheme needs them.
-        self.cache = with_ropes(cache, self.model.model)
+        self.cache = attach_ropes(cache, self.model.model)
         self.tokens, self.rounding = list(tokens), found.rounding
         self.pieces = found.pieces
         self.checkpoints = [
             one
             for one in found.checkpoints
-            if [_signature(layer) for layer in checkpoint.replaced(cache, one.layers)] == signatures
+            if [_signature(layer) for layer in checkpoint.replace_layers(cache, one.layers)] == signatures
             and _holds(list(one.layers.values()), one.tokens)
         ]
         self.restored = len(tokens)
-        kv.stand_in(self.model.model, self.cache)
+        kv.use_placeholders(self.model.model, self.cache)
         return None
 
     def reach(self, keep: int) -> int:
@@ -103,10 +103,10 @@ class PromptCache:
             mlx_cache.trim_prompt_cache(self.cache, surplus)
         else:
             target = next(one for one in self.checkpoints if one.tokens == reach)
-            self.cache = checkpoint.go_back(self.cache, target, surplus)
-            kv.stand_in(self.model.model, self.cache)
+            self.cache = checkpoint.roll_back(self.cache, target, surplus)
+            kv.use_placeholders(self.model.model, self.cache)
         del self.tokens[reach:]
-        self.pieces = cut(self.pieces, reach)
+        self.pieces = trim_pieces(self.pieces, reach)
         self.checkpoints = [one for one in self.checkpoints if one.tokens <= reach]
         self.restored = min(self.restored, reach)
         if not _holds(self.cache, reach):
@@ -198,7 +198,7 @@ class PromptCache:
         try:
             if self.tokens and kv.needs_queries(self.cache, scheme):
                 kv.observe_queries(self.model.model, self.tokens, self.cache)
-            checkpoints = [checkpoint.converted(one, scheme) for one in self.checkpoints]
+            checkpoints = [checkpoint.convert(one, scheme) for one in self.checkpoints]
             kv.convert_in_place(self.cache, scheme, stopped=stopped, progress=progress)
         except BaseException:
             kv.forget_queries(self.cache)
@@ -208,7 +208,7 @@ class PromptCache:
             self.rounding = (min(keys, old.key.bits), min(values, old.value.bits))
         self.scheme = kv.parse_scheme(scheme).name
         self.pieces, self.checkpoints = (), checkpoints
-        kv.stand_in(self.model.model, self.cache)
+        kv.use_placeholders(self.model.model, self.cache)
 
     def carries_coarser_rounding(self) -> bool:
         """Whether packed tokens were once stored with fewer bits than the current scheme has."""

@@ -1,7 +1,7 @@
-"""Attention over packed storage and encoding into it, each in one or two kernels on a GPU.
+"""Fused GPU kernels: attention over packed storage, and encoding.
 
-The kernels' bodies (``*.inc``) are one text for Metal and CUDA, behind a thin header for each; on CUDA's
-tensor cores the loop over packed tokens is another. On first use a kernel's answer is held against the plain
-operations' on this device; where it disagrees or does not compile, these stay, and
-``device.kernels().refused`` says why.
+The kernel bodies (``shaders/*.inc``) are shared by Metal and CUDA, behind a short header for each; CUDA
+tensor cores have their own loop over packed tokens. On first use a kernel's result is compared with plain
+operations on this device. If it differs or does not compile, plain operations are used, and
+``device.kernels().refused`` gives the reason.
 """

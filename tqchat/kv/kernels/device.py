@@ -1,4 +1,4 @@
-"""The kernels of this device: compiled when first wanted, and which of them can be trusted."""
+"""The kernels of this device: compiled on first use, verified against plain operations."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import mlx.core as mx
 
 from tqchat.kv.kernels import source
 
-SIMD = 32
-LARGEST_DIM = 256
-REGISTERS_FOR = 384
-"""Threads of a kernel with many registers that a CUDA core holds at once."""
+SIMD_WIDTH = 32
+MAX_HEAD_DIM = 256
+"""Largest head dimension that kernels support."""
+RESIDENT_THREADS = 384
+"""Threads of a register-heavy kernel that should be resident on one CUDA multiprocessor."""
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
 
 class Launch(TypedDict):
-    """How a kernel is run: its grid (in threads) and outputs, by the names that MLX has for them."""
+    """Launch parameters of a kernel, by MLX's names; the grid is in threads."""
 
     grid: tuple[int, int, int]
     threadgroup: tuple[int, int, int]
@@ -34,98 +35,104 @@ class Launch(TypedDict):
 
 @dataclass
 class Kernels:
-    """What is compiled, by its constants; and by plan, what may be used.
+    """Compiled kernels, and which plans may use them.
 
     Attributes:
-        tensor_cores: Whether the device has those of CUDA, from Ampere on.
-        trusted: Plans whose answers were held against the plain operations'.
-        refused: Why other plans fall back to these.
+        tensor_cores: Whether the device has CUDA tensor cores (Ampere and later).
+        trusted: Plans whose first result agreed with plain operations.
+        refused: Plans that fall back to plain operations, with the reason.
     """
 
     language: source.Language
     tensor_cores: bool = False
     trusted: set[Hashable] = field(default_factory=set)
     refused: dict[Hashable, str] = field(default_factory=dict)
-    _compiled: dict[source.Text, Any] = field(default_factory=dict)
+    _compiled: dict[source.KernelSpec, Any] = field(default_factory=dict)
 
-    def compiled(self, text: source.Text) -> Any:
-        """The kernel of this text: the same one each time."""
-        if text not in self._compiled:
-            self._compiled[text] = self._compile(text)
-        return self._compiled[text]
+    def compiled(self, spec: source.KernelSpec) -> Any:
+        """The compiled kernel; cached."""
+        if spec not in self._compiled:
+            self._compiled[spec] = self._compile(spec)
+        return self._compiled[spec]
 
-    def first_use(
+    def verify_first_use(
         self,
         plan: Hashable,
-        reference: Callable[[], Answer],
-        found: Callable[[], Answer],
-        error: Callable[[Answer, Answer], str | None],
-    ) -> Answer:
-        """A plan's first answer, if it agrees with the plain operations': it is trusted from then
-        on. Otherwise theirs; it is then refused for good.
+        reference: Callable[[], Result],
+        candidate: Callable[[], Result],
+        error: Callable[[Result, Result], str | None],
+    ) -> Result:
+        """Run a plan for the first time and compare it with plain operations.
+
+        If the results agree, the plan is trusted from now on; otherwise it is refused for good and the plain
+        result is returned.
 
         Args:
-            reference: The plain operations; they come after ``found``, which sees nothing that they change.
-            error: What is wrong with the second answer, given the first; ``None`` if nothing is.
+            reference: The plain operations. Called after ``candidate``, so that it may modify its inputs.
+            candidate: The kernel.
+            error: Compares the reference with the candidate's result; ``None`` if they agree.
         """
-        expected: Answer | None = None
+        expected: Result | None = None
         try:
-            answer = found()
+            result = candidate()
             expected = reference()
-            mx.eval(expected, answer)
-            problem = error(expected, answer)
+            mx.eval(expected, result)
+            problem = error(expected, result)
         except (RuntimeError, ValueError) as raised:
             problem = f"it does not run: {str(raised).splitlines()[0]}"
         if problem is None:
             self.trusted.add(plan)
-            return answer
+            return result
         self.refused[plan] = problem
         logger.warning("A fused kernel is not used: %s (%s)", problem, plan)
         return reference() if expected is None else expected
 
-    def _compile(self, text: source.Text) -> Any:
-        make = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
-        whole = text.source(self.language)
-        digest = hashlib.sha256(repr((whole, text.inputs, _bounds(text.threads))).encode()).hexdigest()[:16]
-        # MLX knows a kernel by its name, on CUDA after a restart too.
-        name = f"tqchat_{text.kernel}_{digest}"
-        if self.language == "cuda" and text.threads:
-            whole = _bounded(name, text.threads, whole)
-        return make(
+    def _compile(self, spec: source.KernelSpec) -> Any:
+        make_kernel = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
+        text = spec.source(self.language)
+        content = repr((text, spec.inputs, _launch_bounds(spec.threads)))
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        # MLX caches kernels by name, on CUDA on disk, so the name contains a digest of the source.
+        name = f"tqchat_{spec.kernel}_{digest[:16]}"
+        if self.language == "cuda" and spec.threads:
+            text = _with_launch_bounds(name, spec.threads, text)
+        return make_kernel(
             name=name,
-            input_names=list(text.inputs),
-            output_names=list(text.outputs),
-            source=whole.body,
-            header=whole.header,
+            input_names=list(spec.inputs),
+            output_names=list(spec.outputs),
+            source=text.body,
+            header=text.header,
             ensure_row_contiguous=False,
         )
 
 
-def _bounded(name: str, threads: int, text: source.Source) -> source.Source:
-    """A kernel's text with the number of its threads beside its name, so that threads take no more registers
-    than leaves room for ``REGISTERS_FOR`` of them on a core. MLX writes the function's head, and asks for no
-    such thing; between header and body its name stands for both.
+def _with_launch_bounds(name: str, threads: int, text: source.Source) -> source.Source:
+    """Source of a kernel with ``__launch_bounds__`` added.
+
+    Limits registers per thread so that ``RESIDENT_THREADS`` threads fit on a multiprocessor. MLX generates
+    the function's signature without bounds, so a macro of the function's name, defined between header and
+    body, adds them.
     """
     function = f"custom_kernel_{name}"
     return source.Source(
-        f"{text.header}#define {function} {_bounds(threads)} {function}\n",
+        f"{text.header}#define {function} {_launch_bounds(threads)} {function}\n",
         f"#undef {function}\n{text.body}",
     )
 
 
-def _bounds(threads: int) -> str:
-    return f"__launch_bounds__({threads}, {max(1, REGISTERS_FOR // threads)})" if threads else ""
+def _launch_bounds(threads: int) -> str:
+    return f"__launch_bounds__({threads}, {max(1, RESIDENT_THREADS // threads)})" if threads else ""
 
 
 def run(compiled: Any, inputs: Sequence[mx.array], launch: Launch) -> list[mx.array]:
-    """Put a run over these arrays into the graph."""
+    """Add a launch to the graph."""
     arrays: list[mx.array] = compiled(inputs=list(inputs), **launch)
     return arrays
 
 
 @lru_cache(maxsize=1)
 def kernels() -> Kernels | None:
-    """The kernels for this device; ``None`` on a CPU."""
+    """This device's kernels; ``None`` on a CPU."""
     if mx.default_device() == mx.cpu:
         return None
     if mx.metal.is_available():
@@ -135,8 +142,11 @@ def kernels() -> Kernels | None:
 
 
 @lru_cache(maxsize=64)
-def blank(dtype: mx.Dtype) -> mx.array:
-    """What stands where a kernel is given no array: 8 elements, since Metal keeps smaller ones elsewhere."""
+def unused_input(dtype: mx.Dtype) -> mx.array:
+    """Placeholder for an input that a kernel does not read.
+
+    8 elements, because Metal passes smaller arrays in another address space.
+    """
     array = mx.zeros(8, dtype=dtype)
     mx.eval(array)
     return array

@@ -1,4 +1,4 @@
-"""Encoding in one kernel: what ``TurboFormat.encode`` does in some hundred operations."""
+"""Encoding in one kernel: equivalent to ``TurboFormat.encode``, which takes about a hundred operations."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from typing import Any
 
 import mlx.core as mx
 
-from tqchat.kv.formats import Block, Format, TurboFormat
-from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Launch, blank, kernels, run
-from tqchat.kv.kernels.source import Text
-from tqchat.kv.rounding import LEAF
+from tqchat.kv.codec.base import Block, Format
+from tqchat.kv.codec.rounding import LEAF_SIZE
+from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
+from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import words_per_vector
 
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """One compiled kernel: a format's shape, and the dtype of what it encodes."""
+    """Compile-time parameters of the encoding kernel.
+
+    Attributes:
+        dtype: Of the vectors to encode.
+        rotation: 1 Hadamard with signs, 2 dense matrix.
+        mean: Whether a mean is subtracted; likewise ``balance`` and ``metric``.
+    """
 
     dim: int
     bits: int
@@ -31,20 +38,21 @@ class EncodePlan:
 
     @property
     def levels(self) -> int:
-        """How often coordinates are halved until they are rounded together."""
+        """Number of halvings before coordinates are rounded together (see ``quantise_shaped``)."""
         return (
-            (self.dim // LEAF).bit_length() - 1
-            if self.metric and self.rotation == 1 and self.dim > LEAF
+            (self.dim // LEAF_SIZE).bit_length() - 1
+            if self.metric and self.rotation == 1 and self.dim > LEAF_SIZE
             else 0
         )
 
     @property
     def simds(self) -> int:
-        """Vectors to a threadgroup: as its memory allows."""
+        """Vectors per threadgroup, limited by threadgroup memory."""
         return 4 if self.dim <= 128 else 2
 
     @property
-    def text(self) -> Text:
+    def spec(self) -> KernelSpec:
+        """The kernel's source specification."""
         constants = (
             ("DIM", self.dim),
             ("BITS", self.bits),
@@ -60,36 +68,40 @@ class EncodePlan:
             ("G", mx.float16),
         )
         inputs = "x", "mean", "balance", "metric", "rotation"
-        return Text("encode", inputs, ("words", "gains"), constants)
+        return KernelSpec("encode", inputs, ("words", "gains"), constants)
 
 
-def encode_plan(form: TurboFormat, x: mx.array) -> EncodePlan | None:
-    """The kernel for such vectors; ``None`` where there is none."""
-    if form.rotation.head_dim > LARGEST_DIM:
+def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
+    """The kernel for vectors like ``x``; ``None`` where none applies."""
+    if format_.rotation.head_dim > MAX_HEAD_DIM:
         return None
     return EncodePlan(
-        form.rotation.head_dim,
-        form.bits,
-        form.role == "key",
-        1 if form.rotation.is_hadamard else 2,
-        form.mean is not None,
-        form.balance is not None,
-        form.metric is not None,
+        format_.rotation.head_dim,
+        format_.bits,
+        format_.role == "key",
+        1 if format_.rotation.is_hadamard else 2,
+        format_.mean is not None,
+        format_.balance is not None,
+        format_.metric is not None,
         x.dtype,
     )
 
 
-def encode_inputs(form: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
-    """The arrays that ``EncodePlan.text`` names, to encode ``x`` with, as ``encode_launch`` has it."""
-    parts = form.mean, form.balance, form.metric
-    return x, *(blank(mx.float16) if part is None else part for part in parts), form.rotation.array
+def encode_inputs(format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
+    """Input arrays of the encoding kernel for vectors ``x`` ``[batch, heads, tokens, head_dim]``."""
+    fitted = format_.mean, format_.balance, format_.metric
+    return (
+        x,
+        *(unused_input(mx.float16) if array is None else array for array in fitted),
+        format_.rotation.array,
+    )
 
 
 def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
-    """The run over vectors ``[batch, heads, tokens, head_dim]``, a slice of storage for example."""
+    """Launch parameters for vectors of this shape, ``[batch, heads, tokens, head_dim]``, with any strides."""
     batch, heads, tokens, _ = shape
     vectors = batch * heads * tokens
-    threads = plan.simds * SIMD
+    threads = plan.simds * SIMD_WIDTH
     return {
         "grid": (-(-vectors // plan.simds) * threads, 1, 1),
         "threadgroup": (threads, 1, 1),
@@ -103,40 +115,42 @@ def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
 
 @lru_cache(maxsize=16)
 def _compiled(plan: EncodePlan, shape: tuple[int, ...]) -> Callable[..., list[mx.array]]:
-    """That run as a function of its arrays, which MLX puts together once for all layers that are alike."""
+    """The launch as a compiled function of its arrays; MLX traces it once per plan and shape."""
 
     def launch(*inputs: mx.array) -> list[mx.array]:
-        made = kernels()
-        assert made is not None
-        return run(made.compiled(plan.text), inputs, encode_launch(plan, shape))
+        device_kernels = kernels()
+        assert device_kernels is not None
+        return run(device_kernels.compiled(plan.spec), inputs, encode_launch(plan, shape))
 
     return mx.compile(launch)
 
 
-def encode(form: Format, x: mx.array) -> Block:
-    """``form.encode(x)``, in one kernel where there is one."""
-    made = kernels()
-    if made is None or not isinstance(form, TurboFormat):
-        return form.encode(x)
-    plan = encode_plan(form, x)
-    if plan is None or plan in made.refused:
-        return form.encode(x)
+def encode(format_: Format, x: mx.array) -> Block:
+    """``format_.encode(x)``, in one kernel where available."""
+    device_kernels = kernels()
+    if device_kernels is None or not isinstance(format_, TurboFormat):
+        return format_.encode(x)
+    plan = encode_plan(format_, x)
+    if plan is None or plan in device_kernels.refused:
+        return format_.encode(x)
 
-    def found() -> Block:
-        return tuple(_compiled(plan, x.shape)(*encode_inputs(form, x)))
+    def candidate() -> Block:
+        return tuple(_compiled(plan, x.shape)(*encode_inputs(format_, x)))
 
-    if plan in made.trusted:
-        return found()
-    return made.first_use(plan, lambda: form.encode(x), found, lambda a, b: _error(form, x, a, b))
+    if plan in device_kernels.trusted:
+        return candidate()
+    return device_kernels.verify_first_use(
+        plan, lambda: format_.encode(x), candidate, lambda a, b: _error(format_, x, a, b)
+    )
 
 
-def _error(form: TurboFormat, x: mx.array, reference: Block, found: Block) -> str | None:
-    """Ties may be rounded otherwise, and change what follows them: the vectors must be as close as before."""
-    missed: list[Any] = []
-    for block in (reference, found):
-        gap = (form.decode(block) - x).square().sum(axis=-1)
-        missed.append(mx.where(mx.isfinite(gap), gap, 0).sum().item())
-    same = mx.array_equal(mx.isnan(reference[1]), mx.isnan(found[1])).item()
-    if not same or missed[1] > 1.01 * missed[0] + 1e-6:
-        return f"its vectors are off by {missed[1]:.3g}, not {missed[0]:.3g}"
+def _error(format_: TurboFormat, x: mx.array, reference: Block, candidate: Block) -> str | None:
+    """Compare reconstruction errors: codes may differ at ties and in later coordinates."""
+    squared_errors: list[Any] = []
+    for block in (reference, candidate):
+        error = (format_.decode(block) - x).square().sum(axis=-1)
+        squared_errors.append(mx.where(mx.isfinite(error), error, 0).sum().item())
+    same = mx.array_equal(mx.isnan(reference[1]), mx.isnan(candidate[1])).item()
+    if not same or squared_errors[1] > 1.01 * squared_errors[0] + 1e-6:
+        return f"its vectors are off by {squared_errors[1]:.3g}, not {squared_errors[0]:.3g}"
     return None

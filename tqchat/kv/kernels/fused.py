@@ -1,4 +1,4 @@
-"""One layer's attention through the kernels."""
+"""Attention of one layer through the kernels."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 import mlx.core as mx
 
-from tqchat.kv.attention import attention
+from tqchat.kv.attention.reference import attention
 from tqchat.kv.kernels.device import Kernels, kernels
-from tqchat.kv.kernels.launch import Exchange, Steps
+from tqchat.kv.kernels.launch import StepLauncher, Workspace
 from tqchat.kv.kernels.plan import Plan, plan_for
-from tqchat.kv.storage import Side
+from tqchat.kv.storage.side import Side
 
 TOLERANCE = 1e-2
-"""Largest difference from the plain operations, against the largest value: products with codes are halves."""
+"""Largest error relative to the largest value; products with codes are computed in float16."""
 
 
 class FusedAttention:
-    """One layer's way to the kernels: what is the same at every step, kept from one to the next.
+    """Kernel attention of one layer, with launch state reused between steps.
 
     Attributes:
-        exchange: The layer's own, unless its cache has one for all.
+        workspace: The layer's own, unless shared with others (``SchemeCache.share``).
     """
 
     def __init__(self) -> None:
-        self.exchange = Exchange()
-        # By the queries' rows, and by the number of parts that tails have, as their last tokens wait to be
-        # written or not: draft tokens come and go, layers that share a cache take turns.
-        self._steps: dict[tuple[int, int, int], Steps] = {}
+        self.workspace = Workspace()
+        # By query rows and parts of the tails: steps with and without draft tokens alternate, and so do
+        # layers that share a cache, of which only the first finds a pending token.
+        self._launchers: dict[tuple[int, int, int], StepLauncher] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept beside the cache."""
-        return sum(steps.nbytes for steps in self._steps.values())
+        """Bytes of the arrays kept between steps."""
+        return sum(launcher.nbytes for launcher in self._launchers.values())
 
     def __call__(
         self,
@@ -44,16 +44,16 @@ class FusedAttention:
         mask: mx.array | str | None,
         sinks: mx.array | None = None,
     ) -> mx.array | None:
-        """What ``attention`` computes, in one kernel or two; ``None`` where there are none for it.
+        """``attention`` in one or two kernels; ``None`` where no kernel applies.
 
-        Args and shapes are those of ``attention``. Queries of several rows are served under the causal mask.
+        Arguments as for ``attention``. Several query rows are supported under the causal mask only.
         """
-        kind = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
-        steps = self._steps.get(kind)
-        output = None if steps is None else steps.run(queries, keys, values, scale, mask, sinks)
-        return self._anew(queries, keys, values, scale, mask, sinks) if output is None else output
+        step_key = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        launcher = self._launchers.get(step_key)
+        output = None if launcher is None else launcher.run(queries, keys, values, scale, mask, sinks)
+        return self._plan_and_launch(queries, keys, values, scale, mask, sinks) if output is None else output
 
-    def _anew(
+    def _plan_and_launch(
         self,
         queries: mx.array,
         keys: Side,
@@ -62,33 +62,33 @@ class FusedAttention:
         mask: mx.array | str | None,
         sinks: mx.array | None,
     ) -> mx.array | None:
-        """The same for what was not asked before, or where there is no kernel."""
-        made = kernels()
-        if made is None or isinstance(mask, mx.array) or (mask is None and queries.shape[2] > 1):
+        """Attention without a matching launcher: plan, verify on first use, or return ``None``."""
+        device_kernels = kernels()
+        if device_kernels is None or isinstance(mask, mx.array) or (mask is None and queries.shape[2] > 1):
             return None
         arguments = queries, keys, values, scale, mask, sinks
-        plan = plan_for(queries, keys, values, sinks is not None, made)
+        plan = plan_for(queries, keys, values, sinks is not None, device_kernels)
         if plan is None:
             return None
-        if plan in made.refused:
-            if not (keys.recent.waits or values.recent.waits):
+        if plan in device_kernels.refused:
+            if not (keys.recent.has_pending or values.recent.has_pending):
                 return None
-            # Perhaps where it has nothing to write the kernel can be trusted.
+            # Without a pending token another plan applies, which may be trusted.
             for side in (keys, values):
-                side.recent.write()
+                side.recent.write_pending()
             return self(*arguments)
-        if plan not in made.trusted:
-            return _tried(made, plan, queries, keys, values, scale, mask, sinks)
-        kind = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
-        # Those for what the cache holds no more go.
-        kept = {key: other for key, other in self._steps.items() if other.knows(keys, values)}
-        steps = Steps(plan, *arguments, self.exchange)
-        self._steps = kept | {kind: steps}
-        return steps.run(*arguments)
+        if plan not in device_kernels.trusted:
+            return _verify(device_kernels, plan, queries, keys, values, scale, mask, sinks)
+        step_key = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        # Launchers of formats or sinks that the cache no longer has are dropped.
+        current = {key: other for key, other in self._launchers.items() if other.matches(keys, values)}
+        launcher = StepLauncher(plan, *arguments, self.workspace)
+        self._launchers = current | {step_key: launcher}
+        return launcher.run(*arguments)
 
 
-def _tried(
-    made: Kernels,
+def _verify(
+    device_kernels: Kernels,
     plan: Plan,
     queries: mx.array,
     keys: Side,
@@ -97,39 +97,45 @@ def _tried(
     mask: str | None,
     sinks: mx.array | None,
 ) -> mx.array:
-    """A plan's first attention, held against the plain operations'; what it was to write they write."""
-    arguments = queries, keys, values, scale, mask, sinks
-    twins = queries, beside(keys), beside(values), scale, mask, sinks
+    """First attention of a plan, compared with plain operations.
 
-    def found() -> list[mx.array]:
-        # What it may leave in an exchange is nobody else's business.
-        output = Steps(plan, *twins, Exchange()).run(*twins)
-        return [] if output is None else [output, *(side.recent.view()[0] for side in twins[1:3])]
+    The tails keep what the plain operations wrote.
+    """
+    arguments = queries, keys, values, scale, mask, sinks
+    copies = queries, with_own_tail(keys), with_own_tail(values), scale, mask, sinks
+
+    def candidate() -> list[mx.array]:
+        # A workspace of its own, which a faulty kernel cannot spoil for others.
+        output = StepLauncher(plan, *copies, Workspace()).run(*copies)
+        return [] if output is None else [output, *(side.recent.view()[0] for side in copies[1:3])]
 
     def reference() -> list[mx.array]:
         return [attention(*arguments), *(side.recent.view()[0] for side in (keys, values))]
 
-    return made.first_use(plan, reference, found, _error)[0]
+    return device_kernels.verify_first_use(plan, reference, candidate, _error)[0]
 
 
-def beside(side: Side) -> Side:
-    """A side with the same arrays, whose last token may be written without this one's being."""
-    twin = copy.copy(side)
-    twin.recent = copy.copy(side.recent)
-    return twin
+def with_own_tail(side: Side) -> Side:
+    """A shallow copy of a side whose pending token can be written without changing ``side``."""
+    copied = copy.copy(side)
+    copied.recent = copy.copy(side.recent)
+    return copied
 
 
-def _error(reference: list[mx.array], found: list[mx.array]) -> str | None:
-    if not found:
-        return "it does not serve what it is for"
-    (expected, *written), (output, *grown) = reference, found
+def _error(reference: list[mx.array], candidate: list[mx.array]) -> str | None:
+    if not candidate:
+        return "it does not run for the arrays it was planned for"
+    (expected, *expected_tails), (output, *candidate_tails) = reference, candidate
     a, b = output.astype(mx.float32), expected.astype(mx.float32)
     finite = mx.isfinite(b)
-    gap = mx.where(finite, mx.abs(a - b), mx.where(mx.isfinite(a), mx.inf, 0)).max()
+    difference = mx.where(finite, mx.abs(a - b), mx.where(mx.isfinite(a), mx.inf, 0)).max()
     size = mx.where(finite, mx.abs(b), 0).max()
-    error: Any = (gap / mx.maximum(size, 1e-6)).item()
+    error: Any = (difference / mx.maximum(size, 1e-6)).item()
     if not error <= TOLERANCE:
         return f"it differs from the plain operations by {error:.2g}"
-    if not all(mx.array_equal(x, y, equal_nan=True).item() for x, y in zip(written, grown, strict=True)):
+    if not all(
+        mx.array_equal(x, y, equal_nan=True).item()
+        for x, y in zip(expected_tails, candidate_tails, strict=True)
+    ):
         return "it does not write the last token as the plain operations do"
     return None

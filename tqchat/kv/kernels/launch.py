@@ -1,4 +1,4 @@
-"""What the kernels are launched with: sizes, splits and arrays for one step of attention."""
+"""Launch parameters of one attention step: sizes, context splits, input arrays."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import centroids
-from tqchat.kv.kernels.device import SIMD, Launch, blank, kernels, run
-from tqchat.kv.kernels.plan import MERGE_SIMDS, MOST_BLOCKS, MOST_RAW_SPLITS, MOST_SPLITS, Plan
-from tqchat.kv.storage import Side
+from tqchat.kv.codec.codebook import centroids
+from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run, unused_input
+from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_RAW_SPLITS, MAX_SPLITS, MERGE_SIMDS, Plan
+from tqchat.kv.storage.side import Side
 
-Four = tuple[int, int, int, int]
-"""Of packed keys, packed values, raw keys, raw values."""
 
-LAST = 16
-"""Layouts and launches of one kind that are kept: windows and full layers of a model take turns."""
+class PerStore(NamedTuple):
+    """One number per token store that a kernel reads."""
 
-SIMDS_WANTED = 1584
-"""Simd groups that keep a large device busy; a context is split among so many, none with less than a step."""
+    packed_keys: int
+    packed_values: int
+    raw_keys: int
+    raw_values: int
+
+
+LAYOUT_CACHE_SIZE = 16
+"""Sliding-window and full-attention layers alternate, so each needs its own entry."""
+
+TARGET_SIMD_GROUPS = 1584
+"""Simd groups that occupy a large device; limits the splits of a context."""
 
 
 class Layout(NamedTuple):
-    """How a step is split, the same for all layers of a model that are alike.
+    """Launches of a step, shared by all layers with equal shapes and lengths.
 
     Attributes:
-        sizes: An array of one element, whose strides say them: they are passed by value, where an array with
-            sizes in it would have to be made and waited for. Its memory is the exchange's.
-        splits: Of the context.
-        attend: The run over packed and raw tokens.
-        merge: The run that makes one answer of the splits' where ``attend`` does not.
-        run: Both, as a function of their arrays: the answer, and behind it the tails that the tokens are in
-            which waited, the keys' before the values'.
+        sizes: A one-element array whose strides hold the sizes. Strides are passed by value, whereas an array
+            of sizes would have to be computed first. Its memory is the workspace.
+        splits: Splits of the context.
+        attend: Launch over packed and raw tokens.
+        merge: Launch that merges the splits, unless ``attend`` does.
+        run: Both launches as a function of their arrays. Returns the output, then the tails that contain the
+            formerly pending tokens, keys before values.
     """
 
     sizes: mx.array
@@ -45,41 +52,42 @@ class Layout(NamedTuple):
     run: Callable[..., list[mx.array]]
 
 
-class Exchange:
-    """What the launches of one model's layers share: where their threadgroups leave what they find, for the
-    last of them to merge. Launches that share it wait for each other, as a model's layers do anyway. It is
-    working memory, and not counted as a cache's.
+class Workspace:
+    """Working memory shared by the launches of a model's layers: partial results of the splits.
+
+    Launches that share it are ordered, as a model's layers are anyway. Not counted as cache memory.
 
     Attributes:
-        array: Counters, zero between launches, and what is found; nothing of it where another launch merges.
-            Like ``tails`` it is there once something was reserved.
-        before: The answer of the last launch that left something there, for which the next one waits.
-        tails: Layouts over so many sinks and packed tokens, ``_Tails``; they go with the array.
+        array: Block counters, zero between launches, and partial results; minimal if another launch merges.
+            Set by ``reserve``, like ``tails``.
+        before: Output of the last launch that used the array; an input of the next, to order them.
+        tails: Cached constructor of ``_LayoutsByTail`` on this array.
     """
 
     array: mx.array | None = None
     before: mx.array | None = None
-    tails: Callable[..., _Tails]
+    tails: Callable[..., _LayoutsByTail]
 
     def reserve(self, floats: int) -> None:
-        """Have room for so much, if there is less. Launches that know the smaller array go on with it."""
+        """Grow the array to at least ``floats``. Existing layouts continue to use the smaller array."""
         if self.before is None:
-            self.before = blank(mx.float32)
+            self.before = unused_input(mx.float32)
         if self.array is None or self.array.size < floats:
-            self.array = mx.zeros(floats) if floats else blank(mx.float32)
-            self.tails = lru_cache(maxsize=LAST)(partial(_Tails, self.array))
+            self.array = mx.zeros(floats) if floats else unused_input(mx.float32)
+            self.tails = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(partial(_LayoutsByTail, self.array))
 
 
-class Steps:
-    """The launches for one layer's steps of decoding. What does not change from one to the next is made
-    once: a step is a few microseconds of Python.
+class StepLauncher:
+    """Launches attention for the decode steps of one layer.
+
+    All that does not change between steps is computed once, since a step is a few microseconds of Python.
 
     Args:
-        plan: What ``plan_for`` said for these queries and sides.
-        scale: The softmax's.
+        plan: From ``plan_for``, for these queries and sides.
+        scale: Softmax scale.
         mask: ``"causal"``, or ``None`` for a single row.
-        sink: One logit for each query head, where the model has them.
-        exchange: What they share with other layers'.
+        sink: Learned attention sinks, one logit per query head, or ``None``.
+        workspace: Shared with other layers.
     """
 
     def __init__(
@@ -91,47 +99,47 @@ class Steps:
         scale: float,
         mask: str | None,
         sink: mx.array | None,
-        exchange: Exchange,
+        workspace: Workspace,
     ) -> None:
         self.plan = plan
-        self.exchange = exchange
+        self.workspace = workspace
         self._scale, self._mask, self._sink = scale, mask, sink
         self._formats = keys.format, values.format
-        self._sinks = keys.sinks.origin, values.sinks.origin
+        self._sinks = keys.sinks.front_revision, values.sinks.front_revision
         self._packs_values = bool(plan.value.kind)
-        # Of one thread: another one's arrays cannot be waited for.
-        self._layouts = _layouts(get_ident(), plan, queries.shape)
-        exchange.reserve(self._layouts.floats)
+        # One factory per thread: lazy arrays of one thread cannot be evaluated by another.
+        self._layout_factory = _layout_factory(get_ident(), plan, queries.shape)
+        workspace.reserve(self._layout_factory.floats)
         heads = queries.shape[0] * queries.shape[1] // plan.group
-        self._fixed = _fixed(plan, keys, values, heads, scale, sink)
-        self._note(keys, values)
+        self._fixed = _fixed_inputs(plan, keys, values, heads, scale, sink)
+        self._refresh(keys, values)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept from one step to the next."""
+        """Bytes of the arrays kept between steps."""
         return self._fixed.nbytes
 
-    def knows(self, keys: Side, values: Side) -> bool:
-        """Whether what does not change from step to step is that of these sides."""
+    def matches(self, keys: Side, values: Side) -> bool:
+        """Whether formats and sinks of the sides are those of this launcher."""
         formats, sinks = self._formats, self._sinks
         return (
             formats[0] is keys.format
             and formats[1] is values.format
-            and sinks[0] is keys.sinks.origin
-            and sinks[1] is values.sinks.origin
+            and sinks[0] is keys.sinks.front_revision
+            and sinks[1] is values.sinks.front_revision
         )
 
-    def _note(self, keys: Side, values: Side) -> None:
-        """Take note of what the sides hold, but for tokens that come and find room."""
+    def _refresh(self, keys: Side, values: Side) -> None:
+        """Update what depends on the revision of the sides."""
         self._key_revision, self._value_revision = keys.revision, values.revision
-        fullest = values if self._packs_values else keys
+        packed_side = values if self._packs_values else keys
         a, b, c, d = keys.packed, values.packed, keys.recent, values.recent
-        self._tails = self.exchange.tails(
-            self._layouts,
-            fullest.sinks.length,
-            fullest.packed.length,
-            (a.room, b.room, c.room, d.room),
-            (a.start, b.start, c.start, d.start),
+        self._tails = self.workspace.tails(
+            self._layout_factory,
+            packed_side.sinks.length,
+            packed_side.packed.length,
+            PerStore(a.capacity, b.capacity, c.capacity, d.capacity),
+            PerStore(a.start, b.start, c.start, d.start),
         )
 
     def run(
@@ -143,25 +151,27 @@ class Steps:
         mask: mx.array | str | None,
         sink: mx.array | None,
     ) -> mx.array | None:
-        """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype; tokens that wait are
-        written. ``None`` if these launches are not for it, or too little is stored.
+        """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype.
+
+        Pending tokens are written to the tails. Returns ``None`` if the arguments do not match this launcher,
+        or too few tokens are stored.
         """
         if self._mask is not mask or self._sink is not sink or self._scale != scale:
             return None
         if self._key_revision is not keys.revision or self._value_revision is not values.revision:
-            if not self.knows(keys, values):
+            if not self.matches(keys, values):
                 return None
-            self._note(keys, values)
+            self._refresh(keys, values)
         key_tail, value_tail = keys.recent, values.recent
         layout = self._tails[(value_tail if self._packs_values else key_tail).length]
         if layout is None:
             return None
-        exchange = self.exchange
+        workspace = self.workspace
         try:
-            # In the order that `Plan.attend_text` names them in.
+            # In the order of the inputs of ``Plan.attend_spec``.
             output, *tails = layout.run(
                 queries,
-                exchange.before,
+                workspace.before,
                 layout.sizes,
                 self._fixed,
                 *keys.packed.arrays,
@@ -169,28 +179,28 @@ class Steps:
                 *values.packed.arrays,
                 *value_tail.parts,
             )
-        except UnlikeError:
+        except UnexpectedArrays:
             return None
         if layout.merge is None:
-            exchange.before = output
+            workspace.before = output
         if tails:
-            if value_tail.waits:
-                value_tail.written(tails.pop())
-            if key_tail.waits:
-                key_tail.written(tails.pop())
+            if value_tail.has_pending:
+                value_tail.mark_written(tails.pop())
+            if key_tail.has_pending:
+                key_tail.mark_written(tails.pop())
         return output
 
 
-class _Layouts:
-    """How steps of one kind are split: layers that are alike share it, and ask for the same many times.
+class _LayoutFactory:
+    """Makes the layouts of one kind of step; shared by all layers with equal shapes.
 
     Attributes:
-        most: Splits of a long context: as many as a large device runs at once.
-        floats: What an exchange has room for.
+        max_splits: Splits of a long context.
+        floats: Workspace size.
 
     Args:
-        thread: Which one they are for.
-        shape: The queries', ``[batch, query_heads, rows, key_dim]``.
+        thread: Identifier of the calling thread.
+        shape: Of the queries, ``[batch, query_heads, rows, key_dim]``.
     """
 
     def __init__(self, thread: int, plan: Plan, shape: tuple[int, ...]) -> None:
@@ -199,119 +209,149 @@ class _Layouts:
         self._batch, self._query_heads, self._rows, _ = shape
         self._heads = self._query_heads // plan.group
         self._blocks = self._batch * self._heads * ceil(plan.group * self._rows / plan.rows)
-        self._found = self._blocks * plan.rows * (plan.value.dim + 2)
-        self.most = max(2, min(MOST_SPLITS, SIMDS_WANTED // (plan.simds * self._blocks)))
-        self.floats = MOST_BLOCKS + self.most * self._found if plan.merged else 0
-        self._launches = lru_cache(maxsize=LAST)(self._make_launches)
+        self._partial_floats = self._blocks * plan.rows * (plan.value.dim + 2)
+        self.max_splits = max(2, min(MAX_SPLITS, TARGET_SIMD_GROUPS // (plan.simds * self._blocks)))
+        self.floats = MAX_BLOCKS + self.max_splits * self._partial_floats if plan.single_launch else 0
+        self._launches = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(self._make_launches)
 
     def make(
-        self, exchanged: mx.array, sinks: int, packed: int, tail: int, rooms: Four, starts: Four
+        self,
+        workspace_array: mx.array,
+        sinks: int,
+        packed: int,
+        tail: int,
+        capacities: PerStore,
+        starts: PerStore,
     ) -> Layout | None:
-        """The splits of so many sinks, packed tokens and raw ones behind them; ``None`` if they are few."""
+        """The layout for these numbers of tokens; ``None`` if they are too few.
+
+        Args:
+            tail: Raw tokens behind the packed ones.
+            capacities: Of the stores; ``starts`` their first tokens.
+        """
         plan = self.plan
-        if not plan.has_enough(packed, tail, self._rows):
+        if not plan.has_enough_tokens(packed, tail, self._rows):
             return None
-        wanted = self.most
-        steps, raw_steps = -(-packed // plan.step), -(-(sinks + tail) // plan.raw_step)
-        # Raw tokens take as many threadgroups as finish with the packed ones', out of those that run at once.
-        raw_splits = min(MOST_RAW_SPLITS, max(1, wanted // 2), -(-raw_steps // max(1, steps // wanted)))
-        packed_splits = min(steps, wanted - raw_splits)
+        max_splits = self.max_splits
+        steps, raw_steps = -(-packed // plan.tokens_per_step), -(-(sinks + tail) // plan.raw_tokens_per_step)
+        # Raw tokens get as many threadgroups as they need to finish together with the packed ones.
+        needed = -(-raw_steps // max(1, steps // max_splits))
+        raw_splits = min(MAX_RAW_SPLITS, max(1, max_splits // 2), needed)
+        packed_splits = min(steps, max_splits - raw_splits)
         splits = packed_splits + raw_splits
-        pairs = ((splits, raw_splits), (self._rows, self._query_heads), *zip(rooms, starts, strict=True))
+        pairs = ((splits, raw_splits), (self._rows, self._query_heads), *zip(capacities, starts, strict=True))
         strides = (sinks, packed, tail, *(low | high << 32 for low, high in pairs))
         return Layout(
-            mx.as_strided(exchanged, [1] * len(strides), strides), splits, *self._launches(splits, rooms)
+            mx.as_strided(workspace_array, [1] * len(strides), strides),
+            splits,
+            *self._launches(splits, capacities),
         )
 
     def _make_launches(
-        self, splits: int, rooms: Four
+        self, splits: int, capacities: PerStore
     ) -> tuple[Launch, Launch | None, Callable[..., list[mx.array]]]:
         plan = self.plan
         output = self._batch, self._query_heads, self._rows, plan.value.dim
-        sides = zip((plan.key, plan.value), rooms[2:], strict=True)
-        tails = [(self._batch, self._heads, room, side.dim) for side, room in sides if side.grows]
+        sides = (plan.key, capacities.raw_keys), (plan.value, capacities.raw_values)
+        tails = [
+            (self._batch, self._heads, capacity, side.dim) for side, capacity in sides if side.writes_tail
+        ]
         attend: Launch = {
-            "grid": (splits * plan.simds * SIMD, self._blocks, 1),
-            "threadgroup": (plan.simds * SIMD, 1, 1),
-            "output_shapes": [output if plan.merged else (splits * self._found,), *tails],
-            "output_dtypes": [plan.queries if plan.merged else mx.float32, *[plan.storage] * len(tails)],
+            "grid": (splits * plan.simds * SIMD_WIDTH, self._blocks, 1),
+            "threadgroup": (plan.simds * SIMD_WIDTH, 1, 1),
+            "output_shapes": [output if plan.single_launch else (splits * self._partial_floats,), *tails],
+            "output_dtypes": [
+                plan.queries if plan.single_launch else mx.float32,
+                *[plan.storage] * len(tails),
+            ],
         }
         merge: Launch | None = None
-        if not plan.merged:
+        if not plan.single_launch:
             merge = {
-                "grid": (self._blocks * plan.rows * MERGE_SIMDS * SIMD, 1, 1),
-                "threadgroup": (MERGE_SIMDS * SIMD, 1, 1),
+                "grid": (self._blocks * plan.rows * MERGE_SIMDS * SIMD_WIDTH, 1, 1),
+                "threadgroup": (MERGE_SIMDS * SIMD_WIDTH, 1, 1),
                 "output_shapes": [output],
                 "output_dtypes": [plan.queries],
             }
         return attend, merge, _compiled(plan, self._shape, attend, merge)
 
 
-_layouts = lru_cache(maxsize=64)(_Layouts)
+_layout_factory = lru_cache(maxsize=64)(_LayoutFactory)
 
 
-class _Tails(dict[int, Layout | None]):
-    """Layouts by the tail's length: it is all that changes from one step to the next.
+class _LayoutsByTail(dict[int, Layout | None]):
+    """Layouts by length of the tail, the only number that changes at every step.
 
     Args:
-        exchanged: An exchange's array.
-        layouts: What they are made by, for so many sinks and packed tokens, with such rooms and starts.
+        workspace_array: ``Workspace.array``.
+        layouts: Factory; the other arguments are those of its ``make``.
     """
 
     def __init__(
-        self, exchanged: mx.array, layouts: _Layouts, sinks: int, packed: int, rooms: Four, starts: Four
+        self,
+        workspace_array: mx.array,
+        layouts: _LayoutFactory,
+        sinks: int,
+        packed: int,
+        capacities: PerStore,
+        starts: PerStore,
     ) -> None:
         super().__init__()
-        self._exchanged, self._layouts = exchanged, layouts
-        self._sinks, self._packed, self._rooms, self._starts = sinks, packed, rooms, starts
+        self._workspace_array, self._layout_factory = workspace_array, layouts
+        self._sinks, self._packed, self._capacities, self._starts = sinks, packed, capacities, starts
 
     def __missing__(self, tail: int) -> Layout | None:
-        layout = self[tail] = self._layouts.make(
-            self._exchanged, self._sinks, self._packed, tail, self._rooms, self._starts
+        layout = self[tail] = self._layout_factory.make(
+            self._workspace_array, self._sinks, self._packed, tail, self._capacities, self._starts
         )
         return layout
 
 
-class UnlikeError(Exception):
-    """Queries or tokens are not what launches were put together for."""
+class UnexpectedArrays(Exception):
+    """Queries or tokens do not have the shape and dtype of the launches."""
 
 
 def _compiled(
     plan: Plan, shape: tuple[int, ...], attend: Launch, merge: Launch | None
 ) -> Callable[..., list[mx.array]]:
-    """The runs as a function of their arrays, queries of such a shape first. MLX puts them together once, not
-    at each step, where it would take as long as all else; it comes back here for arrays of other shapes and
-    dtypes only, so that nobody else need look at those.
+    """The launches as a compiled function of their arrays.
+
+    MLX traces it once, and again only for arrays of other shapes or dtypes, which is when these are checked.
     """
 
     def launch(
         queries: mx.array, before: mx.array, sizes: mx.array, fixed: mx.array, *stored: mx.array
     ) -> list[mx.array]:
-        alike = queries.shape == shape and queries.dtype == plan.queries
-        # The last is a part of the values' tail.
-        if not alike or stored[-1].dtype != plan.storage:
-            raise UnlikeError
-        made = kernels()
-        assert made is not None
+        expected = queries.shape == shape and queries.dtype == plan.queries
+        # The last array belongs to the tail of the values.
+        if not expected or stored[-1].dtype != plan.storage:
+            raise UnexpectedArrays
+        device_kernels = kernels()
+        assert device_kernels is not None
         first = (queries, before) if merge is None else (queries,)
-        output, *grown = run(made.compiled(plan.attend_text()), (*first, sizes, fixed, *stored), attend)
+        output, *tails = run(
+            device_kernels.compiled(plan.attend_spec()), (*first, sizes, fixed, *stored), attend
+        )
         if merge is not None:
-            output = run(made.compiled(plan.merge_text()), (output, sizes, fixed), merge)[0]
-        return [output, *grown]
+            output = run(device_kernels.compiled(plan.merge_spec()), (output, sizes, fixed), merge)[0]
+        return [output, *tails]
 
     return mx.compile(launch)
 
 
-def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink: mx.array | None) -> mx.array:
-    """What the kernels read beside tokens and queries, as ``fixed.inc`` says; the scale and the learned sinks
-    for powers of two.
+def _fixed_inputs(
+    plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink: mx.array | None
+) -> mx.array:
+    """Inputs that do not change between steps, in the layout of ``fixed.inc``.
+
+    Scale and sink logits are multiplied by log2(e), as the kernels compute powers of two.
     """
     scale = scale * log2(e)
-    whole = [mx.array([scale] + [0.0] * 7)]
+    shared = [mx.array([scale] + [0.0] * 7)]
     for side in (plan.key, plan.value):
         levels = list(centroids(side.bits)) if side.kind == 1 else []
-        whole.append(mx.array(levels + [0.0] * (16 - len(levels))))
-    each = []
+        shared.append(mx.array(levels + [0.0] * (16 - len(levels))))
+    per_head = []
     if plan.key.kind:
         fitted = keys.format.fitted
         fold = mx.full((heads, plan.key.dim), scale)
@@ -320,26 +360,26 @@ def _fixed(plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink:
         if plan.key.rotation == 1:
             fold = fold * keys.format.shared["rotation"]
         elif plan.key.rotation == 2:
-            whole.append(keys.format.shared["rotation"].flatten())
+            shared.append(keys.format.shared["rotation"].flatten())
         if plan.key.mean:
-            each.append(fitted["mean"].astype(mx.float32) * scale)
-        each.append(fold)
+            per_head.append(fitted["mean"].astype(mx.float32) * scale)
+        per_head.append(fold)
     if plan.value.rotation:
-        whole.append(values.format.shared["rotation"].T.flatten())
+        shared.append(values.format.shared["rotation"].T.flatten())
     if plan.value.mean:
-        each.append(values.format.fitted["mean"])
+        per_head.append(values.format.fitted["mean"])
     if sink is not None:
         logits = mx.pad(
             sink.astype(mx.float32).reshape(-1, plan.group) * log2(e), [(0, 0), (0, -plan.group % 4)]
         )
-        each.append(mx.tile(logits, (heads // logits.shape[0], 1)))
+        per_head.append(mx.tile(logits, (heads // logits.shape[0], 1)))
     for part, stored in ((plan.key, keys), (plan.value, values)):
         if part.kind and stored.sinks.length:
-            # As they are stored, in the bits of floats.
-            each.append(stored.sinks.view()[0].reshape(heads, -1).view(mx.float32))
-    whole += (
-        [mx.concatenate([x.astype(mx.float32).reshape(heads, -1) for x in each], axis=1).flatten()]
-        if each
+            # In their storage dtype, viewed as floats.
+            per_head.append(stored.sinks.view()[0].reshape(heads, -1).view(mx.float32))
+    shared += (
+        [mx.concatenate([x.astype(mx.float32).reshape(heads, -1) for x in per_head], axis=1).flatten()]
+        if per_head
         else []
     )
-    return mx.concatenate([x.astype(mx.float32) for x in whole])
+    return mx.concatenate([x.astype(mx.float32) for x in shared])

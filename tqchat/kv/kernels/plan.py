@@ -1,4 +1,4 @@
-"""Which kernels serve a step of attention: all that is compiled into them."""
+"""Choice of kernel and compile-time parameters for one step of attention."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ from math import ceil, log2
 
 import mlx.core as mx
 
-from tqchat.kv.formats import AffineFormat, RawFormat, TurboFormat
+from tqchat.kv.codec.affine import AffineFormat
+from tqchat.kv.codec.base import RawFormat
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
-from tqchat.kv.kernels.device import LARGEST_DIM, SIMD, Kernels
-from tqchat.kv.storage import Side
+from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
+from tqchat.kv.storage.side import Side
 
 TENSOR_DIMS = (64, 128, 256)
-MOST_SPLITS = 128
-MOST_RAW_SPLITS = 16
-MOST_BLOCKS = 1024
+"""Head dimensions that the tensor-core kernel supports."""
+MAX_SPLITS = 128
+"""Most splits of a context (split-K)."""
+MAX_RAW_SPLITS = 16
+"""Most splits of the raw tokens."""
+MAX_BLOCKS = 1024
+"""Most blocks of query rows in a launch; each has a counter in the workspace."""
 MERGE_SIMDS = 8
-"""Simd groups that merge a row's splits, where that is a launch of its own."""
-MERGE_FLOATS = 8192
-"""Sums that they have room for beside each other."""
+"""Simd groups per row of the separate merge kernel."""
+MERGE_BUFFER_FLOATS = 8192
+"""Floats of threadgroup memory for partial sums while merging."""
 
 
 @dataclass(frozen=True)
 class SidePlan:
-    """How one side of a layer is stored: all that a kernel must know of it when it is compiled.
+    """Compile-time description of one side of a layer.
 
-    ``kind`` is 0 for raw, 1 for a codebook, 2 for affine groups; ``rotation`` 0 for none, 1 for signs and
-    Hadamard, 2 for a dense matrix; ``grows`` if the last token is not in the tail yet, and the kernel writes
-    a tail that it is in.
+    Attributes:
+        kind: 0 raw, 1 codebook, 2 affine groups.
+        words: 32-bit words per packed vector.
+        group: Values per affine scale.
+        rotation: 0 none, 1 Hadamard with signs, 2 dense matrix.
+        writes_tail: Whether the newest token is pending, so that the kernel writes the tail.
     """
 
     dim: int
@@ -40,24 +49,23 @@ class SidePlan:
     scale: mx.Dtype
     mean: bool
     rotation: int
-    grows: bool = False
+    writes_tail: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The kernels for one kind of step.
+    """The kernels for one kind of attention step.
 
     Attributes:
+        group: Query heads per KV head.
+        rows: Query rows per threadgroup (a block).
         lanes: Lanes that share a token.
-        key_per_lane: Dimensions of a key that a lane holds; ``value_per_lane`` of a value.
-        rows: Query rows that a threadgroup serves at once, a block of them.
-        unroll: Tokens that a lane group has in flight.
-        simds: Simd groups in a threadgroup.
-        group: Query heads to a KV head.
-        sink: Whether the model has learned sinks.
-        tensor: Whether tokens go through tensor cores.
-        merged: Whether one launch does it all: its last threadgroup of a block merges the splits. That takes
-            memory that threadgroups agree upon while they run, which Metal lacks on most devices.
+        unroll: Packed tokens that a lane group loads at a time.
+        simds: Simd groups per threadgroup.
+        has_sink: Whether the model has learned attention sinks.
+        tensor_cores: Whether packed tokens go through tensor cores.
+        single_launch: Whether the last threadgroup of each block merges the splits in the same launch. It
+            needs device-wide memory ordering inside a launch, which most Metal devices lack.
     """
 
     key: SidePlan
@@ -69,81 +77,83 @@ class Plan:
     simds: int
     queries: mx.Dtype
     storage: mx.Dtype
-    sink: bool
-    tensor: bool
-    merged: bool
+    has_sink: bool
+    tensor_cores: bool
+    single_launch: bool
 
     @property
     def key_per_lane(self) -> int:
+        """Dimensions of a key per lane."""
         return _per_lane(self.key.dim, self.lanes)
 
     @property
     def value_per_lane(self) -> int:
+        """Dimensions of a value per lane."""
         return _per_lane(self.value.dim, self.lanes)
 
     @property
-    def step(self) -> int:
-        """Packed tokens that a threadgroup takes at a time."""
-        return self.simds * self.least
+    def tokens_per_step(self) -> int:
+        """Packed tokens that a threadgroup processes at a time."""
+        return self.simds * self.min_packed_tokens
 
     @property
-    def least(self) -> int:
-        """Packed tokens that a simd group looks at at once."""
-        return self.tile if self.tensor else SIMD // self.lanes * self.unroll
+    def min_packed_tokens(self) -> int:
+        """Packed tokens that a simd group processes at a time; the kernels need at least as many."""
+        return self.tile if self.tensor_cores else SIMD_WIDTH // self.lanes * self.unroll
 
-    def has_enough(self, packed: int, tail: int, rows: int) -> bool:
-        """Whether so many packed tokens and raw ones behind them are enough for so many query tokens."""
-        return packed >= self.least and tail >= rows
+    def has_enough_tokens(self, packed: int, tail: int, rows: int) -> bool:
+        """Whether there are enough packed and tail tokens for this plan and ``rows`` query tokens."""
+        return packed >= self.min_packed_tokens and tail >= rows
 
     @property
     def tile(self) -> int:
-        """Packed tokens that a simd group takes to tensor cores at a time, as registers allow."""
+        """Packed tokens of a simd group per tensor-core step, limited by registers."""
         return 16 if not self.key.kind or max(self.key.dim, self.value.dim) > 128 else 32
 
     @property
-    def raw_step(self) -> int:
-        """Raw tokens that a threadgroup takes at a time."""
-        if self.tensor:
+    def raw_tokens_per_step(self) -> int:
+        """Raw tokens that a threadgroup processes at a time."""
+        if self.tensor_cores:
             return self.simds * 16
-        return self.simds * (SIMD // self.lanes) * self.together
+        return self.simds * (SIMD_WIDTH // self.lanes) * self.raw_unroll
 
     @property
-    def together(self) -> int:
-        """Raw tokens that a lane group looks at at once, as registers allow."""
+    def raw_unroll(self) -> int:
+        """Raw tokens that a lane group loads at a time, limited by registers."""
         size = self.key_per_lane + self.value_per_lane
         if self.rows > 7 or size > 16:
             return 1
         return 4 if size <= 8 and self.rows <= 4 else 2
 
-    def attend_text(self) -> source.Text:
-        """The kernel that attends, and merges as well if it is the only one."""
+    def attend_spec(self) -> source.KernelSpec:
+        """The attention kernel; it also merges if ``single_launch``."""
         kernel: source.Kernel = (
-            "attend_tensor" if self.tensor else "attend_merged" if self.merged else "attend"
+            "attend_tensor" if self.tensor_cores else "attend_merged" if self.single_launch else "attend"
         )
-        inputs = ("sizes", "fixed", *self._key.stored, *self._value.stored)
-        grown = (*self._key.grown, *self._value.grown)
-        return source.Text(
+        inputs = ("sizes", "fixed", *self._key.input_names, *self._value.input_names)
+        outputs = (*self._key.output_names, *self._value.output_names)
+        return source.KernelSpec(
             kernel,
-            ("queries", "before", *inputs) if self.merged else ("queries", *inputs),
-            ("output" if self.merged else "partial", *grown),
-            self._constants(self.rows, self.simds) if self.merged else self._constants(0, 1),
+            ("queries", "before", *inputs) if self.single_launch else ("queries", *inputs),
+            ("output" if self.single_launch else "partial", *outputs),
+            self._constants(self.rows, self.simds) if self.single_launch else self._constants(0, 1),
             (self._key, self._value),
-            self.simds * SIMD if self.tensor else 0,
+            self.simds * SIMD_WIDTH if self.tensor_cores else 0,
         )
 
-    def merge_text(self) -> source.Text:
-        """The kernel that merges what ``attend_text`` found, a row to a threadgroup."""
-        return source.Text(
+    def merge_spec(self) -> source.KernelSpec:
+        """The kernel that merges the partial results of ``attend_spec``, one row per threadgroup."""
+        return source.KernelSpec(
             "merge", ("partial", "sizes", "fixed"), ("output",), self._constants(1, MERGE_SIMDS)
         )
 
     @property
-    def _key(self) -> source.Side:
-        return source.Side("key", self.key.kind, self.key.grows)
+    def _key(self) -> source.SideArrays:
+        return source.SideArrays("key", self.key.kind, self.key.writes_tail)
 
     @property
-    def _value(self) -> source.Side:
-        return source.Side("value", self.value.kind, self.value.grows)
+    def _value(self) -> source.SideArrays:
+        return source.SideArrays("value", self.value.kind, self.value.writes_tail)
 
     def _constants(self, merge_rows: int, merge_simds: int) -> source.Constants:
         sides = [
@@ -162,7 +172,7 @@ class Plan:
         ]
         sums = merge_rows * self.value.dim
         parts = next(
-            n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_FLOATS
+            n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_BUFFER_FLOATS
         )
         return (
             *sides,
@@ -172,37 +182,37 @@ class Plan:
             ("GROUP", self.group),
             ("ROWS", self.rows),
             ("UNROLL", self.unroll),
-            ("TOGETHER", self.together),
+            ("TOGETHER", self.raw_unroll),
             ("TILE", self.tile),
             ("SIMDS", self.simds),
-            ("HAS_SINK", int(self.sink)),
-            ("MOST_SPLITS", MOST_SPLITS),
-            ("MOST_BLOCKS", MOST_BLOCKS),
+            ("HAS_SINK", int(self.has_sink)),
+            ("MOST_SPLITS", MAX_SPLITS),
+            ("MOST_BLOCKS", MAX_BLOCKS),
             ("MERGE_ROWS", merge_rows),
             ("MERGE_SIMDS", merge_simds),
             ("MERGE_PARTS", parts),
-            ("MERGE_ROOM", parts * sums + merge_rows * (MOST_SPLITS + 2)),
+            ("MERGE_ROOM", parts * sums + merge_rows * (MAX_SPLITS + 2)),
             ("S", self.storage),
             ("T", self.queries),
         )
 
 
-def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, on: Kernels) -> Plan | None:
-    """The kernels for such queries over such a layer; ``None`` where there are none."""
+def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: Kernels) -> Plan | None:
+    """The plan for these queries over a layer; ``None`` where no kernel applies."""
     if not (keys.recent.length and values.recent.length) or keys.dtype != values.dtype:
         return None
     key, value = _side_plan(keys), _side_plan(values)
     if key is None or value is None or not (key.kind or value.kind):
         return None
     group = queries.shape[1] // keys.shape[1]
-    tensor = on.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
-    merged = on.language == "cuda"
+    tensor = kernels.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
+    merged = kernels.language == "cuda"
     heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
     plan = _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
-    fullest = values if value.kind else keys
-    if not plan.has_enough(fullest.packed.length, fullest.recent.length, queries.shape[2]):
+    packed_side = values if value.kind else keys
+    if not plan.has_enough_tokens(packed_side.packed.length, packed_side.recent.length, queries.shape[2]):
         return None
-    return plan if heads * ceil(all_rows / plan.rows) <= MOST_BLOCKS else None
+    return plan if heads * ceil(all_rows / plan.rows) <= MAX_BLOCKS else None
 
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
@@ -225,41 +235,44 @@ def _plan(
     tensor: bool,
     merged: bool,
 ) -> Plan:
-    # A lane's registers hold its share of every row's query and sum: more lanes to a token where there are
-    # many rows.
+    # A lane holds its share of every row's query and sum in registers, so many rows need more lanes per
+    # token.
     per_lane = 16 if all_rows <= 4 else 8
-    lanes = min(SIMD, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
-    # Two large tables and eight long queries are more than the memory that a threadgroup shares.
+    lanes = min(SIMD_WIDTH, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
+    # Two large codebook tables and eight long queries exceed threadgroup memory.
     tables = {side.bits for side in (key, value) if side.kind == 1}
     blocks = ceil(all_rows / (4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else 8))
     rows = ceil(all_rows / blocks)
     unroll = 4 if lanes <= 16 else 2
-    # The registers of a CUDA core hold 12 simd groups of tensor cores' work: two threadgroups, or one where
-    # heads are so few that there would be too many to merge. Where they take more, 8.
-    few = heads * blocks <= 4
-    wide = not key.kind or max(key.dim, value.dim) > 128
-    simds = 4 if not tensor else 8 if wide else 12 if few else 6
+    # 12 simd groups of tensor-core work fit the registers of a CUDA multiprocessor: as two threadgroups, or
+    # as one where there are so few heads that merging more splits would dominate. Register-heavy shapes fit
+    # 8.
+    few_blocks = heads * blocks <= 4
+    wide_registers = not key.kind or max(key.dim, value.dim) > 128
+    simds = 4 if not tensor else 8 if wide_registers else 12 if few_blocks else 6
     return Plan(key, value, group, rows, lanes, unroll, simds, queries, storage, sink, tensor, merged)
 
 
 def _per_lane(dim: int, lanes: int) -> int:
-    """Dimensions to a lane: a width that loads in one go, and of codes whole bytes."""
+    """Dimensions per lane: a width that one load covers, and whole bytes of codes."""
     return next(width for width in (8, 16, 32) if dim / lanes <= width)
 
 
 def _side_plan(side: Side) -> SidePlan | None:
-    dim, form, grows = side.head_dim, side.format, side.recent.waits
-    if dim % 8 or not 32 <= dim <= LARGEST_DIM:
+    dim, format_, writes_tail = side.head_dim, side.format, side.recent.has_pending
+    if dim % 8 or not 32 <= dim <= MAX_HEAD_DIM:
         return None
-    if isinstance(form, RawFormat) or not side.packed.length:
-        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, grows)
+    if isinstance(format_, RawFormat) or not side.packed.length:
+        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, writes_tail)
     words = int(side.packed.arrays[0].shape[3])
-    if isinstance(form, TurboFormat):
-        rotation = 1 if form.rotation.array.ndim == 1 else 2
-        mean = form.mean is not None
-        return SidePlan(dim, 1, form.bits, words, 1, mx.float16, mean, rotation, grows)
-    if isinstance(form, AffineFormat) and form.spec.bits in (4, 8):
-        group = form.spec.group_size(dim)
-        mean = form.mean is not None
-        return SidePlan(dim, 2, form.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0, grows)
+    if isinstance(format_, TurboFormat):
+        rotation = 1 if format_.rotation.array.ndim == 1 else 2
+        mean = format_.mean is not None
+        return SidePlan(dim, 1, format_.bits, words, 1, mx.float16, mean, rotation, writes_tail)
+    if isinstance(format_, AffineFormat) and format_.spec.bits in (4, 8):
+        group = format_.spec.group_size(dim)
+        mean = format_.mean is not None
+        return SidePlan(
+            dim, 2, format_.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0, writes_tail
+        )
     return None

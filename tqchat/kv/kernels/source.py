@@ -1,4 +1,4 @@
-"""The kernels' text: one body for every device, behind a thin header for each language."""
+"""Kernel source: one body for all devices, behind a short header per language."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.codebook import MAGNITUDES, centroids
+from tqchat.kv.codec.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
 Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode"]
 Kind = Literal[0, 1, 2]
-"""How a side is stored: raw, by a codebook, in affine groups."""
+"""Storage of a side: 0 raw, 1 codebook, 2 affine groups."""
 
 Constants = tuple[tuple[str, int | mx.Dtype], ...]
 
 
 @dataclass(frozen=True)
-class Side:
-    """The keys or the values that a kernel attends to, by the names of their arrays.
+class SideArrays:
+    """The arrays of one side as an attention kernel sees them.
 
     Attributes:
-        grows: Whether the last token is not in the tail; the tail with it is then one of the outputs.
+        writes_tail: Whether the newest token is passed separately; the kernel then outputs the tail with it.
     """
 
     name: Literal["key", "value"]
     kind: Kind
-    grows: bool = False
+    writes_tail: bool = False
 
     @property
-    def stored(self) -> tuple[str, ...]:
-        """The arrays that tokens are in, without those that are never packed."""
+    def input_names(self) -> tuple[str, ...]:
+        """Input arrays of the side."""
         packed = ("codes", "scales", "biases")[: (0, 2, 3)[self.kind]]
-        names = (*packed, "tail", "token") if self.grows else (*packed, "tail")
+        names = (*packed, "tail", "token") if self.writes_tail else (*packed, "tail")
         return tuple(f"{self.name}_{name}" for name in names)
 
     @property
-    def grown(self) -> tuple[str, ...]:
-        """The tail with the last token in it, where it is an output."""
-        return (f"{self.name}_grown",) if self.grows else ()
+    def output_names(self) -> tuple[str, ...]:
+        """Output arrays of the side: the new tail, if the kernel writes it."""
+        return (f"{self.name}_grown",) if self.writes_tail else ()
 
     @property
-    def begins(self) -> str:
-        """Where a head's arrays begin, and where the last token is if it is not in the tail."""
+    def pointer_declarations(self) -> str:
+        """Pointers to a head's part of each array, and to the new tail."""
         side, kind = self.name, self.kind
         scale = f"const TQ_DEVICE {side.upper()}_SCALE*"
         head = self._at("codes", "STRIDE") if kind else f"{side}_tail_of + sinks * {side.upper()}_DIM"
-        grown = f"{side}_grown + ({side}_tail_of - {side}_tail)" if self.grows else "0"
+        grown = f"{side}_grown + ({side}_tail_of - {side}_tail)" if self.writes_tail else "0"
         return (
             f"const TQ_DEVICE uchar* {side}_head = (const TQ_DEVICE uchar*)({head});\n"
             f"{scale} {side}_scales_of = {self._at('scales', 'GROUPS') if kind else 0};\n"
@@ -58,9 +58,9 @@ class Side:
         )
 
     @property
-    def grows_by_one(self) -> str:
-        """The tail with its last token, written."""
-        if not self.grows:
+    def tail_update(self) -> str:
+        """Statements that write the tail with the newest token."""
+        if not self.writes_tail:
             return ""
         side = self.name
         strides = f"{side}_token_strides"
@@ -72,83 +72,87 @@ class Side:
             f"{side}_grown_of + (tail - 1) * {side.upper()}_DIM, tq_thread, SIMDS * 32);\n"
         )
 
-    def _at(self, name: str, each: str) -> str:
-        """A head's part of an array; a token has so many elements of it."""
+    def _at(self, name: str, elements: str) -> str:
+        """Pointer to a head's part of an array with ``elements`` elements per token."""
         side = self.name
-        return f"{side}_{name} + tq_first_of({side}_room, kv_head) * {side.upper()}_{each}"
+        return f"{side}_{name} + tq_first_of({side}_room, kv_head) * {side.upper()}_{elements}"
 
 
 @dataclass(frozen=True)
-class Text:
-    """One kernel: what it is compiled from, but for the language.
+class KernelSpec:
+    """All that determines a kernel's source, except the language.
 
     Attributes:
-        sides: Keys and values, for a kernel that attends.
-        inputs: Names of the arrays that it is given, in order; ``outputs`` of those it makes.
-        threads: In a threadgroup, where registers must be shared out among so many; 0 where they need not.
+        inputs: Names of the input arrays, in order.
+        outputs: Names of the output arrays, in order.
+        constants: Compile-time integers and types.
+        sides: Keys and values, for an attention kernel.
+        threads: Threads per threadgroup if registers must be limited for them, else 0.
     """
 
     kernel: Kernel
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     constants: Constants
-    sides: tuple[Side, ...] = ()
+    sides: tuple[SideArrays, ...] = ()
     threads: int = 0
 
     def source(self, language: Language) -> Source:
-        """The text as it is compiled."""
-        return Source(_bare(_header(self.kernel, language)), _bare(self._body(language)))
+        """The source in a language."""
+        return Source(_strip_comments(_header(self.kernel, language)), _strip_comments(self._body(language)))
 
     def _body(self, language: Language) -> str:
-        begin = constants(language, self.constants) + _text(f"{language}_begin")
+        begin = constants(language, self.constants) + _read(f"{language}_begin")
         if self.kernel == "encode":
-            return begin + _text("encode")
+            return begin + _read("encode")
         if self.kernel == "merge":
-            return begin + _text("fixed") + _text("merge_begin") + _text("merge")
-        return begin + _text("fixed") + _attend(self.kernel, self.sides)
+            return begin + _read("fixed") + _read("merge_begin") + _read("merge")
+        return begin + _read("fixed") + _attend_body(self.kernel, self.sides)
 
 
 class Source(NamedTuple):
-    """What comes before a kernel's function, and what is inside it."""
+    """Text before a kernel's function, and the body of the function."""
 
     header: str
     body: str
 
 
-_FOLDER = Path(__file__).resolve().parent
+_FOLDER = Path(__file__).resolve().parent / "shaders"
 
 
 def _header(kernel: Kernel, language: Language) -> str:
-    """The language's words, the codebooks, the shared functions."""
-    levels = _levels() if kernel == "encode" else ""
-    tensor = _text("tensor") if kernel == "attend_tensor" else ""
-    return _text(language) + levels + _text("common") + tensor
+    """Language definitions, codebooks and shared functions."""
+    levels = _codebook_switch() if kernel == "encode" else ""
+    tensor = _read("tensor") if kernel == "attend_tensor" else ""
+    return _read(language) + levels + _read("common") + tensor
 
 
-def _attend(kernel: Kernel, sides: tuple[Side, ...]) -> str:
-    """Attention's text: packed tokens by lane groups, on every device, or on CUDA's tensor cores; splits are
-    merged by the launch's own last threadgroups, or by another launch. The rest is the same.
+def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:
+    """Body of an attention kernel.
+
+    Packed tokens are processed by lane groups, or by CUDA tensor cores. Splits are merged by the last
+    threadgroup of the same launch, or by the ``merge`` kernel.
     """
 
     def part(name: str) -> str:
-        return _text(f"attend_{name}")
+        return _read(f"attend_{name}")
 
-    text = "" if kernel == "attend" else part("exchange")
-    text += part("begin") + "".join(side.begins for side in sides)
-    grows = "".join(side.grows_by_one for side in sides)
+    text = "" if kernel == "attend" else part("workspace")
+    text += part("begin") + "".join(side.pointer_declarations for side in sides)
+    tail_updates = "".join(side.tail_update for side in sides)
     if kernel == "attend_tensor":
-        text += part("tiles") + grows + part("queries") + part("tensor")
+        text += part("tiles") + tail_updates + part("queries") + part("tensor")
     else:
-        text += grows + part("queries") + part("state")
+        text += tail_updates + part("queries") + part("state")
         text += f"if (!is_raw) {{\n{part('lanes')}}} else {{\n{part('raw')}}}\n{part('groups')}"
     text += part("end")
-    return text if kernel == "attend" else f"{text}{part('last')}{_text('merge')}}}\n"
+    return text if kernel == "attend" else f"{text}{part('last')}{_read('merge')}}}\n"
 
 
 def constants(language: Language, values: Constants) -> str:
-    """Numbers and types that a kernel is compiled for, as its first lines.
+    """Declarations of compile-time integers and types.
 
-    MLX would take them as a template too, but puts that together anew at every launch.
+    MLX also has template arguments, but would build the source again at every launch.
     """
     lines = []
     for name, value in values:
@@ -166,18 +170,18 @@ _TYPES: dict[Language, dict[mx.Dtype, str]] = {
 
 
 @lru_cache(maxsize=32)
-def _text(name: str) -> str:
+def _read(name: str) -> str:
     return (_FOLDER / f"{name}.inc").read_text(encoding="utf-8")
 
 
-def _bare(text: str) -> str:
-    """Without comments and indentation."""
+def _strip_comments(text: str) -> str:
+    """Remove comments and indentation."""
     lines = (line.split("//")[0].strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def _levels() -> str:
-    """``tq_level(bits, code)``, from the pinned codebooks."""
+def _codebook_switch() -> str:
+    """``tq_level(bits, code)``, generated from the pinned codebooks."""
     lines = ["TQ_FN float tq_level(int bits, int code) {", "    switch (bits * 16 + code) {"]
     for bits in MAGNITUDES:
         lines += [f"        case {bits * 16 + i}: return {x!r}f;" for i, x in enumerate(centroids(bits))]

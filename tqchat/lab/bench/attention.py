@@ -1,4 +1,4 @@
-"""Attention of a single token, alone: what a layer's cache costs without a model around it."""
+"""Attention of one decoded token over one layer's cache, without a model around it."""
 
 from __future__ import annotations
 
@@ -17,37 +17,36 @@ from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache, QuantizedKVCache
 
 from tqchat.engine import backend
-from tqchat.kv import routing
+from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.lab.bench import subjects, timing
-from tqchat.lab.bench.decode import rows
+from tqchat.lab.bench import kv_caches, timing
+from tqchat.lab.bench.decode import bench_rows
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.contestants import Contestant
 
-ENOUGH_SECONDS = 0.02
-"""A round repeats attention until it takes about that long."""
+ROUND_TARGET_S = 0.02
+"""A round repeats attention until it takes about this long."""
 
-MOST_CALLS = 256
+MAX_CALLS = 256
 
-LAYERS = 28
-"""Calls handed over together: a step of a model of 3B."""
+CALLS_PER_EVAL = 28
+"""Calls submitted by one ``async_eval``: the layers of a 3B model."""
 
-QUEUED = 2 * LAYERS
-"""Calls that wait for a busy device; fewer if they take it longer than ``QUEUED_SECONDS``, but not fewer than
-``FEWEST_QUEUED``. MLX lets no more wait, and of those that read much still fewer."""
+MAX_QUEUED_CALLS = 2 * CALLS_PER_EVAL
+"""Calls queued behind a busy device; fewer if they would take longer than ``MAX_QUEUED_S``, but at least
+``MIN_QUEUED_CALLS``. MLX blocks the submitter beyond that, earlier if calls read many bytes."""
 
-QUEUED_SECONDS = 0.002
-FEWEST_QUEUED = 4
+MAX_QUEUED_S = 0.002
+MIN_QUEUED_CALLS = 4
 
-AHEAD = 4096
-"""Rows and columns of the matrices that it is kept busy multiplying."""
+BUSY_MATRIX_SIZE = 4096
+"""Rows and columns of the matrices multiplied to keep the device busy."""
 
-MOST_PRODUCTS = 4096
-"""Times that it does so at most."""
+MAX_BUSY_PRODUCTS = 4096
 
 
-class _NoQueue(Exception):
-    """What a device is given does not wait for it."""
+class _CannotQueue(Exception):
+    """The device does not run calls asynchronously."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,11 @@ def attention(
     rounds: int,
     tell: Callable[[str], None],
 ) -> Iterator[BenchRow]:
-    """One token's queries over ``contexts`` random tokens of a layer, as a model's layers ask for it.
+    """Time attention of one decode step over ``contexts`` random tokens of a layer, host time included.
 
-    All is float16; on a CPU queries are float32, as models compute there. Calls are chained, each one's
-    output the next one's queries, and handed over as a model's layers are while a reply is generated: some
-    at a time, without waiting for those before them. Where a device is faster than the processor describes
-    and launches what it is to do, that is what is timed.
+    Arrays are float16; on a CPU queries are float32, as in models there. Each call's output is the next
+    call's queries. Calls are submitted ``CALLS_PER_EVAL`` at a time without waiting, as a model's layers are
+    during decoding. If the device is faster than the host submits, the host's time is measured.
     """
     for context in contexts:
         yield from _attention_at(layer, contestants, context, rounds, tell)
@@ -81,21 +79,21 @@ def attention(
 def _attention_at(
     layer: Layer, contestants: Sequence[Contestant], context: int, rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    caches, queries = _made(contestants, layer, context)
+    caches, queries = _caches_and_queries(contestants, layer, context)
     peaks = dict.fromkeys(caches, 0)
-    calls = {name: _calls(cache, queries, MOST_CALLS, ENOUGH_SECONDS) for name, cache in caches.items()}
+    calls = {name: _calls_for(cache, queries, MAX_CALLS, ROUND_TARGET_S) for name, cache in caches.items()}
 
     def run(name: str) -> float:
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        seconds = _attend(caches[name], queries, calls[name])
+        seconds = _time_calls(caches[name], queries, calls[name])
         peaks[name] = max(peaks[name], mx.get_peak_memory() - before + caches[name].nbytes)
         return seconds
 
     runs = {name: partial(run, name) for name in caches}
-    times = timing.take_turns(runs, rounds, lambda name: tell(f"attention at {context:,}, {name}"))
+    times = timing.time_interleaved(runs, rounds, lambda name: tell(f"attention at {context:,}, {name}"))
     reads = {name: cache.nbytes for name, cache in caches.items()}
-    yield from rows("attention", context, times, contestants, peaks, reads, 1)
+    yield from bench_rows("attention", context, times, contestants, peaks, reads, 1)
 
 
 def kernels(
@@ -105,8 +103,8 @@ def kernels(
     rounds: int,
     tell: Callable[[str], None],
 ) -> Iterator[BenchRow]:
-    """The same on the device alone: it is kept busy until all calls wait for it, and the time is taken from
-    then on. Nothing on a CPU.
+    """Time the same calls on the device alone: they are queued while it is busy with other work, and timed
+    from the end of that work. No rows on a CPU.
     """
     if backend.prepare().name == "cpu":
         tell("kernels: a CPU has none")
@@ -114,27 +112,31 @@ def kernels(
     try:
         for context in contexts:
             yield from _kernels_at(layer, contestants, context, rounds, tell)
-    except _NoQueue:
-        tell("kernels: this device does not let work wait, so that its time alone is not known")
+    except _CannotQueue:
+        tell("kernels: this device does not queue calls, so its own time cannot be measured")
 
 
 def _kernels_at(
     layer: Layer, contestants: Sequence[Contestant], context: int, rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    caches, queries = _made(contestants, layer, context)
-    ahead = _Ahead()
-    calls = {name: _calls(cache, queries, QUEUED, QUEUED_SECONDS) for name, cache in caches.items()}
+    caches, queries = _caches_and_queries(contestants, layer, context)
+    busy_work = _BusyWork()
+    calls = {
+        name: _calls_for(cache, queries, MAX_QUEUED_CALLS, MAX_QUEUED_S) for name, cache in caches.items()
+    }
     runs = {
-        name: partial(_queued, cache, queries, max(FEWEST_QUEUED, calls[name]), ahead)
+        name: partial(_time_on_device, cache, queries, max(MIN_QUEUED_CALLS, calls[name]), busy_work)
         for name, cache in caches.items()
     }
-    times = timing.take_turns(runs, rounds, lambda name: tell(f"kernels at {context:,}, {name}"))
+    times = timing.time_interleaved(runs, rounds, lambda name: tell(f"kernels at {context:,}, {name}"))
     reads = {name: cache.nbytes for name, cache in caches.items()}
-    yield from rows("kernels", context, times, contestants, {}, reads, 1)
+    yield from bench_rows("kernels", context, times, contestants, {}, reads, 1)
 
 
-def _made(contestants: Sequence[Contestant], layer: Layer, context: int) -> tuple[dict[str, Any], mx.array]:
-    """A filled cache for everybody, by name, and queries."""
+def _caches_and_queries(
+    contestants: Sequence[Contestant], layer: Layer, context: int
+) -> tuple[dict[str, Any], mx.array]:
+    """A filled cache for each contestant, by name; queries ``[1, query_heads, rows, head_dim]``."""
     routing.install()
     caches = {c.name: _layer_cache(c, layer, context) for c in contestants}
     dtype = mx.float32 if backend.prepare().name == "cpu" else mx.float16
@@ -145,16 +147,16 @@ def _made(contestants: Sequence[Contestant], layer: Layer, context: int) -> tupl
 
 def _layer_cache(contestant: Contestant, layer: Layer, context: int) -> Any:
     cache: Any
-    if contestant.name == subjects.REFERENCE:
+    if contestant.name == kv_caches.REFERENCE:
         cache = KVCache()  # type: ignore[no-untyped-call]
     elif contestant.peer_bits is not None:
         group = 64 if layer.head_dim % 64 == 0 else 32
         cache = QuantizedKVCache(group, contestant.peer_bits)
     else:
         cache = SchemeCache(contestant.scheme)
-        cache.stands_in = True  # attention is all there is here
-    for start in range(0, context, subjects.FILL):
-        shape = (2, 1, layer.kv_heads, min(subjects.FILL, context - start), layer.head_dim)
+        cache.uses_placeholders = True  # only attention reads the cache here
+    for start in range(0, context, kv_caches.FILL_CHUNK_TOKENS):
+        shape = (2, 1, layer.kv_heads, min(kv_caches.FILL_CHUNK_TOKENS, context - start), layer.head_dim)
         cache.update_and_fetch(*mx.random.normal(shape, dtype=mx.float16))
         if isinstance(cache, SchemeCache):
             cache.pack_due()
@@ -163,8 +165,8 @@ def _layer_cache(contestant: Contestant, layer: Layer, context: int) -> Any:
     return cache
 
 
-def _attend(cache: Any, queries: mx.array, calls: int) -> float:
-    """Seconds for one call, of ``calls``."""
+def _time_calls(cache: Any, queries: mx.array, calls: int) -> float:
+    """Run ``calls`` chained calls; seconds per call."""
     began = time.perf_counter()
     mx.eval(_chain(cache, queries, calls))
     seconds = (time.perf_counter() - began) / calls
@@ -173,29 +175,29 @@ def _attend(cache: Any, queries: mx.array, calls: int) -> float:
 
 
 def _chain(cache: Any, queries: mx.array, calls: int) -> mx.array:
-    """So many calls, all of them handed over."""
+    """Submit ``calls`` chained calls; the last output, not evaluated."""
     mask: Any = "causal" if queries.shape[2] > 1 else None
     x = queries
     for call in range(calls):
         keys, values = cache.keys_and_values()
-        # Through the module, where the routing has put its own.
+        # Through the module, so that the hook of kv.routing applies.
         x = base.scaled_dot_product_attention(
             x, keys, values, cache=cache, scale=queries.shape[-1] ** -0.5, mask=mask
         )
-        if call % LAYERS == LAYERS - 1 or call == calls - 1:
+        if call % CALLS_PER_EVAL == CALLS_PER_EVAL - 1 or call == calls - 1:
             mx.async_eval(x)  # type: ignore[no-untyped-call]
     return x
 
 
-class _Ahead:
-    """Work that keeps a device busy while other work is handed over."""
+class _BusyWork:
+    """Matrix products that keep a device busy while calls are queued behind them."""
 
     def __init__(self) -> None:
-        self._matrix = mx.random.normal((AHEAD, AHEAD), dtype=mx.float16)
+        self._matrix = mx.random.normal((BUSY_MATRIX_SIZE, BUSY_MATRIX_SIZE), dtype=mx.float16)
         self._products = 1
 
     def begin(self) -> mx.array:
-        """Hand the work over; what is there when it is done."""
+        """Submit the products; an array that is ready when they are done."""
         x = self._matrix
         for _ in range(self._products):
             x = x @ self._matrix
@@ -203,37 +205,37 @@ class _Ahead:
         mx.async_eval(x)  # type: ignore[no-untyped-call]
         return x
 
-    def take_longer(self) -> bool:
-        """Let it be twice as much; whether that is still reasonable."""
+    def double(self) -> bool:
+        """Double the work; ``False`` beyond ``MAX_BUSY_PRODUCTS``."""
         self._products *= 2
-        return self._products <= MOST_PRODUCTS
+        return self._products <= MAX_BUSY_PRODUCTS
 
 
-def _queued(cache: Any, queries: mx.array, calls: int, ahead: _Ahead) -> float:
-    """Seconds for one call on the device, of ``calls`` that wait for it.
+def _time_on_device(cache: Any, queries: mx.array, calls: int, busy_work: _BusyWork) -> float:
+    """Queue ``calls`` chained calls behind other work; device seconds per call.
 
     Raises:
-        _NoQueue: The device does not let them wait.
+        _CannotQueue: if the calls could not be queued before the other work ended.
     """
     while True:
         mx.synchronize()
         began = time.perf_counter()
-        busy = ahead.begin()
+        busy = busy_work.begin()
         x = _chain(cache, queries, calls)
-        handed_over = time.perf_counter()
+        submitted = time.perf_counter()
         mx.eval(busy)
         free = time.perf_counter()
         mx.eval(x)
         done = time.perf_counter()
-        # Time to spare: it was still busy when the last of them came.
-        if free - handed_over > (handed_over - began) / 4:
+        # Valid only if the device was still busy when the last call was submitted, with a margin.
+        if free - submitted > (submitted - began) / 4:
             return (done - free) / calls
-        if not ahead.take_longer():
-            raise _NoQueue
+        if not busy_work.double():
+            raise _CannotQueue
 
 
-def _calls(cache: Any, queries: mx.array, most: int, seconds: float) -> int:
-    """How many take about so long."""
-    # The first is held against plain operations, the second is put together, as is the first behind another.
-    each = min(_attend(cache, queries, 2) for _ in range(3))
+def _calls_for(cache: Any, queries: mx.array, most: int, seconds: float) -> int:
+    """Number of calls that take about ``seconds``, at most ``most``."""
+    # The first run checks the kernel against plain operations, the second still compiles.
+    each = min(_time_calls(cache, queries, 2) for _ in range(3))
     return min(most, max(1, int(seconds / each)))

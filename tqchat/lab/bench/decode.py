@@ -1,4 +1,4 @@
-"""What one token costs, and a whole prompt, under each kind of cache."""
+"""Time and memory of decoding, and of a prefill, under each kind of cache."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tqchat.engine import backend
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import FP16
-from tqchat.lab.bench import subjects, timing
+from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.contestants import Contestant
-from tqchat.lab.evaluation import Peer, Unsupported
+from tqchat.lab.evaluation import MlxQuantizedCache, Unsupported
 
-DECODED = 32
-"""Tokens decoded in a round: tiles are packed in every one."""
+DECODED_TOKENS = 32
+"""Tokens decoded in a round, enough that every round includes packing."""
 
 MEMORY_SHARE = 0.5
-"""The share of free memory that caches timed side by side may take."""
+"""Share of free memory that the caches of one group may take."""
 
 Tell = Callable[[str], None]
 
@@ -43,17 +43,20 @@ def decode(
     rounds: int,
     tell: Tell,
 ) -> Iterator[BenchRow]:
-    """Decode behind ``contexts`` tokens, as the chat does: no step waits for the one before it.
+    """Time decoding after ``contexts`` tokens with mlx-lm's asynchronous ``generate_step``, as the chat does.
 
-    Caches grow from round to round, all by the same. Without ``text`` they hold random vectors.
+    Caches grow by the same number of tokens each round. Without ``text`` they hold random vectors.
 
     Args:
         text: Tokens to read first, at least as many as the longest context.
     """
     for context in contexts:
         tell(f"reading {context:,} tokens")
-        base = subjects.filled(model, context) if text is None else subjects.read(model, text[:context])
-        for group in _groups(contestants, base):
+        if text is None:
+            base = kv_caches.random_filled(model, context)
+        else:
+            base = kv_caches.prefilled(model, text[:context])
+        for group in _memory_groups(contestants, base):
             yield from _decode_group(model, group, base, context, rounds, tell)
 
 
@@ -63,38 +66,38 @@ def _decode_group(
     caches: dict[str, list[Any]] = {}
     for contestant in group:
         try:
-            caches[contestant.name] = subjects.subject(contestant, base, model)
+            caches[contestant.name] = kv_caches.make_cache(contestant, base, model)
         except Unsupported as error:
-            tell(f"{contestant.name} cannot: {error}")
+            tell(f"{contestant.name} is left out: {error}")
     peaks = dict.fromkeys(caches, 0)
 
     def run(name: str) -> float:
         cache = caches[name]
-        own, before = subjects.cache_bytes(cache), mx.get_active_memory()
+        own, before = kv_caches.cache_bytes(cache), mx.get_active_memory()
         mx.reset_peak_memory()
-        seconds = _decoded(model, cache)
+        seconds = _time_decode(model, cache)
         peaks[name] = max(peaks[name], mx.get_peak_memory() - before + own)
         return seconds
 
     runs = {name: partial(run, name) for name in caches}
-    times = timing.take_turns(runs, rounds, lambda name: tell(f"decode at {context:,}, {name}"))
+    times = timing.time_interleaved(runs, rounds, lambda name: tell(f"decode at {context:,}, {name}"))
     weights = model.info.weight_bytes
-    reads = {name: subjects.cache_bytes(cache) + weights for name, cache in caches.items()}
-    yield from rows("decode", context, times, group, peaks, reads, 1)
+    reads = {name: kv_caches.cache_bytes(cache) + weights for name, cache in caches.items()}
+    yield from bench_rows("decode", context, times, group, peaks, reads, 1)
 
 
-def _decoded(model: LoadedModel, cache: list[Any]) -> float:
-    """Seconds a token, over some tokens behind a first one."""
+def _time_decode(model: LoadedModel, cache: list[Any]) -> float:
+    """Seconds per token over ``DECODED_TOKENS`` steps, the first step not counted."""
     began = ended = 0.0
-    # Typed for language models of any kind, so that mypy cannot see into it.
-    steps: Any = generate_step(mx.array([1]), model.model, max_tokens=DECODED + 1, prompt_cache=cache)
+    # Any: the stub covers models of every kind.
+    steps: Any = generate_step(mx.array([1]), model.model, max_tokens=DECODED_TOKENS + 1, prompt_cache=cache)
     for number, _ in enumerate(steps):
         ended = time.perf_counter()
         if number == 0:
             began = ended
-    subjects.evaluate(cache)
+    kv_caches.eval_cache(cache)
     mx.clear_cache()
-    return (ended - began) / DECODED
+    return (ended - began) / DECODED_TOKENS
 
 
 def prefill(
@@ -105,34 +108,34 @@ def prefill(
     rounds: int,
     tell: Tell,
 ) -> Iterator[BenchRow]:
-    """Read a prompt in the chat's chunks, up to the answer's first token; and packed while it is read."""
+    """Time a prefill in the chat's chunks, with packing after the prompt and while it is read."""
     for context in contexts:
         prompt = [1] * context if text is None else list(text[:context])
-        # Under a name of its own each: all of them take turns.
+        # A second contestant per scheme, so that both variants are timed in the same rounds.
         packing = [
             replace(c, name=f"{c.name} packed as read")
             for c in contestants
-            if c not in subjects.FOREIGN and c.scheme.compresses
+            if c not in kv_caches.MLX_CACHES and c.scheme.compresses
         ]
-        everybody = [*contestants, *packing]
-        peaks = dict.fromkeys((c.name for c in everybody), 0)
-        runs = {c.name: partial(_prefilled, model, c, c in packing, prompt, peaks) for c in everybody}
-        times = timing.take_turns(runs, rounds, partial(_tell_of, tell, context))
-        yield from rows("prefill", context, times, everybody, peaks, {}, context)
+        variants = [*contestants, *packing]
+        peaks = dict.fromkeys((c.name for c in variants), 0)
+        runs = {c.name: partial(_time_prefill, model, c, c in packing, prompt, peaks) for c in variants}
+        times = timing.time_interleaved(runs, rounds, partial(_tell_prefill, tell, context))
+        yield from bench_rows("prefill", context, times, variants, peaks, {}, context)
 
 
-def _tell_of(tell: Tell, context: int, name: str) -> None:
+def _tell_prefill(tell: Tell, context: int, name: str) -> None:
     tell(f"prefill of {context:,}, {name}")
 
 
-def _prefilled(
+def _time_prefill(
     model: LoadedModel, contestant: Contestant, packs: bool, prompt: list[int], peaks: dict[str, int]
 ) -> float:
-    """Seconds for a prompt, up to its last token, which is the first to be packed behind."""
+    """Seconds for a prompt. The last token is fed alone: that step packs the prompt."""
     held = PromptCache(model, contestant.scheme.name)
     held.pack_prompts(packs)
-    if contestant in subjects.FOREIGN:
-        held.cache = _fresh(model, contestant)
+    if contestant in kv_caches.MLX_CACHES:
+        held.cache = _empty_mlx_caches(model, contestant)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -145,21 +148,21 @@ def _prefilled(
     return seconds
 
 
-def _fresh(model: LoadedModel, contestant: Contestant) -> list[Any]:
-    """mlx-lm's own caches, empty."""
+def _empty_mlx_caches(model: LoadedModel, contestant: Contestant) -> list[Any]:
+    """Empty mlx-lm caches of the contestant's bits."""
     dtype = model.cache_dtype or mx.float16
     made: list[Any] = []
     for layer in kv.make_prompt_cache(model.model, FP16, dtype=model.cache_dtype):
         if not isinstance(layer, kv.SchemeCache):
             made.append(layer)
         elif contestant.peer_bits is None:
-            made.append(subjects.HalfCache(dtype))
+            made.append(kv_caches.Mlx16Cache(dtype))
         else:
-            made.append(Peer(64, contestant.peer_bits, dtype))
+            made.append(MlxQuantizedCache(64, contestant.peer_bits, dtype))
     return made
 
 
-def rows(
+def bench_rows(
     what: str,
     context: int,
     times: dict[str, list[float]],
@@ -168,14 +171,14 @@ def rows(
     reads: dict[str, int],
     tokens: int,
 ) -> Iterator[BenchRow]:
-    """The rows for what took turns.
+    """One row for each contestant that was timed.
 
     Args:
-        peaks: Most bytes allocated, by name, where that was counted.
-        reads: Bytes that each must read, where that says something.
-        tokens: How many a time stands for.
+        peaks: Peak bytes allocated, by name, if measured.
+        reads: Bytes that one run reads, by name, if meaningful.
+        tokens: Tokens processed in one timed run.
     """
-    reference = times.get(subjects.REFERENCE)
+    reference = times.get(kv_caches.REFERENCE)
     for contestant in contestants:
         if contestant.name not in times:
             continue
@@ -190,20 +193,20 @@ def rows(
             spread_s=timing.spread(own),
             tok_s=tokens / middle,
             ratio_fp16=timing.ratio(reference, own),
-            ratio_mlx=timing.ratio(times.get(subjects.rival(contestant)), own),
+            ratio_mlx=timing.ratio(times.get(kv_caches.mlx_counterpart(contestant)), own),
             peak_bytes=peaks.get(contestant.name),
             read_bytes=read,
             read_bytes_s=None if read is None else read / middle,
         )
 
 
-def _groups(contestants: Sequence[Contestant], base: list[Any]) -> Iterator[list[Contestant]]:
-    """As many at a time as fit into memory beside each other, the reference among them every time."""
-    size = max(1, subjects.cache_bytes(base))
-    room = min(backend.available_memory(), backend.prepare().memory_bytes) * MEMORY_SHARE
-    # One for the base, one for the reference, one for what is in the making.
-    side_by_side = max(1, int(room / size) - 3)
-    references = [c for c in contestants if c.name == subjects.REFERENCE]
-    others = [c for c in contestants if c.name != subjects.REFERENCE]
+def _memory_groups(contestants: Sequence[Contestant], base: list[Any]) -> Iterator[list[Contestant]]:
+    """Split contestants into groups whose caches fit into memory together, each with the reference."""
+    size = max(1, kv_caches.cache_bytes(base))
+    budget = min(backend.available_memory(), backend.prepare().memory_bytes) * MEMORY_SHARE
+    # Three more of the same size: the base, the reference and a conversion in progress.
+    side_by_side = max(1, int(budget / size) - 3)
+    references = [c for c in contestants if c.name == kv_caches.REFERENCE]
+    others = [c for c in contestants if c.name != kv_caches.REFERENCE]
     for start in range(0, max(len(others), 1), side_by_side):
         yield references + others[start : start + side_by_side]

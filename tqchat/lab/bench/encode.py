@@ -1,4 +1,4 @@
-"""What packing costs: a tile, as every few tokens of decoding need, and a chunk of a prompt."""
+"""Time of packing: one tile, as during decoding, and a chunk of a prompt."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from typing import Literal
 
 import mlx.core as mx
 
-from tqchat.kv.fitting import NOTHING_SEEN
-from tqchat.kv.formats import Format, make_format
+from tqchat.kv.codec.base import Format
+from tqchat.kv.codec.fitting import NO_STATISTICS
+from tqchat.kv.codec.formats import make_format
 from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.contestants import Contestant
 
-CHUNK = 2048
-CALLS = {TILE: 20, CHUNK: 2}
+CHUNK_TOKENS = 2048
+CALLS_PER_ROUND = {TILE: 20, CHUNK_TOKENS: 2}
 
 
 def encode(
     layer: Layer, contestants: Sequence[Contestant], rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    """Both sides of one layer encoded under each scheme that packs, a tile and a chunk at a time."""
+    """Encode both sides of one layer under each scheme that packs, a tile and a chunk at a time."""
     packing = [c for c in contestants if c.peer_bits is None and c.scheme.compresses]
-    for count in (TILE, CHUNK):
+    for count in (TILE, CHUNK_TOKENS):
         x = mx.random.normal((1, layer.kv_heads, count, layer.head_dim), dtype=mx.float16)
         mx.eval(x)
-        forms = {c.name: [f for f in _formats(c, layer) if f is not None] for c in packing}
-        runs = {name: partial(_encoded, form, x) for name, form in forms.items()}
+        formats = {c.name: [f for f in _formats(c, layer) if f is not None] for c in packing}
+        runs = {name: partial(_time_encode, formats, x) for name, formats in formats.items()}
         tell(f"encode {count:,} tokens")
-        times = timing.take_turns(runs, rounds)
+        times = timing.time_interleaved(runs, rounds)
         for name, own in times.items():
             middle = median(own)
             yield BenchRow("encode", name, count, middle, timing.spread(own), count / middle)
@@ -50,13 +51,13 @@ def _formats(contestant: Contestant, layer: Layer) -> Iterator[Format | None]:
         ("value", contestant.scheme.value),
     )
     for role, spec in sides:
-        raw = not spec.pays(layer.head_dim)
-        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, NOTHING_SEEN)
+        raw = not spec.saves_memory(layer.head_dim)
+        yield None if raw else make_format(spec, layer.head_dim, role).fit(sample, NO_STATISTICS)
 
 
-def _encoded(forms: Sequence[Format], x: mx.array) -> float:
-    calls = CALLS[x.shape[2]]
+def _time_encode(formats: Sequence[Format], x: mx.array) -> float:
+    calls = CALLS_PER_ROUND[x.shape[2]]
     began = time.perf_counter()
     for _ in range(calls):
-        mx.eval([form.encode(x) for form in forms])
+        mx.eval([formats.encode(x) for formats in formats])
     return (time.perf_counter() - began) / calls

@@ -1,4 +1,4 @@
-"""The machine itself: its name, and how fast it copies."""
+"""The machine: device name, library versions and copy bandwidth."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import mlx.core as mx
 
 from tqchat.engine import backend
 
-COPIED = {"cpu": 256 << 20, "metal": 1 << 30, "cuda": 4 << 30}
-"""Bytes that are copied to tell the bandwidth; far more than caches hold."""
+COPY_BYTES = {"cpu": 256 << 20, "metal": 1 << 30, "cuda": 4 << 30}
+"""Array size of the bandwidth test, far larger than any processor cache."""
 
 ROUNDS = 5
 
 
 def device() -> str:
-    """What computes here, and with which MLX."""
+    """Device, backend and versions in one line."""
     machine = backend.prepare()
     return f"{machine.device} ({machine.name}), MLX {machine.mlx_version}, mlx-lm {machine.mlx_lm_version}"
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second that a large elementwise operation reads and writes."""
-    source = mx.zeros((COPIED[backend.prepare().name] // 4,), dtype=mx.float32)
+    """Bytes per second, reads plus writes, of a large elementwise operation."""
+    source = mx.zeros((COPY_BYTES[backend.prepare().name] // 4,), dtype=mx.float32)
     mx.eval(source)
     times = []
     for _ in range(ROUNDS + 1):

@@ -1,4 +1,4 @@
-"""A bench as a picture: speed against mlx-lm's 16-bit cache, a bar for each scheme. One standalone SVG."""
+"""Bar chart of bench results: speed relative to mlx-lm's 16-bit cache, as one standalone SVG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FONT = (
 
 
 def bench_svg(results: BenchResults) -> str:
-    """The picture: bars to the right of the line at 1 are faster than the 16-bit cache in the same run."""
+    """The chart; bars beyond the line at 1 are faster than the 16-bit cache of the same run."""
     groups = [
         (f"{what} at {context:,} tokens", list(rows))
         for (what, context), rows in groupby(

@@ -1,4 +1,4 @@
-"""What a bench finds, a row for each scheme and length. Pure Python, no MLX."""
+"""Bench results: one row per scheme and length, as JSON and as Markdown. No MLX."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from tqchat.lab.tables import markdown
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One thing timed. Times in seconds, sizes in bytes; ``None`` where a figure has no meaning.
+    """One measurement. Times in seconds, sizes in bytes; ``None`` if a figure does not apply.
 
     Attributes:
         what: ``decode``, ``prefill``, ``attention``, ``kernels`` (attention on the device alone), ``encode``,
             ``restore``, ``events``, ``ui`` or ``start``.
-        scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or what else was timed.
+        scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or the operation timed.
         context: Tokens in the cache (messages in the conversation, for ``ui``).
-        median_s: Median over the rounds: for ``decode`` of one token, else of the whole.
+        median_s: Median over the rounds: per token for ``decode``, else of the whole run.
         spread_s: The interquartile range over the rounds.
-        ratio_fp16: Speed against mlx-lm's 16-bit cache, the median over rounds of the same run: above 1 is
-            faster.
-        ratio_mlx: The same against mlx-lm's quantised cache of the same bits, or the nearest above.
-        peak_bytes: What MLX had allocated at most beyond the weights and other caches.
-        read_bytes: What has to be read for it: the cache, and for ``decode`` the weights as well.
+        ratio_fp16: Speed relative to mlx-lm's 16-bit cache, median of the rounds' ratios; above 1 is faster.
+        ratio_mlx: The same against mlx-lm's quantised cache of as many bits, or the next more.
+        peak_bytes: Peak MLX allocation beyond the weights and other caches.
+        read_bytes: Bytes that must be read: the cache, and for ``decode`` the weights.
     """
 
     what: str
@@ -46,7 +45,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchResults:
-    """A bench: the machine, what it copies in a second (bytes read and written), and the rows."""
+    """A bench run: device, model, copy bandwidth (bytes read plus written per second), rows."""
 
     device: str
     model: str | None
@@ -54,19 +53,19 @@ class BenchResults:
     rows: tuple[BenchRow, ...] = field(default=())
 
     def to_json(self) -> str:
-        """The form that ``--json`` writes."""
+        """The JSON that ``--json`` writes."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> BenchResults:
-        """What ``to_json`` wrote.
+        """Parse a file written by ``to_json``.
 
         Raises:
-            BadResults: if the file is missing or something else.
+            BadResults: if the file is missing or not a bench result.
         """
         try:
-            told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return cls(rows=tuple(BenchRow(**row) for row in told.pop("rows")), **told)
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return cls(rows=tuple(BenchRow(**row) for row in data.pop("rows")), **data)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise BadResults(f"The results {path} cannot be read ({reason}).") from error
@@ -75,7 +74,7 @@ class BenchResults:
 
 
 def tables(results: BenchResults) -> str:
-    """The rows as Markdown, a table for each kind, the machine named above them."""
+    """Markdown: the machine, then one table for each kind of measurement."""
     copy = (
         "" if results.copy_bytes_s is None else f" It copies {results.copy_bytes_s / 1e9:,.1f} GB a second."
     )
@@ -108,8 +107,8 @@ def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
     return markdown([name for name, _ in kept], body, right=range(1, len(kept)))
 
 
-def _shown(value: Any, how: Any) -> str:
-    return "" if value is None else str(how(value))
+def _shown(value: Any, formatted: Any) -> str:
+    return "" if value is None else str(formatted(value))
 
 
 def _seconds(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Everything that ``tqchat lab bench`` measures, in one list of rows."""
+"""Runs the measurements that ``tqchat lab bench`` was asked for."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Plan:
     """What to measure.
 
     Attributes:
-        kinds: Some of ``KINDS``.
-        contestants: The caches, mlx-lm's own among them.
-        contexts: Tokens held.
-        rounds: How often everybody has a turn, behind one that does not count.
-        layer: The shape for attention, kernels and encoding.
+        kinds: Some of ``commands.bench.KINDS``.
+        contestants: The caches, mlx-lm's own included.
+        contexts: Cache lengths in tokens.
+        rounds: Timed runs of each contestant, after one warm-up round.
+        layer: Attention shape for ``attention``, ``kernels`` and ``encode``.
     """
 
     kinds: Sequence[str]
@@ -38,14 +38,14 @@ class Plan:
 
 
 def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    """Measure; ``model`` may be ``None`` where no kind needs one."""
+    """Measure each kind of ``plan``; ``model`` may be ``None`` if no kind needs one."""
     layer = plan.layer
     for kind in plan.kinds:
         match kind:
             case "decode" | "prefill" if model is not None:
-                how = decode.decode if kind == "decode" else decode.prefill
+                measure = decode.decode if kind == "decode" else decode.prefill
                 text = None if model.tokenizer is None else _text(model, max(plan.contexts))
-                yield from how(model, plan.contestants, plan.contexts, text, plan.rounds, tell)
+                yield from measure(model, plan.contestants, plan.contexts, text, plan.rounds, tell)
             case "attention" | "kernels":
                 attend = attention.attention if kind == "attention" else attention.kernels
                 yield from attend(layer, plan.contestants, plan.contexts, plan.rounds, tell)
@@ -65,17 +65,17 @@ def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> 
             case "start":
                 yield from start.start(plan.rounds, tell)
             case _:
-                pass  # a kind that this model has nothing for
+                pass  # needs a model or a tokenizer that is not there
 
 
 def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
     schemes = [c.scheme.name for c in plan.contestants if c.name == c.scheme.name]
     for row in restore_bench.measure(model, schemes, plan.contexts, tell):
-        yield BenchRow("restore", row.scheme, row.tokens, row.restore, 0.0, row.tokens / row.restore)
+        yield BenchRow("restore", row.scheme, row.tokens, row.restore_s, 0.0, row.tokens / row.restore_s)
 
 
 def layer_of(model: LoadedModel | None) -> Layer:
-    """The model's attention, where its config tells of it in the usual words."""
+    """The model's attention shape from its config; the default if the usual keys are missing."""
     config = {} if model is None else model.config
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int):
@@ -85,6 +85,6 @@ def layer_of(model: LoadedModel | None) -> Layer:
 
 
 def _text(model: LoadedModel, count: int) -> list[int]:
-    """``count`` tokens of the built-in text, again and again: how long they take does not depend on which."""
+    """``count`` tokens of the built-in text, repeated as needed: the time does not depend on the tokens."""
     ids = reading.encode(model, reading.read_text(Path(reading.__file__).with_name("text.txt")))
     return (ids * (count // len(ids) + 1))[:count]

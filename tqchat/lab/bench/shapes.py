@@ -1,4 +1,4 @@
-"""Models by shape alone: mlx-lm's own llama with random weights, for timing where no weights are at hand."""
+"""Llama models of known shapes with random weights, for timing without a download."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "qwen2.5-7b": (28, 3584, 18944, 28, 4, 128, 152064),
     "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128, 128256),
 }
-"""Layers, widths and heads of known models, as ``_FIELDS`` names them."""
+"""Values of ``_FIELDS`` for known models."""
 
 
 class UnknownShape(TqchatError):
-    """There is no shape of that name."""
+    """The shape's name is not in ``SHAPES``."""
 
     exit_code = 2
 
 
 def build(name: str, weight_bits: int = 16) -> LoadedModel:
-    """A model of that shape with random weights: 16-bit ones, or quantised to 8 or 4 bits in groups of 64.
+    """A model of this shape with random 16-bit weights, or quantised to 8 or 4 bits in groups of 64.
 
-    On a CPU they are float32 and the cache is float16, as models are loaded there.
+    On a CPU weights are float32 and the cache float16, as in ``engine.models``.
 
     Raises:
-        UnknownShape: if there is none of that name.
+        UnknownShape: if ``name`` is not in ``SHAPES``.
     """
     if name not in SHAPES:
         raise UnknownShape(f"There is no shape {name!r}; choose one of {', '.join(SHAPES)}.")

@@ -1,4 +1,4 @@
-"""How long the program takes to be there: imports, module by module, and the first picture."""
+"""Start-up time: imports, module by module, and the first paint."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MODULES = (
     "tqchat.engine.session",
     "tqchat.engine.models",
 )
-"""What is imported by a fresh interpreter: the command line, the screen, MLX, and all that answers."""
+"""Timed imports: command line, app, MLX, session, models."""
 
-SLOWEST = 8
-"""How many of the screen's own and foreign imports are named, slowest first."""
+MAX_IMPORT_ROWS = 8
+"""Packages listed in the ``import`` table, slowest first."""
 
 _PAINT = """
 import asyncio, sys, tempfile
@@ -53,26 +53,32 @@ asyncio.run(main())
 
 
 def start(rounds: int, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    """Fresh interpreters, timed from outside; an empty one is the first row."""
+    """Time fresh interpreters; the first row is an empty one."""
     programs = {"python": "pass", **{f"import {name}": f"import {name}" for name in MODULES}}
-    runs: dict[str, Callable[[], float]] = {name: partial(_seconds, code) for name, code in programs.items()}
-    runs["first paint"] = _first_paint
-    times = timing.take_turns(runs, rounds, lambda name: tell(f"start, {name}"))
+    runs: dict[str, Callable[[], float]] = {
+        name: partial(_time_python, code) for name, code in programs.items()
+    }
+    runs["first paint"] = _time_first_paint
+    times = timing.time_interleaved(runs, rounds, lambda name: tell(f"start, {name}"))
     for name, own in times.items():
         yield BenchRow("start", name, 0, median(own), timing.spread(own))
     tell("start, module by module")
-    for name, seconds in _slowest("tqchat.ui.app"):
+    for name, seconds in _slowest_imports("tqchat.ui.app"):
         yield BenchRow("import", name, 0, seconds, 0.0)
 
 
-def _seconds(code: str) -> float:
+def _time_python(code: str) -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return time.perf_counter() - began
 
 
-def _first_paint() -> float:
-    """Until the screen is drawn, with MLX not loaded by then."""
+def _time_first_paint() -> float:
+    """Seconds until the first paint.
+
+    Raises:
+        RuntimeError: if the app failed, or loaded MLX before it.
+    """
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-c", _PAINT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -87,13 +93,13 @@ def _first_paint() -> float:
     return seconds
 
 
-def _slowest(module: str) -> list[tuple[str, float]]:
-    """The imports that take longest by themselves, their own imports not counted, in seconds."""
+def _slowest_imports(module: str) -> list[tuple[str, float]]:
+    """Packages by seconds spent importing their own modules, slowest first."""
     command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    lines = re.findall(r"import time:\s+(\d+) \|\s+(\d+) \| +(\S+)", told)
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    lines = re.findall(r"import time:\s+(\d+) \|\s+(\d+) \| +(\S+)", report)
     own: dict[str, float] = {}
     for alone, _, name in lines:
         package = name.split(".")[0] if not name.startswith("tqchat") else ".".join(name.split(".")[:2])
         own[package] = own.get(package, 0.0) + int(alone) / 1e6
-    return sorted(own.items(), key=lambda item: -item[1])[:SLOWEST]
+    return sorted(own.items(), key=lambda item: -item[1])[:MAX_IMPORT_ROWS]

@@ -1,4 +1,4 @@
-"""``tqchat lab endure``: kills, damaged files, full disks; what they leave of conversations and caches."""
+"""``tqchat lab endure``: conversations and caches under kills, damaged files and full disks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from tqchat.errors import TqchatError
 
 
 class Broken(TqchatError):
-    """Something did not endure. The sentence says what, and where to look."""
+    """A check failed. The message says which, and in which folder."""
 
 
-def insist(holds: object, sentence: str) -> None:
-    """Nothing, if it holds.
+def require(holds: object, sentence: str) -> None:
+    """Check a condition.
 
     Raises:
-        Broken: saying so, if it does not.
+        Broken: with ``sentence``, if it is false.
     """
     if not holds:
         raise Broken(sentence)

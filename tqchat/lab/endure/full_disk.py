@@ -1,4 +1,4 @@
-"""A disk that fills up at every single write of a save, and the chat that goes on."""
+"""Saves on a disk that is full from the n-th write on, for every n; the chat must continue."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ from tqchat.engine import events
 from tqchat.engine.commands import ChatMessage, LoadModel, Sampling, Send
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.worker import Engine
-from tqchat.lab.endure import insist
+from tqchat.lab.endure import require
 from tqchat.paths import Paths
 from tqchat.store.vault import Restored, Vault
 
-ID = "full"
-SECONDS = 120.0
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CONVERSATION_ID = "full"
+TIMEOUT_S = 120.0
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 @dataclass
 class FullDisk:
-    """How many writes of a save were refused, one after another, until one save came to its end."""
+    """Number of failed saves before one succeeded."""
 
     refused: int = 0
 
 
-class _Disk:
-    """Room for so many more operations that write; then none."""
+class _WriteBudget:
+    """Counts write operations; refuses them after ``room``."""
 
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def take(self) -> None:
+    def count_write(self) -> None:
         self.room -= 1
         if self.room < 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-class _File:
-    """A file that the full disk takes half of a write of."""
+class _FullDiskFile:
+    """A file on the full disk: a refused write stores half of its content."""
 
-    def __init__(self, file: Any, disk: _Disk) -> None:
+    def __init__(self, file: Any, disk: _WriteBudget) -> None:
         self._file, self._disk = file, disk
 
     def write(self, content: Any) -> int:
         try:
-            self._disk.take()
+            self._disk.count_write()
         except OSError:
             self._file.write(bytes(content)[: len(content) // 2])
             raise
         return int(self._file.write(content))
 
-    def __enter__(self) -> _File:
+    def __enter__(self) -> _FullDiskFile:
         self._file.__enter__()
         return self
 
@@ -76,31 +76,32 @@ class _File:
 
 @contextmanager
 def full_after(operations: int) -> Iterator[None]:
-    """Everything in this process finds the disk full once it has made, written, flushed or renamed so many
-    files and folders; removing them is always possible, and gives no room."""
-    disk = _Disk(operations)
+    """Make the disk appear full to this process after ``operations`` creations, writes, flushes or renames.
+
+    Removing files always works and frees no space."""
+    disk = _WriteBudget(operations)
 
     def refusing(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **others: Any) -> Any:
-            disk.take()
-            return real(*arguments, **others)
+        def call(*arguments: Any, **options: Any) -> Any:
+            disk.count_write()
+            return real(*arguments, **options)
 
         return call
 
     opened, fdopened = os.open, os.fdopen
 
-    def open_(path: Any, flags: int, *arguments: Any, **others: Any) -> int:
-        if flags & _WRITING:
-            disk.take()
-        return opened(path, flags, *arguments, **others)
+    def open_(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if flags & _WRITE_FLAGS:
+            disk.count_write()
+        return opened(path, flags, *arguments, **options)
 
-    def fdopen(descriptor: int, mode: str = "r", *arguments: Any, **others: Any) -> Any:
-        file = fdopened(descriptor, mode, *arguments, **others)
-        return _File(file, disk) if "w" in mode else file
+    def fdopen(descriptor: int, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        file = fdopened(descriptor, mode, *arguments, **options)
+        return _FullDiskFile(file, disk) if "w" in mode else file
 
-    changed = {name: refusing(getattr(os, name)) for name in ("mkdir", "replace", "rename", "fsync")}
+    patched = {name: refusing(getattr(os, name)) for name in ("mkdir", "replace", "rename", "fsync")}
     with ExitStack() as stack:
-        for name, new in (changed | {"open": open_, "fdopen": fdopen}).items():
+        for name, new in (patched | {"open": open_, "fdopen": fdopen}).items():
             stack.enter_context(mock.patch.object(os, name, new))
         yield
 
@@ -108,60 +109,63 @@ def full_after(operations: int) -> Iterator[None]:
 def endure(
     model: LoadedModel, ref: str, folder: Path, tell: Callable[[int], None] = lambda refused: None
 ) -> FullDisk:
-    """Chat on while every save is refused a little later, until one is not.
+    """Chat while each save fails one write later than the one before, until a save succeeds.
 
-    After each refusal the person must have been told, the reply must be there, and what was saved before
-    must come back as it was.
+    After each failure the user must be told, the reply must exist, and the earlier save must load unchanged.
 
     Raises:
-        Broken: if that is not so.
+        Broken: if one of these checks fails.
     """
     paths = Paths(*(folder / name for name in ("config", "state", "data", "cache", "logs")))
     paths.ensure()
-    heard: queue.Queue[events.Event] = queue.Queue()
-    engine, vault, found = Engine(heard.put, paths=paths), Vault(paths.caches), FullDisk()
+    received: queue.Queue[events.Event] = queue.Queue()
+    engine, vault, result = Engine(received.put, paths=paths), Vault(paths.caches), FullDisk()
 
-    def ask(said: list[ChatMessage]) -> str:
-        engine.submit(Send(ID, tuple(said), "turbo0v4", Sampling(temperature=0.0, max_tokens=4)))
-        return str(_next(heard, events.Done).text)
+    def ask(messages: list[ChatMessage]) -> str:
+        engine.submit(
+            Send(CONVERSATION_ID, tuple(messages), "turbo0v4", Sampling(temperature=0.0, max_tokens=4))
+        )
+        return str(_next(received, events.Done).text)
 
     def files() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (vault.folder / ID).iterdir()}
+        return {path.name: path.read_bytes() for path in (vault.folder / CONVERSATION_ID).iterdir()}
 
     engine.start()
     try:
         engine.submit(LoadModel(ref))
-        said = [ChatMessage("user", "red green blue " * 70)]
-        said.append(ChatMessage("assistant", ask(said)))
-        _next(heard, events.Saved)
+        messages = [ChatMessage("user", "red green blue " * 70)]
+        messages.append(ChatMessage("assistant", ask(messages)))
+        _next(received, events.Saved)
         before = files()
         for room in count():
-            said.append(ChatMessage("user", "one two three " * (70 if room == 0 else 1)))
+            messages.append(ChatMessage("user", "one two three " * (70 if room == 0 else 1)))
             with full_after(room):
-                said.append(ChatMessage("assistant", ask(said)))
-                outcome = _next(heard, events.Saved, events.SaveFailed)
+                messages.append(ChatMessage("assistant", ask(messages)))
+                outcome = _next(received, events.Saved, events.SaveFailed)
             if isinstance(outcome, events.Saved):
                 break
-            insist("could not be saved" in outcome.message, f"A full disk was told as: {outcome.message}")
-            insist(files() == before, f"A save that was refused after {room} writes changed {folder}")
-            insist(_is_whole(vault, model), f"A save that was refused after {room} writes damaged {folder}")
-            found.refused += 1
-            tell(found.refused)
-        insist(_is_whole(vault, model), f"The last save in {folder} is no good")
+            require(
+                "could not be saved" in outcome.message, f"A full disk was reported as: {outcome.message}"
+            )
+            require(files() == before, f"A save that was refused after {room} writes changed {folder}")
+            require(_is_whole(vault, model), f"A save that was refused after {room} writes damaged {folder}")
+            result.refused += 1
+            tell(result.refused)
+        require(_is_whole(vault, model), f"The last save in {folder} cannot be restored")
     finally:
-        engine.shutdown(SECONDS)
-    return found
+        engine.shutdown(TIMEOUT_S)
+    return result
 
 
 def _is_whole(vault: Vault, model: LoadedModel) -> bool:
-    back = vault.load(ID, fingerprint=model.info.fingerprint, scheme="turbo0v4")
+    back = vault.load(CONVERSATION_ID, fingerprint=model.info.fingerprint, scheme="turbo0v4")
     return isinstance(back, Restored) and back.damage is None
 
 
-def _next(heard: queue.Queue[events.Event], *kinds: type[Any]) -> Any:
+def _next(received: queue.Queue[events.Event], *kinds: type[Any]) -> Any:
     while True:
-        event = heard.get(timeout=SECONDS)
+        event = received.get(timeout=TIMEOUT_S)
         failed = isinstance(event, events.Failed | events.ModelFailed)
-        insist(not failed, f"The chat did not go on: {getattr(event, 'message', '')}")
+        require(not failed, f"The chat did not continue: {getattr(event, 'message', '')}")
         if isinstance(event, kinds):
             return event

@@ -1,4 +1,4 @@
-"""Cache files and manifests that somebody has damaged, exchanged or forged."""
+"""Loads saved caches after damaging, exchanging or forging their files and manifests."""
 
 from __future__ import annotations
 
@@ -21,23 +21,25 @@ import mlx.core as mx
 
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
-from tqchat.lab.endure import insist, witness
-from tqchat.store.manifest import MANIFEST, digest
+from tqchat.lab.endure import continuation, require
 from tqchat.store.vault import Refused, Restored, Vault
+from tqchat.store.vault.manifest import MANIFEST, digest
 
-ID = "talk"
-PRINT = "fingerprint"
-MOST, SLACK = 4, 1 << 20
-"""A load may take so many times the size of its files, and so many bytes more."""
+CONVERSATION_ID = "talk"
+FINGERPRINT = "fingerprint"
+MAX_MEMORY_RATIO, MEMORY_SLACK_BYTES = 4, 1 << 20
+"""Memory limit of a load: this multiple of its files' size, plus a constant."""
 
 Mutation = Callable[[random.Random, Path, Path], Any]
-"""Takes the conversation's folder and another conversation's."""
+"""Damages files in the conversation's folder (second argument); the third is another conversation's."""
 
 
 @dataclass
 class Mutations:
-    """What became of them: refused, used as far as they are whole, told as never saved, harmless; and the
-    most memory that a load took, in sizes of its files."""
+    """Loads by outcome: refused with a reason, used up to the damage, manifest absent.
+
+    ``worst`` is the largest memory use of a load, relative to the size of its files.
+    """
 
     mutations: int = 0
     refused: int = 0
@@ -46,18 +48,23 @@ class Mutations:
     worst: float = 0.0
 
 
-class Saved:
-    """A conversation with turns, a branch and checkpoints that was saved several times."""
+class SavedConversation:
+    """A conversation with several turns, a branch and checkpoints, saved several times."""
 
     def __init__(
-        self, vault: Vault, model: LoadedModel, scheme: str, conversation: str = ID, first: int = 3
+        self,
+        vault: Vault,
+        model: LoadedModel,
+        scheme: str,
+        conversation: str = CONVERSATION_ID,
+        first: int = 3,
     ) -> None:
         self.vault, self.model, self.scheme, self.conversation = vault, model, scheme, conversation
         self.held = PromptCache(model, scheme)
         self._read([first + n % 900 for n in range(260)])
         for seed in (7, 11):
             self._read([3 + n * seed % 900 for n in range(180)])
-        # A branch beside the last turn: from where the model's caches can go back to.
+        # A branch beside the last turn, from the nearest position that the caches can be rewound to.
         self.held.trim_to(self.held.reach(self.held.checkpoints[-1].tokens if self.held.checkpoints else 440))
         self._read([3 + n * 13 % 900 for n in range(190)])
         self.tokens = list(self.held.tokens)
@@ -72,15 +79,17 @@ class Saved:
             self.conversation,
             held.cache,
             held.tokens,
-            fingerprint=PRINT,
+            fingerprint=FINGERPRINT,
             scheme=held.scheme,
             pieces=held.pieces,
             checkpoints=held.checkpoints,
         ).pieces
 
     def load(self, vault: Vault, wanted: Sequence[int] = ()) -> Restored | Refused | None:
-        """What a vault brings back of it."""
-        return vault.load(ID, fingerprint=PRINT, scheme=self.scheme, wanted=wanted or self.tokens)
+        """Load the conversation from a vault."""
+        return vault.load(
+            CONVERSATION_ID, fingerprint=FINGERPRINT, scheme=self.scheme, transcript=wanted or self.tokens
+        )
 
 
 def endure(
@@ -91,13 +100,13 @@ def endure(
     seed: str = "damage",
     tell: Callable[[int], None] = lambda mutation: None,
 ) -> Mutations:
-    """Damage saved caches in many ways, and load each.
+    """Damage saved caches in random ways and load each.
 
-    What comes back must be what was saved, or a beginning of it, to the last bit; nothing else is ever
-    accepted, nothing raises, and no load takes more memory than the size of its files warrants.
+    A load must return the saved cache or a prefix of it, bit for bit, or refuse; it must not raise or exceed
+    the memory limit.
 
     Raises:
-        Broken: at the first that is not so; the damaged files stay in ``folder``.
+        Broken: at the first failed check; the damaged files stay in ``folder``.
     """
     found = Mutations()
     for scheme in schemes:
@@ -116,57 +125,65 @@ def _endure(
 ) -> None:
     chance = random.Random(seed)
     good, other = Vault(folder / "good"), Vault(folder / "other")
-    saved = Saved(good, model, scheme)
-    Saved(other, model, scheme, "other", first=5)
+    saved = SavedConversation(good, model, scheme)
+    SavedConversation(other, model, scheme, "other", first=5)
     known: dict[int, str] = {}
     vault = Vault(folder / "mutated")
     for _ in range(mutations):
         shutil.rmtree(vault.folder, ignore_errors=True)
         shutil.copytree(good.folder, vault.folder)
         kind = chance.choice(KINDS)
-        kind(chance, vault.folder / ID, other.folder / "other")
+        kind(chance, vault.folder / CONVERSATION_ID, other.folder / "other")
         where = f"{kind.__name__.strip('_')} in {vault.folder}"
         size = sum(path.stat().st_size for path in vault.folder.rglob("*"))
         try:
-            back, taken = _measured(lambda: saved.load(vault))
+            back, taken = _load_measured(lambda: saved.load(vault))
         except Exception as error:
-            insist(False, f"Loading raised {type(error).__name__} after {where}: {error}")
+            require(False, f"Loading raised {type(error).__name__} after {where}: {error}")
             raise
-        insist(taken <= MOST * size + SLACK, f"Loading {size:,} bytes took {taken:,} after {where}")
-        found.worst = max(found.worst, taken / (size + SLACK))
+        require(
+            taken <= MAX_MEMORY_RATIO * size + MEMORY_SLACK_BYTES,
+            f"Loading {size:,} bytes took {taken:,} after {where}",
+        )
+        found.worst = max(found.worst, taken / (size + MEMORY_SLACK_BYTES))
         if isinstance(back, Restored):
-            # Whoever can forge a manifest's checksum can have any cache restored: it only must do no harm.
+            # A forged manifest with a valid checksum can restore any content; it must only do no harm.
             if kind is not _forged:
-                _is_as_saved(saved, good, back, known, where)
+                _require_prefix_of_saved(saved, good, back, known, where)
             found.used += 1
         elif back is None:
-            insist(not (vault.folder / ID / MANIFEST).exists(), f"A cache was overlooked after {where}")
+            require(
+                not (vault.folder / CONVERSATION_ID / MANIFEST).exists(),
+                f"A cache was overlooked after {where}",
+            )
             found.absent += 1
         else:
-            insist(back.reason and "\n" not in back.reason, f"No reason was given after {where}")
+            require(back.reason and "\n" not in back.reason, f"No reason was given after {where}")
             found.refused += 1
         found.mutations += 1
         tell(found.mutations)
 
 
-def _is_as_saved(saved: Saved, good: Vault, back: Restored, known: dict[int, str], where: str) -> None:
-    """Whether a cache is a beginning of what was saved on either branch, and goes on as that."""
+def _require_prefix_of_saved(
+    saved: SavedConversation, good: Vault, back: Restored, known: dict[int, str], where: str
+) -> None:
+    """Require that a cache is a prefix of what was saved on either branch, bit for bit."""
     count = len(back.tokens)
     whole = saved.load(good)
     if back.tokens != saved.tokens[:count]:
         whole = saved.load(good, back.tokens)
     assert isinstance(whole, Restored)
-    insist(back.tokens == whole.tokens[:count], f"Other tokens came back after {where}")
-    insist((back.damage is None) == (count == len(whole.tokens)), f"Damage was not told after {where}")
+    require(back.tokens == whole.tokens[:count], f"Other tokens were restored after {where}")
+    require((back.damage is None) == (count == len(whole.tokens)), f"Damage was not reported after {where}")
     key = hash(tuple(back.tokens))
     if key not in known:
         held = PromptCache(saved.model, saved.scheme)
         held.replace_with(whole)
         held.trim_to(count)
-        insist(len(held.tokens) == count, f"A cache ends where none can end after {where}")
-        known[key] = witness.going_on(saved.model, held.cache, back.tokens, saved.scheme)
-    told = witness.going_on(saved.model, back.cache, back.tokens, saved.scheme)
-    insist(told == known[key], f"A wrong cache was accepted after {where}")
+        require(len(held.tokens) == count, f"A cache ends at a position where none can end after {where}")
+        known[key] = continuation.digest_of(saved.model, held.cache, back.tokens, saved.scheme)
+    told = continuation.digest_of(saved.model, back.cache, back.tokens, saved.scheme)
+    require(told == known[key], f"A wrong cache was accepted after {where}")
 
 
 def _any(chance: random.Random, folder: Path) -> Path:
@@ -246,7 +263,7 @@ def _folder(chance: random.Random, folder: Path, other: Path) -> None:
 
 
 def _huge(chance: random.Random, folder: Path, other: Path) -> None:
-    """A header that declares more than there is; its checksum is put right, as a forger would."""
+    """A header that declares more data than the file has, with a valid checksum."""
     path = _segment(chance, folder)
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
@@ -286,7 +303,7 @@ def _wrong_model(chance: random.Random, folder: Path, other: Path) -> None:
 
 
 def _forged(chance: random.Random, folder: Path, other: Path) -> None:
-    """A manifest with one value exchanged for something unlikely, and a right checksum."""
+    """A manifest with one value replaced by an unlikely one, and a valid checksum."""
     told = json.loads((folder / MANIFEST).read_text())
     values: tuple[Any, ...] = (
         0,
@@ -308,7 +325,7 @@ def _forged(chance: random.Random, folder: Path, other: Path) -> None:
     holder, key = chance.choice([place for place in _places(told) if place[1] != "digest"])
     old = holder[key]
     if isinstance(old, str) and old.startswith("{") and chance.random() < 0.8:
-        # The description of a layer, which is JSON in JSON.
+        # Layer descriptions are JSON strings inside the JSON.
         inner = json.loads(old)
         place, name = chance.choice(list(_places(inner)))
         place[name] = chance.choice(values)
@@ -320,7 +337,7 @@ def _forged(chance: random.Random, folder: Path, other: Path) -> None:
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every place in nested lists and objects where a value could be another."""
+    """Every (container, key) pair in nested lists and objects."""
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     found = [(value, key) for key in keys]
     for key in keys:
@@ -330,7 +347,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _sign(folder: Path, path: Path) -> None:
-    """Let every manifest expect a file as it is now."""
+    """Update size and checksum of a file in every manifest."""
     import hashlib
 
     content = path.read_bytes()
@@ -376,8 +393,8 @@ KINDS: list[Mutation] = [
 ]
 
 
-def _measured(load: Callable[[], Any]) -> tuple[Any, int]:
-    """What a load brings, and the most that Python's and MLX's memory grew meanwhile, in bytes."""
+def _load_measured(load: Callable[[], Any]) -> tuple[Any, int]:
+    """Result of a load, and the peak growth of Python's and MLX's memory in bytes."""
     mx.clear_cache()
     mx.reset_peak_memory()
     before = mx.get_active_memory()

@@ -22,7 +22,7 @@ def scheme(parts: Parts, argument: str) -> Awaitable[None] | None:
     if argument == UNDO:
         undo_scheme(parts, "")
     else:
-        parts.chat.set_scheme(scheme_setting(argument))
+        parts.chat.schemes.set(scheme_setting(argument))
     return None
 
 
@@ -30,16 +30,21 @@ async def choose_scheme(parts: Parts) -> None:
     """Let the person choose a scheme in the picker."""
     chat = parts.chat
     picker = SchemePicker(
-        chat.scheme, chat.report, chat.cache_is_live, chat.auto_choice, chat.profile, chat.read_speed
+        chat.schemes.chosen,
+        chat.caches.report,
+        chat.caches.is_live,
+        chat.schemes.auto_choice,
+        chat.models.profile,
+        chat.models.prefill_speed,
     )
     choice: Choice | None = await parts.ask(picker)
     if choice is not None:
-        parts.attempt(chat.set_scheme, choice.scheme, choice.reread)
+        parts.attempt(chat.schemes.set, choice.scheme, choice.reread)
 
 
 def undo_scheme(parts: Parts, argument: str) -> None:
     """Return to the scheme before the last change, by reading the conversation again."""
-    if not parts.chat.undo_scheme():
+    if not parts.chat.schemes.undo():
         parts.say("The scheme has not been changed here since the model was loaded.")
 
 

@@ -6,7 +6,6 @@ from tqchat.ui import figures
 from tqchat.ui.actions.cache import choose_scheme
 from tqchat.ui.actions.conversations import new
 from tqchat.ui.parts.parts import Parts
-from tqchat.ui.room_making import KEPT_WHEN_DROPPING
 from tqchat.ui.screens.dialog import Choose
 from tqchat.ui.widgets.gauge.room import room
 
@@ -26,18 +25,18 @@ def send(parts: Parts, text: str) -> None:
 def _has_room_for(parts: Parts, text: str) -> bool:
     """Whether the context has room for a message and a reply."""
     chat = parts.chat
-    left = chat.tokens_left(text)
-    limit = chat.model.context_limit if chat.model else None
-    return left is None or limit is None or not chat.messages or left >= min(REPLY_TOKENS, limit // 8)
+    left = chat.context.tokens_left(text)
+    limit = chat.models.context_limit
+    return left is None or limit is None or not chat.shown.messages or left >= min(REPLY_TOKENS, limit // 8)
 
 
 def _send_now(parts: Parts, text: str) -> None:
     """Send a message and clear the prompt; a message that cannot be sent now stays there."""
     chat = parts.chat
-    if chat.send(text):
+    if chat.turns.send(text):
         parts.prompt.clear_sent()
         parts.remember_conversation()
-    elif chat.shown_reply or chat.shown_waiting or chat.summing_up:
+    elif chat.turns.shown_reply or chat.turns.shown_waiting or chat.context.summing_up:
         parts.say("One message at a time: Esc stops what goes on.", "warning")
 
 
@@ -49,10 +48,10 @@ async def make_room(parts: Parts, argument: str) -> None:
 async def _offer(parts: Parts, unsent: str | None) -> None:
     """Offer a summary, fewer turns, a smaller cache or a new conversation; then send ``unsent``."""
     chat = parts.chat
-    limit = chat.model.context_limit if chat.model else None
-    used = chat.context_used
-    kept = chat.newest(KEPT_WHEN_DROPPING)
-    count = len([one for one in chat.messages if one.role != "system"])
+    limit = chat.models.context_limit
+    used = chat.context.used
+    kept = chat.context.kept_when_dropping()
+    count = len([one for one in chat.shown.messages if one.role != "system"])
     options: list[tuple[str, str]] = []
     if count > len(kept) or count > 2:
         options.append((SUMMARY, "of the older messages, on a new branch"))
@@ -71,12 +70,12 @@ async def _offer(parts: Parts, unsent: str | None) -> None:
 
 async def _do(parts: Parts, chosen: str | None, unsent: str | None) -> None:
     match chosen:
-        case "summary" if not parts.attempt(parts.chat.go_on_from_summary):
+        case "summary" if not parts.attempt(parts.chat.context.summarise):
             parts.say("That cannot be summed up now; once the model is free, it can.", "warning")
         case "summary" if unsent is not None:
             parts.say("Your message stays here until the summary is written.")
         case "drop":
-            if parts.attempt(parts.chat.drop_oldest) and unsent is not None:
+            if parts.attempt(parts.chat.context.drop_oldest) and unsent is not None:
                 _send_now(parts, unsent)
         case "scheme":
             await choose_scheme(parts)
@@ -88,6 +87,6 @@ async def _do(parts: Parts, chosen: str | None, unsent: str | None) -> None:
 
 def _memory_is_short(parts: Parts, limit: int | None) -> bool:
     """Whether the memory budget is used up before the context limit under this scheme."""
-    report, budget = parts.chat.report, parts.chat.budget
+    report, budget = parts.chat.caches.report, parts.chat.models.memory_budget_in_force
     left = room(report, budget) if report is not None and budget else None
     return left is not None and (limit is None or report is None or left[0] < limit - report.tokens)

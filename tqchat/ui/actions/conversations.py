@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from tqchat.store.database import Conversation
-from tqchat.store.search import words
+from tqchat.store.search import query_words
 from tqchat.text import one_line
 from tqchat.ui.actions.screen import toggle_list
 from tqchat.ui.parts.parts import Parts
@@ -15,7 +15,7 @@ from tqchat.ui.widgets.conversations.list import ConversationList
 
 def new(parts: Parts, argument: str) -> None:
     """Begin a conversation with an empty page."""
-    _switch(parts, parts.chat.new)
+    _switch(parts, parts.chat.shown.new)
     parts.screen.close_overlays()
     parts.prompt.focus()
 
@@ -32,22 +32,22 @@ def following(parts: Parts, argument: str) -> None:
 
 def open_found(parts: Parts, chosen: ConversationList.Chosen) -> None:
     """Open a conversation chosen in the list, at the message that a search found."""
-    _switch(parts, parts.chat.open, chosen.conversation_id)
+    _switch(parts, parts.chat.shown.open, chosen.conversation_id)
     parts.screen.close_overlays()
     parts.prompt.focus()
     if chosen.message_id is not None:
-        parts.attempt(parts.chat.show_message, chosen.message_id)
-        parts.log.reveal(chosen.message_id, words(chosen.wanted))
+        parts.attempt(parts.chat.tree.show_message, chosen.message_id)
+        parts.log.reveal(chosen.message_id, query_words(chosen.wanted))
 
 
 def rename(parts: Parts, argument: str) -> Awaitable[None] | None:
     """Give the conversation the title of the argument, else ask for one."""
-    conversation = parts.chat.conversation
+    conversation = parts.chat.shown.conversation
     if conversation is None:
         parts.say("A conversation has a title from its first message on.")
         return None
     if argument:
-        parts.chat.rename(one_line(argument))
+        parts.chat.shown.rename(one_line(argument))
         return None
     return _ask_title(parts, conversation)
 
@@ -55,12 +55,12 @@ def rename(parts: Parts, argument: str) -> Awaitable[None] | None:
 async def _ask_title(parts: Parts, conversation: Conversation) -> None:
     title = await parts.ask(Ask("Title", one_line(conversation.title)))
     if title:
-        parts.chat.rename(one_line(title))
+        parts.chat.shown.rename(one_line(title))
 
 
 def delete(parts: Parts, argument: str) -> Awaitable[None] | None:
     """Delete the conversation under the list's cursor while the list has the focus, else the open one."""
-    conversation = parts.conversations.marked or parts.chat.conversation
+    conversation = parts.conversations.marked or parts.chat.shown.conversation
     return _delete(parts, conversation) if conversation else None
 
 
@@ -69,8 +69,8 @@ async def _delete(parts: Parts, conversation: Conversation) -> None:
     question = f"“{title}”: its cache goes now, its messages can be restored for 24 hours."
     if not await parts.ask(Confirm("Delete this conversation?", question, "delete")):
         return
-    shown = parts.chat.conversation is not None and parts.chat.conversation.id == conversation.id
-    parts.attempt(parts.chat.delete, conversation.id)
+    shown = parts.chat.shown.conversation is not None and parts.chat.shown.conversation.id == conversation.id
+    parts.attempt(parts.chat.deletion.delete, conversation.id)
     if shown:
         parts.unsent.show()
     parts.say(f"Deleted “{title}”. {parts.keys.label('undelete')} brings it back.")
@@ -79,7 +79,7 @@ async def _delete(parts: Parts, conversation: Conversation) -> None:
 def undelete(parts: Parts, argument: str) -> None:
     """Restore the message or conversation that was deleted last."""
     parts.attempt(parts.unsent.keep)
-    if parts.attempt(parts.chat.undelete) is False:
+    if parts.attempt(parts.chat.deletion.undo) is False:
         parts.say("Nothing was deleted in the last day.")
     parts.unsent.show()
 
@@ -94,12 +94,12 @@ def search(parts: Parts, argument: str) -> None:
 
 def _step(parts: Parts, step: int) -> None:
     ids = [one.id for one in parts.database.conversations()]
-    current = parts.chat.conversation
+    current = parts.chat.shown.conversation
     index = ids.index(current.id) + step if current and current.id in ids else 0
     if 0 <= index < len(ids):
-        _switch(parts, parts.chat.open, ids[index])
+        _switch(parts, parts.chat.shown.open, ids[index])
     elif index < 0:
-        _switch(parts, parts.chat.new)
+        _switch(parts, parts.chat.shown.new)
 
 
 def _switch(parts: Parts, show: Callable[..., None], *arguments: object) -> None:

@@ -10,10 +10,10 @@ from tqchat.store.database import Message
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.actions.registry import Refused
+from tqchat.ui.controller.texts.reasoning import split
+from tqchat.ui.controller.texts.transcript import as_markdown, code_blocks
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Choose
-from tqchat.ui.transcript import as_markdown, code_blocks
-from tqchat.ui.widgets.chat.thinking import split
 
 WHAT = ("code", "chat")
 """Arguments of ``/copy``."""
@@ -41,8 +41,8 @@ def copy_last_code(parts: Parts, argument: str) -> None:
 
 def copy_chat(parts: Parts, argument: str) -> None:
     """Copy the conversation as Markdown."""
-    name = parts.chat.model.name if parts.chat.model else "assistant"
-    _copy(parts, as_markdown(parts.chat.messages, name), "the chat")
+    name = parts.chat.models.current.name if parts.chat.models.current else "assistant"
+    _copy(parts, as_markdown(parts.chat.shown.messages, name), "the chat")
 
 
 def copy_message(parts: Parts, argument: str) -> None:
@@ -81,7 +81,7 @@ def export(parts: Parts, argument: str) -> None:
     """
     from tqchat.store.exchange import to_markdown
 
-    conversation = parts.chat.conversation
+    conversation = parts.chat.shown.conversation
     if conversation is None:
         raise Refused("There is nothing to export yet.", "information")
     title = re.sub(r"[^\w-]+", "-", one_line(conversation.title)).strip("-").lower()
@@ -98,7 +98,7 @@ def spoken(message: Message) -> str:
 
 
 def _last_reply(parts: Parts) -> Message | None:
-    found = next((one for one in reversed(parts.chat.messages) if one.role == "assistant"), None)
+    found = next((one for one in reversed(parts.chat.shown.messages) if one.role == "assistant"), None)
     if found is None:
         parts.say("There is no reply to copy yet.")
     return found

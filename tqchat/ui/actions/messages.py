@@ -69,7 +69,7 @@ def edit(parts: Parts, argument: str) -> None:
 
 def branch(parts: Parts, argument: str) -> None:
     """Let the next message follow this reply, or replace this user message."""
-    text = parts.chat.fork_at(marked(parts))
+    text = parts.chat.tree.fork_at(marked(parts))
     if text is None:
         parts.say(BUSY, "warning")
         return
@@ -80,7 +80,7 @@ def branch(parts: Parts, argument: str) -> None:
 
 def answer(parts: Parts, argument: str) -> None:
     """Have this message, or the one this reply answers, answered again."""
-    if not parts.chat.regenerate(marked(parts)):
+    if not parts.chat.turns.regenerate(marked(parts)):
         parts.say(BUSY, "warning")
 
 
@@ -91,7 +91,7 @@ def unfold(parts: Parts, argument: str) -> None:
 
 def delete_message(parts: Parts, argument: str) -> Awaitable[None] | None:
     """Delete the message, after asking."""
-    if not parts.chat.can_change:
+    if not parts.chat.tree.can_change:
         parts.say(BUSY, "warning")
         return None
     return _delete(parts, marked(parts))
@@ -103,6 +103,6 @@ async def _delete(parts: Parts, message: Message) -> None:
     question = f"“{shown}”\n\nWhat follows it stays. The model reads again from there on."
     if await parts.ask(Confirm("Delete this message?", question, "delete")):
         parts.log.mark(None)
-        if parts.attempt(parts.chat.delete_message, message):
+        if parts.attempt(parts.chat.deletion.delete_message, message):
             parts.say(f"Deleted. {parts.keys.label('undelete')} brings it back.")
         parts.prompt.focus()

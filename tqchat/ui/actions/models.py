@@ -24,25 +24,25 @@ def model(parts: Parts, argument: str) -> Awaitable[None] | None:
 async def _choose(parts: Parts) -> None:
     chat = parts.chat
     picker = ModelPicker(
-        chat.model.ref if chat.model else None,
-        parse_scheme(chat.scheme_in_force),
+        chat.models.current.ref if chat.models.current else None,
+        parse_scheme(chat.schemes.in_force),
         look=lambda: catalog.scan(parts.settings.model_folders),
         ask=lambda ref, folder: parts.engine.submit(commands.EstimateModel(ref, folder)),
-        loading=chat.loading,
+        loading=chat.models.loading,
     )
     wish: Wish | None = await parts.ask(picker)
     match wish:
         case Wish(ref, "load"):
             _load(parts, ref)
         case Wish(_, "pause"):
-            chat.pause_download()
+            chat.models.pause_download()
         case Wish(ref, "discard"):
-            chat.pause_download()
+            chat.models.pause_download()
             parts.in_thread(lambda: _discard(parts, ref))
 
 
 def _load(parts: Parts, ref: str) -> None:
-    parts.chat.load_model(None if ref == STARTER else ref)
+    parts.chat.models.load(None if ref == STARTER else ref)
 
 
 def _discard(parts: Parts, ref: str) -> None:
@@ -63,7 +63,7 @@ def update_picker(parts: Parts, event: events.Event) -> None:
     if isinstance(event, events.ModelEstimate):
         picker.estimated(event)
     elif isinstance(event, events.ModelProgress | events.ModelReady | events.ModelFailed):
-        picker.progressed(parts.chat.loading)
+        picker.progressed(parts.chat.models.loading)
 
 
 def values(parts: Parts) -> Sequence[str]:

@@ -11,8 +11,8 @@ from tqchat.errors import TqchatError
 from tqchat.ui.input.slash import Command
 
 if TYPE_CHECKING:
+    from tqchat.ui.controller.view import Severity
     from tqchat.ui.parts.parts import Parts
-    from tqchat.ui.view import Severity
 
 Group = Literal["Conversation", "Reply", "Message", "Cache", "Screen"]
 GROUPS: tuple[Group, ...] = ("Conversation", "Reply", "Message", "Cache", "Screen")

@@ -37,7 +37,7 @@ def stop(parts: Parts, argument: str) -> None:
         return
     if parts.log.marked is not None:
         parts.log.mark(None)
-    elif not parts.attempt(parts.chat.stop) and not parts.unsent.leave_edit():
+    elif not parts.attempt(parts.chat.turns.stop) and not parts.unsent.leave_edit():
         parts.screen.clear_notice()
         parts.prompt.focus()
 

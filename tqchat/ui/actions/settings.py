@@ -32,7 +32,7 @@ def apply(parts: Parts, changed: Settings) -> None:
     """Put changed settings in force."""
     parts.appearance.apply(changed)
     parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
-    parts.chat.memory_budget = changed.memory_budget_bytes
+    parts.chat.models.memory_budget = changed.memory_budget_bytes
     parts.screen.figures_changed()
 
 
@@ -73,21 +73,21 @@ def theme_values(parts: Parts) -> Sequence[str]:
 async def conversation_settings(parts: Parts, argument: str) -> None:
     """Show the system prompt and the sampling of this conversation."""
     chat = parts.chat
-    inherited = {name: chat.inherited(name) for name in NAMES}
-    dialog = ChatSettings(chat.system_prompt, chat.sampling_choice, parts.presets, inherited)
+    inherited = {name: chat.sampling.inherited(name) for name in NAMES}
+    dialog = ChatSettings(chat.shown.system_prompt, chat.sampling.choice, parts.presets, inherited)
     decision: Decision | None = await parts.ask(dialog)
     if decision is None:
         return
-    if decision.system_prompt != chat.system_prompt:
-        parts.attempt(chat.set_system_prompt, decision.system_prompt)
-    chat.set_sampling(decision.sampling)
+    if decision.system_prompt != chat.shown.system_prompt:
+        parts.attempt(chat.shown.set_system_prompt, decision.system_prompt)
+    chat.sampling.set(decision.sampling)
 
 
 def system_prompt(parts: Parts, argument: str) -> Awaitable[None] | None:
     """Set the system prompt of this conversation."""
     if not argument:
         return conversation_settings(parts, "")
-    parts.chat.set_system_prompt(argument)
+    parts.chat.shown.set_system_prompt(argument)
     parts.say("The model is told so from the next message on.")
     return None
 
@@ -107,8 +107,8 @@ def sampling(parts: Parts, argument: str) -> Awaitable[None] | None:
     except ValueError:
         raise Refused("Write it as name=number, such as temperature=0.7.") from None
     parse(dict(values))
-    choice = replace(parts.chat.sampling_choice, **values)  # type: ignore[arg-type]
-    parts.chat.set_sampling(choice)
+    choice = replace(parts.chat.sampling.choice, **values)  # type: ignore[arg-type]
+    parts.chat.sampling.set(choice)
     given = ", ".join(f"{name} {value:g}" for name, value in choice.given.items())
     parts.say(f"Decided here: {given}." if given else "All is left to the settings.")
     return None
@@ -131,7 +131,7 @@ def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
         case "":
             return conversation_settings(parts, "")
         case "save":
-            presets.save(name, Preset(chat.sampling_choice, chat.system_prompt))
+            presets.save(name, Preset(chat.sampling.choice, chat.shown.system_prompt))
             parts.say(f"Kept as {name}: /preset {name} takes it over in any conversation.")
         case "delete":
             presets.delete(name)
@@ -139,8 +139,8 @@ def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
         case _:
             found = presets.get(argument)
             if found.system_prompt is not None:
-                chat.set_system_prompt(found.system_prompt)
-            chat.set_sampling(found.sampling)
+                chat.shown.set_system_prompt(found.system_prompt)
+            chat.sampling.set(found.sampling)
             parts.say(f"{argument}: {found.summary}.")
     return None
 

@@ -9,13 +9,13 @@ from tqchat.ui.parts.parts import Parts
 
 def regenerate(parts: Parts, argument: str) -> None:
     """Have the last message answered again."""
-    if not parts.chat.regenerate():
+    if not parts.chat.turns.regenerate():
         parts.say("There is nothing to answer again now.")
 
 
 def continue_reply(parts: Parts, argument: str) -> None:
     """Continue a reply that was cut off."""
-    if not parts.chat.continue_reply():
+    if not parts.chat.turns.continue_reply():
         parts.say("Only the last reply can go on, and only where it was cut off.")
 
 
@@ -31,13 +31,13 @@ def next_version(parts: Parts, argument: str) -> None:
 
 def _step(parts: Parts, step: int) -> None:
     marked = parts.log.marked
-    target: Message | None = marked or parts.chat.latest_with_versions()
+    target: Message | None = marked or parts.chat.tree.latest_with_versions()
     if target is None:
         parts.say("Nothing here has another version yet.")
         return
-    reached = parts.chat.step_version(target.id, step)
+    reached = parts.chat.tree.step_version(target.id, step)
     if reached is None:
-        version, versions = parts.chat.version(target)
-        parts.say(f"This is version {version} of {versions}." if parts.chat.can_change else BUSY)
+        version, versions = parts.chat.tree.version(target)
+        parts.say(f"This is version {version} of {versions}." if parts.chat.tree.can_change else BUSY)
     elif marked is not None:
         parts.host.call_after_refresh(parts.log.mark, reached.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
 from tqchat.ui.input import attachments
 from tqchat.ui.input.attachments import CannotAttach
 
@@ -12,7 +12,7 @@ from tqchat.ui.input.attachments import CannotAttach
 class AttachmentCheck:
     """Adds attached files to messages. A name that may not be a file is an error only the first time."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Controller) -> None:
         self._chat = chat
         self._refused = ""
 
@@ -34,8 +34,8 @@ class AttachmentCheck:
 
     def _earlier(self) -> list[attachments.Attachment]:
         """The files of the message that is being edited."""
-        fork = self._chat.fork
-        if fork is None or fork.edits is None:
+        fork = self._chat.shown.fork
+        if fork is None or fork.edited_id is None:
             return []
-        edited = next((one for one in self._chat.messages if one.id == fork.edits), None)
+        edited = next((one for one in self._chat.shown.messages if one.id == fork.edited_id), None)
         return attachments.split(edited.content)[1] if edited else []

@@ -31,12 +31,12 @@ def _reopen(parts: Parts) -> None:
     last = parts.preferences.state.conversation
     if last is not None:
         try:
-            parts.chat.open(last)
+            parts.chat.shown.open(last)
             parts.unsent.show()
             return
         except TqchatError:
             pass  # Deleted by another process or on the command line: an empty page is shown.
-    parts.chat.new()
+    parts.chat.shown.new()
 
 
 def start_engine(parts: Parts, model: str | None) -> None:
@@ -58,7 +58,7 @@ def poll(parts: Parts) -> None:
     """Take in what other processes and editors changed, and save unsent text."""
     if parts.engine.stopping or not parts.screen.query(Prompt):
         return
-    parts.attempt(parts.chat.refresh)
+    parts.attempt(parts.chat.shown.refresh)
     for problem in parts.appearance.reload():
         parts.say(problem, "warning")
     parts.attempt(parts.unsent.keep)

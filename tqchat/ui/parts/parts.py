@@ -14,7 +14,8 @@ from tqchat.paths import Paths
 from tqchat.settings import Settings
 from tqchat.store.database import Database
 from tqchat.ui.actions.keys import Keys
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.view import Severity
 from tqchat.ui.parts import clipboard
 from tqchat.ui.parts.appearance import Appearance
 from tqchat.ui.parts.attachment_check import AttachmentCheck
@@ -24,7 +25,6 @@ from tqchat.ui.parts.preferences import Preferences
 from tqchat.ui.parts.presets import Presets
 from tqchat.ui.parts.unsent import UnsentText
 from tqchat.ui.screens.chat import ChatScreen
-from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -47,7 +47,7 @@ class Parts:
     preferences: Preferences
     keys: Keys
     screen: ChatScreen
-    chat: Chat
+    chat: Controller
     engine: EngineLauncher
     appearance: Appearance
     unsent: UnsentText = field(init=False)
@@ -109,5 +109,5 @@ class Parts:
 
     def remember_conversation(self) -> None:
         """Write down which conversation is open."""
-        current = self.chat.conversation
+        current = self.chat.shown.conversation
         self.preferences.remember_conversation(current.id if current else None)

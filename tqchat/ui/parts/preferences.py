@@ -23,7 +23,7 @@ class Preferences:
     def __init__(self, paths: Paths, configured: Settings) -> None:
         self.paths, self.configured = paths, configured
         self.state = State.load(paths)
-        self.settings = configured.changed(self.state.settings)
+        self.settings = configured.with_values(self.state.settings)
         self.problems: list[str] = []
         self.on_change: list[Callable[[Settings], None]] = []
 
@@ -38,7 +38,7 @@ class Preferences:
         if value is not None:
             own[name] = value
         self._save(replace(self.state, settings=own))
-        self.settings = self.configured.changed(own)
+        self.settings = self.configured.with_values(own)
         for changed in self.on_change:
             changed(self.settings)
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 
 class UnsentText:
     """The text in the prompt that has not been sent."""
 
-    def __init__(self, chat: Chat, prompt: Callable[[], Prompt]) -> None:
+    def __init__(self, chat: Controller, prompt: Callable[[], Prompt]) -> None:
         self._chat, self._prompt = chat, prompt
         self._aside = ""
 
     @property
     def _editing(self) -> bool:
-        return self._chat.fork is not None and self._chat.fork.edits is not None
+        return self._chat.shown.fork is not None and self._chat.shown.fork.edited_id is not None
 
     def keep(self) -> None:
         """Save it with the open conversation. Of an edit, the text that was there before is saved."""
-        self._chat.keep_draft(self._aside if self._editing else self._prompt().whole)
+        self._chat.shown.keep_unsent_text(self._aside if self._editing else self._prompt().whole)
 
     def show(self) -> None:
         """Put the open conversation's unsent text into the prompt."""
-        self._prompt().put(self._chat.draft)
+        self._prompt().put(self._chat.shown.unsent_text)
 
     def edit(self, text: str) -> None:
         """Put the text of an edited message into the prompt, if any, and the present text aside."""
@@ -36,7 +36,7 @@ class UnsentText:
     def leave_edit(self) -> bool:
         """Leave a branch or edit, and put back the text from before; ``False`` if there was none."""
         editing = self._editing
-        if not self._chat.leave_fork():
+        if not self._chat.tree.leave_fork():
             return False
         if editing:
             self._prompt().put(self._aside)

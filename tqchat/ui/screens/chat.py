@@ -1,4 +1,4 @@
-"""The one screen of the app: it draws what the chat tells it, and owns nothing but pixels."""
+"""The main screen: draws the chat's state, holds none of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from textual.screen import Screen
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
 from tqchat.ui.actions.keys import Keys
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
+from tqchat.ui.controller.records import Fork, Reply
+from tqchat.ui.controller.view import Severity
 from tqchat.ui.input import attachments
-from tqchat.ui.state import Fork, Reply
-from tqchat.ui.view import Severity
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.chat.message import Facts
 from tqchat.ui.widgets.chat.welcome import Welcome
@@ -26,25 +26,25 @@ from tqchat.ui.widgets.prompt.suggestions import Suggestions
 from tqchat.ui.widgets.status.bars import Hints, NoticeLine, StatusLine, TopBar, doing
 
 DRAWS_PER_SECOND = 4
-"""How often figures and the list are drawn, however often they change."""
+"""Maximum draws of figures and list per second."""
 
 
 class ChatScreen(Screen[None]):
-    """List, conversation and gauge; the two at the sides fold away where it is narrow.
+    """Conversation list, conversation and gauge; on narrow terminals the side panels are overlays.
 
-    A ``View`` of the chat.
+    Implements the chat's ``View``.
     """
 
     class Ready(Posted):
-        """The widgets stand: there is something to draw on."""
+        """The widgets are mounted."""
 
     class ContextFull(Posted):
-        """The shown conversation is longer than the model reads."""
+        """The shown conversation exceeds the context limit."""
 
     def __init__(self, keys: Keys) -> None:
         super().__init__(id="chat")
         self._keys = keys
-        self.chat: Chat | None = None
+        self.chat: Controller | None = None
         self._figures_due = self._list_due = True
         self._drawn_fork: Fork | None = None
         self._first_run = False
@@ -67,29 +67,29 @@ class ChatScreen(Screen[None]):
         yield Hints(self._keys)
 
     def on_mount(self) -> None:
-        """Writing comes first."""
+        """Focus the prompt and start drawing."""
         self.query_one(Prompt).focus()
         self.set_interval(1 / DRAWS_PER_SECOND, self.draw_due)
         self.post_message(self.Ready())
 
     def on_resize(self) -> None:
-        """Another width shows the gauge in its other size."""
+        """Redraw the gauge: panel or line depends on the width."""
         self._figures_due = True
 
     def on_conversation_list_more(self) -> None:
-        """Earlier conversations are wanted."""
+        """List more conversations."""
         self._list_due = True
         self.draw_due()
 
-    # The parts that fold
+    # Side panels
 
     @property
     def is_narrow(self) -> bool:
-        """Whether list and gauge lie over the conversation instead of beside it."""
+        """Whether list and gauge are overlays instead of columns."""
         return self.has_class("-narrow")
 
     def toggle(self, side: str) -> bool:
-        """Show or hide a side, beside the conversation or over it; whether it is shown now."""
+        """Show or hide a side panel; whether it is shown now."""
         part = self.query_one(side)
         beside = self.has_class("-wide") or (side == "#conversations" and not self.is_narrow)
         if beside:
@@ -109,7 +109,7 @@ class ChatScreen(Screen[None]):
         return shown
 
     def close_overlays(self) -> bool:
-        """Fold away what lies over the conversation; whether anything did."""
+        """Close overlay panels; whether any was open."""
         over = list(self.query(".over"))
         for part in over:
             part.remove_class("over")
@@ -118,18 +118,18 @@ class ChatScreen(Screen[None]):
             self.query_one(Prompt).focus()
         return bool(over)
 
-    # What the chat tells (View)
+    # View
 
     def conversations_changed(self) -> None:
-        """Drawn with the next beat: titles and sizes change often while a reply is saved."""
+        """Redraw the list at the next tick: titles and sizes change often during a save."""
         self._list_due = True
 
     def transcript_changed(self) -> None:
-        """Another conversation, or another past."""
+        """Show another conversation or branch."""
         chat, log = self._chat, self.query_one(ChatLog)
-        reply = chat.shown_reply
+        reply = chat.turns.shown_reply
         unwritten = reply.message_id if reply else None
-        shown = [message for message in chat.messages if message.id != unwritten]
+        shown = [message for message in chat.shown.messages if message.id != unwritten]
         self._drawn_fork = None
         log.show(shown, self._assistant, self.facts)
         if reply is not None:
@@ -144,78 +144,79 @@ class ChatScreen(Screen[None]):
         self._figures_due = self._list_due = True
 
     def message_added(self, message: Message) -> None:
-        """The person's message is on disk."""
+        """Append the user's message."""
         self.query_one(NoticeLine).clear()
         self.query_one(ChatLog).add(message)
         self._show_log()
 
     def reply_started(self, reply: Reply) -> None:
-        """Room for the reply."""
+        """Append an empty reply."""
         self.query_one(ChatLog).start_reply(self._assistant, "…")
         self._show_log()
         self._figures_due = True
 
     def reply_grew(self, text: str) -> None:
-        """More of it."""
+        """Add text to the reply."""
         self.query_one(ChatLog).grow(text)
 
     def reply_finished(self, message: Message | None) -> None:
-        """The end of it."""
+        """End the reply."""
         self.query_one(ChatLog).finish_reply(message)
 
     def facts(self, message: Message) -> Facts:
-        """What is said of a message beside its own figures."""
+        """Ending and version of a message."""
         chat = self._chat
-        ending = chat.endings.get(message.id) or (message.status if message.status != "complete" else None)
-        if chat.can_continue(message):
+        status = message.status if message.status != "complete" else None
+        ending = chat.replies.endings.get(message.id) or status
+        if chat.turns.can_continue(message):
             key = self._keys.label
-            ending = f"{ending}: {key('continue')} goes on, {key('regenerate')} answers again"
-        version, versions = chat.version(message)
+            ending = f"{ending}: {key('continue')} continues, {key('regenerate')} regenerates"
+        version, versions = chat.tree.version(message)
         return Facts(ending, version, versions)
 
     def prompt_returned(self, text: str) -> None:
-        """Words that were not answered."""
+        """Put an unanswered message back into the prompt."""
         self.query_one(Prompt).take_back(attachments.split(text)[0])
 
     def context_is_nearly_full(self) -> None:
-        """Said once, in time."""
+        """Warn once before the context limit."""
         key = self._keys.label("make_room")
-        self.say(f"The context is nearly full; {key} says what can be done before it is.", "warning")
+        self.say(f"The context is nearly full; {key} shows what can be done.", "warning")
 
     def context_is_full(self) -> None:
-        """The person is asked what to do."""
+        """Ask the user what to do."""
         self.post_message(self.ContextFull())
 
     def figures_changed(self) -> None:
-        """Drawn with the next beat."""
+        """Redraw the figures at the next tick."""
         self._figures_due = True
 
     def say(self, text: str, severity: Severity = "information") -> None:
-        """One line above the prompt."""
+        """Show a notice above the prompt."""
         self.query_one(NoticeLine).say(text, severity)
 
     def clear_notice(self) -> None:
-        """The person has read it."""
+        """Hide the notice."""
         self.query_one(NoticeLine).clear()
 
     # Drawing
 
     @property
-    def _chat(self) -> Chat:
-        assert self.chat is not None, "the app connects the chat before it tells anything"
+    def _chat(self) -> Controller:
+        assert self.chat is not None, "the app sets the chat before any view call"
         return self.chat
 
     @property
     def _assistant(self) -> str:
-        return self._chat.model.name if self._chat.model else "assistant"
+        return self._chat.models.current.name if self._chat.models.current else "assistant"
 
     def _show_log(self) -> None:
-        empty = not any(message.role != "system" for message in self._chat.messages)
+        empty = not any(message.role != "system" for message in self._chat.shown.messages)
         self.query_one(Welcome).display = empty
         self.query_one(ChatLog).display = not empty
 
     def draw_due(self) -> None:
-        """Draw what has changed since the last beat."""
+        """Draw what has changed since the last tick."""
         if self.chat is None:
             return
         if self._list_due:
@@ -225,16 +226,16 @@ class ChatScreen(Screen[None]):
             self._figures_due = False
             self._draw_figures(self.chat)
 
-    def _draw_figures(self, chat: Chat) -> None:
-        on_disk = chat.caches.disk_bytes.get(chat.conversation.id) if chat.conversation else None
+    def _draw_figures(self, chat: Controller) -> None:
+        on_disk = chat.caches.disk_bytes.get(chat.shown.conversation.id) if chat.shown.conversation else None
         reading = Reading(
-            parse_scheme(chat.scheme_in_force),
-            chat.report,
-            chat.history,
+            parse_scheme(chat.schemes.in_force),
+            chat.caches.report,
+            chat.caches.history,
             on_disk,
-            chat.scheme_label,
-            chat.budget,
-            chat.speed if chat.cache_is_live else None,
+            chat.schemes.label,
+            chat.models.memory_budget_in_force,
+            chat.replies.decode_speed if chat.caches.is_live else None,
         )
         gauge = self.query_one("#gauge")
         self.query_one(GaugeLine).display = not (gauge.display and self.has_class("-wide"))
@@ -244,26 +245,27 @@ class ChatScreen(Screen[None]):
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)
         self.query_one(Welcome).show(chat, self._keys.label, self._first_run)
-        if chat.fork != self._drawn_fork:
-            self._draw_fork(chat.fork)
+        if chat.shown.fork != self._drawn_fork:
+            self._draw_fork(chat.shown.fork)
         reply = self.query_one(ChatLog).reply
-        if reply is not None and chat.shown_reply and not chat.shown_reply.text:
+        if reply is not None and chat.turns.shown_reply and not chat.turns.shown_reply.text:
             reply.wait_for(doing(chat, self._keys.label))
 
     def _draw_fork(self, fork: Fork | None) -> None:
-        """What the next message will replace or leave aside is faded, and the prompt says so."""
+        """Fade messages that the next message replaces or branches off from, and say so at the prompt."""
         self._drawn_fork = fork
-        since = None if fork is None else (fork.edits, True) if fork.edits else (fork.parent_id, False)
+        edited = fork.edited_id if fork else None
+        since = None if fork is None else (edited, True) if edited else (fork.parent_id, False)
         self.query_one(ChatLog).fade(since)
-        what = "" if fork is None else "Edits an earlier message" if fork.edits else "Begins a branch here"
+        what = "" if fork is None else "Edits an earlier message" if edited else "Starts a branch here"
         prompt = self.query_one(Prompt)
         prompt.border_title = what
-        prompt.border_subtitle = "Esc leaves all as it is" if what else ""
+        prompt.border_subtitle = "Esc cancels" if what else ""
 
-    def _draw_list(self, chat: Chat) -> None:
+    def _draw_list(self, chat: Controller) -> None:
         counted = {key: report.bytes for key, report in chat.caches.reports.items() if report.tokens}
         sizes = chat.caches.disk_bytes | counted
-        current = chat.conversation.id if chat.conversation else None
+        current = chat.shown.conversation.id if chat.shown.conversation else None
         conversations = chat.database.conversations()
         if self._first_run != (not conversations):
             self._first_run, self._figures_due = not conversations, True

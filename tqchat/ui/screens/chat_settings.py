@@ -1,4 +1,4 @@
-"""What one conversation decides for itself: what the model is told first, and how replies are drawn."""
+"""Settings of one conversation: system prompt and sampling."""
 
 from __future__ import annotations
 
@@ -26,22 +26,20 @@ NAMES = tuple(field.name for field in fields(SamplingChoice))
 
 @dataclass(frozen=True)
 class Decision:
-    """What the person wrote."""
+    """The settings entered."""
 
     system_prompt: str | None
     sampling: SamplingChoice
 
 
 class ChatSettings(ModalScreen[Decision | None]):
-    """A text and seven numbers; what stays empty is left to the settings and the model, whose figures show
-    there (``inherited``).
-    """
+    """The system prompt and the sampling parameters; empty fields show the ``inherited`` value."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Back"),
         Binding("ctrl+s", "save", "Save", priority=True),
         Binding("f2", "take_preset", "Preset", priority=True),
-        Binding("f3", "keep_preset", "Keep as preset", priority=True),
+        Binding("f3", "keep_preset", "Save as preset", priority=True),
     ]
 
     def __init__(
@@ -56,12 +54,12 @@ class ChatSettings(ModalScreen[Decision | None]):
         self._inherited = inherited
 
     def compose(self) -> ComposeResult:
-        """The text above, the numbers below."""
+        """System prompt, sampling fields, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "This conversation"
-            yield Static(Content.styled("What the model is told before the first message", "$quiet"))
+            yield Static(Content.styled("System prompt", "$quiet"))
             yield TextArea(self._system_prompt or "", compact=True, highlight_cursor_line=False)
-            yield Static(Content.styled("How replies are drawn; empty leaves it to the settings", "$quiet"))
+            yield Static(Content.styled("Sampling; empty fields use the settings", "$quiet"))
             with VerticalScroll(classes="numbers", can_focus=False):
                 for name in NAMES:
                     value = self._sampling.given.get(name)
@@ -81,7 +79,7 @@ class ChatSettings(ModalScreen[Decision | None]):
                     ("F2", "$accent"),
                     " presets   ",
                     ("F3", "$accent"),
-                    " keeps as preset   ",
+                    " saves as preset   ",
                     ("Esc", "$accent"),
                     " goes back",
                 ),
@@ -89,17 +87,17 @@ class ChatSettings(ModalScreen[Decision | None]):
             )
 
     def action_save(self) -> None:
-        """Leave with what was written, if all of it can be used."""
-        decision = self._written()
-        if decision is not None:
-            self.dismiss(decision)
+        """Close with the settings entered, if they are valid."""
+        entered = self._entered()
+        if entered is not None:
+            self.dismiss(entered)
 
     @work
     async def action_take_preset(self) -> None:
-        """Fill in a preset; nothing is decided until it is saved."""
+        """Fill the fields from a preset, without saving."""
         found = self._presets.all()
         options = [(name, preset.summary) for name, preset in found.items()]
-        chosen = await self.app.push_screen_wait(Choose("Take over a preset", options, ""))
+        chosen = await self.app.push_screen_wait(Choose("Use a preset", options, ""))
         if chosen is None:
             return
         preset = found[chosen]
@@ -111,22 +109,22 @@ class ChatSettings(ModalScreen[Decision | None]):
 
     @work
     async def action_keep_preset(self) -> None:
-        """Give what is written here a name."""
-        decision = self._written()
-        if decision is None:
+        """Save the settings entered as a preset."""
+        entered = self._entered()
+        if entered is None:
             return
-        name = await self.app.push_screen_wait(Ask("Keep as a preset called"))
+        name = await self.app.push_screen_wait(Ask("Save as a preset called"))
         if name is None:
             return
         try:
-            self._presets.save(name, Preset(decision.sampling, decision.system_prompt))
+            self._presets.save(name, Preset(entered.sampling, entered.system_prompt))
         except TqchatError as error:
             self._refuse(str(error))
         else:
-            self.query_one(".problem", Static).update(Content.styled(f"Kept as {name}.", "$quiet"))
+            self.query_one(".problem", Static).update(Content.styled(f"Saved as {name}.", "$quiet"))
 
-    def _written(self) -> Decision | None:
-        """What was written, if all of it can be used; what is wrong is said."""
+    def _entered(self) -> Decision | None:
+        """The settings entered; ``None`` after showing what is invalid."""
         values: dict[str, object] = {}
         try:
             for name in NAMES:
@@ -145,5 +143,5 @@ class ChatSettings(ModalScreen[Decision | None]):
         self.query_one(".problem", Static).update(Content.styled(why, "$error"))
 
     def action_cancel(self) -> None:
-        """Leave all as it is."""
+        """Close without changes."""
         self.dismiss(None)

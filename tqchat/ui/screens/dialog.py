@@ -1,4 +1,4 @@
-"""Small questions in the middle of the screen."""
+"""Small modal dialogs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from textual.widgets.option_list import Option
 
 
 class Confirm(ModalScreen[bool]):
-    """Yes by one key, no by any of the usual ones. Enter means no: what is deleted does not come back."""
+    """A yes/no question. Only y means yes, so that Enter cannot delete anything by accident."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "Yes"),
@@ -28,7 +28,7 @@ class Confirm(ModalScreen[bool]):
         self._title, self._question, self._yes = title, question, yes
 
     def compose(self) -> ComposeResult:
-        """The question and its two answers."""
+        """The question and its answers."""
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
             yield Static(Content(self._question), markup=False)
@@ -40,12 +40,12 @@ class Confirm(ModalScreen[bool]):
             )
 
     def action_answer(self, answer: bool) -> None:
-        """Leave with the answer."""
+        """Close with the answer."""
         self.dismiss(answer)
 
 
 class Ask(ModalScreen[str | None]):
-    """One line of text; ``None`` if the person goes back."""
+    """Asks for one line of text; ``None`` if cancelled."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
 
@@ -59,14 +59,14 @@ class Ask(ModalScreen[str | None]):
         )
 
     def compose(self) -> ComposeResult:
-        """A line to write on, and what may be written."""
+        """Input, explanation, keys."""
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
             yield Input(self._value, placeholder=self._placeholder, compact=True)
             yield Static(
                 Content.assemble(
                     (f"{self._explanation}\n" if self._explanation else "", "$quiet"),
-                    ("Enter", "$accent"), (" takes it   ", ""), ("Esc", "$accent"), (" goes back", ""),
+                    ("Enter", "$accent"), (" accepts   ", ""), ("Esc", "$accent"), (" goes back", ""),
                 ),
                 classes="answers",
             )  # fmt: skip
@@ -76,12 +76,12 @@ class Ask(ModalScreen[str | None]):
         self.dismiss(event.value.strip() or None)
 
     def action_cancel(self) -> None:
-        """Leave without."""
+        """Cancel."""
         self.dismiss(None)
 
 
 class Choose(ModalScreen[str | None]):
-    """One of a few, each with what it is."""
+    """A choice of options with descriptions."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
 
@@ -90,7 +90,7 @@ class Choose(ModalScreen[str | None]):
         self._title, self._options, self._current = title, options, current
 
     def compose(self) -> ComposeResult:
-        """A list."""
+        """The list and its keys."""
         width = max(len(name) for name, _ in self._options)
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
@@ -110,12 +110,12 @@ class Choose(ModalScreen[str | None]):
                 markup=False,
             )
             yield Static(
-                Content.assemble(("Enter", "$accent"), " takes it   ", ("Esc", "$accent"), " goes back"),
+                Content.assemble(("Enter", "$accent"), " selects   ", ("Esc", "$accent"), " goes back"),
                 classes="answers",
             )
 
     def on_mount(self) -> None:
-        """Start at the one that holds."""
+        """Start at the current option."""
         names = [name for name, _ in self._options]
         if self._current in names:
             self.query_one(OptionList).highlighted = names.index(self._current)
@@ -125,21 +125,21 @@ class Choose(ModalScreen[str | None]):
         self.dismiss(event.option.id)
 
     def action_cancel(self) -> None:
-        """Leave without."""
+        """Cancel."""
         self.dismiss(None)
 
 
 class Leaving(ModalScreen[None]):
-    """Shown while the cache is being saved on the way out."""
+    """Shown while the cache is saved on quitting."""
 
     def compose(self) -> ComposeResult:
-        """One sentence."""
+        """A sentence and the key to quit at once."""
         with Vertical(classes="box"):
             yield Static(
-                "Saving the cache, so that this conversation goes on at once next time…", markup=False
+                "Saving the cache, so that this conversation need not be re-read next time…", markup=False
             )
             yield Static(
-                Content.assemble(("^Q", "$accent"), (" leaves without it; no message is lost.", "$quiet")),
+                Content.assemble(("^Q", "$accent"), (" quits without it; no message is lost.", "$quiet")),
                 classes="answers",
             )
 

@@ -1,4 +1,4 @@
-"""Help: all keys in force and all slash commands."""
+"""Help: all keys as they are bound, and all slash commands."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tqchat.ui.actions.keys import Keys, key_label
 from tqchat.ui.actions.registry import GROUPS
 from tqchat.ui.widgets.prompt.prompt import KEY_HELP
 
-WIDE_CELLS = 84
-"""Width from which on the sentences fit beside the keys."""
-KEYS_CELLS, TITLE_CELLS = 20, 22
-"""Width of the first two columns."""
+WIDE = 84
+"""Width in cells from which explanations are shown."""
+KEYS, TITLE = 20, 22
+"""Widths of the first two columns in cells."""
 
 
 class Help(ModalScreen[None]):
-    """A scrollable list of keys and commands."""
+    """The help text in a scrollable box."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f1,q", "close", "Close")]
 
@@ -32,43 +32,43 @@ class Help(ModalScreen[None]):
         self._keys = keys
 
     def compose(self) -> ComposeResult:
-        """The list in its box."""
+        """The scrollable text."""
         with VerticalScroll(classes="box") as box:
             box.border_title = "Keys"
             box.border_subtitle = "Esc closes"
             yield KeyList(self._keys)
 
     def on_mount(self) -> None:
-        """Let the arrow keys scroll."""
+        """Focus the text, so that arrows scroll."""
         self.query_one(VerticalScroll).focus()
 
     def action_close(self) -> None:
-        """Back to the chat."""
+        """Close the help."""
         self.dismiss(None)
 
 
 class KeyList(Static):
-    """Keys by group, a person's own included."""
+    """Keys by group, then slash commands."""
 
     def __init__(self, keys: Keys) -> None:
         super().__init__("", markup=False)
         self._keys = keys
 
     def on_resize(self) -> None:
-        """Draw in columns; the sentences only where there is room."""
+        """Lay out the columns for the width."""
         lines: list[Content] = []
         for keys, title, text in self._rows():
             if not title:
                 lines += [*([Content("")] if lines else []), Content.styled(keys, "bold")]
-            elif text and self.size.width >= WIDE_CELLS:
+            elif text and self.size.width >= WIDE:
                 lines += _columns(
                     self.size.width,
-                    (keys, "$accent", KEYS_CELLS),
-                    (title, "", TITLE_CELLS),
+                    (keys, "$accent", KEYS),
+                    (title, "", TITLE),
                     (text, "$quiet", 0),
                 )
             else:
-                lines += _columns(self.size.width, (keys, "$accent", KEYS_CELLS), (title, "", 0))
+                lines += _columns(self.size.width, (keys, "$accent", KEYS), (title, "", 0))
         self.update(Content("\n").join(lines))
 
     def _rows(self) -> list[tuple[str, str, str]]:
@@ -80,16 +80,16 @@ class KeyList(Static):
             for action in self._keys.actions:
                 if action.group == group and (keys := self._keys.of(action.name)):
                     rows.append((" ".join(map(key_label, keys)), action.title, action.help))
-        rows.append(("Commands, written as a message", "", ""))
+        rows.append(("Slash commands", "", ""))
         rows += [
-            (f"/{one.word} {one.argument}".rstrip(), _sentence(one.help), "")
-            for one in self._keys.actions.slashes()
+            (f"/{slash.word} {slash.argument}".rstrip(), _sentence(slash.help), "")
+            for slash in self._keys.actions.slashes()
         ]
         return rows
 
 
 def _columns(width: int, *columns: tuple[str, str, int]) -> list[Content]:
-    """Texts side by side, each wrapped in its column of so many cells; the last takes what is left."""
+    """Texts side by side, each wrapped to its width in cells; 0 means the remaining width."""
     left = max(12, width - 2 - sum(cells + 1 for _, _, cells in columns[:-1]))
     parts = [
         (wrap(text, cells or left, break_long_words=False) or [""], style, cells)

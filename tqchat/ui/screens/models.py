@@ -1,4 +1,4 @@
-"""Choosing a model: what is on this machine, what each would take, and any repo by its name."""
+"""Model picker: local models with their memory needs, and downloads by repo id."""
 
 from __future__ import annotations
 
@@ -27,26 +27,25 @@ from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.widgets.gauge.drawing import bar
 
-REST_SECONDS = 0.15
-"""How long the cursor rests on a model before it is looked into."""
+ESTIMATE_DELAY_S = 0.15
+"""Delay before the model under the cursor is estimated."""
 WIDE = 84
+"""Terminal width in cells from which the context column is shown."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What the person wants: a model loaded (or its download begun or gone on with), a download paused, or
-    what arrived of it thrown away.
-    """
+    """The action chosen: load a model (downloading it if needed), pause a download or discard its files."""
 
     ref: str
     deed: Literal["load", "pause", "discard"] = "load"
 
 
 class ModelPicker(ModalScreen[Wish | None]):
-    """The models on this machine; a line that filters them and takes any folder or repo id.
+    """The models on this machine, and an input that filters them and accepts any folder or repo id.
 
-    ``look`` finds the models (on a thread of its own), ``ask`` has the engine estimate one, whose answer
-    comes back through ``estimated``.
+    ``look`` finds the models (called on a thread); ``ask`` requests an estimate from the engine, which
+    arrives through ``estimated``.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -58,7 +57,7 @@ class ModelPicker(ModalScreen[Wish | None]):
     ]
 
     class Looked(Message):
-        """The machine was searched."""
+        """The search for local models is done."""
 
         def __init__(self, found: list[LocalModel]) -> None:
             super().__init__()
@@ -83,7 +82,7 @@ class ModelPicker(ModalScreen[Wish | None]):
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """A line to write on, the list, what the one under the cursor would take, the keys."""
+        """Input, list, details of the marked model, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Models"
             yield Input(placeholder="filter, or a folder, or a Hugging Face repo: owner/name", compact=True)
@@ -93,12 +92,12 @@ class ModelPicker(ModalScreen[Wish | None]):
             yield Static("", classes="answers", markup=False)
 
     def on_mount(self) -> None:
-        """Look, beside the screen."""
+        """Start the search on a thread."""
         self._search()
         self._draw()
 
     def on_resize(self) -> None:
-        """Another width holds other columns."""
+        """Fit the columns to the width."""
         self._draw()
 
     @work(thread=True)
@@ -106,20 +105,20 @@ class ModelPicker(ModalScreen[Wish | None]):
         self.post_message(self.Looked(self._look()))
 
     @on(Looked)
-    def _looked(self, message: Looked) -> None:
+    def _searched(self, message: Looked) -> None:
         self._found = message.found
         self._draw()
 
-    # What comes from the engine while this is open
+    # Engine events while the picker is open
 
     def estimated(self, estimate: ModelEstimate) -> None:
-        """The engine has looked into a model."""
+        """Show an estimate."""
         self._estimates[estimate.ref] = estimate
         if (marked := self._marked) is not None and marked.ref == estimate.ref:
             self._explain()
 
     def progressed(self, loading: ModelProgress | None) -> None:
-        """A download moved, or ended."""
+        """Show a download's progress or end."""
         began = (loading and loading.ref) != (self._loading and self._loading.ref)
         self._loading = loading
         if began:
@@ -134,7 +133,7 @@ class ModelPicker(ModalScreen[Wish | None]):
         return self._shown.get(option.id) if option is not None and option.id else None
 
     def _candidates(self, written: str) -> list[LocalModel]:
-        """What the list shows: the models that have the words, and what the words themselves name."""
+        """Models that match the words entered, and the folder or repo that they name."""
         found = self._found or []
         words = written.lower().split()
         known = [
@@ -158,9 +157,9 @@ class ModelPicker(ModalScreen[Wish | None]):
         self._shown = {one.ref: one for one in candidates}
         options.set_options([Option(self._line(one), id=one.ref) for one in candidates])
         if self._found is None:
-            options.add_option(Option(Content.styled("Looking…", "$quiet"), disabled=True))
+            options.add_option(Option(Content.styled("Searching…", "$quiet"), disabled=True))
         elif not candidates:
-            text = "No model here has these words; owner/name downloads one."
+            text = "No local model matches; owner/name downloads one."
             options.add_option(Option(Content.styled(text, "$quiet"), disabled=True))
         if candidates:
             refs = [one.ref for one in candidates]
@@ -209,7 +208,7 @@ class ModelPicker(ModalScreen[Wish | None]):
 
     def _explain(self) -> None:
         one = self._marked
-        said = self._said(one) if one is not None else [Content("")]
+        said = self._details(one) if one is not None else [Content("")]
         self.query_one(".explanation", Static).update(Content("\n").join(said))
         self.query_one(".answers", Static).update(
             Content("   ").join(
@@ -227,12 +226,12 @@ class ModelPicker(ModalScreen[Wish | None]):
                 return [("^X", "pauses"), ("^D", "cancels and discards"), *keys]
             return keys
         if one.folder is None:
-            deed = "goes on downloading" if one.disk_bytes else "downloads, then loads"
+            deed = "resumes the download" if one.disk_bytes else "downloads, then loads"
             discard = [("^D", "discards it")] if one.disk_bytes else []
             return [("Enter", deed), *discard, *keys]
         return [("Enter", "loads"), *keys]
 
-    def _said(self, one: LocalModel) -> list[Content]:
+    def _details(self, one: LocalModel) -> list[Content]:
         loading = self._loading
         if loading is not None and loading.ref == one.ref and loading.stage == "downloading":
             return _download(loading)
@@ -240,34 +239,30 @@ class ModelPicker(ModalScreen[Wish | None]):
             return [Content.styled(one_line(one.problem), "$warning")]
         if one.folder is None:
             if one.disk_bytes:
-                return [
-                    Content(
-                        f"{figures.size(one.disk_bytes)} have arrived; the rest follows where it stopped."
-                    )
-                ]
+                return [Content(f"{figures.size(one.disk_bytes)} downloaded; the download can be resumed.")]
             return [
-                Content("Comes from Hugging Face into its own cache, shared with other programs."),
+                Content("Downloads from Hugging Face into its cache, shared with other programs."),
                 Content.styled(
-                    "You can go on chatting meanwhile. Only weights and tables, never code.", "$quiet"
+                    "You can keep chatting. Only weights and data files are fetched, never code.", "$quiet"
                 ),
             ]
         estimate = self._estimates.get(one.ref)
-        place = "comes with tqchat" if one.source == "bundled" else one_line(str(one.folder))
+        place = "bundled with tqchat" if one.source == "bundled" else one_line(str(one.folder))
         where = Content.styled(f"{one.architecture} · {place}", "$quiet")
         if estimate is None:
-            return [where, Content.styled("Reckoning what it would take…", "$quiet")]
+            return [where, Content.styled("Estimating its memory…", "$quiet")]
         if estimate.problem is not None or estimate.shapes is None:
             return [where, Content.styled(f"! {one_line(estimate.problem or '')}", "$warning")]
         return [where, *self._memory(estimate)]
 
     def _memory(self, estimate: ModelEstimate) -> list[Content]:
-        """Weights, cache at some lengths under the scheme and under FP16, and the layers by kind."""
+        """Bytes of weights, of caches of several lengths under the scheme and FP16, and of layers by kind."""
         left = estimate.memory_bytes - estimate.weight_bytes
         lines = [
             Content.assemble(
                 f"Weights {figures.size(estimate.weight_bytes)} in memory",
                 (f" of {figures.size(estimate.memory_bytes)}", "$quiet"),
-                (" · they do not fit" if left <= 0 else "", "$error"),
+                (" · too large" if left <= 0 else "", "$error"),
             ),
             Content.styled(f"{'cache at':>8}{self._scheme.name:>10}{'':13}{'fp16':>10}", "$quiet"),
         ]
@@ -289,7 +284,7 @@ class ModelPicker(ModalScreen[Wish | None]):
         lines.append(Content.styled(f"layers: {' · '.join(parts)}", "$quiet"))
         return lines
 
-    # Doing
+    # Actions
 
     @on(Input.Changed)
     def _filter(self) -> None:
@@ -300,15 +295,15 @@ class ModelPicker(ModalScreen[Wish | None]):
         self._explain()
         if self._timer is not None:
             self._timer.stop()
-        self._timer = self.set_timer(REST_SECONDS, self._inquire)
+        self._timer = self.set_timer(ESTIMATE_DELAY_S, self._request_estimate)
 
-    def _inquire(self) -> None:
+    def _request_estimate(self) -> None:
         one = self._marked
         if one is not None and one.folder is not None and not one.problem and one.ref not in self._estimates:
             self._ask(one.ref, one.folder)
 
     def action_move(self, step: int) -> None:
-        """The cursor in the list, while the line above it is written on."""
+        """Move the list's cursor while the input has focus."""
         options = self.query_one(OptionList)
         if step > 0:
             options.action_cursor_down()
@@ -323,18 +318,18 @@ class ModelPicker(ModalScreen[Wish | None]):
             self.dismiss(Wish(one.ref))
 
     def action_pause(self) -> None:
-        """Stop the download that is under way; what has arrived stays."""
+        """Pause the current download and keep its files."""
         if self._loading is not None and self._loading.stage == "downloading":
             self.dismiss(Wish(self._loading.ref, "pause"))
 
     def action_discard(self) -> None:
-        """Throw away what has arrived of the download under the cursor."""
+        """Discard the files of the marked download."""
         one = self._marked
         if one is not None and one.folder is None and (one.disk_bytes or self._loading):
             self.dismiss(Wish(one.ref, "discard"))
 
     def action_cancel(self) -> None:
-        """Leave all as it is."""
+        """Close without a choice."""
         self.dismiss(None)
 
 
@@ -346,8 +341,8 @@ def _verdict(verdict: Verdict) -> tuple[str, str]:
 def _download(loading: ModelProgress) -> list[Content]:
     done, total = loading.done_bytes or 0, loading.total_bytes or 0
     if not total:
-        return [Content("Asking Hugging Face for its files…")]
+        return [Content("Listing its files on Hugging Face…")]
     return [
         Content.assemble(bar(done / total, 30), f"  {figures.size(done)} of {figures.size(total)}"),
-        Content.styled("It is loaded as soon as it is there; until then you can go on chatting.", "$quiet"),
+        Content.styled("It is loaded when complete; you can keep chatting until then.", "$quiet"),
     ]

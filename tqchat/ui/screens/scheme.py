@@ -1,4 +1,4 @@
-"""Choosing how a conversation's cache is stored, with what each choice would take."""
+"""Scheme picker: every scheme with its bits, predicted size and KLD."""
 
 from __future__ import annotations
 
@@ -21,17 +21,16 @@ from tqchat.kv.scheme import SCHEMES, Scheme, parse_scheme
 from tqchat.store.database import AUTO
 from tqchat.ui import figures
 
-NOMINAL_HEAD = 128
-"""Head size that bits are given for while no cache says better."""
-
+DEFAULT_HEAD_DIM = 128
+"""Head dimension for the bits column while there is no cache."""
 
 WIDE = 80
-"""Cells from which on a line has room for a word more."""
+"""Terminal width in cells from which the current scheme is labelled."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the person decided."""
+    """The scheme chosen, and whether history is re-read."""
 
     scheme: str
     reread: bool = False
@@ -39,9 +38,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Row:
-    """One scheme in the list. ``bytes`` is measured for the scheme in force, predicted for the others.
+    """One scheme in the list. ``bytes`` is measured for the active scheme, predicted for the others.
 
-    ``name`` is what the person chooses: the scheme's own, or ``auto``. ``kld`` comes from a profile.
+    ``name`` is the scheme's or ``auto``. ``kld`` comes from a profile.
     """
 
     name: str
@@ -79,8 +78,8 @@ def rows(
                 AUTO if is_auto else scheme.name,
                 scheme,
                 is_auto == (current == AUTO) and scheme.name == in_force.name,
-                scheme.bits_per_key(shaped.key_dim if shaped else NOMINAL_HEAD),
-                scheme.bits_per_value(shaped.value_dim if shaped else NOMINAL_HEAD),
+                scheme.bits_per_key(shaped.key_dim if shaped else DEFAULT_HEAD_DIM),
+                scheme.bits_per_value(shaped.value_dim if shaped else DEFAULT_HEAD_DIM),
                 taken,
                 counted.fp16_bytes / taken if counted and taken else None,
                 measured.kld_mean if measured else None,
@@ -91,12 +90,12 @@ def rows(
 
 
 def is_finer(scheme: Scheme, than: Scheme) -> bool:
-    """Whether a side gains precision: what was rounded stays rounded unless it is read again."""
+    """Whether keys or values get more bits: history keeps its rounding unless it is re-read."""
     return scheme.key.bits > than.key.bits or scheme.value.bits > than.value.bits
 
 
 class SchemePicker(ModalScreen[Choice | None]):
-    """Every scheme with its bits and bytes; Enter applies, r applies and re-reads."""
+    """The list of schemes; Enter applies one, r applies it and re-reads history."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+k", "cancel", "Back"),
@@ -120,13 +119,16 @@ class SchemePicker(ModalScreen[Choice | None]):
         self._in_force = choice.scheme if current == AUTO and choice else current
 
     def compose(self) -> ComposeResult:
-        """A heading, the schemes, and what the highlighted one would do."""
+        """Heading, schemes, legend, effect of the highlighted scheme, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Scheme for this conversation"
             yield Static(_heading(self._report, self._profile), classes="heading", markup=False)
             yield OptionList(
                 *(
-                    Option(_line(row, self._report, self._profile, self.app.size.width >= WIDE), id=row.name)
+                    Option(
+                        _line(row, self._report, self._profile, self.app.size.width >= WIDE),
+                        id=row.name,
+                    )
                     for row in self._rows
                 ),
                 compact=True,
@@ -137,7 +139,7 @@ class SchemePicker(ModalScreen[Choice | None]):
             yield Static(self._keys(), classes="answers", markup=False)
 
     def on_mount(self) -> None:
-        """Start at the scheme in force."""
+        """Start at the active scheme."""
         index = next(index for index, row in enumerate(self._rows) if row.current)
         options = self.query_one(OptionList)
         options.highlighted = index
@@ -176,10 +178,10 @@ class SchemePicker(ModalScreen[Choice | None]):
         )
 
     def _effect(self, row: Row) -> str:
-        """What choosing a scheme would do here."""
+        """What choosing the scheme does to this conversation."""
         scheme, before, report = row.scheme, parse_scheme(self._in_force), self._report
         if report is None or not report.tokens or not self._live:
-            return "Holds from the next message on." if scheme.name != before.name else "In force."
+            return "Applies from the next message." if scheme.name != before.name else "In force."
         history = figures.tokens(report.tokens)
         time = self._reading_time(report.tokens)
         if scheme.name == before.name:
@@ -188,7 +190,7 @@ class SchemePicker(ModalScreen[Choice | None]):
         if report.packed_tokens and is_finer(scheme, before):
             kept = f"History keeps its earlier rounding; [r] re-reads exactly{time}."
             return f"Converts {history}: {sizes}.\n{kept}"
-        return f"Converts {history}: {sizes}. Nothing is read again."
+        return f"Converts {history}: {sizes}. Nothing is re-read."
 
     def _reading_time(self, tokens: int) -> str:
         return f" (about {figures.seconds(tokens / self._read_speed)})" if self._read_speed else ""
@@ -204,13 +206,13 @@ class SchemePicker(ModalScreen[Choice | None]):
         self.dismiss(None if unchanged or name is None else Choice(name))
 
     def action_reread(self) -> None:
-        """Apply, and read the conversation again rather than keep rounding."""
+        """Apply the scheme and re-read the conversation, which removes earlier rounding."""
         index = self.query_one(OptionList).highlighted
         if self._can_reread and index is not None:
             self.dismiss(Choice(self._rows[index].name, reread=True))
 
     def action_cancel(self) -> None:
-        """Leave all as it is."""
+        """Close without a choice."""
         self.dismiss(None)
 
 

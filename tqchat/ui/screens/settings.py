@@ -1,4 +1,4 @@
-"""Every setting with its sentence, made from the table that also checks ``config.toml``."""
+"""Settings screen, generated from the settings schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from tqchat.kv.scheme import AUTO, SCHEMES
-from tqchat.settings import BY_NAME, SETTINGS, Setting, Settings
+from tqchat.settings import SETTINGS, SETTINGS_BY_NAME, Setting, Settings
 from tqchat.settings.schema import GROUPS
 from tqchat.text import one_line
 from tqchat.ui import figures
@@ -24,11 +24,11 @@ from tqchat.ui.screens.dialog import Choose
 
 NAME_WIDTH = 18
 WIDE = 96
-"""Screen width from which on a line has room for where its value comes from."""
+"""Terminal width in cells from which the origin of values is shown."""
 
 
 class SettingsScreen(ModalScreen[None]):
-    """Settings by group: what holds, where that comes from, and what it may be."""
+    """Settings by group, with value, origin and allowed values."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
@@ -40,7 +40,7 @@ class SettingsScreen(ModalScreen[None]):
         self._preferences, self._choose_theme = preferences, choose_theme
 
     def compose(self) -> ComposeResult:
-        """What is wrong, the settings, the one under the cursor, the keys."""
+        """Problems, settings, details of the marked one, input, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Settings"
             yield Static(
@@ -54,17 +54,17 @@ class SettingsScreen(ModalScreen[None]):
             yield Static("", classes="answers", markup=False)
 
     def on_mount(self) -> None:
-        """The first setting; nothing is being written."""
+        """Start at the first setting with the input hidden."""
         self.query_one(".problems").display = bool(self._preferences.problems)
-        self._write(False)
+        self._edit(False)
         self.query_one(OptionList).highlighted = 1
 
     def on_resize(self) -> None:
-        """Another width holds other parts."""
+        """Fit the lines to the width."""
         self._redraw()
 
     def on_screen_resume(self) -> None:
-        """A picker in front of this one may have changed something."""
+        """Redraw: a picker may have changed a setting."""
         self._redraw()
 
     # Drawing
@@ -85,7 +85,7 @@ class SettingsScreen(ModalScreen[None]):
         wide = self.app.size.width >= WIDE
         parts = [
             (f"  {setting.title:<{NAME_WIDTH}} ", ""),
-            (figures.fit(value or setting.unset, 40 if wide else 28), style),
+            (figures.fit(value or setting.default_text, 40 if wide else 28), style),
         ]
         if wide:
             parts.append((f"  {'set here' if origin == 'here' else origin}", "$quiet"))
@@ -94,8 +94,8 @@ class SettingsScreen(ModalScreen[None]):
     def _value(self, setting: Setting) -> str:
         if setting.kind == "keys":
             count = len(self._preferences.settings.keys)
-            return f"{count} of your own" if count else ""
-        return one_line(setting.written(getattr(self._preferences.settings, setting.name)))
+            return f"{count} rebound" if count else ""
+        return one_line(setting.format(getattr(self._preferences.settings, setting.name)))
 
     def _origin(self, setting: Setting) -> str:
         if setting.name in self._preferences.own:
@@ -115,17 +115,19 @@ class SettingsScreen(ModalScreen[None]):
             return
         origin = self._origin(setting)
         if origin == "here":
-            told = setting.written(getattr(self._preferences.configured, setting.name))
-            where = f"Set here, in state.toml; config.toml would make it {one_line(told) or setting.unset}."
+            configured = setting.format(getattr(self._preferences.configured, setting.name))
+            where = (
+                f"Set here, in state.toml; in config.toml: {one_line(configured) or setting.default_text}."
+            )
         elif origin:
             where = f"From {one_line(str(self._preferences.paths.config_file))}."
         else:
-            where = f"Not set: {setting.unset}."
+            where = f"Not set: {setting.default_text}."
         self.query_one(".explanation", Static).update(
             Content("\n").join(
                 [
                     Content(setting.help),
-                    Content.styled(f"{_sentence(setting.allowed)} Holds {setting.holds}.", "$quiet"),
+                    Content.styled(f"{_sentence(setting.allowed)} Applies {setting.applies}.", "$quiet"),
                     Content.styled(where, "$quiet"),
                 ]
             )
@@ -134,7 +136,7 @@ class SettingsScreen(ModalScreen[None]):
         if origin == "here":
             keys.insert(1, ("Backspace", "as in config.toml"))
         if self.query_one("#value", Input).display:
-            keys = [("Enter", "takes it"), ("Esc", "leaves it")]
+            keys = [("Enter", "accepts"), ("Esc", "cancels")]
         self.query_one(".answers", Static).update(
             Content("   ").join([Content.assemble((key, "$accent"), f" {does}") for key, does in keys])
         )
@@ -142,11 +144,11 @@ class SettingsScreen(ModalScreen[None]):
     @property
     def _marked(self) -> Setting | None:
         option = self.query_one(OptionList).highlighted_option
-        return BY_NAME[option.id] if option is not None and option.id else None
+        return SETTINGS_BY_NAME[option.id] if option is not None and option.id else None
 
     @on(OptionList.OptionHighlighted)
     def _moved(self) -> None:
-        self._complain("")
+        self._show_problem("")
         self._explain()
 
     # Changing
@@ -161,27 +163,27 @@ class SettingsScreen(ModalScreen[None]):
         elif setting.kind == "scheme":
             self._choose_scheme(setting)
         elif setting.kind == "keys":
-            self._complain(f"Keys are written in {one_line(str(self._preferences.paths.config_file))}.")
+            self._show_problem(f"Keys are set in {one_line(str(self._preferences.paths.config_file))}.")
         else:
             box = self.query_one("#value", Input)
-            box.value = one_line(setting.written(getattr(self._preferences.settings, setting.name)))
-            box.placeholder = setting.unset
-            self._write(True)
+            box.value = one_line(setting.format(getattr(self._preferences.settings, setting.name)))
+            box.placeholder = setting.default_text
+            self._edit(True)
 
     @work
     async def _choose_scheme(self, setting: Setting) -> None:
-        options = [(AUTO, "Picks one for the model, and says why.")]
+        options = [(AUTO, "Chooses a scheme for the model, and says why.")]
         options += [(scheme.name, scheme.description) for scheme in SCHEMES]
         choose = Choose("Scheme of new conversations", options, self._preferences.settings.scheme)
         if (chosen := await self.app.push_screen_wait(choose)) is not None:
             self._preferences.set(setting.name, chosen)
             self._redraw()
 
-    def _write(self, writing: bool) -> None:
+    def _edit(self, writing: bool) -> None:
         box = self.query_one("#value", Input)
         box.display = writing
         (box if writing else self.query_one(OptionList)).focus()
-        self._complain("")
+        self._show_problem("")
         self._explain()
 
     @on(Input.Submitted, "#value")
@@ -192,28 +194,28 @@ class SettingsScreen(ModalScreen[None]):
             self._preferences.set(setting.name, None)
         else:
             try:
-                self._preferences.set(setting.name, setting.read(event.value))
+                self._preferences.set(setting.name, setting.parse(event.value))
             except ValueError as error:
-                self._complain(f"It must be {error}.")
+                self._show_problem(f"It must be {error}.")
                 return
-        self._write(False)
+        self._edit(False)
         self._redraw()
 
-    def _complain(self, what: str) -> None:
+    def _show_problem(self, what: str) -> None:
         problem = self.query_one(".problem", Static)
         problem.display = bool(what)
         problem.update(Content.styled(f"! {what}", "$warning") if what else "")
 
     def action_reset(self) -> None:
-        """Leave the setting to config.toml again."""
+        """Return the setting to config.toml."""
         if (setting := self._marked) is not None:
             self._preferences.set(setting.name, None)
             self._redraw()
 
     def action_back(self) -> None:
-        """Out of the line that is written, else out of the settings."""
+        """Close the input if it is open, else the screen."""
         if self.query_one("#value", Input).display:
-            self._write(False)
+            self._edit(False)
         else:
             self.dismiss(None)
 

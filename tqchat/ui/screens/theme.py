@@ -1,4 +1,4 @@
-"""Choosing the colours while looking at them."""
+"""Theme picker with a live preview."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from textual.widgets.option_list import Option
 
 from tqchat.text import one_line
 
-PREVIEW_SECONDS = 0.08
-"""How long the cursor rests on a theme before the screen takes its colours: held arrow keys stay quick."""
+PREVIEW_DELAY_S = 0.08
+"""Delay before the marked theme is previewed, so that held arrow keys stay fast."""
 
 
 class ThemePicker(ModalScreen[str | None]):
-    """The themes at the side; the whole app behind it wears the one under the cursor."""
+    """A list of themes; the app behind it shows the marked one."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
 
@@ -32,17 +32,17 @@ class ThemePicker(ModalScreen[str | None]):
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
-        """The names; where to put one's own."""
+        """Names, where to put own themes, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Theme"
             yield OptionList(*(Option(self._line(name), id=name) for name in self._names), compact=True)
-            own = "Your own: themes/NAME.toml beside config.toml, followed while you write it."
+            own = "Your own: themes/NAME.toml beside config.toml, reloaded when it changes."
             yield Static(own, classes="legend", markup=False)
-            keys = Content.assemble(("Enter", "$accent"), " keeps   ", ("Esc", "$accent"), " goes back")
+            keys = Content.assemble(("Enter", "$accent"), " applies   ", ("Esc", "$accent"), " goes back")
             yield Static(keys, classes="answers")
 
     def on_mount(self) -> None:
-        """Start at the theme in force."""
+        """Start at the current theme."""
         self.query_one(OptionList).highlighted = self._names.index(self._current)
 
     def _line(self, name: str) -> Content:
@@ -50,12 +50,12 @@ class ThemePicker(ModalScreen[str | None]):
         return Content.assemble(("▌ " if current else "  ", "$accent"), (one_line(name), "bold" * current))
 
     @on(OptionList.OptionHighlighted)
-    def _look(self, event: OptionList.OptionHighlighted) -> None:
+    def _schedule_preview(self, event: OptionList.OptionHighlighted) -> None:
         if self._timer is not None:
             self._timer.stop()
         name = event.option.id
         assert name is not None
-        self._timer = self.set_timer(PREVIEW_SECONDS, lambda: self._preview(name))
+        self._timer = self.set_timer(PREVIEW_DELAY_S, lambda: self._preview(name))
 
     def _preview(self, name: str) -> None:
         if self.is_current:
@@ -66,5 +66,5 @@ class ThemePicker(ModalScreen[str | None]):
         self.dismiss(event.option.id)
 
     def action_cancel(self) -> None:
-        """The colours from before."""
+        """Close; the app restores the previous theme."""
         self.dismiss(None)

@@ -1,4 +1,4 @@
-"""Markdown as plain blocks, before anything is known of the width that they are drawn in."""
+"""Parses Markdown into blocks, independent of the width that they are drawn in."""
 
 from __future__ import annotations
 
@@ -13,60 +13,58 @@ from markdown_it.token import Token
 from textual.content import Content
 from textual.highlight import highlight
 
-LONGEST_INLINE = 6_000
-"""Characters of one paragraph or cell in which marks are looked for: beyond that it is plain text.
-
-Looking for links and emphasis takes time that grows with the square of what is there."""
-LONGEST_CODE = 40_000
-"""Characters of one block of code that are coloured."""
-_SCHEME = re.compile(r"\Ahttps?://|\Amailto:")
-_INLINE = {"em_open": "italic", "strong_open": "bold", "s_open": "strike", "link_open": "underline"}
+MAX_INLINE_CHARACTERS = 6_000
+"""Longer paragraphs and cells stay plain text: inline parsing takes time quadratic in their length."""
+MAX_HIGHLIGHTED_CHARACTERS = 40_000
+"""Longer code blocks are not highlighted."""
+_URL_SCHEME = re.compile(r"\Ahttps?://|\Amailto:")
+_INLINE_STYLES = {"em_open": "italic", "strong_open": "bold", "s_open": "strike", "link_open": "underline"}
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Words that are wrapped. ``goes_on``: the block before it is its beginning."""
+    """Wrapped text. ``continues``: it continues the block before it."""
 
     content: Content
-    goes_on: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """What stands directly above or below its neighbours: who speaks, how it went."""
+    """A line without space around it, such as a message's heading or footer."""
 
     content: Content
 
 
 @dataclass(frozen=True)
 class Code:
-    """Lines that stay as they are. ``goes_on`` as for a paragraph."""
+    """Preformatted lines. ``continues`` as for a paragraph."""
 
     content: Content
     language: str = ""
-    goes_on: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class Quote:
-    """Somebody else's words."""
+    """A block quote."""
 
     blocks: tuple[Block, ...]
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list: what stands before each item, and the item. ``goes_on`` as for a paragraph."""
+    """A list: markers and items. ``loose``: empty lines between items. ``continues`` as for a paragraph."""
 
     markers: tuple[str, ...]
     items: tuple[tuple[Block, ...], ...]
     loose: bool = False
-    goes_on: bool = False
+    continues: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells, the first ``heads`` of them headings; ``aligns`` is one of ``<^>`` for each column."""
+    """Rows of cells, the first ``heads`` of them headers; ``aligns`` has one of ``<^>`` per column."""
 
     rows: tuple[tuple[Content, ...], ...]
     heads: int
@@ -75,17 +73,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line across."""
+    """A horizontal rule."""
 
 
 Block = Paragraph | Line | Code | Quote | Items | Table | Rule
 Env = dict[str, Any]
-"""What one part of a document tells the others: where named links lead."""
+"""markdown-it's environment: link references, shared by the parts of a document."""
 
 
 @cache
 def _parser() -> MarkdownIt:
-    # HTML is text: rendered it would vanish from the reply.
+    # HTML stays text: parsed, it would vanish from the reply.
     return MarkdownIt("gfm-like", {"html": False})
 
 
@@ -94,18 +92,18 @@ def _outline() -> MarkdownIt:
     return MarkdownIt("gfm-like", {"html": False}).disable(["inline", "linkify", "text_join"], True)
 
 
-def apart(before: Block, block: Block) -> bool:
-    """Whether an empty line stands between two blocks."""
-    return not (isinstance(before, Line) or isinstance(block, Line) or getattr(block, "goes_on", False))
+def separated(before: Block, block: Block) -> bool:
+    """Whether two blocks are separated by an empty line."""
+    return not (isinstance(before, Line) or isinstance(block, Line) or getattr(block, "continues", False))
 
 
 def blocks(markdown: str) -> list[Block]:
     """The blocks of a whole document."""
-    return [block for _, block in placed(markdown, {})]
+    return [block for _, block in blocks_with_lines(markdown, {})]
 
 
-def placed(markdown: str, env: Env) -> list[tuple[int, Block]]:
-    """The blocks of a document or of a part of one, each with the line (from 0) that it begins at."""
+def blocks_with_lines(markdown: str, env: Env) -> list[tuple[int, Block]]:
+    """Blocks of a document or a part of it, each with its first line (from 0)."""
     tokens = _outline().parse(markdown, env)
     found: list[tuple[int, Block]] = []
     position = 0
@@ -117,15 +115,15 @@ def placed(markdown: str, env: Env) -> list[tuple[int, Block]]:
     return found
 
 
-def last_item(markdown: str) -> int:
-    """The line (from 0) that the last item of the list at the beginning of a text begins at."""
+def last_item_line(markdown: str) -> int:
+    """First line (from 0) of the last item of the list at the start of a text."""
     tokens = _outline().parse(markdown)
     items = (token for token in tokens if token.type == "list_item_open" and token.level == 1)
     return max(item.map[0] for item in items if item.map)
 
 
 def _blocks(tokens: Sequence[Token], env: Env, depth: int = 0) -> Iterator[Block]:
-    """``depth`` counts the lists around."""
+    """Convert tokens to blocks; ``depth`` is the nesting depth of lists."""
     position = 0
     while position < len(tokens):
         token = tokens[position]
@@ -150,17 +148,17 @@ def _blocks(tokens: Sequence[Token], env: Env, depth: int = 0) -> Iterator[Block
         position = end + 1
 
 
-def code(text: str, info: str = "", goes_on: bool = False) -> Code:
-    """A block of code, coloured if its language is known."""
+def code(text: str, info: str = "", continues: bool = False) -> Code:
+    """A code block, highlighted if its language is known."""
     language = info.split()[0].strip("{.}") if info.strip() else ""
     text = text.removesuffix("\n")
-    if not language or len(text) > LONGEST_CODE:
-        return Code(Content(text), language, goes_on)
-    return Code(highlight(text, language=language), language, goes_on)
+    if not language or len(text) > MAX_HIGHLIGHTED_CHARACTERS:
+        return Code(Content(text), language, continues)
+    return Code(highlight(text, language=language), language, continues)
 
 
 def _closing(tokens: Sequence[Token], position: int) -> int:
-    """The index of the token that closes the one at ``position``; its own where nothing needs closing."""
+    """Index of the token that closes the one at ``position``; ``position`` itself if it needs no closing."""
     if tokens[position].nesting != 1:
         return position
     depth = 0
@@ -172,20 +170,20 @@ def _closing(tokens: Sequence[Token], position: int) -> int:
 
 
 def _inline(token: Token, env: Env) -> Content:
-    if len(token.content) > LONGEST_INLINE:
+    if len(token.content) > MAX_INLINE_CHARACTERS:
         return Content(token.content)
     (parsed,) = _parser().parseInline(token.content, env)
     parts: list[Content] = []
     styles: list[str] = []
     link = ""
     for child in parsed.children or ():
-        if child.type in _INLINE:
-            styles.append(_INLINE[child.type])
+        if child.type in _INLINE_STYLES:
+            styles.append(_INLINE_STYLES[child.type])
             link = str(child.attrs.get("href", "")) if child.type == "link_open" else link
         elif child.type.endswith("_close"):
             styles.pop()
-            if child.type == "link_close" and not _says(parts[-1].plain if parts else "", link):
-                # Nobody can follow it here; whoever wants to can see where it leads, and copy it.
+            if child.type == "link_close" and not _shows_target(parts[-1].plain if parts else "", link):
+                # Links cannot be opened here, so show the target.
                 parts.append(Content.styled(f" ({link})", "$quiet"))
         else:
             text = {"softbreak": " ", "hardbreak": "\n"}.get(child.type, child.content)
@@ -198,9 +196,9 @@ def _inline(token: Token, env: Env) -> Content:
     return Content("").join(parts)
 
 
-def _says(text: str, link: str) -> bool:
-    """Whether a link's text is where it leads."""
-    shown, real = (_SCHEME.sub("", one).rstrip("/") for one in (text, link))
+def _shows_target(text: str, link: str) -> bool:
+    """Whether a link's text shows its target."""
+    shown, real = (_URL_SCHEME.sub("", one).rstrip("/") for one in (text, link))
     return not link or shown == real
 
 

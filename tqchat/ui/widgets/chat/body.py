@@ -1,4 +1,4 @@
-"""A widget for blocks of text: it lays them out for the width that it gets, and draws only lines in view."""
+"""Widget for blocks of text: lays them out for its width and draws only the visible lines."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from textual.style import Style
 from textual.visual import Visual
 from textual.widget import Widget
 
-from tqchat.ui.widgets.chat.blocks import Block, apart
+from tqchat.ui.widgets.chat.blocks import Block, separated
 from tqchat.ui.widgets.chat.layout import block_lines
 
 
 class Body(Widget):
-    """Blocks one below the other. What lags in a long chat is the number of widgets, so this is one.
+    """Blocks below each other in one widget, because the number of widgets slows a long chat down.
 
-    ``before`` is the block that stands in the widget above, if that one goes on here.
+    ``before`` is the last block of the widget above, if the text continues from there.
     """
 
     DEFAULT_CSS = "Body { height: auto; width: 1fr; }"
@@ -39,11 +39,11 @@ class Body(Widget):
 
     @property
     def blocks(self) -> Sequence[Block]:
-        """What is shown."""
+        """The blocks shown."""
         return self._blocks
 
     def put(self, blocks: Sequence[Block]) -> None:
-        """Show these; blocks that were shown before are not laid out again."""
+        """Show these blocks; unchanged leading blocks are not laid out again."""
         kept = 0
         while kept < min(len(blocks), len(self._laid)) and blocks[kept] is self._blocks[kept]:
             kept += 1
@@ -53,7 +53,7 @@ class Body(Widget):
         self.refresh(layout=True)
 
     def lines(self, width: int) -> list[Content]:
-        """All lines, for a width in cells."""
+        """All lines at a width in cells."""
         if width != self._width:
             self._width = width
             self._laid.clear()
@@ -63,7 +63,7 @@ class Body(Widget):
         return self._lines
 
     def emphasise(self, words: re.Pattern[str] | None) -> None:
-        """Make visible what was searched for."""
+        """Highlight search matches."""
         self._words = words
         self.refresh()
 
@@ -71,15 +71,15 @@ class Body(Widget):
         self._lines = []
         before = self._before
         for block, laid in zip(self._blocks, self._laid, strict=False):
-            if before is not None and apart(before, block):
+            if before is not None and separated(before, block):
                 self._lines.append(Content(""))
             self._lines += laid
             before = block
 
-    # What Textual asks
+    # Textual's interface
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        """As many lines as it takes at this width."""
+        """Number of lines at this width."""
         return len(self.lines(width)) if width > 0 else 0
 
     def render_line(self, y: int) -> Strip:
@@ -101,5 +101,5 @@ class Body(Widget):
         return strip.crop(0, width).apply_offsets(0, y)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """The selected text, as it is laid out."""
+        """The selected text as laid out."""
         return selection.extract("\n".join(line.plain.rstrip() for line in self._lines)), "\n"

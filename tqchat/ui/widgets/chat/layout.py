@@ -1,4 +1,4 @@
-"""Blocks as lines of a given width. Whatever a model writes, no line is wider than that."""
+"""Lays blocks out as lines; no line is wider than the given width, whatever a model writes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
-from tqchat.ui.widgets.chat.blocks import Block, Code, Items, Line, Paragraph, Quote, Rule, Table, apart
+from tqchat.ui.widgets.chat.blocks import Block, Code, Items, Line, Paragraph, Quote, Rule, Table, separated
 
-NARROWEST = 16
-"""Cells below which nothing is indented any further."""
-_GAP = 2
-"""Cells between a table's columns."""
+MIN_INDENTED_WIDTH = 16
+"""Narrower text is not indented further, in cells."""
+_COLUMN_GAP = 2
+"""Cells between table columns."""
 _BLANK = Content("")
 
 
 def lines(blocks: Sequence[Block], width: int) -> list[Content]:
-    """The lines of several blocks, an empty one between neighbours."""
+    """Lines of several blocks, with empty lines between separated ones."""
     laid: list[Content] = []
     for index, block in enumerate(blocks):
-        if index and apart(blocks[index - 1], block):
+        if index and separated(blocks[index - 1], block):
             laid.append(_BLANK)
         laid += block_lines(block, width)
     return laid
@@ -33,7 +33,7 @@ def block_lines(block: Block, width: int) -> list[Content]:
         case Code():
             return _code(block, width)
         case Quote():
-            return _beside("▌ ", "▌ ", "$accent", lambda room: lines(block.blocks, room), width)
+            return _prefixed("▌ ", "▌ ", "$accent", lambda room: lines(block.blocks, room), width)
         case Items():
             return _items(block, width)
         case Table():
@@ -46,12 +46,12 @@ def _wrapped(content: Content, width: int) -> list[Content]:
     return content.wrap(max(width, 1)) or [_BLANK]
 
 
-def _beside(
+def _prefixed(
     first: str, rest: str, style: str, inside: Callable[[int], list[Content]], width: int
 ) -> list[Content]:
-    """Lines with something before them, as long as there is room for that."""
+    """Lines with a prefix, left out if the width is too small."""
     room = width - len(first)
-    if room < NARROWEST:
+    if room < MIN_INDENTED_WIDTH:
         return inside(width)
     found = inside(room)
     return [
@@ -64,7 +64,7 @@ def _code(block: Code, width: int) -> list[Content]:
     laid: list[Content] = []
     for line in block.content.expand_tabs(4).split(allow_blank=True):
         laid += line.fold(room) if line.cell_length > room else [line]
-    if block.language and not block.goes_on:
+    if block.language and not block.continues:
         label = Content.styled(block.language[:room], "$quiet")
         fits = laid and laid[0].cell_length + label.cell_length + 2 <= room
         if fits:
@@ -81,7 +81,7 @@ def _items(block: Items, width: int) -> list[Content]:
     indent = max((len(marker) for marker in block.markers), default=0) + 1
     laid: list[Content] = []
     for marker, item in zip(block.markers, block.items, strict=True):
-        if block.loose and (laid or block.goes_on):
+        if block.loose and (laid or block.continues):
             laid.append(_BLANK)
 
         def inside(room: int, item: Sequence[Block] = item) -> list[Content]:
@@ -90,11 +90,11 @@ def _items(block: Items, width: int) -> list[Content]:
             return [line for one in item for line in block_lines(one, room)] or [_BLANK]
 
         mark = f"{marker:>{indent - 1}} "
-        if width - indent < NARROWEST:
+        if width - indent < MIN_INDENTED_WIDTH:
             mark = f"{marker} "
             laid += _wrapped(Content.styled(mark, "$accent"), width) + inside(width)
         else:
-            laid += _beside(mark, " " * indent, "$accent", inside, width)
+            laid += _prefixed(mark, " " * indent, "$accent", inside, width)
     return laid
 
 
@@ -106,23 +106,26 @@ def _table(block: Table, width: int) -> list[Content]:
         max((_widest(row[column]) for row in block.rows if column < len(row)), default=0)
         for column in range(columns)
     ]
-    widths = _shared(wanted, width - _GAP * (columns - 1))
+    widths = _column_widths(wanted, width - _COLUMN_GAP * (columns - 1))
     if widths is None:
         return _stacked(block, width)
     wrapped = [
         [_wrapped(row[i], widths[i]) if i < len(row) else [_BLANK] for i in range(columns)]
         for row in block.rows
     ]
-    # Where a row takes several lines, lines between rows tell them apart.
+    # Rules between rows if any row takes several lines.
     tall = any(len(cell) > 1 for row in wrapped for cell in row)
-    rule = (" " * _GAP).join("─" * size for size in widths)
+    rule = (" " * _COLUMN_GAP).join("─" * size for size in widths)
     laid: list[Content] = []
     for index, cells in enumerate(wrapped):
         for height in range(max(map(len, cells))):
             parts: list[Content | str] = []
             for column, cell in enumerate(cells):
                 text = cell[height].rstrip() if height < len(cell) else _BLANK
-                parts += [_aligned(text, widths[column], block.aligns[column : column + 1]), " " * _GAP]
+                parts += [
+                    _aligned(text, widths[column], block.aligns[column : column + 1]),
+                    " " * _COLUMN_GAP,
+                ]
             line = Content.assemble(*parts[:-1])
             laid.append(line.stylize("bold") if index < block.heads else line)
         if index == block.heads - 1:
@@ -136,8 +139,8 @@ def _widest(cell: Content) -> int:
     return max((line.cell_length for line in cell.split(allow_blank=True)), default=0)
 
 
-def _shared(wanted: Sequence[int], room: int) -> list[int] | None:
-    """Widths for columns that share ``room``: the narrow keep theirs, the wide share what is left."""
+def _column_widths(wanted: Sequence[int], room: int) -> list[int] | None:
+    """Column widths within ``room``: narrow columns keep theirs, wide ones share the rest."""
     if room < 6 * len(wanted) and room < sum(wanted):
         return None
     widths = list(wanted)
@@ -160,7 +163,7 @@ def _aligned(text: Content, width: int, align: str) -> Content:
 
 
 def _stacked(block: Table, width: int) -> list[Content]:
-    """A table that is too wide for its columns: each row as a list of what its cells are."""
+    """A table too wide for columns: each row as ``name: cell`` lines."""
     names = block.rows[0] if block.heads else ()
     laid: list[Content] = []
     for row in block.rows[block.heads :]:

@@ -1,4 +1,4 @@
-"""The conversation: the newest messages as widgets, what is earlier fetched by scrolling up to it."""
+"""The conversation: the newest messages as widgets; scrolling up mounts earlier ones."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from tqchat.ui.widgets.chat.live import LiveReply
 from tqchat.ui.widgets.chat.message import Facts, FrozenMessage
 
 PAGE = 30
-"""Messages mounted at a time. What lags is the number of widgets, not the text."""
-MOST = 4 * PAGE
-"""Messages mounted from which on the earliest page is taken away again, while the end is looked at."""
+"""Messages mounted at a time; the number of widgets costs time, not the text."""
+MAX_MOUNTED = 4 * PAGE
+"""With more messages mounted, the earliest page is unmounted while the log is at its end."""
 
 
 class Earlier(Static):
-    """Stands for the messages that are not mounted yet."""
+    """Placeholder for the messages that are not mounted."""
 
     def __init__(self, load: Callable[[], None]) -> None:
         super().__init__("", classes="earlier", markup=False)
         self._load = load
 
     def count(self, messages: int) -> None:
-        """Say how many there are."""
+        """Show how many there are."""
         self.update(Content(f"▲ {figures.number(messages)} earlier messages"))
 
     def on_click(self) -> None:
-        """Fetch the next of them."""
+        """Mount the next page."""
         self._load()
 
 
 class ChatLog(VerticalScroll):
-    """A scrolling log that follows the reply until the person scrolls away from its end.
+    """A scrolling log that follows the reply until the user scrolls away from its end.
 
-    A cursor moves over its messages; ``bindings`` are the keys of actions on the message under it.
+    A cursor moves over its messages; ``bindings`` are the keys of message actions.
     """
 
     can_focus = True
 
     class Marked(Posted):
-        """The cursor stands on another message, or on none."""
+        """The cursor marks another message, or none."""
 
         def __init__(self, message: Message | None) -> None:
             super().__init__()
@@ -70,13 +70,13 @@ class ChatLog(VerticalScroll):
 
     @property
     def reply(self) -> LiveReply | None:
-        """The reply that is being written, if it is shown."""
+        """The streaming reply, if it is shown."""
         return self._reply
 
     def show(
         self, messages: Sequence[Message], assistant: str, facts: Callable[[Message], Facts] | None = None
     ) -> None:
-        """Draw a conversation anew, from its end. ``facts`` tells what goes with each message."""
+        """Show a conversation, scrolled to its end. ``facts`` supplies ending and version of a message."""
         self.mark(None)
         self.remove_children()
         self._assistant, self._facts = assistant, facts or self._facts
@@ -94,27 +94,27 @@ class ChatLog(VerticalScroll):
         self.anchor()
 
     def add(self, message: Message) -> None:
-        """A message that was just written. The person wrote it, so the log goes to its end."""
-        self._forget_earliest()
+        """Append the user's new message and scroll to the end."""
+        self._unmount_earliest()
         view = self._frozen(message)
         self._views.append(view)
         self.mount(view)
         self.anchor()
 
     def start_reply(self, assistant: str, waiting: str) -> None:
-        """A reply is on its way."""
+        """Append an empty reply with a status."""
         self._assistant = assistant
         self._reply = LiveReply(assistant, waiting)
         self._views.append(self._reply)
         self.mount(self._reply)
 
     def grow(self, text: str) -> None:
-        """The next piece of the reply."""
+        """Add text to the reply."""
         if self._reply is not None:
             self._reply.feed(text)
 
     def finish_reply(self, message: Message | None) -> None:
-        """The reply ended; without a message there was nothing in it."""
+        """End the reply; ``None`` removes it."""
         reply, self._reply = self._reply, None
         if reply is None:
             return
@@ -125,7 +125,7 @@ class ChatLog(VerticalScroll):
             reply.finish(message, self._facts(message))
 
     def reveal(self, message_id: str, words: Sequence[str] = ()) -> None:
-        """Put the cursor on a message, however far back it is, and make visible what was looked for."""
+        """Mark a message, mounting it if needed, and highlight the words searched for."""
         index = next((index for index, one in enumerate(self._older) if one.id == message_id), None)
         if index is not None:
             self.load_earlier(len(self._older) - index + PAGE // 2)
@@ -133,7 +133,7 @@ class ChatLog(VerticalScroll):
         self.call_after_refresh(self.mark, message_id)
 
     def emphasise(self, words: Sequence[str]) -> None:
-        """Make words visible wherever they are in the messages that are mounted; with none, no more."""
+        """Highlight words in the mounted messages; no words clear the highlight."""
         self._emphasised = bool(words)
         longest_first = sorted(words, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, longest_first)), re.I) if words else None
@@ -141,7 +141,7 @@ class ChatLog(VerticalScroll):
             body.emphasise(pattern)
 
     def load_earlier(self, count: int = PAGE) -> None:
-        """Mount the page before, and keep what the person looks at where it is."""
+        """Mount the page before without moving the visible text."""
         if not self._older or self._loading or self._earlier is None:
             return
         self._loading = True
@@ -167,7 +167,7 @@ class ChatLog(VerticalScroll):
         return self._marked.message if self._marked is not None else None
 
     def mark(self, message_id: str | None) -> bool:
-        """Put the cursor on a message, or take it away; whether the message is there."""
+        """Mark a message, or none; whether the message was found."""
         found = next((view for view in self._views if view.message and view.message.id == message_id), None)
         if self._marked is not None:
             self._marked.remove_class("marked")
@@ -183,7 +183,7 @@ class ChatLog(VerticalScroll):
         return found is not None
 
     def move_mark(self, step: int) -> bool:
-        """Go over the messages, from the last upwards; whether the cursor stands on one then."""
+        """Move the cursor, from the last message upwards; whether it marks a message afterwards."""
         views = [view for view in self._views if view.message is not None]
         if not views:
             return False
@@ -199,7 +199,7 @@ class ChatLog(VerticalScroll):
         return self.mark(message.id if message else None)
 
     def fade(self, since: tuple[str | None, bool] | None) -> None:
-        """Draw messages faintly from one on, that one included or not; all as usual for ``None``."""
+        """Fade messages from one on (included or not); ``None`` fades none."""
         faded, (first, included) = False, since or (None, False)
         for view in self._views:
             here = since is not None and view.message is not None and view.message.id == first
@@ -208,12 +208,12 @@ class ChatLog(VerticalScroll):
             faded = faded or here
 
     def unfold(self) -> None:
-        """Show or fold the thinking of the marked message."""
+        """Unfold or fold the marked message."""
         if self._marked is not None:
             self._marked.unfold()
 
     def watch_scroll_y(self, old_value: float, new_value: float) -> None:
-        """Reaching the top fetches what is earlier."""
+        """Mount earlier messages at the top."""
         super().watch_scroll_y(old_value, new_value)
         if new_value <= 0 < old_value and self._older:
             self.load_earlier()
@@ -221,9 +221,9 @@ class ChatLog(VerticalScroll):
     def _frozen(self, message: Message) -> FrozenMessage:
         return FrozenMessage(message, self._assistant, self._facts(message))
 
-    def _forget_earliest(self) -> None:
-        """Let go of the widgets furthest back, unless the person looks at what is there."""
-        if len(self._views) <= MOST or self.scroll_y < self.max_scroll_y:
+    def _unmount_earliest(self) -> None:
+        """Unmount the earliest page, unless the user has scrolled up."""
+        if len(self._views) <= MAX_MOUNTED or self.scroll_y < self.max_scroll_y:
             return
         gone, self._views = self._views[:PAGE], self._views[PAGE:]
         self._older += [view.message for view in gone if view.message is not None]

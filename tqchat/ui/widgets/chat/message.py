@@ -1,4 +1,4 @@
-"""One message on the screen, and what is said of it above and below its words."""
+"""One message on the screen, with its heading and footer."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from tqchat.store.database import Message
-from tqchat.text import one_line, steady
+from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
+from tqchat.ui.controller.texts.reasoning import split
 from tqchat.ui.input import attachments
 from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
 from tqchat.ui.widgets.chat.body import Body
-from tqchat.ui.widgets.chat.thinking import split
 
-OWN_LINES, OWN_CHARACTERS = 24, 2_400
-"""How much of a person's own message is shown before it is unfolded."""
-REPLY_CHARACTERS = 40_000
-"""How much of a reply is: one page more with every unfolding."""
+USER_LINES, USER_CHARACTERS = 24, 2_400
+"""Size of a user message shown before it is unfolded."""
+REPLY_PAGE_CHARACTERS = 40_000
+"""Size of a reply shown; each unfolding shows as much more."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is said of a message beside its own figures: how it ended, which of how many versions it is."""
+    """How a message ended and which version it is, for its heading and footer."""
 
     ending: str | None = None
     version: int = 1
@@ -30,7 +30,7 @@ class Facts:
 
 
 def heading(message: Message, assistant: str, facts: Facts | None = None) -> Content:
-    """Who speaks, and when; for the person's own messages which version this is."""
+    """Author and time; for user messages the version, if there are several."""
     own = message.role == "user"
     name = "you" if own else one_line(message.model or assistant)
     said = [(name, "bold $accent" if own else "bold"), (f"  {figures.clock(message.created_at)}", "$quiet")]
@@ -40,8 +40,8 @@ def heading(message: Message, assistant: str, facts: Facts | None = None) -> Con
 
 
 def footer(message: Message, facts: Facts | None = None) -> Content | None:
-    """``96 tok · 71 tok/s · first 0.2 s · turbo0v4``, how many drafted tokens were taken if any were,
-    how the reply ended if not by itself, and ``2/3``.
+    """``96 tok · 71 tok/s · first 0.2 s · turbo0v4``, accepted draft tokens, how the reply ended if not by
+    itself, and its version ``2/3``.
     """
     facts = facts or Facts()
     parts: list[str] = []
@@ -66,7 +66,7 @@ def footer(message: Message, facts: Facts | None = None) -> Content | None:
 
 
 def thoughts(text: str, unfolded: bool) -> Content:
-    """A reply's thinking: one line that says how long it was, or all of it."""
+    """A reply's reasoning: its word count, or all of it."""
     count = f"{figures.number(len(text.split()))} words"
     if not unfolded:
         return Content.styled(f"▸ Thought, {count}", "$quiet")
@@ -74,7 +74,7 @@ def thoughts(text: str, unfolded: bool) -> Content:
 
 
 class FrozenMessage(Body):
-    """A whole message as one widget."""
+    """A finished message as one widget."""
 
     def __init__(self, message: Message, assistant: str, facts: Facts | None = None) -> None:
         super().__init__(classes=f"message {message.role}")
@@ -84,20 +84,20 @@ class FrozenMessage(Body):
 
     @property
     def can_unfold(self) -> bool:
-        """Whether there is more of it than is shown first."""
+        """Whether part of the message is folded at first."""
         return self._folds
 
     def unfold(self) -> None:
-        """Show more of what is folded: thinking, attachments, the rest of a long text; in the end fold it."""
+        """Show more: reasoning, attachments, the next part of a long text; at the end fold all again."""
         self._unfolded = self._unfolded + 1 if self._more or not self._unfolded else 0
         self.put(self._content())
 
     def _content(self) -> list[Block]:
         message = self.message
         own = message.role == "user"
-        said = self._own() if own else self._reply()
+        said = self._user_blocks() if own else self._reply_blocks()
         if not said:
-            said = [Line(Content.styled("(nothing was said)", "$quiet"))]
+            said = [Line(Content.styled("(empty)", "$quiet"))]
         foot = footer(message, self._facts) if not own else None
         return [
             Line(heading(message, self._assistant, self._facts)),
@@ -105,11 +105,11 @@ class FrozenMessage(Body):
             *([Line(foot)] if foot is not None else []),
         ]
 
-    def _own(self) -> list[Block]:
-        """The person's words as they were typed; files and long texts folded."""
+    def _user_blocks(self) -> list[Block]:
+        """A user message as typed; files and long texts folded."""
         said, files = attachments.split(self.message.content)
-        text = steady(said)
-        shown, left = (text, 0) if self._unfolded else beginning(text, OWN_LINES, OWN_CHARACTERS)
+        text = stable_width(said)
+        shown, left = (text, 0) if self._unfolded else beginning(text, USER_LINES, USER_CHARACTERS)
         self._more, self._folds = 0, bool(left or files)
         found: list[Block] = [Line(Content(shown))] if shown.strip() else []
         if left:
@@ -117,12 +117,12 @@ class FrozenMessage(Body):
         for file in files:
             found.append(Line(_folded(file.label, self._unfolded > 0)))
             if self._unfolded:
-                found.append(Line(Content.styled(steady(file.text), "$quiet")))
+                found.append(Line(Content.styled(stable_width(file.text), "$quiet")))
         return found
 
-    def _reply(self) -> list[Block]:
-        thought, answer = split(steady(self.message.content))
-        shown, left = beginning(answer, None, REPLY_CHARACTERS * (1 + self._unfolded))
+    def _reply_blocks(self) -> list[Block]:
+        thought, answer = split(stable_width(self.message.content))
+        shown, left = beginning(answer, None, REPLY_PAGE_CHARACTERS * (1 + self._unfolded))
         self._more, self._folds = left, bool(left or thought)
         found: list[Block] = []
         if thought:
@@ -134,7 +134,7 @@ class FrozenMessage(Body):
 
 
 def beginning(text: str, lines: int | None, characters: int) -> tuple[str, int]:
-    """The beginning of a long text, cut between lines or words, and how many characters are left out."""
+    """The beginning of a long text, cut between lines or words, and the number of characters left out."""
     if len(text) <= characters and (lines is None or text.count("\n") < lines):
         return text, 0
     cut = text[:characters]

@@ -1,4 +1,4 @@
-"""What an empty page says: on the first run what this is, later who answers and how it is stored."""
+"""The empty conversation's page: an introduction on the first run, then model and scheme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqchat.engine.commands import STARTER
 from tqchat.kv.scheme import parse_scheme
 from tqchat.text import one_line
 from tqchat.ui import figures
-from tqchat.ui.conversation import Chat
+from tqchat.ui.controller.controller import Controller
 from tqchat.ui.widgets.gauge.drawing import bar
 
 EXAMPLES = (
@@ -19,32 +19,31 @@ EXAMPLES = (
     "My cat is called Mia. What is my cat called?",
     "Why is it good to sleep?",
 )
-"""What the bundled model is good at, for the first try."""
+"""Prompts that suit the bundled model."""
 
-
-ROOMY = 24
-"""Lines of a terminal that has room for the examples."""
+EXAMPLES_MIN_HEIGHT = 24
+"""Terminal height from which examples are shown."""
 
 
 class Welcome(Static):
-    """A few lines in the middle; the examples can be clicked. ``key`` names an action's key."""
+    """A few centred lines; the examples can be clicked."""
 
     def __init__(self) -> None:
         super().__init__("", id="welcome", markup=False)
 
-    def show(self, chat: Chat, key: Callable[[str], str], first_run: bool) -> None:
-        """Draw for the model and the scheme as they stand."""
-        scheme = parse_scheme(chat.scheme_in_force)
+    def show(self, chat: Controller, key: Callable[[str], str], first_run: bool) -> None:
+        """Draw the current model and scheme. ``key`` maps an action to its key's name."""
+        scheme = parse_scheme(chat.schemes.in_force)
         lines = _greeting() if first_run else [Content.styled("Ask something to begin.", "bold")]
         lines += [
             Content(""),
             _who(chat, key),
-            Content.assemble((chat.scheme_label, "$accent"), (f"  {scheme.description}", "$quiet")),
+            Content.assemble((chat.schemes.label, "$accent"), (f"  {scheme.description}", "$quiet")),
         ]
-        if chat.model is not None and chat.model.ref == STARTER:
-            small = ["Tiny: it chats and recalls, it knows little.", f"{key('model')} finds other models."]
+        if chat.models.current is not None and chat.models.current.ref == STARTER:
+            small = ["A tiny model: it can chat, but knows little.", f"{key('model')} finds other models."]
             lines += [Content.styled(line, "$quiet") for line in small]
-            if first_run and self.app.size.height >= ROOMY:
+            if first_run and self.app.size.height >= EXAMPLES_MIN_HEIGHT:
                 lines += _examples()
         keys = (("Enter", "sends"), (key("scheme"), "chooses the scheme"), (key("help"), "all keys"))
         lines += [
@@ -61,13 +60,13 @@ def _greeting() -> list[Content]:
         Content.styled("Welcome. Ask something to begin.", "bold"),
         Content(""),
         Content("Everything runs and stays on this machine."),
-        Content("The gauge counts what the model's memory of a"),
-        Content("conversation takes; its scheme says how it is packed."),
+        Content("The gauge shows the size of the conversation's"),
+        Content("cache; the scheme decides how it is compressed."),
     ]
 
 
-def _who(chat: Chat, key: Callable[[str], str]) -> Content:
-    model, loading = chat.model, chat.loading
+def _who(chat: Controller, key: Callable[[str], str]) -> Content:
+    model, loading = chat.models.current, chat.models.loading
     if model is not None:
         facts = [f"{model.layers} layers", figures.size(model.weight_bytes), one_line(model.device)]
         return Content.assemble((one_line(model.name), "bold"), ("  " + " · ".join(facts), "$quiet"))
@@ -78,10 +77,10 @@ def _who(chat: Chat, key: Callable[[str], str]) -> Content:
     if loading.stage == "downloading" and loading.total_bytes:
         done = loading.done_bytes or 0
         return Content.assemble(
-            (f"{one_line(loading.ref)} is on its way ", "$quiet"), bar(done / loading.total_bytes, 16),
+            (f"Downloading {one_line(loading.ref)} ", "$quiet"), bar(done / loading.total_bytes, 16),
             (f" {figures.size(done)} of {figures.size(loading.total_bytes)}", "$quiet"),
         )  # fmt: skip
-    return Content.styled("The model is loading. You can write already.", "$quiet")
+    return Content.styled("The model is loading. You can already type.", "$quiet")
 
 
 def _examples() -> list[Content]:

@@ -1,4 +1,4 @@
-"""The conversations, by day; or what a search finds in their titles and messages."""
+"""The list of conversations by day, or search results in titles and messages."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from tqchat.ui import figures
 
 WIDTH = 26
 PAGE = 200
-"""Conversations listed at first, and more at each asking: all of some thousands would stop the screen."""
+"""Conversations listed at first and added per request; thousands at once would block the screen."""
 _MORE = "more"
 
 
 class ConversationList(Vertical):
-    """A search box, and the conversations with what their caches take; or the places that have its words."""
+    """A search box above the conversations with their cache sizes, or above the search results."""
 
     BORDER_TITLE = "Conversations"
 
     class Chosen(Message):
-        """The person opens a conversation, at a message if it was found by its words, ``wanted``."""
+        """A conversation was selected, with the message found if ``wanted`` was searched for."""
 
         def __init__(self, conversation_id: str, message_id: str | None = None, wanted: str = "") -> None:
             super().__init__()
             self.conversation_id, self.message_id, self.wanted = conversation_id, message_id, wanted
 
     class More(Message):
-        """The person wants to see earlier conversations as well: ``most`` has grown."""
+        """More conversations were requested: ``most`` has grown."""
 
     def __init__(self) -> None:
         super().__init__(id="conversations")
@@ -46,25 +46,25 @@ class ConversationList(Vertical):
         self._sizes: Mapping[str, int] = {}
         self._current: str | None = None
         self.most = PAGE
-        """How many conversations are listed. One more of them says that there are others."""
+        """Maximum conversations listed; pass one more to ``show`` to indicate that there are others."""
 
     def compose(self) -> ComposeResult:
-        """The box above, the list below."""
+        """Search box and list."""
         yield Input(placeholder="search everything", id="search", compact=True)
         yield OptionList(id="titles", compact=True, markup=False)
 
     def show(
         self, conversations: Sequence[Conversation], current: str | None, sizes: Mapping[str, int]
     ) -> None:
-        """Draw the list. ``sizes`` are bytes, where they are known."""
-        # The cursor stays where the person put it while the list is only drawn anew.
+        """Draw the list. ``sizes`` are cache bytes by conversation, where known."""
+        # Keep the cursor when the list is redrawn for the same conversation.
         marked = self.marked if current == self._current else None
         self._conversations, self._current, self._sizes = conversations, current, sizes
         self._draw(marked.id if marked else current)
 
     @property
     def marked(self) -> Conversation | None:
-        """The conversation under the cursor, while the list has the keys."""
+        """The conversation under the cursor, if the list has focus."""
         titles = self.query_one("#titles", OptionList)
         option = titles.highlighted_option if titles.has_focus else None
         if option is None or option.id is None:
@@ -72,7 +72,7 @@ class ConversationList(Vertical):
         return next((one for one in self._conversations if one.id == option.id.partition("/")[0]), None)
 
     def search_for(self, text: str) -> None:
-        """Look for words, with the cursor in the box."""
+        """Search for ``text`` and focus the search box."""
         box = self.query_one("#search", Input)
         box.value = text
         box.focus()
@@ -85,7 +85,7 @@ class ConversationList(Vertical):
             before = [None, *(hit.conversation_id for hit in self._hits)]
             titles.set_options([self._hit(hit, index, before[index]) for index, hit in enumerate(self._hits)])
             if not self._hits:
-                titles.add_option(Option(Content.styled("Nothing has these words.", "$quiet"), disabled=True))
+                titles.add_option(Option(Content.styled("No matches.", "$quiet"), disabled=True))
             return
         self._hits, self.border_subtitle = [], ""
         scroll = titles.scroll_y
@@ -98,7 +98,7 @@ class ConversationList(Vertical):
                 options.append(Option(Content.styled(day, "$quiet"), disabled=True))
             options.append(Option(self._line(conversation), id=conversation.id))
         if len(self._conversations) > self.most:
-            options.append(Option(Content.styled("▾ earlier ones", "$quiet"), id=_MORE))
+            options.append(Option(Content.styled("▾ show earlier", "$quiet"), id=_MORE))
         if not options:
             options.append(Option(Content.styled("None yet.", "$quiet"), disabled=True))
         titles.set_options(options)
@@ -107,7 +107,7 @@ class ConversationList(Vertical):
         titles.scroll_to(y=scroll, animate=False)
 
     def _hit(self, hit: SearchHit, index: int, before: str | None) -> Option:
-        """A title, unless the line above is of the same conversation, and the words found in a message."""
+        """A search result: title, unless the result above has the same, and the matching message text."""
         title = Content.styled(figures.fit(one_line(hit.title), WIDTH - 2), "bold")
         if hit.message_id is None:
             return Option(title, id=f"{hit.conversation_id}/{index}")

@@ -1,4 +1,4 @@
-"""Bars and curves out of block and braille characters."""
+"""Bars and curves of block and braille characters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from itertools import pairwise
 
 from textual.content import Content
 
-from tqchat.ui.state import Sample
+from tqchat.ui.controller.records import Sample
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _BRAILLE = ((0x40, 0x04, 0x02, 0x01), (0x80, 0x20, 0x10, 0x08))
-"""Dots of a braille cell by column, from the bottom up."""
+"""Bits of a braille cell's dots by column, from the bottom up."""
 
 
 def bar(fraction: float, width: int, style: str = "$accent") -> Content:
@@ -26,10 +26,10 @@ def bar(fraction: float, width: int, style: str = "$accent") -> Content:
 
 
 def curves(samples: Sequence[Sample], width: int, height: int) -> list[Content]:
-    """The cache over the conversation: a filled area for what it took, a line for what FP16 would have taken.
+    """Cache size against tokens: a filled area for the scheme, a line for FP16.
 
-    From the first measured token count on the left to the last on the right; from zero to the largest
-    figure upwards. Filled or line tells the two apart, not only the colour.
+    The horizontal axis spans the sampled token counts, the vertical one zero to the largest size. Area and
+    line differ in shape, not only in colour.
     """
     columns, rows = width * 2, height * 4
     top = max((max(sample.bytes, sample.fp16_bytes) for sample in samples), default=0)
@@ -57,8 +57,8 @@ def curves(samples: Sequence[Sample], width: int, height: int) -> list[Content]:
     return lines
 
 
-def changes(samples: Sequence[Sample], width: int) -> Content | None:
-    """A line below the curves with a mark where the scheme changed, and its name where there is room."""
+def scheme_marks(samples: Sequence[Sample], width: int) -> Content | None:
+    """A line below the curves with a mark and, if it fits, the new scheme's name at each scheme change."""
     first, last = samples[0].tokens, samples[-1].tokens
     line: list[str] = [" "] * width
     free = 0
@@ -67,7 +67,7 @@ def changes(samples: Sequence[Sample], width: int) -> Content | None:
             continue
         cell = round((after.tokens - first) / (last - first) * (width - 1))
         text = f"╵{after.scheme}"
-        if cell + len(text) > width:  # the name stands on the other side of its mark
+        if cell + len(text) > width:  # put the name left of its mark
             text = f"{after.scheme}╵"
             cell -= len(after.scheme)
         if cell < free:
@@ -79,7 +79,7 @@ def changes(samples: Sequence[Sample], width: int) -> Content | None:
 
 
 def _level(samples: Sequence[Sample], column: int, columns: int, top: int, rows: int, field: str) -> int:
-    """The row (0 is lowest) of a curve in a column: straight between samples of one scheme."""
+    """Row (0 is lowest) of a curve in a column, linearly interpolated between samples of one scheme."""
     first, last = samples[0].tokens, samples[-1].tokens
     tokens = first + (last - first) * column / (columns - 1)
     after = bisect_right(samples, tokens, key=lambda sample: sample.tokens)
@@ -92,14 +92,14 @@ def _level(samples: Sequence[Sample], column: int, columns: int, top: int, rows:
 
 
 def _on_line(levels: Sequence[int], column: int, level: int) -> bool:
-    """Whether a line through the levels passes here; where it jumps, the whole step is drawn."""
+    """Whether the line passes this cell; jumps are drawn as vertical steps."""
     here = levels[column]
     before = levels[column - 1] if column else here
     return level == here or min(before, here) < level < max(before, here)
 
 
 def _joined(pieces: Sequence[tuple[str, str]]) -> Content:
-    """Neighbours of one style as one span: a quarter of the spans to draw."""
+    """Merge neighbours of one style into one span, which draws faster."""
     runs: list[tuple[str, str]] = []
     for text, style in pieces:
         if runs and runs[-1][1] == style:

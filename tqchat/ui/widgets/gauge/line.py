@@ -1,4 +1,4 @@
-"""The gauge on one line, where there is no room for the panel."""
+"""The gauge on one line, for terminals too narrow for the panel."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class GaugeLine(Static):
         self._reading: Reading | None = None
 
     def show(self, reading: Reading) -> None:
-        """Draw a reading."""
+        """Show a reading."""
         self._reading = reading
         self._draw()
 
     def on_resize(self) -> None:
-        """Another width holds other parts."""
+        """Fit the parts to the new width."""
         self._draw()
 
     async def on_click(self) -> None:
-        """All of it."""
+        """Open the panel."""
         await self.run_action("app.act('toggle_gauge')")
 
     def _draw(self) -> None:

@@ -1,4 +1,4 @@
-"""The gauge at full size: what the cache takes, over the conversation and part by part."""
+"""The full gauge: cache size over the conversation and by part."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from textual.widgets import Static
 from tqchat.kv.memory import MemoryReport
 from tqchat.text import printable
 from tqchat.ui import figures
-from tqchat.ui.widgets.gauge.drawing import bar, changes, curves
-from tqchat.ui.widgets.gauge.reading import Reading, bits, others
+from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
+from tqchat.ui.widgets.gauge.reading import Reading, bits, scheme_sizes
 from tqchat.ui.widgets.gauge.room import room
 from tqchat.ui.widgets.gauge.strip import strip
 
@@ -27,7 +27,7 @@ class GaugePanel(Static):
         self._shown: Reading | None = None
 
     def show(self, reading: Reading) -> None:
-        """Draw a reading. Cheap: one widget, one piece of content."""
+        """Show a reading."""
         if reading == self._shown:
             return
         self._shown = reading
@@ -64,7 +64,7 @@ def _lines(reading: Reading) -> list[Content]:
         )
         span = f"{figures.number(samples[0].tokens)}–{figures.number(samples[-1].tokens)} tok"
         gap = " " * max(1, WIDTH - legend.cell_length - len(span))
-        if (marked := changes(samples, WIDTH)) is not None:
+        if (marked := scheme_marks(samples, WIDTH)) is not None:
             drawn.append(marked)
         lines += [*drawn, Content.assemble(legend, gap, (span, "$quiet")), Content("")]
     lines += [
@@ -102,7 +102,7 @@ def _side(side: str, report: MemoryReport) -> Content:
 
 
 def _room(reading: Reading) -> list[Content]:
-    """What still fits into the memory budget, against what would under FP16."""
+    """Tokens that still fit into the memory budget, under the scheme and under FP16."""
     if reading.report is None or reading.budget is None:
         return []
     found = room(reading.report, reading.budget)
@@ -116,8 +116,8 @@ def _room(reading: Reading) -> list[Content]:
 
 
 def _others(report: MemoryReport) -> list[Content]:
-    """A bar for every scheme: what it would take now; the one in force is marked, and counted."""
-    taken = others(report)
+    """A bar for each scheme's predicted size; the active scheme is marked, and its size counted."""
+    taken = scheme_sizes(report)
     most = max(size for _, size, _ in taken)
     lines = [Content.styled("the same tokens under", "$quiet")]
     for name, size, in_force in taken:

@@ -1,4 +1,4 @@
-"""What the gauge says, as a reading of the live figures: the panel and the line both show this."""
+"""The figures that the gauge's panel and line show."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, Scheme
 from tqchat.ui import figures
-from tqchat.ui.state import History
+from tqchat.ui.controller.records import History
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Everything the gauge needs. ``report`` is ``None`` until the engine has counted the cache."""
+    """Input of the gauge. ``report`` is ``None`` until the engine has counted the cache."""
 
     scheme: Scheme
     report: MemoryReport | None
@@ -25,39 +25,39 @@ class Reading:
 
     @property
     def fraction(self) -> float:
-        """What is taken of what FP16 would take."""
+        """Cache bytes divided by FP16 bytes."""
         report = self.report
         return report.bytes / report.fp16_bytes if report and report.fp16_bytes else 0.0
 
     @property
     def coverage(self) -> str:
-        """``8 of 8``: layers that hold packed tokens now."""
+        """``8 of 8``: layers with packed tokens."""
         report = self.report
         return f"{report.layers_compressed} of {report.layers_total}" if report else ""
 
     @property
     def explanations(self) -> list[str]:
-        """Why less is compressed than the scheme's name promises: nothing packed yet, layers out of reach."""
+        """Reasons why fewer layers are compressed than the scheme suggests."""
         report, scheme = self.report, self.scheme
         if report is None or not scheme.compresses:
             return []
-        said = []
+        sentences = []
         reached = [layer for layer in report.layers if layer.reason is None]
         start = scheme.sinks + scheme.tail + TILE
         if reached and not report.packed_tokens:
-            said.append(
+            sentences.append(
                 f"Packs after {figures.tokens(start)}."
                 if report.tokens < start
                 else "Packs with the next reply."
             )
         reasons = Counter(layer.reason for layer in report.layers if layer.reason is not None)
         for reason, count in reasons.items():
-            said.append(f"{count} {'layer stays' if count == 1 else 'layers stay'} as is: {reason}")
-        return said
+            sentences.append(f"{count} {'layer stays' if count == 1 else 'layers stay'} as is: {reason}")
+        return sentences
 
 
 def bits(report: MemoryReport, side: str) -> float | None:
-    """Bits per key or value as held now, tail and sinks included; ``None`` where no layer has any."""
+    """Average bits per key or value, tail and sinks included; ``None`` without tokens."""
     count = sum(
         layer.tokens * layer.heads * (layer.key_dim if side == "keys" else layer.value_dim)
         for layer in report.layers
@@ -66,9 +66,10 @@ def bits(report: MemoryReport, side: str) -> float | None:
     return held * 8 / count if count else None
 
 
-def others(report: MemoryReport) -> list[tuple[str, int, bool]]:
-    """What every listed scheme would take for these tokens, in the lists' order. The one in force (``True``)
-    is counted.
+def scheme_sizes(report: MemoryReport) -> list[tuple[str, int, bool]]:
+    """Name, bytes for these tokens, and whether it is active, for each listed scheme.
+
+    Bytes of the active scheme are counted, the scheme_sizes predicted.
     """
     return [
         (scheme.name, report.bytes, True)

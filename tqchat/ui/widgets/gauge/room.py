@@ -1,4 +1,4 @@
-"""How many more tokens the memory budget holds."""
+"""Tokens that still fit into the memory budget."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import lru_cache
 from tqchat.engine.memory.shapes import bytes_by_scheme
 from tqchat.kv.memory import MemoryReport
 
-_SPAN = 4096
+_PROBE_TOKENS = 4096
 
 
 def room(report: MemoryReport, budget: int) -> tuple[int, int] | None:
-    """Tokens that still fit into ``budget`` bytes under the scheme in force, and under FP16.
+    """Tokens that still fit into ``budget`` bytes under the active scheme, and under FP16.
 
-    Reckoned from the bytes held now and what each further token takes in this cache's own layers; ``None``
-    where that cannot be said: no token yet, or layers that do not grow.
+    Computed from the bytes held now and the bytes per further token of this cache's layers; ``None`` without
+    tokens or if no layer grows.
     """
     if not report.tokens:
         return None
@@ -26,7 +26,7 @@ def room(report: MemoryReport, budget: int) -> tuple[int, int] | None:
 
 
 def _shape(report: MemoryReport) -> MemoryReport:
-    """The report of one token in the same layers: equal, and so reckoned once, while a cache grows."""
+    """The report reduced to one token per layer: the same while a cache grows, so the result is cached."""
     return replace(
         report,
         tokens=1,
@@ -51,10 +51,10 @@ def _shape(report: MemoryReport) -> MemoryReport:
 
 @lru_cache(maxsize=16)
 def _bytes_per_token(shape: MemoryReport) -> tuple[float, float]:
-    """What a further token takes under the scheme in force and under FP16; zeros for an unlisted scheme."""
-    # Far enough out that tail and sinks are full.
-    near, far = bytes_by_scheme(shape, _SPAN), bytes_by_scheme(shape, 2 * _SPAN)
+    """Bytes per further token under the active scheme and FP16; zeros for an unlisted scheme."""
+    # Both lengths are long enough that tail and sinks are full.
+    near, far = bytes_by_scheme(shape, _PROBE_TOKENS), bytes_by_scheme(shape, 2 * _PROBE_TOKENS)
     if shape.scheme not in near:
         return 0.0, 0.0
-    ours, raw = ((far[name] - near[name]) / _SPAN for name in (shape.scheme, "fp16"))
+    ours, raw = ((far[name] - near[name]) / _PROBE_TOKENS for name in (shape.scheme, "fp16"))
     return ours, raw

@@ -1,4 +1,4 @@
-"""The layers as a strip: one mark a layer, and a line for each sort of layer where they differ."""
+"""The layer strip: one mark per layer, and a legend if layers differ."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tqchat.kv.memory import LayerReport, MemoryReport
 from tqchat.ui import figures
 
 MARKS = {"▇": "$accent", "▅": "$accent", "▂": "$accent", "░": "$quiet", "~": "$quiet", "×": "$warning"}
-"""Packed; packed in a sliding window; packed under another scheme than the rest; still raw; state that does
-not grow; out of the scheme's reach."""
+"""Marks: packed; packed, sliding window; packed under another scheme; still raw; recurrent state; not
+compressible by the scheme."""
 
 
-class Sort(NamedTuple):
-    """What tells layers apart at a glance."""
+class LayerGroup(NamedTuple):
+    """Layers that share a line of the legend."""
 
     mark: str
     kind: str
@@ -24,25 +24,25 @@ class Sort(NamedTuple):
     window: int | None
 
 
-def sort(layer: LayerReport, scheme: str) -> Sort:
-    """Which sort a layer of a cache under ``scheme`` is of."""
+def layer_group(layer: LayerReport, scheme: str) -> LayerGroup:
+    """The group of a layer in a cache under ``scheme``."""
     if layer.compressed:
         mark = "▂" if layer.scheme != scheme else "▅" if layer.kind == "sliding" else "▇"
     elif layer.reason is None:
         mark = "░"
     else:
         mark = "~" if layer.kind == "recurrent" else "×"
-    return Sort(mark, layer.kind, layer.scheme, layer.window)
+    return LayerGroup(mark, layer.kind, layer.scheme, layer.window)
 
 
 def strip(report: MemoryReport, width: int) -> list[Content]:
-    """Rows of marks; where the layers differ, what each mark stands for: ``▅ 20 sliding (1,024) turbo4``."""
-    sorts = [sort(layer, report.scheme) for layer in report.layers]
+    """Rows of marks; if layers differ, a legend: ``▅ 20 sliding (1,024) turbo4``."""
+    groups = [layer_group(layer, report.scheme) for layer in report.layers]
     lines = [
-        Content.assemble(*((one.mark, MARKS[one.mark]) for one in sorts[start : start + width]))
-        for start in range(0, len(sorts), width)
+        Content.assemble(*((one.mark, MARKS[one.mark]) for one in groups[start : start + width]))
+        for start in range(0, len(groups), width)
     ]
-    counted = Counter(sorts)
+    counted = Counter(groups)
     if len(counted) > 1:
         for one, count in counted.items():
             window = f" ({figures.short(one.window)})" if one.window else ""

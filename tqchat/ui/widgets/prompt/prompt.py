@@ -1,4 +1,4 @@
-"""Where a message is written."""
+"""The input for messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
-LONG_PASTE, LONG_PASTE_LINES = 1_500, 15
-"""Characters or lines from which on a pasted text is folded."""
-LONG_TEXT = 20_000
-"""Characters from which on a text that comes back (a draft, an earlier message) is."""
+LONG_PASTE_CHARACTERS, LONG_PASTE_LINES = 1_500, 15
+"""A longer pasted text is folded into a placeholder."""
+LONG_TEXT_CHARACTERS = 20_000
+"""A longer unsent text or earlier message is folded when it is put back."""
 
 
 KEY_HELP: tuple[tuple[str, str], ...] = (
@@ -25,9 +25,9 @@ KEY_HELP: tuple[tuple[str, str], ...] = (
 
 
 class Prompt(TextArea):
-    """Several lines of text; Enter sends.
+    """A multi-line input; Enter sends.
 
-    Up at the first line goes back through earlier messages, down at the last comes forward.
+    Up on the first line recalls earlier messages, Down on the last line later ones.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -36,9 +36,9 @@ class Prompt(TextArea):
     ]
 
     class Submitted(Message):
-        """The person sends the text. It stays until ``Prompt.clear_sent`` says that it is on disk.
+        """The text was submitted. It stays in the prompt until ``Prompt.clear_sent``.
 
-        ``typed`` is what was written by hand: the text without what was pasted and folded.
+        ``typed`` is the text with placeholders instead of folded pastes.
         """
 
         def __init__(self, text: str, typed: str) -> None:
@@ -46,7 +46,7 @@ class Prompt(TextArea):
             self.text, self.typed = text, typed
 
     class Completing(Message):
-        """The person asks for the rest of what is written: Tab; or goes over what is offered."""
+        """A completion was requested (step 0), or the selection moves by ``step``."""
 
         def __init__(self, step: int = 0) -> None:
             super().__init__()
@@ -61,80 +61,80 @@ class Prompt(TextArea):
         )
         self._history: list[str] = []
         self._position: int | None = None
-        self._draft = ""
+        self._unsent = ""
         self._pasted: dict[str, str] = {}
         self._sent: tuple[str, dict[str, str], tuple[int, int]] = ("", {}, (0, 0))
         self.offering = False
-        """Whether completions are shown: arrows go over them."""
+        """Whether completions are shown, so that arrows move through them."""
         self.enter_completes = False
-        """Whether Enter takes one instead of sending."""
+        """Whether Enter accepts a completion instead of sending."""
 
     @property
     def whole(self) -> str:
-        """The text, with what was pasted in place of what stands for it."""
+        """The text with placeholders replaced by the pasted texts."""
         text = self.text
-        for chip, pasted in self._pasted.items():
-            text = text.replace(chip, pasted)
+        for placeholder, pasted in self._pasted.items():
+            text = text.replace(placeholder, pasted)
         return text
 
     def remember(self, texts: list[str]) -> None:
-        """The earlier messages that up goes through, oldest first."""
+        """Set the messages that Up recalls, oldest first."""
         self._history = texts
         self._position = None
 
     def put(self, text: str) -> None:
-        """Replace the text, with the cursor at its end. A very long one is folded."""
-        self.text = self._fold(text) if len(text) > LONG_TEXT else text
+        """Replace the text and move the cursor to its end; a very long text is folded."""
+        self.text = self._fold(text) if len(text) > LONG_TEXT_CHARACTERS else text
         self.move_cursor(self.document.end)
 
     def complete(self, start: int, insert: str) -> None:
-        """Put a completion in the place of what was begun at column ``start``."""
+        """Replace the text from column ``start`` to the cursor with a completion."""
         row, column = self.cursor_location
         self.replace(insert, (row, start), (row, column))
 
     @property
     def before_cursor(self) -> str:
-        """The cursor's line, up to the cursor."""
+        """The cursor's line up to the cursor."""
         row, column = self.cursor_location
         return self.document.get_line(row)[:column]
 
     def _fold(self, text: str) -> str:
-        """What stands for a long text."""
-        chip = f"[pasted text {len(self._pasted) + 1}: {len(text):,} characters]"
-        self._pasted[chip] = text
-        return chip
+        """Store a long text; its placeholder."""
+        placeholder = f"[pasted text {len(self._pasted) + 1}: {len(text):,} characters]"
+        self._pasted[placeholder] = text
+        return placeholder
 
     def take_back(self, text: str) -> None:
-        """A message that was not answered returns, before whatever has been written since."""
+        """Put an unanswered message back, before any text written since."""
         written = self.text
         self.put(f"{text}\n\n{written}" if written.strip() else text)
 
     def clear_sent(self) -> None:
-        """The text was sent."""
+        """Clear the prompt and add its text to the history."""
         self._sent = self.text, dict(self._pasted), self.cursor_location
         self._history.append(self.whole)
-        self._position, self._draft = None, ""
+        self._position, self._unsent = None, ""
         self._pasted.clear()
         self.clear()
 
     def restore_sent(self) -> None:
-        """Undo ``clear_sent``: what was sent has been refused."""
+        """Undo ``clear_sent``: the submitted text was refused."""
         text, self._pasted, cursor = self._sent
         self._history.pop()
         self.text = text
         self.move_cursor(cursor)
 
     def action_send(self) -> None:
-        """Hand the text over, if there is any."""
+        """Submit the text unless it is blank."""
         if self.text.strip():
             self.post_message(self.Submitted(self.whole, self.text))
 
     def action_newline(self) -> None:
-        """Break the line here."""
+        """Insert a line break."""
         self.insert("\n")
 
     async def _on_key(self, event: events.Key) -> None:
-        # TextArea takes Enter as text before bindings are looked at.
+        # TextArea inserts Enter before bindings are checked.
         own = True
         if event.key == "tab" or (event.key == "enter" and self.enter_completes):
             self.post_message(self.Completing())
@@ -143,32 +143,32 @@ class Prompt(TextArea):
         elif event.key in ("up", "down") and self.offering:
             self.post_message(self.Completing(-1 if event.key == "up" else 1))
         else:
-            own = event.key in ("backspace", "delete") and self._delete_chip(event.key == "backspace")
+            own = event.key in ("backspace", "delete") and self._delete_placeholder(event.key == "backspace")
         if own:
             event.stop()
             event.prevent_default()
             return
         await super()._on_key(event)
 
-    def _delete_chip(self, backwards: bool) -> bool:
-        """Delete what stands for a pasted text as one, if the cursor touches it; whether it does."""
+    def _delete_placeholder(self, backwards: bool) -> bool:
+        """Delete a whole placeholder next to the cursor; whether there was one."""
         if self.selection.start != self.selection.end:
             return False
         row, column = self.cursor_location
         line = self.document.get_line(row)
-        for chip in self._pasted:
-            start = line.find(chip)
+        for placeholder in self._pasted:
+            start = line.find(placeholder)
             while start >= 0:
-                end = start + len(chip)
+                end = start + len(placeholder)
                 if (start < column <= end) if backwards else (start <= column < end):
                     self.delete((row, start), (row, end))
                     return True
-                start = line.find(chip, end)
+                start = line.find(placeholder, end)
         return False
 
     async def _on_paste(self, event: events.Paste) -> None:
-        # A long text is one mark in the prompt: what is being written stays in view.
-        if len(event.text) > LONG_PASTE or event.text.count("\n") >= LONG_PASTE_LINES:
+        # A placeholder keeps the typed text in view.
+        if len(event.text) > LONG_PASTE_CHARACTERS or event.text.count("\n") >= LONG_PASTE_LINES:
             event.stop()
             event.prevent_default()
             self.insert(self._fold(event.text))
@@ -176,13 +176,13 @@ class Prompt(TextArea):
         await super()._on_paste(event)
 
     def action_cursor_up(self, select: bool = False) -> None:
-        """Up, or to the message before where there is no line above."""
+        """Move up, or recall the previous message on the first line."""
         if not select and self._at_first_row() and self._recall(-1):
             return
         super().action_cursor_up(select)
 
     def action_cursor_down(self, select: bool = False) -> None:
-        """Down, or to the message after where there is no line below."""
+        """Move down, or recall the next message on the last line."""
         if not select and self._at_last_row() and self._recall(1):
             return
         super().action_cursor_down(select)
@@ -194,13 +194,13 @@ class Prompt(TextArea):
         return bool(self.navigator.is_last_wrapped_line(self.cursor_location))
 
     def _recall(self, step: int) -> bool:
-        """Go ``step`` through the history; what was being written comes back after its end."""
+        """Move ``step`` through the history; after its end the unsent text returns."""
         here = len(self._history) if self._position is None else self._position
         there = here + step
         if not 0 <= there <= len(self._history) or (step > 0 and self._position is None):
             return False
         if self._position is None:
-            self._draft = self.text
+            self._unsent = self.text
         self._position = None if there == len(self._history) else there
-        self.put(self._draft if self._position is None else self._history[there])
+        self.put(self._unsent if self._position is None else self._history[there])
         return True

@@ -1,4 +1,4 @@
-"""How what is written in the prompt may go on."""
+"""Completions for the text in the prompt."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from textual.widgets import Static
 from tqchat.text import one_line
 from tqchat.ui.input.completion import Offer
 
-SHOWN = 6
+MAX_ROWS = 6
 
 
 class Suggestions(Static):
-    """Lines above the prompt: arrows choose one, Tab takes it."""
+    """Lines above the prompt: arrows select, Tab accepts."""
 
     def __init__(self) -> None:
         super().__init__("", id="suggestions", markup=False)
@@ -23,28 +23,28 @@ class Suggestions(Static):
         self._offers: Sequence[Offer] = ()
         self._at = 0
         self.moved = False
-        """Whether the person has chosen, and not only been offered."""
+        """Whether the user has moved the selection."""
 
     @property
     def chosen(self) -> Offer | None:
-        """What Tab takes."""
+        """The selected completion."""
         return self._offers[self._at] if self._offers else None
 
     def show(self, offers: Sequence[Offer]) -> None:
-        """Offer these, or nothing."""
+        """Show these completions; none hides the widget."""
         self._offers, self._at, self.moved = offers, 0, False
         self.display = bool(offers)
         self._draw()
 
     def move(self, step: int) -> None:
-        """Go over them."""
+        """Move the selection."""
         if self._offers:
             self._at, self.moved = (self._at + step) % len(self._offers), True
             self._draw()
 
     def _draw(self) -> None:
-        first = max(0, min(self._at - SHOWN // 2, len(self._offers) - SHOWN))
-        shown = self._offers[first : first + SHOWN]
+        first = max(0, min(self._at - MAX_ROWS // 2, len(self._offers) - MAX_ROWS))
+        shown = self._offers[first : first + MAX_ROWS]
         labels = [one_line(offer.label) for offer in shown]
         width = max((cell_len(label) for label in labels), default=0)
         rows: list[Content] = []
@@ -58,6 +58,6 @@ class Suggestions(Static):
                     ("  Tab" if here else "", "$accent"),
                 )
             )
-        if len(self._offers) > SHOWN:
+        if len(self._offers) > MAX_ROWS:
             rows.append(Content.styled(f"  {self._at + 1} of {len(self._offers)}  ↑ ↓", "$quiet"))
         self.update(Content("\n").join(rows))

@@ -1,0 +1,1 @@
+"""Attention from packed storage in plain MLX operations, and the hook into mlx-lm's models."""

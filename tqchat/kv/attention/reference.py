@@ -1,0 +1,116 @@
+"""Attention over packed tokens in plain MLX operations; kernels are verified against it."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from tqchat.kv.storage.side import Side
+
+BLOCK_BYTES = 4 << 20
+"""Limit on the scores or dequantised vectors held at a time; longer histories are processed in blocks."""
+
+MIN_BLOCK_TOKENS = 64
+"""Lower bound of a block."""
+MASKED_SCORE = -1e30
+"""Score of masked tokens and initial maximum; finite, since a difference of infinities is NaN."""
+
+
+def attention(
+    queries: mx.array,
+    keys: Side,
+    values: Side,
+    scale: float,
+    mask: mx.array | str | None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """Scaled dot-product attention against packed storage; scores, softmax and sums are float32.
+
+    Queries are rotated once, products are taken in the rotated space, and only the sum is rotated back.
+
+    Args:
+        queries: ``[batch, query_heads, rows, key_dim]``, any float dtype; query_heads a multiple of KV heads.
+        mask: ``None``, ``"causal"`` (the rows are the last tokens), or boolean/additive, broadcastable to
+            ``[batch, query_heads, rows, tokens]``.
+        sinks: Learned attention sinks, one logit per query head ``[query_heads]`` (gpt-oss), or ``None``.
+
+    Returns:
+        ``[batch, query_heads, rows, value_dim]`` in the queries' dtype.
+    """
+    batch, query_heads, rows, _ = queries.shape
+    heads = keys.shape[1]
+    scaled = (queries.astype(mx.float32) * scale).reshape(batch, heads, query_heads // heads * rows, -1)
+    if sinks is not None:
+        sinks = mx.broadcast_to(sinks.astype(mx.float32).reshape(1, -1, 1, 1), (batch, query_heads, rows, 1))
+    token_bytes = 4 * batch * max(query_heads * rows, heads * max(keys.head_dim, values.head_dim))
+    block = max(MIN_BLOCK_TOKENS, BLOCK_BYTES // token_bytes)
+    if keys.length <= block:
+        output = _one_pass(scaled, rows, keys, values, mask, sinks)
+    else:
+        output = _blockwise(scaled, rows, keys, values, mask, sinks, block)
+    return output.reshape(batch, query_heads, rows, -1).astype(queries.dtype)
+
+
+def _one_pass(
+    scaled: mx.array, rows: int, keys: Side, values: Side, mask: mx.array | str | None, sinks: mx.array | None
+) -> mx.array:
+    batch, heads, all_rows, _ = scaled.shape
+    scores = keys.scores(keys.fold(scaled))
+    if sinks is None and (mask is None or (rows == 1 and isinstance(mask, str))):
+        return values.combine(mx.softmax(scores, axis=-1, precise=True), depends_on=scaled)
+    scores = _masked(scores.reshape(batch, -1, rows, keys.length), mask, 0, keys.length)
+    if sinks is not None:
+        scores = mx.concatenate([sinks, scores], axis=-1)
+    weights = mx.softmax(scores, axis=-1, precise=True)
+    if sinks is not None:
+        weights = weights[..., 1:]
+    return values.combine(weights.reshape(batch, heads, all_rows, -1), depends_on=scaled)
+
+
+def _blockwise(
+    scaled: mx.array,
+    rows: int,
+    keys: Side,
+    values: Side,
+    mask: mx.array | str | None,
+    sinks: mx.array | None,
+    block: int,
+) -> mx.array:
+    """The same in blocks of ``block`` tokens, with a running softmax (online softmax)."""
+    batch, heads, all_rows, _ = scaled.shape
+    shape = (batch, heads, all_rows, 1)
+    top = mx.full(shape, MASKED_SCORE) if sinks is None else sinks.reshape(shape)
+    total = mx.zeros(shape) if sinks is None else mx.ones(shape)
+    output = mx.zeros((batch, heads, all_rows, values.head_dim))
+    folded = keys.fold(scaled)
+    for start in range(0, keys.length, block):
+        end = min(start + block, keys.length)
+        scores = keys.scores(folded, start, end).reshape(batch, -1, rows, end - start)
+        scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, all_rows, -1)
+        new_top = mx.maximum(top, scores.max(axis=-1, keepdims=True))
+        weights = mx.exp(scores - new_top)
+        rescale = mx.exp(top - new_top)
+        total = total * rescale + weights.sum(axis=-1, keepdims=True)
+        output = output * rescale + values.combine(
+            weights, start, end, depends_on=scaled if start == 0 else output
+        )
+        top = new_top
+        if rows > 1:
+            # Otherwise MLX may compute the scores of all blocks first, using the memory of one pass.
+            mx.eval(output, total, top)
+    return output / total
+
+
+def _masked(scores: mx.array, mask: mx.array | str | None, start: int, tokens: int) -> mx.array:
+    """Scores of tokens ``start`` and following, out of ``tokens``, under a mask for all of them."""
+    if mask is None:
+        return scores
+    rows, count = scores.shape[-2:]
+    if isinstance(mask, str):
+        if start + count <= tokens - rows + 1:
+            return scores
+        mask = mx.arange(tokens - rows, tokens)[:, None] >= mx.arange(start, start + count)[None]
+    elif mask.shape[-1] == tokens:
+        mask = mask[..., start : start + count]
+    if mask.dtype == mx.bool_:
+        return mx.where(mask, scores, mx.array(MASKED_SCORE, scores.dtype))
+    return scores + mx.maximum(mask.astype(mx.float32), MASKED_SCORE)

@@ -1,0 +1,1 @@
+"""Vectors <-> codes: rotation, codebook, packing, fitting. Method and figures: ``tqchat/kv/CODEC.md``."""

@@ -1,0 +1,188 @@
+"""The interface of storage formats, and the raw format.
+
+Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can append, trim and slice
+along the token axis without knowing the format. ``multiply`` and ``sum`` are attention's two products with
+stored vectors. Rotation and balance are applied to queries (``fold``) and undone on sums (``unfold``); the
+caller adds the contribution of the mean to scores and sums.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self
+
+import mlx.core as mx
+
+from tqchat.kv.codec.fitting import QueryStatistics
+
+Block = tuple[mx.array, ...]
+"""Encoded vectors: arrays ``[batch, heads, tokens, ...]``."""
+
+
+class Format(Protocol):
+    """Encoder and decoder of vectors, and attention's products with encoded ones."""
+
+    @property
+    def mean(self) -> mx.array | None:
+        """Vector subtracted before encoding, not part of ``multiply`` and ``sum``: float16 ``[batch, heads,
+        1, head_dim]``.
+        """
+        ...
+
+    @property
+    def shared(self) -> dict[str, mx.array]:
+        """Arrays that decoding needs and all layers share, by name."""
+        ...
+
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        """Arrays that decoding needs and ``fit`` made for this layer, by name."""
+        ...
+
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> Format:
+        """This format fitted to vectors, before the first of them is encoded.
+
+        Args:
+            x: ``[batch, heads, tokens, head_dim]``.
+        """
+        ...
+
+    def encode(self, x: mx.array) -> Block:
+        """Encode vectors ``[batch, heads, tokens, head_dim]``."""
+        ...
+
+    def decode(self, block: Block) -> mx.array:
+        """The vectors of a block, float32 ``[batch, heads, tokens, head_dim]``."""
+        ...
+
+    def prepare(self, block: Block) -> Block:
+        """Arguments of ``multiply`` and ``sum`` for a block, reusable: views of its arrays."""
+        ...
+
+    def fold(self, queries: mx.array) -> mx.array:
+        """Map queries to the space of stored vectors.
+
+        ``queries @ decode(block)^T == folded @ stored^T + queries @ mean^T``, where ``stored`` is centroids
+        times gain (turbo) or the dequantised groups (affine).
+
+        Args:
+            queries: float32 ``[batch, heads, rows, head_dim]``.
+
+        Returns:
+            float32 ``[batch, heads, rows, stored_dim]``.
+        """
+        ...
+
+    def unfold(self, total: mx.array) -> mx.array:
+        """Map sums of stored vectors back to the space of values, without the mean.
+
+        Args:
+            total: Weighted sums of stored vectors, float32 ``[batch, heads, rows, stored_dim]``.
+
+        Returns:
+            float32 ``[batch, heads, rows, head_dim]``.
+        """
+        ...
+
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+        """Dot products of folded queries with stored vectors.
+
+        Args:
+            folded: float32 ``[batch, heads, rows, stored_dim]``.
+            prepared: A block from ``prepare``.
+
+        Returns:
+            float32 ``[batch, heads, rows, tokens]``.
+        """
+        ...
+
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+        """Weighted sums of stored vectors.
+
+        Args:
+            weights: float32 ``[batch, heads, rows, tokens]``.
+            prepared: A block from ``prepare``.
+            depends_on: An array evaluated before the weights; dequantising may start once it is there, in
+                parallel with computing the weights.
+
+        Returns:
+            float32 ``[batch, heads, rows, stored_dim]``.
+        """
+        ...
+
+
+class FittedFormat:
+    """Common part of the formats: mean and balance.
+
+    ``mean`` is subtracted from vectors and restored exactly in scores and sums; it absorbs large key biases.
+    ``balance`` (keys only) multiplies each channel and divides the queries': sqrt(rms of queries / rms of
+    keys) minimises the error of their product among diagonal maps, and makes the codec independent of how a
+    model scales its channels. Both are float16 ``[batch, heads, 1, head_dim]``, and fixed once the first
+    vector is encoded.
+    """
+
+    mean: mx.array | None = None
+    balance: mx.array | None = None
+
+    @property
+    def shared(self) -> dict[str, mx.array]:
+        return {}
+
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        named = {"mean": self.mean, "balance": self.balance}
+        return {name: array for name, array in named.items() if array is not None}
+
+    def fold(self, queries: mx.array) -> mx.array:
+        return self._to_stored(queries if self.balance is None else queries / self.balance)
+
+    def unfold(self, total: mx.array) -> mx.array:
+        total = self._from_stored(total)
+        return total if self.balance is None else total / self.balance
+
+    def decode(self, block: Block) -> mx.array:
+        vectors = self.unfold(self._dequantise(self.prepare(block)))
+        return vectors if self.mean is None else vectors + self.mean
+
+    def prepare(self, block: Block) -> Block:
+        return block
+
+    def _centre_and_balance(self, x: mx.array) -> mx.array:
+        """Vectors as they are rotated and quantised: float32, mean subtracted, balanced."""
+        x = x.astype(mx.float32)
+        if self.mean is not None:
+            x = x - self.mean
+        return x if self.balance is None else x * self.balance
+
+    def _to_stored(self, x: mx.array) -> mx.array:
+        raise NotImplementedError
+
+    def _from_stored(self, x: mx.array) -> mx.array:
+        raise NotImplementedError
+
+    def _dequantise(self, prepared: Block) -> mx.array:
+        raise NotImplementedError
+
+
+class RawFormat(FittedFormat):
+    """Vectors unchanged."""
+
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> Self:
+        return self
+
+    def encode(self, x: mx.array) -> Block:
+        return (x,)
+
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+        return folded @ self._dequantise(prepared).swapaxes(-1, -2)
+
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+        return weights @ self._dequantise(prepared)
+
+    def _to_stored(self, x: mx.array) -> mx.array:
+        return x
+
+    def _from_stored(self, x: mx.array) -> mx.array:
+        return x
+
+    def _dequantise(self, prepared: Block) -> mx.array:
+        return prepared[0].astype(mx.float32)

@@ -1,0 +1,149 @@
+"""Turbo format: rotation and a Lloyd-Max codebook (TurboQuant)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import mlx.core as mx
+
+from tqchat.kv.codec.base import Block, FittedFormat
+from tqchat.kv.codec.codebook import quantise
+from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys, fit_mean
+from tqchat.kv.codec.packing import byte_planes, lookup, pack
+from tqchat.kv.codec.rotation import Rotation
+from tqchat.kv.codec.rounding import quantise_shaped
+
+_MAX_TRANSPOSED_ROWS = 4
+"""Query rows up to which a CPU's BLAS is up to twice as fast with the long history as left operand."""
+
+
+@lru_cache(maxsize=1)
+def _value_stream() -> mx.ThreadLocalStream:
+    """CPU stream that dequantises values while scores are computed, at the cost of holding both dequantised.
+
+    Thread-local: each attending thread gets its own.
+    """
+    return mx.new_thread_local_stream(mx.cpu)
+
+
+def _columns(rows: mx.array) -> mx.array:
+    """Rows ``[batch, heads, rows, dim]`` transposed and contiguous, as BLAS needs them."""
+    if rows.shape[2] == 1:
+        return rows.reshape(*rows.shape[:2], -1, 1)
+    return mx.contiguous(rows.swapaxes(-1, -2))
+
+
+@dataclass(frozen=True)
+class TurboFormat(FittedFormat):
+    """TurboQuant: rotate, divide by the norm, quantise each coordinate with a Lloyd-Max codebook.
+
+    A block is packed codes ``uint32 [batch, heads, tokens, words]`` and gains ``float16 [batch, heads,
+    tokens, 1]``, the factor of a vector's centroids. Lloyd-Max centroids shrink a vector; the gain restores
+    its own component, so that neither scores nor sums shrink on average.
+
+    ``fit`` sets ``mean`` and, for keys, ``balance`` and ``metric``, the cost of an error in each balanced
+    channel, float16 of the same shape. Keys are rounded so that errors fall where queries are weak, and their
+    gain preserves the component in that metric, because queries that attend to a key are aligned with it in
+    that metric. The gain of an unfitted key preserves its length.
+
+    A non-finite vector decodes to NaN, as from a raw cache, and is left out of the fit, so that other vectors
+    are unaffected and nothing of it remains once it is trimmed.
+
+    Source: TurboQuant (arXiv 2504.19874), algorithm 1, without the residual stage; gain as in EDEN (arXiv
+    2108.08842); rounding in ``rounding``.
+    """
+
+    bits: int
+    rotation: Rotation
+    role: Literal["key", "value"]
+    mean: mx.array | None = None
+    balance: mx.array | None = None
+    metric: mx.array | None = None
+
+    @property
+    def shared(self) -> dict[str, mx.array]:
+        return {"rotation": self.rotation.array}
+
+    @property
+    def fitted(self) -> dict[str, mx.array]:
+        return super().fitted | ({} if self.metric is None else {"metric": self.metric})
+
+    def fit(self, x: mx.array, statistics: QueryStatistics) -> TurboFormat:
+        if self.role == "value":
+            return replace(self, mean=fit_mean(x))
+        fitted = fit_keys(x, statistics)
+        return replace(self, mean=fitted.mean, balance=fitted.balance, metric=fitted.metric)
+
+    def encode(self, x: mx.array) -> Block:
+        x = self._centre_and_balance(x)
+        y = self.rotation.rotate(x)
+        norm = mx.linalg.norm(y, axis=-1, keepdims=True)
+        unit = y * (self.rotation.head_dim**0.5 / mx.maximum(norm, 1e-20))
+        if self.metric is not None and self.rotation.is_hadamard:
+            codes, centroids = quantise_shaped(unit, self.metric.astype(mx.float32), self.bits)
+        else:
+            codes, centroids = quantise(unit, self.bits)
+        if self.role == "value":
+            gain = norm.square() / mx.maximum((y * centroids).sum(axis=-1, keepdims=True), 1e-20)
+        elif self.metric is None:
+            gain = norm / mx.linalg.norm(centroids, axis=-1, keepdims=True)
+        else:
+            weighted = x * self.metric
+            component = (weighted * self.rotation.unrotate(centroids)).sum(axis=-1, keepdims=True)
+            gain = (weighted * x).sum(axis=-1, keepdims=True) / mx.maximum(component, 1e-20)
+        gain = mx.where(mx.isfinite(norm), mx.minimum(gain, FLOAT16_MAX), mx.nan)
+        return pack(codes, self.bits), gain.astype(mx.float16)
+
+    def prepare(self, block: Block) -> Block:
+        words, gain = block
+        return gain, *byte_planes(words, self.bits, self.rotation.head_dim)
+
+    @cached_property
+    def _fold_signs(self) -> mx.array:
+        """Hadamard signs divided by the balance, computed once."""
+        assert self.balance is not None
+        signs = self.rotation.array / self.balance.astype(mx.float32)
+        mx.async_eval(signs)  # type: ignore[no-untyped-call]
+        return signs
+
+    def fold(self, queries: mx.array) -> mx.array:
+        if self.balance is None or not self.rotation.is_hadamard:
+            return super().fold(queries)
+        return mx.hadamard_transform(queries * self._fold_signs)
+
+    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+        gain, *codes = prepared
+        gain = gain.astype(mx.float32)
+        if folded.shape[2] > self.rotation.head_dim:  # fewer values to scale than scores
+            return folded @ (self._lookup(codes) * gain).swapaxes(-1, -2)
+        if folded.shape[2] > _MAX_TRANSPOSED_ROWS or mx.default_device() != mx.cpu:
+            return (folded @ self._lookup(codes).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
+        return ((self._lookup(codes) @ _columns(folded)) * gain).swapaxes(-1, -2)
+
+    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+        gain, *codes = prepared
+        gain = gain.astype(mx.float32)
+        if depends_on is None or mx.default_device() != mx.cpu:
+            stored = self._lookup(codes)
+        else:
+            with mx.stream(_value_stream()):
+                stored = self._lookup(mx.depends(codes, [depends_on]))
+        if weights.shape[2] > self.rotation.head_dim:
+            return weights @ (stored * gain)
+        return (weights * gain.swapaxes(-1, -2)) @ stored
+
+    def _to_stored(self, x: mx.array) -> mx.array:
+        return self.rotation.rotate(x)
+
+    def _from_stored(self, x: mx.array) -> mx.array:
+        return self.rotation.unrotate(x)
+
+    def _dequantise(self, prepared: Block) -> mx.array:
+        gain, *codes = prepared
+        return self._lookup(codes) * gain.astype(mx.float32)
+
+    def _lookup(self, codes: Sequence[mx.array]) -> mx.array:
+        return lookup(codes, self.bits, self.rotation.head_dim)

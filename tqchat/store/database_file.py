@@ -1,0 +1,137 @@
+"""The SQLite file: opening, transactions, and translation of SQLite's errors."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tqchat.paths import make_private_folder
+from tqchat.store.errors import DatabaseUnreadable, from_sqlite_error
+from tqchat.store.migrations import check_version, migrate
+
+_BUSY_TIMEOUT_S = 5.0
+
+
+class DatabaseFile:
+    """An open SQLite file. Use it on the thread that opened it; other processes may open the same file.
+
+    Raises:
+        DatabaseTooNew: if a newer tqchat wrote the file.
+        DatabaseUnreadable: if the file is damaged, belongs to another program or cannot be opened. The file
+            is not changed.
+        StoreFull: if the disk has no space to create it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        make_private_folder(path.parent)
+        try:
+            # SQLite creates the WAL files with the mode of the database.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+        except OSError as error:
+            raise DatabaseUnreadable(path, (error.strerror or str(error)).lower()) from error
+        except sqlite3.Error as error:
+            raise from_sqlite_error(error, path) from error
+        self._connection.row_factory = sqlite3.Row
+        try:
+            with self._translate_errors():
+                self._prepare()
+                self._seen_version = self._version()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        # Before the first write: a file of another program must not change.
+        check_version(self._connection, self.path)
+        self._use_wal()
+        # FULL instead of WAL's usual NORMAL: NORMAL flushes the log only at checkpoints, so a commit survives
+        # kill -9 but not a power loss. One flush per message costs little next to generating a reply.
+        # macOS needs F_FULLFSYNC to reach the medium; elsewhere the next two pragmas do nothing.
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA fullfsync = ON")
+        self._connection.execute("PRAGMA checkpoint_fullfsync = ON")
+        # Overwrite deleted content with zeros.
+        self._connection.execute("PRAGMA secure_delete = ON")
+        self._connection.execute("PRAGMA foreign_keys = OFF")
+        migrate(self._connection, self.path)
+        self._connection.execute("PRAGMA foreign_keys = ON")
+
+    def _use_wal(self) -> None:
+        # SQLite does not wait for its lock when the journal mode changes, so two first starts could collide.
+        deadline = time.monotonic() + _BUSY_TIMEOUT_S
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def changed(self) -> bool:
+        """Whether another connection has written since the last call. Cheap."""
+        with self._translate_errors():
+            version = self._version()
+        changed, self._seen_version = version != self._seen_version, version
+        return changed
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        """The result rows of a read-only statement."""
+        with self._translate_errors():
+            return self._connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A read transaction: all reads in the block see the same state."""
+        with self._translate_errors():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: committed to disk at the end of the block, rolled back if it raises."""
+        with self._translate_errors():
+            # IMMEDIATE takes the write lock first, so a read followed by a write cannot fail in between.
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # After some errors, such as a full disk, SQLite has rolled back already.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise from_sqlite_error(error, self.path) from error

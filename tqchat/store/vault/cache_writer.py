@@ -1,0 +1,122 @@
+"""One save of a cache: splits new tokens into segments and writes them."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqchat.store.vault import segments
+from tqchat.store.vault.manifest import Piece, Pieces, SavedCheckpoint, covered_tokens, trim_pieces
+from tqchat.store.vault.segments import Interrupted, StoredFile
+
+if TYPE_CHECKING:
+    from tqchat.kv.checkpoint import Checkpoint
+
+MIN_SEGMENT_TOKENS = 64
+"""Fewer settled tokens than this are not made a segment of their own yet."""
+MAX_SEGMENT_TOKENS = 1024
+"""Limits what a damaged segment costs, and how long one flush takes."""
+
+
+class CacheWriter:
+    """Writes one state of a cache: settled tokens as new segments, everything else as one file."""
+
+    def __init__(
+        self,
+        folder: Path,
+        cache: list[Any],
+        tokens: Sequence[int],
+        pieces: Pieces,
+        checkpoints: Sequence[Checkpoint],
+        interrupted: Callable[[], bool],
+    ) -> None:
+        from tqchat.kv import checkpoint, ranges
+
+        self._folder, self._cache, self._interrupted = folder, cache, interrupted
+        self._tokens = array("I", tokens)
+        self._settled = ranges.immutable_tokens(cache)
+        self.prefix_is_usable = ranges.is_fully_ranged(cache)
+        self.pieces = trim_pieces(_present(folder, pieces), self._settled)
+        self.written = 0
+        end = covered_tokens(self.pieces)
+        while self._settled - end >= MIN_SEGMENT_TOKENS:
+            end = min(end + MAX_SEGMENT_TOKENS, self._settled)
+        self._end = end
+        self.structure, self._rest = ranges.rest(cache, end)
+        self._rest = {"tokens": self._ids(end, len(self._tokens))} | self._rest
+        self._checkpoints = []
+        for one in checkpoints:
+            if one.stored is not None and not _is_there(folder, one.stored):
+                one.stored = None
+            self._checkpoints.append((one, *checkpoint.describe(one)))
+
+    def pending_ranges(self) -> list[tuple[int, int]]:
+        """The token ranges (start, end) that need new segments."""
+        start = covered_tokens(self.pieces)
+        return [
+            (a, min(a + MAX_SEGMENT_TOKENS, self._end)) for a in range(start, self._end, MAX_SEGMENT_TOKENS)
+        ]
+
+    def pending_bytes(self) -> int:
+        """Bytes that the whole save writes."""
+        parts = [self._arrays(start, end) for start, end in self.pending_ranges()]
+        parts += [arrays for one, _, arrays in self._checkpoints if one.stored is None]
+        return sum(map(segments.file_size, parts)) + segments.file_size(self._rest)
+
+    @property
+    def reused_bytes(self) -> int:
+        """Bytes of the existing segments that the save reuses."""
+        stored = [one.stored for one, _, _ in self._checkpoints if one.stored is not None]
+        return sum(file.bytes for file in [*(piece.file for piece in self.pieces), *stored])
+
+    def write_segment(self, start: int, end: int) -> None:
+        """Write a token range as a segment."""
+        file = self._write(self._arrays(start, end))
+        self.pieces = (*self.pieces, Piece(file, start, end, end))
+
+    def write_checkpoints(self) -> tuple[SavedCheckpoint, ...]:
+        """Write the checkpoints that are not on disk; returns the manifest entries of all."""
+        saved = []
+        for one, layers, arrays in self._checkpoints:
+            if one.stored is None:
+                one.stored = self._write(arrays)
+            saved.append(SavedCheckpoint(one.stored, one.tokens, layers))
+        return tuple(saved)
+
+    def write_rest(self) -> StoredFile:
+        """Write the arrays outside segments: raw tail, windows, recurrent state."""
+        return self._write(self._rest)
+
+    def _write(self, arrays: dict[str, Any]) -> StoredFile:
+        if self._interrupted():
+            raise Interrupted
+        file = segments.write(self._folder, arrays, self._interrupted)
+        self.written += file.bytes
+        return file
+
+    def _arrays(self, start: int, end: int) -> dict[str, Any]:
+        from tqchat.kv import ranges
+
+        return {"tokens": self._ids(start, end)} | ranges.immutable_arrays(self._cache, start, end)
+
+    def _ids(self, start: int, end: int) -> Any:
+        import mlx.core as mx
+
+        return mx.array(self._tokens[start:end].tolist(), dtype=mx.uint32)
+
+
+def _present(folder: Path, pieces: Pieces) -> Pieces:
+    """The leading pieces whose files still exist: another process may have pruned them."""
+    for index, piece in enumerate(pieces):
+        if not _is_there(folder, piece.file):
+            return pieces[:index]
+    return pieces
+
+
+def _is_there(folder: Path, file: StoredFile) -> bool:
+    try:
+        return (folder / file.name).stat().st_size == file.bytes
+    except OSError:
+        return False

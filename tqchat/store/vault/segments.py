@@ -1,0 +1,214 @@
+"""Write-once safetensors files with a SHA-256 checksum.
+
+Unlike MLX's own functions, these write array by array, report a full disk, and do not read lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from tqchat.errors import TqchatError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+TEMPORARY_PREFIX = "new-"
+SUFFIX = ".safetensors"
+
+_TYPES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "BOOL": "bool_",
+}
+_FLUSH_BYTES = 8 << 20
+"""Bytes between flushes and between calls of ``interrupted``."""
+_MAX_HEADER_BYTES = 16 << 20
+
+
+class Interrupted(Exception):
+    """The write was interrupted; its partial file is removed."""
+
+
+class SegmentError(TqchatError):
+    """A segment is missing, truncated or changed."""
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """Name, size and checksum of a written file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def write(
+    folder: Path,
+    arrays: Mapping[str, mx.array],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> StoredFile:
+    """Write arrays to a new file in ``folder``, evaluating and flushing one part at a time.
+
+    Raises:
+        Interrupted: if ``interrupted`` returns true, called before each part. No file is left.
+        OSError: if writing fails. No file is left.
+    """
+    header = _header(arrays)
+    stem = uuid.uuid4().hex
+    temporary, final = folder / f"{TEMPORARY_PREFIX}{stem}{SUFFIX}", folder / f"{stem}{SUFFIX}"
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            digest = hashlib.sha256(header)
+            file.write(header)
+            waiting = 0
+            for array in arrays.values():
+                content = _bytes(array)
+                for start in range(0, len(content), _FLUSH_BYTES):
+                    if interrupted():
+                        raise Interrupted
+                    part = content[start : start + _FLUSH_BYTES]
+                    digest.update(part)
+                    file.write(part)
+                    waiting += len(part)
+                    if waiting >= _FLUSH_BYTES:  # one long flush at the end would not be interruptible
+                        _flush(file)
+                        waiting = 0
+            _flush(file)
+            size = file.tell()
+        temporary.replace(final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return StoredFile(final.name, size, digest.hexdigest())
+
+
+def file_size(arrays: Mapping[str, mx.array]) -> int:
+    """Size of the file of these arrays, in bytes."""
+    return len(_header(arrays)) + sum(array.nbytes for array in arrays.values())
+
+
+def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
+    """Read a file's arrays into memory and verify its size and checksum.
+
+    Allocates no more than the file's size, whatever its header says.
+
+    Raises:
+        SegmentError: if the file is missing, unreadable or not what was written.
+    """
+    path = folder / expected.name
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != expected.bytes:
+                raise SegmentError("a file has the wrong size")
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise SegmentError("a file is truncated")
+            text = file.read(length)
+            digest = hashlib.sha256(prefix + text)
+            arrays = {}
+            for name, kind, shape, count in _entries(text, size - 8 - length):
+                buffer = bytearray(count)
+                if file.readinto(buffer) != count:
+                    raise SegmentError("a file is truncated")
+                digest.update(buffer)
+                arrays[name] = _array(buffer, kind, shape)
+    except FileNotFoundError as error:
+        raise SegmentError("a file is missing") from error
+    except OSError as error:
+        raise SegmentError(f"a file cannot be read: {error.strerror or error}") from error
+    if digest.hexdigest() != expected.sha256:
+        raise SegmentError("the checksum of a file does not match")
+    return arrays
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's directory entries to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _header(arrays: Mapping[str, mx.array]) -> bytes:
+    names = {name: kind for kind, name in _TYPES.items()}
+    names["bool"] = "BOOL"
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, array in arrays.items():
+        start, end = end, end + array.nbytes
+        kind = names[str(array.dtype).removeprefix("mlx.core.")]
+        entries[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
+    """Name, dtype, shape and byte count of each array in file order; they must fill ``size`` exactly."""
+    try:
+        header = json.loads(text)
+        entries = sorted(header.items(), key=lambda entry: entry[1]["data_offsets"])
+        found, at = [], 0
+        for name, entry in entries:
+            start, end = entry["data_offsets"]
+            kind, shape = entry["dtype"], entry["shape"]
+            width = {"BOOL": 1}.get(kind) or int(kind.lstrip("BFIU")) // 8
+            whole = all(type(n) is int and 0 <= n <= size for n in shape)
+            if kind not in _TYPES or not whole or start != at or end - start != math.prod(shape) * width:
+                raise ValueError(name)
+            found.append((name, kind, shape, end - start))
+            at = end
+        if at != size:
+            raise ValueError("its arrays do not fill it")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SegmentError("the header of a file is damaged") from error
+    return found
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _bytes(array: mx.array) -> memoryview:
+    import mlx.core as mx
+
+    if not array.size:
+        return memoryview(b"")
+    # Slices of preallocated storage are not contiguous; the copy is freed once written.
+    flat = mx.contiguous(array).reshape(-1).view(mx.uint8)
+    mx.eval(flat)
+    return memoryview(flat)  # type: ignore[arg-type]
+
+
+def _array(buffer: bytearray, kind: str, shape: list[int]) -> mx.array:
+    import mlx.core as mx
+
+    dtype = getattr(mx, _TYPES[kind])
+    if not buffer:
+        return mx.zeros(shape, dtype)
+    array = mx.array(memoryview(buffer)).view(dtype).reshape(shape)  # type: ignore[arg-type]
+    mx.eval(array)
+    return array

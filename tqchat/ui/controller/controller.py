@@ -1,0 +1,198 @@
+"""The chat without a screen: composes the controller's parts and routes engine events to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from tqchat.engine import commands, events
+from tqchat.engine.memory.quality_profile import Profile
+from tqchat.errors import TqchatError
+from tqchat.store.database import Database
+from tqchat.ui.controller.cache_figures import CacheFigures
+from tqchat.ui.controller.cache_restore import CacheRestore
+from tqchat.ui.controller.context_limit import ContextLimit
+from tqchat.ui.controller.deletion import Deletions
+from tqchat.ui.controller.engine import EngineConnection, EngineLike
+from tqchat.ui.controller.engine_work import EngineWork
+from tqchat.ui.controller.leases import ConversationLeases
+from tqchat.ui.controller.models import ModelState
+from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.replies import Replies
+from tqchat.ui.controller.reply_writer import ReplyWriter
+from tqchat.ui.controller.sampling import SamplingSettings
+from tqchat.ui.controller.schemes import SchemeChanges
+from tqchat.ui.controller.titles import Titles
+from tqchat.ui.controller.tree import TranscriptTree
+from tqchat.ui.controller.turns import Turns
+from tqchat.ui.controller.view import View
+
+
+class Controller:
+    """Everything that a user can do to conversations, by part: ``controller.turns.send("Hello")``.
+
+    Every method is called on the screen's thread, ``handle`` for engine events too.
+
+    Attributes:
+        models: The loaded model, the one being loaded.
+        work: What the engine is doing, and what is queued for it.
+        shown: The conversation that is shown.
+        sampling: Its sampling settings.
+        caches: Cache sizes.
+        schemes: Cache schemes and their changes.
+        tree: Versions and branches of messages.
+        deletion: Deleting and restoring.
+        context: The context limit.
+        replies: From the queue to the engine, and from its events to the database.
+        turns: Send, regenerate, continue, stop.
+        titles: Automatic titles.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        view: View,
+        *,
+        scheme: str,
+        sampling: commands.Sampling | None = None,
+        system_prompt: str | None = None,
+        profiles: Callable[[events.ModelInfo], Profile | None] = lambda model: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.database, self.view = database, view
+        self._engine = engine = EngineConnection()
+        self.models = models = ModelState(engine, view, profiles)
+        self.work = work = EngineWork(engine, models, clock)
+        self._leases = ConversationLeases(database.leases, self._conversations_in_use)
+        self.shown = shown = OpenConversation(
+            database,
+            view,
+            self._leases,
+            work,
+            scheme=scheme,
+            system_prompt=system_prompt,
+            on_branch_changed=lambda conversation_id: self.caches.reload_history(conversation_id),
+        )
+        self.sampling = SamplingSettings(database, shown, models, sampling)
+        self.caches = caches = CacheFigures(database, shown, models, work)
+        self.schemes = schemes = SchemeChanges(database, view, engine, shown, models, work, caches)
+        self.tree = tree = TranscriptTree(database, view, shown, work)
+        self.deletion = Deletions(database, view, engine, shown, tree, work, schemes, caches)
+        self.titles = Titles(database, view, engine, shown, models, work)
+        self.context = ContextLimit(database, view, engine, shown, tree, models, work, caches)
+        self._restore = CacheRestore(engine, shown, work, schemes, caches)
+        self.replies = Replies(
+            database,
+            view,
+            engine,
+            shown,
+            models,
+            work,
+            schemes=schemes,
+            sampling=self.sampling,
+            caches=caches,
+            restore=self._restore,
+            deletion=self.deletion,
+            writer=ReplyWriter(database, view, clock),
+            on_finished=self._reply_finished,
+        )
+        self.turns = Turns(
+            database,
+            view,
+            engine,
+            shown,
+            tree,
+            models,
+            work,
+            withdraw=self.replies.withdraw,
+            was_cut_off=lambda message_id: message_id in self.replies.endings,
+        )
+        work.serve(
+            [self.replies.start, schemes.start_pending, self._restore.start],
+            when_free=self._leases.release_unused,
+        )
+
+    def connect(self, engine: EngineLike, model: str | None) -> None:
+        """Use an engine, and have it load a model."""
+        self._engine.connect(engine)
+        self.models.load(model)
+
+    def use_defaults(self, scheme: str, system_prompt: str | None, sampling: commands.Sampling) -> None:
+        """Change the settings, for new conversations and for the next replies."""
+        self.shown.use_defaults(scheme, system_prompt)
+        self.sampling.defaults = sampling
+        self.schemes.forget_auto_choices()
+
+    def handle(self, event: events.Event) -> None:
+        """Take an engine event. Errors of the database are shown, and the engine goes on to its next job."""
+        try:
+            self._route(event)
+        except TqchatError as error:
+            self.view.say(str(error), "error")
+            self.work.end()
+        self.view.figures_changed()
+
+    def close(self) -> None:
+        """Write what is unfinished and release the leases. The engine has ended by now."""
+        self.replies.close()
+        self.schemes.close()
+        self._leases.release_all()
+
+    def _route(self, event: events.Event) -> None:
+        match event:
+            case events.ModelProgress():
+                self.models.progressed(event)
+                self.work.start_next()
+            case events.ModelReady():
+                self.models.ready(event)
+                self.schemes.model_changed()
+                self.caches.forget_live()  # The engine restores the cache of the open conversation by itself.
+                self.work.start_next()
+            case events.ModelFailed():
+                self.models.failed(event)
+                self.work.start_next()
+            case events.Opened():
+                self._restore.opened(event)
+            case events.PrefillProgress():
+                self.work.prefilled(event)
+            case events.Notice():
+                if event.conversation_id is None or self.shown.is_shown(event.conversation_id):
+                    self.view.say(event.text, event.severity)
+            case events.TextDelta():
+                self.replies.grew(event)
+            case events.MemoryUpdate():
+                self.caches.record(event.conversation_id, event.report)
+                self.replies.measured(event)
+            case events.Done():
+                self.replies.done(event)
+            case events.Failed():
+                self._failed(event)
+            case events.Composed():
+                if event.purpose == "summary":
+                    self.context.summarised(event)
+                else:
+                    self.titles.answered(event)
+            case events.Saved():
+                self.caches.saved(event)
+                self.view.conversations_changed()
+            case events.SaveFailed():
+                self.view.say(event.message, "warning")
+            case events.ConversionProgress():
+                self.schemes.progress = event
+            case events.SchemeChanged():
+                self.schemes.changed(event)
+
+    def _failed(self, event: events.Failed) -> None:
+        self.context.summary_failed()
+        self.schemes.failed(event.conversation_id)
+        self.replies.failed(event)
+        if event.context_full and self.shown.is_shown(event.conversation_id):
+            self.view.context_is_full()
+
+    def _reply_finished(self, conversation_id: str) -> None:
+        self.titles.request(conversation_id)
+        self.context.warn_if_nearly_full(conversation_id)
+
+    def _conversations_in_use(self) -> list[str | None]:
+        waiting = [turn.conversation_id for turn in self.work.waiting]
+        return [self.shown.id, self.schemes.pending_id, self.work.conversation_id, *waiting]

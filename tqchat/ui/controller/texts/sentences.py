@@ -1,0 +1,32 @@
+"""Sentences about engine events."""
+
+from __future__ import annotations
+
+from tqchat.engine import events
+from tqchat.ui import figures
+
+
+def opened(event: events.Opened) -> str | None:
+    """How much of a cache was restored; ``None`` if there was none."""
+    if event.reason:
+        return event.reason
+    return f"Restored {figures.tokens(event.restored)}, nothing re-read." if event.restored else None
+
+
+def scheme_changed(event: events.SchemeChanged) -> str:
+    """What a scheme change converted, its time and the sizes before and after."""
+    did = "Re-read" if event.reread else "Converted"
+    sentence = (
+        f"{did} {figures.tokens(event.tokens)} from {event.previous} to {event.scheme} in "
+        f"{figures.seconds(event.seconds)}: "
+        f"{figures.size(event.bytes_before)} → {figures.size(event.bytes_after)}."
+    )
+    if event.kept_rounding:
+        sentence += " History keeps its earlier rounding."
+    return sentence if event.reread else f"{sentence} /scheme undo goes back by reading again."
+
+
+def ending(reason: events.StopReason) -> str | None:
+    """Why a reply was cut off; ``None`` if it ended by itself or the user stopped it."""
+    endings = {"length": "cut at the length limit", "context": "cut: the context is full"}
+    return (endings | {"memory": "cut: the cache has reached its memory budget"}).get(reason)

@@ -1,0 +1,51 @@
+"""Transcripts for the engine and for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqchat.engine.commands import ChatMessage
+from tqchat.store.database import Message
+
+
+def for_engine(messages: Sequence[Message], system_prompt: str | None = None) -> tuple[ChatMessage, ...]:
+    """The messages for the chat template.
+
+    Many templates require alternating roles. An unanswered message would leave two user messages in a row, so
+    neighbours of the same role are joined, and empty replies are left out.
+    """
+    turns = [ChatMessage("system", system_prompt)] if system_prompt else []
+    for message in messages:
+        if message.role == "assistant" and not message.content.strip():
+            continue
+        if turns and turns[-1].role == message.role:
+            turns[-1] = ChatMessage(message.role, f"{turns[-1].content}\n\n{message.content}")
+        else:
+            turns.append(ChatMessage(message.role, message.content))
+    return tuple(turns)
+
+
+def as_markdown(messages: Sequence[Message], assistant: str) -> str:
+    """The transcript as Markdown with a heading for each message; ``assistant`` names unnamed models."""
+    return "\n\n".join(
+        f"**{'you' if message.role == 'user' else message.model or assistant}**\n\n{message.content.strip()}"
+        for message in messages
+        if message.role != "system"
+    )
+
+
+def code_blocks(markdown: str) -> list[tuple[str, str]]:
+    """Language (may be empty) and code of each code block."""
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt().disable("inline").parse(markdown)
+    blocks = [token for token in tokens if token.type in ("fence", "code_block")]
+    return [(token.info.strip().partition(" ")[0], token.content.rstrip("\n")) for token in blocks]
+
+
+def last_user_index(messages: Sequence[Message]) -> int | None:
+    """The index of the last user message, if there is one."""
+    for index in range(len(messages) - 1, -1, -1):
+        if messages[index].role == "user":
+            return index
+    return None
