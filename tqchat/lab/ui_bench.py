@@ -87,8 +87,8 @@ async def _measure(length: int, speed: float, seconds: float, text: str) -> Scre
             widgets = sum(1 for _ in app.screen.walk_children())
             await app.action_quit()
             await _until(lambda: app._exit)
-    cuts = quantiles(lags, n=100)
-    figures = (cuts[49], cuts[94], max(lags), quantiles(busy, n=100)[94], max(busy))
+    cuts = quantiles(lags, n=100, method="inclusive")
+    figures = (cuts[49], cuts[94], max(lags), quantiles(busy, n=100, method="inclusive")[94], max(busy))
     p50, p95, worst, busy_p95, busiest = (round(1000 * seconds, 1) for seconds in figures)
     return ScreenRow(length, speed, round(opening, 3), p50, p95, worst, busy_p95, busiest, widgets)
 
