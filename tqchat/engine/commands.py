@@ -14,10 +14,11 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """A message as the chat template gets it."""
+    """A message as the chat template gets it. ``reasoning`` precedes a reply, without its marks."""
 
     role: Role
     content: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
