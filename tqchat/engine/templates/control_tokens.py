@@ -77,8 +77,9 @@ class ControlTokens:
         found = []
         for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
             if token in self.ids and end > start:
-                # White space that the token swallows is part of its span, the token's own text is what
-                counts. at = text.find(self.ids[token], start, end) if at >= 0:
+                # The span includes white space that the token swallows.
+                at = text.find(self.ids[token], start, end)
+                if at >= 0:
                     found.append((token, at, at + len(self.ids[token])))
                 elif self.added[token].normalized:
                     found.append((token, start, end))
@@ -136,6 +137,7 @@ class _StandIns:
         self._ambiguous = False
         for token, one in zip(control.added, added, strict=True):
             own = self._tokenizer.token_to_id(one.content)
+            assert own is not None
             self._ids[own] = token
             # A vocabulary with gaps in its numbers: a new token has got the number of another.
             taken = control.backend.model.id_to_token(own)
@@ -249,8 +251,7 @@ class Disguise:
         return text.translate({**back, ord(self._barrier): ""})
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a rendered text: control tokens where the template wrote them, contents as plain text.
-        """
+        """Token ids of a rendered text; only the template's own control tokens are ones."""
         control = self._control
         if not self.used:
             return list(control.inner.encode(text, add_special_tokens=False))

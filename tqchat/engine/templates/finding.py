@@ -53,7 +53,7 @@ class ChatTemplate:
 
         Args:
             variables: What the template is told besides the messages, e.g. ``enable_thinking``.
-            began: The time that the template's clock shows (Unix time); ``None`` is now.
+            began: The time that the template's clock shows, as ``wall_clock`` tells it; ``None`` is now.
 
         Raises:
             TemplateError: if the template refuses the messages or fails.

@@ -52,7 +52,7 @@ def render(
         tokenizer: mlx-lm's ``TokenizerWrapper``.
         add_generation_prompt: Whether the tokens end where the reply begins.
         variables: What the template is told besides, e.g. ``{"enable_thinking": False}``.
-        began: The time that the template's clock shows (Unix time); ``None`` is now.
+        began: The time that the template's clock shows, as ``wall_clock`` tells it; ``None`` is now.
 
     Raises:
         PromptRejected: if there is nothing to say, or the template refuses the messages or leaves them out.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -94,7 +94,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return tree
 
 
-def _filtered(name: str, node: nodes.Expr) -> nodes.Filter:
+def _filtered(name: str, node: Any) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
@@ -128,7 +128,7 @@ def _bounded(values: Any) -> Any:
     """What a loop goes through, counted against the rendering's budget."""
     if isinstance(values, jinja2.Undefined) or not isinstance(values, Iterable):
         return values
-    if hasattr(values, "__len__"):
+    if isinstance(values, Sized):
         _spend(1 + len(values))
         return values
     return _counted(values)
@@ -231,15 +231,20 @@ def _environment() -> _Environment:
     return environment
 
 
+def wall_clock() -> float:
+    """Seconds that a local wall clock has counted since 1970-01-01."""
+    return datetime.now().replace(tzinfo=UTC).timestamp()
+
+
 def clock(began: float | None) -> Callable[[str], str]:
     """``strftime_now`` for templates, standing still at the time a conversation began.
 
     Args:
-        began: Unix time; ``None`` is now. It is written in UTC: the machine's time zone may change while a
-            conversation's cache lives on, its prompt may not.
+        began: As ``wall_clock`` tells it; ``None`` is now. The machine's time zone has no part in it: that
+            may change while a conversation's cache lives on, the prompt may not.
     """
-    moment = datetime.now(UTC) if began is None else datetime.fromtimestamp(began, UTC)
-    return lambda form: moment.replace(tzinfo=None).strftime(form)
+    moment = datetime.fromtimestamp(wall_clock() if began is None else began, UTC).replace(tzinfo=None)
+    return moment.strftime
 
 
 @lru_cache(maxsize=16)
@@ -267,7 +272,7 @@ def syntax_tree(source: str) -> nodes.Template:
 
 @lru_cache(maxsize=16)
 def literal_text(source: str) -> str:
-    """Everything that a template can write by itself: its plain text and string constants, NUL between them."""
+    """A template's plain text and string constants, NUL between them."""
     tree = syntax_tree(source)
     texts = [node.data for node in tree.find_all(nodes.TemplateData)]
     texts += [node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)]

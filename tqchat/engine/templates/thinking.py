@@ -66,7 +66,7 @@ class ThinkingSwitch:
     settings: tuple[Mapping[str, Any], ...]
 
     def nearest(self, choice: str) -> str | None:
-        """The choice, or the one that comes closest where the model does not know it (``on`` for ``high``)."""
+        """The choice, or the closest one that the model knows (``on`` for ``high``)."""
         for one in (choice, *_STAND_INS.get(choice, ())):
             if one in self.choices:
                 return one
@@ -94,7 +94,7 @@ class ThinkingSwitch:
 
 
 def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
-    """The switch that a template knows, ``None`` if it knows none. Choices that change nothing are left out."""
+    """The switch that a template knows, if it changes anything that the template writes."""
     if template is None:
         return None
     flag = _switch_off_and_on(template)
@@ -105,6 +105,7 @@ def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
         return flag
     for name in BUDGETS:
         if name in template.variables:
+            table: dict[str, Mapping[str, Any]]
             table = {choice: {name: tokens} for choice, tokens in BUDGET_TOKENS.items()}
             if (budget := _working(template, "budget", name, table)) is not None:
                 return budget

@@ -55,7 +55,7 @@ def render_unfinished(
 
 def _is_reply(tokenizer: Any, tokens: list[int], reply: ChatMessage) -> bool:
     # The last character may have been cut inside.
-    text = tokenizer.decode(tokens).rstrip("\ufffd").strip()
+    text = str(tokenizer.decode(tokens)).rstrip("\ufffd").strip()
     if text == reply.content.strip():
         return True
     thought, answer = reply.reasoning.strip(), reply.content.strip()

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 
 from tests.engine.talk import assistant, user
-from tqchat.engine import prompts
 from tqchat.engine.commands import ChatMessage
+from tqchat.engine.model_config import context_limit
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.sequences import common_prefix
+from tqchat.engine.templates import PromptRejected, render
 
 SYSTEM = ChatMessage("system", "Answer in rhyme.")
 STRICT = (
@@ -27,7 +29,7 @@ def tokenizer(llama_folder: Any) -> Any:
 
 
 def rendered(tokenizer: Any, *messages: ChatMessage, **options: bool) -> str:
-    return str(tokenizer.decode(prompts.render(tokenizer, messages, **options)))
+    return str(tokenizer.decode(render(tokenizer, messages, **options)))
 
 
 def test_the_template_writes_the_transcript(tokenizer: Any) -> None:
@@ -40,9 +42,9 @@ def test_the_template_writes_the_transcript(tokenizer: Any) -> None:
 
 def test_a_transcript_without_generation_prompt_is_a_prefix_of_the_next_turn(tokenizer: Any) -> None:
     said = [user("Hello"), assistant("Hi!")]
-    before = prompts.render(tokenizer, said, add_generation_prompt=False)
-    after = prompts.render(tokenizer, [*said, user("More")])
-    assert prompts.common_prefix(before, after) == len(before)
+    before = render(tokenizer, said, add_generation_prompt=False)
+    after = render(tokenizer, [*said, user("More")])
+    assert common_prefix(before, after) == len(before)
 
 
 def test_a_template_that_refuses_a_system_role_gets_it_in_the_first_message(tokenizer: Any) -> None:
@@ -63,23 +65,23 @@ def test_neighbours_of_one_role_are_joined_where_roles_must_alternate(tokenizer:
 
 def test_a_template_that_takes_nothing_is_reported_in_its_own_words(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('Only on Sundays') }}"
-    with pytest.raises(prompts.PromptRejected, match="Only on Sundays"):
-        prompts.render(tokenizer, [user("Hello")])
+    with pytest.raises(PromptRejected, match="Only on Sundays"):
+        render(tokenizer, [user("Hello")])
 
 
 def test_templates_run_in_a_sandbox(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages.__class__.__base__.__subclasses__() }}"
-    with pytest.raises(prompts.PromptRejected, match="unsafe"):
-        prompts.render(tokenizer, [user("Hello")])
+    with pytest.raises(PromptRejected, match="unsafe"):
+        render(tokenizer, [user("Hello")])
 
 
 def test_an_empty_conversation_is_no_prompt(tokenizer: Any) -> None:
-    with pytest.raises(prompts.PromptRejected):
-        prompts.render(tokenizer, [])
+    with pytest.raises(PromptRejected):
+        render(tokenizer, [])
 
 
 def test_without_a_template_the_plain_form_is_used(tokenizer: Any) -> None:
-    tokenizer.has_chat_template = False
+    tokenizer.chat_template = None
     text = rendered(tokenizer, SYSTEM, user("Hello"), assistant("Hi"), user("Bye"))
     assert text == "Answer in rhyme.\n\nUser: Hello\n\nAssistant: Hi\n\nUser: Bye\n\nAssistant:"
 
@@ -88,7 +90,7 @@ def test_without_a_template_the_plain_form_is_used(tokenizer: Any) -> None:
     ("a", "b", "shared"), [([], [], 0), ([1], [], 0), ([1, 2], [1, 2, 3], 2), ([1, 9, 3], [1, 2, 3], 1)]
 )
 def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
-    assert prompts.common_prefix(a, b) == prompts.common_prefix(b, a) == shared
+    assert common_prefix(a, b) == common_prefix(b, a) == shared
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_common_prefix(a: list[int], b: list[int], shared: int) -> None:
     ],
 )
 def test_context_limit(config: dict[str, Any], limit: int | None) -> None:
-    assert prompts.context_limit(config) == limit
+    assert context_limit(config) == limit
 
 
 def test_the_starter_knows_its_limit(starter: LoadedModel) -> None:
