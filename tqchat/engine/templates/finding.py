@@ -122,12 +122,20 @@ def _usable(text: object) -> bool:
     return isinstance(text, str) and bool(text.strip()) and len(text) <= sandbox.MAX_TEMPLATE_LENGTH
 
 
-@lru_cache(maxsize=4)
 def _from_json(folder: str) -> str | None:
     path = Path(folder) / "chat_template.json"
     try:
-        if not folder or path.stat().st_size > _MAX_FILE_BYTES:
-            return None
+        facts = path.stat()
+    except OSError:
+        return None
+    if not folder or facts.st_size > _MAX_FILE_BYTES:
+        return None
+    return _read_json(path, facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read_json(path: Path, mtime_ns: int, size: int) -> str | None:
+    try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
