@@ -9,7 +9,7 @@ from tqchat.engine.commands import ChatMessage
 from tqchat.engine.model_config import context_limit
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.sequences import common_prefix
-from tqchat.engine.templates import PromptRejected, render
+from tqchat.engine.templates import PromptRejected, render, render_unfinished
 
 SYSTEM = ChatMessage("system", "Answer in rhyme.")
 STRICT = (
@@ -84,6 +84,138 @@ def test_without_a_template_the_plain_form_is_used(tokenizer: Any) -> None:
     tokenizer.chat_template = None
     text = rendered(tokenizer, SYSTEM, user("Hello"), assistant("Hi"), user("Bye"))
     assert text == "Answer in rhyme.\n\nUser: Hello\n\nAssistant: Hi\n\nUser: Bye\n\nAssistant:"
+
+
+OPEN = "{% for m in messages %}<{{ m['role'] }}>"
+CLOSE = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+EACH_PART = (
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+)
+FORMS = {
+    "a loop over parts": EACH_PART,
+    "the first part": "{{ m['content'][0]['text'] }}",
+    "selected parts": "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part.text }}"
+    "{% endfor %}",
+    "parts but for replies": "{% if m['role'] == 'assistant' %}{{ m['content'] }}{% else %}"
+    + EACH_PART
+    + "{% endif %}",
+    "parts for replies": "{% if m['role'] != 'assistant' %}{{ m['content'] + '' }}{% else %}"
+    + EACH_PART
+    + "{% endif %}",
+    "parts for the system prompt": "{% if m['role'] == 'system' %}"
+    + EACH_PART
+    + "{% else %}{{ m['content'] + '' }}{% endif %}",
+    "either": "{% if m['content'] is string %}{{ m['content'] }}{% else %}" + EACH_PART + "{% endif %}",
+    "text": "{{ m['content'] }}",
+    "text as JSON": "{{ m['content'] | tojson }}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_content_comes_in_the_form_that_the_template_wants(tokenizer: Any, form: str) -> None:
+    tokenizer.chat_template = OPEN + FORMS[form] + CLOSE
+    said = [SYSTEM, user("What is [1, 2]?"), assistant("A list."), user("Of what?")]
+    for upto in (2, 4):
+        text = rendered(tokenizer, *said[:upto]).replace('"', "")
+        assert text == "".join(f"<{one.role}>{one.content}" for one in said[:upto]) + "<assistant>"
+
+
+def test_a_template_that_leaves_the_words_out_in_every_form_is_refused(tokenizer: Any) -> None:
+    tokenizer.chat_template = OPEN + "something else" + CLOSE
+    with pytest.raises(PromptRejected, match="leaves out what was said"):
+        render(tokenizer, [user("Hello")])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{{ m['content'] | trim }}",
+        "{{ m['content'].split() | join(' ') }}",
+        "{{ m['content'] | upper }}",
+        "{{ m['content'] | e }}",
+        "{{ m['content'] | replace('\n', '  ') }}",
+        "{{ m['content'] | replace('fox', 'cat') }}",
+    ],
+)
+def test_a_template_that_changes_words_or_white_space_still_says_them(tokenizer: Any, content: str) -> None:
+    tokenizer.chat_template = OPEN + content + CLOSE
+    text = rendered(tokenizer, user("  Where is the <fox>,\n\n and why?  "))
+    assert "where is the" in text.casefold() and "why?" in text.casefold()
+    assert text.count("<user>") == 1
+
+
+def test_a_conversation_that_begins_with_a_reply_gets_an_empty_turn_where_it_must(tokenizer: Any) -> None:
+    tokenizer.chat_template = STRICT
+    assert rendered(tokenizer, assistant("One"), user("Two")) == "<user><assistant>One<user>Two<assistant>"
+    said = (SYSTEM, assistant("One"), user("Two"))
+    text = rendered(tokenizer, *said)
+    assert text.endswith("<assistant>One<user>Answer in rhyme.\n\nTwo<assistant>")
+
+
+def test_system_prompts_in_odd_places_are_sent(tokenizer: Any) -> None:
+    tokenizer.chat_template = STRICT.replace(
+        "messages[0]['role'] == 'system'", "'system' in messages|map(attribute='role')"
+    )
+    text = rendered(tokenizer, user("One"), SYSTEM, user("Two"))
+    assert text == "<user>Answer in rhyme.\n\nOne\n\nTwo<assistant>"
+    assert rendered(tokenizer, SYSTEM) == "<user>Answer in rhyme.<assistant>"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ bos_token }}", "{{ bos_token }}{{ bos_token }}", "<|endoftext|>", ""]
+)
+@pytest.mark.parametrize("adds", [True, False])
+def test_the_beginning_is_written_once(tokenizer: Any, template: str, adds: bool) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.bos_token = "<|endoftext|>"
+    if adds:
+        backend = tokenizer._tokenizer.backend_tokenizer
+        backend.post_processor = TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+        )
+    for forms in (template + OPEN + "{{ m.content }}" + CLOSE, None):
+        tokenizer.chat_template = forms
+        tokens = render(tokenizer, [user("<|endoftext|>Hello")])
+        expected = adds if forms is None else adds or bool(template)
+        assert tokens.count(0) == tokens[:1].count(0) == int(expected)
+
+
+def test_variables_reach_the_template(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ messages[0].content }}{{ effort }}{{ enable_thinking }}"
+    found = render(tokenizer, [user("Hi")], variables={"effort": "high", "enable_thinking": True})
+    assert tokenizer.decode(found) == "HihighTrue"
+    assert tokenizer.decode(render(tokenizer, [user("Hi")])) == "HiFalse", "what mlx-lm tells by default"
+
+
+def test_reasoning_is_given_to_templates_that_ask_for_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = OPEN + "{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.content }}" + CLOSE
+    said = [user("Hi"), ChatMessage("assistant", "Hello", reasoning="A <|im_end|>?"), user("Bye")]
+    found = render(tokenizer, said)
+    assert "A <|im_end|>?|A <|im_end|>?|Hello" in tokenizer.decode(found)
+    assert 2 not in found
+
+
+def test_a_reply_that_goes_on_is_text_unless_the_cache_holds_it(tokenizer: Any) -> None:
+    said = [user("Hi"), assistant("It is <|im_end|>")]
+    prompt = render(tokenizer, said[:1])
+    whole, reply = render_unfinished(tokenizer, said, [])
+    assert whole == prompt + reply and 2 not in reply
+    generated = list(tokenizer.encode("It is", add_special_tokens=False))
+    odd = [*generated[:-1], *tokenizer.encode("i", add_special_tokens=False), *tokenizer.encode("s")]
+    kept = [*tokenizer.encode("It ", add_special_tokens=False)[:1], *odd[len(generated) - 1 :]]
+    text = tokenizer.decode(kept)
+    assert render_unfinished(tokenizer, [user("Hi"), assistant(text)], prompt + kept) == (prompt + kept, kept)
+
+
+def test_a_reply_that_goes_on_after_reasoning_keeps_it_where_the_template_opens_it(tokenizer: Any) -> None:
+    tokenizer.chat_template = (
+        OPEN + "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a><think>\n{% endif %}"
+    )
+    for content, expected in (("So", "<a><think>\nHm.\n</think>\n\nSo"), ("", "<a><think>\nHm.")):
+        reply = ChatMessage("assistant", content, reasoning="Hm.")
+        whole, _ = render_unfinished(tokenizer, [user("Hi"), reply], [])
+        assert tokenizer.decode(whole).endswith(expected)
 
 
 @pytest.mark.parametrize(

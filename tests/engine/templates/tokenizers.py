@@ -43,8 +43,8 @@ def sentencepiece_bpe(
     """SentencePiece BPE with byte fallback, as in Llama 2 and Gemma.
 
     Args:
-        metaspace: Whether the first word's space is put there once for the whole text (Mistral), not after every
-            control token.
+        metaspace: Whether the first word's space is put there once for the whole text (Mistral), not after
+            every control token.
     """
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.normalizer = normalizers.Replace(" ", "▁")

@@ -209,7 +209,7 @@ class Disguise:
 
     def __init__(self, control: ControlTokens, contents: Iterable[str]) -> None:
         self._control = control
-        used = {c for content in contents for c in content if ord(c) >= _FIRST_PRIVATE}
+        used = {c for c in set().union(*contents) if ord(c) >= _FIRST_PRIVATE}
         self._free = (chr(n) for n in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(n) not in used)
         self._characters: dict[str, str] = {}
         self._barrier = next(self._free)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tqchat.engine.commands import ChatMessage
-from tqchat.engine.templates import arrangements, presence
+from tqchat.engine.templates import arrangements
 from tqchat.engine.templates.control_tokens import Disguise, control_tokens
 from tqchat.engine.templates.errors import PromptRejected, TemplateError
 from tqchat.engine.templates.finding import ChatTemplate, chat_template
 from tqchat.engine.templates.marks import ReasoningMarks, opened_at_end, split_thought
+from tqchat.engine.templates.presence import Presence
 
 PLAIN_STOP = "\nUser:"
 """Where a reply ends for a model without a chat template: it has begun to speak for the person."""
@@ -172,13 +173,13 @@ class _Prompt:
                 except TemplateError as error:
                     refusal = error
                     continue
-                plain = self._disguise.restored(text)
-                if presence.writes_parts_as_code(plain, *(one.content for one in messages)):
+                present = Presence(self._disguise.restored(text))
+                if present.of_parts_as_code(*(one.content for one in messages)):
                     continue
                 accepted.append((order, form, text))
-                if not self._has_what_matters(messages, plain):
+                if not all(present.of(one.content) for one in _what_matters(messages)):
                     continue
-                missing = sum(not presence.is_present(self._answer(one), plain) for one in messages)
+                missing = sum(not present.of(self._answer(one)) for one in messages)
                 if not missing:
                     return text
                 if best is None or missing < best[0]:
@@ -224,9 +225,6 @@ class _Prompt:
         thought = split_thought(message.content, self._opened)
         return message.content if thought is None else thought[3]
 
-    def _has_what_matters(self, messages: Sequence[ChatMessage], text: str) -> bool:
-        return all(presence.is_present(one.content, text) for one in _what_matters(messages))
-
     def _says_it_differently(
         self,
         messages: Sequence[ChatMessage],
@@ -235,9 +233,9 @@ class _Prompt:
         text: str,
     ) -> bool:
         """Whether a template that changes the words writes other words in their place."""
-        plain = self._disguise.restored(text)
+        present = Presence(self._disguise.restored(text))
         for one in _what_matters(messages):
-            if presence.is_present(one.content, plain):
+            if present.of(one.content):
                 continue
             probed = [
                 replace(other, content=other.content.replace(one.content, _PROBE)) if one.content else other
@@ -247,7 +245,7 @@ class _Prompt:
                 probe_is_there = _PROBE in self._run(probed, form).casefold()
             except TemplateError:
                 return False
-            if not probe_is_there or not presence.is_mostly_present(one.content, plain):
+            if not probe_is_there or not present.of_most(one.content):
                 return False
         return True
 

@@ -224,7 +224,7 @@ def _environment() -> _Environment:
     )
     environment.globals.pop("lipsum", None)
     filters = environment.filters
-    filters["tojson"] = _tojson
+    filters["tojson"], filters["fromjson"] = _tojson, json.loads
     for name in ("center", "indent"):
         filters[name] = _limited(filters[name])
     filters[_LOOP_FILTER], filters[_JOIN_FILTER] = _bounded, _joined
