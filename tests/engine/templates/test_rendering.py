@@ -241,3 +241,21 @@ def test_context_limit(config: dict[str, Any], limit: int | None) -> None:
 
 def test_the_starter_knows_its_limit(starter: LoadedModel) -> None:
     assert starter.context_limit == 4096
+
+
+@pytest.mark.parametrize("words", ["I", "a", "user", "is", "<"])
+def test_words_that_a_prompt_contains_anyway_are_not_taken_for_said(tokenizer: Any, words: str) -> None:
+    tokenizer.chat_template = OPEN + "I is a user <" + EACH_PART + CLOSE
+    said = [user(words), assistant(words), user(words)]
+    expected = "".join(f"<{one.role}>I is a user <{one.content}" for one in said) + "<assistant>"
+    assert rendered(tokenizer, *said) == expected
+
+
+def test_a_template_that_does_not_end_is_refused_at_once(tokenizer: Any) -> None:
+    import time
+
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    began = time.monotonic()
+    with pytest.raises(PromptRejected, match="does not come to an end"):
+        render(tokenizer, [user("Hello")])
+    assert time.monotonic() - began < 20

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 
 from tests.engine.talk import assistant, greedy, of, send, user
+from tests.engine.test_worker import SECONDS, Listener
 from tqchat.engine import backend, models
-from tqchat.engine.events import Done, Notice
+from tqchat.engine.commands import LoadModel, OpenConversation, Send, SetScheme
+from tqchat.engine.events import Done, Notice, Opened, SchemeChanged
 from tqchat.engine.session import Session
+from tqchat.engine.worker import Engine
+from tqchat.paths import Paths
 from tqchat.store.vault import Vault
 
 DATED = (
@@ -72,3 +76,32 @@ def test_a_model_without_a_template_says_so_once(tmp_path: Path, llama_folder: P
     assert isinstance(done, Done)
     again = list(session.send([user("Hello"), assistant(done.text), user("More")], greedy(4)))
     assert not of(again, Notice)
+
+
+def test_the_engine_hands_a_conversations_beginning_to_the_template(
+    tmp_path: Path, llama_folder: Path, paths: Paths
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    (folder / "chat_template.jinja").write_text(DATED)
+    began = 19_000 * DAY + 3_661
+    prompts = []
+    for command in (
+        Send("one", (user("Hello"),), "fp16", greedy(1), began=began),
+        OpenConversation("one", (user("Hello"),), "fp16", began=began),
+        SetScheme("one", "fp16", True, (user("Hello"),), began=began),
+    ):
+        heard = Listener()
+        engine = Engine(heard, paths=paths)
+        engine.start()
+        engine.submit(LoadModel(str(folder)))
+        engine.submit(command)
+        if isinstance(command, OpenConversation):
+            heard.next(Opened)
+            engine.submit(Send("one", (user("Hello"),), "fp16", greedy(1)))
+        heard.next(SchemeChanged if isinstance(command, SetScheme) else Done)
+        current = engine._current
+        assert current is not None
+        prompts.append(current.session.model.tokenizer.decode(list(current.session.tokens)))
+        engine.shutdown(SECONDS)
+    assert all(one.startswith("Today is 08 Jan 2022, 01:01:01.") for one in prompts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -10,28 +10,13 @@ from typing import Any
 from tqchat.engine.commands import ChatMessage, Role
 
 Messages = tuple[ChatMessage, ...]
+Arrangement = Callable[[Messages], Messages]
 Form = dict[Role, bool]
 """Which roles get their content as a list of parts."""
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 _OPENERS = ("", "...")
 """What stands for a user turn before a reply that has none."""
-
-
-def arrangements(messages: Sequence[ChatMessage]) -> Iterator[Messages]:
-    """The messages as they are, then in the orders that strict templates take, each once.
-
-    Templates that refuse a system message (or leave it out) get it in front of the first user message; ones
-    that insist on alternating roles get neighbours of one role joined; ones that want the user to begin get
-    an empty user turn first.
-    """
-    seen: set[Messages] = set()
-    said = tuple(messages)
-    for base in (said, system_in_user(said)):
-        for order in (base, alternating(base), *(user_first(alternating(base), text) for text in _OPENERS)):
-            if order not in seen:
-                seen.add(order)
-                yield order
 
 
 def system_in_user(messages: Messages) -> Messages:
@@ -65,6 +50,28 @@ def user_first(messages: Messages, text: str) -> Messages:
     if at < len(messages) and messages[at].role == "user":
         return messages
     return (*messages[:at], ChatMessage("user", text), *messages[at:])
+
+
+def _user_turn_first(text: str) -> Arrangement:
+    return lambda messages: user_first(alternating(messages), text)
+
+
+def _then(first: Arrangement, second: Arrangement) -> Arrangement:
+    return lambda messages: second(first(messages))
+
+
+_ORDERS: tuple[Arrangement, ...] = (
+    lambda messages: messages,
+    alternating,
+    *(_user_turn_first(text) for text in _OPENERS),
+)
+ARRANGEMENTS: tuple[Arrangement, ...] = (*_ORDERS, *(_then(system_in_user, order) for order in _ORDERS))
+"""Orders of the messages that strict templates take, the given one first.
+
+Templates that refuse a system message (or leave it out) get it in front of the first user message; ones that
+insist on alternating roles get neighbours of one role joined; ones that want the user to begin get an empty
+user turn.
+"""
 
 
 def forms(messages: Sequence[ChatMessage]) -> list[Form]:

@@ -11,3 +11,7 @@ class PromptRejected(TqchatError):
 
 class TemplateError(Exception):
     """A chat template failed: its own ``raise_exception``, a Jinja error, or a limit of the sandbox."""
+
+
+class TemplateLimit(TemplateError):
+    """A chat template exceeded the sandbox's limits on time and size."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tqchat.engine.commands import ChatMessage
-from tqchat.engine.templates import arrangements
 from tqchat.engine.templates.control_tokens import Disguise, control_tokens
-from tqchat.engine.templates.errors import PromptRejected, TemplateError
-from tqchat.engine.templates.finding import ChatTemplate, chat_template
-from tqchat.engine.templates.marks import ReasoningMarks, opened_at_end, split_thought
-from tqchat.engine.templates.presence import Presence
+from tqchat.engine.templates.errors import PromptRejected
+from tqchat.engine.templates.finding import chat_template
+from tqchat.engine.templates.writer import TemplateWriter
 
 PLAIN_STOP = "\nUser:"
 """Where a reply ends for a model without a chat template: it has begun to speak for the person."""
 
-_PROBE = "tqchatprobe"
 _PLAIN_NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
 
 
@@ -87,8 +84,8 @@ def rendered_text(
         disguised = [replace(one, content=disguise.content(one.content)) for one in messages]
         return Rendered(plain_text(disguised, add_generation_prompt), disguise)
     told = {**default_variables(tokenizer), **(variables or {})}
-    prompt = _Prompt(template, add_generation_prompt, told, began, disguise)
-    return Rendered(prompt.written(messages), disguise)
+    writer = TemplateWriter(template, add_generation_prompt, told, began, disguise)
+    return Rendered(writer.written(messages), disguise)
 
 
 def encoded(rendered: Rendered) -> list[int]:
@@ -137,136 +134,3 @@ def _own_prefix(tokenizer: Any) -> list[int]:
         if full[start : start + len(bare)] == bare:
             return full[:start]
     return []
-
-
-class _Prompt:
-    """One transcript on its way through a template."""
-
-    def __init__(
-        self,
-        template: ChatTemplate,
-        add_generation_prompt: bool,
-        variables: Mapping[str, Any],
-        began: float | None,
-        disguise: Disguise,
-    ) -> None:
-        self._template = template
-        self._add_generation_prompt = add_generation_prompt
-        self._variables = variables
-        self._began = began
-        self._disguise = disguise
-        self._opened = self._opens_thought()
-
-    def written(self, messages: Sequence[ChatMessage]) -> str:
-        """The template's text for the first arrangement and form that it takes and that has everything in it.
-
-        Raises:
-            PromptRejected: if there is none that has the last user message and the system prompt in it.
-        """
-        refusal: TemplateError | None = None
-        best: tuple[int, str] | None = None
-        accepted: list[tuple[arrangements.Messages, arrangements.Form, str]] = []
-        for order in arrangements.arrangements(messages):
-            for form in arrangements.forms(order):
-                try:
-                    text = self._run(self._disguised(order), form)
-                except TemplateError as error:
-                    refusal = error
-                    continue
-                present = Presence(self._disguise.restored(text))
-                if present.of_parts_as_code(*(one.content for one in messages)):
-                    continue
-                accepted.append((order, form, text))
-                if not all(present.of(one.content) for one in _what_matters(messages)):
-                    continue
-                missing = sum(not present.of(self._answer(one)) for one in messages)
-                if not missing:
-                    return text
-                if best is None or missing < best[0]:
-                    best = (missing, text)
-            if best is not None:
-                return best[1]
-        for order, form, text in accepted:
-            if self._says_it_differently(messages, order, form, text):
-                return text
-        if refusal is None or accepted:
-            raise PromptRejected(
-                "This model's chat template leaves out what was said, as text and as a list of parts; "
-                "choose another version of the model."
-            )
-        reason = str(refusal).strip().rstrip(".")
-        raise PromptRejected(
-            f"This model's chat template cannot take the conversation: {reason}."
-        ) from refusal
-
-    def _run(self, messages: Sequence[ChatMessage], form: arrangements.Form) -> str:
-        return self._template.render(
-            arrangements.as_template_messages(messages, form),
-            add_generation_prompt=self._add_generation_prompt,
-            variables=self._variables,
-            began=self._began,
-        )
-
-    def _disguised(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        hidden = []
-        for one in messages:
-            content = (
-                self._disguise.reply(one.content, self._opened)
-                if one.role == "assistant" and not one.reasoning
-                else self._disguise.content(one.content)
-            )
-            hidden.append(replace(one, content=content, reasoning=self._disguise.content(one.reasoning)))
-        return hidden
-
-    def _answer(self, message: ChatMessage) -> str:
-        """A message without reasoning, which the template may leave out."""
-        if message.role != "assistant":
-            return message.content
-        thought = split_thought(message.content, self._opened)
-        return message.content if thought is None else thought[3]
-
-    def _says_it_differently(
-        self,
-        messages: Sequence[ChatMessage],
-        order: arrangements.Messages,
-        form: arrangements.Form,
-        text: str,
-    ) -> bool:
-        """Whether a template that changes the words writes other words in their place."""
-        present = Presence(self._disguise.restored(text))
-        for one in _what_matters(messages):
-            if present.of(one.content):
-                continue
-            probed = [
-                replace(other, content=other.content.replace(one.content, _PROBE)) if one.content else other
-                for other in order
-            ]
-            try:
-                probe_is_there = _PROBE in self._run(probed, form).casefold()
-            except TemplateError:
-                return False
-            if not probe_is_there or not present.of_most(one.content):
-                return False
-        return True
-
-    def _opens_thought(self) -> ReasoningMarks | None:
-        for form in (False, True):
-            content: Any = [{"type": "text", "text": _PROBE}] if form else _PROBE
-            try:
-                text = self._template.render(
-                    [{"role": "user", "content": content}],
-                    add_generation_prompt=True,
-                    variables=self._variables,
-                    began=self._began,
-                )
-            except TemplateError:
-                continue
-            if _PROBE in text:
-                return opened_at_end(text.rpartition(_PROBE)[2])
-        return None
-
-
-def _what_matters(messages: Sequence[ChatMessage]) -> Iterator[ChatMessage]:
-    """The last user message and the system prompts."""
-    last = next((one for one in reversed(messages) if one.role == "user"), None)
-    yield from (one for one in messages if one.role == "system" or one is last)

@@ -21,9 +21,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from tqchat.engine.templates.errors import TemplateError
+from tqchat.engine.templates.errors import TemplateError, TemplateLimit
 
-RENDER_LIMIT_S = 10.0
+RENDER_LIMIT_S = 5.0
 MAX_LOOP_STEPS = 5_000_000
 MAX_VALUE_LENGTH = 64 << 20
 """Longest string or list that a template may build."""
@@ -45,7 +45,7 @@ class _Budget:
     def spend(self, steps: int) -> None:
         self._steps -= steps
         if self._steps < 0 or time.monotonic() > self._deadline:
-            raise TemplateError("it does not come to an end")
+            raise TemplateLimit("it does not come to an end")
 
 
 _budget: ContextVar[_Budget | None] = ContextVar("template_budget", default=None)
@@ -59,7 +59,7 @@ def _spend(steps: int) -> None:
 
 def _check_length(length: int) -> None:
     if length > MAX_VALUE_LENGTH:
-        raise TemplateError("it builds a text that is too long")
+        raise TemplateLimit("it builds a text that is too long")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -74,7 +74,7 @@ class _Environment(ImmutableSandboxedEnvironment):
                 if isinstance(value, (str, list, tuple)) and isinstance(count, int):
                     _check_length(len(value) * count)
         elif operator == "**" and isinstance(right, (int, float)) and abs(right) > 64:
-            raise TemplateError("it computes a number that is too large")
+            raise TemplateLimit("it computes a number that is too large")
         elif operator == "%" and isinstance(left, str):
             _check_widths(left)
         return super().call_binop(context, operator, left, right)
@@ -83,7 +83,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _spend(1)
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > MAX_REPEAT:
-                raise TemplateError("it passes a number that is too large")
+                raise TemplateLimit("it passes a number that is too large")
         return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -143,7 +143,7 @@ def _counted(values: Iterable[Any]) -> Iterable[Any]:
 def _check_widths(form: str) -> None:
     digits = "".join(c if c.isdigit() else " " for c in form).split()
     if any(len(number) > 6 for number in digits) and "%" in form:
-        raise TemplateError("it pads a text too far")
+        raise TemplateLimit("it pads a text too far")
 
 
 class _Generation(Extension):
@@ -210,7 +210,7 @@ def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
     def limited(value: Any, *args: Any, **kwargs: Any) -> Any:
         for number in (*args, *kwargs.values()):
             if isinstance(number, int) and number > MAX_REPEAT:
-                raise TemplateError("it pads a text too far")
+                raise TemplateLimit("it pads a text too far")
         return function(value, *args, **kwargs)
 
     return limited
@@ -283,7 +283,8 @@ def render_template(source: str, context: Mapping[str, Any]) -> str:
     """Run a template.
 
     Raises:
-        TemplateError: if it does not compile, raises, or exceeds the limits on time and size.
+        TemplateError: if it does not compile or raises.
+        TemplateLimit: if it exceeds the limits on time and size.
     """
     token = _budget.set(_Budget())
     try:
@@ -298,7 +299,7 @@ def render_template(source: str, context: Mapping[str, Any]) -> str:
     except TemplateError:
         raise
     except RecursionError as error:
-        raise TemplateError("it does not come to an end") from error
+        raise TemplateLimit("it does not come to an end") from error
     except Exception as error:  # a template can make Python raise whatever it likes
         raise TemplateError(str(error) or type(error).__name__) from error
     finally:

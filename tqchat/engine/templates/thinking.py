@@ -14,7 +14,7 @@ from typing import Any, Literal
 from jinja2 import nodes
 
 from tqchat.engine.commands import ChatMessage
-from tqchat.engine.templates.errors import TemplateError
+from tqchat.engine.templates.errors import TemplateError, TemplateLimit
 from tqchat.engine.templates.finding import ChatTemplate
 from tqchat.engine.templates.sandbox import syntax_tree
 
@@ -95,8 +95,13 @@ class ThinkingSwitch:
 
 def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
     """The switch that a template knows, if it changes anything that the template writes."""
-    if template is None:
-        return None
+    try:
+        return None if template is None else _first_switch(template)
+    except TemplateLimit:
+        return None  # rendering a prompt will say so
+
+
+def _first_switch(template: ChatTemplate) -> ThinkingSwitch | None:
     flag = _switch_off_and_on(template)
     for name in LEVELS:
         if name in template.variables and (level := _levels(template, name, flag)) is not None:
@@ -166,6 +171,8 @@ def _prompt(template: ChatTemplate, switch: ThinkingSwitch, choice: str) -> str 
             text = template.render(
                 messages, add_generation_prompt=True, variables=switch.variables(choice), began=0.0
             )
+        except TemplateLimit:
+            raise
         except TemplateError:
             continue
         return text.replace(said[0].content, "") if switch.kind == "message" else text
