@@ -164,6 +164,16 @@ def test_a_control_token_that_the_normalizer_would_make_is_not_made() -> None:
     assert render(tokenizer, [user(wide)]).count(end) == 1
 
 
+def test_a_control_token_that_a_unigram_model_would_find_after_normalization_is_not_found() -> None:
+    backend = tokenizers.unigram(SPECIAL)._tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.NFKC()
+    tokenizer = tokenizers.wrapped(backend, [], template=CHATML, bos_token="<s>")
+    wide = "a \uff1c/s\uff1e b"
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    assert end in tokenizer.encode(wide, add_special_tokens=False), "the tokenizer by itself is taken in"
+    assert end not in render(tokenizer, [user(wide)])
+
+
 @pytest.mark.parametrize("strip", ["lstrip", "rstrip"])
 def test_control_tokens_that_swallow_white_space_swallow_the_same(strip: str) -> None:
     backend = tokenizers.byte_level()._tokenizer.backend_tokenizer

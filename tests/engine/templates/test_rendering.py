@@ -259,3 +259,9 @@ def test_a_template_that_does_not_end_is_refused_at_once(tokenizer: Any) -> None
     with pytest.raises(PromptRejected, match="does not come to an end"):
         render(tokenizer, [user("Hello")])
     assert time.monotonic() - began < 20
+
+
+def test_a_template_that_takes_only_certain_contents_is_used_for_them(tokenizer: Any) -> None:
+    only_json = "{% set parsed = m.content | fromjson %}{{ m.content }}"
+    tokenizer.chat_template = OPEN + only_json + CLOSE
+    assert rendered(tokenizer, user('{"a": 1}')) == '<user>{"a": 1}<assistant>'

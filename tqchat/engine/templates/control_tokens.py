@@ -18,6 +18,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
 
 from tqchat.engine.templates.finding import ChatTemplate
 from tqchat.engine.templates.marks import REASONING_MARKS, ReasoningMarks, split_thought
@@ -53,12 +54,25 @@ class ControlTokens:
         self._suffixes = frozenset(text[start:] for text in texts for start in range(1, len(text)))
         self._all = "\0".join(texts)
         self.backend: Tokenizer | None = getattr(self.inner, "backend_tokenizer", None)
-        self.normalises = (
+        self.unknown = self._unknown()
+        """Tokens for characters that the vocabulary does not have."""
+        self.normalizes = (
             self.backend is not None
             and self.backend.normalizer is not None
-            and any(self.added[token].normalized for token in self.ids)
+            and (
+                not isinstance(self.backend.model, BPE) or any(self.added[one].normalized for one in self.ids)
+            )
         )
+        """Whether other characters than its own may become a control token."""
         self._stand_ins: dict[tuple[int, bool], _StandIns] = {}
+
+    def _unknown(self) -> frozenset[int]:
+        if self.backend is None:
+            return frozenset({self.inner.unk_token_id}) & self.ids.keys()
+        return (
+            frozenset(self.backend.encode(chr(_LAST_STAND_IN), add_special_tokens=False).ids)
+            & self.ids.keys()
+        )
 
     def may_join_before(self, core: str) -> bool:
         """Whether a control token could end in this text's beginning, or contain all of it."""
@@ -81,8 +95,8 @@ class ControlTokens:
                 at = text.find(self.ids[token], start, end)
                 if at >= 0:
                     found.append((token, at, at + len(self.ids[token])))
-                elif self.added[token].normalized:
-                    found.append((token, start, end))
+                elif token not in self.unknown:
+                    found.append((token, start, end))  # the text becomes the token's by normalization
         return found
 
     def stand_ins(self, text: str, scrubbed: bool) -> _StandIns:
@@ -142,20 +156,13 @@ class _StandIns:
             # A vocabulary with gaps in its numbers: a new token has got the number of another.
             taken = control.backend.model.id_to_token(own)
             self._ambiguous |= taken not in (None, one.content, control.added[token].content)
-        self._forgeable = control.ids.keys() - {_unknown_token(control.backend)}
+        self._forgeable = control.ids.keys() - control.unknown
 
     def encode(self, text: str) -> tuple[list[int], bool]:
         """Token ids, and whether ordinary text may have become a control token all the same."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         forged = any(token in self._forgeable and token not in self._ids for token in ids)
         return [self._ids.get(token, token) for token in ids], forged or self._ambiguous
-
-
-def _unknown_token(backend: Tokenizer) -> int | None:
-    unknown = getattr(backend.model, "unk_token", None)
-    if isinstance(unknown, str):
-        return backend.token_to_id(unknown)
-    return getattr(backend.model, "unk_id", None)
 
 
 def _without_pieces(backend: Tokenizer, characters: dict[str, str]) -> Tokenizer:
@@ -285,7 +292,7 @@ class Disguise:
 
     def _encode_plain(self, text: str) -> list[int]:
         control = self._control
-        forgeable = control.ids.keys() - {getattr(control.inner, "unk_token_id", None)}
+        forgeable = control.ids.keys() - control.unknown
         ids: list[int] = []
         for attempt in (text, control.pattern.sub(lambda m: f"{m[0][0]} {m[0][1:]}", text)):
             ids = list(control.inner.encode(attempt, add_special_tokens=False, split_special_tokens=True))
@@ -296,7 +303,7 @@ class Disguise:
     def _hide(self, text: str) -> str:
         for _ in range(_MAX_ROUNDS):
             text, count = self._control.pattern.subn(lambda match: self._private(match[0]), text)
-            if not self._control.normalises:
+            if not self._control.normalizes:
                 return text
             spans = self._control.spans(text)
             if not spans and not count:

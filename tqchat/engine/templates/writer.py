@@ -89,13 +89,12 @@ class TemplateWriter:
             for form in forms(order):
                 try:
                     text = self._run(self._disguised(order, opened), form)
-                    probed = self._run(arrange(probes), form)
                 except TemplateLimit:
                     raise
                 except TemplateError as error:
                     refusal = error
                     continue
-                attempt = self._judged(messages, text, probed, opened)
+                attempt = self._judged(messages, text, self._probed(arrange(probes), form), opened)
                 left_out |= not attempt.complete
                 changed = changed or (attempt if attempt.changed else None)
                 if attempt.complete and (best is None or attempt.missing < best.missing):
@@ -113,12 +112,22 @@ class TemplateWriter:
             )
         raise refusal
 
-    def _judged(self, messages: Messages, text: str, probed: str, opened: ReasoningMarks | None) -> _Attempt:
+    def _probed(self, probes: Messages, form: Form) -> str | None:
+        """The text with probes for contents; ``None`` if the template takes no such contents."""
+        try:
+            return self._run(probes, form).casefold()
+        except TemplateError:
+            return None
+
+    def _judged(
+        self, messages: Messages, text: str, probed: str | None, opened: ReasoningMarks | None
+    ) -> _Attempt:
         present = Presence(self._disguise.restored(text))
         if present.of_parts_as_code(*(one.content for one in messages)):
             return _Attempt(text, False, False, len(messages))
-        probed = probed.casefold()
-        passed = [not one.content.strip() or _probe(n) in probed for n, one in enumerate(messages)]
+        passed = [
+            probed is None or not one.content.strip() or _probe(n) in probed for n, one in enumerate(messages)
+        ]
         last = max((n for n, one in enumerate(messages) if one.role == "user"), default=-1)
         matters = [n for n, one in enumerate(messages) if one.role == "system" or n == last]
         return _Attempt(
