@@ -84,7 +84,7 @@ class Session:
         """Whether the cache holds something that is not saved."""
         self.began = wall_clock() if began is None else began
         self.template_variables: Mapping[str, Any] = {}
-        """What the chat template is told besides the messages, e.g. ``enable_thinking``."""
+        """Variables of the chat template, e.g. ``enable_thinking``."""
         self._has_template = chat_template(model.tokenizer) is not None
         self._told_of_plain_text = False
 

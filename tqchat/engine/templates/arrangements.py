@@ -1,4 +1,4 @@
-"""Role orders that chat templates insist on, and content as they want it: text or a list of parts."""
+"""Message orders and content forms (text or a list of parts) that chat templates accept."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tqchat.engine.commands import ChatMessage, Role
 Messages = tuple[ChatMessage, ...]
 Arrangement = Callable[[Messages], Messages]
 Form = dict[Role, bool]
-"""Which roles get their content as a list of parts."""
+"""Roles whose content is passed as a list of parts."""
 
 _ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 _OPENERS = ("", "...")
-"""What stands for a user turn before a reply that has none."""
+"""Contents of a user turn that is inserted before a leading reply."""
 
 
 def system_in_user(messages: Messages) -> Messages:
-    """System prompts moved to the front of the first user message."""
+    """Move system prompts to the front of the first user message."""
     system = [one.content.strip() for one in messages if one.role == "system"]
     rest = [one for one in messages if one.role != "system"]
     if not system:
@@ -34,7 +34,7 @@ def system_in_user(messages: Messages) -> Messages:
 
 
 def alternating(messages: Messages) -> Messages:
-    """Neighbours of the same role joined into one message."""
+    """Join neighbours of the same role into one message."""
     joined: list[ChatMessage] = []
     for one in messages:
         if joined and joined[-1].role == one.role:
@@ -45,7 +45,7 @@ def alternating(messages: Messages) -> Messages:
 
 
 def user_first(messages: Messages, text: str) -> Messages:
-    """A user turn before a reply that begins the conversation."""
+    """Insert a user turn before a reply that begins the conversation."""
     at = next((index for index, one in enumerate(messages) if one.role != "system"), len(messages))
     if at < len(messages) and messages[at].role == "user":
         return messages
@@ -66,16 +66,16 @@ _ORDERS: tuple[Arrangement, ...] = (
     *(_user_turn_first(text) for text in _OPENERS),
 )
 ARRANGEMENTS: tuple[Arrangement, ...] = (*_ORDERS, *(_then(system_in_user, order) for order in _ORDERS))
-"""Orders of the messages that strict templates take, the given one first.
+"""Message orders to try, the given one first.
 
-Templates that refuse a system message (or leave it out) get it in front of the first user message; ones that
-insist on alternating roles get neighbours of one role joined; ones that want the user to begin get an empty
-user turn.
+Some templates refuse a system message or drop it: it is put in front of the first user message. Some require
+alternating roles: neighbours of one role are joined. Some require a user turn first: an empty one is
+inserted.
 """
 
 
 def forms(messages: Sequence[ChatMessage]) -> list[Form]:
-    """Every choice of text or parts for the roles that occur: all text first, then all parts, then mixed."""
+    """Content forms for the roles that occur: all text, all parts, then mixed."""
     present = [role for role in _ROLES if any(one.role == role for one in messages)]
     choices = [
         dict(zip(present, parts, strict=True)) for parts in product((False, True), repeat=len(present))
@@ -84,7 +84,7 @@ def forms(messages: Sequence[ChatMessage]) -> list[Form]:
 
 
 def as_template_messages(messages: Sequence[ChatMessage], form: Form) -> list[dict[str, Any]]:
-    """What the template is given."""
+    """Messages as dicts for the template."""
     found = []
     for one in messages:
         content: Any = [{"type": "text", "text": one.content}] if form[one.role] else one.content

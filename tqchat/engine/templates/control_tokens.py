@@ -1,12 +1,10 @@
-"""A model's control tokens, and contents that cannot forge them.
+"""Encodes prompts so that only the template writes control tokens; contents are ordinary text.
 
-A content is ordinary text, whatever it looks like. Before the template runs, every control token's text in it
-is replaced by a private character, so that the template's own control tokens are the only ones in the result;
-a content that could complete a control token together with its surroundings gets a private character as a
-barrier. Afterwards, with the contents as they were, the prompt is encoded by a tokenizer that knows the
-control tokens by private characters only, which stand where the template wrote them. Everything else of the
-tokenizer is the same, so ordinary text becomes the tokens that it always becomes, across the borders of
-contents too.
+Before rendering, each control token's text in a content is replaced by a private-use character, so the
+control tokens found in the rendered text are the template's. A private-use barrier is added where a content
+could complete a control token together with its neighbours. The prompt, with the original contents, is then
+encoded by a copy of the tokenizer in which every control token is a private-use character, placed where the
+template wrote it. All other rules are the tokenizer's own, so ordinary text gets the same tokens as before.
 """
 
 from __future__ import annotations
@@ -55,7 +53,7 @@ class ControlTokens:
         self._all = "\0".join(texts)
         self.backend: Tokenizer | None = getattr(self.inner, "backend_tokenizer", None)
         self.unknown = self._unknown()
-        """Tokens for characters that the vocabulary does not have."""
+        """Tokens of characters outside the vocabulary."""
         self.normalizes = (
             self.backend is not None
             and self.backend.normalizer is not None
@@ -63,7 +61,7 @@ class ControlTokens:
                 not isinstance(self.backend.model, BPE) or any(self.added[one].normalized for one in self.ids)
             )
         )
-        """Whether other characters than its own may become a control token."""
+        """Whether normalization may turn other characters into a control token."""
         self._stand_ins: dict[tuple[int, bool], _StandIns] = {}
 
     def _unknown(self) -> frozenset[int]:
@@ -99,14 +97,16 @@ class ControlTokens:
                     found.append((token, start, end))  # the text becomes the token's by normalization
         return found
 
-    def stand_ins(self, text: str, scrubbed: bool) -> _StandIns:
-        """A tokenizer that knows the control tokens by private characters that do not occur in the text."""
+    def stand_ins(self, text: str, scrubbed: bool) -> _StandIns | None:
+        """A tokenizer copy whose private-use characters do not occur in the text, ``None`` if there are too
+        few.
+        """
         used = {ord(c) for c in set(text) if ord(c) >= _FIRST_STAND_IN}
         first = _FIRST_STAND_IN
         while used & set(range(first, first + len(self.ids))):
             first += len(self.ids)
         if first + len(self.ids) > _LAST_STAND_IN:
-            raise ValueError("the text uses every private character")
+            return None
         key = (first, scrubbed)
         if key not in self._stand_ins:
             self._stand_ins[key] = _StandIns(self, first, scrubbed)
@@ -114,12 +114,11 @@ class ControlTokens:
 
 
 class _StandIns:
-    """A copy of a tokenizer in which each control token is a private character instead of its text.
+    """A copy of a tokenizer that knows each control token as a private-use character.
 
     Args:
-        scrubbed: Whether control tokens are taken out of the model's own vocabulary too: a Unigram model
-        finds
-            them there by itself.
+        scrubbed: Whether control tokens are removed from the model's vocabulary too: a Unigram model would
+            match them there.
     """
 
     def __init__(self, control: ControlTokens, first: int, scrubbed: bool) -> None:
@@ -197,7 +196,7 @@ _known: WeakKeyDictionary[Any, dict[tuple[int, str], ControlTokens]] = WeakKeyDi
 
 
 def control_tokens(tokenizer: Any, template: ChatTemplate | None) -> ControlTokens:
-    """The control tokens of a tokenizer under a template; kept for as long as the tokenizer is."""
+    """The control tokens of a tokenizer under a template, cached per tokenizer."""
     inner = getattr(tokenizer, "_tokenizer", tokenizer)
     table = _known.setdefault(inner, {})
     key = (len(inner), template.source if template is not None else "")
@@ -208,7 +207,7 @@ def control_tokens(tokenizer: Any, template: ChatTemplate | None) -> ControlToke
 
 
 class Disguise:
-    """Private characters for the control tokens in the contents of one prompt.
+    """Replaces control tokens in the contents of one prompt by private-use characters.
 
     Args:
         contents: Everything that goes into the prompt: private characters in it are not used.
@@ -272,6 +271,8 @@ class Disguise:
         if control.backend is not None and type(control.inner).encode is _plain_encode():
             for scrubbed in (False, True):
                 stand_ins = control.stand_ins("".join(pieces), scrubbed)
+                if stand_ins is None:
+                    break
                 marks = [stand_ins.character[token] for token in tokens]
                 ids, forged = stand_ins.encode(_interleaved(pieces, marks))
                 if not forged:

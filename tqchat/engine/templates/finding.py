@@ -1,4 +1,4 @@
-"""Where a model keeps its chat template, and which of several is the one for a chat."""
+"""Finds a model's chat template among the places and names that repositories use."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ChatTemplate:
 
 
 def chat_template(tokenizer: Any) -> ChatTemplate | None:
-    """The template that a chat with this tokenizer's model is written in; ``None`` if it has none.
+    """The chat template of a tokenizer's model, ``None`` if it has none.
 
     In order: mlx-lm's own code for the model, ``chat_template.jinja`` and the templates of
     ``tokenizer_config.json`` and ``additional_chat_templates/`` (transformers reads those), then
@@ -102,7 +102,7 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
 
 
 def _chosen(templates: Any) -> str | None:
-    """The template for a chat among one, a table by name, or a list of ``{"name", "template"}``."""
+    """The chat template: the only one, or the default of a table or a list of named ones."""
     if isinstance(templates, str):
         return templates if _usable(templates) else None
     if isinstance(templates, (list, tuple)):

@@ -34,7 +34,7 @@ REASONING_MARKS = (
 
 
 def opened_at_end(text: str) -> ReasoningMarks | None:
-    """The marks of a thought that is opened in a text and not closed again."""
+    """The marks of a thought that a text opens and does not close."""
     last: tuple[int, ReasoningMarks] | None = None
     for marks in REASONING_MARKS:
         at = text.rfind(marks.opening)
@@ -48,7 +48,7 @@ def opened_at_end(text: str) -> ReasoningMarks | None:
 
 
 def split_thought(text: str, opened: ReasoningMarks | None = None) -> tuple[str, str, str, str] | None:
-    """A reply that was kept with its reasoning in the text: opening mark, thought, closing mark, answer.
+    """Split a reply that contains its reasoning: opening mark, thought, closing mark, answer.
 
     Args:
         opened: Marks of a thought that the prompt opened; the reply then begins inside it.

@@ -1,4 +1,4 @@
-"""Whether what was said is really in a prompt."""
+"""Checks that a rendered prompt contains the messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PARTS = re.compile(r"""\{['"]type['"]: ?['"]text['"]""")
 
 
 class Presence:
-    """What a prompt contains, however the template treats white space, case and escapes."""
+    """Looks for contents in a prompt, whatever the template does to white space, case and escapes."""
 
     def __init__(self, prompt: str) -> None:
         self._prompt = prompt

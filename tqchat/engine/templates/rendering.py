@@ -1,4 +1,4 @@
-"""From a transcript to the model's tokens."""
+"""Renders a transcript to token ids with the model's chat template."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tqchat.engine.templates.finding import chat_template
 from tqchat.engine.templates.writer import TemplateWriter
 
 PLAIN_STOP = "\nUser:"
-"""Where a reply ends for a model without a chat template: it has begun to speak for the person."""
+"""Stop sequence for a model without a chat template."""
 
 _PLAIN_NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt's text: with the contents disguised, and what brings them back."""
+    """A prompt's text with disguised contents, and the disguise."""
 
     disguised: str
     disguise: Disguise
@@ -49,7 +49,7 @@ def render(
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``.
         add_generation_prompt: Whether the tokens end where the reply begins.
-        variables: What the template is told besides, e.g. ``{"enable_thinking": False}``.
+        variables: Template variables, e.g. ``{"enable_thinking": False}``.
         began: The time that the template's clock shows, as ``wall_clock`` tells it; ``None`` is now.
 
     Raises:
@@ -89,18 +89,18 @@ def rendered_text(
 
 
 def encoded(rendered: Rendered) -> list[int]:
-    """Token ids of a prompt's text, without what the tokenizer would put around it."""
+    """Token ids of a prompt's text, without the tokenizer's own prefix and suffix."""
     return rendered.disguise.encode(rendered.disguised)
 
 
 def default_variables(tokenizer: Any) -> dict[str, Any]:
-    """What mlx-lm tells every template: whether the tokenizer has marks for reasoning."""
+    """The template variable that mlx-lm passes: whether the vocabulary has reasoning marks."""
     name = getattr(tokenizer, "_thinking_kwarg", None) or "enable_thinking"
     return {name: bool(getattr(tokenizer, "has_thinking", False))}
 
 
 def plain_text(messages: Sequence[ChatMessage], add_generation_prompt: bool) -> str:
-    """The form for models without a chat template: ``User: ...``, ``Assistant: ...``, blank lines between."""
+    """Plain form for models without a chat template: ``User: ...``, ``Assistant: ...``."""
     parts = [_PLAIN_NAMES[one.role] + one.content.strip() for one in messages]
     if add_generation_prompt:
         parts.append("Assistant:")

@@ -1,4 +1,4 @@
-"""The switch for a model's reasoning: whether its template has one, and how it is set.
+"""Finds and sets a chat template's switch for reasoning.
 
 Templates know many: a variable that is true or false (``enable_thinking``), one that takes words
 (``reasoning_effort``), a number of tokens (``thinking_budget``), or words in the system prompt
@@ -132,7 +132,7 @@ def _switch_off_and_on(template: ChatTemplate) -> ThinkingSwitch | None:
 
 
 def _levels(template: ChatTemplate, name: str, flag: ThinkingSwitch | None) -> ThinkingSwitch | None:
-    """A switch that takes words: those that the template compares the variable with."""
+    """A switch whose values are the words that the template compares the variable with."""
     words = {word.casefold(): word for word in _compared_words(template.source, name)}
     table: dict[str, Mapping[str, Any]] = {}
     for choice, known in _WORDS.items():

@@ -1,4 +1,4 @@
-"""What a chat template writes around a reply: the end of the turn, and an opened thought before it."""
+"""End of turn and opened reasoning, as a chat template writes them around a reply."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUESTION, _REPLY, _NEXT = "tqchatquestion", "tqchatreply", "tqchatnext"
 
 @dataclass(frozen=True)
 class EndOfTurn:
-    """What a template writes behind a reply.
+    """The text and control tokens that a template writes after a reply.
 
     Attributes:
         tokens: Control tokens that end the turn; none if the template ends it with ordinary text.
@@ -30,7 +30,7 @@ class EndOfTurn:
 
 
 def end_of_turn(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> EndOfTurn:
-    """What ends a reply in the model's chat template.
+    """The end of a reply in the model's chat template.
 
     It is the last control token behind a reply that ends the conversation, or, if there is none, the first
     one of the next turn. A model without a template has ``PLAIN_STOP``.

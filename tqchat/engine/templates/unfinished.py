@@ -1,4 +1,4 @@
-"""Prompts that end inside a reply which goes on."""
+"""Prompts for continuing a reply that was cut off."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def render_unfinished(
     variables: Mapping[str, Any] | None = None,
     began: float | None = None,
 ) -> tuple[list[int], list[int]]:
-    """The token ids of a transcript whose last message is a reply that goes on.
+    """The token ids of a transcript whose last message is a reply to continue.
 
     Args:
         held: The tokens in the cache. If they are this very reply, they are kept as they were generated: the

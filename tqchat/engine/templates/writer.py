@@ -1,4 +1,4 @@
-"""Tries a template with the role orders and content forms that it might want."""
+"""Tries message orders and content forms until a template writes all that was said."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tqchat.engine.templates.marks import ReasoningMarks, opened_at_end, split_t
 from tqchat.engine.templates.presence import Presence
 
 _PROBE = "tqchatprobe"
-"""Word that stands for a content, to see whether the template writes it."""
+"""Replaces a content, to see whether the template writes it."""
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What came of one arrangement and form.
+    """Result of one message order and content form.
 
     Attributes:
         complete: Whether the last user message and the system prompts are in the text as they were written.
@@ -181,7 +181,7 @@ def _probe(number: int) -> str:
 
 
 def _probes(messages: Messages) -> Messages:
-    """The messages with a word of its own in place of each content."""
+    """The messages with each content replaced by a unique word."""
     return tuple(
         replace(one, content=_probe(n), reasoning="") if one.content.strip() else one
         for n, one in enumerate(messages)
