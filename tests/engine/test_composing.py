@@ -10,12 +10,13 @@ import pytest
 
 from tests.engine.talk import assistant, greedy, user
 from tests.engine.test_worker import SECONDS, Listener
-from tqchat.engine import backend, models, prompts
+from tqchat.engine import backend, models
 from tqchat.engine.commands import ChatMessage, Compose, LoadModel, Send
 from tqchat.engine.composing import GivesWay, compose
 from tqchat.engine.events import Composed, Done, Failed, PrefillProgress, TextDelta
 from tqchat.engine.hub.resolve import local_folder
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.templates import PromptRejected
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
 
@@ -87,10 +88,10 @@ def test_what_is_too_long_is_cut_in_front(llama_folder: Path) -> None:
 
 def test_a_title_that_cannot_be_had_is_empty(starter: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **more: object) -> list[int]:
-        raise prompts.PromptRejected("no")
+        raise PromptRejected("no")
 
-    monkeypatch.setattr("tqchat.engine.session.prompts.render", refuse)
-    monkeypatch.setattr("tqchat.engine.composing._cut", lambda model, messages, reply: messages)
+    monkeypatch.setattr("tqchat.engine.session.render", refuse)
+    monkeypatch.setattr("tqchat.engine.composing._cut", lambda model, command: command.messages)
     assert list(compose(starter, "fp16", Compose("a", "title", ASKED, 4), threading.Event())) == [
         Composed("a", "title", "")
     ]

@@ -14,10 +14,11 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """A message as the chat template gets it."""
+    """A message as the chat template gets it. ``reasoning`` precedes a reply, without its marks."""
 
     role: Role
     content: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,16 @@ class EstimateModel:
 
 @dataclass(frozen=True)
 class OpenConversation:
-    """Make a conversation current and restore its saved cache, if that matches."""
+    """Make a conversation current and restore its saved cache, if that matches.
+
+    ``began`` is the time that the chat template's clock shows: when the conversation began, in seconds of a
+    wall clock since 1970-01-01, without a time zone. ``None``: when the engine first opens the conversation.
+    """
 
     conversation_id: str
     messages: tuple[ChatMessage, ...]
     scheme: str
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Send:
     scheme: str
     sampling: Sampling = field(default_factory=Sampling)
     continues: bool = False
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class SetScheme:
     scheme: str
     reread: bool = False
     messages: tuple[ChatMessage, ...] = ()
+    began: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ class Compose:
     purpose: Literal["title", "summary"]
     messages: tuple[ChatMessage, ...]
     max_tokens: int
+    began: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tqchat.engine import prompts
 from tqchat.engine.commands import ChatMessage, Compose, Sampling
 from tqchat.engine.events import Composed, Done, Event, Failed, PrefillProgress
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
+from tqchat.engine.templates import render
 
 
 class GivesWay(threading.Event):
@@ -34,10 +34,10 @@ def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.E
 
     A title that cannot be had is an empty one. How the reading of a summary gets on is told.
     """
-    session = Session(model, scheme)
+    session = Session(model, scheme, began=command.began)
     text = ""
     sampling = Sampling(temperature=0.0, max_tokens=command.max_tokens)
-    messages = _cut(model, command.messages, command.max_tokens)
+    messages = _cut(model, command)
     for event in session.send(messages, sampling, stop, command.conversation_id):
         match event:
             case PrefillProgress() if command.purpose == "summary":
@@ -50,12 +50,12 @@ def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.E
     yield Composed(command.conversation_id, command.purpose, text)
 
 
-def _cut(model: LoadedModel, messages: tuple[ChatMessage, ...], reply: int) -> tuple[ChatMessage, ...]:
+def _cut(model: LoadedModel, command: Compose) -> tuple[ChatMessage, ...]:
     """The messages with the beginning of the last one left out as far as the model's limit asks for it."""
-    limit = model.context_limit
+    limit, messages = model.context_limit, command.messages
     if limit is None:
         return messages
-    surplus = len(prompts.render(model.tokenizer, messages)) + reply - limit
+    surplus = len(render(model.tokenizer, messages, began=command.began)) + command.max_tokens - limit
     if surplus <= 0:
         return messages
     last = messages[-1]

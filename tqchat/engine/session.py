@@ -8,11 +8,11 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 
-from tqchat.engine import prompts
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
@@ -34,6 +34,10 @@ from tqchat.engine.failures import ContextFull, RereadStopped, user_message
 from tqchat.engine.generation import TextStream
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.reply import Reply
+from tqchat.engine.sequences import common_prefix
+from tqchat.engine.templates import PLAIN_STOP, chat_template, render, render_unfinished
+from tqchat.engine.templates.sandbox import wall_clock
+from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.store.vault import Vault
@@ -57,11 +61,14 @@ class Session:
         scheme: str = "fp16",
         limits: Limits | None = None,
         draft: LoadedModel | None = None,
+        began: float | None = None,
     ) -> None:
         """
         Args:
             limits: What the cache may take; by default a share of what the weights leave.
             draft: A smaller model of the same vocabulary, which proposes tokens.
+            began: When the conversation began, as ``wall_clock`` tells it; by default now. A chat template
+                that writes the date writes this one, so that its prompts do not change from day to day.
 
         Raises:
             DraftMismatch: if its vocabulary is another.
@@ -75,6 +82,11 @@ class Session:
         self._drafting: PromptCache | None = None
         self.changed = False
         """Whether the cache holds something that is not saved."""
+        self.began = wall_clock() if began is None else began
+        self.template_variables: Mapping[str, Any] = {}
+        """Variables of the chat template, e.g. ``enable_thinking``."""
+        self._has_template = chat_template(model.tokenizer) is not None
+        self._told_of_plain_text = False
 
     @property
     def scheme(self) -> str:
@@ -123,6 +135,7 @@ class Session:
         reply = Reply(began=time.perf_counter())
         certain = False
         try:
+            yield from self._tell_of_plain_text(conversation_id)
             prompt, said = self._prompt(messages, continues)
             text = self._text_after(said)
             turn = None if said else self._turn(messages, prompt)
@@ -139,10 +152,34 @@ class Session:
 
     def _prompt(self, messages: Sequence[ChatMessage], continues: bool) -> tuple[list[int], list[int]]:
         """The tokens to read, and those of them that are the reply's own beginning."""
-        tokenizer = self.model.tokenizer
         if continues and len(messages) > 1 and messages[-1].role == "assistant":
-            return prompts.render_unfinished(tokenizer, messages, self._held.tokens)
-        return prompts.render(tokenizer, messages), []
+            return render_unfinished(
+                self.model.tokenizer,
+                messages,
+                self._held.tokens,
+                variables=self.template_variables,
+                began=self.began,
+            )
+        return self._render(messages), []
+
+    def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
+        return render(
+            self.model.tokenizer,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            variables=self.template_variables,
+            began=self.began,
+        )
+
+    def _tell_of_plain_text(self, conversation_id: str) -> Iterator[Event]:
+        if self._has_template or self._told_of_plain_text:
+            return
+        self._told_of_plain_text = True
+        yield Notice(
+            conversation_id,
+            f"{self.model.info.name} has no chat template: the conversation is written as plain text, "
+            "which suits base models; for a chat, choose an instruct version.",
+        )
 
     def _turn(self, messages: Sequence[ChatMessage], prompt: list[int]) -> int | None:
         """Where in the prompt the person's words end, if the cache needs a checkpoint there.
@@ -152,12 +189,12 @@ class Session:
         """
         if not self._held.needs_checkpoints:
             return None
-        spoken = prompts.render(self.model.tokenizer, messages, add_generation_prompt=False)
-        return min(prompts.common_prefix(spoken, prompt), len(prompt) - 1)
+        spoken = self._render(messages, add_generation_prompt=False)
+        return min(common_prefix(spoken, prompt), len(prompt) - 1)
 
     def _text_after(self, said: list[int]) -> TextStream:
         tokenizer = self.model.tokenizer
-        text = TextStream(tokenizer, None if tokenizer.has_chat_template else prompts.PLAIN_STOP)
+        text = TextStream(tokenizer, None if self._has_template else PLAIN_STOP)
         text.begin_after(said)
         return text
 
@@ -207,7 +244,7 @@ class Session:
         reply.prompt = len(prompt)
         if vault is not None:
             persistence.recall(held, vault, conversation_id, prompt)
-        shared = min(prompts.common_prefix(held.tokens, prompt), len(prompt) - 1)
+        shared = min(common_prefix(held.tokens, prompt), len(prompt) - 1)
         restored = held.restored
         held.trim_to(shared)
         keep = len(held.tokens)
@@ -391,7 +428,7 @@ class Session:
     def _transcript(self, messages: Sequence[ChatMessage]) -> list[int]:
         if not messages:
             return list(self._held.tokens)
-        tokens = prompts.render(self.model.tokenizer, messages, add_generation_prompt=False)
+        tokens = self._render(messages, add_generation_prompt=False)
         limit = self.model.context_limit
         if limit is not None and len(tokens) > limit:
             raise ContextFull(len(tokens), limit)
@@ -421,4 +458,8 @@ class Session:
         Returns:
             How many tokens came back; and why not all of them, ``None`` if nothing that was said is missing.
         """
-        return persistence.restore(self._held, vault, conversation_id, messages)
+        try:
+            wanted = self._render(messages, add_generation_prompt=False)
+        except TqchatError:
+            wanted = []  # an empty conversation, or one that sending will explain
+        return persistence.restore(self._held, vault, conversation_id, messages, wanted)

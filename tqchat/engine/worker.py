@@ -201,7 +201,7 @@ class Engine:
             case EstimateModel() as command:
                 self._estimate(command)
             case OpenConversation() as command:
-                self._open(command.conversation_id, command.messages, command.scheme)
+                self._open(command.conversation_id, command.messages, command.scheme, command.began)
             case Send() as command:
                 self._send(command, task.stop)
             case SetScheme() as command:
@@ -296,7 +296,8 @@ class Engine:
         self._draft = self._draft_for(model)
         self._emit(ModelReady(model.info, time.perf_counter() - began))
         if current is not None:
-            self._open(current.conversation_id, current.messages, current.session.scheme)
+            session = current.session
+            self._open(current.conversation_id, current.messages, session.scheme, session.began)
 
     def _draft_for(self, model: LoadedModel) -> LoadedModel | None:
         """The draft model if configured. If it cannot be used, a notice says why and ``None`` is returned."""
@@ -320,25 +321,27 @@ class Engine:
 
     # Conversations.
 
-    def _open(self, conversation_id: str, messages: tuple[ChatMessage, ...], scheme: str) -> _Current:
+    def _open(
+        self, conversation_id: str, messages: tuple[ChatMessage, ...], scheme: str, began: float | None
+    ) -> _Current:
         from tqchat.engine.session import Session
 
         if self._model is None:
             raise NoModel()
         self._save()
-        began = time.perf_counter()
+        started = time.perf_counter()
         self._current = None
-        session = Session(self._model, scheme, self._limits(), self._draft)
+        session = Session(self._model, scheme, self._limits(), self._draft, began)
         restored, reason = session.restore(self._vault, conversation_id, messages)
         self._current = _Current(conversation_id, messages, session)
-        self._emit(Opened(conversation_id, restored, time.perf_counter() - began, reason))
+        self._emit(Opened(conversation_id, restored, time.perf_counter() - started, reason))
         self._emit(MemoryUpdate(conversation_id, session.memory()))
         return self._current
 
     def _session(self, command: Send | SetScheme, scheme: str) -> _Current:
         current = self._current
         if current is None or current.conversation_id != command.conversation_id:
-            current = self._open(command.conversation_id, command.messages, scheme)
+            current = self._open(command.conversation_id, command.messages, scheme, command.began)
         if command.messages:
             current.messages = command.messages
         return current

@@ -11,9 +11,9 @@ from typing import Any
 import mlx.core as mx
 
 from tqchat import kv
-from tqchat.engine import prompts
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.templates import render
 from tqchat.errors import TqchatError
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
@@ -88,7 +88,7 @@ def recall(
     ours = [c for c in contestants if c.peer_bits is None]
     right = dict.fromkeys((c.name for c in ours), 0)
     for number, prompt in enumerate(asked):
-        tokens = prompts.render(model.tokenizer, prompt.messages)
+        tokens = render(model.tokenizer, prompt.messages)
         if model.context_limit is not None and len(tokens) + MAX_ANSWER_TOKENS > model.context_limit:
             continue
         if progress is not None:

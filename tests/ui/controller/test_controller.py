@@ -62,3 +62,23 @@ def test_a_database_error_in_an_event_is_shown_and_the_next_job_starts(
     assert rig.view.said[-1][0] == "error" and "is full" in rig.view.said[-1][1]
     assert [sent.messages[0].content for sent in rig.engine.sent()] == ["First", "Second"]
     assert rig.chat.work.reply is not None and rig.chat.work.reply.conversation_id != first.id
+
+
+def test_every_command_tells_when_the_conversation_began(rig: Rig) -> None:
+    turn(rig, "What is a fox?", "An animal.")
+    first = rig.chat.shown.conversation
+    assert first is not None
+    rig.chat.schemes.set("affine8")
+    rig.chat.shown.new()
+    rig.chat.shown.open(first.id)
+    told = [
+        command
+        for command in rig.engine.commands
+        if isinstance(command, commands.Send | commands.OpenConversation | commands.SetScheme)
+    ]
+    assert {type(command) for command in told} >= {
+        commands.Send,
+        commands.OpenConversation,
+        commands.SetScheme,
+    }
+    assert {command.began for command in told} == {first.created_at}

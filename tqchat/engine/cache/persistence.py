@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tqchat.engine import prompts
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage
-from tqchat.errors import TqchatError
+from tqchat.engine.sequences import common_prefix
 from tqchat.store.vault import Refused, Restored, Vault
 
 MIN_RECALL_TOKENS = 64
@@ -39,17 +38,20 @@ def save(cache: PromptCache, vault: Vault, conversation_id: str, interrupted: Ca
 
 
 def restore(
-    cache: PromptCache, vault: Vault, conversation_id: str, messages: Sequence[ChatMessage]
+    cache: PromptCache,
+    vault: Vault,
+    conversation_id: str,
+    messages: Sequence[ChatMessage],
+    wanted: Sequence[int],
 ) -> tuple[int, str | None]:
     """Load a conversation's saved cache and trim it to the tokens it shares with the transcript.
+
+    Args:
+        wanted: The transcript's tokens; none if the template rejects it.
 
     Returns:
         Restored tokens, and why some are missing (``None`` if none of the transcript's are).
     """
-    try:
-        wanted = prompts.render(cache.model.tokenizer, messages, add_generation_prompt=False)
-    except TqchatError:
-        wanted = []  # empty, or rejected by the template: `send` reports that
     found = vault.load(
         conversation_id, fingerprint=cache.model.info.fingerprint, scheme=cache.scheme, transcript=wanted
     )
@@ -60,7 +62,7 @@ def restore(
         return 0, _with_cost(found.reason, len(wanted))
     if (reason := cache.replace_with(found)) is not None:
         return 0, _with_cost(reason, len(wanted))
-    shared = prompts.common_prefix(cache.tokens, wanted)
+    shared = common_prefix(cache.tokens, wanted)
     if shared == len(cache.tokens):
         missing = len(wanted) - shared
         return shared, _with_cost(found.damage, missing) if found.damage and missing else None
@@ -78,7 +80,7 @@ def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Seque
 
     A prompt that merely continues the live cache causes no disk access.
     """
-    shared = prompts.common_prefix(cache.tokens, prompt)
+    shared = common_prefix(cache.tokens, prompt)
     if min(len(cache.tokens), len(prompt)) - shared < MIN_RECALL_TOKENS:
         return
     fingerprint = cache.model.info.fingerprint
@@ -88,7 +90,7 @@ def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Seque
     if saved < cache.reach(shared) + MIN_RECALL_TOKENS:
         return
     found = vault.load(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, transcript=prompt)
-    if isinstance(found, Restored) and prompts.common_prefix(found.tokens, prompt) > cache.reach(shared):
+    if isinstance(found, Restored) and common_prefix(found.tokens, prompt) > cache.reach(shared):
         cache.replace_with(found)
 
 

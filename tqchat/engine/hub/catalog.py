@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tqchat.engine import prompts
 from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import local_cache, model_folder
+from tqchat.engine.model_config import context_limit
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
@@ -75,7 +75,7 @@ def describe(folder: Path, ref: str, name: str, source: Source) -> LocalModel:
         size,
         str(config["model_type"]),
         quantisation(config),
-        prompts.context_limit(config),
+        context_limit(config),
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tqchat.engine import backend, prompts
+from tqchat.engine import backend
 from tqchat.engine.events import ModelEstimate
 from tqchat.engine.failures import ModelUnusable
 from tqchat.engine.hub import model_folder
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
 from tqchat.engine.memory.shapes import cache_shapes
+from tqchat.engine.model_config import context_limit
 
 
 def estimate(folder: Path, ref: str) -> ModelEstimate:
@@ -33,7 +34,7 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
         ref=ref,
         weight_bytes=weights,
         shapes=cache_shapes(model),
-        context_limit=prompts.context_limit(config),
+        context_limit=context_limit(config),
         memory_budget=memory_budget(machine.memory_bytes, weights),
         memory_bytes=machine.memory_bytes,
     )

@@ -12,7 +12,7 @@ FULL_HASH_MAX_BYTES = 64 << 20
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 << 10
 _MAX_HEADER_BYTES = 256 << 20
-_TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_TEXT_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
 
 
 def fingerprint(folder: Path, *traits: str) -> str:

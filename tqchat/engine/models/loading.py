@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqchat.engine import backend, prompts
+from tqchat.engine import backend
 from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.failures import ModelUnusable
@@ -15,6 +15,7 @@ from tqchat.engine.hub import download, model_folder
 from tqchat.engine.hub.resolve import resolve
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
 from tqchat.engine.memory.shapes import cache_shapes
+from tqchat.engine.model_config import context_limit
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 
@@ -97,7 +98,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         architecture=str(config["model_type"]),
         layers=len(model.layers),
         weight_bytes=weights.weight_bytes(model),
-        context_limit=prompts.context_limit(config),
+        context_limit=context_limit(config),
         device=f"{machine.name}: {machine.device}",
         memory_budget=memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
         shapes=cache_shapes(model),

@@ -43,7 +43,8 @@ class CacheRestore:
         self._work.open_id = conversation.id
         turns = for_engine(messages, conversation.system_prompt)
         scheme = self._schemes.resolve(conversation.id, conversation.scheme)
-        self._engine.submit(commands.OpenConversation(conversation.id, turns, scheme))
+        began = conversation.created_at
+        self._engine.submit(commands.OpenConversation(conversation.id, turns, scheme, began=began))
 
     def opened(self, event: events.Opened) -> None:
         """A conversation is open in the engine."""

@@ -85,6 +85,7 @@ class Replies:
                 self._schemes.resolve(conversation.id, conversation.scheme),
                 self._sampling.of(conversation),
                 turn.continues,
+                began=conversation.created_at,
             )
         )
         return True

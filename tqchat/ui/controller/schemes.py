@@ -122,12 +122,16 @@ class SchemeChanges:
         self._converting, self.progress = change, None
         self._work.begin("converting", change.conversation_id)
         self._work.open_id = change.conversation_id
-        messages = for_engine(
-            self._database.messages(change.conversation_id),
-            self._database.conversation(change.conversation_id).system_prompt,
+        conversation = self._database.conversation(change.conversation_id)
+        self._engine.submit(
+            commands.SetScheme(
+                conversation.id,
+                self.resolve(conversation.id, change.scheme),
+                change.reread,
+                for_engine(self._database.messages(conversation.id), conversation.system_prompt),
+                began=conversation.created_at,
+            )
         )
-        scheme = self.resolve(change.conversation_id, change.scheme)
-        self._engine.submit(commands.SetScheme(change.conversation_id, scheme, change.reread, messages))
         return True
 
     def cancel_pending(self, conversation_id: str) -> None:

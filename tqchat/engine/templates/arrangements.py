@@ -1,0 +1,96 @@
+"""Message orders and content forms (text or a list of parts) that chat templates accept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from tqchat.engine.commands import ChatMessage, Role
+
+Messages = tuple[ChatMessage, ...]
+Arrangement = Callable[[Messages], Messages]
+Form = dict[Role, bool]
+"""Roles whose content is passed as a list of parts."""
+
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+_OPENERS = ("", "...")
+"""Contents of a user turn that is inserted before a leading reply."""
+
+
+def system_in_user(messages: Messages) -> Messages:
+    """Move system prompts to the front of the first user message."""
+    system = [one.content.strip() for one in messages if one.role == "system"]
+    rest = [one for one in messages if one.role != "system"]
+    if not system:
+        return messages
+    text = "\n\n".join(system)
+    for index, one in enumerate(rest):
+        if one.role == "user":
+            rest[index] = replace(one, content=f"{text}\n\n{one.content}")
+            return tuple(rest)
+    return (ChatMessage("user", text), *rest)
+
+
+def alternating(messages: Messages) -> Messages:
+    """Join neighbours of the same role into one message."""
+    joined: list[ChatMessage] = []
+    for one in messages:
+        if joined and joined[-1].role == one.role:
+            joined[-1] = replace(one, content=f"{joined[-1].content}\n\n{one.content}")
+        else:
+            joined.append(one)
+    return tuple(joined)
+
+
+def user_first(messages: Messages, text: str) -> Messages:
+    """Insert a user turn before a reply that begins the conversation."""
+    at = next((index for index, one in enumerate(messages) if one.role != "system"), len(messages))
+    if at < len(messages) and messages[at].role == "user":
+        return messages
+    return (*messages[:at], ChatMessage("user", text), *messages[at:])
+
+
+def _user_turn_first(text: str) -> Arrangement:
+    return lambda messages: user_first(alternating(messages), text)
+
+
+def _then(first: Arrangement, second: Arrangement) -> Arrangement:
+    return lambda messages: second(first(messages))
+
+
+_ORDERS: tuple[Arrangement, ...] = (
+    lambda messages: messages,
+    alternating,
+    *(_user_turn_first(text) for text in _OPENERS),
+)
+ARRANGEMENTS: tuple[Arrangement, ...] = (*_ORDERS, *(_then(system_in_user, order) for order in _ORDERS))
+"""Message orders to try, the given one first.
+
+Some templates refuse a system message or drop it: it is put in front of the first user message. Some require
+alternating roles: neighbours of one role are joined. Some require a user turn first: an empty one is
+inserted.
+"""
+
+
+def forms(messages: Sequence[ChatMessage]) -> list[Form]:
+    """Content forms for the roles that occur: all text, all parts, then mixed."""
+    present = [role for role in _ROLES if any(one.role == role for one in messages)]
+    choices = [
+        dict(zip(present, parts, strict=True)) for parts in product((False, True), repeat=len(present))
+    ]
+    return sorted(choices, key=lambda form: (len(set(form.values())) > 1, sum(form.values())))
+
+
+def as_template_messages(messages: Sequence[ChatMessage], form: Form) -> list[dict[str, Any]]:
+    """Messages as dicts for the template."""
+    found = []
+    for one in messages:
+        content: Any = [{"type": "text", "text": one.content}] if form[one.role] else one.content
+        told: dict[str, Any] = {"role": one.role, "content": content}
+        if one.reasoning:
+            # ``thinking`` is what gpt-oss's template reads.
+            told |= {"reasoning_content": one.reasoning, "thinking": one.reasoning}
+        found.append(told)
+    return found

@@ -1,0 +1,17 @@
+"""Errors of prompt rendering."""
+
+from __future__ import annotations
+
+from tqchat.errors import TqchatError
+
+
+class PromptRejected(TqchatError):
+    """The model's chat template cannot take this conversation."""
+
+
+class TemplateError(Exception):
+    """A chat template failed: its own ``raise_exception``, a Jinja error, or a limit of the sandbox."""
+
+
+class TemplateLimit(TemplateError):
+    """A chat template exceeded the sandbox's limits on time and size."""

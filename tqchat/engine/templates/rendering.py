@@ -1,0 +1,136 @@
+"""Renders a transcript to token ids with the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqchat.engine.commands import ChatMessage
+from tqchat.engine.templates.control_tokens import Disguise, control_tokens
+from tqchat.engine.templates.errors import PromptRejected
+from tqchat.engine.templates.finding import chat_template
+from tqchat.engine.templates.writer import TemplateWriter
+
+PLAIN_STOP = "\nUser:"
+"""Stop sequence for a model without a chat template."""
+
+_PLAIN_NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt's text with disguised contents, and the disguise."""
+
+    disguised: str
+    disguise: Disguise
+
+    @property
+    def text(self) -> str:
+        """The text as the model's template writes it."""
+        return self.disguise.restored(self.disguised)
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+    began: float | None = None,
+) -> list[int]:
+    """The token ids of a transcript, as the model's chat template writes it.
+
+    The template is given the messages in its role order and its form of content (``arrangements``), and what
+    was said must be in the prompt. Contents are ordinary text: only the template writes control tokens. The
+    beginning-of-sequence token is there once, if either the template or the tokenizer writes it. A model
+    without a template gets ``plain_text``.
+
+    Args:
+        tokenizer: mlx-lm's ``TokenizerWrapper``.
+        add_generation_prompt: Whether the tokens end where the reply begins.
+        variables: Template variables, e.g. ``{"enable_thinking": False}``.
+        began: The time that the template's clock shows, as ``wall_clock`` tells it; ``None`` is now.
+
+    Raises:
+        PromptRejected: if there is nothing to say, or the template refuses the messages or leaves them out.
+    """
+    template = chat_template(tokenizer)
+    rendered = rendered_text(
+        tokenizer, messages, add_generation_prompt=add_generation_prompt, variables=variables, began=began
+    )
+    return with_bos(tokenizer, encoded(rendered), plain=template is None)
+
+
+def rendered_text(
+    tokenizer: Any,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool = True,
+    variables: Mapping[str, Any] | None = None,
+    began: float | None = None,
+) -> Rendered:
+    """The text that ``render`` encodes.
+
+    Raises:
+        PromptRejected: as ``render`` does.
+    """
+    if not messages:
+        raise PromptRejected("There is no message to answer yet.")
+    template = chat_template(tokenizer)
+    control = control_tokens(tokenizer, template)
+    disguise = Disguise(control, [text for one in messages for text in (one.content, one.reasoning)])
+    if template is None:
+        disguised = [replace(one, content=disguise.content(one.content)) for one in messages]
+        return Rendered(plain_text(disguised, add_generation_prompt), disguise)
+    told = {**default_variables(tokenizer), **(variables or {})}
+    writer = TemplateWriter(template, add_generation_prompt, told, began, disguise)
+    return Rendered(writer.written(messages), disguise)
+
+
+def encoded(rendered: Rendered) -> list[int]:
+    """Token ids of a prompt's text, without the tokenizer's own prefix and suffix."""
+    return rendered.disguise.encode(rendered.disguised)
+
+
+def default_variables(tokenizer: Any) -> dict[str, Any]:
+    """The template variable that mlx-lm passes: whether the vocabulary has reasoning marks."""
+    name = getattr(tokenizer, "_thinking_kwarg", None) or "enable_thinking"
+    return {name: bool(getattr(tokenizer, "has_thinking", False))}
+
+
+def plain_text(messages: Sequence[ChatMessage], add_generation_prompt: bool) -> str:
+    """Plain form for models without a chat template: ``User: ...``, ``Assistant: ...``."""
+    parts = [_PLAIN_NAMES[one.role] + one.content.strip() for one in messages]
+    if add_generation_prompt:
+        parts.append("Assistant:")
+    return "\n\n".join(parts)
+
+
+def with_bos(tokenizer: Any, tokens: list[int], plain: bool = False) -> list[int]:
+    """The tokens with exactly one beginning-of-sequence token in front, if the template or the tokenizer
+    writes one.
+
+    Args:
+        plain: Whether there is no template; then whatever else the tokenizer puts in front goes there too.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    prefix = _own_prefix(tokenizer)
+    if plain and tokens[: len(prefix)] != prefix:
+        return prefix + tokens
+    if bos is None:
+        return tokens
+    start = 0
+    while start < len(tokens) and tokens[start] == bos:
+        start += 1
+    return [bos, *tokens[start:]] if start or bos in prefix[:1] else tokens
+
+
+def _own_prefix(tokenizer: Any) -> list[int]:
+    """Tokens that the tokenizer puts before a text by itself."""
+    bare = list(tokenizer.encode("a", add_special_tokens=False))
+    full = list(tokenizer.encode("a"))
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return full[:start]
+    return []

@@ -1,0 +1,196 @@
+"""Tries message orders and content forms until a template writes all that was said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqchat.engine.commands import ChatMessage
+from tqchat.engine.templates.arrangements import ARRANGEMENTS, Form, Messages, as_template_messages, forms
+from tqchat.engine.templates.control_tokens import Disguise
+from tqchat.engine.templates.errors import PromptRejected, TemplateError, TemplateLimit
+from tqchat.engine.templates.finding import ChatTemplate
+from tqchat.engine.templates.marks import ReasoningMarks, opened_at_end, split_thought
+from tqchat.engine.templates.presence import Presence
+
+_PROBE = "tqchatprobe"
+"""Replaces a content, to see whether the template writes it."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Result of one message order and content form.
+
+    Attributes:
+        complete: Whether the last user message and the system prompts are in the text as they were written.
+        changed: Whether they are in it, perhaps in other words.
+        missing: How many messages are not in the text.
+    """
+
+    text: str
+    complete: bool
+    changed: bool
+    missing: int
+
+
+class TemplateWriter:
+    """Writes transcripts with one template.
+
+    Args:
+        variables, began: As for ``ChatTemplate.render``.
+        disguise: Hides control tokens in the contents.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        began: float | None,
+        disguise: Disguise,
+    ) -> None:
+        self._template = template
+        self._add_generation_prompt = add_generation_prompt
+        self._variables = variables
+        self._began = began
+        self._disguise = disguise
+
+    def written(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt's text for the first arrangement and form that the template takes and writes completely.
+
+        Earlier messages may be missing from it (a template may drop them), the last user message and the
+        system prompts may not.
+
+        Raises:
+            PromptRejected: if the template refuses every one, or leaves out what was said.
+        """
+        try:
+            return self._first_complete(tuple(messages))
+        except TemplateError as error:
+            reason = str(error).strip().rstrip(".")
+            raise PromptRejected(
+                f"This model's chat template cannot take the conversation: {reason}."
+            ) from error
+
+    def _first_complete(self, messages: Messages) -> str:
+        opened = self._opened_thought()
+        probes = _probes(messages)
+        refusal: TemplateError | None = None
+        changed: _Attempt | None = None
+        seen: set[Messages] = set()
+        left_out = False
+        for arrange in ARRANGEMENTS:
+            order = arrange(messages)
+            if order in seen:
+                continue
+            seen.add(order)
+            best: _Attempt | None = None
+            for form in forms(order):
+                try:
+                    text = self._run(self._disguised(order, opened), form)
+                except TemplateLimit:
+                    raise
+                except TemplateError as error:
+                    refusal = error
+                    continue
+                attempt = self._judged(messages, text, self._probed(arrange(probes), form), opened)
+                left_out |= not attempt.complete
+                changed = changed or (attempt if attempt.changed else None)
+                if attempt.complete and (best is None or attempt.missing < best.missing):
+                    best = attempt
+                if best is not None and not best.missing:
+                    break
+            if best is not None:
+                return best.text
+        if changed is not None:
+            return changed.text
+        if left_out or refusal is None:
+            raise PromptRejected(
+                "This model's chat template leaves out what was said, as text and as a list of parts; "
+                "choose another version of the model."
+            )
+        raise refusal
+
+    def _probed(self, probes: Messages, form: Form) -> str | None:
+        """The text with probes for contents; ``None`` if the template takes no such contents."""
+        try:
+            return self._run(probes, form).casefold()
+        except TemplateError:
+            return None
+
+    def _judged(
+        self, messages: Messages, text: str, probed: str | None, opened: ReasoningMarks | None
+    ) -> _Attempt:
+        present = Presence(self._disguise.restored(text))
+        if present.of_parts_as_code(*(one.content for one in messages)):
+            return _Attempt(text, False, False, len(messages))
+        passed = [
+            probed is None or not one.content.strip() or _probe(n) in probed for n, one in enumerate(messages)
+        ]
+        last = max((n for n, one in enumerate(messages) if one.role == "user"), default=-1)
+        matters = [n for n, one in enumerate(messages) if one.role == "system" or n == last]
+        return _Attempt(
+            text,
+            complete=all(passed[n] and present.of(messages[n].content) for n in matters),
+            changed=all(passed[n] and present.of_most(messages[n].content) for n in matters),
+            missing=sum(
+                not (passed[n] and present.of(_answer(one, opened))) for n, one in enumerate(messages)
+            ),
+        )
+
+    def _run(self, messages: Sequence[ChatMessage], form: Form) -> str:
+        return self._template.render(
+            as_template_messages(messages, form),
+            add_generation_prompt=self._add_generation_prompt,
+            variables=self._variables,
+            began=self._began,
+        )
+
+    def _disguised(self, messages: Messages, opened: ReasoningMarks | None) -> list[ChatMessage]:
+        hidden = []
+        for one in messages:
+            if one.role == "assistant" and not one.reasoning:
+                content = self._disguise.reply(one.content, opened)
+            else:
+                content = self._disguise.content(one.content)
+            hidden.append(replace(one, content=content, reasoning=self._disguise.content(one.reasoning)))
+        return hidden
+
+    def _opened_thought(self) -> ReasoningMarks | None:
+        """Marks of the thought that the template opens before a reply."""
+        for form in forms([ChatMessage("user", _PROBE)]):
+            try:
+                text = self._template.render(
+                    as_template_messages([ChatMessage("user", _PROBE)], form),
+                    add_generation_prompt=True,
+                    variables=self._variables,
+                    began=self._began,
+                )
+            except TemplateLimit:
+                raise
+            except TemplateError:
+                continue
+            if _PROBE in text:
+                return opened_at_end(text.rpartition(_PROBE)[2])
+        return None
+
+
+def _probe(number: int) -> str:
+    return f"{_PROBE}{number}x"
+
+
+def _probes(messages: Messages) -> Messages:
+    """The messages with each content replaced by a unique word."""
+    return tuple(
+        replace(one, content=_probe(n), reasoning="") if one.content.strip() else one
+        for n, one in enumerate(messages)
+    )
+
+
+def _answer(message: ChatMessage, opened: ReasoningMarks | None) -> str:
+    """A message's content without reasoning, which the template may leave out."""
+    if message.role != "assistant" or message.reasoning:
+        return message.content
+    thought = split_thought(message.content, opened)
+    return message.content if thought is None else thought[3]
