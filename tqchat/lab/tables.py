@@ -17,7 +17,7 @@ TYPICAL_KV_HEADS = 8
 def scheme_table() -> str:
     """Every listed scheme: bits, tail, and its compression ratio at 4k and 32k tokens."""
     lengths = [f"at {length // 1024}k" for length in LENGTHS]
-    header = ["scheme", "bits per key", "bits per value", "raw tail", *lengths, "what it is"]
+    header = ["scheme", "bits per key", "bits per value", "raw tail", *lengths]
     rows = [
         [
             f"`{scheme.name}`",
@@ -25,7 +25,6 @@ def scheme_table() -> str:
             f"{scheme.bits_per_value(HEAD_DIM):.6g}",
             str(scheme.tail) if scheme.compresses else "all",
             *(f"{real_ratio(scheme, length):.2f}x" for length in LENGTHS),
-            scheme.description,
         ]
         for scheme in SCHEMES
     ]
