@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
+Part = Literal["reasoning", "answer"]
+"""The two parts of a reply."""
+
+ThinkingChoice = Literal["on", "off", "low", "medium", "high"]
+THINKING_CHOICES: tuple[ThinkingChoice, ...] = ("on", "off", "low", "medium", "high")
 
 STARTER = "starter"
 """The name of the bundled model."""
@@ -32,6 +37,19 @@ class Sampling:
     repetition_penalty: float | None = None
     max_tokens: int = 1024
     seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """Whether and how much a model reasons before it answers. ``None`` leaves it to the model.
+
+    Attributes:
+        choice: What the model's chat template is told.
+        budget: Tokens of reasoning after which the answer is made to begin.
+    """
+
+    choice: ThinkingChoice | None = None
+    budget: int | None = None
 
 
 def resolve_sampling(sampling: Sampling, defaults: Sampling) -> Sampling:
@@ -92,14 +110,15 @@ class OpenConversation:
     messages: tuple[ChatMessage, ...]
     scheme: str
     began: float | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)
 class Send:
     """Answer the transcript, whose last message is the user's and is committed already.
 
-    With ``continues`` the last message is an unfinished reply to be continued; ``Done.text`` and the deltas
-    are then only the new text.
+    With ``continues`` the last message is an unfinished reply to be continued; ``Done.text``,
+    ``Done.reasoning`` and the deltas are then only the new text.
     """
 
     conversation_id: str
@@ -108,6 +127,7 @@ class Send:
     sampling: Sampling = field(default_factory=Sampling)
     continues: bool = False
     began: float | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)
@@ -119,6 +139,7 @@ class SetScheme:
     reread: bool = False
     messages: tuple[ChatMessage, ...] = ()
     began: float | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)

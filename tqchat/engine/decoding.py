@@ -96,6 +96,22 @@ class Decoder:
         self._paused = True
         return True
 
+    def force(self, tokens: Sequence[int]) -> None:
+        """Let the model read tokens as if it had generated them; the next one follows them.
+
+        Works for every kind of cache: nothing is taken back but tokens that a draft model was ahead by.
+        """
+        held = self._held
+        self.close()
+        held.evaluate()
+        if len(held.tokens) > len(self._sequence):
+            held.rewind(len(self._sequence))
+        self._sequence += tokens
+        self._left = max(0, self._left - len(tokens))
+        if missing := self._sequence[len(held.tokens) : -1]:
+            held.feed(missing)
+        self._paused = True
+
     def close(self) -> None:
         """End the step that is under way. The cache stays as ``held.tokens`` says."""
         if self._steps is not None:

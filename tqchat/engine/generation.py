@@ -1,4 +1,4 @@
-"""How tokens are drawn and become text."""
+"""How tokens are sampled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -48,70 +47,3 @@ def processors_for(sampling: Sampling, prompt: Sequence[int]) -> list[Processor]
         return punish(mx.concatenate([before, tokens.astype(mx.int32)]), logits)
 
     return [with_prompt]
-
-
-class TextStream:
-    """Tokens in, text out: whole characters, no special tokens, nothing past ``stop_text``."""
-
-    def __init__(self, tokenizer: Any, stop_text: str | None = None) -> None:
-        self._tokenizer = tokenizer
-        self._detokenizer = tokenizer.detokenizer
-        self._special = frozenset(tokenizer.all_special_ids) | frozenset(tokenizer.eos_token_ids)
-        self._stop_text = stop_text
-        self._held = ""
-        self._shown_ahead = ""
-        self.text = ""
-        self.ended = False
-        """Whether ``stop_text`` has come."""
-
-    def begin_after(self, tokens: Sequence[int]) -> None:
-        """Go on behind text that was shown before: what follows keeps its leading space, and what was held
-        back and shown at the end of that text is not shown twice.
-        """
-        before = TextStream(self._tokenizer)
-        for token in tokens:
-            before.add(token)
-            self._detokenizer.add_token(token)
-        before.finish()
-        self._shown_ahead = before.text[len(self._detokenizer.last_segment) :]
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; often a word, sometimes nothing."""
-        if token in self._special or self.ended:
-            return ""
-        self._detokenizer.add_token(token)
-        return self._release(self._detokenizer.last_segment)
-
-    def finish(self) -> str:
-        """What is still held back. Bytes of a character that was never completed are left out."""
-        if self.ended:
-            return ""
-        try:
-            self._detokenizer.finalize()
-            rest = self._detokenizer.last_segment
-        except KeyError:  # mlx-lm's byte-level detokenizer cannot flush added tokens with spaces in them
-            rest = ""
-        return self._release(rest.rstrip("\ufffd"), last=True)
-
-    def _release(self, segment: str, last: bool = False) -> str:
-        if self._shown_ahead and segment:
-            segment, self._shown_ahead = segment.removeprefix(self._shown_ahead), ""
-        if self._stop_text is not None and not self.ended:
-            self._held += segment
-            at = self._held.find(self._stop_text)
-            if at >= 0:
-                segment, self._held, self.ended = self._held[:at], "", True
-            else:
-                keep = 0 if last else _overlap(self._held, self._stop_text)
-                cut = len(self._held) - keep
-                segment, self._held = self._held[:cut], self._held[cut:]
-        self.text += segment
-        return segment
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How long an end of ``text`` is a beginning of ``stop``."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tqchat.engine.memory.shapes import cache_shapes
 from tqchat.engine.model_config import context_limit
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
+from tqchat.engine.reasoning import ReplyFormat, ends_of, named_ends
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -43,6 +45,11 @@ class LoadedModel:
     def context_limit(self) -> int | None:
         """The model's context limit in tokens."""
         return self.info.context_limit
+
+    @cached_property
+    def reply_format(self) -> ReplyFormat:
+        """How the model marks its reasoning and the end of its turn."""
+        return ReplyFormat(self.tokenizer, ends_of(self.tokenizer))
 
     @property
     def on_cpu(self) -> bool:
@@ -139,9 +146,11 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     # Its warnings would be printed over the application's screen.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        return load_tokenizer(  # type: ignore[no-untyped-call]
-            folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+        tokenizer = load_tokenizer(  # type: ignore[no-untyped-call]
+            folder, {"trust_remote_code": False}, eos_token_ids=[]
         )
+        tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_ends(folder)
+        return tokenizer
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise model_folder.NeedsCustomCode(
