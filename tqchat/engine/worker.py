@@ -350,18 +350,23 @@ class Engine:
         current = self._session(command, command.scheme)
         session = current.session
         session.limits = self._limits()
+        session.thinking = command.thinking
         if parse_scheme(command.scheme).name != session.scheme:
             for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
                 self._emit(event)
-        history, beginning = command.messages, ""
+        history, beginning = command.messages, ChatMessage("assistant", "")
         if command.continues and history and history[-1].role == "assistant":
-            history, beginning = history[:-1], history[-1].content
+            history, beginning = history[:-1], history[-1]
         for event in session.send(
             command.messages, command.sampling, stop, command.conversation_id, command.continues, self._vault
         ):
             self._emit(event)
             if isinstance(event, Done):
-                current.messages = (*history, ChatMessage("assistant", beginning + event.text))
+                thought, answer = beginning.reasoning, beginning.content
+                if event.takes_answer:
+                    thought, answer = thought + answer, ""
+                reply = ChatMessage("assistant", answer + event.text, thought + event.reasoning)
+                current.messages = (*history, reply)
 
     def _set_scheme(self, command: SetScheme, stop: threading.Event) -> None:
         saved = self._vault.scheme(command.conversation_id)

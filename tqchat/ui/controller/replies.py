@@ -71,6 +71,7 @@ class Replies:
         if turn.continues:
             last = messages[-1]
             reply.message_id, reply.text, reply.continued = last.id, last.content, last
+            reply.reasoning = last.reasoning or ""
         self._work.reply, self.decode_speed = reply, None
         self._work.begin("answering", conversation.id)
         if self._shown.is_shown(conversation.id):
@@ -96,10 +97,11 @@ class Replies:
         if reply is None or reply.conversation_id != event.conversation_id:
             return
         self._work.activity, self._work.prefill = "answering", None
-        reply.text += event.text
+        drawn = _with_marks(reply, event)
+        reply.grow(event)
         self._writer.grew(reply)
         if self._shown.is_shown(event.conversation_id):
-            self._view.reply_grew(event.text)
+            self._view.reply_grew(drawn)
 
     def measured(self, event: events.MemoryUpdate) -> None:
         """Take the current decode speed."""
@@ -115,8 +117,8 @@ class Replies:
         if reply is None or reply.conversation_id != event.conversation_id:
             self._work.end()
             return
-        reply.text = reply.with_continued(event.text)
-        if event.stop_reason == "stopped" and not reply.text.strip():
+        reply.replace(event)
+        if event.stop_reason == "stopped" and reply.is_empty:
             if self._shown.is_shown(reply.conversation_id):
                 self._view.reply_finished(None)
             self.withdraw(reply)
@@ -134,8 +136,9 @@ class Replies:
         reply = self._work.reply
         if reply is not None and reply.conversation_id == event.conversation_id:
             self._work.reply = None
-            reply.text = reply.with_continued(event.text) if event.text else reply.text
-            if reply.text.strip():
+            if event.text or event.reasoning:
+                reply.replace(event)
+            if not reply.is_empty:
                 self._writer.write_unfinished(reply)
             self._finish(reply)
         elif self._work.conversation_id == event.conversation_id:
@@ -174,6 +177,13 @@ class Replies:
 
     def close(self) -> None:
         """Write what there is of a reply that will not be finished."""
-        if self._work.reply is not None and self._work.reply.text.strip():
+        if self._work.reply is not None and not self._work.reply.is_empty:
             self._writer.write_unfinished(self._work.reply)
         self._work.reply = None
+
+
+def _with_marks(reply: Reply, event: events.TextDelta) -> str:
+    """A piece for a view that recognises reasoning by its tags."""
+    begins = event.part == "reasoning" and not reply.reasoning and not reply.text
+    ends = event.part == "answer" and reply.reasoning and not reply.text
+    return ("<think>" if begins else "</think>" if ends else "") + event.text
