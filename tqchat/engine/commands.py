@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from tqchat.store.records import THINKING_CHOICES as THINKING_CHOICES
+from tqchat.store.records import ThinkingChoice
 
 Role = Literal["system", "user", "assistant"]
 Part = Literal["reasoning", "answer"]
 """The two parts of a reply."""
 
-ThinkingChoice = Literal["on", "off", "low", "medium", "high"]
-THINKING_CHOICES: tuple[ThinkingChoice, ...] = ("on", "off", "low", "medium", "high")
 
 STARTER = "starter"
 """The name of the bundled model."""
@@ -35,6 +36,10 @@ class Sampling:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     max_tokens: int = 1024
     seed: int | None = None
 
@@ -60,10 +65,10 @@ def resolve_sampling(sampling: Sampling, defaults: Sampling) -> Sampling:
     temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
     if not temperature:
         return replace(sampling, temperature=0.0)
-    fields = ("top_p", "top_k", "min_p", "repetition_penalty")
     chosen: dict[str, Any] = {
-        name: getattr(defaults, name) if getattr(sampling, name) is None else getattr(sampling, name)
-        for name in fields
+        field.name: getattr(defaults, field.name)
+        for field in fields(Sampling)
+        if field.name not in ("temperature", "max_tokens", "seed") and getattr(sampling, field.name) is None
     }
     return replace(sampling, temperature=temperature, **chosen)
 

@@ -32,7 +32,8 @@ class GivesWay(threading.Event):
 def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.Event) -> Iterator[Event]:
     """Write it with a cache of its own, which is gone afterwards; ends with ``Composed`` or ``Failed``.
 
-    A title that cannot be had is an empty one: a thought is none. How the reading of a summary gets on is told.
+    A title that cannot be had is an empty one; a thought is none. How the reading of a summary gets on is
+    told.
     """
     session = Session(model, scheme, began=command.began)
     budget = 0 if command.purpose == "title" else command.max_tokens // 2

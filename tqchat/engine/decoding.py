@@ -71,7 +71,9 @@ class Decoder:
         self._sampling = sampling
         self._left = room
         self._draft = draft if draft is not None and _can_go_back(held) and _can_go_back(draft) else None
-        self._sampler: Sampler = sampler_for(sampling, len(held.model.tokenizer))
+        self._sampler: Sampler = sampler_for(
+            sampling, len(held.model.tokenizer), held.model.reply_format.end_tokens
+        )
         self._steps: Any = None
         self._paused = False
         self.drafted = 0

@@ -21,6 +21,7 @@ class ModelInfo:
         memory_budget: Bytes that one conversation's cache may take, ``None`` if unknown.
         shapes: Report on a cache of one token.
         sampling: The model's default sampling.
+        warning: A sentence about what of its files is ignored.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelInfo:
     memory_budget: int | None = None
     shapes: MemoryReport | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    warning: str | None = None
 
 
 @dataclass(frozen=True)

@@ -14,36 +14,54 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from tqchat.engine.commands import Sampling
 
 PENALTY_WINDOW = 20
-"""How many recent tokens a repetition penalty looks at."""
+"""How many recent tokens penalties look at."""
 
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 
-def sampler_for(sampling: Sampling, vocabulary: int) -> Callable[[mx.array], mx.array]:
-    """What draws a token from log-probabilities, for settled ``sampling``."""
+XTC_THRESHOLD = 0.1
+"""mlx-lm's own."""
+
+
+def sampler_for(
+    sampling: Sampling, vocabulary: int, never_excluded: Sequence[int] = ()
+) -> Callable[[mx.array], mx.array]:
+    """What draws a token from log-probabilities, for settled ``sampling``.
+
+    Args:
+        never_excluded: Tokens that XTC does not leave out: ends of turn.
+    """
     top_k = sampling.top_k or 0
     sampler: Callable[[mx.array], mx.array] = make_sampler(
         temp=sampling.temperature or 0.0,
         top_p=sampling.top_p or 0.0,
         min_p=sampling.min_p or 0.0,
         top_k=top_k if 0 < top_k < vocabulary else 0,
+        xtc_probability=sampling.xtc_probability or 0.0,
+        xtc_threshold=XTC_THRESHOLD if sampling.xtc_threshold is None else sampling.xtc_threshold,
+        xtc_special_tokens=sorted(never_excluded),
     )
     return sampler
 
 
 def processors_for(sampling: Sampling, prompt: Sequence[int]) -> list[Processor]:
-    """The repetition penalty, if there is one.
+    """The penalties on repetition, if there are any.
 
     mlx-lm shows a processor only the tokens that it feeds itself, which depends on how much of the prompt a
-    cache already held. The penalty must not: it is given the prompt's end as well.
+    cache already held. Penalties must not: they are given the prompt's end as well.
     """
     penalty = sampling.repetition_penalty
-    if penalty is None or penalty in (0, 1):
-        return []
-    (punish,) = make_logits_processors(repetition_penalty=penalty, repetition_context_size=PENALTY_WINDOW)
+    penalties = make_logits_processors(
+        repetition_penalty=None if penalty == 1 else penalty,
+        repetition_context_size=PENALTY_WINDOW,
+        presence_penalty=sampling.presence_penalty,
+        presence_context_size=PENALTY_WINDOW,
+        frequency_penalty=sampling.frequency_penalty,
+        frequency_context_size=PENALTY_WINDOW,
+    )
     before = mx.array(list(prompt[-PENALTY_WINDOW - 1 : -1]), dtype=mx.int32)
 
-    def with_prompt(tokens: mx.array, logits: mx.array) -> mx.array:
-        return punish(mx.concatenate([before, tokens.astype(mx.int32)]), logits)
+    def with_prompt(punish: Processor) -> Processor:
+        return lambda tokens, logits: punish(mx.concatenate([before, tokens.astype(mx.int32)]), logits)
 
-    return [with_prompt]
+    return [with_prompt(punish) for punish in penalties]

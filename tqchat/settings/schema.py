@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tqchat.engine.commands import THINKING_CHOICES
 from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
@@ -243,6 +244,22 @@ SETTINGS: tuple[Setting, ...] = (
         "20 GiB, or a quarter of free space",
         _START,
     ),
+    Setting(
+        "thinking",
+        "Replies",
+        "text",
+        "Whether and how much a model reasons before it answers, if its chat template has a switch for it.",
+        "on, off, low, medium or high",
+        lambda value: isinstance(value, str) and value in THINKING_CHOICES,
+        _MODELS_OWN,
+    ),
+    _ranged(
+        "thinking_budget",
+        "Replies",
+        "Tokens of reasoning after which the answer is made to begin.",
+        _Range(0, _MOST, whole=True),
+        "no limit",
+    ),
     _ranged(
         "max_tokens",
         "Replies",
@@ -284,6 +301,34 @@ SETTINGS: tuple[Setting, ...] = (
         "Above 1, recently used tokens become less likely.",
         _Range(0, 10, above=True),
         _MODEL_DEFAULT,
+    ),
+    _ranged(
+        "presence_penalty",
+        "Replies",
+        "Above 0, words that were just used at all become less likely; below, likelier.",
+        _Range(-2, 2),
+        _MODELS_OWN,
+    ),
+    _ranged(
+        "frequency_penalty",
+        "Replies",
+        "Above 0, words become less likely with every recent use; below, likelier.",
+        _Range(-2, 2),
+        _MODELS_OWN,
+    ),
+    _ranged(
+        "xtc_probability",
+        "Replies",
+        "How often the likeliest tokens are left out, all but the last above the threshold (XTC).",
+        _Range(0, 1),
+        _MODELS_OWN,
+    ),
+    _ranged(
+        "xtc_threshold",
+        "Replies",
+        "The probability above which XTC leaves tokens out.",
+        _Range(0, 0.5),
+        "0.1",
     ),
     _ranged(
         "seed",

@@ -86,6 +86,7 @@ class TqchatApp(SlashActions):
             profiles=lambda model: quality_profile.find(paths, model),
             sampling=settings.sampling,
             system_prompt=settings.system_prompt,
+            thinking=settings.reasoning,
         )
         self._chat_screen.chat = self.chat
         self.chat.models.memory_budget = settings.memory_budget_bytes

@@ -88,6 +88,7 @@ class LookActions(ConversationActions):
         self.chat.use_defaults(
             scheme_setting(self.settings.scheme), self.settings.system_prompt, self.settings.sampling
         )
+        self.chat.thinking.defaults = self.settings.reasoning
         self.chat.models.memory_budget = self.settings.memory_budget_bytes
         self._chat_screen.figures_changed()
 

@@ -98,6 +98,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         cache_dtype = half
     name = STARTER if ref is None or ref == STARTER else ref.rstrip("/").rpartition("/")[2] or folder.name
     compute = "float32" if not in_half else str(half)
+    sampling, warning = sampling_defaults(folder)
     info = ModelInfo(
         name=name,
         ref=STARTER if ref is None else ref,
@@ -109,7 +110,8 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         device=f"{machine.name}: {machine.device}",
         memory_budget=memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
         shapes=cache_shapes(model),
-        sampling=sampling_defaults(folder),
+        sampling=sampling,
+        warning=warning,
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)

@@ -92,6 +92,11 @@ class ReplyFormat:
         return self.marks.channels.answer if self.marks.channels is not None else ""
 
     @property
+    def end_tokens(self) -> frozenset[int]:
+        """Every token that can end a reply."""
+        return self.ends.named | self.ends.template
+
+    @property
     def reasons(self) -> bool:
         """Whether the model's files show that it can reason: by its vocabulary or its template."""
         return self.marks.channels is not None or self._own_pair() is not None

@@ -19,6 +19,7 @@ from tqchat.ui.controller.sampling import SamplingSettings
 from tqchat.ui.controller.schemes import SchemeChanges
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
+from tqchat.ui.controller.thinking import ThinkingSettings
 from tqchat.ui.controller.view import View
 
 
@@ -43,6 +44,7 @@ class Replies:
         *,
         schemes: SchemeChanges,
         sampling: SamplingSettings,
+        thinking: ThinkingSettings,
         caches: CacheFigures,
         restore: CacheRestore,
         deletion: Deletions,
@@ -51,7 +53,7 @@ class Replies:
     ) -> None:
         self._database, self._view, self._engine = database, view, engine
         self._shown, self._models, self._work = shown, models, work
-        self._schemes, self._sampling, self._caches = schemes, sampling, caches
+        self._schemes, self._sampling, self._thinking, self._caches = schemes, sampling, thinking, caches
         self._restore, self._deletion, self._writer = restore, deletion, writer
         self._on_finished = on_finished
         self.decode_speed: float | None = None
@@ -87,6 +89,7 @@ class Replies:
                 self._sampling.of(conversation),
                 turn.continues,
                 began=conversation.created_at,
+                thinking=self._thinking.of(conversation),
             )
         )
         return True
