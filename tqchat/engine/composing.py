@@ -37,7 +37,9 @@ def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.E
     """
     session = Session(model, scheme, began=command.began)
     budget = 0 if command.purpose == "title" else command.max_tokens // 2
-    session.thinking = Thinking("off", budget)
+    switch = model.thinking_switch
+    can_be_off = switch is not None and "off" in switch.choices
+    session.thinking = Thinking("off" if can_be_off else None, budget)
     text = ""
     sampling = Sampling(temperature=0.0, max_tokens=command.max_tokens)
     messages = _cut(model, command)

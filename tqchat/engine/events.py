@@ -22,6 +22,7 @@ class ModelInfo:
         shapes: Report on a cache of one token.
         sampling: The model's default sampling.
         warning: A sentence about what of its files is ignored.
+        thinking_choices: What the reasoning switch of its chat template can be set to.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelInfo:
     shapes: MemoryReport | None = None
     sampling: Sampling = field(default_factory=Sampling)
     warning: str | None = None
+    thinking_choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

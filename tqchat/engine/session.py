@@ -16,7 +16,7 @@ import mlx.core as mx
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
+from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, ThinkingChoice, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
@@ -89,6 +89,7 @@ class Session:
         """Variables of the chat template, e.g. ``enable_thinking``."""
         self._has_template = chat_template(model.tokenizer) is not None
         self._told_of_plain_text = False
+        self._told_of_switch: ThinkingChoice | None = None
 
     @property
     def scheme(self) -> str:
@@ -138,6 +139,7 @@ class Session:
         certain = False
         try:
             yield from self._tell_of_plain_text(conversation_id)
+            yield from self._tell_of_missing_switch(conversation_id)
             prompt, said = self._prompt(messages, continues)
             text = self._stream_after(prompt, said)
             turn = None if said else self._turn(messages, prompt)
@@ -162,13 +164,32 @@ class Session:
 
     def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
         """The tokens of a transcript under the present choice of thinking."""
+        switch, choice = self.model.thinking_switch, self.thinking.choice
+        variables = self.template_variables
+        if switch is not None and choice is not None:
+            messages = switch.messages(messages, choice)
+            variables = {**variables, **switch.variables(choice)}
         return render(
             self.model.tokenizer,
             messages,
             add_generation_prompt=add_generation_prompt,
-            variables=self.template_variables,
+            variables=variables,
             began=self.began,
         )
+
+    def _tell_of_missing_switch(self, conversation_id: str) -> Iterator[Event]:
+        """Say once that the model cannot be told how much to reason, unless it does what is wanted anyway."""
+        choice, model = self.thinking.choice, self.model
+        if choice is None or choice == self._told_of_switch:
+            return
+        self._told_of_switch = choice
+        if model.thinking_switch is not None and model.thinking_switch.nearest(choice) is not None:
+            return
+        if choice != "off" or model.reply_format.reasons:
+            switch = "has no switch for its reasoning" if model.thinking_switch is None else "cannot do that"
+            yield Notice(
+                conversation_id, f"Thinking is set to {choice}, but {model.info.name} {switch}.", "warning"
+            )
 
     def _tell_of_plain_text(self, conversation_id: str) -> Iterator[Event]:
         if self._has_template or self._told_of_plain_text:

@@ -25,7 +25,6 @@ from tqchat.engine.commands import (
     OpenConversation,
     Send,
     SetScheme,
-    Thinking,
 )
 from tqchat.engine.events import (
     ConversionProgress,

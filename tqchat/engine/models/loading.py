@@ -20,6 +20,7 @@ from tqchat.engine.model_config import context_limit
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.reasoning import ReplyFormat, ends_of, named_ends
+from tqchat.engine.templates import ThinkingSwitch, chat_template, thinking_switch
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -45,6 +46,11 @@ class LoadedModel:
     def context_limit(self) -> int | None:
         """The model's context limit in tokens."""
         return self.info.context_limit
+
+    @cached_property
+    def thinking_switch(self) -> ThinkingSwitch | None:
+        """The switch for its reasoning that its chat template knows."""
+        return thinking_switch(chat_template(self.tokenizer))
 
     @cached_property
     def reply_format(self) -> ReplyFormat:
@@ -98,6 +104,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         cache_dtype = half
     name = STARTER if ref is None or ref == STARTER else ref.rstrip("/").rpartition("/")[2] or folder.name
     compute = "float32" if not in_half else str(half)
+    switch = thinking_switch(chat_template(tokenizer))
     sampling, warning = sampling_defaults(folder)
     info = ModelInfo(
         name=name,
@@ -112,6 +119,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         shapes=cache_shapes(model),
         sampling=sampling,
         warning=warning,
+        thinking_choices=switch.choices if switch is not None else (),
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 _FIRST = 0xDC00
@@ -88,19 +88,6 @@ def single_token(tokenizer: Any, text: str) -> int | None:
     return token if known and tokenizer.convert_ids_to_tokens(token) == text else None
 
 
-def template_source(tokenizer: Any) -> str:
-    """The source of a tokenizer's chat templates, all of them if it has several."""
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        return "\n".join(str(one) for one in template.values())
-    return template if isinstance(template, str) else ""
-
-
 def without_controls(text: str) -> str:
     """Text without control characters."""
     return "".join(character for character in text if not _FIRST <= ord(character) < _FIRST + _COUNT)
-
-
-def last_index(text: str, marks: Sequence[str]) -> int:
-    """Where the last of any marks ends in a text, -1 if there is none."""
-    return max((at + len(mark) for mark in marks if (at := text.rfind(mark)) >= 0), default=-1)

@@ -10,15 +10,12 @@ from typing import Any
 
 from tqchat.engine.reasoning.controls import added_tokens, special_ids
 from tqchat.engine.reasoning.stream import Ends
-
-PLAIN_STOP = "\nUser:"
-"""Where a reply ends for a model without a chat template: it has begun to speak for the person."""
+from tqchat.engine.templates import PLAIN_STOP, end_of_turn
 
 SHORTEST_STOP_TEXT = 4
 """Characters; a shorter text between two turns is found in answers as well."""
 
 _NESTED = ("text_config", "llm_config", "language_config", "language_model")
-_SAID = ("Which colour?", "Vermilion, surely.", "And whose number?")
 _MARK = re.compile(r"\s*(<[^\s<>]{2,}>|\[[^\s\[\]]{2,}\]|<\|[^\s<>|]+\|>)")
 
 
@@ -29,14 +26,15 @@ def ends_of(tokenizer: Any) -> Ends:
         tokenizer: mlx-lm's ``TokenizerWrapper``, with what ``named_ends`` found among its end tokens.
     """
     named = frozenset(token for token in tokenizer.eos_token_ids if type(token) is int)
-    if not getattr(tokenizer, "has_chat_template", False):
+    written = end_of_turn(tokenizer)
+    between = written.text
+    if between == PLAIN_STOP:
         return Ends(named, texts=(PLAIN_STOP,))
-    between = text_between_turns(tokenizer)
     if not between.strip():
-        return Ends(named)
+        return Ends(named, written.tokens - named)
     added = {token for content, token in added_tokens(tokenizer).items() if _MARK.fullmatch(content)}
     marks = (added | special_ids(tokenizer)) & set(tokenizer.encode(between, add_special_tokens=False))
-    if marks:
+    if marks := marks | written.tokens:
         return Ends(named, frozenset(marks) - named)
     return Ends(named, texts=(stop,) if (stop := _stop_text(between)) else ())
 
@@ -52,25 +50,6 @@ def named_ends(folder: Path) -> frozenset[int]:
         for part in (table, *(_nested(table))):
             found |= set(_ids(part.get("eos_token_id"))) if isinstance(part, dict) else set()
     return frozenset(found)
-
-
-def text_between_turns(tokenizer: Any) -> str:
-    """What the chat template writes between a reply and the next message; empty if it cannot be told."""
-    first, reply, second = _SAID
-    for as_parts in (False, True):
-        turns = [
-            {"role": role, "content": [{"type": "text", "text": text}] if as_parts else text}
-            for role, text in (("user", first), ("assistant", reply), ("user", second))
-        ]
-        try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False))
-        except Exception:  # a template can raise whatever it likes
-            continue
-        _, found, rest = text.partition(reply)
-        between, also_found, _ = rest.partition(second)
-        if found and also_found:
-            return between
-    return ""
 
 
 def _nested(table: Any) -> Iterator[Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from tqchat.engine.commands import Part
 from tqchat.engine.detokenizer import Detokenizer
-from tqchat.engine.reasoning.controls import Controls, special_ids, template_source
+from tqchat.engine.reasoning.controls import Controls, special_ids
 from tqchat.engine.reasoning.marks import Marks, marks_of
 from tqchat.engine.reasoning.splitter import Span, Splitter
+from tqchat.engine.templates import chat_template
 
 PROMPT_TAIL_TOKENS = 64
 """Tokens at the end of a prompt in which a thought that the template has opened is looked for."""
@@ -39,8 +40,10 @@ class ReplyFormat:
     def __init__(self, tokenizer: Any, ends: Ends | None = None) -> None:
         self.tokenizer = tokenizer
         self.ends = ends or Ends(frozenset(tokenizer.eos_token_ids))
+        template = chat_template(tokenizer)
+        self._template = template.source if template is not None else ""
         vocabulary = set(Controls(tokenizer, ()).added)
-        self.marks: Marks = marks_of(vocabulary, template_source(tokenizer))
+        self.marks: Marks = marks_of(vocabulary, self._template)
         channels = self.marks.channels
         spelled = [mark for pair in self.marks.pairs for mark in (pair.opening, pair.closing)]
         if channels is not None:
@@ -119,9 +122,8 @@ class ReplyFormat:
 
     def _own_pair(self) -> tuple[str, str] | None:
         """The pair that is this model's own: of control tokens, else the one that its template writes."""
-        template = template_source(self.tokenizer)
         by_token = [pair for pair in self.marks.pairs if self.controls.is_control(pair.closing)]
-        by_text = [pair for pair in self.marks.pairs if pair.closing in template]
+        by_text = [pair for pair in self.marks.pairs if pair.closing in self._template]
         both = [pair for pair in by_token if pair in by_text]
         for pair in (*both, *by_token, *by_text):
             return pair.opening, pair.closing

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.reasoning.stream import ReplyFormat, ReplyStream
+from tqchat.engine.templates import chat_template
+from tqchat.engine.templates.control_tokens import Disguise, control_tokens
 
 
 def unfinished_reply(
@@ -37,12 +39,21 @@ def unfinished_reply(
 
 
 def _encoded(format: ReplyFormat, prompt: Sequence[int], said: ChatMessage) -> list[int]:
+    """The reply in the model's marks. What was said is ordinary text, whatever marks it speaks of."""
     inside = ReplyStream(format, prompt).thinking
-    written = ""
+    control = control_tokens(format.tokenizer, chat_template(format.tokenizer))
+    disguise = Disguise(control, [said.reasoning, said.content])
+
+    def ordinary(text: str) -> list[int]:
+        return disguise.encode(disguise.content(text)) if text else []
+
+    marks = format.controls.encode
+    tokens: list[int] = []
     if said.reasoning:
-        written = said.reasoning if inside else format.opening() + said.reasoning
-        if said.content:
-            written += format.closing()
+        tokens += [] if inside else marks(format.opening())
+        tokens += ordinary(said.reasoning)
+        tokens += marks(format.closing()) if said.content else []
     elif said.content:
-        written = format.closing().lstrip() if inside else format.answer()
-    return format.controls.encode(written + said.content)
+        tokens += marks(format.closing().lstrip() if inside else format.answer())
+    tokens += ordinary(said.content)
+    return tokens
