@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tqchat.store.records import THINKING_CHOICES as THINKING_CHOICES
-from tqchat.store.records import ThinkingChoice
+from tqchat.store.records import ThinkingChoice as ThinkingChoice
 
 Role = Literal["system", "user", "assistant"]
 Part = Literal["reasoning", "answer"]

@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 REPLACEMENT = "\ufffd"
+_SPELLED = (REPLACEMENT, "ï¿½", "<0xEF><0xBF><0xBD>")
+"""The replacement character in a vocabulary, in a byte-level one, and as SentencePiece's bytes."""
+
 LONGEST_CHARACTER_TOKENS = 8
 """Pending tokens after which their bytes are no character that is still incomplete."""
 
@@ -75,9 +78,10 @@ class Detokenizer:
             return False
 
     def _is_meant(self) -> bool:
-        """Whether a pending token is the replacement character itself."""
-        names = [str(self._tokenizer.convert_ids_to_tokens(token)) for token in self._window[self._given :]]
-        return any(REPLACEMENT in name or "ï¿½" in name for name in names)
+        """Whether what is pending spells the replacement character itself."""
+        pending = self._window[self._given :]
+        name = "".join(str(self._tokenizer.convert_ids_to_tokens(token)) for token in pending)
+        return any(spelled in name for spelled in _SPELLED)
 
 
 def _backend(tokenizer: Any) -> Any:

@@ -6,7 +6,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -24,7 +24,7 @@ XTC_THRESHOLD = 0.1
 
 
 def sampler_for(
-    sampling: Sampling, vocabulary: int, never_excluded: Sequence[int] = ()
+    sampling: Sampling, vocabulary: int, never_excluded: Collection[int] = ()
 ) -> Callable[[mx.array], mx.array]:
     """What draws a token from log-probabilities, for settled ``sampling``.
 
