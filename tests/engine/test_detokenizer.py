@@ -10,7 +10,7 @@ import pytest
 from tests.engine.scripted_model import scripted, tokenizer_files
 from tests.engine.talk import greedy, send, user
 from tqchat.engine import models
-from tqchat.engine.detokenizer import Detokenizer
+from tqchat.engine.reasoning.detokenizer import Detokenizer
 from tqchat.engine.session import Session
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}

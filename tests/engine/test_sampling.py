@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.engine.talk import send, user
-from tqchat.engine.commands import Sampling, settled
+from tqchat.engine.commands import Sampling, resolve_sampling
 from tqchat.engine.models import LoadedModel
-from tqchat.engine.sampling_defaults import sampling_defaults
+from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.session import Session
 
 ASKED = [user("Tell me a story about a dog.")]
@@ -93,6 +93,6 @@ def test_xtc_leaves_out_the_likeliest(starter: LoadedModel) -> None:
 
 def test_what_is_left_open_comes_from_the_model() -> None:
     defaults = Sampling(temperature=0.5, top_k=3, presence_penalty=1.0, xtc_probability=0.1)
-    chosen = settled(Sampling(top_k=9, max_tokens=5, seed=1), defaults)
+    chosen = resolve_sampling(Sampling(top_k=9, max_tokens=5, seed=1), defaults)
     assert chosen == replace(defaults, top_k=9, max_tokens=5, seed=1)
-    assert settled(Sampling(temperature=0.0), defaults) == Sampling(temperature=0.0)
+    assert resolve_sampling(Sampling(temperature=0.0), defaults) == Sampling(temperature=0.0)

@@ -26,7 +26,7 @@ XTC_THRESHOLD = 0.1
 def sampler_for(
     sampling: Sampling, vocabulary: int, never_excluded: Collection[int] = ()
 ) -> Callable[[mx.array], mx.array]:
-    """What draws a token from log-probabilities, for settled ``sampling``.
+    """What draws a token from log-probabilities, for resolved ``sampling``.
 
     Args:
         never_excluded: Tokens that XTC does not leave out: ends of turn.
