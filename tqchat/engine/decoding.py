@@ -107,11 +107,11 @@ class Decoder:
         self.close()
         held.evaluate()
         if len(held.tokens) > len(self._sequence):
-            held.rewind(len(self._sequence))
+            held.trim_to(len(self._sequence))
         self._sequence += tokens
         self._left = max(0, self._left - len(tokens))
         if missing := self._sequence[len(held.tokens) : -1]:
-            held.feed(missing)
+            held.prefill(missing)
         self._paused = True
 
     def close(self) -> None:
