@@ -170,7 +170,7 @@ KEPT_WITH_MARKS = [
 
 
 def test_thoughts_kept_in_the_text_get_a_column_of_their_own(paths: Paths) -> None:
-    written_by(3, paths.database)
+    write_format(3, paths.database)
     connection = sqlite3.connect(paths.database)
     conversation = connection.execute("SELECT id FROM conversations WHERE title LIKE 'Foxes%'").fetchone()[0]
     for number, (content, _, _) in enumerate([*KEPT_WITH_MARKS, ("<think>mine</think>", None, "")]):

@@ -102,7 +102,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             _option(name),
             metavar="N",
-            type=int if setting.kind == "whole" else float,
+            type=int if setting.kind == "integer" else float,
             help=setting.help[0].lower() + setting.help[1:].rstrip("."),
         )
 
