@@ -105,7 +105,9 @@ def load_config(paths: Paths) -> Settings:
             raise SettingsError(f"{file}: there is no setting {key!r}; {_nearest(key)}.")
         if (allowed := violation(key, value)) is not None:
             quoted = (
-                ", in quotes" if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "scheme") else ""
+                ", in quotes"
+                if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "choice", "scheme")
+                else ""
             )
             raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {allowed}{quoted}.")
     return Settings().with_values(values)

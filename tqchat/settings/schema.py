@@ -13,7 +13,7 @@ from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
-Kind = Literal["theme", "model", "scheme", "text", "integer", "number", "flag", "folders", "keys"]
+Kind = Literal["theme", "model", "scheme", "text", "choice", "integer", "number", "flag", "folders", "keys"]
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "thinking",
         "Replies",
-        "text",
+        "choice",
         "Whether and how much a model reasons before it answers, if its chat template has a switch for it.",
         "on, off, low, medium or high",
         lambda value: isinstance(value, str) and value in THINKING_CHOICES,
