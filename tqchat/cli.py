@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tqchat import __version__
 from tqchat.commands import lab
+from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
 from tqchat.text import printable
 
@@ -76,18 +77,25 @@ def _parser() -> argparse.ArgumentParser:
     # SUPPRESS: the options are accepted before and after the command; without it, the defaults of those
     # after it would overwrite the values given before it.
     _add_model_options(run, default=argparse.SUPPRESS)
-    run.add_argument("--max-tokens", metavar="N", type=int, help="maximum length of the reply in tokens")
+    add_sampling_options(run)
     run.add_argument(
-        "--temperature",
-        metavar="T",
-        type=float,
-        help="sampling temperature; 0 always takes the most likely token",
+        "--think",
+        metavar="VALUE",
+        dest="thinking",
+        help="reasoning of models with a switch for it: on, off, low, medium or high",
     )
     run.add_argument(
-        "--seed", metavar="N", type=int, help="random seed; the same seed repeats the same reply"
+        "--think-budget",
+        metavar="N",
+        type=int,
+        dest="thinking_budget",
+        help="maximum length of the reasoning in tokens",
     )
+    run.add_argument("--show-thinking", action="store_true", help="print the reasoning on standard error")
     run.add_argument(
-        "--json", action="store_true", help="print one JSON object with reply, tokens, speed and memory"
+        "--json",
+        action="store_true",
+        help="print one JSON object with reply, reasoning, tokens, speed and memory",
     )
 
     _add_command(commands, "ls", "list the conversations, most recent first")
@@ -200,9 +208,8 @@ def _dispatch(options: argparse.Namespace) -> int:
                 scheme=options.scheme,
                 draft=options.draft,
                 pack_prompts=options.pack_prompts,
-                max_tokens=options.max_tokens,
-                temperature=options.temperature,
-                seed=options.seed,
+                wishes={name: getattr(options, name) for name in run.OPTIONS},
+                show_thinking=options.show_thinking,
                 as_json=options.json,
             )
         case "ls":

@@ -15,6 +15,7 @@ from tqchat.cli import main
 Captured = pytest.CaptureFixture[str]
 SHAPE = {
     "reply": str,
+    "reasoning": str,
     "model": str,
     "scheme": str,
     "tokens": {"prompt": int, "restored": int, "prefilled": int, "generated": int},

@@ -183,7 +183,7 @@ def test_without_a_generation_config_our_defaults_apply(llama_folder: Path, tmp_
     folder = tmp_path / "model"
     shutil.copytree(llama_folder, folder)
     (folder / "generation_config.json").write_text("not JSON")
-    defaults = sampling_defaults(folder)
+    defaults, _ = sampling_defaults(folder)
     assert (defaults.temperature, defaults.top_p, defaults.repetition_penalty) == (0.7, 0.95, None)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.events import Done, Failed, MemoryUpdate, Notice, PrefillProgress, SchemeChanged, TextDelta
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream
 from tqchat.engine.session import Session
 
 ADA = [user("Hello! My name is Ada.")]
@@ -203,14 +205,17 @@ def _no_end(model: LoadedModel) -> object:
     return tokenizer
 
 
-def test_a_reply_cut_inside_a_character_shows_only_whole_ones(tiny: LoadedModel) -> None:
-    from tqchat.engine.generation import TextStream
+def shown_by(stream: ReplyStream, tokens: Sequence[int]) -> str:
+    spans = [span for token in tokens for span in stream.add(token)] + stream.finish()
+    return "".join(span.text for span in spans)
 
+
+def test_a_reply_cut_inside_a_character_shows_only_whole_ones(tiny: LoadedModel) -> None:
     # A rainbow takes four bytes, and the starter's vocabulary has no token for it.
     ids = tiny.tokenizer.encode("ok \N{RAINBOW} fine", add_special_tokens=False)
     for cut in range(len(ids) + 1):
-        stream = TextStream(tiny.tokenizer)
-        shown = "".join(stream.add(token) for token in ids[:cut]) + stream.finish()
+        stream = ReplyStream(tiny.reply_format)
+        shown = shown_by(stream, ids[:cut])
         assert "\ufffd" not in shown
         assert "ok \N{RAINBOW} fine".startswith(shown)
         assert stream.text == shown
@@ -218,11 +223,9 @@ def test_a_reply_cut_inside_a_character_shows_only_whole_ones(tiny: LoadedModel)
 
 
 def test_special_tokens_never_show(tiny: LoadedModel) -> None:
-    from tqchat.engine.generation import TextStream
-
-    stream = TextStream(tiny.tokenizer)
+    stream = ReplyStream(tiny.reply_format)
     ids = tiny.tokenizer.encode("a<|im_start|>b<|im_end|>", add_special_tokens=False)
-    assert "".join(stream.add(token) for token in ids) + stream.finish() == "ab"
+    assert shown_by(stream, ids) == "ab"
 
 
 @pytest.mark.parametrize("cut", [1, 7, 20])
@@ -247,14 +250,12 @@ def test_a_reply_goes_on_in_a_session_that_does_not_hold_it(starter: LoadedModel
 
 
 def test_a_reply_cut_inside_a_character_goes_on_with_the_rest_of_it(tiny: LoadedModel) -> None:
-    from tqchat.engine.generation import TextStream
-
     ids = tiny.tokenizer.encode("ok \N{RAINBOW} fine", add_special_tokens=False)
     for cut in range(len(ids)):
-        first, rest = TextStream(tiny.tokenizer), TextStream(tiny.tokenizer)
-        shown = "".join(first.add(token) for token in ids[:cut]) + first.finish()
+        first, rest = ReplyStream(tiny.reply_format), ReplyStream(tiny.reply_format)
+        shown = shown_by(first, ids[:cut])
         rest.begin_after(ids[:cut])
-        shown += "".join(rest.add(token) for token in ids[cut:]) + rest.finish()
+        shown += shown_by(rest, ids[cut:])
         assert shown == "ok \N{RAINBOW} fine"
 
 
@@ -265,16 +266,14 @@ def go_on(session: Session, messages: list[ChatMessage], max_tokens: int) -> Don
 
 
 def test_without_a_template_a_reply_ends_where_the_other_speaks(tiny: LoadedModel) -> None:
-    from tqchat.engine.generation import TextStream
-
-    stream = TextStream(tiny.tokenizer, stop_text="\nUser:")
+    stream = ReplyStream(ReplyFormat(tiny.tokenizer, Ends(texts=("\nUser:",))))
     ids = tiny.tokenizer.encode("Fine.\nUsually so.\nUser: and you?", add_special_tokens=False)
     shown = ""
     for token in ids:
-        shown += stream.add(token)
+        shown += "".join(span.text for span in stream.add(token))
         if stream.ended:
             break
-    assert shown + stream.finish() == "Fine.\nUsually so."
+    assert shown + shown_by(stream, []) == "Fine.\nUsually so."
     assert stream.ended
 
 

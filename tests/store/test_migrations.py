@@ -150,3 +150,46 @@ except StoreFull:
     assert dump(paths.database) == before
     with Database(paths.database) as database:
         assert len(database.conversations()) == 3
+
+
+KEPT_WITH_MARKS = [
+    ("<think>\nIt is J.\n</think>\n\nThe **tenth** letter.", "It is J.", "The **tenth** letter."),
+    ("\n <thinking>Once more.</thinking>Yes.", "Once more.", "Yes."),
+    ("<seed:think>a</seed:think>\nb <think>c</think>", "a", "b <think>c</think>"),
+    ("<think>Cut off while it th", "Cut off while it th", ""),
+    ("<think>\n\n</think>\n\nNothing was thought.", "", "Nothing was thought."),
+    ("The template had opened it.\n</think>\n\nYes.", "The template had opened it.", "Yes."),
+    (
+        "A mark such as <think> opens,\n</think> closes.",
+        None,
+        "A mark such as <think> opens,\n</think> closes.",
+    ),
+    ("No thought </think> here.", None, "No thought </think> here."),
+    ("Plain.", None, "Plain."),
+]
+
+
+def test_thoughts_kept_in_the_text_get_a_column_of_their_own(paths: Paths) -> None:
+    write_format(3, paths.database)
+    connection = sqlite3.connect(paths.database)
+    conversation = connection.execute("SELECT id FROM conversations WHERE title LIKE 'Foxes%'").fetchone()[0]
+    for number, (content, _, _) in enumerate([*KEPT_WITH_MARKS, ("<think>mine</think>", None, "")]):
+        role = "user" if content == "<think>mine</think>" else "assistant"
+        connection.execute(
+            "INSERT INTO messages (id, conversation_id, role, content, status, created_at)"
+            " VALUES (?, ?, ?, ?, 'complete', 0)",
+            (f"kept{number}", conversation, role, content),
+        )
+    connection.commit()
+    connection.close()
+    with Database(paths.database) as database:
+        for number, (_, reasoning, content) in enumerate(KEPT_WITH_MARKS):
+            message = database.message(f"kept{number}")
+            assert (message.reasoning, message.content) == (reasoning, content)
+        own = database.message(f"kept{len(KEPT_WITH_MARKS)}")
+        assert (own.reasoning, own.content) == (None, "<think>mine</think>")
+        (hit,) = database.search("Once more")
+        assert (hit.message_id, hit.snippet) == ("kept1", "Once more.")
+        assert database._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        connection = database._connection
+        connection.execute("INSERT INTO messages_index (messages_index, rank) VALUES ('integrity-check', 1)")

@@ -28,6 +28,7 @@ def test_every_setting_is_in_the_table_with_a_sentence_and_its_default() -> None
 @pytest.mark.parametrize("setting", [one for one in SETTINGS if one.kind != "keys"], ids=lambda one: one.name)
 def test_what_is_written_is_read_back(setting: settings.Setting) -> None:
     examples = {"scheme": "turbo4", "folders": ["~/a", "/b c"], "integer": 7, "number": 0.5, "flag": True}
+    examples["choice"] = "off"
     value = examples.get(setting.kind, "some words")
     assert setting.parse(setting.format(value)) == value
 

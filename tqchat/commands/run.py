@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tqchat.engine.events import Event
+
+_SAMPLING = tuple(field.name for field in fields(Sampling))
+OPTIONS = (*_SAMPLING, "thinking", "thinking_budget")
+"""Settings that have an option here."""
 
 CUT_REASONS = {
     "length": "it reached --max-tokens",
@@ -49,19 +54,22 @@ def main(
     scheme: str | None,
     draft: str | None,
     pack_prompts: bool,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
+    wishes: dict[str, Any],
+    show_thinking: bool,
     as_json: bool,
 ) -> int:
     """Answer one question on standard output and return the exit code.
+
+    Args:
+        wishes: Values for some of ``OPTIONS``, ``None`` where nothing was given.
+        show_thinking: Print the reasoning on standard error.
 
     Raises:
         TqchatError: if the settings, options, model or question are invalid, or generation fails.
     """
     user_settings = settings.load(paths.locate())
     name = scheme_setting(scheme if scheme is not None else user_settings.scheme)
-    sampling = _sampling(user_settings.sampling, max_tokens, temperature, seed)
+    user_settings = user_settings.with_values(_checked(wishes))
     messages = [ChatMessage("user", _question(question))]
     if user_settings.system_prompt:
         messages.insert(0, ChatMessage("system", user_settings.system_prompt))
@@ -73,27 +81,44 @@ def main(
             "pack_prompts": pack_prompts or user_settings.pack_prompts,
         }
     )
-    done = _print(_events(user_settings, name, messages, sampling), as_json)
+    done = _print(_events(user_settings, name, messages), as_json, show_thinking)
     if as_json:
         # ASCII only: safe for terminals and for every encoding.
         print(json.dumps(_summary(done)))
     elif done.stop_reason in CUT_REASONS:
+        still = ", before its answer" if done.reasoning and not done.text.strip() else ""
         print(
-            f"tqchat: The reply was cut off after {done.counts.generated} tokens: "
+            f"tqchat: The reply was cut off after {done.counts.generated} tokens{still}: "
             f"{CUT_REASONS[done.stop_reason]}.",
             file=sys.stderr,
         )
     return 0
 
 
-def _events(
-    user_settings: settings.Settings, scheme: str, messages: list[ChatMessage], sampling: Sampling
-) -> Iterator[Event]:
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Add an option for every sampling setting."""
+    for name in _SAMPLING:
+        setting = settings.SETTINGS_BY_NAME[name]
+        parser.add_argument(
+            _option(name),
+            metavar="N",
+            type=int if setting.kind == "integer" else float,
+            help=setting.help[0].lower() + setting.help[1:].rstrip("."),
+        )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('thinking', 'think').replace('_', '-')}"
+
+
+def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMessage]) -> Iterator[Event]:
     # Import MLX (about a second) only after all arguments have been checked.
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
 
     loaded = models.load(user_settings.model, progress=_Download(user_settings.model or STARTER))
+    if loaded.info.warning is not None:
+        yield Notice(None, loaded.info.warning, "warning")
     draft = None
     if user_settings.draft is not None:
         draft = models.load(user_settings.draft, progress=_Download(user_settings.draft))
@@ -107,7 +132,9 @@ def _events(
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):
-        yield from Session(loaded, scheme, user_settings.limits, draft).send(messages, sampling)
+        session = Session(loaded, scheme, user_settings.limits, draft)
+        session.thinking = user_settings.reasoning
+        yield from session.send(messages, user_settings.sampling)
 
 
 class _Download:
@@ -126,13 +153,24 @@ class _Download:
             )
 
 
-def _print(events: Iterator[Event], as_json: bool) -> Done:
-    """Print the reply as it streams (unless for JSON) and notices on standard error."""
-    stream = PrintableStream()
+def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
+    """Print the answer as it streams (unless for JSON) and notices on standard error."""
+    stream, thoughts = PrintableStream(), PrintableStream()
+    thinking = False
     done: Done | None = None
     for event in events:
         match event:
+            case TextDelta() if event.part == "reasoning":
+                if event.takes_answer and not as_json:
+                    # Printed before its end showed what it was; what follows is the answer.
+                    print(stream.flush())
+                if show_thinking and event.text:
+                    print(thoughts.feed(event.text), end="", flush=True, file=sys.stderr)
+                    thinking = True
             case TextDelta() if not as_json:
+                if thinking:
+                    print(thoughts.flush(), file=sys.stderr)
+                    thinking = False
                 print(stream.feed(event.text), end="", flush=True)
             case Notice():
                 print(f"tqchat: {printable(event.text)}", file=sys.stderr)
@@ -146,6 +184,8 @@ def _print(events: Iterator[Event], as_json: bool) -> Done:
                 pass
     if done is None:
         raise ReplyFailed("The model ended without a reply; try again.")
+    if thinking:
+        print(thoughts.flush(), file=sys.stderr)
     if not as_json:
         print(stream.flush())
     return done
@@ -157,6 +197,7 @@ def _summary(done: Done) -> dict[str, Any]:
     drafted = {"drafted": counts.drafted, "accepted": counts.accepted} if counts.drafted else {}
     return {
         "reply": done.text,
+        "reasoning": done.reasoning,
         "model": done.model,
         "scheme": done.scheme,
         "tokens": {
@@ -189,12 +230,14 @@ def _question(question: str | None) -> str:
     return question.strip("\n")
 
 
-def _sampling(
-    sampling: Sampling, max_tokens: int | None, temperature: float | None, seed: int | None
-) -> Sampling:
-    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+def _checked(wishes: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given.
+
+    Raises:
+        BadOption: if one is out of its range.
+    """
+    given = {key: value for key, value in wishes.items() if value is not None}
     for key, value in given.items():
         if (allowed := settings.violation(key, value)) is not None:
-            raise BadOption(f"--{key.replace('_', '-')} is {value}, but must be {allowed}.")
-    return replace(sampling, **given)
+            raise BadOption(f"{_option(key)} is {value}, but must be {allowed}.")
+    return given

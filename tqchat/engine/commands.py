@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tqchat.store.records import THINKING_CHOICES as THINKING_CHOICES
+from tqchat.store.records import ThinkingChoice as ThinkingChoice
+
 Role = Literal["system", "user", "assistant"]
+Part = Literal["reasoning", "answer"]
+"""The two parts of a reply."""
+
 
 STARTER = "starter"
 """The name of the bundled model."""
@@ -30,8 +36,25 @@ class Sampling:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     max_tokens: int = 1024
     seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """Whether and how much a model reasons before it answers. ``None`` leaves it to the model.
+
+    Attributes:
+        choice: What the model's chat template is told.
+        budget: Tokens of reasoning after which the answer is made to begin.
+    """
+
+    choice: ThinkingChoice | None = None
+    budget: int | None = None
 
 
 def resolve_sampling(sampling: Sampling, defaults: Sampling) -> Sampling:
@@ -42,10 +65,10 @@ def resolve_sampling(sampling: Sampling, defaults: Sampling) -> Sampling:
     temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
     if not temperature:
         return replace(sampling, temperature=0.0)
-    fields = ("top_p", "top_k", "min_p", "repetition_penalty")
     chosen: dict[str, Any] = {
-        name: getattr(defaults, name) if getattr(sampling, name) is None else getattr(sampling, name)
-        for name in fields
+        field.name: getattr(defaults, field.name)
+        for field in fields(Sampling)
+        if field.name not in ("temperature", "max_tokens", "seed") and getattr(sampling, field.name) is None
     }
     return replace(sampling, temperature=temperature, **chosen)
 
@@ -92,14 +115,15 @@ class OpenConversation:
     messages: tuple[ChatMessage, ...]
     scheme: str
     began: float | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)
 class Send:
     """Answer the transcript, whose last message is the user's and is committed already.
 
-    With ``continues`` the last message is an unfinished reply to be continued; ``Done.text`` and the deltas
-    are then only the new text.
+    With ``continues`` the last message is an unfinished reply to be continued; ``Done.text``,
+    ``Done.reasoning`` and the deltas are then only the new text.
     """
 
     conversation_id: str
@@ -108,6 +132,7 @@ class Send:
     sampling: Sampling = field(default_factory=Sampling)
     continues: bool = False
     began: float | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)
@@ -119,6 +144,7 @@ class SetScheme:
     reread: bool = False
     messages: tuple[ChatMessage, ...] = ()
     began: float | None = None
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 @dataclass(frozen=True)

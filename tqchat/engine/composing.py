@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tqchat.engine.commands import ChatMessage, Compose, Sampling
+from tqchat.engine.commands import ChatMessage, Compose, Sampling, Thinking
 from tqchat.engine.events import Composed, Done, Event, Failed, PrefillProgress
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
@@ -32,9 +32,14 @@ class GivesWay(threading.Event):
 def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.Event) -> Iterator[Event]:
     """Write it with a cache of its own, which is gone afterwards; ends with ``Composed`` or ``Failed``.
 
-    A title that cannot be had is an empty one. How the reading of a summary gets on is told.
+    A title that cannot be had is an empty one; a thought is none. How the reading of a summary gets on is
+    told.
     """
     session = Session(model, scheme, began=command.began)
+    budget = 0 if command.purpose == "title" else command.max_tokens // 2
+    switch = model.thinking_switch
+    can_be_off = switch is not None and "off" in switch.choices
+    session.thinking = Thinking("off" if can_be_off else None, budget)
     text = ""
     sampling = Sampling(temperature=0.0, max_tokens=command.max_tokens)
     messages = _cut(model, command)

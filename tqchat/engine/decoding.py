@@ -71,7 +71,9 @@ class Decoder:
         self._sampling = sampling
         self._left = room
         self._draft = draft if draft is not None and _can_go_back(held) and _can_go_back(draft) else None
-        self._sampler: Sampler = sampler_for(sampling, len(held.model.tokenizer))
+        self._sampler: Sampler = sampler_for(
+            sampling, len(held.model.tokenizer), held.model.reply_format.end_tokens
+        )
         self._steps: Any = None
         self._paused = False
         self.drafted = 0
@@ -95,6 +97,22 @@ class Decoder:
         held.trim_to(keep)
         self._paused = True
         return True
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Let the model read tokens as if it had generated them; the next one follows them.
+
+        Works for every kind of cache: nothing is taken back but tokens that a draft model was ahead by.
+        """
+        held = self._held
+        self.close()
+        held.evaluate()
+        if len(held.tokens) > len(self._sequence):
+            held.trim_to(len(self._sequence))
+        self._sequence += tokens
+        self._left = max(0, self._left - len(tokens))
+        if missing := self._sequence[len(held.tokens) : -1]:
+            held.prefill(missing)
+        self._paused = True
 
     def close(self) -> None:
         """End the step that is under way. The cache stays as ``held.tokens`` says."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tqchat.engine.commands import Sampling
+from tqchat.engine.commands import Part, Sampling
 from tqchat.kv.memory import MemoryReport
 
 StopReason = Literal["stop", "length", "stopped", "context", "memory"]
@@ -21,6 +21,8 @@ class ModelInfo:
         memory_budget: Bytes that one conversation's cache may take, ``None`` if unknown.
         shapes: Report on a cache of one token.
         sampling: The model's default sampling.
+        warning: A sentence about what of its files is ignored.
+        thinking_choices: What the reasoning switch of its chat template can be set to.
     """
 
     name: str
@@ -34,6 +36,8 @@ class ModelInfo:
     memory_budget: int | None = None
     shapes: MemoryReport | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    warning: str | None = None
+    thinking_choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,10 +130,16 @@ class Notice:
 
 @dataclass(frozen=True)
 class TextDelta:
-    """The next piece of the reply."""
+    """The next piece of the reply: of its reasoning, or of its answer.
+
+    With ``takes_answer`` all pieces of the answer before this one are reasoning: only the end of the thought
+    was marked.
+    """
 
     conversation_id: str
     text: str
+    part: Part = "answer"
+    takes_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,7 +173,10 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class Done:
-    """The reply is complete. Speeds are in tokens per second, times in seconds."""
+    """The reply is complete. Speeds are in tokens per second, times in seconds.
+
+    ``text`` is the answer alone. With ``takes_answer`` what a continued reply had said before is reasoning.
+    """
 
     conversation_id: str
     text: str
@@ -175,6 +188,10 @@ class Done:
     scheme: str
     model: str
     report: MemoryReport
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    reasoning_seconds: float = 0.0
+    takes_answer: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,7 +199,7 @@ class Failed:
     """The command for this conversation failed; nothing is lost.
 
     Attributes:
-        text: The reply up to then.
+        text: The answer up to then; ``reasoning`` likewise.
         context_full: Whether the conversation is longer than the context limit.
     """
 
@@ -190,6 +207,7 @@ class Failed:
     message: str
     text: str = ""
     context_full: bool = False
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)

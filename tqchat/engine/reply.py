@@ -10,6 +10,9 @@ class Reply:
     """Counts and times of one answer, for its ``Done``; times are those of ``time.perf_counter``."""
 
     text: str = ""
+    reasoning: str = ""
+    reasoning_tokens: int = 0
+    takes_answer: bool = False
     prompt: int = 0
     restored: int = 0
     reused: int = 0
@@ -19,10 +22,16 @@ class Reply:
     began: float = 0.0
     first_token: float = 0.0
     last_token: float = 0.0
+    last_thought: float = 0.0
 
     @property
     def prefilled(self) -> int:
         return self.prompt - self.restored - self.reused
+
+    @property
+    def reasoning_seconds(self) -> float:
+        """Seconds from the first token to the end of the reasoning, 0 without any."""
+        return max(0.0, self.last_thought - self.first_token) if self.reasoning_tokens else 0.0
 
     @property
     def prompt_speed(self) -> float:

@@ -16,7 +16,7 @@ import mlx.core as mx
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.commands import ChatMessage, Limits, Sampling, resolve_sampling
+from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, ThinkingChoice, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
@@ -31,11 +31,11 @@ from tqchat.engine.events import (
     TokenCounts,
 )
 from tqchat.engine.failures import ContextFull, RereadStopped, user_message
-from tqchat.engine.generation import TextStream
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.reasoning import ReplyStream, Span, unfinished_reply
 from tqchat.engine.reply import Reply
 from tqchat.engine.sequences import common_prefix
-from tqchat.engine.templates import PLAIN_STOP, chat_template, render, render_unfinished
+from tqchat.engine.templates import chat_template, render
 from tqchat.engine.templates.sandbox import wall_clock
 from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
@@ -80,6 +80,8 @@ class Session:
         self._room = MemoryBudget(limits or Limits())
         self._draft = draft
         self._drafting: PromptCache | None = None
+        self.thinking = Thinking()
+        """Whether and how much the model reasons; it may be changed between two replies."""
         self.changed = False
         """Whether the cache holds something that is not saved."""
         self.began = wall_clock() if began is None else began
@@ -87,6 +89,7 @@ class Session:
         """Variables of the chat template, e.g. ``enable_thinking``."""
         self._has_template = chat_template(model.tokenizer) is not None
         self._told_of_plain_text = False
+        self._told_of_switch: ThinkingChoice | None = None
 
     @property
     def scheme(self) -> str:
@@ -136,8 +139,9 @@ class Session:
         certain = False
         try:
             yield from self._tell_of_plain_text(conversation_id)
+            yield from self._tell_of_missing_switch(conversation_id)
             prompt, said = self._prompt(messages, continues)
-            text = self._text_after(said)
+            text = self._stream_after(prompt, said)
             turn = None if said else self._turn(messages, prompt)
             yield from self._reuse(prompt, vault, conversation_id, reply)
             yield from self._send(prompt, turn, text, sampling or Sampling(), stop, conversation_id, reply)
@@ -146,30 +150,46 @@ class Session:
             certain = True  # only ever at a yield, where cache and tokens agree
             raise
         except Exception as error:
-            yield self._failed(error, conversation_id, reply.text)
+            yield self._failed(error, conversation_id, reply.text, reply.reasoning)
         finally:
             self._held.settle(certain)
 
     def _prompt(self, messages: Sequence[ChatMessage], continues: bool) -> tuple[list[int], list[int]]:
         """The tokens to read, and those of them that are the reply's own beginning."""
         if continues and len(messages) > 1 and messages[-1].role == "assistant":
-            return render_unfinished(
-                self.model.tokenizer,
-                messages,
-                self._held.tokens,
-                variables=self.template_variables,
-                began=self.began,
-            )
+            prompt = self._render(messages[:-1])
+            said = unfinished_reply(self.model.reply_format, prompt, messages[-1], self._held.tokens)
+            return prompt + said, said
         return self._render(messages), []
 
     def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
+        """The tokens of a transcript under the present choice of thinking."""
+        switch, choice = self.model.thinking_switch, self.thinking.choice
+        variables = self.template_variables
+        if switch is not None and choice is not None:
+            messages = switch.messages(messages, choice)
+            variables = {**variables, **switch.variables(choice)}
         return render(
             self.model.tokenizer,
             messages,
             add_generation_prompt=add_generation_prompt,
-            variables=self.template_variables,
+            variables=variables,
             began=self.began,
         )
+
+    def _tell_of_missing_switch(self, conversation_id: str) -> Iterator[Event]:
+        """Say once that the model cannot be told how much to reason, unless it does what is wanted anyway."""
+        choice, model = self.thinking.choice, self.model
+        if choice is None or choice == self._told_of_switch:
+            return
+        self._told_of_switch = choice
+        if model.thinking_switch is not None and model.thinking_switch.nearest(choice) is not None:
+            return
+        if choice != "off" or model.reply_format.reasons:
+            switch = "has no switch for its reasoning" if model.thinking_switch is None else "cannot do that"
+            yield Notice(
+                conversation_id, f"Thinking is set to {choice}, but {model.info.name} {switch}.", "warning"
+            )
 
     def _tell_of_plain_text(self, conversation_id: str) -> Iterator[Event]:
         if self._has_template or self._told_of_plain_text:
@@ -192,17 +212,16 @@ class Session:
         spoken = self._render(messages, add_generation_prompt=False)
         return min(common_prefix(spoken, prompt), len(prompt) - 1)
 
-    def _text_after(self, said: list[int]) -> TextStream:
-        tokenizer = self.model.tokenizer
-        text = TextStream(tokenizer, None if self._has_template else PLAIN_STOP)
-        text.begin_after(said)
-        return text
+    def _stream_after(self, prompt: list[int], said: list[int]) -> ReplyStream:
+        stream = ReplyStream(self.model.reply_format, prompt[: len(prompt) - len(said)])
+        stream.begin_after(said)
+        return stream
 
     def _send(
         self,
         prompt: list[int],
         turn: int | None,
-        text: TextStream,
+        text: ReplyStream,
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
@@ -262,13 +281,13 @@ class Session:
     def _generate(
         self,
         prompt: list[int],
-        text: TextStream,
+        text: ReplyStream,
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
         reply: Reply,
     ) -> Iterator[Event]:
-        tokenizer, held = self.model.tokenizer, self._held
+        held = self._held
         sampling = resolve_sampling(sampling, self.model.info.sampling)
         limit = self.model.context_limit
         room = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
@@ -279,6 +298,8 @@ class Session:
         reason: StopReason | None = None
         reported = time.perf_counter()
         try:
+            if self._over_budget(text):
+                yield from self._end_thought(decoder, text, conversation_id, reply, room)
             for token in decoder:
                 now = time.perf_counter()
                 if not reply.generated:
@@ -287,11 +308,12 @@ class Session:
                 reply.generated += 1
                 reply.last_token = now
                 reply.drafted, reply.accepted = decoder.drafted, decoder.accepted
-                if token in tokenizer.eos_token_ids:
+                if text.is_end(token):
                     reason = "stop"
-                elif piece := text.add(token):
-                    reply.text = text.text
-                    yield TextDelta(conversation_id, piece)
+                else:
+                    yield from self._spoken(text.add(token), text, conversation_id, reply, now)
+                if reason is None and self._over_budget(text):
+                    yield from self._end_thought(decoder, text, conversation_id, reply, room)
                 if reason is None:
                     reason = self._ended(text, stop, reply, room, limit)
                 if reason is not None:
@@ -306,10 +328,37 @@ class Session:
                     yield MemoryUpdate(conversation_id, held.report(), reply.decode_speed)
         finally:
             decoder.close()
-        if piece := text.finish():
-            reply.text = text.text
-            yield TextDelta(conversation_id, piece)
+        rest = text.finish(cut=reason != "stop")
+        yield from self._spoken(rest, text, conversation_id, reply, time.perf_counter())
         yield self._done(reason or "length", conversation_id, reply)
+
+    def _spoken(
+        self, spans: list[Span], text: ReplyStream, conversation_id: str, reply: Reply, now: float
+    ) -> Iterator[Event]:
+        """The events of what a token has made certain."""
+        if text.reasoning_tokens > reply.reasoning_tokens:
+            reply.reasoning_tokens, reply.last_thought = text.reasoning_tokens, now
+        reply.text, reply.reasoning = text.text, text.reasoning
+        reply.takes_answer = text.took_answer
+        for span in spans:
+            yield TextDelta(conversation_id, span.text, span.part, span.takes_answer)
+
+    def _over_budget(self, text: ReplyStream) -> bool:
+        budget = self.thinking.budget
+        return budget is not None and text.thinking and text.reasoning_tokens >= budget
+
+    def _end_thought(
+        self, decoder: Decoder, text: ReplyStream, conversation_id: str, reply: Reply, room: int
+    ) -> Iterator[Event]:
+        """Close a thought that has reached its budget: the answer begins, if there is room for one."""
+        marks = self.model.reply_format
+        closing = marks.controls.encode(marks.closing())
+        if room - reply.generated <= len(closing):
+            return
+        decoder.force(closing)
+        reply.generated += len(closing)
+        for token in closing:
+            yield from self._spoken(text.add(token), text, conversation_id, reply, time.perf_counter())
 
     def _draft_cache(self) -> PromptCache | None:
         """The draft model's cache, under the scheme that the model's own has now."""
@@ -333,7 +382,7 @@ class Session:
 
     @staticmethod
     def _ended(
-        text: TextStream, stop: threading.Event, reply: Reply, room: int, limit: int | None
+        text: ReplyStream, stop: threading.Event, reply: Reply, room: int, limit: int | None
     ) -> StopReason | None:
         if text.ended:
             return "stop"
@@ -365,11 +414,15 @@ class Session:
             scheme=self.scheme,
             model=self.model.info.name,
             report=self.memory(),
+            reasoning=reply.reasoning,
+            reasoning_tokens=reply.reasoning_tokens,
+            reasoning_seconds=reply.reasoning_seconds,
+            takes_answer=reply.takes_answer,
         )
 
     @staticmethod
-    def _failed(error: Exception, conversation_id: str, text: str = "") -> Failed:
-        return Failed(conversation_id, user_message(error), text, isinstance(error, ContextFull))
+    def _failed(error: Exception, conversation_id: str, text: str = "", reasoning: str = "") -> Failed:
+        return Failed(conversation_id, user_message(error), text, isinstance(error, ContextFull), reasoning)
 
     def set_scheme(
         self,

@@ -201,7 +201,7 @@ class Engine:
             case EstimateModel() as command:
                 self._estimate(command)
             case OpenConversation() as command:
-                self._open(command.conversation_id, command.messages, command.scheme, command.began)
+                self._open(command, command.scheme)
             case Send() as command:
                 self._send(command, task.stop)
             case SetScheme() as command:
@@ -295,9 +295,20 @@ class Engine:
         current, self._current, self._model = self._current, None, model
         self._draft = self._draft_for(model)
         self._emit(ModelReady(model.info, time.perf_counter() - began))
+        if model.info.warning is not None:
+            self._emit(Notice(None, model.info.warning, "warning"))
         if current is not None:
             session = current.session
-            self._open(current.conversation_id, current.messages, session.scheme, session.began)
+            self._open(
+                OpenConversation(
+                    current.conversation_id,
+                    current.messages,
+                    session.scheme,
+                    session.began,
+                    session.thinking,
+                ),
+                session.scheme,
+            )
 
     def _draft_for(self, model: LoadedModel) -> LoadedModel | None:
         """The draft model if configured. If it cannot be used, a notice says why and ``None`` is returned."""
@@ -321,9 +332,7 @@ class Engine:
 
     # Conversations.
 
-    def _open(
-        self, conversation_id: str, messages: tuple[ChatMessage, ...], scheme: str, began: float | None
-    ) -> _Current:
+    def _open(self, command: OpenConversation | Send | SetScheme, scheme: str) -> _Current:
         from tqchat.engine.session import Session
 
         if self._model is None:
@@ -331,7 +340,9 @@ class Engine:
         self._save()
         started = time.perf_counter()
         self._current = None
-        session = Session(self._model, scheme, self._limits(), self._draft, began)
+        conversation_id, messages = command.conversation_id, command.messages
+        session = Session(self._model, scheme, self._limits(), self._draft, command.began)
+        session.thinking = command.thinking
         restored, reason = session.restore(self._vault, conversation_id, messages)
         self._current = _Current(conversation_id, messages, session)
         self._emit(Opened(conversation_id, restored, time.perf_counter() - started, reason))
@@ -341,7 +352,8 @@ class Engine:
     def _session(self, command: Send | SetScheme, scheme: str) -> _Current:
         current = self._current
         if current is None or current.conversation_id != command.conversation_id:
-            current = self._open(command.conversation_id, command.messages, scheme, command.began)
+            current = self._open(command, scheme)
+        current.session.thinking = command.thinking
         if command.messages:
             current.messages = command.messages
         return current
@@ -353,15 +365,19 @@ class Engine:
         if parse_scheme(command.scheme).name != session.scheme:
             for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
                 self._emit(event)
-        history, beginning = command.messages, ""
+        history, beginning = command.messages, ChatMessage("assistant", "")
         if command.continues and history and history[-1].role == "assistant":
-            history, beginning = history[:-1], history[-1].content
+            history, beginning = history[:-1], history[-1]
         for event in session.send(
             command.messages, command.sampling, stop, command.conversation_id, command.continues, self._vault
         ):
             self._emit(event)
             if isinstance(event, Done):
-                current.messages = (*history, ChatMessage("assistant", beginning + event.text))
+                thought, answer = beginning.reasoning, beginning.content
+                if event.takes_answer:
+                    thought, answer = thought + answer, ""
+                reply = ChatMessage("assistant", answer + event.text, thought + event.reasoning)
+                current.messages = (*history, reply)
 
     def _set_scheme(self, command: SetScheme, stop: threading.Event) -> None:
         saved = self._vault.scheme(command.conversation_id)

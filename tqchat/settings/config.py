@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tqchat.engine.commands import Limits, Sampling
+from tqchat.engine.commands import Limits, Sampling, Thinking, ThinkingChoice
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
 from tqchat.settings.schema import SETTINGS_BY_NAME, violation
@@ -42,26 +42,30 @@ class Settings:
     step_down: bool = False
     pack_prompts: bool = False
     cache_budget: float | None = None
+    thinking: ThinkingChoice | None = None
+    thinking_budget: int | None = None
     max_tokens: int = 1024
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     seed: int | None = None
 
     @property
     def sampling(self) -> Sampling:
         """The sampling settings."""
-        return Sampling(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-        )
+        chosen: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(Sampling)}
+        return Sampling(**chosen)
+
+    @property
+    def reasoning(self) -> Thinking:
+        """Whether and how much models reason."""
+        return Thinking(self.thinking, self.thinking_budget)
 
     @property
     def memory_budget_bytes(self) -> int | None:
@@ -101,7 +105,9 @@ def load_config(paths: Paths) -> Settings:
             raise SettingsError(f"{file}: there is no setting {key!r}; {_nearest(key)}.")
         if (allowed := violation(key, value)) is not None:
             quoted = (
-                ", in quotes" if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "scheme") else ""
+                ", in quotes"
+                if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "choice", "scheme")
+                else ""
             )
             raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {allowed}{quoted}.")
     return Settings().with_values(values)

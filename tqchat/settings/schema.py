@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tqchat.engine.commands import THINKING_CHOICES
 from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
-Kind = Literal["theme", "model", "scheme", "text", "integer", "number", "flag", "folders", "keys"]
+Kind = Literal["theme", "model", "scheme", "text", "choice", "integer", "number", "flag", "folders", "keys"]
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,22 @@ SETTINGS: tuple[Setting, ...] = (
         "20 GiB, or a quarter of free space",
         _START,
     ),
+    Setting(
+        "thinking",
+        "Replies",
+        "choice",
+        "Whether and how much a model reasons before it answers, if its chat template has a switch for it.",
+        "on, off, low, medium or high",
+        lambda value: isinstance(value, str) and value in THINKING_CHOICES,
+        _MODEL_DEFAULT,
+    ),
+    _ranged(
+        "thinking_budget",
+        "Replies",
+        "Maximum length of the reasoning in tokens; then the answer begins.",
+        _Range(0, _MAX_COUNT, integer=True),
+        "no limit",
+    ),
     _ranged(
         "max_tokens",
         "Replies",
@@ -284,6 +301,34 @@ SETTINGS: tuple[Setting, ...] = (
         "Above 1, recently used tokens become less likely.",
         _Range(0, 10, above=True),
         _MODEL_DEFAULT,
+    ),
+    _ranged(
+        "presence_penalty",
+        "Replies",
+        "Above 0, recently used tokens become less likely; below 0, more likely.",
+        _Range(-2, 2),
+        _MODEL_DEFAULT,
+    ),
+    _ranged(
+        "frequency_penalty",
+        "Replies",
+        "Above 0, tokens become less likely with each recent use; below 0, more likely.",
+        _Range(-2, 2),
+        _MODEL_DEFAULT,
+    ),
+    _ranged(
+        "xtc_probability",
+        "Replies",
+        "Probability of excluding all but the least likely token above the XTC threshold.",
+        _Range(0, 1),
+        _MODEL_DEFAULT,
+    ),
+    _ranged(
+        "xtc_threshold",
+        "Replies",
+        "Tokens at least this probable can be excluded by XTC.",
+        _Range(0, 0.5),
+        "0.1",
     ),
     _ranged(
         "seed",

@@ -36,6 +36,7 @@ from tqchat.store.records import (
     Role,
     SearchHit,
     Status,
+    ThinkingChoice,
     Totals,
     VersionPosition,
 )
@@ -136,6 +137,8 @@ class Database(DatabaseFile):
         *,
         system_prompt: str | None = None,
         sampling: SamplingChoice | None = None,
+        thinking: ThinkingChoice | None = None,
+        thinking_budget: int | None = None,
     ) -> Conversation:
         """Create an empty conversation. Its title counts as automatic until the user renames it.
 
@@ -154,6 +157,8 @@ class Database(DatabaseFile):
             True,
             None if system_prompt is None else replace_surrogates(system_prompt),
             sampling or SamplingChoice(),
+            thinking=thinking,
+            thinking_budget=thinking_budget,
         )
         with self.writing() as connection:
             insert_conversation(connection, conversation)
@@ -178,6 +183,12 @@ class Database(DatabaseFile):
     def set_sampling(self, conversation_id: str, choice: SamplingChoice) -> None:
         """Set a conversation's sampling settings."""
         self._set(conversation_id, "sampling = ?", to_column(choice))
+
+    def set_thinking(
+        self, conversation_id: str, thinking: ThinkingChoice | None, budget: int | None = None
+    ) -> None:
+        """Set whether and how much the model reasons in a conversation."""
+        self._set(conversation_id, "thinking = ?, thinking_budget = ?", thinking, budget)
 
     def set_draft(self, conversation_id: str, text: str) -> None:
         """Save a conversation's unsent text."""
@@ -295,7 +306,9 @@ class Database(DatabaseFile):
         if reply.role != "assistant":
             raise UnknownMessage(message_id)
         if self.rows("SELECT 1 FROM messages WHERE parent_id = ? LIMIT 1", message_id):
-            return self.add_sibling(message_id, reply.content, "unfinished", model=reply.model)
+            return self.add_sibling(
+                message_id, reply.content, "unfinished", model=reply.model, reasoning=reply.reasoning
+            )
         with self._writing_to(reply.conversation_id) as connection:
             connection.execute("UPDATE messages SET status = 'unfinished' WHERE id = ?", (message_id,))
             message_tree.set_head(connection, reply.conversation_id, message_id, time.time())

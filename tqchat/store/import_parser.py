@@ -13,12 +13,12 @@ from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
 from tqchat.store.errors import StoreError
-from tqchat.store.records import Conversation, Message
+from tqchat.store.records import THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
 
 FORMAT = "tqchat-conversations"
-VERSION = 2
-"""Version 1 has no draft-model and cache figures of replies."""
+VERSION = 3
+"""Version 1 has no draft-model and cache figures of replies, version 2 no reasoning."""
 
 MAX_FILE_BYTES = 512 << 20
 """Larger files are rejected before parsing."""
@@ -140,6 +140,8 @@ _MESSAGE: Mapping[str, _Check] = {
     "accepted": _or_none(_count),
     "cache_bytes": _or_none(_count),
     "fp16_bytes": _or_none(_count),
+    "reasoning": _or_none(_CONTENT),
+    "reasoning_seconds": _or_none(_number(1e300)),
 }
 _CONVERSATION: Mapping[str, _Check] = {
     "id": _id,
@@ -153,6 +155,8 @@ _CONVERSATION: Mapping[str, _Check] = {
     "system_prompt": _or_none(_CONTENT),
     "sampling": _sampling,
     "draft": _CONTENT,
+    "thinking": _or_none(_one_of(*THINKING_CHOICES)),
+    "thinking_budget": _or_none(_count),
 }
 
 

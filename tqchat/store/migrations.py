@@ -167,7 +167,87 @@ _V3_REPLY_FIGURES = tuple(
     for name in ("drafted", "accepted", "cache_bytes", "fp16_bytes")
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_V1_TABLES, _V2_ROW_NUMBERS + _V2_SEARCH_INDEX, _V3_REPLY_FIGURES)
+_REASONING_TAGS = ("think", "thinking", "thought", "reasoning", "longcat_think", "seed:think")
+_SPACE = "char(32, 9, 10, 13)"
+
+
+def _split_reasoning(tag: str) -> tuple[str, ...]:
+    """Move reasoning that was stored with its tags, at the start of a reply, into its own column."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    begins = f"ltrim(content, {_SPACE})"
+    after = f"substr({begins}, {len(opening) + 1})"
+    alone = f"char(10) || '{closing}'"
+    of_reply = "UPDATE messages SET {} WHERE role = 'assistant' AND reasoning IS NULL AND {}"
+    return (
+        of_reply.format(
+            f"reasoning = trim(iif(instr({after}, '{closing}'), "
+            f"substr({after}, 1, instr({after}, '{closing}') - 1), {after}), {_SPACE}), "
+            f"content = iif(instr({after}, '{closing}'), "
+            f"ltrim(substr({after}, instr({after}, '{closing}') + {len(closing)}), {_SPACE}), '')",
+            f"substr({begins}, 1, {len(opening)}) = '{opening}'",
+        ),
+        # Only the closing tag: the chat template wrote the opening one.
+        of_reply.format(
+            f"reasoning = trim(substr(content, 1, instr(content, {alone}) - 1), {_SPACE}), "
+            f"content = ltrim(substr(content, instr(content, {alone}) + {len(closing) + 1}), {_SPACE})",
+            f"instr(content, {alone}) AND NOT instr(content, '{opening}')",
+        ),
+    )
+
+
+# The search index finds reasoning too, ranked below answers.
+_V4_REASONING = (
+    "ALTER TABLE messages ADD COLUMN reasoning TEXT",
+    "ALTER TABLE messages ADD COLUMN reasoning_seconds REAL",
+    "ALTER TABLE conversations ADD COLUMN thinking TEXT",
+    "ALTER TABLE conversations ADD COLUMN thinking_budget INTEGER",
+    "DROP TRIGGER message_added",
+    "DROP TRIGGER message_removed",
+    "DROP TRIGGER message_changed",
+    "DROP TABLE messages_index",
+    "DROP VIEW searched_messages",
+    *(statement for tag in _REASONING_TAGS for statement in _split_reasoning(tag)),
+    """
+    CREATE VIEW searched_messages AS
+    SELECT number, content, reasoning FROM messages WHERE status <> 'unfinished'
+    """,
+    """
+    CREATE VIRTUAL TABLE messages_index USING fts5(
+        content, reasoning, content = 'searched_messages', content_rowid = 'number', tokenize = 'trigram'
+    )
+    """,
+    "INSERT INTO messages_index (messages_index, rank) VALUES ('rank', 'bm25(4.0, 1.0)')",
+    """
+    CREATE TRIGGER message_added AFTER INSERT ON messages WHEN new.status <> 'unfinished' BEGIN
+        INSERT INTO messages_index (rowid, content, reasoning)
+            VALUES (new.number, new.content, new.reasoning);
+    END
+    """,
+    """
+    CREATE TRIGGER message_removed AFTER DELETE ON messages WHEN old.status <> 'unfinished' BEGIN
+        INSERT INTO messages_index (messages_index, rowid, content, reasoning)
+            VALUES ('delete', old.number, old.content, old.reasoning);
+    END
+    """,
+    """
+    CREATE TRIGGER message_changed AFTER UPDATE OF content, reasoning, status ON messages
+    WHEN new.content <> old.content OR new.reasoning IS NOT old.reasoning
+        OR (new.status = 'unfinished') <> (old.status = 'unfinished') BEGIN
+        INSERT INTO messages_index (messages_index, rowid, content, reasoning)
+            SELECT 'delete', old.number, old.content, old.reasoning WHERE old.status <> 'unfinished';
+        INSERT INTO messages_index (rowid, content, reasoning)
+            SELECT new.number, new.content, new.reasoning WHERE new.status <> 'unfinished';
+    END
+    """,
+    "INSERT INTO messages_index (messages_index) VALUES ('rebuild')",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    _V1_TABLES,
+    _V2_ROW_NUMBERS + _V2_SEARCH_INDEX,
+    _V3_REPLY_FIGURES,
+    _V4_REASONING,
+)
 """``MIGRATIONS[n]`` migrates version n to n + 1. Append only."""
 
 

@@ -7,6 +7,8 @@ from typing import Literal, TypedDict
 
 from tqchat.store.sampling import SamplingChoice
 
+ThinkingChoice = Literal["on", "off", "low", "medium", "high"]
+THINKING_CHOICES: tuple[ThinkingChoice, ...] = ("on", "off", "low", "medium", "high")
 Role = Literal["system", "user", "assistant"]
 Status = Literal["complete", "unfinished", "stopped"]
 
@@ -20,6 +22,8 @@ class Conversation:
         head_id: The last message of the shown branch.
         draft: The unsent text.
         deleted_at: When it was deleted; set while it can still be restored.
+        thinking: Whether and how much the model reasons; ``None`` leaves it to the settings.
+        thinking_budget: Most tokens of reasoning; ``None`` leaves it to the settings.
     """
 
     id: str
@@ -34,6 +38,8 @@ class Conversation:
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
     draft: str = ""
     deleted_at: float | None = None
+    thinking: ThinkingChoice | None = None
+    thinking_budget: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Message:
         accepted: Proposed tokens that became part of the reply.
         cache_bytes: Cache size at the end of the reply.
         fp16_bytes: Size of an FP16 cache of the same tokens.
+        reasoning: The model's reasoning before the answer.
     """
 
     id: str
@@ -68,6 +75,8 @@ class Message:
     accepted: int | None = None
     cache_bytes: int | None = None
     fp16_bytes: int | None = None
+    reasoning: str | None = None
+    reasoning_seconds: float | None = None
 
 
 class ReplyFigures(TypedDict, total=False):
@@ -83,6 +92,8 @@ class ReplyFigures(TypedDict, total=False):
     accepted: int | None
     cache_bytes: int | None
     fp16_bytes: int | None
+    reasoning: str | None
+    reasoning_seconds: float | None
 
 
 class MessageChanges(ReplyFigures, total=False):

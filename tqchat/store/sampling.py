@@ -12,7 +12,16 @@ MAX_TOKENS = 1_000_000
 
 # The same limits as settings/schema.py; tests/store/test_sampling.py compares the two.
 _INTEGER_RANGES = {"max_tokens": (1, MAX_TOKENS), "top_k": (0, 1_000_000), "seed": (0, 2**63 - 1)}
-_MAXIMA = {"temperature": 5.0, "top_p": 1.0, "min_p": 1.0, "repetition_penalty": 10.0}
+_RANGES = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, 10.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "xtc_probability": (0.0, 1.0),
+    "xtc_threshold": (0.0, 0.5),
+}
 _POSITIVE = ("top_p", "repetition_penalty")
 
 
@@ -35,6 +44,10 @@ class SamplingChoice:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
     max_tokens: int | None = None
     seed: int | None = None
 
@@ -55,10 +68,10 @@ def violation(name: str, value: object) -> str | None:
         least, most = _INTEGER_RANGES[name]
         fits = type(value) is int and least <= value <= most
         return None if fits else f"a whole number from {least} to {most}"
-    limit, above = _MAXIMA[name], name in _POSITIVE
+    (minimum, maximum), above = _RANGES[name], name in _POSITIVE
     # NaN fails every comparison, so it is rejected too.
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= limit
-    words = f"above 0 and at most {limit:g}" if above else f"from 0 to {limit:g}"
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and minimum <= value <= maximum
+    words = f"above 0 and at most {maximum:g}" if above else f"from {minimum:g} to {maximum:g}"
     return None if fits and not (above and value == 0) else f"a number {words}"
 
 

@@ -18,7 +18,11 @@ MAX_QUERY_CHARS, MAX_QUERY_WORDS = 500, 16
 _CHARS_BEFORE_MATCH, _SNIPPET_CHARS = 40, 160
 _WORD = re.compile(r'"([^"]*)"?|([^\s"]+)')
 
-_MESSAGE_COLUMNS = "c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at, m.content"
+_MESSAGE_COLUMNS = (
+    "c.id AS conversation_id, c.title, m.id AS message_id, m.role, m.created_at, m.content, m.reasoning"
+)
+_MESSAGE_TEXT = "(m.content || char(10) || coalesce(m.reasoning, ''))"
+"""Scanned where the index is not used."""
 _MESSAGE_SOURCE = "messages m JOIN conversations c ON c.id = m.conversation_id"
 _TITLE_COLUMNS = (
     "c.id AS conversation_id, c.title, NULL AS message_id, NULL AS role, c.updated_at AS created_at"
@@ -55,14 +59,14 @@ def _title_query(terms: Sequence[str]) -> tuple[str, list[str]]:
     else:
         source, order = "conversations c", "c.updated_at DESC"
     return (
-        f"SELECT {_TITLE_COLUMNS}, c.title AS content FROM {source} WHERE {where} "
+        f"SELECT {_TITLE_COLUMNS}, c.title AS content, NULL AS reasoning FROM {source} WHERE {where} "
         f"AND c.deleted_at IS NULL ORDER BY {order}",
         values,
     )
 
 
 def _message_query(terms: Sequence[str]) -> tuple[str, list[str]]:
-    where, values = _condition("m.content", terms, "messages_index")
+    where, values = _condition(_MESSAGE_TEXT, terms, "messages_index")
     source, order = _MESSAGE_SOURCE, "m.number DESC"
     if _fts_query(terms):
         source = (
@@ -79,7 +83,7 @@ def _message_query(terms: Sequence[str]) -> tuple[str, list[str]]:
 
 def _unfinished_query(terms: Sequence[str]) -> tuple[str, list[str]]:
     """Unfinished replies are not in the search index; a partial SQL index lists the few there are."""
-    where, values = _condition("m.content", terms, None)
+    where, values = _condition(_MESSAGE_TEXT, terms, None)
     return (
         f"SELECT {_MESSAGE_COLUMNS} FROM {_MESSAGE_SOURCE} WHERE m.status = 'unfinished' AND {where} "
         "AND c.deleted_at IS NULL ORDER BY m.number DESC",
@@ -111,10 +115,16 @@ def _fts_query(terms: Sequence[str]) -> str:
 
 
 def _hit(row: sqlite3.Row, terms: Sequence[str]) -> SearchHit:
-    line, marks = snippet(row["content"], terms)
+    content, reasoning = row["content"], row["reasoning"]
+    in_reasoning = reasoning and not _mentions(content, terms) and _mentions(reasoning, terms)
+    line, marks = snippet(reasoning if in_reasoning else content, terms)
     return SearchHit(
         row["conversation_id"], row["title"], row["message_id"], row["role"], row["created_at"], line, marks
     )
+
+
+def _mentions(text: str, terms: Sequence[str]) -> bool:
+    return any(term.lower() in text.lower() for term in terms)
 
 
 def snippet(content: str, terms: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -85,6 +85,7 @@ class TqchatApp(App[None]):
             profiles=lambda model: quality_profile.find(paths, model),
             sampling=wanted.sampling,
             system_prompt=wanted.system_prompt,
+            thinking=wanted.reasoning,
         )
         self.chat.models.memory_budget = wanted.memory_budget_bytes
         self.parts = Parts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from tqchat.engine.memory.shapes import cache_shapes
 from tqchat.engine.model_config import context_limit
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
+from tqchat.engine.reasoning import ReplyFormat, ends_of, named_ends
+from tqchat.engine.templates import ThinkingSwitch, chat_template, thinking_switch
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -43,6 +46,16 @@ class LoadedModel:
     def context_limit(self) -> int | None:
         """The model's context limit in tokens."""
         return self.info.context_limit
+
+    @cached_property
+    def thinking_switch(self) -> ThinkingSwitch | None:
+        """The switch for its reasoning that its chat template knows."""
+        return thinking_switch(chat_template(self.tokenizer))
+
+    @cached_property
+    def reply_format(self) -> ReplyFormat:
+        """How the model marks its reasoning and the end of its turn."""
+        return ReplyFormat(self.tokenizer, ends_of(self.tokenizer))
 
     @property
     def on_cpu(self) -> bool:
@@ -91,6 +104,8 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         cache_dtype = half
     name = STARTER if ref is None or ref == STARTER else ref.rstrip("/").rpartition("/")[2] or folder.name
     compute = "float32" if not in_half else str(half)
+    switch = thinking_switch(chat_template(tokenizer))
+    sampling, warning = sampling_defaults(folder)
     info = ModelInfo(
         name=name,
         ref=STARTER if ref is None else ref,
@@ -102,7 +117,9 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         device=f"{machine.name}: {machine.device}",
         memory_budget=memory_budget(machine.memory_bytes, weights.weight_bytes(model)),
         shapes=cache_shapes(model),
-        sampling=sampling_defaults(folder),
+        sampling=sampling,
+        warning=warning,
+        thinking_choices=switch.choices if switch is not None else (),
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)
@@ -139,9 +156,11 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     # Its warnings would be printed over the application's screen.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        return load_tokenizer(  # type: ignore[no-untyped-call]
-            folder, {"trust_remote_code": False}, eos_token_ids=config.get("eos_token_id")
+        tokenizer = load_tokenizer(  # type: ignore[no-untyped-call]
+            folder, {"trust_remote_code": False}, eos_token_ids=[]
         )
+        tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_ends(folder)
+        return tokenizer
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise model_folder.NeedsCustomCode(

@@ -1,39 +1,66 @@
-"""A model's default sampling."""
+"""A model's own sampling values, from its ``generation_config.json``."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from tqchat.engine.commands import Sampling
+from tqchat.store.sampling import violation
 
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.95
 
+_FILE = "generation_config.json"
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
-def sampling_defaults(folder: Path) -> Sampling:
-    """Sampling from the model's ``generation_config.json``; our defaults for what it leaves out."""
-    config: dict[str, Any] = {}
+
+def sampling_defaults(folder: Path) -> tuple[Sampling, str | None]:
+    """The model's sampling values; what it leaves out, or cannot be used, we choose.
+
+    Returns:
+        The values, and a sentence about those that are ignored.
+    """
+    table, problem = _table(folder)
+    found: dict[str, Any] = {}
+    ignored: list[str] = []
+    for name in (*_NUMBERS, "top_k"):
+        value = table.get(name)
+        if value is None:
+            continue
+        if name == "top_k" and _is_number(value):
+            # 0 and -1 mean all tokens; so does more than any vocabulary has.
+            value = int(value) if 0 < value < 1_000_000 else 0
+        if (wanted := violation(name, value)) is None:
+            found[name] = value if name == "top_k" else float(value)
+        else:
+            ignored.append(f"{name} is {_short(value)} and must be {wanted}")
+    if table.get("do_sample") is False:
+        found["temperature"] = 0.0
+    if ignored:
+        problem = f"{folder.name}: ignored in its {_FILE}: {'; '.join(ignored)}."
+    defaults = {"temperature": DEFAULT_TEMPERATURE, "top_p": DEFAULT_TOP_P}
+    return Sampling(**(defaults | found)), problem
+
+
+def _table(folder: Path) -> tuple[dict[str, Any], str | None]:
     try:
-        table = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        config = table if isinstance(table, dict) else {}
-    except (OSError, ValueError):
-        pass
+        table = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, None
+    except (OSError, ValueError, RecursionError):
+        table = None
+    if isinstance(table, dict):
+        return table, None
+    return {}, f"{folder.name}: its {_FILE} cannot be read, so tqchat's own sampling values are used."
 
-    def number(key: str) -> float | None:
-        value = config.get(key)
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-    temperature = number("temperature")
-    if config.get("do_sample") is False:
-        temperature = 0.0
-    top_k = number("top_k")
-    top_p = number("top_p")
-    return Sampling(
-        temperature=DEFAULT_TEMPERATURE if temperature is None else temperature,
-        top_p=DEFAULT_TOP_P if top_p is None else top_p,
-        top_k=None if top_k is None else int(top_k),
-        min_p=number("min_p"),
-        repetition_penalty=number("repetition_penalty"),
-    )
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -13,8 +13,8 @@ from statistics import median
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import Limits
-from tqchat.engine.generation import TextStream
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.reasoning import ReplyStream
 from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.contestants import Contestant
@@ -34,7 +34,7 @@ def events(
     held = PromptCache(model, contestant.scheme.name)
     held.cache = kv_caches.make_cache(contestant, kv_caches.prefilled(model, text[:context]), model)
     held.reset_peak()
-    room, stream = MemoryBudget(Limits()), TextStream(model.tokenizer)
+    room, stream = MemoryBudget(Limits()), ReplyStream(model.reply_format)
     tokens = iter(list(text) * (CALLS_PER_ROUND * (rounds + 2) // len(text) + 1))
     runs: dict[str, Callable[[], object]] = {
         "piece of text": lambda: stream.add(next(tokens)),

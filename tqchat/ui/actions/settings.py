@@ -32,6 +32,7 @@ def apply(parts: Parts, changed: Settings) -> None:
     """Put changed settings in force."""
     parts.appearance.apply(changed)
     parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
+    parts.chat.thinking.defaults = changed.reasoning
     parts.chat.models.memory_budget = changed.memory_budget_bytes
     parts.screen.figures_changed()
 

@@ -11,6 +11,7 @@ from tqchat.ui.controller.open_conversation import OpenConversation
 from tqchat.ui.controller.schemes import SchemeChanges
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
+from tqchat.ui.controller.thinking import ThinkingSettings
 
 
 class CacheRestore:
@@ -23,9 +24,10 @@ class CacheRestore:
         work: EngineWork,
         schemes: SchemeChanges,
         caches: CacheFigures,
+        thinking: ThinkingSettings,
     ) -> None:
         self._engine, self._shown, self._work = engine, shown, work
-        self._schemes, self._caches = schemes, caches
+        self._schemes, self._caches, self._thinking = schemes, caches, thinking
 
     def start(self) -> bool:
         """Open the shown conversation in the engine; whether that was necessary."""
@@ -43,8 +45,15 @@ class CacheRestore:
         self._work.open_id = conversation.id
         turns = for_engine(messages, conversation.system_prompt)
         scheme = self._schemes.resolve(conversation.id, conversation.scheme)
-        began = conversation.created_at
-        self._engine.submit(commands.OpenConversation(conversation.id, turns, scheme, began=began))
+        self._engine.submit(
+            commands.OpenConversation(
+                conversation.id,
+                turns,
+                scheme,
+                began=conversation.created_at,
+                thinking=self._thinking.of(conversation),
+            )
+        )
 
     def opened(self, event: events.Opened) -> None:
         """A conversation is open in the engine."""

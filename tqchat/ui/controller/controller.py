@@ -22,6 +22,7 @@ from tqchat.ui.controller.replies import Replies
 from tqchat.ui.controller.reply_writer import ReplyWriter
 from tqchat.ui.controller.sampling import SamplingSettings
 from tqchat.ui.controller.schemes import SchemeChanges
+from tqchat.ui.controller.thinking import ThinkingSettings
 from tqchat.ui.controller.titles import Titles
 from tqchat.ui.controller.tree import TranscriptTree
 from tqchat.ui.controller.turns import Turns
@@ -38,6 +39,7 @@ class Controller:
         work: What the engine is doing, and what is queued for it.
         shown: The conversation that is shown.
         sampling: Its sampling settings.
+        thinking: Whether and how much its model reasons.
         caches: Cache sizes.
         schemes: Cache schemes and their changes.
         tree: Versions and branches of messages.
@@ -56,6 +58,7 @@ class Controller:
         scheme: str,
         sampling: commands.Sampling | None = None,
         system_prompt: str | None = None,
+        thinking: commands.Thinking | None = None,
         profiles: Callable[[events.ModelInfo], Profile | None] = lambda model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,13 +77,16 @@ class Controller:
             on_branch_changed=lambda conversation_id: self.caches.reload_history(conversation_id),
         )
         self.sampling = SamplingSettings(database, shown, models, sampling)
+        self.thinking = ThinkingSettings(database, shown, models, thinking)
         self.caches = caches = CacheFigures(database, shown, models, work)
-        self.schemes = schemes = SchemeChanges(database, view, engine, shown, models, work, caches)
+        self.schemes = schemes = SchemeChanges(
+            database, view, engine, shown, models, work, caches, self.thinking
+        )
         self.tree = tree = TranscriptTree(database, view, shown, work)
         self.deletion = Deletions(database, view, engine, shown, tree, work, schemes, caches)
         self.titles = Titles(database, view, engine, shown, models, work)
         self.context = ContextLimit(database, view, engine, shown, tree, models, work, caches)
-        self._restore = CacheRestore(engine, shown, work, schemes, caches)
+        self._restore = CacheRestore(engine, shown, work, schemes, caches, self.thinking)
         self.replies = Replies(
             database,
             view,
@@ -90,6 +96,7 @@ class Controller:
             work,
             schemes=schemes,
             sampling=self.sampling,
+            thinking=self.thinking,
             caches=caches,
             restore=self._restore,
             deletion=self.deletion,

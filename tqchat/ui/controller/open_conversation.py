@@ -13,6 +13,7 @@ from tqchat.store.database import (
     UnknownConversation,
     VersionPosition,
 )
+from tqchat.store.records import ThinkingChoice
 from tqchat.ui.controller.engine_work import EngineWork
 from tqchat.ui.controller.leases import ConversationLeases
 from tqchat.ui.controller.records import Fork
@@ -26,6 +27,7 @@ class NewConversation:
     scheme: str
     system_prompt: str | None
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
+    thinking: ThinkingChoice | None = None
 
 
 class OpenConversation:
@@ -105,7 +107,12 @@ class OpenConversation:
         """Write the new conversation to the database and show it."""
         new = self.new_conversation
         self.conversation = self._database.create(
-            title, model, new.scheme, system_prompt=new.system_prompt or None, sampling=new.sampling
+            title,
+            model,
+            new.scheme,
+            system_prompt=new.system_prompt or None,
+            sampling=new.sampling,
+            thinking=new.thinking,
         )
         self._leases.acquire(self.conversation.id)
         self._unsent_text = ""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tqchat.engine.events import Done, Failed, TextDelta
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Message
 
@@ -74,6 +75,7 @@ class Reply:
         head_before: The conversation's head before the turn; restored if nothing is generated.
         prompt_text: The user's text, put back into the prompt in that case; ``None`` for a regenerated reply.
         message_id: ``None`` until the first text is in the database.
+        text, reasoning: The answer, and the reasoning before it.
         continued: The cut-off reply that is being continued, as it was before.
         written_at: Clock time of the last write to the database; 0 before the first.
     """
@@ -84,13 +86,33 @@ class Reply:
     model: str
     message_id: str | None = None
     text: str = ""
+    reasoning: str = ""
     continued: Message | None = None
     written_at: float = 0.0
     stopping: bool = False
 
-    def with_continued(self, text: str) -> str:
-        """Generated text behind the text of the reply that is being continued, if any."""
-        return self.continued.content + text if self.continued else text
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been generated, not even reasoning."""
+        return not (self.text.strip() or self.reasoning)
+
+    def grow(self, event: TextDelta) -> None:
+        """Add a piece."""
+        if event.takes_answer:
+            self.reasoning, self.text = self.reasoning + self.text, ""
+        if event.part == "reasoning":
+            self.reasoning += event.text
+        else:
+            self.text += event.text
+
+    def replace(self, event: Done | Failed) -> None:
+        """Take the whole reply, behind the text of the reply that is being continued, if any."""
+        before = self.continued
+        answer = before.content if before else ""
+        reasoning = (before.reasoning or "") if before else ""
+        if isinstance(event, Done) and event.takes_answer:
+            reasoning, answer = reasoning + answer, ""
+        self.text, self.reasoning = answer + event.text, reasoning + event.reasoning
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tqchat.ui.controller.sampling import SamplingSettings
 from tqchat.ui.controller.schemes import SchemeChanges
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
+from tqchat.ui.controller.thinking import ThinkingSettings
 from tqchat.ui.controller.view import View
 
 
@@ -43,6 +44,7 @@ class Replies:
         *,
         schemes: SchemeChanges,
         sampling: SamplingSettings,
+        thinking: ThinkingSettings,
         caches: CacheFigures,
         restore: CacheRestore,
         deletion: Deletions,
@@ -51,7 +53,7 @@ class Replies:
     ) -> None:
         self._database, self._view, self._engine = database, view, engine
         self._shown, self._models, self._work = shown, models, work
-        self._schemes, self._sampling, self._caches = schemes, sampling, caches
+        self._schemes, self._sampling, self._thinking, self._caches = schemes, sampling, thinking, caches
         self._restore, self._deletion, self._writer = restore, deletion, writer
         self._on_finished = on_finished
         self.decode_speed: float | None = None
@@ -71,6 +73,7 @@ class Replies:
         if turn.continues:
             last = messages[-1]
             reply.message_id, reply.text, reply.continued = last.id, last.content, last
+            reply.reasoning = last.reasoning or ""
         self._work.reply, self.decode_speed = reply, None
         self._work.begin("answering", conversation.id)
         if self._shown.is_shown(conversation.id):
@@ -86,6 +89,7 @@ class Replies:
                 self._sampling.of(conversation),
                 turn.continues,
                 began=conversation.created_at,
+                thinking=self._thinking.of(conversation),
             )
         )
         return True
@@ -96,10 +100,11 @@ class Replies:
         if reply is None or reply.conversation_id != event.conversation_id:
             return
         self._work.activity, self._work.prefill = "answering", None
-        reply.text += event.text
+        drawn = _with_marks(reply, event)
+        reply.grow(event)
         self._writer.grew(reply)
         if self._shown.is_shown(event.conversation_id):
-            self._view.reply_grew(event.text)
+            self._view.reply_grew(drawn)
 
     def measured(self, event: events.MemoryUpdate) -> None:
         """Take the current decode speed."""
@@ -115,8 +120,8 @@ class Replies:
         if reply is None or reply.conversation_id != event.conversation_id:
             self._work.end()
             return
-        reply.text = reply.with_continued(event.text)
-        if event.stop_reason == "stopped" and not reply.text.strip():
+        reply.replace(event)
+        if event.stop_reason == "stopped" and reply.is_empty:
             if self._shown.is_shown(reply.conversation_id):
                 self._view.reply_finished(None)
             self.withdraw(reply)
@@ -134,8 +139,9 @@ class Replies:
         reply = self._work.reply
         if reply is not None and reply.conversation_id == event.conversation_id:
             self._work.reply = None
-            reply.text = reply.with_continued(event.text) if event.text else reply.text
-            if reply.text.strip():
+            if event.text or event.reasoning:
+                reply.replace(event)
+            if not reply.is_empty:
                 self._writer.write_unfinished(reply)
             self._finish(reply)
         elif self._work.conversation_id == event.conversation_id:
@@ -174,6 +180,13 @@ class Replies:
 
     def close(self) -> None:
         """Write what there is of a reply that will not be finished."""
-        if self._work.reply is not None and self._work.reply.text.strip():
+        if self._work.reply is not None and not self._work.reply.is_empty:
             self._writer.write_unfinished(self._work.reply)
         self._work.reply = None
+
+
+def _with_marks(reply: Reply, event: events.TextDelta) -> str:
+    """A piece for a view that recognises reasoning by its tags."""
+    begins = event.part == "reasoning" and not reply.reasoning and not reply.text
+    ends = event.part == "answer" and reply.reasoning and not reply.text
+    return ("<think>" if begins else "</think>" if ends else "") + event.text

@@ -34,7 +34,10 @@ class ReplyWriter:
 
     def write_unfinished(self, reply: Reply) -> None:
         """Write the text so far."""
-        self._write(reply, {"content": reply.text, "status": "unfinished"})
+        changes: MessageChanges = {"content": reply.text, "status": "unfinished"}
+        if reply.reasoning:
+            changes["reasoning"] = reply.reasoning
+        self._write(reply, changes)
 
     def write_finished(self, reply: Reply, done: events.Done) -> None:
         """Write the whole reply and its figures; those of a continued reply include its first part."""
@@ -54,6 +57,8 @@ class ReplyWriter:
             "accepted": _accepted(continued) + counts.accepted if drafted else None,
             "cache_bytes": done.report.bytes,
             "fp16_bytes": done.report.fp16_bytes,
+            "reasoning": reply.reasoning or None,
+            "reasoning_seconds": _reasoning_seconds(reply.continued, done),
         }
         self._write(reply, changes)
 
@@ -77,3 +82,10 @@ def _drafted(message: Message | None) -> int:
 
 def _accepted(message: Message | None) -> int:
     return (message.accepted or 0) if message else 0
+
+
+def _reasoning_seconds(before: Message | None, done: events.Done) -> float | None:
+    """Duration of the reasoning; a continued reply includes that of its first part."""
+    seconds = done.reasoning_seconds if done.reasoning_tokens else None
+    earlier = before.reasoning_seconds if before else None
+    return seconds if earlier is None else earlier + (seconds or 0.0)

@@ -50,6 +50,6 @@ class SamplingSettings:
         value: float | None = getattr(chosen, name)
         if value is not None:
             return f"{value:g}"
-        if name == "seed":
-            return "random"
+        if name in ("seed", "xtc_threshold"):
+            return "random" if name == "seed" else "0.1"
         return "the model's own" if self._models.current is None else "off"

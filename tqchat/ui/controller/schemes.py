@@ -13,6 +13,7 @@ from tqchat.ui.controller.open_conversation import OpenConversation
 from tqchat.ui.controller.records import PendingScheme
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
+from tqchat.ui.controller.thinking import ThinkingSettings
 from tqchat.ui.controller.view import View
 
 
@@ -33,9 +34,11 @@ class SchemeChanges:
         models: ModelState,
         work: EngineWork,
         caches: CacheFigures,
+        thinking: ThinkingSettings,
     ) -> None:
         self._database, self._view, self._engine = database, view, engine
         self._shown, self._models, self._work, self._caches = shown, models, work, caches
+        self._thinking = thinking
         self._auto_choices: dict[str, SchemeChoice] = {}
         self._pending: PendingScheme | None = None
         self._converting: PendingScheme | None = None
@@ -130,6 +133,7 @@ class SchemeChanges:
                 change.reread,
                 for_engine(self._database.messages(conversation.id), conversation.system_prompt),
                 began=conversation.created_at,
+                thinking=self._thinking.of(conversation),
             )
         )
         return True

@@ -100,7 +100,8 @@ class Turns:
         """Whether a message is the last of the branch, and a reply that was cut off."""
         last = bool(self._shown.messages) and self._shown.messages[-1].id == message.id
         cut_off = message.status != "complete" or self._was_cut_off(message.id)
-        return last and cut_off and message.role == "assistant" and bool(message.content.strip())
+        generated = message.content.strip() or message.reasoning
+        return last and cut_off and message.role == "assistant" and bool(generated)
 
     def continue_reply(self) -> bool:
         """Continue the last reply where it was cut off; whether it was possible now.

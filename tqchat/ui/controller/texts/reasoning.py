@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+from tqchat.store.database import Message
+from tqchat.text import stable_width
+
 TAGS = ("think", "thinking", "thought", "reasoning", "longcat_think", "seed:think")
 """Names of reasoning tags. Markers that are special tokens do not reach the text."""
 
@@ -25,6 +28,13 @@ def split(text: str) -> tuple[str, str]:
     if opening is None and "<" + closing[1] + ">" in text[: closing.start()]:
         return "", text  # the answer mentions the tags
     return text[start : closing.start()].rstrip(), text[closing.end() :]
+
+
+def parts(message: Message) -> tuple[str, str]:
+    """Reasoning and answer of a stored reply."""
+    if message.reasoning:
+        return stable_width(message.reasoning), stable_width(message.content)
+    return split(stable_width(message.content))
 
 
 class Splitter:

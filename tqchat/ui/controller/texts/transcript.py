@@ -12,16 +12,20 @@ def for_engine(messages: Sequence[Message], system_prompt: str | None = None) ->
     """The messages for the chat template.
 
     Many templates require alternating roles. An unanswered message would leave two user messages in a row, so
-    neighbours of the same role are joined, and empty replies are left out.
+    neighbours of the same role are joined, and empty replies are left out. A last reply that is only
+    reasoning stays, so that it can be continued.
     """
     turns = [ChatMessage("system", system_prompt)] if system_prompt else []
     for message in messages:
-        if message.role == "assistant" and not message.content.strip():
+        thought = message.reasoning or ""
+        can_go_on = message is messages[-1] and thought
+        if message.role == "assistant" and not message.content.strip() and not can_go_on:
             continue
         if turns and turns[-1].role == message.role:
-            turns[-1] = ChatMessage(message.role, f"{turns[-1].content}\n\n{message.content}")
+            joined = "\n\n".join(text for text in (turns[-1].content, message.content) if text)
+            turns[-1] = ChatMessage(message.role, joined, turns[-1].reasoning or thought)
         else:
-            turns.append(ChatMessage(message.role, message.content))
+            turns.append(ChatMessage(message.role, message.content, thought))
     return tuple(turns)
 
 

@@ -12,7 +12,7 @@ from textual.widgets import Static
 
 from tqchat.store.database import Message
 from tqchat.text import PrintableStream, one_line, stable_width
-from tqchat.ui.controller.texts.reasoning import Splitter, split
+from tqchat.ui.controller.texts.reasoning import Splitter, parts
 from tqchat.ui.widgets.chat.blocks import Block, blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.message import Facts, footer, heading, thoughts
@@ -138,7 +138,7 @@ class LiveReply(Vertical):
     def _finish_drawing(self) -> None:
         if self._timer is None or self.message is None:
             return
-        thought, final = split(stable_width(self.message.content))
+        thought, final = parts(self.message)
         if final.rstrip() != self._stream.source.rstrip():
             # The stored reply differs from the streamed text: draw it again.
             self.query(Body).remove()

@@ -9,7 +9,7 @@ from textual.content import Content
 from tqchat.store.database import Message
 from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
-from tqchat.ui.controller.texts.reasoning import split
+from tqchat.ui.controller.texts.reasoning import parts
 from tqchat.ui.input import attachments
 from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
 from tqchat.ui.widgets.chat.body import Body
@@ -121,7 +121,7 @@ class FrozenMessage(Body):
         return found
 
     def _reply_blocks(self) -> list[Block]:
-        thought, answer = split(stable_width(self.message.content))
+        thought, answer = parts(self.message)
         shown, left = beginning(answer, None, REPLY_PAGE_CHARACTERS * (1 + self._unfolded))
         self._more, self._folds = left, bool(left or thought)
         found: list[Block] = []

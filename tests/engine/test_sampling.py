@@ -1,0 +1,98 @@
+"""A model's own sampling values, and what each setting does to a reply."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.talk import send, user
+from tqchat.engine.commands import Sampling, resolve_sampling
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.models.sampling_defaults import sampling_defaults
+from tqchat.engine.session import Session
+
+ASKED = [user("Tell me a story about a dog.")]
+DRAWN = Sampling(temperature=1.0, max_tokens=24, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "value", "ignored"),
+    [
+        ({"min_p": 1.5}, "min_p", None, True),
+        ({"min_p": -0.1}, "min_p", None, True),
+        ({"min_p": 0.1}, "min_p", 0.1, False),
+        ({"top_p": 0}, "top_p", 0.95, True),
+        ({"top_p": 1.5}, "top_p", 0.95, True),
+        ({"top_k": -1}, "top_k", 0, False),
+        ({"top_k": 1e9}, "top_k", 0, False),
+        ({"top_k": 20.0}, "top_k", 20, False),
+        ({"top_k": float("nan")}, "top_k", None, True),
+        ({"repetition_penalty": -1.0}, "repetition_penalty", None, True),
+        ({"repetition_penalty": 1e6}, "repetition_penalty", None, True),
+        ({"temperature": -1.0}, "temperature", 0.7, True),
+        ({"temperature": "0.6"}, "temperature", 0.7, True),
+        ({"temperature": float("nan")}, "temperature", 0.7, True),
+        ({"temperature": None, "top_p": None}, "temperature", 0.7, False),
+        ({"temperature": 0.6, "do_sample": False}, "temperature", 0.0, False),
+        ({"presence_penalty": 1.5}, "presence_penalty", 1.5, False),
+    ],
+)
+def test_values_that_cannot_be_used_are_ignored(
+    tmp_path: Path, told: dict[str, Any], name: str, value: float | None, ignored: bool
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(told))
+    sampling, sentence = sampling_defaults(tmp_path)
+    assert getattr(sampling, name) == value
+    assert (sentence is not None) == ignored
+    if sentence is not None:
+        assert name in sentence and tmp_path.name in sentence and "must be" in sentence
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]"])
+def test_a_file_that_cannot_be_read_is_ignored(tmp_path: Path, content: str) -> None:
+    (tmp_path / "generation_config.json").write_text(content)
+    sampling, sentence = sampling_defaults(tmp_path)
+    assert (sampling.temperature, sampling.top_p) == (0.7, 0.95)
+    assert sentence is not None and "cannot be read" in sentence
+
+
+def test_a_model_without_the_file_has_our_values(tmp_path: Path) -> None:
+    assert sampling_defaults(tmp_path) == (Sampling(temperature=0.7, top_p=0.95), None)
+
+
+def test_seeds_repeat_a_reply(tiny: LoadedModel) -> None:
+    for changes in ({}, {"xtc_probability": 0.5}, {"top_k": 5, "min_p": 0.01, "presence_penalty": 1.0}):
+        sampling = replace(DRAWN, **changes)  # type: ignore[arg-type]
+        first, second = (send(Session(tiny), ASKED, sampling).text for _ in range(2))
+        assert first == second
+    assert send(Session(tiny), ASKED, replace(DRAWN, seed=8)).text != first
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+def test_penalties_make_what_was_said_less_likely(tiny: LoadedModel, name: str) -> None:
+    greedy = Sampling(temperature=0.0, max_tokens=40)
+    plain = send(Session(tiny), ASKED, greedy)
+    session = Session(tiny)
+    punished = replace(greedy, **{name: 2.0})  # type: ignore[arg-type]
+    varied = send(session, ASKED, punished)
+    assert varied.text != plain.text
+    again = send(session, ASKED, punished)
+    assert again.counts.prefilled == 1
+    assert again.text == varied.text, "what a cache held already changes no penalty"
+
+
+def test_xtc_leaves_out_the_likeliest(starter: LoadedModel) -> None:
+    sampling = replace(DRAWN, temperature=0.2, xtc_probability=1.0, xtc_threshold=0.05)
+    plain = replace(sampling, xtc_probability=0.0)
+    assert send(Session(starter), ASKED, sampling).text != send(Session(starter), ASKED, plain).text
+
+
+def test_what_is_left_open_comes_from_the_model() -> None:
+    defaults = Sampling(temperature=0.5, top_k=3, presence_penalty=1.0, xtc_probability=0.1)
+    chosen = resolve_sampling(Sampling(top_k=9, max_tokens=5, seed=1), defaults)
+    assert chosen == replace(defaults, top_k=9, max_tokens=5, seed=1)
+    assert resolve_sampling(Sampling(temperature=0.0), defaults) == Sampling(temperature=0.0)

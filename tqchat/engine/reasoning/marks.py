@@ -1,0 +1,186 @@
+"""Marks that models write around their reasoning: the known kinds, and what a model's files add to them.
+
+Marks are strings as a chat template would write them. Whether a mark is made of control tokens or of ordinary
+text depends on the tokenizer (``controls.py``), not on its spelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from tqchat.engine.commands import Part
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Reasoning between an opening and a closing mark.
+
+    ``stated`` pairs are used only if the chat template contains the closing mark: in other models their text
+    is too ordinary to be a mark.
+    """
+
+    opening: str
+    closing: str
+    stated: bool = False
+
+
+@dataclass(frozen=True)
+class Channels:
+    """A reply made of several messages, each with a header that says which part of the reply it is.
+
+    Attributes:
+        headers: Marks that begin a header.
+        bodies: Marks that end a header and begin a text; ``None`` if the header's text says which part.
+        ends: Marks that end a message.
+        closers: Header marks whose header closes a text instead of beginning one.
+        opening: How reasoning begins after the generation prompt.
+        closing: How reasoning ends and the answer begins.
+        answer: How an answer begins after the generation prompt.
+        starts_in_header: Whether the generation prompt ends inside a header.
+    """
+
+    headers: tuple[str, ...]
+    bodies: Mapping[str, Part | None]
+    ends: tuple[str, ...]
+    opening: str
+    closing: str
+    answer: str
+    closers: tuple[str, ...] = ()
+    starts_in_header: bool = False
+
+    def fits(self, vocabulary: Collection[str]) -> bool:
+        """Whether a tokenizer has all marks of this kind."""
+        return all(mark in vocabulary for mark in (*self.headers, *self.bodies, self.ends[0], *self.closers))
+
+
+CHANNELS: tuple[Channels, ...] = (
+    # gpt-oss (Harmony)
+    Channels(
+        headers=("<|start|>", "<|channel|>"),
+        bodies={"<|message|>": None},
+        ends=("<|end|>", "<|return|>", "<|call|>"),
+        opening="<|channel|>analysis<|message|>",
+        closing="<|end|><|start|>assistant<|channel|>final<|message|>",
+        answer="<|channel|>final<|message|>",
+    ),
+    # Muse
+    Channels(
+        headers=("<|start|>",),
+        bodies={"<|message|>": None},
+        ends=("<|eom|>", "<|eot|>"),
+        opening=" to=self<|message|>",
+        closing="<|eom|><|start|>assistant to=user<|message|>",
+        answer=" to=user<|message|>",
+        starts_in_header=True,
+    ),
+    # Solar Open
+    Channels(
+        headers=("<|begin|>",),
+        bodies={"<|think|>": "reasoning", "<|content|>": "answer"},
+        ends=("<|end|>",),
+        opening="<|think|>",
+        closing="<|end|><|begin|>assistant<|content|>",
+        answer="<|content|>",
+    ),
+    # Inkling
+    Channels(
+        headers=("<|message_model|>",),
+        bodies={"<|content_thinking|>": "reasoning", "<|content_text|>": "answer"},
+        ends=("<|end_message|>",),
+        opening="<|content_thinking|>",
+        closing="<|end_message|><|message_model|><|content_text|>",
+        answer="<|content_text|>",
+    ),
+    # Kimi K3
+    Channels(
+        headers=("<|open|>", "<|close|>"),
+        bodies={"<|sep|>": None},
+        ends=("<|end_of_msg|>",),
+        opening="<|open|>think<|sep|>",
+        closing="<|close|>think<|sep|><|open|>response<|sep|>",
+        answer="<|open|>response<|sep|>",
+        closers=("<|close|>",),
+    ),
+)
+
+
+def tag(name: str) -> Pair:
+    """The pair ``<name>``, ``</name>``."""
+    return Pair(f"<{name}>", f"</{name}>")
+
+
+PAIRS: tuple[Pair, ...] = (
+    tag("think"),  # Qwen, DeepSeek, GLM, MiniMax, Granite, Hunyuan, Nemotron, SmolLM, Ernie
+    tag("thinking"),
+    tag("thought"),
+    tag("Thought"),
+    tag("reasoning"),
+    tag("longcat_think"),
+    tag("seed:think"),
+    tag("mm:think"),
+    tag("think:opensource"),  # Hunyuan 3
+    Pair("[THINK]", "[/THINK]"),  # Magistral, Ministral
+    Pair("◁think▷", "◁/think▷"),  # Kimi
+    Pair("<|channel>thought", "<channel|>"),  # Gemma 4
+    Pair("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    Pair("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
+    Pair("<|think:start|>", "<|think:end|>"),  # Solar Open 2
+    Pair("<|begin_of_thought|>", "<|end_of_thought|>"),  # OpenThinker
+    Pair("[unused16]", "[unused17]", stated=True),  # Pangu
+    Pair("Here is my thought process:", "Here is my response:", stated=True),  # Granite 3.2
+    Pair("Here's my thought process:", "Here's my response:", stated=True),
+)
+
+WRAPPERS: tuple[tuple[str, str], ...] = (
+    ("<answer>", "</answer>"),  # Hunyuan, GLM-4.1V
+    ("<response>", "</response>"),  # Granite 3.3, Ernie
+    ("<output>", "</output>"),
+    ("<Output>", "</Output>"),
+    ("<|begin_of_solution|>", "<|end_of_solution|>"),
+)
+"""Marks around the answer of some models that have reasoned first."""
+
+_NAMED = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>|\[(\w*THINK\w*)\]", re.IGNORECASE)
+_REASONING_HEADER = re.compile(r"analysis|think|thought|reason|to=self\b")
+_TOOL_HEADER = re.compile(r"\bto=(?!user\b|self\b|all\b)")
+_OTHER_ROLE = re.compile(r"\s*(user|system|developer|human)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """All marks that count in one model's replies."""
+
+    pairs: tuple[Pair, ...] = PAIRS
+    channels: Channels | None = None
+    wrappers: tuple[tuple[str, str], ...] = field(default=WRAPPERS)
+
+
+def marks_of(vocabulary: Collection[str], template: str) -> Marks:
+    """The marks of a model.
+
+    Args:
+        vocabulary: Contents of the tokenizer's added tokens.
+        template: Source of the chat template, empty without one.
+    """
+    channels = next((one for one in CHANNELS if one.fits(vocabulary)), None)
+    known = [
+        pair for pair in PAIRS if not pair.stated or pair.closing in template or pair.opening in template
+    ]
+    for source in (*vocabulary, template):
+        for match in _NAMED.finditer(source):
+            pair = tag(match[1]) if match[1] else Pair(f"[{match[2]}]", f"[/{match[2]}]")
+            if pair not in known and (pair.closing in vocabulary or pair.closing in template):
+                known.append(pair)
+    return Marks(tuple(known), channels)
+
+
+def part_of(header: str) -> Part:
+    """Which part of a reply a message with this header is. A tool call is not for people: reasoning."""
+    return "reasoning" if _REASONING_HEADER.search(header) or _TOOL_HEADER.search(header) else "answer"
+
+
+def is_other_speaker(header: str) -> bool:
+    """Whether a header begins a message that is not the model's to write."""
+    return _OTHER_ROLE.match(header) is not None

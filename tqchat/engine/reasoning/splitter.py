@@ -1,0 +1,365 @@
+"""Text of a reply, piece by piece, split into reasoning and answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tqchat.engine.commands import Part
+from tqchat.engine.reasoning.controls import Controls, without_controls
+from tqchat.engine.reasoning.marks import Channels, Marks, Pair, is_other_speaker, part_of
+
+LONGEST_HEADER = 400
+"""Characters after which the header of a message is taken for its text."""
+
+_BARE_HEADER = "to="
+"""How a header without a mark of its own begins."""
+
+_State = Literal["start", "reasoning", "between", "answer", "header"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Text of one part of a reply.
+
+    With ``takes_answer`` everything that was given out as answer before is reasoning: the reply began inside
+    a thought that nothing announced, and only its end is marked.
+    """
+
+    part: Part
+    text: str
+    takes_answer: bool = False
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A mark (with control characters) and what it does where."""
+
+    mark: str
+    act: Callable[[str], None]
+    control: bool
+
+
+class Splitter:
+    """A state machine over the text of one reply. Marks never come out; partial ones are held back.
+
+    Marks made of control tokens count everywhere. Marks of ordinary text count where only a mark makes sense:
+    an opening one at the beginning of the reply, a closing one inside the reasoning that it closes or, alone,
+    at the beginning of a line.
+
+    Attributes:
+        reasoning: All reasoning so far.
+        answer: All of the answer so far.
+        has_thought: Whether a thought was opened or closed.
+        is_preamble: Whether another message of the reply follows this one.
+        ended: Whether a stop text, or the beginning of somebody else's message, has come.
+    """
+
+    def __init__(self, marks: Marks, controls: Controls, stop_texts: Sequence[str] = ()) -> None:
+        self.reasoning = ""
+        self.answer = ""
+        self.ended = False
+        self.is_preamble = False
+        self._marks, self._controls = marks, controls
+        self._state: _State = "start"
+        self._buffer = ""
+        self._held_space = ""
+        self._closing: tuple[str, ...] = ()
+        self.has_thought = False
+        self._header = ""
+        self._closes_text = False
+        self._wrapper = ""
+        self._separate = False
+        self._spans: list[Span] = []
+        self._by_control: list[_Rule] = []
+        self._openings: dict[str, str] = {}
+        self._closings: dict[str, str] = {}
+        self._wrappers = {
+            controls.text(opening): controls.text(closing) for opening, closing in marks.wrappers
+        }
+        for pair in marks.pairs:
+            self._learn_pair(pair)
+        if marks.channels is not None:
+            self._learn_channels(marks.channels)
+        for stop in stop_texts:
+            self._by_control.append(_Rule(controls.text(stop), self._stop, True))
+        every = [rule.mark for rule in self._by_control]
+        every += [*self._openings, *self._closings, *self._wrappers, *self._wrappers.values()]
+        self._first = re.compile(f"[{re.escape(''.join({mark[0] for mark in every}))}]")
+        if marks.channels is not None and marks.channels.starts_in_header:
+            self._state = "header"
+
+    @property
+    def part(self) -> Part:
+        """The part that the next text belongs to, as far as it is known."""
+        return "reasoning" if self._state == "reasoning" else "answer"
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether a message of the reply has ended, or its header is being written."""
+        return self._state in ("between", "header")
+
+    def begin_inside(self, opening: str | None = None) -> None:
+        """The prompt has opened a thought, with this mark if it is one of ordinary text."""
+        self._open(self._controls.text(opening) if opening is not None else "")
+
+    def begin_after_thought(self) -> None:
+        """The prompt has written a whole thought: a closing mark to come closes nothing."""
+        self.has_thought = True
+        self._state = "between"
+
+    def feed(self, text: str) -> list[Span]:
+        """What the next piece of text makes certain."""
+        self._buffer += text
+        while not self.ended and self._step():
+            pass
+        return self._take()
+
+    def finish(self, cut: bool = True) -> list[Span]:
+        """What was held back, at the end of the reply.
+
+        Args:
+            cut: The reply did not end by itself: the beginning of a mark is one that was cut.
+        """
+        rest, self._buffer = self._buffer, ""
+        if not self.ended:
+            if self._state == "header":
+                said = self.reasoning or self.answer or self._closes_text
+                header = self._header + rest
+                begun = _BARE_HEADER.startswith(header.strip()[: len(_BARE_HEADER)])
+                rest = "" if said or self.has_thought or begun else header
+            elif cut and (self._state != "answer" or self._wrapper.startswith(rest)):
+                rest = rest[: self._mark_begun_at(rest)]
+            if self._state == "start" and rest:
+                rest = self._held_space + rest
+            self._emit(rest)
+        return self._take()
+
+    # Inside
+
+    def _learn_pair(self, pair: Pair) -> None:
+        opening, closing = self._controls.text(pair.opening), self._controls.text(pair.closing)
+        if self._controls.is_control(pair.opening):
+            self._by_control.append(_Rule(opening, self._open, True))
+        else:
+            self._openings[opening] = closing
+        if self._controls.is_control(pair.closing):
+            self._by_control.append(_Rule(closing, self._close, True))
+        else:
+            self._closings[closing] = opening
+
+    def _learn_channels(self, channels: Channels) -> None:
+        text = self._controls.text
+        for mark in channels.headers:
+            self._by_control.append(_Rule(text(mark), self._begin_header, True))
+        for mark in channels.bodies:
+            self._by_control.append(_Rule(text(mark), self._begin_body, True))
+        for mark in channels.ends:
+            if self._controls.is_control(mark):
+                self._by_control.append(_Rule(text(mark), self._end_message, True))
+
+    def _step(self) -> bool:
+        """Take something out of the buffer; ``False`` if more text must come first."""
+        if self._state in ("start", "between") and (at_mark := self._take_space()) is not None:
+            return at_mark
+        if self._first.search(self._buffer) is None:
+            now, self._buffer = self._buffer, ""
+            self._give(now)
+            return False
+        found = self._next_rule()
+        if found is not None:
+            at, rule = found
+            before, self._buffer = self._buffer[:at], self._buffer[at + len(rule.mark) :]
+            self._give(before)
+            rule.act(rule.mark)
+            return True
+        keep = self._mark_begun_at(self._buffer)
+        now, self._buffer = self._buffer[:keep], self._buffer[keep:]
+        self._give(now)
+        return False
+
+    def _take_space(self) -> bool | None:
+        """Before the first word of a part: set white space aside and look for a mark.
+
+        Returns:
+            ``None`` to look for marks in what follows; else what ``_step`` returns.
+        """
+        rest = self._buffer.lstrip()
+        self._held_space += self._buffer[: len(self._buffer) - len(rest)]
+        self._buffer = rest
+        if not rest:
+            return False
+        rules = self._active()
+        if any(rest.startswith(rule.mark) and self._counts(rule, 0) for rule in rules):
+            return None
+        wrappers = {} if self._state == "start" else self._wrappers
+        for opening in (*self._openings, *wrappers):
+            if rest.startswith(opening):
+                self._buffer = rest[len(opening) :]
+                if opening in wrappers:
+                    self._wrapper = wrappers[opening]
+                else:
+                    self._open(opening)
+                return True
+        if any(
+            mark.startswith(rest) for mark in (*self._openings, *wrappers, *(rule.mark for rule in rules))
+        ):
+            return False
+        if self._state == "start":
+            self._buffer = self._held_space + rest
+        self._held_space = ""
+        self._state = "answer"
+        return None
+
+    def _active(self) -> list[_Rule]:
+        """The marks that count in this state."""
+        rules = list(self._by_control)
+        if self._state == "reasoning":
+            rules += [_Rule(mark, self._close, False) for mark in self._closing]
+        elif not self.has_thought and self._state != "header":
+            rules += [_Rule(mark, self._close_alone, False) for mark in self._closings]
+        if self._wrapper:
+            rules.append(_Rule(self._wrapper, self._close_wrapper, False))
+        return rules
+
+    def _next_rule(self) -> tuple[int, _Rule] | None:
+        best: tuple[int, _Rule] | None = None
+        for rule in self._active():
+            at = self._buffer.find(rule.mark)
+            while at >= 0 and not self._counts(rule, at):
+                at = self._buffer.find(rule.mark, at + 1)
+            if at < 0:
+                continue
+            if best is None or (at, -len(rule.mark)) < (best[0], -len(best[1].mark)):
+                best = at, rule
+        return best
+
+    def _counts(self, rule: _Rule, at: int) -> bool:
+        """Whether a closing mark of ordinary text, which nothing opened, begins a line."""
+        if rule.act != self._close_alone:
+            return True
+        said = self.answer + self._held_space + self._buffer[:at]
+        begins_line = not said.strip(" ") or said.rstrip(" ").endswith("\n")
+        return begins_line and self._closings[rule.mark] not in said
+
+    def _mark_begun_at(self, text: str) -> int:
+        """Where the end of the text may be the beginning of a mark; its length if nowhere."""
+        marks = [rule.mark for rule in self._active()]
+        if self._state in ("start", "between"):
+            marks += [*self._openings, *self._wrappers]
+        longest = max((len(mark) for mark in marks), default=1) - 1
+        for at in range(max(0, len(text) - longest), len(text)):
+            if any(len(mark) > len(text) - at and mark.startswith(text[at:]) for mark in marks):
+                return at
+        return len(text)
+
+    def _give(self, text: str) -> None:
+        """Text of the present state."""
+        if not text:
+            return
+        if self._state == "header":
+            self._header += text
+            if len(self._header) > LONGEST_HEADER:
+                text, self._header, self._state = self._header, "", "answer"
+                self._emit(text)
+            return
+        if self._state == "start":
+            text, self._held_space = self._held_space + text, ""
+            self._state = "answer"
+        elif self._state == "between":
+            self._held_space = ""
+            self._state = "answer"
+        self._emit(text)
+
+    def _emit(self, text: str) -> None:
+        text = without_controls(text)
+        if self._state == "reasoning":
+            # White space waits for what follows it: none is left before a closing mark.
+            text, self._held_space = self._held_space + text, ""
+            if self._separate or not self.reasoning:
+                text = text.lstrip()
+            kept = text.rstrip()
+            self._held_space = text[len(kept) :]
+            text = kept
+        if not text:
+            return
+        if self._separate and (self.reasoning if self._state == "reasoning" else self.answer):
+            text = "\n\n" + text
+        self._separate = False
+        if self._state == "reasoning":
+            self.reasoning += text
+            self._spans.append(Span("reasoning", text))
+        else:
+            self.answer += text
+            self._spans.append(Span("answer", text))
+
+    def _take(self) -> list[Span]:
+        spans: list[Span] = []
+        for span in self._spans:
+            last = spans[-1] if spans else None
+            if last is not None and last.part == span.part and not span.takes_answer:
+                spans[-1] = Span(last.part, last.text + span.text, last.takes_answer)
+            else:
+                spans.append(span)
+        self._spans = []
+        return spans
+
+    # What marks do
+
+    def _open(self, mark: str) -> None:
+        if self._state == "reasoning":
+            return
+        closing = self._openings.get(mark)
+        self._closing = (closing,) if closing is not None else tuple(self._closings)
+        self._state, self.has_thought, self._separate, self._held_space = "reasoning", True, True, ""
+        self._wrapper = ""
+
+    def _close(self, mark: str) -> None:
+        if self._state == "reasoning":
+            self._end_message(mark)
+        elif not self.has_thought:
+            self._close_alone(mark)
+
+    def _close_alone(self, mark: str) -> None:
+        self.has_thought = True
+        if self.answer.strip():
+            self.reasoning, self.answer = self.answer.rstrip(), ""
+            self._spans.append(Span("reasoning", "", takes_answer=True))
+        self.answer = ""
+        self._end_message(mark)
+
+    def _end_message(self, mark: str) -> None:
+        self._state, self._held_space, self._separate = "between", "", True
+
+    def _begin_header(self, mark: str) -> None:
+        self.has_thought = True
+        text = self._controls.text
+        channels = self._marks.channels
+        self._closes_text = channels is not None and any(text(one) == mark for one in channels.closers)
+        self._state, self._header, self._held_space, self._separate = "header", "", "", True
+
+    def _begin_body(self, mark: str) -> None:
+        channels = self._marks.channels
+        assert channels is not None
+        text = self._controls.text
+        part = next(part for one, part in channels.bodies.items() if text(one) == mark)
+        header, self._header = self._header, ""
+        self.is_preamble = "commentary" in header
+        if is_other_speaker(header):
+            self.ended = True
+        elif self._closes_text:
+            self._closes_text = False
+            self._end_message(mark)
+        elif (part or part_of(header)) == "reasoning":
+            self._open(mark)
+            self._closing = ()
+        else:
+            self._end_message(mark)
+
+    def _close_wrapper(self, mark: str) -> None:
+        self._wrapper = ""
+
+    def _stop(self, mark: str) -> None:
+        self.ended = True

@@ -1,0 +1,246 @@
+"""Tokens of a reply into text, split into reasoning and answer; and where the reply ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqchat.engine.commands import Part
+from tqchat.engine.reasoning.controls import Controls, special_ids
+from tqchat.engine.reasoning.detokenizer import Detokenizer
+from tqchat.engine.reasoning.marks import Marks, marks_of
+from tqchat.engine.reasoning.splitter import Span, Splitter
+from tqchat.engine.templates import chat_template
+
+PROMPT_TAIL_TOKENS = 64
+"""Tokens at the end of a prompt in which a thought that the template has opened is looked for."""
+
+_BARRIER = "\ufffe"
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where a model's turn ends.
+
+    Attributes:
+        named: Tokens that the tokenizer, ``config.json`` or ``generation_config.json`` name as the end.
+        template: Tokens that the chat template writes between a reply and the next message.
+        texts: The same where it is ordinary text.
+    """
+
+    named: frozenset[int] = frozenset()
+    template: frozenset[int] = frozenset()
+    texts: tuple[str, ...] = ()
+
+
+class ReplyFormat:
+    """How one model writes a reply: its marks, its ends, the tokens that are no text."""
+
+    def __init__(self, tokenizer: Any, ends: Ends | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.ends = ends or Ends(frozenset(tokenizer.eos_token_ids))
+        template = chat_template(tokenizer)
+        self._template = template.source if template is not None else ""
+        vocabulary = set(Controls(tokenizer, ()).added)
+        self.marks: Marks = marks_of(vocabulary, self._template)
+        channels = self.marks.channels
+        spelled = [mark for pair in self.marks.pairs for mark in (pair.opening, pair.closing)]
+        if channels is not None:
+            spelled += [*channels.headers, *channels.bodies, *channels.ends, *channels.closers]
+        self.controls = Controls(tokenizer, spelled)
+        self.special = special_ids(tokenizer)
+        self._message_ends = frozenset(
+            token
+            for mark in (channels.ends if channels else ())
+            if (token := self.controls.added.get(mark)) is not None
+        )
+
+    def splitter(self, prompt: Sequence[int] = ()) -> Splitter:
+        """A splitter for a reply to this prompt, which may have opened a thought."""
+        splitter = Splitter(self.marks, self.controls, self.ends.texts)
+        if not prompt:
+            return splitter
+        tail = self._text(prompt[-PROMPT_TAIL_TOKENS:]).rpartition(_BARRIER)[2]
+        probe = Splitter(self.marks, self.controls)
+        probe.feed(tail)
+        written = tail.rstrip()
+        if probe.part == "reasoning":
+            splitter.begin_inside()
+        elif self.marks.channels is None and probe.has_thought:
+            splitter.begin_after_thought()
+        else:
+            for pair in self.marks.pairs:
+                if written.endswith(pair.opening) and not self.controls.is_control(pair.opening):
+                    splitter.begin_inside(pair.opening)
+                elif written.endswith(pair.closing) and not self.controls.is_control(pair.closing):
+                    splitter.begin_after_thought()
+        return splitter
+
+    def opening(self) -> str:
+        """How this model begins to reason, where its template does not."""
+        if self.marks.channels is not None:
+            return self.marks.channels.opening
+        pair = self._pair()
+        return f"{pair[0]}\n"
+
+    def closing(self) -> str:
+        """How it ends reasoning and begins to answer."""
+        if self.marks.channels is not None:
+            return self.marks.channels.closing
+        return f"\n{self._pair()[1]}\n\n"
+
+    def answer(self) -> str:
+        """How it begins to answer without having reasoned."""
+        return self.marks.channels.answer if self.marks.channels is not None else ""
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Every token that can end a reply."""
+        return self.ends.named | self.ends.template
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model's files show that it can reason: by its vocabulary or its template."""
+        return self.marks.channels is not None or self._own_pair() is not None
+
+    def is_end(self, token: int, splitter: Splitter) -> bool:
+        """Whether a token ends the reply. The end of a message that is not the answer does not."""
+        if token in self._message_ends and splitter.part == "reasoning":
+            return False
+        if token in self.ends.named:
+            return True
+        if token not in self.ends.template:
+            return False
+        if self.controls.character(token) is None:
+            return True
+        return token in self._message_ends and bool(splitter.answer.strip()) and not splitter.is_preamble
+
+    def _pair(self) -> tuple[str, str]:
+        pair = self.marks.pairs[0]
+        return self._own_pair() or (pair.opening, pair.closing)
+
+    def _own_pair(self) -> tuple[str, str] | None:
+        """The pair that is this model's own: of control tokens, else the one that its template writes."""
+        by_token = [pair for pair in self.marks.pairs if self.controls.is_control(pair.closing)]
+        by_text = [pair for pair in self.marks.pairs if pair.closing in self._template]
+        both = [pair for pair in by_token if pair in by_text]
+        for pair in (*both, *by_token, *by_text):
+            return pair.opening, pair.closing
+        return None
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """Tokens as text with control characters; other special tokens are barriers."""
+        detokenizer = Detokenizer(self.tokenizer)
+        text = ""
+        for token in tokens:
+            character = self.controls.character(token)
+            if character is not None:
+                text += detokenizer.flush() + character
+            elif token in self.special or token in self.ends.named or token in self.ends.template:
+                text += detokenizer.flush() + _BARRIER
+            else:
+                text += detokenizer.add(token)
+        return text + detokenizer.flush()
+
+
+class ReplyStream:
+    """Tokens of one reply in, spans of text out.
+
+    Attributes:
+        reasoning_tokens: Tokens that belong to the reasoning, its marks included.
+        took_answer: Whether what was given out as answer at first turned out to be reasoning.
+    """
+
+    def __init__(self, format: ReplyFormat, prompt: Sequence[int] = ()) -> None:
+        """
+        Args:
+            prompt: The tokens before the reply.
+        """
+        self._format = format
+        self._detokenizer = Detokenizer(format.tokenizer)
+        self._splitter = format.splitter(prompt)
+        self._before = (0, 0)
+        self._shown_ahead: dict[Part, str] = {}
+        self._prompt = prompt[-PROMPT_TAIL_TOKENS:]
+        self.took_answer = False
+        self._tokens = 0
+        self.reasoning_tokens = 0
+
+    @property
+    def text(self) -> str:
+        """The answer, without what was said before a continued reply goes on."""
+        return self._splitter.answer[self._before[1] :]
+
+    @property
+    def reasoning(self) -> str:
+        """The reasoning, likewise."""
+        return self._splitter.reasoning[self._before[0] :]
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the next token belongs to the reasoning."""
+        return self._splitter.part == "reasoning"
+
+    @property
+    def ended(self) -> bool:
+        """Whether text has come that the reply does not contain: the next speaker's."""
+        return self._splitter.ended
+
+    def is_end(self, token: int) -> bool:
+        """Whether this token ends the reply."""
+        return self._format.is_end(token, self._splitter)
+
+    def begin_after(self, tokens: Sequence[int]) -> None:
+        """Go on behind the tokens of a reply that was cut. What was held back at its end and shown is not
+        shown again.
+        """
+        if not tokens:
+            return
+        cut = ReplyStream(self._format, self._prompt)
+        for token in tokens:
+            self.add(token)
+            cut.add(token)
+        self._before = len(cut._splitter.reasoning), len(cut._splitter.answer)
+        for span in cut.finish():
+            self._shown_ahead[span.part] = self._shown_ahead.get(span.part, "") + span.text
+        self._tokens = self.reasoning_tokens = 0
+
+    def _unseen(self, span: Span) -> Span:
+        """A span without what was shown of it at the end of the reply before this one."""
+        ahead = self._shown_ahead.pop(span.part, "")
+        if span.takes_answer:
+            self.took_answer = True
+            self._before = self._before[1], 0
+        if not ahead or not span.text.startswith(ahead):
+            return span
+        reasoning, answer = self._before
+        added = len(ahead)
+        self._before = (
+            (reasoning + added, answer) if span.part == "reasoning" else (reasoning, answer + added)
+        )
+        return Span(span.part, span.text[added:], span.takes_answer)
+
+    def add(self, token: int) -> list[Span]:
+        """The text that this token completes; often a word, sometimes nothing."""
+        splitter, format = self._splitter, self._format
+        thought = self.thinking
+        self._tokens += 1
+        character = format.controls.character(token)
+        if character is not None:
+            spans = splitter.feed(self._detokenizer.flush() + character)
+        elif token in format.special or token in format.ends.named:
+            spans = splitter.feed(text) if (text := self._detokenizer.flush()) else []
+        else:
+            spans = splitter.feed(text) if (text := self._detokenizer.add(token)) else []
+        if any(span.takes_answer for span in spans):
+            self.reasoning_tokens = self._tokens
+        elif thought or self.thinking:
+            self.reasoning_tokens += 1
+        return [unseen for span in spans if (unseen := self._unseen(span)).text or unseen.takes_answer]
+
+    def finish(self, cut: bool = True) -> list[Span]:
+        """What was held back. Bytes of a character that was never completed are left out."""
+        text = self._detokenizer.flush()
+        spans = (self._splitter.feed(text) if text else []) + self._splitter.finish(cut)
+        return [unseen for span in spans if (unseen := self._unseen(span)).text or unseen.takes_answer]
