@@ -10,6 +10,7 @@ from mlx_lm.models import llama
 
 from tests.kv.kernels.test_emulated import append_unread
 from tqchat import kv
+from tqchat.kv.attention import routing
 from tqchat.kv.attention.placeholders import accepts_placeholders
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
@@ -263,12 +264,14 @@ def test_a_model_that_reads_decoded_keys_does_not_accept_placeholders():
         def __call__(self, x):
             return projection(x) + 0 * cache[0].keys_and_values()[0].sum()
 
-    cache = kv.make_prompt_cache(model, "turbo4")
+    routing.install()
+    cache = []
     inner.o_proj = ReadsKeys()
 
     def make():
+        # Not by ``make_prompt_cache``, which asks the same question on a GPU and keeps the answer.
         nonlocal cache
-        cache = kv.make_prompt_cache(model, "turbo4")
+        cache = [SchemeCache(parse_scheme("turbo4")) for _ in model.layers]
         return cache, flat_layers(cache)
 
     original = copy.deepcopy
