@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tqchat.engine.commands import STARTER
-from tqchat.engine.hub import download, local_cache
+from tqchat.engine.hub import download, local_cache, other_apps
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
@@ -40,7 +40,7 @@ def local_folder(ref: str | None) -> Path | None:
         raise ModelNotFound(
             f"There is no model folder {ref!r}; name a folder, or a Hugging Face model as owner/name."
         )
-    return local_cache.cached_folder(ref)
+    return local_cache.cached_folder(ref) or other_apps.model_folder_of(ref)
 
 
 def resolve(
