@@ -53,6 +53,7 @@ def main(
     model: str | None,
     scheme: str | None,
     draft: str | None,
+    adapter: str | None,
     pack_prompts: bool,
     wishes: dict[str, Any],
     show_thinking: bool,
@@ -78,6 +79,7 @@ def main(
         {
             "model": model if model is not None else user_settings.model,
             "draft": draft if draft is not None else user_settings.draft,
+            "adapter": adapter if adapter is not None else user_settings.adapter,
             "pack_prompts": pack_prompts or user_settings.pack_prompts,
         }
     )
@@ -119,6 +121,11 @@ def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMe
     loaded = models.load(user_settings.model, progress=_Download(user_settings.model or STARTER))
     if loaded.info.warning is not None:
         yield Notice(None, loaded.info.warning, "warning")
+    loaded = models.load(
+        user_settings.model,
+        progress=_Download(user_settings.model or STARTER),
+        adapter=user_settings.adapter,
+    )
     draft = None
     if user_settings.draft is not None:
         draft = models.load(user_settings.draft, progress=_Download(user_settings.draft))
