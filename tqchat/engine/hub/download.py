@@ -60,6 +60,10 @@ def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Pa
         return _Transfer(hub, repo, commit, progress, cancelled).run(files)
     except (http_error(), HubAnswer, OSError, ValueError) as error:
         raise describe(repo, error) from error
+    except Exception as error:
+        if network.is_client_error(error):
+            raise describe(repo, error) from error
+        raise
 
 
 class _Transfer:

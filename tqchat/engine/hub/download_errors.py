@@ -83,12 +83,15 @@ def describe(repo: str, error: BaseException) -> TqchatError:
             f"{repo} cannot be stored in {constants.HF_HUB_CACHE} ({reason}): "
             "set HF_HUB_CACHE to a folder that can be written to."
         )
+    if isinstance(error, ValueError):
+        return DownloadFailed(f"{repo} could not be fetched: {one_line(str(error)).rstrip('.')}.")
     return network.describe(repo, error)
 
 
 def _describe_answer(repo: str, answer: HubAnswer) -> DownloadFailed:
     from huggingface_hub import constants
 
+    from tqchat.engine.hub import network
     from tqchat.engine.hub.network import TOKENS_PAGE
 
     page = f"{constants.ENDPOINT}/{repo}"
@@ -107,8 +110,8 @@ def _describe_answer(repo: str, answer: HubAnswer) -> DownloadFailed:
                 f"repository at {TOKENS_PAGE}, or accept its licence at {page}."
             )
         return DownloadFailed(
-            f"The token in {source} was refused{said}, and without one there is no model {repo} to be seen: "
-            f"check the name, or make a new token at {TOKENS_PAGE}."
+            f"The token in {source} was refused{said}, and without one {repo} cannot be read: "
+            f"make a new token at {TOKENS_PAGE}, or check the name."
         )
     if answer.code == "RepoNotFound" or answer.status in (401, 404):
         if answer.code in ("EntryNotFound", "RevisionNotFound"):
@@ -128,6 +131,8 @@ def _describe_answer(repo: str, answer: HubAnswer) -> DownloadFailed:
         return DownloadFailed(
             f"Hugging Face limits the number of requests (429): try {repo} again {wait}{login}."
         )
+    if answer.status == 511:
+        return network.portal(repo)
     if answer.status == 407:
         return DownloadFailed(
             "The proxy wants a user name and a password (407): write them into HTTPS_PROXY as "

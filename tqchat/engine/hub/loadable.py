@@ -82,7 +82,7 @@ def check(
         )
     _check_architecture(name, kind, config)
     _check_tokenizer(name, kind, tokenizer_config)
-    instead = instead_of(name, repo)
+    instead = instead_of(name, repo) if repo else "take an MLX version of it, or one that is not quantised"
     _check_quantisation(name, kind, config, quant_config, instead)
 
 

@@ -148,10 +148,10 @@ def describe(repo: str, error: BaseException) -> DownloadFailed:
             f"unset it, or add {host} to NO_PROXY."
         )
     unknown = any(isinstance(one, socket.gaierror) for one in causes) or "Name or service not known" in text
-    problem = f"the name {host} is not known here" if unknown else f"{host} cannot be reached"
+    problem = f" (the name {host} is not known here)" if unknown else f" at {host}"
     remedy = "check the connection" if _is_default(address) else "check HF_ENDPOINT and the connection"
     return DownloadFailed(
-        f"{repo} is not (wholly) on this machine and Hugging Face cannot be reached ({problem}): "
+        f"{repo} is not (wholly) on this machine and Hugging Face cannot be reached{problem}: "
         f"{remedy}, or choose a model folder."
     )
 
@@ -175,6 +175,11 @@ def is_timeout_or_lost(error: BaseException) -> bool:
     return not any(isinstance(one, ssl.SSLError | socket.gaierror) for one in _chain(error)) and any(
         type(one).__name__ in lost for one in _chain(error)
     )
+
+
+def is_client_error(error: BaseException) -> bool:
+    """Whether an error comes from the HTTP client, not all of whose errors have a common class."""
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "h11")
 
 
 def _check_proxy(variable: str, proxy: str) -> None:
