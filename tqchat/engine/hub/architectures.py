@@ -12,6 +12,7 @@ from typing import Any
 _MODULE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
 _MODEL_CLASS = re.compile(r"^(?:class Model\b|from .* import .*\bModel\b|Model\s*=)", re.MULTILINE)
 _RELATIVE_IMPORT = re.compile(r"^from \.(\w*) import ([\w ,]+|\()", re.MULTILINE)
+_ABSOLUTE_IMPORT = re.compile(r"^(?:    )?(?:import|from) ([A-Za-z_]\w*)", re.MULTILINE)
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend")
 
 
@@ -24,6 +25,14 @@ def source(config: dict[str, Any]) -> str:
     """Source of mlx-lm's module for an architecture and of the modules it imports; empty without one."""
     name = _module_name(config)
     return _source_with_imports(name) if _MODULE_NAME.fullmatch(name) and ".." not in name else ""
+
+
+def missing_package(config: dict[str, Any]) -> str | None:
+    """A package that mlx-lm's module for an architecture imports and that is not installed."""
+    for name in sorted(set(_ABSOLUTE_IMPORT.findall(source(config)))):
+        if find_spec(name) is None:
+            return name
+    return None
 
 
 def has_tokenizer(tokenizer_class: object, model_type: str) -> bool:

@@ -182,6 +182,11 @@ def _check_architecture(name: str, kind: str, config: dict[str, Any]) -> None:
             "choose a chat model."
         )
     if architectures.is_known(config):
+        if package := architectures.missing_package(config):
+            raise UnsupportedModel(
+                f"{name} cannot be loaded: mlx-lm's module for its architecture ({kind}) needs the Python "
+                f"package {package}, which is not installed."
+            )
         return
     plain = kind.lower().replace("-", "_")
     if _ENCODERS.fullmatch(plain):
