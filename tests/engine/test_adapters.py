@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import queue
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,13 @@ from typing import Any
 import pytest
 
 from tests.models import tiny_llama
+from tqchat.cli import main
 from tqchat.engine import backend, models
+from tqchat.engine.commands import LoadModel
+from tqchat.engine.events import Event, ModelFailed, ModelInfo, ModelReady
 from tqchat.engine.models.adapters import AdapterUnusable
+from tqchat.engine.worker import Engine
+from tqchat.paths import Paths
 
 on_cpu = pytest.mark.skipif(backend.prepare().name != "cpu", reason="weights stay as they are on a GPU")
 TOKENS = list(range(5, 30))
@@ -139,6 +145,7 @@ def test_the_fingerprint_and_the_model_info_name_the_adapter(
         str(llama_folder), adapter=str(write_adapter(tmp_path / "other", llama_folder, seed=2))
     ).info
     assert (plain.adapter, with_one.adapter) == (None, "pirate")
+    assert with_one.label == f"{plain.name} + pirate"
     assert same.fingerprint == with_one.fingerprint
     assert len({plain.fingerprint, with_one.fingerprint, other.fingerprint}) == 3
     scaled = Path(shutil.copytree(adapter, tmp_path / "scaled"))
@@ -223,3 +230,68 @@ def test_a_missing_adapter_is_said_before_a_download() -> None:
     for place in ("nowhere", "~nosuchuser/x"):
         with pytest.raises(AdapterUnusable, match="There is no adapter folder"):
             models.load("org/not-downloaded", adapter=place)
+
+
+# Where it is asked for.
+
+
+def test_the_engine_adds_it_to_the_first_model_only(
+    adapter: Path, tmp_path: Path, llama_folder: Path, paths: Paths
+) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def ready() -> ModelInfo:
+        while not isinstance(event := events.get(timeout=60), ModelReady):
+            assert not isinstance(event, ModelFailed), event
+        return event.info
+
+    engine = Engine(events.put, paths=paths, adapter=str(adapter))
+    engine.start()
+    try:
+        for ref, name in ((str(llama_folder), "pirate"), (None, None), (str(llama_folder), "pirate")):
+            engine.submit(LoadModel(ref))
+            assert ready().adapter == name
+    finally:
+        engine.shutdown(60)
+
+
+def test_an_adapter_that_does_not_fit_fails_in_the_app_as_a_sentence(adapter: Path, paths: Paths) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    engine = Engine(events.put, paths=paths, adapter=str(adapter))
+    engine.start()
+    try:
+        engine.submit(LoadModel(None))
+        while not isinstance(event := events.get(timeout=60), ModelFailed):
+            assert not isinstance(event, ModelReady)
+        assert "The adapter pirate does not fit starter" in event.message
+    finally:
+        engine.shutdown(60)
+
+
+def test_run_takes_it_from_the_option_or_the_settings(
+    adapter: Path, llama_folder: Path, paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["run", "hello", "--model", str(llama_folder), "--temperature", "0", "--max-tokens", "8"]
+
+    def reply(*arguments: str) -> str:
+        assert main([*common, *arguments]) == 0
+        return capsys.readouterr().out
+
+    plain = reply()
+    adapted = reply("--adapter", str(adapter))
+    assert adapted != plain
+    paths.config_file.write_text(f"adapter = '{adapter}'", "utf-8")
+    assert reply() == adapted
+    assert main([*common, "--adapter", "nowhere"]) == 2
+    assert "There is no adapter folder 'nowhere'" in capsys.readouterr().err
+
+
+def test_doctor_lists_it_and_says_what_is_wrong_with_it(
+    own: Path, paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths.config_file.write_text(f"adapter = '{own}'", "utf-8")
+    assert main(["doctor"]) == 0
+    assert f"{own} (trained for org/base)" in capsys.readouterr().out
+    (own / "adapters.safetensors").unlink()
+    assert main(["doctor"]) == 1
+    assert "it has no adapters.safetensors" in capsys.readouterr().out

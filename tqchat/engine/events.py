@@ -41,6 +41,11 @@ class ModelInfo:
     thinking_choices: tuple[str, ...] = ()
     adapter: str | None = None
 
+    @property
+    def label(self) -> str:
+        """Name for the screen, with the adapter's."""
+        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
+
 
 @dataclass(frozen=True)
 class ModelProgress:
