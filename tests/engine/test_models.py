@@ -149,7 +149,21 @@ def test_a_broken_model_folder_is_one_sentence(llama_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "ref", ["./nowhere", "/nowhere/at/all", "~/nowhere", "nowhere", "a/b/c", "x/y z", ""]
+    "ref",
+    [
+        "./nowhere",
+        "/nowhere/at/all",
+        "~/nowhere",
+        "nowhere",
+        "a/b/c",
+        "x/y z",
+        "",
+        "~nosuchuser/x",
+        "a--b/c",
+        "a/b..c",
+        "x" * 300,
+        "x" * 90 + "/y" * 10,
+    ],
 )
 def test_an_unknown_name_is_one_sentence(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "..")

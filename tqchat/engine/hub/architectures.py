@@ -29,7 +29,8 @@ def source(config: dict[str, Any]) -> str:
 
 def missing_package(config: dict[str, Any]) -> str | None:
     """A package that mlx-lm's module for an architecture imports and that is not installed."""
-    for name in sorted(set(_ABSOLUTE_IMPORT.findall(source(config)))):
+    names: set[str] = set(_ABSOLUTE_IMPORT.findall(source(config)))
+    for name in sorted(names):
         if find_spec(name) is None:
             return name
     return None

@@ -118,8 +118,17 @@ def _is_model(folder: Path) -> bool:
         return False
 
 
+def named_folder(name: str) -> Path | None:
+    """The folder that a user names; ``None`` if there is none."""
+    try:
+        folder = _expanded(name)
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError):
+        return None
+
+
 def _expanded(root: object) -> Path:
-    """``root`` with ``~`` resolved, as it is for a user that does not exist."""
+    """``root`` with ``~`` resolved, unchanged for a user that does not exist."""
     try:
         return Path(str(root)).expanduser()
     except RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tqchat.engine.failures import ModelUnusable
 from tqchat.errors import TqchatError
 
 
@@ -13,5 +14,5 @@ class NeedsCustomCode(TqchatError):
     """The model can only be loaded by running its own Python code, which tqchat never does."""
 
 
-class UnsupportedModel(TqchatError):
+class UnsupportedModel(ModelUnusable):
     """mlx-lm lacks the architecture, or cannot read the format of the weights."""
