@@ -223,6 +223,12 @@ def test_a_token_file_is_named(hub: Hub) -> None:
     assert f"The token in {constants.HF_TOKEN_PATH} was refused" in sentence()
 
 
+def test_a_token_file_of_other_bytes_is_named(hub: Hub) -> None:
+    Path(constants.HF_TOKEN_PATH).write_bytes(b"\xff\xfe")
+    assert sentence().startswith(f"The token in {constants.HF_TOKEN_PATH} ")
+    assert hub.requests == []
+
+
 def test_a_token_without_the_right_to_a_file_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_fine")
     said = {"X-Error-Message": "Forbidden: you need the gated-repos scope"}

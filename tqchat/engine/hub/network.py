@@ -69,11 +69,16 @@ def token() -> tuple[str | None, str]:
 
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None, ""
-    found = get_token()
     variables = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     source = next(
         (name for name in variables if os.environ.get(name, "").strip()), str(constants.HF_TOKEN_PATH)
     )
+    try:
+        found = get_token()
+    except (OSError, ValueError) as error:
+        raise DownloadFailed(
+            f"The token in {source} cannot be read ({_reason(error)}); log in again with `hf auth login`."
+        ) from error
     if found and not (found.isascii() and found.isprintable() and " " not in found):
         raise DownloadFailed(
             f"The token in {source} holds characters that no token has; copy it again from {TOKENS_PAGE}."
