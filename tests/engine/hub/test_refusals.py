@@ -356,6 +356,12 @@ def test_a_header_that_would_fill_memory_is_not_read(folder: Path) -> None:
     assert "are damaged" in sentence(lambda: model_folder.check(folder))
 
 
+@pytest.mark.parametrize("content", [b"[]", b"3", b"\xff\xfe\xff", b"[" * 100_000])
+def test_generation_settings_of_other_types_are_named(folder: Path, content: bytes) -> None:
+    (folder / "generation_config.json").write_bytes(content)
+    assert "generation_config.json" in sentence(lambda: model_folder.check(folder))
+
+
 @pytest.mark.parametrize(
     "table", [[], {"weight_map": []}, {"weight_map": {"a": 5}}, {"weight_map": {"a": "../x"}}, {}]
 )

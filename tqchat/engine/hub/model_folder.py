@@ -52,6 +52,7 @@ def check(folder: Path) -> dict[str, Any]:
         quant_config=_optional_json(folder / "hf_quant_config.json"),
         repo=in_hub,
     )
+    _check_generation_config(folder / "generation_config.json")
     dtypes: set[str] = set()
     for path in weight_files(folder):
         dtypes |= safetensors_header.check(path)
@@ -156,6 +157,17 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str):
         raise NotAModel(f"{path} does not say what kind of model it is (model_type).")
     return config
+
+
+def _check_generation_config(path: Path) -> None:
+    """Refuse a table of another type, which mlx-lm fails on; it ignores a file that is no JSON."""
+    try:
+        if path.is_file() and not isinstance(json.loads(path.read_bytes()), dict):
+            raise NotAModel(f"{path} is no JSON table: correct or delete it.")
+    except json.JSONDecodeError:
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        raise NotAModel(f"{path} cannot be read: correct or delete it.") from error
 
 
 def _optional_json(path: Path) -> dict[str, Any] | None:
