@@ -124,6 +124,17 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("value", [None, "2048", 2048.0])
+def test_values_that_only_transformers_refuses_do_not_matter(
+    llama_folder: Path, tmp_path: Path, value: object
+) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    change(folder, max_position_embeddings=value)
+    loaded = models.load(str(folder))
+    assert loaded.tokenizer.encode("hello")
+    assert loaded.info.layers == 2
+
+
 def change(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))

@@ -118,14 +118,13 @@ def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMe
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
 
-    loaded = models.load(user_settings.model, progress=_Download(user_settings.model or STARTER))
-    if loaded.info.warning is not None:
-        yield Notice(None, loaded.info.warning, "warning")
     loaded = models.load(
         user_settings.model,
         progress=_Download(user_settings.model or STARTER),
         adapter=user_settings.adapter,
     )
+    if loaded.info.warning is not None:
+        yield Notice(None, loaded.info.warning, "warning")
     draft = None
     if user_settings.draft is not None:
         draft = models.load(user_settings.draft, progress=_Download(user_settings.draft))

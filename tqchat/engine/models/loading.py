@@ -175,14 +175,19 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
 
 def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from mlx_lm.utils import load_tokenizer
 
     # Its warnings would be printed over the application's screen.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = load_tokenizer(  # type: ignore[no-untyped-call]
-            folder, {"trust_remote_code": False}, eos_token_ids=[]
-        )
+        options: dict[str, Any] = {"trust_remote_code": False}
+        try:
+            tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
+        except StrictDataclassError:
+            # transformers refuses values of config.json that mlx-lm accepts; the tokenizer needs none of them.
+            options["config"] = transformers.PretrainedConfig()
+            tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_ends(folder)
         return tokenizer
     except Exception as error:
