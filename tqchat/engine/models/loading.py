@@ -185,7 +185,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
         try:
             tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
         except StrictDataclassError:
-            # transformers refuses values of config.json that mlx-lm accepts; the tokenizer needs none of them.
+            # transformers refuses values of config.json that mlx-lm accepts and no tokenizer needs.
             options["config"] = transformers.PretrainedConfig()
             tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_ends(folder)
