@@ -175,6 +175,12 @@ def _add_model_options(parser: argparse.ArgumentParser, default: str | None = No
         help="draft model: a small model with the same vocabulary that proposes tokens (same reply, faster)",
     )
     parser.add_argument(
+        "--adapter",
+        metavar="FOLDER",
+        default=default,
+        help="folder of a LoRA adapter for the model, as mlx-lm trains them",
+    )
+    parser.add_argument(
         "--pack-prompts",
         action="store_true",
         default=default or False,
@@ -207,6 +213,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 model=options.model,
                 scheme=options.scheme,
                 draft=options.draft,
+                adapter=options.adapter,
                 pack_prompts=options.pack_prompts,
                 wishes={name: getattr(options, name) for name in run.OPTIONS},
                 show_thinking=options.show_thinking,
@@ -259,6 +266,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 model=options.model,
                 scheme=options.scheme,
                 draft=options.draft,
+                adapter=options.adapter,
                 pack_prompts=options.pack_prompts,
             )
 

@@ -124,6 +124,17 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("value", [None, "2048", 2048.0])
+def test_values_that_only_transformers_refuses_do_not_matter(
+    llama_folder: Path, tmp_path: Path, value: object
+) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    change(folder, max_position_embeddings=value)
+    loaded = models.load(str(folder))
+    assert loaded.tokenizer.encode("hello")
+    assert loaded.info.layers == 2
+
+
 def change(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -149,7 +160,21 @@ def test_a_broken_model_folder_is_one_sentence(llama_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "ref", ["./nowhere", "/nowhere/at/all", "~/nowhere", "nowhere", "a/b/c", "x/y z", ""]
+    "ref",
+    [
+        "./nowhere",
+        "/nowhere/at/all",
+        "~/nowhere",
+        "nowhere",
+        "a/b/c",
+        "x/y z",
+        "",
+        "~nosuchuser/x",
+        "a--b/c",
+        "a/b..c",
+        "x" * 300,
+        "x" * 90 + "/y" * 10,
+    ],
 )
 def test_an_unknown_name_is_one_sentence(ref: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "..")

@@ -12,7 +12,7 @@ from tests.models import tiny_llama
 from tests.ui.conftest import Open, Stage
 from tests.ui.scripted import INFO
 from tqchat.engine import commands, events
-from tqchat.engine.hub import catalog, local_cache
+from tqchat.engine.hub import local_cache, other_apps
 from tqchat.settings import Settings
 from tqchat.ui.screens.models import ModelPicker
 
@@ -23,7 +23,7 @@ BIG = "org/big"
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with the starter, a model in a folder, a broken one, and a download that waits."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(catalog, "KNOWN_FOLDERS", ())
+    monkeypatch.setattr(other_apps, "folders", tuple)
     tiny_llama(tmp_path / "models" / "tiny")
     broken = tiny_llama(tmp_path / "models" / "broken")
     (broken / "model.safetensors").write_bytes(b"abc")
@@ -124,6 +124,55 @@ async def test_a_paused_download_is_discarded(stage: Open, shelf: Path) -> None:
         assert not list(Path(constants.HF_HUB_CACHE).iterdir())
         picker = await opened(it)
         assert BIG not in [option.id for option in picker.query_one(OptionList).options]
+
+
+async def test_a_cached_model_is_deleted_after_a_question(stage: Open, shelf: Path) -> None:
+    storage = Path(constants.HF_HUB_CACHE) / "models--org--done"
+    tiny_llama(storage / "snapshots" / "1")
+    async with stage(settings=with_shelf(shelf)) as it:
+        await opened(it)
+        await mark(it, str(shelf / "tiny"))
+        await it.sees_no("^D deletes")
+        await mark(it, "org/done")
+        await it.sees("^D deletes it")
+        await it.pilot.press("ctrl+d")
+        await it.sees("Delete this model?")
+        await it.sees("org/done takes")
+        await it.pilot.press("enter")
+        await it.sees_no("Delete this model?")
+        assert storage.is_dir()
+        await opened(it)
+        await mark(it, "org/done")
+        await it.pilot.press("ctrl+d")
+        await it.sees("Delete this model?")
+        await it.pilot.press("y")
+        await it.sees("Deleted org/done from the Hugging Face cache;")
+        assert not storage.exists()
+        picker = await opened(it)
+        assert "org/done" not in [option.id for option in picker.query_one(OptionList).options]
+
+
+async def test_a_linked_model_is_not_deleted(stage: Open, shelf: Path, tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere" / "models--org--done"
+    tiny_llama(real / "snapshots" / "1")
+    (Path(constants.HF_HUB_CACHE) / real.name).symlink_to(real)
+    async with stage(settings=with_shelf(shelf)) as it:
+        await opened(it)
+        await mark(it, "org/done")
+        await it.pilot.press("ctrl+d")
+        await it.sees("Delete this model?")
+        await it.pilot.press("y")
+        await it.sees("org/done is a link in the Hugging Face cache")
+        assert (real / "snapshots" / "1" / "model.safetensors").is_file()
+
+
+async def test_a_home_that_does_not_exist_can_be_typed(stage: Open, shelf: Path) -> None:
+    async with stage(settings=with_shelf(shelf)) as it:
+        await opened(it)
+        for name in ("~nosuchuser/x", "/" + "x" * 300, "x" * 300 + "/y"):
+            it.app.screen.query_one(Input).value = name
+            await it.pilot.pause()
+        assert isinstance(it.app.screen, ModelPicker)
 
 
 async def test_a_model_that_fails_leaves_the_one_before(stage: Open, shelf: Path) -> None:

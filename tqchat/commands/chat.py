@@ -22,7 +22,12 @@ class NoTerminal(TqchatError):
 
 
 def main(
-    *, model: str | None, scheme: str | None, draft: str | None = None, pack_prompts: bool = False
+    *,
+    model: str | None,
+    scheme: str | None,
+    draft: str | None = None,
+    adapter: str | None = None,
+    pack_prompts: bool = False,
 ) -> int:
     """Open the app and return its exit code.
 
@@ -45,6 +50,6 @@ def main(
 
     if pack_prompts:
         user_settings = user_settings.with_values({"pack_prompts": True})
-    app = TqchatApp(locations, user_settings, model=model, scheme=scheme, draft=draft)
+    app = TqchatApp(locations, user_settings, model=model, scheme=scheme, draft=draft, adapter=adapter)
     app.run()
     return app.return_code or 0

@@ -47,6 +47,11 @@ def main() -> int:
     user_settings = _collect_problem(lambda: settings.load(places), problems) or settings.Settings()
     rows += [
         ("model", _collect_problem(lambda: _model(user_settings.model), problems) or UNUSABLE),
+    ]
+    if user_settings.adapter is not None:
+        place = user_settings.adapter
+        rows.append(("adapter", _collect_problem(lambda: _adapter(place), problems) or UNUSABLE))
+    rows += [
         ("scheme", user_settings.scheme),
         ("chats", _collect_problem(lambda: _conversations(places.database), problems) or UNUSABLE),
     ]
@@ -76,6 +81,13 @@ def _model(ref: str | None) -> str:
         return f"{name}, will be downloaded at first use"
     config = model_folder.check(folder)
     return f"{name} ({config['model_type']})"
+
+
+def _adapter(place: str) -> str:
+    from tqchat.engine.models import adapters
+
+    found = adapters.find(place)
+    return f"{found.folder} (trained for {found.base})" if found.base else str(found.folder)
 
 
 def _conversations(file: Path) -> str:

@@ -53,6 +53,7 @@ def main(
     model: str | None,
     scheme: str | None,
     draft: str | None,
+    adapter: str | None,
     pack_prompts: bool,
     wishes: dict[str, Any],
     show_thinking: bool,
@@ -78,6 +79,7 @@ def main(
         {
             "model": model if model is not None else user_settings.model,
             "draft": draft if draft is not None else user_settings.draft,
+            "adapter": adapter if adapter is not None else user_settings.adapter,
             "pack_prompts": pack_prompts or user_settings.pack_prompts,
         }
     )
@@ -116,7 +118,11 @@ def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMe
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
 
-    loaded = models.load(user_settings.model, progress=_Download(user_settings.model or STARTER))
+    loaded = models.load(
+        user_settings.model,
+        progress=_Download(user_settings.model or STARTER),
+        adapter=user_settings.adapter,
+    )
     if loaded.info.warning is not None:
         yield Notice(None, loaded.info.warning, "warning")
     draft = None

@@ -23,6 +23,7 @@ class ModelInfo:
         sampling: The model's default sampling.
         warning: A sentence about what of its files is ignored.
         thinking_choices: What the reasoning switch of its chat template can be set to.
+        adapter: Name of the LoRA adapter that was added.
     """
 
     name: str
@@ -38,6 +39,12 @@ class ModelInfo:
     sampling: Sampling = field(default_factory=Sampling)
     warning: str | None = None
     thinking_choices: tuple[str, ...] = ()
+    adapter: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name for the screen, with the adapter's."""
+        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
 
 
 @dataclass(frozen=True)

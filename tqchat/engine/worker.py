@@ -95,6 +95,7 @@ class Engine:
         cache_budget: float | None = None,
         limits: Callable[[], Limits] = Limits,
         draft: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         """
         Args:
@@ -102,12 +103,15 @@ class Engine:
             cache_budget: GiB of all caches on disk; ``None`` for the vault's default.
             limits: Called before each reply for the memory limits of its cache.
             draft: Name of the draft model, used if it is on this machine.
+            adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other.
         """
         self._on_event = on_event
         self._paths = paths
         self._vault = Vault(paths.caches, cache_budget)
         self._limits = limits
         self._draft_ref = draft
+        self._adapter = adapter
+        self._adapter_ref: str | None = None
         self._draft: LoadedModel | None = None
         self._queue: queue.SimpleQueue[_Task | DownloadUpdate | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -238,6 +242,7 @@ class Engine:
 
         ref = command.ref or STARTER
         self._emit(ModelProgress(ref, "loading"))
+        self._adapter_ref = self._adapter_ref or ref
         backend.prepare()
         folder = local_folder(command.ref)
         self._cancel_replaced_download()
@@ -290,7 +295,8 @@ class Engine:
         from tqchat.engine import backend, models
 
         began = time.perf_counter()
-        model = models.load_folder(folder, ref, backend.prepare())
+        adapter = self._adapter if (ref or STARTER) == self._adapter_ref else None
+        model = models.load_folder(folder, ref, backend.prepare(), adapter)
         self._save()
         current, self._current, self._model = self._current, None, model
         self._draft = self._draft_for(model)

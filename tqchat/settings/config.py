@@ -35,6 +35,7 @@ class Settings:
     keys: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     draft: str | None = None
+    adapter: str | None = None
     model_folders: tuple[str, ...] = ()
     system_prompt: str | None = None
     scheme: str = DEFAULT_SCHEME

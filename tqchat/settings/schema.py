@@ -189,6 +189,16 @@ SETTINGS: tuple[Setting, ...] = (
         _START,
     ),
     Setting(
+        "adapter",
+        "Model",
+        "text",
+        "The folder of a LoRA adapter for the model that is loaded at the start, as mlx-lm trains them.",
+        "a folder",
+        _text,
+        "none",
+        _START,
+    ),
+    Setting(
         "model_folders",
         "Model",
         "folders",

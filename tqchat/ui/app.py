@@ -66,6 +66,7 @@ class TqchatApp(App[None]):
         model: str | None = None,
         scheme: str | None = None,
         draft: str | None = None,
+        adapter: str | None = None,
         engine: EngineFactory | None = None,
         actions: Registry = ACTIONS,
     ) -> None:
@@ -75,6 +76,7 @@ class TqchatApp(App[None]):
         self.database = Database(paths.database)
         self._model = model or wanted.model
         self._draft = draft or wanted.draft
+        self._adapter = adapter or wanted.adapter
         own_keys, problems = checked(actions, wanted.keys)
         keys = Keys(actions, own_keys)
         screen = ChatScreen(keys)
@@ -128,6 +130,7 @@ class TqchatApp(App[None]):
             cache_budget=self.parts.settings.cache_budget,
             limits=lambda: self.parts.settings.limits,
             draft=self._draft,
+            adapter=self._adapter,
         )
 
     def _from_engine(self, event: events.Event) -> None:

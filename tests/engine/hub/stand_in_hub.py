@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,10 +28,20 @@ class Hub:
         cut_after: Break the connection after so many bytes of a weight file; each entry is used once.
         hold: While not set, weight files stop after their first half; ``holding`` is set by then.
         resumes: Whether range requests are honoured.
+        answer: Called with the path and the Authorization header; its status, headers and content replace the
+            usual answer.
+        change_listing: Changes the listing before it is sent.
+        padding: Bytes sent after the content of a file.
+        file_headers: Additional headers of files.
+        authorizations: Path and Authorization header of each request.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        self.files = {
+            str(path.relative_to(folder)): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
         self.gated = False
         self.missing = False
         self.broken = False
@@ -41,6 +51,11 @@ class Hub:
         self.hold.set()
         self.holding = threading.Event()
         self.resumes = True
+        self.answer: Callable[[str, str | None], tuple[int, dict[str, str], bytes] | None] = lambda *_: None
+        self.change_listing: Callable[[dict[str, Any]], None] = lambda _: None
+        self.padding: dict[str, bytes] = {}
+        self.file_headers: dict[str, str] = {}
+        self.authorizations: list[tuple[str, str | None]] = []
         self.requests: list[tuple[str, str, str | None]] = []
         self.sent = 0
         self.url = ""
@@ -63,7 +78,7 @@ class Hub:
             if self.is_large(name):
                 entry["lfs"] = {"sha256": self.etag(name), "size": len(content), "pointerSize": 130}
             siblings.append(entry)
-        return {
+        table = {
             "id": REPO,
             "modelId": REPO,
             "sha": COMMIT,
@@ -71,6 +86,8 @@ class Hub:
             "tags": [],
             "siblings": siblings,
         }
+        self.change_listing(table)
+        return table
 
 
 def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
@@ -89,7 +106,10 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def answer(self, body: bool) -> None:
             path = urlsplit(self.path).path
             hub.requests.append((self.command, path, self.headers.get("Range")))
-            if hub.broken:
+            hub.authorizations.append((path, self.headers.get("Authorization")))
+            if (answer := hub.answer(path, self.headers.get("Authorization"))) is not None:
+                self.plain(*answer)
+            elif hub.broken:
                 self.plain(503, {})
             elif hub.missing or REPO not in path:
                 self.plain(404, {"X-Error-Code": "RepoNotFound"})
@@ -98,7 +118,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif path.startswith("/api/models/"):
                 self.plain(200, {"Content-Type": "application/json"}, json.dumps(hub.listing()).encode())
             else:
-                self.file(path.rpartition("/")[2], body)
+                self.file(path.partition("/resolve/")[2].partition("/")[2], body)
 
         def plain(self, status: int, headers: dict[str, str], content: bytes = b"{}") -> None:
             self.send_response(status)
@@ -118,7 +138,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             start, given = 0, self.headers.get("Range")
             if given and hub.resumes:
                 start = int(given.removeprefix("bytes=").partition("-")[0])
-            rest = content[start:]
+            rest = content[start:] + hub.padding.get(name, b"")
             self.send_response(206 if start else 200)
             if start:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -127,7 +147,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 "ETag": f'"{hub.etag(name)}"',
                 "Content-Length": str(len(rest)),
                 "Accept-Ranges": "bytes",
-            }
+            } | hub.file_headers
             for key, value in headers.items():
                 self.send_header(key, value)
             self.end_headers()
@@ -162,6 +182,7 @@ def serving(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     hub = Hub(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up
     hub.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"

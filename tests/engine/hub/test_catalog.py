@@ -9,14 +9,14 @@ import pytest
 from huggingface_hub import constants
 
 from tests.models import tiny_llama
-from tqchat.engine.hub import catalog, local_cache
+from tqchat.engine.hub import catalog, local_cache, other_apps
 from tqchat.engine.hub.catalog import LocalModel, quantisation
 
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(catalog, "KNOWN_FOLDERS", ())
+    monkeypatch.setattr(other_apps, "folders", tuple)
     return tmp_path
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.hub.stand_in_hub import COMMIT, REPO, Hub, serving
 from tqchat.engine import models
-from tqchat.engine.hub import download
+from tqchat.engine.hub import transport
 from tqchat.engine.hub.download_errors import DownloadCancelled, DownloadFailed
 from tqchat.engine.hub.resolve import local_folder, resolve
 from tqchat.errors import TqchatError
@@ -35,7 +35,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setattr(download, "_back_off", lambda *_: None)
+    monkeypatch.setattr(transport, "back_off", lambda *_: None)
     with serving(source, cache, monkeypatch) as hub:
         yield hub
 
@@ -222,11 +222,14 @@ def test_offline_mode_is_one_sentence(hub: Hub, monkeypatch: pytest.MonkeyPatch)
     assert hub.requests == []
 
 
-def test_a_full_disk_is_reported_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_download(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = shutil._ntuple_diskusage(10, 10, 0)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     fails("free some")
-    assert not hub.fetched()
+    assert hub.fetched() <= {"config.json", "tokenizer_config.json"}
+    assert not list(cache.rglob("*"))
 
 
 @pytest.mark.parametrize("sha", ["../../../escape", "", "C0FFEE"])

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tqchat.engine.commands import STARTER
-from tqchat.engine.hub import local_cache, model_folder
+from tqchat.engine.hub import local_cache, model_folder, other_apps
 from tqchat.engine.model_config import context_limit
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
 Source = Literal["bundled", "folder", "hub"]
-
-KNOWN_FOLDERS = ("~/.lmstudio/models", "~/.cache/lm-studio/models")
-"""Model folders of other programs."""
 
 _MAX_DEPTH = 3
 _MAX_FOLDERS = 2_000
@@ -52,8 +48,8 @@ def scan(model_folders: Iterable[str] = ()) -> list[LocalModel]:
     """
     found = [describe(bundled("starter"), STARTER, STARTER, "bundled")]
     seen = {folder.resolve() for folder in (bundled("starter"),)}
-    for root in (*model_folders, *KNOWN_FOLDERS):
-        for folder in _model_folders(Path(root).expanduser()):
+    for root in (*model_folders, *other_apps.folders()):
+        for folder in _model_folders(_expanded(root)):
             if (real := folder.resolve()) not in seen:
                 seen.add(real)
                 found.append(describe(folder, str(folder), folder.name, "folder"))
@@ -115,11 +111,28 @@ def _model_folders(root: Path) -> Iterator[Path]:
 
 
 def _is_model(folder: Path) -> bool:
+    path = folder / "config.json"
     try:
-        table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return path.exists() and isinstance(model_folder.read_json(path).get("model_type"), str)
+    except (TqchatError, OSError):
         return False
-    return isinstance(table, dict) and isinstance(table.get("model_type"), str)
+
+
+def named_folder(name: str) -> Path | None:
+    """The folder that a user names; ``None`` if there is none."""
+    try:
+        folder = _expanded(name)
+        return folder if folder.is_dir() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _expanded(root: object) -> Path:
+    """``root`` with ``~`` resolved, unchanged for a user that does not exist."""
+    try:
+        return Path(str(root)).expanduser()
+    except RuntimeError:
+        return Path(str(root))
 
 
 def _cached() -> Iterator[LocalModel]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -12,28 +13,38 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from tqchat.engine.hub import local_cache, network
 from tqchat.engine.hub.download_errors import (
     DownloadCancelled,
     DownloadFailed,
+    HubAnswer,
     describe,
     http_error,
-    is_transient,
 )
-from tqchat.engine.hub.listing import TIMEOUT_S, RemoteFile, list_files
+from tqchat.engine.hub.listing import RemoteFile, list_files
 from tqchat.engine.hub.local_cache import PARTIAL_SUFFIX
+from tqchat.engine.hub.transport import Hub
 from tqchat.files import write_atomically
 
 Progress = Callable[[int, int], None]
 """Called with the bytes received and the total."""
 
 _MAX_RETRIES = 4
+_MAX_UNLISTED_BYTES = 64 << 20
+"""Longest configuration or tokenizer file whose size the hub does not list."""
+
+_SPACE_CHECK_BYTES = 64 << 20
+"""How often the free space is looked at, and how much must be left."""
+
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-")
 
 
 def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Path:
     """Download a model into the Hugging Face cache and return its folder there.
 
-    A weight file is written to a partial file beside the cache's blobs, so that a broken connection, a
-    cancelled download or a killed process is resumed. Weights are verified by SHA-256.
+    A model that cannot be loaded is refused before its weights are requested. A file is written to a partial
+    file beside the cache's blobs, so that a broken connection, a cancelled download or a killed process is
+    resumed. Weights are verified by SHA-256.
 
     Args:
         repo: ``owner/name``.
@@ -41,89 +52,188 @@ def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Pa
         cancelled: Checked between chunks.
 
     Raises:
-        DownloadFailed: with a sentence for the user.
-        DownloadCancelled: if ``cancelled()`` returned true.
+        TqchatError: with a sentence for the user; ``DownloadCancelled`` if ``cancelled()`` returned true.
     """
     try:
-        commit, files = list_files(repo)
-        return _download_missing(repo, commit, files, progress, cancelled)
-    except (http_error(), OSError, ValueError) as error:
+        hub = Hub(repo, cancelled)
+        commit, files = list_files(hub, repo)
+        return _Transfer(hub, repo, commit, progress, cancelled).run(files)
+    except (http_error(), HubAnswer, OSError, ValueError) as error:
         raise describe(repo, error) from error
+    except Exception as error:
+        if network.is_client_error(error):
+            raise describe(repo, error) from error
+        raise
 
 
-def _download_missing(
-    repo: str, commit: str, files: list[RemoteFile], progress: Progress, cancelled: Callable[[], bool]
-) -> Path:
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.file_download import repo_folder_name
+class _Transfer:
+    """The download of one version of a repo."""
 
-    storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
-    snapshot = storage / "snapshots" / commit
-    total = sum(file.size for file in files)
-    done = sum(file.size for file in files if (snapshot / file.name).exists())
-    missing = [file for file in files if not (snapshot / file.name).exists()]
-    partials = {file.name: storage / "blobs" / f"{file.etag}{PARTIAL_SUFFIX}" for file in missing}
-    received = sum(path.stat().st_size for path in partials.values() if path.exists())
-    _check_disk_space(repo, storage, total - done - received)
-    progress(done, total)
-    # Smallest first: config and tokenizer come before the weights.
-    for file in sorted(missing, key=lambda file: file.size):
-        if cancelled():
-            raise DownloadCancelled(repo)
-        if file.sha256 and not (storage / "blobs" / file.etag).exists():
-            report = partial(_add_to, progress, done, total)
-            _download_blob(repo, commit, file, partials[file.name], report, cancelled)
-        # Downloads a small file; a blob that exists by now is only linked into the snapshot.
-        hf_hub_download(repo, file.name, revision=commit, etag_timeout=TIMEOUT_S)
-        done += file.size
-        progress(done, total)
-    # `refs/main` makes the model findable offline. Written last, so that it implies a complete snapshot.
-    (storage / "refs").mkdir(parents=True, exist_ok=True)
-    write_atomically(storage / "refs" / "main", commit.encode())
-    return snapshot
+    def __init__(
+        self, hub: Hub, repo: str, commit: str, progress: Progress, cancelled: Callable[[], bool]
+    ) -> None:
+        self._hub = hub
+        self._repo = repo
+        self._commit = commit
+        self._progress = progress
+        self._cancelled = cancelled
+        self._storage = local_cache.storage_folder(repo)
+        self._blobs = self._storage / "blobs"
+        self._snapshot = self._storage / "snapshots" / commit
 
+    def run(self, files: list[RemoteFile]) -> Path:
+        """Download what is missing; returns the snapshot's folder."""
+        missing = [file for file in files if not self._is_there(self._snapshot / file.name, file)]
+        total = sum(file.size or 0 for file in files)
+        done = total - sum(file.size or 0 for file in missing)
+        partials = (self._partial(file) for file in missing)
+        received = sum(path.stat().st_size for path in partials if path.is_file())
+        _check_disk_space(self._repo, self._storage, total - done - received)
+        self._progress(done, total)
+        # Smallest first: config and tokenizer come before the weights.
+        for file in sorted(missing, key=lambda file: (file.is_weights, file.size or 0)):
+            if self._cancelled():
+                raise DownloadCancelled(self._repo)
+            blob = self._blobs / self._blob_name(file)
+            if not self._is_there(blob, file):
+                self._download_blob(file, blob, partial(self._report, done, total))
+            _link(blob, self._snapshot / file.name)
+            done += file.size or 0
+            self._progress(done, total)
+        # `refs/main` makes the model findable by other programs. Written last, so that it implies a complete
+        # snapshot.
+        (self._storage / "refs").mkdir(parents=True, exist_ok=True)
+        write_atomically(self._storage / "refs" / "main", self._commit.encode())
+        return self._snapshot
 
-def _add_to(progress: Progress, done: int, total: int, more: int) -> None:
-    progress(done + more, total)
+    def _report(self, done: int, total: int, more: int) -> None:
+        self._progress(done + more, max(total, done + more))
 
+    def _is_there(self, path: Path, file: RemoteFile) -> bool:
+        return path.is_file() and (file.size is None or path.stat().st_size == file.size)
 
-def _download_blob(
-    repo: str,
-    commit: str,
-    file: RemoteFile,
-    partial_file: Path,
-    progress: Callable[[int], None],
-    cancelled: Callable[[], bool],
-) -> None:
-    """Download one large file into the cache's blobs, resuming its partial file."""
-    blob = partial_file.parent / file.etag
-    partial_file.parent.mkdir(parents=True, exist_ok=True)
-    with partial_file.open("ab") as out:
-        _lock(out, repo, cancelled)
-        if blob.exists():  # another process has completed it
-            return
-        out.seek(0, os.SEEK_END)
-        failures = 0
-        while (have := out.tell()) < file.size:
+    def _blob_name(self, file: RemoteFile) -> str:
+        return file.etag or hashlib.sha256(f"{self._commit}/{file.name}".encode()).hexdigest()
+
+    def _partial(self, file: RemoteFile) -> Path:
+        return self._blobs / f"{self._blob_name(file)}{PARTIAL_SUFFIX}"
+
+    def _download_blob(self, file: RemoteFile, blob: Path, progress: Callable[[int], None]) -> None:
+        """Download one file into the cache's blobs, resuming its partial file."""
+        partial_file = self._partial(file)
+        partial_file.parent.mkdir(parents=True, exist_ok=True)
+        with _open_partial(partial_file) as out:
+            _lock(out, self._repo, self._cancelled)
+            if self._is_there(blob, file):  # another process has completed it
+                return
+            out.seek(0, os.SEEK_END)
             try:
-                _stream(repo, commit, file, out, progress, cancelled)
-            except http_error() as error:
+                self._receive(file, out, progress)
+                out.flush()
+                os.fsync(out.fileno())
+                self._verify(file, partial_file)
+            except _Rejected as error:
+                partial_file.unlink(missing_ok=True)
+                raise DownloadFailed(str(error)) from None
+            partial_file.replace(blob)
+
+    def _receive(self, file: RemoteFile, out: IO[bytes], progress: Callable[[int], None]) -> None:
+        if file.size is not None and out.tell() > file.size:
+            out.truncate(0)
+            out.seek(0)
+        failures = 0
+        complete = file.size is not None and out.tell() == file.size
+        while not complete:
+            have = out.tell()
+            try:
+                complete = self._stream(file, out, progress)
+            except (http_error(), HubAnswer) as error:
                 failures = 0 if out.tell() > have else failures + 1
-                if failures > _MAX_RETRIES or not is_transient(error):
-                    raise
-                _back_off(failures, cancelled)
+                self._hub.wait_or_raise(error, failures, _MAX_RETRIES)
             else:
                 failures = 0 if out.tell() > have else failures + 1
-                if failures > _MAX_RETRIES:
+                if not complete and failures > _MAX_RETRIES:
                     raise DownloadFailed(f"The hub sends nothing of {file.name} any more; try again later.")
-            if cancelled():
-                raise DownloadCancelled(repo)
-        out.flush()
-        os.fsync(out.fileno())
-        if partial_file.stat().st_size != file.size or _sha256(partial_file) != file.sha256:
-            partial_file.unlink()
-            raise DownloadFailed(f"{file.name} of {repo} arrived damaged and was deleted; try again.")
-        partial_file.replace(blob)
+            if self._cancelled():
+                raise DownloadCancelled(self._repo)
+
+    def _stream(self, file: RemoteFile, out: IO[bytes], progress: Callable[[int], None]) -> bool:
+        """Append what one request brings; whether the file is complete."""
+        have = out.tell()
+        with self._hub.stream(self._commit, file.name, have) as response:
+            if have and not _continues_at(response, have):
+                out.seek(0)
+                out.truncate()
+            self._check_type(file, response)
+            limit = self._limit(file, response, out.tell())
+            progress(out.tell())
+            looked_at = out.tell()
+            # No chunk size: a partly filled chunk would be lost if the connection breaks.
+            for chunk in response.iter_bytes():
+                if self._cancelled():
+                    return False
+                if out.tell() + len(chunk) > limit:
+                    raise _Rejected(
+                        f"The hub sends more of {file.name} than it says that there is ({limit:,} bytes); "
+                        "nothing of it was kept, check HF_ENDPOINT."
+                    )
+                out.write(chunk)
+                progress(out.tell())
+                if out.tell() - looked_at >= _SPACE_CHECK_BYTES:
+                    looked_at = out.tell()
+                    _check_disk_space(self._repo, self._storage, _SPACE_CHECK_BYTES)
+        return out.tell() == file.size if file.size is not None else True
+
+    def _limit(self, file: RemoteFile, response: Any, have: int) -> int:
+        """Bytes that the file may have at most."""
+        if file.size is not None:
+            return file.size
+        length = str(response.headers.get("Content-Length", ""))
+        if length.isdecimal() and len(length) < 16:
+            _check_disk_space(self._repo, self._storage, int(length))
+            return have + int(length)
+        return have + _free_bytes(self._storage) // 2 if file.is_weights else _MAX_UNLISTED_BYTES
+
+    def _check_type(self, file: RemoteFile, response: Any) -> None:
+        if file.is_weights and "text/html" in str(response.headers.get("Content-Type", "")).lower():
+            raise network.portal(self._repo)
+
+    def _verify(self, file: RemoteFile, path: Path) -> None:
+        size_differs = file.size is not None and path.stat().st_size != file.size
+        if size_differs or (file.sha256 and _sha256(path) != file.sha256):
+            raise _Rejected(f"{file.name} of {self._repo} arrived damaged and was deleted; try again.")
+
+
+class _Rejected(Exception):
+    """What was received must not be kept."""
+
+
+def _open_partial(path: Path) -> IO[bytes]:
+    # Never through a link or into a device that someone put there.
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    return os.fdopen(descriptor, "ab")
+
+
+def _continues_at(response: Any, have: int) -> bool:
+    if response.status_code != 206:  # the server ignored the range
+        return False
+    found = _CONTENT_RANGE.match(str(response.headers.get("Content-Range", "")))
+    return found is not None and int(found[1]) == have
+
+
+def _link(blob: Path, place: Path) -> None:
+    """Make a snapshot's file a relative link to its blob, or the blob itself where links cannot be made."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    target = os.path.relpath(blob, place.parent)
+    if place.is_symlink() and place.readlink() == Path(target):
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tqchat")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(target)
+    except OSError:
+        shutil.move(blob, temporary)
+    temporary.replace(place)
 
 
 def _lock(file: IO[bytes], repo: str, cancelled: Callable[[], bool]) -> None:
@@ -139,50 +249,15 @@ def _lock(file: IO[bytes], repo: str, cancelled: Callable[[], bool]) -> None:
             return
 
 
-def _stream(
-    repo: str,
-    commit: str,
-    file: RemoteFile,
-    out: IO[bytes],
-    progress: Callable[[int], None],
-    cancelled: Callable[[], bool],
-) -> None:
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-    )
-
-    have = out.tell()
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    url = hf_hub_url(repo, file.name, revision=commit)
-    session: Any = get_session()
-    with session.stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as response:
-        hf_raise_for_status(response)
-        if have and response.status_code != 206:  # the server ignored the range
-            out.seek(0)
-            out.truncate()
-        progress(out.tell())
-        # No chunk size: a partly filled chunk would be lost if the connection breaks.
-        for chunk in response.iter_bytes():
-            if cancelled():
-                return
-            out.write(chunk)
-            progress(out.tell())
-
-
-def _back_off(failures: int, cancelled: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + min(0.5 * 2**failures, 8)
-    while time.monotonic() < deadline and not cancelled():
-        time.sleep(0.05)
+def _free_bytes(storage: Path) -> int:
+    existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _check_disk_space(repo: str, storage: Path, needed: int) -> None:
-    existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = _free_bytes(storage)
     if needed > free:
+        existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
         raise DownloadFailed(
             f"{repo} needs {needed / 1e9:.1f} GB and the disk of {existing} has {free / 1e9:.1f} GB left; "
             "free some and try again."

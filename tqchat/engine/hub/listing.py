@@ -3,72 +3,139 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from dataclasses import dataclass
+from typing import Any
 
-from tqchat.engine.hub import model_folder
+from tqchat.engine.hub import loadable, model_folder, network
 from tqchat.engine.hub.download_errors import DownloadFailed
-
-TIMEOUT_S = 15.0
+from tqchat.engine.hub.model_errors import UnsupportedModel
+from tqchat.engine.hub.transport import Hub
 
 DOWNLOAD_PATTERNS = (
     "*.json",
     model_folder.WEIGHT_PATTERN,
     "*.jinja",
-    "tokenizer.model",
+    "*.model",
     "*.tiktoken",
     "merges.txt",
     "vocab.txt",
 )
 """Files to download: safetensors weights, configuration and tokenizers. Never code."""
 
+TEMPLATES_FOLDER = "additional_chat_templates"
+"""The only folder of a repo whose files are downloaded."""
+
+MAX_CONFIG_BYTES = 16 << 20
+_MAX_FILE_BYTES = 1 << 50
 _HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repo. ``sha256`` is known for large files only."""
+    """A file of a repo.
+
+    Attributes:
+        size: In bytes; ``None`` if the hub does not list it, as some mirrors.
+        etag: Name of its blob in the cache; empty if the hub lists no hash.
+        sha256: Known for large files only.
+    """
 
     name: str
-    size: int
+    size: int | None
     etag: str
     sha256: str | None
 
+    @property
+    def is_weights(self) -> bool:
+        """Whether it holds weights."""
+        return fnmatch.fnmatchcase(self.name, model_folder.WEIGHT_PATTERN)
 
-def list_files(repo: str) -> tuple[str, list[RemoteFile]]:
+
+def list_files(hub: Hub, repo: str) -> tuple[str, list[RemoteFile]]:
     """Commit of a repo and the files to download, checked to be a model that tqchat can load.
 
-    Raises:
-        DownloadFailed: if it is not.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        disable_progress_bars,
-        logging,
-    )
+    Reads the configuration of the model and of its tokenizer, not its weights.
 
-    # huggingface_hub must not print over the application's screen.
-    disable_progress_bars()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    info = HfApi().model_info(repo, files_metadata=True, timeout=TIMEOUT_S)
-    files = []
-    for sibling in info.siblings or ():
-        name = sibling.rfilename
-        if "/" in name or not any(fnmatch.fnmatchcase(name, pattern) for pattern in DOWNLOAD_PATTERNS):
-            continue
-        sha256 = sibling.lfs.sha256 if sibling.lfs else None
-        files.append(RemoteFile(name, sibling.size or 0, sha256 or sibling.blob_id or "", sha256))
-    names = {file.name for file in files}
+    Raises:
+        DownloadFailed, NotAModel, NeedsCustomCode, UnsupportedModel: if it is not.
+    """
+    table = hub.listing()
+    siblings = table.get("siblings") if isinstance(table, dict) else None
+    if not isinstance(siblings, list):
+        raise network.portal(repo)
+    names = {str(one.get("rfilename")) for one in siblings if isinstance(one, dict)}
+    files = [file for one in siblings if isinstance(one, dict) and (file := _file(repo, one)) is not None]
+    commit = table.get("sha")
+    # It becomes a folder's name, so nothing but a hash is accepted.
+    if not isinstance(commit, str) or not _HASH.fullmatch(commit):
+        raise _no_version(repo)
     if "config.json" not in names:
+        if not any(name.endswith(".safetensors") and "adapter" not in name for name in names):
+            loadable.check_weight_names(repo, names)
         raise DownloadFailed(f"{repo} is no model that tqchat can load: it has no config.json.")
-    if not any(fnmatch.fnmatchcase(name, model_folder.WEIGHT_PATTERN) for name in names):
-        raise DownloadFailed(
-            f"{repo} has no weights that tqchat can load ({model_folder.WEIGHT_PATTERN}); "
-            "look for an MLX or safetensors version of it."
-        )
-    # These become file names, so nothing but hashes is accepted.
-    commit = info.sha or ""
-    hashes = [commit, *(file.sha256 for file in files if file.sha256)]
-    if not all(_HASH.fullmatch(text) for text in hashes):
-        raise DownloadFailed(f"The hub does not say which version of {repo} it has; try again later.")
+    loadable.check_weight_names(repo, names)
+    _check_configuration(hub, repo, commit, names)
     return commit, files
+
+
+def _check_configuration(hub: Hub, repo: str, commit: str, names: set[str]) -> None:
+    def read(name: str) -> dict[str, Any] | None:
+        if name not in names:
+            return None
+        try:
+            table = json.loads(hub.read(commit, name, MAX_CONFIG_BYTES))
+        except (ValueError, RecursionError):
+            table = None
+        if not isinstance(table, dict):
+            raise UnsupportedModel(f"{name} of {repo} is no JSON table; choose another version of the model.")
+        return table
+
+    config = read("config.json") or {}
+    loadable.check(
+        repo,
+        config,
+        read("tokenizer_config.json") or {},
+        quant_config=read("hf_quant_config.json"),
+    )
+    if not any(name in names for name in model_folder.TOKENIZER_FILES):
+        raise UnsupportedModel(
+            f"{repo} has no tokenizer that tqchat can load ({', '.join(model_folder.TOKENIZER_FILES)}); "
+            f"{loadable.instead_of(repo)}."
+        )
+
+
+def _file(repo: str, row: dict[str, Any]) -> RemoteFile | None:
+    """A file of the listing, ``None`` if it is not needed.
+
+    Raises:
+        DownloadFailed: if its size or hash is none.
+    """
+    name = row.get("rfilename")
+    if not isinstance(name, str) or not _is_wanted(name):
+        return None
+    lfs = row.get("lfs")
+    sha256 = lfs.get("sha256") if isinstance(lfs, dict) else None
+    size = row.get("size", lfs.get("size") if isinstance(lfs, dict) else None)
+    etag = sha256 or row.get("blobId") or ""
+    # Hashes become file names.
+    if etag and not (isinstance(etag, str) and _HASH.fullmatch(etag)):
+        raise _no_version(repo)
+    if size is not None and (type(size) is not int or not 0 <= size < _MAX_FILE_BYTES):
+        raise _no_version(repo)
+    return RemoteFile(name, size, etag, sha256 if sha256 and len(sha256) == 64 else None)
+
+
+def _is_wanted(name: str) -> bool:
+    folder, _, base = name.rpartition("/")
+    if not _NAME.fullmatch(base):
+        return False
+    if folder:
+        return folder == TEMPLATES_FOLDER and base.endswith(".jinja")
+    return any(fnmatch.fnmatchcase(base, pattern) for pattern in DOWNLOAD_PATTERNS)
+
+
+def _no_version(repo: str) -> DownloadFailed:
+    return DownloadFailed(f"The hub does not say which version of {repo} it has; try again later.")

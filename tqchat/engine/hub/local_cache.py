@@ -11,30 +11,40 @@ from tqchat.engine.hub.download_errors import DownloadFailed
 PARTIAL_SUFFIX = ".tqchat.incomplete"
 """Suffix of a blob that is still being downloaded."""
 
+_MAX_REF_BYTES = 1_000
+
+
+def cache_folder() -> Path:
+    """The Hugging Face cache: ``HF_HUB_CACHE``, else ``hub`` in ``HF_HOME``."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def storage_folder(repo: str) -> Path:
+    """Folder of all versions of a repo in the cache."""
+    return cache_folder() / f"models--{repo.replace('/', '--')}"
+
 
 def cached_folder(repo: str) -> Path | None:
-    """Folder of a model that is complete in the cache, ``None`` otherwise. No network."""
-    from huggingface_hub import try_to_load_from_cache
+    """Folder of a model that is complete in the cache, ``None`` otherwise. No network.
 
-    config = try_to_load_from_cache(repo, "config.json")
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    try:
-        model_folder.check(folder)
-    except model_folder.NeedsCustomCode:
-        return folder
-    except model_folder.NotAModel:
-        return None
-    return folder
+    The version that ``refs/main`` names is preferred, then the newest; a version without all of its files is
+    passed over. Needs no right to write.
+    """
+    return next(
+        (folder for folder in _snapshots(storage_folder(repo)) if model_folder.is_complete(folder)), None
+    )
 
 
 def cached_repos() -> list[tuple[str, Path]]:
     """Repo id and storage folder of each model in the cache, complete or not, sorted by name."""
-    from huggingface_hub import constants
-
     found = []
-    for storage in Path(constants.HF_HUB_CACHE).glob("models--*"):
+    try:
+        folders = list(cache_folder().glob("models--*"))
+    except OSError:
+        return []
+    for storage in folders:
         match storage.name.split("--")[1:]:  # repo names cannot contain two dashes
             case [owner, name] if owner and name:
                 found.append((f"{owner}/{name}", storage))
@@ -66,3 +76,23 @@ def discard_partial(repo: str) -> None:
             shutil.rmtree(storage)
     except OSError as error:
         raise DownloadFailed(f"What is there of {repo} cannot be removed ({error.strerror}).") from error
+
+
+def _snapshots(storage: Path) -> list[Path]:
+    """Snapshots of a repo: the one of ``refs/main`` first, then from new to old."""
+    try:
+        folders = [folder for folder in (storage / "snapshots").iterdir() if folder.is_dir()]
+        times = {folder: folder.stat().st_mtime for folder in folders}
+    except OSError:
+        return []
+    main = _ref(storage / "refs" / "main")
+    return sorted(folders, key=lambda folder: (folder.name != main, -times[folder], folder.name))
+
+
+def _ref(path: Path) -> str:
+    try:
+        if not path.is_file() or path.stat().st_size > _MAX_REF_BYTES:
+            return ""
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return ""

@@ -1,107 +1,133 @@
-"""Checks that a folder is a complete model, before MLX reads it."""
+"""Checks that a folder is a complete model that can be loaded, before MLX reads it."""
 
 from __future__ import annotations
 
 import json
-import struct
+import re
+import stat
 from pathlib import Path
 from typing import Any
 
-from tqchat.errors import TqchatError
+from tqchat.engine.hub import loadable, safetensors_header
+from tqchat.engine.hub.model_errors import NeedsCustomCode, NotAModel, UnsupportedModel
+
+__all__ = [
+    "TOKENIZER_FILES",
+    "WEIGHT_PATTERN",
+    "NeedsCustomCode",
+    "NotAModel",
+    "UnsupportedModel",
+    "check",
+    "display_name",
+    "is_complete",
+    "read_json",
+    "weight_files",
+]
 
 WEIGHT_PATTERN = "model*.safetensors"
 """The weight files that mlx-lm loads."""
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model", "spiece.model")
 
-class NotAModel(TqchatError):
-    """The folder is not a model, or an incomplete or damaged one."""
-
-
-class NeedsCustomCode(TqchatError):
-    """The model can only be loaded by running its own Python code, which tqchat never does."""
+_READ_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.safetensors")
+_MAX_JSON_BYTES = 256 << 20
+_SHARD = re.compile(r"(model.*)-(\d{1,6})-of-(\d{1,6})\.safetensors")
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Check that a model is complete; returns its ``config.json``.
+    """Check that a model is complete and can be loaded; returns its ``config.json``.
 
     Raises:
-        NotAModel: if a file is missing, truncated or unreadable.
+        NotAModel: if a file is missing, truncated, unreadable or no regular file, or holds impossible values.
         NeedsCustomCode: if loading it would run code that comes with it.
+        UnsupportedModel: if mlx-lm cannot load it.
     """
-    if not (folder / "config.json").is_file():
-        raise NotAModel(f"{folder} is no model folder: it has no config.json.")
-    config = _read_json(folder / "config.json")
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise NotAModel(f"{folder / 'config.json'} does not say what kind of model it is (model_type).")
-    if config.get("model_file") is not None:
-        raise NeedsCustomCode(
-            f"{folder.name} comes with its own Python code ({config['model_file']}), which tqchat "
-            "never runs; choose a model of an architecture that mlx-lm knows."
+    config = _config(folder)
+    _check_regular(folder)
+    name, in_hub = display_name(folder), _hub_storage(folder) is not None
+    loadable.check(
+        name,
+        config,
+        _optional_json(folder / "tokenizer_config.json") or {},
+        quant_config=_optional_json(folder / "hf_quant_config.json"),
+        repo=in_hub,
+    )
+    _check_generation_config(folder / "generation_config.json")
+    dtypes: set[str] = set()
+    for path in weight_files(folder):
+        dtypes |= safetensors_header.check(path)
+    if any(dtype.startswith("F8_") for dtype in dtypes) and not _says_quantised(config, folder):
+        raise UnsupportedModel(
+            f"{name} holds FP8 weights, which its config.json does not account for; "
+            f"{loadable.instead_of(name, in_hub)}."
         )
-    weights = weight_files(folder)
-    for path in weights:
-        check_weights(path)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise NotAModel(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model).")
+    _check_tokenizer(folder)
     return config
 
 
+def is_complete(folder: Path) -> bool:
+    """Whether configuration, tokenizer and all weights are there, whether or not they can be loaded."""
+    try:
+        _config(folder)
+        for path in weight_files(folder):
+            safetensors_header.check(path)
+        _check_tokenizer(folder)
+    except (NotAModel, UnsupportedModel):
+        return False
+    return True
+
+
+def display_name(folder: Path) -> str:
+    """The repo id of a model in the Hugging Face cache, else its folder's name."""
+    storage = _hub_storage(folder)
+    return "/".join(storage.name.split("--")[1:]) if storage is not None else folder.name
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, complete by its index.
+    """The weight files of a model folder, complete by its index or by their numbers.
 
     Raises:
-        NotAModel: if there are none, or some are missing.
-    """
-    weights = sorted(folder.glob(WEIGHT_PATTERN))
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        table = _read_json(index).get("weight_map")
-        named = {str(name) for name in table.values()} if isinstance(table, dict) else set()
-        missing = sorted(named - {path.name for path in weights})
-        if missing and weights:
-            raise NotAModel(
-                f"{folder} lacks {len(missing)} of {len(named)} weight files ({missing[0]} first): "
-                "download it again."
-            )
-    if weights:
-        return weights
-    if any(folder.glob("*.gguf")):
-        raise NotAModel(f"{folder} holds GGUF weights; tqchat loads MLX or safetensors models.")
-    if any(folder.glob("*.bin")):
-        raise NotAModel(f"{folder} holds PyTorch weights; convert them with `mlx_lm.convert` first.")
-    raise NotAModel(f"{folder} is no model folder: it has no weights ({WEIGHT_PATTERN}).")
-
-
-def check_weights(path: Path) -> None:
-    """Check that a safetensors file has the length that its header states.
-
-    Raises:
-        NotAModel: if it has not, or is unreadable.
+        NotAModel: if some are missing, or the index is damaged.
+        UnsupportedModel: if the weights have another format.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > size - 8:
-                raise NotAModel(f"The weights in {path} are cut short: download or copy them again.")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        files = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise NotAModel(f"The weights in {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise NotAModel(f"The weights in {path} are damaged: download or copy them again.") from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
+        raise NotAModel(f"{folder} cannot be read: {error.strerror or error}.") from error
+    weights = sorted(folder.glob(WEIGHT_PATTERN))
+    if not weights:
+        loadable.check_weight_names(display_name(folder), files, _hub_storage(folder) is not None)
+    for path in weights:
+        if not path.is_file():
+            raise NotAModel(f"{path} is no regular file: download or copy the model again.")
+    named = _indexed(folder / "model.safetensors.index.json")
+    for path in weights:
+        if found := _SHARD.fullmatch(path.name):
+            stem, width, count = found[1], len(found[3]), int(found[3])
+            if count > 10_000:
+                raise NotAModel(f"{path} names {count:,} weight files: download or copy the model again.")
+            named |= {f"{stem}-{number:0{width}}-of-{found[3]}.safetensors" for number in range(1, count + 1)}
+            break
+    missing = sorted(named - {path.name for path in weights})
+    if missing:
         raise NotAModel(
-            f"The weights in {path} are {'cut short' if size < expected else 'damaged'} "
-            f"({size:,} of {expected:,} bytes): download or copy them again."
+            f"{folder} lacks {len(missing)} of {len(named)} weight files ({missing[0]} first): "
+            "download it again."
         )
+    return weights
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON table.
+
+    Raises:
+        NotAModel: if the file is none, is no regular file, or cannot be read.
+    """
     try:
+        if not path.is_file():
+            raise NotAModel(f"{path} is no regular file: download or copy the model again.")
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise NotAModel(f"{path} is too long: download or copy the model again.")
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NotAModel(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -110,3 +136,89 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise NotAModel(f"{path} is no JSON table: download or copy the model again.")
     return table
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        there = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise NotAModel(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not there:
+        if any((folder / name).is_file() for name in ("adapter_config.json", "adapters.safetensors")):
+            raise NotAModel(
+                f"{folder} is an adapter without its model; load the model it was trained "
+                "for, with --adapter."
+            )
+        if any(folder.glob("*.gguf")):
+            loadable.check_weight_names(display_name(folder), ["model.gguf"], repo=False)
+        raise NotAModel(f"{folder} is no model folder: it has no config.json.")
+    config = read_json(path)
+    if not isinstance(config.get("model_type"), str):
+        raise NotAModel(f"{path} does not say what kind of model it is (model_type).")
+    return config
+
+
+def _check_generation_config(path: Path) -> None:
+    """Refuse a table of another type, which mlx-lm fails on; it ignores a file that is no JSON."""
+    try:
+        if path.is_file() and not isinstance(json.loads(path.read_bytes()), dict):
+            raise NotAModel(f"{path} is no JSON table: correct or delete it.")
+    except json.JSONDecodeError:
+        pass
+    except (OSError, ValueError, RecursionError) as error:
+        raise NotAModel(f"{path} cannot be read: correct or delete it.") from error
+
+
+def _optional_json(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _check_regular(folder: Path) -> None:
+    """Refuse pipes, devices and folders in place of files that mlx-lm or transformers would open."""
+    for pattern in _READ_PATTERNS:
+        for path in folder.glob(pattern):
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise NotAModel(f"{path} cannot be read: {error.strerror or error}.") from error
+            if not stat.S_ISREG(mode):
+                raise NotAModel(f"{path} is no regular file: download or copy the model again.")
+
+
+def _check_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise NotAModel(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model).")
+
+
+def _indexed(index: Path) -> set[str]:
+    """Names of the weight files in an index."""
+    if not index.exists():
+        return set()
+    table = read_json(index).get("weight_map")
+    names = set(table.values()) if isinstance(table, dict) and _are_names(list(table.values())) else None
+    if names is None:
+        raise NotAModel(
+            f"{index} does not say which files hold the weights: download or copy the model again."
+        )
+    return names
+
+
+def _are_names(values: list[Any]) -> bool:
+    return all(isinstance(name, str) and name and "/" not in name and name.isprintable() for name in values)
+
+
+def _says_quantised(config: dict[str, Any], folder: Path) -> bool:
+    text = config.get("text_config")
+    tables = (config, text if isinstance(text, dict) else {})
+    keys = ("quantization", "quantization_config")
+    return (
+        any(table.get(key) for table in tables for key in keys) or (folder / "hf_quant_config.json").is_file()
+    )
+
+
+def _hub_storage(folder: Path) -> Path | None:
+    """Storage folder of the repo whose snapshot a folder is."""
+    snapshots = folder.parent
+    storage = snapshots.parent
+    return storage if snapshots.name == "snapshots" and storage.name.startswith("models--") else None

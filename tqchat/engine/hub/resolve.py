@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tqchat.engine.commands import STARTER
-from tqchat.engine.hub import download, local_cache
+from tqchat.engine.hub import download, local_cache, other_apps
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
 
@@ -31,16 +31,23 @@ def local_folder(ref: str | None) -> Path | None:
     """
     if ref is None or ref == STARTER:
         return bundled("starter")
-    folder = Path(ref).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_file():
-        raise ModelNotFound(f"{ref} is a file; name the folder that holds the model.")
-    if ref.startswith(("/", ".", "~")) or not _REPO_ID.fullmatch(ref):
+    try:
+        folder = Path(ref).expanduser()
+        if folder.is_dir():
+            return folder.resolve()
+        if folder.is_file():
+            raise ModelNotFound(f"{ref} is a file; name the folder that holds the model.")
+    except (OSError, ValueError, RuntimeError):
+        pass  # not a path: too long, or the home of a user that does not exist
+    if ref.startswith(("/", ".", "~")) or not _is_repo_id(ref):
         raise ModelNotFound(
             f"There is no model folder {ref!r}; name a folder, or a Hugging Face model as owner/name."
         )
-    return local_cache.cached_folder(ref)
+    return local_cache.cached_folder(ref) or other_apps.model_folder_of(ref)
+
+
+def _is_repo_id(ref: str) -> bool:
+    return bool(_REPO_ID.fullmatch(ref)) and len(ref) <= 96 and "--" not in ref and ".." not in ref
 
 
 def resolve(

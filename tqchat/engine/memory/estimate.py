@@ -25,7 +25,7 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
     """
     machine = backend.prepare()
     config = model_folder.check(folder)
-    model = model_without_weights(config, folder.name)
+    model = model_without_weights(config, model_folder.display_name(folder))
     weights = sum(file.stat().st_size for file in model_folder.weight_files(folder))
     if machine.name == "cpu":
         dense = float32_bytes(model)

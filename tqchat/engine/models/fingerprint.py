@@ -29,7 +29,7 @@ def fingerprint(folder: Path, *traits: str) -> str:
     for path in texts:
         _add(digest, path.name, path.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        _add(digest, path.name, _weights_digest(path))
+        _add(digest, path.name, weights_digest(path))
     for trait in traits:
         _add(digest, "trait", trait.encode())
     return digest.hexdigest()
@@ -42,7 +42,8 @@ def _add(digest: hashlib._Hash, name: str, content: bytes) -> None:
         digest.update(part)
 
 
-def _weights_digest(path: Path) -> bytes:
+def weights_digest(path: Path) -> bytes:
+    """Digest of a weight file; of a large one, of its header, size and 64 blocks."""
     digest = hashlib.sha256()
     size = path.stat().st_size
     digest.update(struct.pack("<Q", size))

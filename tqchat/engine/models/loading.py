@@ -17,6 +17,7 @@ from tqchat.engine.hub.resolve import resolve
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
 from tqchat.engine.memory.shapes import cache_shapes
 from tqchat.engine.model_config import context_limit
+from tqchat.engine.models import adapters
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.reasoning import ReplyFormat, ends_of, named_ends
@@ -68,26 +69,41 @@ def load(
     *,
     progress: download.Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    adapter: str | None = None,
 ) -> LoadedModel:
     """Find or download a model and load it on this thread.
 
     On a CPU, weights are converted to float32 if that fits into memory; caches keep the native 16-bit dtype.
 
+    Args:
+        adapter: Folder of a LoRA adapter to add.
+
     Raises:
         TqchatError: if it cannot be downloaded or loaded; the message is one sentence.
     """
+    if adapter is not None:
+        adapters.find(adapter)  # before a download
     machine = backend.prepare()
-    return load_folder(resolve(ref, progress, cancelled), ref, machine)
+    return load_folder(resolve(ref, progress, cancelled), ref, machine, adapter)
 
 
-def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> LoadedModel:
+def load_folder(
+    folder: Path, ref: str | None, machine: backend.Backend, adapter: str | None = None
+) -> LoadedModel:
     """Load the model in a folder; ``ref`` is the name it was asked for by.
 
+    Args:
+        adapter: Folder of a LoRA adapter to add.
+
     Raises:
-        NotAModel, NeedsCustomCode, ModelUnusable: if it cannot be loaded.
+        NotAModel, NeedsCustomCode, UnsupportedModel, ModelUnusable: if it cannot be loaded.
+        AdapterUnusable: if the adapter cannot be loaded or does not fit.
     """
     config = model_folder.check(folder)
+    added = None if adapter is None else adapters.find(adapter)
     model, config = _load_weights(folder, config)
+    if added is not None:
+        adapters.apply(model, added, model_folder.display_name(folder))
     tokenizer = _load_tokenizer(folder, config)
 
     import mlx.core as mx
@@ -106,10 +122,13 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
     compute = "float32" if not in_half else str(half)
     switch = thinking_switch(chat_template(tokenizer))
     sampling, warning = sampling_defaults(folder)
+    traits = [f"compute {compute}", f"cache {cache_dtype}"]
+    if added is not None:
+        traits.append(f"adapter {added.digest}")
     info = ModelInfo(
         name=name,
         ref=STARTER if ref is None else ref,
-        fingerprint=fingerprint(folder, f"compute {compute}", f"cache {cache_dtype}"),
+        fingerprint=fingerprint(folder, *traits),
         architecture=str(config["model_type"]),
         layers=len(model.layers),
         weight_bytes=weights.weight_bytes(model),
@@ -120,6 +139,7 @@ def load_folder(folder: Path, ref: str | None, machine: backend.Backend) -> Load
         sampling=sampling,
         warning=warning,
         thinking_choices=switch.choices if switch is not None else (),
+        adapter=None if added is None else added.name,
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)
@@ -132,7 +152,9 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
         # Never run code that comes with a model.
         return load_model(folder, trust_remote_code=False)
     except MemoryError as error:
-        raise ModelUnusable(f"{folder.name} does not fit into memory; choose a smaller model.") from error
+        raise ModelUnusable(
+            f"{model_folder.display_name(folder)} does not fit into memory; choose a smaller model."
+        ) from error
     except Exception as error:
         kind = config["model_type"]
         text = str(error)
@@ -146,29 +168,38 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
             reason = "its weights do not have the shapes that its config.json says"
         else:
             reason = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
-        raise ModelUnusable(f"{folder.name} cannot be loaded: {reason.rstrip('.')}.") from error
+        raise ModelUnusable(
+            f"{model_folder.display_name(folder)} cannot be loaded: {reason.rstrip('.')}."
+        ) from error
 
 
 def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
     from mlx_lm.utils import load_tokenizer
 
     # Its warnings would be printed over the application's screen.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = load_tokenizer(  # type: ignore[no-untyped-call]
-            folder, {"trust_remote_code": False}, eos_token_ids=[]
-        )
+        options: dict[str, Any] = {"trust_remote_code": False}
+        try:
+            tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
+        except StrictDataclassError:
+            # transformers refuses values of config.json that mlx-lm accepts and no tokenizer needs.
+            options["config"] = transformers.PretrainedConfig()
+            tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_ends(folder)
         return tokenizer
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise model_folder.NeedsCustomCode(
-                f"{folder.name} has a tokenizer with its own Python code, which tqchat never runs; "
-                "choose another version of the model."
+                f"{model_folder.display_name(folder)} has a tokenizer with its own Python code, "
+                "which tqchat never runs; choose another version of the model."
             ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ModelUnusable(f"The tokenizer of {folder.name} cannot be loaded: {reason}.") from error
+        raise ModelUnusable(
+            f"The tokenizer of {model_folder.display_name(folder)} cannot be loaded: {reason}."
+        ) from error
 
 
 def _fits_as_float32(model: Any) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Sequence
 
 from tqchat.engine import commands, events
 from tqchat.engine.commands import STARTER
-from tqchat.engine.hub import catalog, local_cache
+from tqchat.engine.hub import catalog, disk_use, local_cache, resolve
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
+from tqchat.ui import figures
 from tqchat.ui.parts.parts import Parts
+from tqchat.ui.screens.dialog import Confirm
 from tqchat.ui.screens.models import ModelPicker, Wish
 
 
@@ -39,6 +41,30 @@ async def _choose(parts: Parts) -> None:
         case Wish(ref, "discard"):
             chat.models.pause_download()
             parts.in_thread(lambda: _discard(parts, ref))
+        case Wish(ref, "delete"):
+            await _ask_to_delete(parts, ref)
+
+
+async def _ask_to_delete(parts: Parts, ref: str) -> None:
+    size = figures.size(disk_use.storage_bytes(local_cache.storage_folder(ref)))
+    question = f"{ref} takes {size} in the Hugging Face cache, which other programs use too."
+    if await parts.ask(Confirm("Delete this model?", question, "delete")):
+        parts.in_thread(lambda: _delete(parts, ref))
+
+
+def _delete(parts: Parts, ref: str) -> None:
+    """Delete a model of the Hugging Face cache. Runs in a thread."""
+    current = parts.chat.models.current
+    try:
+        loaded = [
+            resolve.local_folder(one) for one in (current.ref if current else None, parts.settings.draft)
+        ]
+        freed = disk_use.delete(ref, [folder for folder in loaded if folder is not None])
+    except TqchatError as error:
+        parts.host.call_from_thread(parts.say, str(error), "error")
+    else:
+        text = f"Deleted {ref} from the Hugging Face cache; {figures.size(freed)} are free again."
+        parts.host.call_from_thread(parts.say, text)
 
 
 def _load(parts: Parts, ref: str) -> None:

@@ -35,10 +35,12 @@ WIDE = 84
 
 @dataclass(frozen=True)
 class Wish:
-    """The action chosen: load a model (downloading it if needed), pause a download or discard its files."""
+    """The action chosen: load a model (downloading it if needed), pause a download or discard its files, or
+    delete a model of the Hugging Face cache.
+    """
 
     ref: str
-    deed: Literal["load", "pause", "discard"] = "load"
+    deed: Literal["load", "pause", "discard", "delete"] = "load"
 
 
 class ModelPicker(ModalScreen[Wish | None]):
@@ -141,8 +143,8 @@ class ModelPicker(ModalScreen[Wish | None]):
         ]
         named = written.strip()
         if named and ("/" in named or named.startswith("~")) and all(one.ref != named for one in known):
-            folder = Path(named).expanduser()
-            if folder.is_dir():
+            folder = catalog.named_folder(named)
+            if folder is not None:
                 known.append(catalog.describe(folder, named, folder.name, "folder"))
             elif not named.startswith((".", "/", "~")):
                 known.append(LocalModel(named, named, "hub", None, 0))
@@ -229,7 +231,11 @@ class ModelPicker(ModalScreen[Wish | None]):
             deed = "resumes the download" if one.disk_bytes else "downloads, then loads"
             discard = [("^D", "discards it")] if one.disk_bytes else []
             return [("Enter", deed), *discard, *keys]
-        return [("Enter", "loads"), *keys]
+        delete = [("^D", "deletes it")] if self._is_deletable(one) else []
+        return [("Enter", "loads"), *delete, *keys]
+
+    def _is_deletable(self, one: LocalModel) -> bool:
+        return one.source == "hub" and one.folder is not None and one.ref != self._current
 
     def _details(self, one: LocalModel) -> list[Content]:
         loading = self._loading
@@ -323,10 +329,12 @@ class ModelPicker(ModalScreen[Wish | None]):
             self.dismiss(Wish(self._loading.ref, "pause"))
 
     def action_discard(self) -> None:
-        """Discard the files of the marked download."""
+        """Discard the files of the marked download, or delete the marked model of the Hugging Face cache."""
         one = self._marked
         if one is not None and one.folder is None and (one.disk_bytes or self._loading):
             self.dismiss(Wish(one.ref, "discard"))
+        elif one is not None and self._is_deletable(one):
+            self.dismiss(Wish(one.ref, "delete"))
 
     def action_cancel(self) -> None:
         """Close without a choice."""
