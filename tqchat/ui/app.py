@@ -24,7 +24,7 @@ from tqchat.ui.actions.runner import ActionRunner
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.bridge import EngineEvent, EngineGone
 from tqchat.ui.controller.controller import Controller
-from tqchat.ui.controller.engine import EngineFactory, EngineLike, OnEvent
+from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.parts import lifecycle
 from tqchat.ui.parts.appearance import Appearance

@@ -7,14 +7,14 @@ from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Database, Message
 from tqchat.store.records import Role
 from tqchat.ui import figures
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.tree import TranscriptTree
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import PendingSummary, QueuedTurn
 from tqchat.ui.controller.texts import summaries
-from tqchat.ui.controller.tree import TranscriptTree
 from tqchat.ui.controller.view import View
 
 DEFAULT_CHARACTERS_PER_TOKEN = 3.5

@@ -6,20 +6,20 @@ from collections.abc import Callable
 
 from tqchat.engine import commands, events
 from tqchat.store.database import Database
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.cache_restore import CacheRestore
-from tqchat.ui.controller.deletion import Deletions
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.cache.restore import CacheRestore
+from tqchat.ui.controller.cache.schemes import SchemeChanges
+from tqchat.ui.controller.conversation.deletion import Deletions
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.sampling import SamplingSettings
+from tqchat.ui.controller.conversation.thinking import ThinkingSettings
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import QueuedTurn, Reply
-from tqchat.ui.controller.reply_writer import ReplyWriter
-from tqchat.ui.controller.sampling import SamplingSettings
-from tqchat.ui.controller.schemes import SchemeChanges
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
-from tqchat.ui.controller.thinking import ThinkingSettings
+from tqchat.ui.controller.turns.reply_writer import ReplyWriter
 from tqchat.ui.controller.view import View
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tqchat.engine import commands
 from tqchat.store.database import Conversation, Database
 from tqchat.store.records import ThinkingChoice
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.models import ModelState
 
 
 class ThinkingSettings:

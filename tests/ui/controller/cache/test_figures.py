@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.ui.controller.rig import Core, Rig
 from tests.ui.scripted import report
 from tqchat.engine import events
-from tqchat.ui.controller.cache_figures import CacheFigures
+from tqchat.ui.controller.cache.figures import CacheFigures
 
 
 def test_a_note_says_how_much_was_restored_or_why_not(path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from tests.ui.controller.rig import Clock, RecordingView
 from tests.ui.scripted import INFO, ScriptedEngine
 from tqchat.engine import events
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import QueuedTurn, Reply
 
 

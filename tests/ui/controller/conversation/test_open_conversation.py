@@ -78,7 +78,7 @@ def lease_of_another_process(database: Database, conversation_id: str):  # type:
         [sys.executable, "-c", code, str(database.path), conversation_id],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[4],
     )
     assert process.stdout is not None and process.stdout.readline().strip() == b"held"
     return process

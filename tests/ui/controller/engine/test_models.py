@@ -7,8 +7,8 @@ from dataclasses import replace
 from tests.ui.controller.rig import RecordingView
 from tests.ui.scripted import INFO, ScriptedEngine
 from tqchat.engine import commands, events
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.models import ModelState
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
 
 
 def connected() -> tuple[ModelState, ScriptedEngine, RecordingView]:

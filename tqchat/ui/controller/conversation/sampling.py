@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from tqchat.engine import commands
 from tqchat.store.database import Conversation, Database, SamplingChoice
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.models import ModelState
 
 
 class SamplingSettings:

@@ -14,8 +14,8 @@ from tqchat.store.database import (
     VersionPosition,
 )
 from tqchat.store.records import ThinkingChoice
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.leases import ConversationLeases
+from tqchat.ui.controller.conversation.leases import ConversationLeases
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import Fork
 from tqchat.ui.controller.view import View
 

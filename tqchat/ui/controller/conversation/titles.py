@@ -5,10 +5,10 @@ from __future__ import annotations
 from tqchat.engine import commands, events
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.texts.titles import ANSWER_MAX_TOKENS, title_from_answer, title_request
 from tqchat.ui.controller.view import View
 

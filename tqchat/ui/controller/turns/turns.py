@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database, Message
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.tree import TranscriptTree
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import QueuedTurn, Reply
 from tqchat.ui.controller.texts.titles import title_from_message
 from tqchat.ui.controller.texts.transcript import last_user_index
-from tqchat.ui.controller.tree import TranscriptTree
 from tqchat.ui.controller.view import View
 
 

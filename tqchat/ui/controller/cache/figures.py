@@ -5,9 +5,9 @@ from __future__ import annotations
 from tqchat.engine import events
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Database
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import History
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.ui.controller.rig import Core, Rig, contents, turn
+from tqchat.ui.controller.conversation.tree import TranscriptTree
 from tqchat.ui.controller.records import Fork, QueuedTurn
-from tqchat.ui.controller.tree import TranscriptTree
 
 
 def test_an_edited_message_is_another_version(rig: Rig) -> None:

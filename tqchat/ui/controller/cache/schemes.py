@@ -5,15 +5,15 @@ from __future__ import annotations
 from tqchat.engine import commands, events
 from tqchat.engine.memory.auto_scheme import SchemeChoice, choose_for_model
 from tqchat.store.database import AUTO, Database
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.thinking import ThinkingSettings
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import PendingScheme
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
-from tqchat.ui.controller.thinking import ThinkingSettings
 from tqchat.ui.controller.view import View
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from tqchat.engine import commands, events
 from tqchat.store.database import Conversation, Message
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.open_conversation import OpenConversation
-from tqchat.ui.controller.schemes import SchemeChanges
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.cache.schemes import SchemeChanges
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.thinking import ThinkingSettings
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.texts import sentences
 from tqchat.ui.controller.texts.transcript import for_engine
-from tqchat.ui.controller.thinking import ThinkingSettings
 
 
 class CacheRestore:

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from textual.color import Color
 
 from tests.ui.conftest import Open
-from tests.ui.test_themes import SHIPPED, contrast
+from tests.ui.themes.test_themes import SHIPPED, contrast
 from tests.ui.tour import segments, tour
 
 DRAWN = re.compile("[\u2500-\u259f\u2800-\u28ff\\s]+")

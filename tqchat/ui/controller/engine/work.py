@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from tqchat.engine import events
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.models import ModelState
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
 from tqchat.ui.controller.records import Activity, QueuedTurn, Reply
 
 Job = Callable[[], bool]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tqchat.engine import commands, events
 from tqchat.engine.memory.quality_profile import Profile
-from tqchat.ui.controller.engine import EngineConnection
+from tqchat.ui.controller.engine.connection import EngineConnection
 from tqchat.ui.controller.view import View
 
 PREFILL_SPEED_MIN_TOKENS = 32

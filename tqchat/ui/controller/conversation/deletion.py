@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from tqchat.engine import commands
 from tqchat.store.database import Database, Message, RemovedMessage
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.open_conversation import OpenConversation
-from tqchat.ui.controller.schemes import SchemeChanges
-from tqchat.ui.controller.tree import TranscriptTree
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.cache.schemes import SchemeChanges
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.tree import TranscriptTree
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.view import View
 
 

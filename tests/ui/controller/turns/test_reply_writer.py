@@ -12,7 +12,7 @@ from tests.ui.scripted import INFO, report
 from tqchat.engine import events
 from tqchat.store.database import Database, Message, StoreFull
 from tqchat.ui.controller.records import Reply
-from tqchat.ui.controller.reply_writer import WRITE_INTERVAL_S, ReplyWriter
+from tqchat.ui.controller.turns.reply_writer import WRITE_INTERVAL_S, ReplyWriter
 
 
 def test_a_reply_is_written_while_it_grows(rig: Rig) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.ui.controller.rig import Rig
 from tqchat.store.lease import Lease, Leases, LeaseUnavailable
-from tqchat.ui.controller.leases import ConversationLeases
+from tqchat.ui.controller.conversation.leases import ConversationLeases
 
 
 def test_leases_that_are_not_in_use_are_released(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tqchat.store.database import Database, Message
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import Fork
 from tqchat.ui.controller.view import View
 
