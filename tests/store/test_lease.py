@@ -160,7 +160,7 @@ def test_a_leases_folder_that_cannot_be_used_is_reported(paths: Paths) -> None:
     leases = Leases(paths.database)
     leases.folder.parent.mkdir(parents=True, exist_ok=True)
     leases.folder.write_text("a file instead of a folder")
-    with pytest.raises(LeaseUnavailable, match="cannot be locked in .*leases"):
+    with pytest.raises(LeaseUnavailable, match=r"cannot be locked in .*leases"):
         leases.acquire("a")
 
 

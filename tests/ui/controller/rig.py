@@ -69,7 +69,7 @@ class Rig:
         self.engine = ScriptedEngine(self.chat.handle, loads=loads)
         self.chat.connect(self.engine, None)
 
-    def said(self) -> list[tuple[str, str, str]]:
+    def transcript(self) -> list[tuple[str, str, str]]:
         assert self.chat.shown.conversation is not None
         messages = self.database.messages(self.chat.shown.conversation.id)
         return [(message.role, message.content, message.status) for message in messages]

@@ -1,4 +1,4 @@
-"""Themes are files: ours are legible, a person's own win, a bad one is a sentence."""
+"""Theme files: contrast of the shipped ones, the user's own, errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from textual.color import Color
 from textual.filter import Monochrome
 from textual.widgets import OptionList
 
-from tests.ui.conftest import Open
+from tests.ui.conftest import OpenApp
 from tqchat import paths as locations
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State
@@ -48,7 +48,7 @@ def test_text_is_legible(name: str) -> None:
     for ground in (theme.background, theme.surface, theme.panel, *cursors):
         assert ground is not None
         floor = 4.5 if ground in cursors else strict
-        for text, least in (
+        for text, minimum in (
             (theme.foreground, 4.5 if ground in cursors else 7),
             (quiet, floor),
             (theme.accent, floor),
@@ -57,12 +57,12 @@ def test_text_is_legible(name: str) -> None:
         ):
             assert text is not None
             ratio = contrast(Color.parse(text), Color.parse(ground))
-            assert ratio >= least, f"{text} on {ground} has {ratio:.1f}"
+            assert ratio >= minimum, f"{text} on {ground} has {ratio:.1f}"
     cursor = [Color.parse(theme.variables[f"block-cursor-{side}"]) for side in ("foreground", "background")]
     assert contrast(*cursor) >= 4.5
 
 
-def test_the_terminal_theme_uses_the_terminals_colours_alone() -> None:
+def test_the_terminal_theme_has_only_ansi_colours() -> None:
     theme = SHIPPED["tqchat-terminal"]
     assert theme.ansi
     colours = [theme.primary, theme.accent, theme.foreground, theme.background, theme.warning, theme.error]
@@ -70,11 +70,11 @@ def test_the_terminal_theme_uses_the_terminals_colours_alone() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-async def test_the_cursor_of_a_list_is_seen(stage: Open, name: str) -> None:
-    async with stage(settings=Settings(theme=name)) as it:
-        await it.pilot.press("ctrl+s")
-        await it.sees("system prompt")
-        options = it.app.screen.query_one(OptionList)
+async def test_the_cursor_of_a_list_is_visible(open_app: OpenApp, name: str) -> None:
+    async with open_app(settings=Settings(theme=name)) as ui:
+        await ui.pilot.press("ctrl+s")
+        await ui.shows("system prompt")
+        options = ui.app.screen.query_one(OptionList)
         marked, other = (
             options.get_visual_style(*parts)
             for parts in (
@@ -86,7 +86,7 @@ async def test_the_cursor_of_a_list_is_seen(stage: Open, name: str) -> None:
 
 
 def contrast(one: Color, other: Color) -> float:
-    """WCAG's ratio."""
+    """Contrast ratio (WCAG)."""
 
     def luminance(color: Color) -> float:
         channels = [channel / 255 for channel in color.rgb]
@@ -109,58 +109,58 @@ def contrast(one: Color, other: Color) -> float:
         (GOOD.replace('name = "mine"', "name = 3"), "needs a name"),
     ],
 )
-def test_a_bad_theme_is_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_theme_is_refused_with_a_reason(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(themes.BadTheme, match=said):
         themes.load(file)
 
 
-async def test_a_persons_theme_is_used_and_a_bad_one_beside_it_is_said(stage: Open, paths: Paths) -> None:
+async def test_a_users_theme_is_used_and_a_bad_one_reported(open_app: OpenApp, paths: Paths) -> None:
     paths.themes.mkdir(parents=True)
     (paths.themes / "mine.toml").write_text(GOOD)
     (paths.themes / "bad.toml").write_text("[")
-    async with stage(settings=Settings(theme="mine")) as it:
-        assert it.app.theme == "mine"
-        await it.sees("! The theme bad.toml cannot be read")
+    async with open_app(settings=Settings(theme="mine")) as ui:
+        assert ui.app.theme == "mine"
+        await ui.shows("! The theme bad.toml cannot be read")
 
 
-async def test_an_unknown_theme_is_said_and_ours_is_used(stage: Open) -> None:
-    async with stage(settings=Settings(theme="nope")) as it:
-        assert it.app.theme == themes.DEFAULT_THEME
-        await it.sees("There is no theme 'nope'")
+async def test_an_unknown_theme_is_reported_and_the_default_used(open_app: OpenApp) -> None:
+    async with open_app(settings=Settings(theme="nope")) as ui:
+        assert ui.app.theme == themes.DEFAULT_THEME
+        await ui.shows("There is no theme 'nope'")
 
 
 @pytest.mark.parametrize("name", ["textual-light", "tqchat-terminal", "tqchat-contrast"])
 async def test_textuals_own_themes_work_and_a_choice_is_remembered(
-    stage: Open, paths: Paths, name: str
+    open_app: OpenApp, paths: Paths, name: str
 ) -> None:
-    async with stage() as it:
-        it.app.theme = name
-        await it.chat("Go", "Well.")
-        await it.pilot.press("ctrl+q")
-        await it.until(lambda: it.app._exit)
+    async with open_app() as ui:
+        ui.app.theme = name
+        await ui.turn("Go", "Well.")
+        await ui.pilot.press("ctrl+q")
+        await ui.until(lambda: ui.app._exit)
     assert State.load(paths).settings == {"theme": name}
 
 
-async def test_a_persons_theme_is_followed_while_it_is_written(stage: Open, paths: Paths) -> None:
+async def test_changes_of_a_users_theme_file_are_applied(open_app: OpenApp, paths: Paths) -> None:
     paths.themes.mkdir(parents=True)
     file = paths.themes / "mine.toml"
     file.write_text(GOOD)
-    async with stage(settings=Settings(theme="mine")) as it:
+    async with open_app(settings=Settings(theme="mine")) as ui:
         file.write_text(GOOD.replace('background = "#000000"', 'background = "#101010"'))
-        it.app.poll()
-        await it.until(lambda: it.app.screen.styles.background.hex == "#101010")
+        ui.app.poll()
+        await ui.until(lambda: ui.app.screen.styles.background.hex == "#101010")
         assert not State.load(paths).settings, "the choice in config.toml stays the choice"
 
 
-async def test_without_colour_nothing_is_coloured(stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_color_removes_all_colours(open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    async with stage() as it:
-        assert it.app.no_color
-        await it.chat("Go", "Well.", tokens=900)
-        (filter,) = [one for one in it.app._filters if isinstance(one, Monochrome)]
-        for strip in it.app.screen._compositor.render_strips():
+    async with open_app() as ui:
+        assert ui.app.no_color
+        await ui.turn("Go", "Well.", tokens=900)
+        (filter,) = [one for one in ui.app._filters if isinstance(one, Monochrome)]
+        for strip in ui.app.screen._compositor.render_strips():
             for segment in filter.apply(list(strip), Color.parse("black")):
                 colour = segment.style.color if segment.style else None
                 if colour is not None and colour.triplet is not None:

@@ -1,4 +1,4 @@
-"""Markdown as it is drawn: the same in pieces as in one, and never wider than its room."""
+"""Markdown layout: streamed text equals complete text, and lines fit the width."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 from textual.content import Content
 
-from tests.ui.hostile import TEXTS
+from tests.ui.adversarial import TEXTS
 from tqchat.ui.widgets.chat.blocks import Block, Table, blocks
 from tqchat.ui.widgets.chat.layout import lines
 from tqchat.ui.widgets.chat.stream import MAX_OPEN_LINES, Stream
@@ -60,7 +60,7 @@ end""",
 
 
 def streamed(text: str, size: int) -> list[Block]:
-    """The blocks after the text came in pieces of up to so many characters."""
+    """The blocks of a text that is streamed in pieces of up to ``size`` characters."""
     chance, stream = random.Random(size), Stream()
     done: list[Block] = []
     rest: list[Block] = []
@@ -79,37 +79,37 @@ def words(found: list[Block], width: int = 70) -> list[str]:
 
 @pytest.mark.parametrize("size", [3, 60])
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_pieces_become_what_the_whole_is(name: str, size: int) -> None:
+def test_streamed_text_has_the_words_of_the_complete_text(name: str, size: int) -> None:
     text = DOCUMENTS[name]
     assert words(streamed(text, size)) == words(blocks(text))
 
 
 @pytest.mark.parametrize("size", [1, 7, 200])
-def test_a_document_without_long_blocks_is_the_same_line_by_line(size: int) -> None:
+def test_a_streamed_document_without_long_blocks_has_the_same_lines(size: int) -> None:
     text = DOCUMENTS["everything"]
     whole, pieces = lines(blocks(text), 60), lines(streamed(text, size), 60)
     assert [line.plain for line in pieces] == [line.plain for line in whole]
     assert [line.spans for line in pieces] == [line.spans for line in whole]
 
 
-def test_a_very_long_line_loses_nothing_in_pieces() -> None:
+def test_a_very_long_streamed_line_is_complete() -> None:
     text = "".join(f"word{n} " for n in range(3000)) + "\n\n*next*"
     assert words(streamed(text, 500)) == words(blocks(text))
 
 
 @pytest.mark.parametrize("width", [12, 40, 100])
-def test_no_line_is_wider_than_its_room(width: int) -> None:
+def test_no_line_exceeds_the_width(width: int) -> None:
     for text in [*DOCUMENTS.values(), *TEXTS]:
         for line in lines(blocks(text[:20_000]), width):
             assert line.cell_length <= width, (text[:80], line.plain)
 
 
-def test_a_wrapped_item_stays_behind_its_mark() -> None:
+def test_a_wrapped_list_item_is_indented() -> None:
     (first, second, *_) = lines(blocks("- " + "word " * 30), 40)
     assert first.plain.startswith("• word") and second.plain.startswith("  word")
 
 
-def test_a_table_that_is_too_wide_wraps_its_cells_and_keeps_its_columns() -> None:
+def test_a_wide_table_wraps_its_cells() -> None:
     text = "| name | what |\n|---|---|\n| fox | " + "red and quick " * 10 + "|\n| owl | grey |"
     laid = [line.plain for line in lines(blocks(text), 40)]
     assert laid[2].startswith("fox   red") and laid[3].startswith("      ") and laid[3][6:].strip()
@@ -123,14 +123,14 @@ def test_a_table_of_many_columns_becomes_a_list_of_its_cells() -> None:
     assert "column 3: value 3" in laid
 
 
-def test_cells_are_aligned_as_the_document_says() -> None:
+def test_table_cells_are_aligned() -> None:
     (table,) = blocks("| a | b | c |\n|:--|:-:|--:|\n| 1 | 2 | 3 |\n| wide cell | wide cell | wide cell |")
     assert isinstance(table, Table) and table.aligns == "<^>"
     (row,) = [line.plain for line in lines([table], 60) if "1" in line.plain]
     assert row == "1          " + "    2    " + "  " + "        3"
 
 
-def test_where_a_link_leads_is_seen() -> None:
+def test_the_address_of_a_link_is_shown() -> None:
     text = "[https://bank.com](https://evil.com/https://bank.com) https://plain.com"
     (said,) = lines(blocks(text), 200)
     assert said.plain == "https://bank.com (https://evil.com/https://bank.com) https://plain.com"

@@ -30,7 +30,7 @@ from tqchat.ui.controller.view import View
 
 
 class Controller:
-    """Everything that a user can do to conversations, by part: ``controller.turns.send("Hello")``.
+    """What a user can do with conversations, by part: ``controller.turns.send("Hello")``.
 
     Every method is called on the screen's thread, ``handle`` for engine events too.
 
@@ -131,7 +131,7 @@ class Controller:
         self.schemes.forget_auto_choices()
 
     def handle(self, event: events.Event) -> None:
-        """Take an engine event. Errors of the database are shown, and the engine goes on to its next job."""
+        """Take an engine event. Database errors are shown, and the engine starts its next job."""
         try:
             self._route(event)
         except TqchatError as error:

@@ -22,7 +22,7 @@ def test_a_note_says_how_much_was_restored_or_why_not(path: Path) -> None:
     rig.engine.restored = events.Opened(one, 3076, 0.1)
     rig.chat.shown.open(one)
     assert rig.chat.caches.restore_notes[one] == "Restored 3,076 tokens, nothing re-read."
-    rig.engine.say(events.Opened(one, 0, 0.1, "This cache was made with another model; re-reading."))
+    rig.engine.emit(events.Opened(one, 0, 0.1, "This cache was made with another model; re-reading."))
     assert rig.chat.caches.restore_notes[one].startswith("This cache was made with another model")
 
 

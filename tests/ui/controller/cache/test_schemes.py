@@ -82,10 +82,10 @@ def test_a_failed_conversion_does_not_name_a_later_change_by_the_engine(rig: Rig
     rig.chat.schemes.set("turbo0v2")
     failed = rig.engine.commands[-1]
     assert isinstance(failed, commands.SetScheme)
-    rig.engine.say(events.Failed(failed.conversation_id, "Out of memory."))
+    rig.engine.emit(events.Failed(failed.conversation_id, "Out of memory."))
     assert rig.chat.schemes.chosen == "turbo0v4" and rig.chat.work.activity is None
     counted = report(300, "turbo2")
-    rig.engine.say(
+    rig.engine.emit(
         events.SchemeChanged(
             failed.conversation_id, "turbo2", "turbo0v4", 300, 0.1, False, False, 900, 500, counted
         )

@@ -30,7 +30,7 @@ def test_a_deletion_can_be_undone(rig: Rig) -> None:
     assert not rig.chat.deletion.undo()
 
 
-def test_undo_skips_conversations_whose_only_message_was_taken_back(rig: Rig) -> None:
+def test_undo_skips_conversations_whose_only_message_was_withdrawn(rig: Rig) -> None:
     turn(rig, "About foxes", "Red.")
     assert rig.chat.shown.id is not None
     rig.chat.deletion.delete(rig.chat.shown.id)

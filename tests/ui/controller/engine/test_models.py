@@ -49,7 +49,7 @@ def test_a_download_can_be_paused() -> None:
     models.failed(events.ModelFailed("org/big", "Cancelled."))
     assert models.loading is None
     assert view.said == [
-        ("information", "The download of org/big is paused; loaded again, it goes on where it stopped.")
+        ("information", "The download of org/big is paused; load the model again to resume it.")
     ]
 
 

@@ -6,13 +6,13 @@ import pytest
 
 from tqchat.ui.controller.texts.reasoning import Splitter, split
 
-WHOLE = "<think>\nFoxes are\nred.\n</think>\n\nThey are **red**."
+REPLY = "<think>\nFoxes are\nred.\n</think>\n\nThey are **red**."
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        (WHOLE, ("Foxes are\nred.", "They are **red**.")),
+        (REPLY, ("Foxes are\nred.", "They are **red**.")),
         ("Plain.", ("", "Plain.")),
         ("<think>never closed", ("never closed", "")),
         ("opened by the template</think>Answer", ("opened by the template", "Answer")),
@@ -26,8 +26,8 @@ def test_reasoning_and_answer_are_split(text: str, parts: tuple[str, str]) -> No
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
-@pytest.mark.parametrize("text", [WHOLE, "Plain < text.", "<thin air>", "  <think>a</th b</think>c"])
-def test_pieces_split_like_the_whole(text: str, size: int) -> None:
+@pytest.mark.parametrize("text", [REPLY, "Plain < text.", "<thin air>", "  <think>a</th b</think>c"])
+def test_streamed_text_splits_like_complete_text(text: str, size: int) -> None:
     splitter = Splitter()
     thought = answer = ""
     for start in range(0, len(text), size):

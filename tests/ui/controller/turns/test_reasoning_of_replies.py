@@ -1,4 +1,4 @@
-"""The reasoning of replies on its way from the engine into the database, and back to the engine."""
+"""Reasoning of replies: stored with the reply, and sent to the engine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tqchat.engine import commands, events
 
 def delta(rig: Rig, text: str, part: commands.Part = "answer", takes_answer: bool = False) -> None:
     conversation_id = rig.engine.sent()[-1].conversation_id
-    rig.engine.say(events.TextDelta(conversation_id, text, part, takes_answer))
+    rig.engine.emit(events.TextDelta(conversation_id, text, part, takes_answer))
 
 
 def done(
     rig: Rig, text: str, reasoning: str, reason: events.StopReason = "stop", takes_answer: bool = False
 ) -> None:
     send = rig.engine.sent()[-1]
-    whole = events.Done(
+    event = events.Done(
         send.conversation_id,
         text,
         reason,
@@ -34,10 +34,10 @@ def done(
         reasoning_seconds=2.0,
         takes_answer=takes_answer,
     )
-    rig.engine.say(whole)
+    rig.engine.emit(event)
 
 
-def test_it_is_stored_apart_and_goes_back_apart(rig: Rig) -> None:
+def test_reasoning_is_stored_and_sent_apart_from_the_answer(rig: Rig) -> None:
     rig.chat.turns.send("Which letter?")
     delta(rig, "Count.", "reasoning")
     delta(rig, "J.")
@@ -49,7 +49,7 @@ def test_it_is_stored_apart_and_goes_back_apart(rig: Rig) -> None:
     assert (said.content, said.reasoning) == ("J.", "Count.")
 
 
-def test_a_reply_stopped_while_thinking_is_kept_and_continues_inside(rig: Rig) -> None:
+def test_a_reply_stopped_during_reasoning_is_kept_and_continues_its_reasoning(rig: Rig) -> None:
     rig.chat.turns.send("Which letter?")
     delta(rig, "Count", "reasoning")
     rig.chat.turns.stop()
@@ -66,7 +66,7 @@ def test_a_reply_stopped_while_thinking_is_kept_and_continues_inside(rig: Rig) -
     assert (reply.content, reply.reasoning, reply.reasoning_seconds) == ("J.", "Count on.", 4.0)
 
 
-def test_an_answer_that_turns_out_to_be_reasoning(rig: Rig) -> None:
+def test_an_answer_becomes_reasoning_at_a_closing_mark(rig: Rig) -> None:
     rig.chat.turns.send("Which letter?")
     delta(rig, "Count.")
     delta(rig, "", "reasoning", takes_answer=True)
@@ -76,7 +76,7 @@ def test_an_answer_that_turns_out_to_be_reasoning(rig: Rig) -> None:
     assert (reply.content, reply.reasoning) == ("J.", "Count.")
 
 
-def test_the_conversation_s_choice_goes_to_the_engine(rig: Rig) -> None:
+def test_the_choice_of_a_conversation_is_sent_to_the_engine(rig: Rig) -> None:
     rig.chat.thinking.defaults = commands.Thinking("low", 300)
     rig.engine.ready(replace(INFO, thinking_choices=("off", "on")))
     assert rig.chat.thinking.choices == ("off", "on")

@@ -12,8 +12,8 @@ def test_a_failed_reply_keeps_its_text_and_can_be_regenerated(rig: Rig) -> None:
     rig.chat.turns.send("Hello")
     rig.engine.delta("Well")
     assert rig.chat.shown.conversation is not None
-    rig.engine.say(events.Failed(rig.chat.shown.conversation.id, "Out of memory.", "Well,"))
-    assert rig.said()[-1] == ("assistant", "Well,", "unfinished")
+    rig.engine.emit(events.Failed(rig.chat.shown.conversation.id, "Out of memory.", "Well,"))
+    assert rig.transcript()[-1] == ("assistant", "Well,", "unfinished")
     assert ("error", "Out of memory.") in rig.view.said
     assert rig.chat.turns.regenerate()
     assert len(rig.engine.sent()) == 2

@@ -18,12 +18,12 @@ from tqchat.ui.controller.turns.reply_writer import WRITE_INTERVAL_S, ReplyWrite
 def test_a_reply_is_written_while_it_grows(rig: Rig) -> None:
     rig.chat.turns.send("Hello")
     rig.engine.delta("One ")
-    assert rig.said()[-1] == ("assistant", "One ", "unfinished")
+    assert rig.transcript()[-1] == ("assistant", "One ", "unfinished")
     rig.engine.delta("two ")
-    assert rig.said()[-1] == ("assistant", "One ", "unfinished")
+    assert rig.transcript()[-1] == ("assistant", "One ", "unfinished")
     rig.clock.now += 1
     rig.engine.delta("three")
-    assert rig.said()[-1] == ("assistant", "One two three", "unfinished")
+    assert rig.transcript()[-1] == ("assistant", "One two three", "unfinished")
 
 
 def test_a_finished_reply_has_its_figures(rig: Rig) -> None:
@@ -45,7 +45,7 @@ def test_closing_writes_the_reply_as_unfinished(rig: Rig) -> None:
     rig.engine.delta("One ")
     rig.engine.delta("two")
     rig.chat.close()
-    assert rig.said()[-1] == ("assistant", "One two", "unfinished")
+    assert rig.transcript()[-1] == ("assistant", "One two", "unfinished")
 
 
 class Writing:

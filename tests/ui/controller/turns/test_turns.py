@@ -41,14 +41,14 @@ def test_the_engine_opens_a_conversation_before_it_answers_it(rig: Rig) -> None:
 def test_a_message_sent_while_the_model_loads_is_queued(path: Path) -> None:
     rig = Rig(path, loads=False)
     assert rig.chat.turns.send("Hello")
-    assert rig.said() == [("user", "Hello", "complete")]
+    assert rig.transcript() == [("user", "Hello", "complete")]
     assert rig.engine.sent() == []
     assert not rig.chat.turns.send("Another"), "one message at a time"
     rig.engine.ready()
     assert [turn.content for turn in rig.engine.sent()[0].messages] == ["Hello"]
 
 
-def test_stop_takes_a_queued_message_back(path: Path) -> None:
+def test_stop_withdraws_a_queued_message(path: Path) -> None:
     rig = Rig(path, loads=False)
     rig.chat.turns.send("Hello")
     assert rig.chat.turns.stop()
@@ -61,7 +61,7 @@ def test_stop_takes_a_queued_message_back(path: Path) -> None:
 def test_a_queued_message_waits_for_another_model_if_one_fails(path: Path) -> None:
     rig = Rig(path, loads=False)
     rig.chat.turns.send("Hello")
-    rig.engine.say(events.ModelFailed("org/none", "There is no model org/none."))
+    rig.engine.emit(events.ModelFailed("org/none", "There is no model org/none."))
     assert ("error", "There is no model org/none.") in rig.view.said
     assert rig.engine.sent() == []
     rig.chat.models.load(None)
@@ -76,7 +76,7 @@ def test_stopping_before_any_text_returns_the_message_to_the_prompt(rig: Rig) ->
     assert rig.chat.turns.stop() and rig.engine.stops == 1
     rig.engine.done("", "stopped")
     assert rig.view.returned == ["Second"]
-    assert [content for _, content, _ in rig.said()] == ["First", "Yes."]
+    assert [content for _, content, _ in rig.transcript()] == ["First", "Yes."]
 
 
 def test_stopping_keeps_the_text_so_far(rig: Rig) -> None:
@@ -84,7 +84,7 @@ def test_stopping_keeps_the_text_so_far(rig: Rig) -> None:
     rig.engine.delta("One two")
     rig.chat.turns.stop()
     rig.engine.done("One two", "stopped")
-    assert rig.said()[-1] == ("assistant", "One two", "stopped")
+    assert rig.transcript()[-1] == ("assistant", "One two", "stopped")
     assert rig.view.returned == []
 
 
@@ -94,7 +94,7 @@ def test_regenerating_keeps_the_earlier_reply_as_a_version(rig: Rig) -> None:
     first = rig.chat.shown.messages[-1]
     assert rig.chat.turns.regenerate()
     rig.engine.reply("Good day.")
-    assert [content for _, content, _ in rig.said()] == ["Hello", "Good day."]
+    assert [content for _, content, _ in rig.transcript()] == ["Hello", "Good day."]
     assert len(rig.database.siblings(first.id)) == 2
 
 
@@ -104,7 +104,7 @@ def test_a_regeneration_stopped_before_any_text_shows_the_earlier_reply(rig: Rig
     rig.chat.turns.regenerate()
     rig.chat.turns.stop()
     rig.engine.done("", "stopped")
-    assert [content for _, content, _ in rig.said()] == ["Hello", "Hi."]
+    assert [content for _, content, _ in rig.transcript()] == ["Hello", "Hi."]
     assert rig.view.returned == []
 
 
@@ -128,7 +128,7 @@ def test_a_cut_off_reply_can_be_continued(rig: Rig) -> None:
     last = rig.chat.shown.messages[-1]
     assert (last.content, last.status, last.tokens) == ("one, two, three", "complete", 60 + 110)
     assert len(rig.chat.shown.messages) == 2
-    assert not rig.chat.turns.continue_reply(), "it is whole now"
+    assert not rig.chat.turns.continue_reply(), "it is complete now"
 
 
 def test_a_continuation_stopped_before_any_text_keeps_the_reply(rig: Rig) -> None:
@@ -136,7 +136,7 @@ def test_a_continuation_stopped_before_any_text_keeps_the_reply(rig: Rig) -> Non
     rig.engine.done("one, two", "length")
     assert rig.chat.turns.continue_reply()
     rig.engine.done("", "stopped")
-    assert rig.said()[-1] == ("assistant", "one, two", "stopped")
+    assert rig.transcript()[-1] == ("assistant", "one, two", "stopped")
 
 
 def test_a_message_that_cannot_be_written_is_not_sent(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,5 +154,5 @@ def test_the_current_model_answers_while_another_is_downloaded(rig: Rig) -> None
     rig.chat.models.load("org/big")
     rig.chat.turns.send("Hello")
     assert rig.engine.sent() == []
-    rig.engine.say(events.ModelProgress("org/big", "downloading", 1, 10))
+    rig.engine.emit(events.ModelProgress("org/big", "downloading", 1, 10))
     assert len(rig.engine.sent()) == 1

@@ -12,13 +12,13 @@ from tqchat.ui.controller.records import History
 
 
 class CacheFigures:
-    """What the engine has reported of each conversation's cache, by conversation id.
+    """The engine's reports on caches, by conversation id.
 
     Attributes:
         reports: The last report on a cache in memory.
         histories: Cache size over the tokens of the shown branch.
         disk_bytes: Bytes of a saved cache.
-        restore_notes: How a cache came back when its conversation was opened, in a sentence.
+        restore_notes: A sentence on how a cache was restored when its conversation was opened.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from tqchat.ui.controller.texts.transcript import for_engine
 
 
 class CacheRestore:
-    """Has the engine hold the cache of the shown conversation, or of one that is about to be answered."""
+    """Opens the shown conversation in the engine, or one that is about to be answered."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Cache schemes of conversations: the choice, what ``auto`` resolves to, and changes."""
+"""Cache schemes of conversations: the choice, how ``auto`` is resolved, and changes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SchemeChanges:
 
     @property
     def auto_choice(self) -> SchemeChoice:
-        """What ``auto`` resolves to for the shown conversation, and why."""
+        """The scheme that ``auto`` stands for in the shown conversation, with the reason."""
         return self._auto_choice(self._shown.id or "")
 
     @property
@@ -68,11 +68,11 @@ class SchemeChanges:
 
     @property
     def pending_id(self) -> str | None:
-        """The conversation whose change waits for the engine."""
+        """The conversation whose change is pending."""
         return self._pending.conversation_id if self._pending else None
 
     def resolve(self, conversation_id: str, scheme: str) -> str:
-        """The scheme that a conversation's setting stands for."""
+        """The scheme of a conversation's setting, ``auto`` resolved."""
         return self._auto_choice(conversation_id).scheme if scheme == AUTO else scheme
 
     def _auto_choice(self, conversation_id: str) -> SchemeChoice:
@@ -170,7 +170,7 @@ class SchemeChanges:
         self._auto_choices.clear()
 
     def model_changed(self) -> None:
-        """Resolve ``auto`` again, and offer no undo: the caches of the model before are gone."""
+        """Resolve ``auto`` again, and offer no undo: the caches of the previous model are gone."""
         self._auto_choices, self.previous = {}, {}
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ class Deletions:
             self._database.restore_message(removed)
             self._shown.open(removed.message.conversation_id)
             return True
-        # Without a head it has no messages: it was discarded when its only message was taken back.
+        # Without a head it has no messages: it was discarded when its only message was withdrawn.
         deleted = next((one for one in self._database.deleted() if one.head_id is not None), None)
         if deleted is None:
             return False

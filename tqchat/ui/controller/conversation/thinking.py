@@ -24,14 +24,14 @@ class ThinkingSettings:
 
     @property
     def choice(self) -> ThinkingChoice | None:
-        """What holds for the shown conversation; ``None`` leaves it to the model."""
+        """The setting in force for the shown conversation; ``None`` leaves it to the model."""
         conversation = self._shown.conversation
         own = conversation.thinking if conversation else self._shown.new_conversation.thinking
         return own or self.defaults.choice
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """What the loaded model's switch can be set to; empty without a switch."""
+        """The values of the loaded model's switch; empty without a switch."""
         return self._models.current.thinking_choices if self._models.current else ()
 
     def set(self, choice: ThinkingChoice | None) -> None:

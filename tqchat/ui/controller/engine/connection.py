@@ -1,4 +1,4 @@
-"""The engine as the controller sees it: its interface, and the connection to one that starts later."""
+"""The engine's interface, and a connection to one that starts later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loaded model, the one being loaded, and the memory that its caches may take."""
+"""The loaded model, the one being loaded, and the memory budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFILL_SPEED_MIN_TOKENS = 32
 
 
 class ModelState:
-    """Loads models and keeps what is known of the current one.
+    """Loads models; the state of the current one.
 
     Attributes:
         current: The loaded model.
@@ -45,12 +45,12 @@ class ModelState:
 
     @property
     def context_limit(self) -> int | None:
-        """Tokens that the current model was made for, if it says so."""
+        """The current model's context limit in tokens, if it states one."""
         return self.current.context_limit if self.current else None
 
     @property
     def memory_budget_in_force(self) -> int | None:
-        """Bytes that a conversation's cache may take: the user's setting, else what the weights leave."""
+        """Bytes that one conversation's cache may take: the user's setting, else the model's."""
         return self.memory_budget or (self.current.memory_budget if self.current else None)
 
     def load(self, ref: str | None) -> None:
@@ -82,9 +82,7 @@ class ModelState:
         self.loading = None
         paused, self._paused_ref = self._paused_ref, None
         if event.ref == paused:
-            self._view.say(
-                f"The download of {event.ref} is paused; loaded again, it goes on where it stopped."
-            )
+            self._view.say(f"The download of {event.ref} is paused; load the model again to resume it.")
         else:
             stays = f" {self.current.name} stays." if self.current else ""
             self._view.say(f"{event.message}{stays}", "error")

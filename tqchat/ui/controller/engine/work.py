@@ -1,4 +1,4 @@
-"""What the engine is working on, and what is queued for it."""
+"""The engine's current job, and the queue of turns."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Job = Callable[[], bool]
 
 
 class EngineWork:
-    """Gives the engine one job at a time, and knows which one is running.
+    """Starts one job at a time on the engine.
 
     Attributes:
-        activity: What the engine does, ``None`` while it is free.
-        conversation_id: The conversation that it does it for.
+        activity: The engine's current job, ``None`` while it is free.
+        conversation_id: The conversation that the job is for.
         open_id: The conversation whose cache the engine holds.
         reply: The reply being generated.
         waiting: Turns that are not started yet, oldest first.
@@ -54,7 +54,7 @@ class EngineWork:
     def start_next(self) -> None:
         """Start the most urgent job, if the engine is free and has a model.
 
-        While a model is downloaded the previous one goes on working; while it is loaded nothing starts.
+        During a download the previous model is still used; while weights are loaded nothing starts.
         """
         if not self._engine.connected or self._models.current is None or self._models.is_loading:
             return

@@ -1,4 +1,4 @@
-"""Replies: a queued turn goes to the engine, and what it generates to the database and the view."""
+"""Replies: sends queued turns to the engine, and the generated text to the database and the view."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class Replies:
         self._view.figures_changed()
 
     def close(self) -> None:
-        """Write what there is of a reply that will not be finished."""
+        """Write the text so far of an unfinished reply."""
         if self._work.reply is not None and not self._work.reply.is_empty:
             self._writer.write_unfinished(self._work.reply)
         self._work.reply = None

@@ -12,7 +12,7 @@ from tqchat.ui.controller.records import Reply
 from tqchat.ui.controller.view import View
 
 WRITE_INTERVAL_S = 0.5
-"""A kill loses no more of a reply than this."""
+"""A kill loses at most this much of a reply."""
 
 
 class ReplyWriter:
@@ -40,7 +40,7 @@ class ReplyWriter:
         self._write(reply, changes)
 
     def write_finished(self, reply: Reply, done: events.Done) -> None:
-        """Write the whole reply and its figures; those of a continued reply include its first part."""
+        """Write the finished reply and its figures; those of a continued reply include its first part."""
         counts, continued = done.counts, reply.continued
         before = (continued.tokens or 0) if continued else 0
         drafted = _drafted(continued) + counts.drafted

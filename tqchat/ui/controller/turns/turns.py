@@ -1,4 +1,4 @@
-"""Turns, as the user asks for them: send, regenerate, continue, stop."""
+"""The user's turns: send, regenerate, continue, stop."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Turns:
         self._view.figures_changed()
 
     def stop(self) -> bool:
-        """Take back a queued turn, or stop the reply, the other work or a download; whether there was any."""
+        """Withdraw a queued turn, or stop the reply, other work or a download; whether there was any."""
         for turn in self._work.waiting:
             if self._shown.is_shown(turn.conversation_id):
                 self._work.waiting.remove(turn)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from tqchat.engine.memory.shapes import bytes_by_scheme
 from tqchat.kv.memory import MemoryReport
@@ -11,8 +12,15 @@ from tqchat.kv.memory import MemoryReport
 _PROBE_TOKENS = 4096
 
 
-def room(report: MemoryReport, budget: int) -> tuple[int, int] | None:
-    """Tokens that still fit into ``budget`` bytes under the active scheme, and under FP16.
+class RemainingTokens(NamedTuple):
+    """Tokens that still fit under the active scheme, and under FP16."""
+
+    in_scheme: int
+    in_fp16: int
+
+
+def remaining_tokens(report: MemoryReport, budget: int) -> RemainingTokens | None:
+    """Tokens that still fit into ``budget`` bytes.
 
     Computed from the bytes held now and the bytes per further token of this cache's layers; ``None`` without
     tokens or if no layer grows.
@@ -22,7 +30,9 @@ def room(report: MemoryReport, budget: int) -> tuple[int, int] | None:
     ours, raw = _bytes_per_token(_shape(report))
     if ours <= 0 or raw <= 0:
         return None
-    return max(0, int((budget - report.bytes) / ours)), max(0, int((budget - report.fp16_bytes) / raw))
+    return RemainingTokens(
+        max(0, int((budget - report.bytes) / ours)), max(0, int((budget - report.fp16_bytes) / raw))
+    )
 
 
 def _shape(report: MemoryReport) -> MemoryReport:

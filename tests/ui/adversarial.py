@@ -1,4 +1,4 @@
-"""What a model, a file or a person could write to steer the terminal, the screen or its layout."""
+"""Texts that could control the terminal or break the layout: escapes, markup, unusual characters, extreme lengths."""
 
 # ruff: noqa: E501
 
@@ -46,4 +46,4 @@ TEXTS = [
     ),
     *LONG,
 ]
-"""Some hundreds: each of them in half of the places that Markdown has for words, and some very long ones."""
+"""Each short text in half of ``SHAPES``, and the very long ones."""
