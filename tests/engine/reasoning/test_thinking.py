@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.engine.reasoning.test_reasoning import ASKED, run
 from tests.engine.scripted_model import CHATML, scripted
 from tests.engine.talk import greedy, of, send, user
-from tests.engine.test_reasoning import ASKED, run
 from tests.engine.test_worker import SECONDS, Listener
 from tqchat.engine import models
 from tqchat.engine.commands import Compose, LoadModel, OpenConversation, Send, Thinking
