@@ -73,7 +73,7 @@ async def visit_screens(ui: RunningApp, patch: pytest.MonkeyPatch) -> AsyncItera
         ("f10", "conversation", "This conversation"),
         ("f9", "themes", "tqchat-terminal"),
         ("f1", "help", "Esc closes"),
-        ("ctrl+p", "palette", "Regenerate"),
+        ("ctrl+p", "palette", "Cache scheme"),
         ("f8", "delete", "Delete this conversation?"),
     ):
         await ui.pilot.press(key)

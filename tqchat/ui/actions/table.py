@@ -68,7 +68,7 @@ _CONVERSATION = (
     Action(
         "make_room",
         "Context limit",
-        "How full the context is, and ways to shorten it.",
+        "Context use, and ways to shorten it.",
         "Conversation",
         context_limit.show_options,
         "alt+m",
@@ -89,7 +89,7 @@ _CONVERSATION = (
     Action(
         "undelete",
         "Undo delete",
-        "Restore the last deleted message or conversation.",
+        "Restore the last deletion.",
         "Conversation",
         conversations.undelete,
         "alt+z",
@@ -166,7 +166,7 @@ _REPLY = (
     Action(
         "regenerate",
         "Regenerate",
-        "Generate the last reply again, as another version.",
+        "Generate another version of the last reply.",
         "Reply",
         versions.regenerate,
         "ctrl+r",
