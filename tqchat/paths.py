@@ -23,9 +23,10 @@ _RESOURCES = {
 
 
 class UnusableFolder(TqchatError):
-    """A required folder cannot be created or accessed."""
+    """A required folder cannot be created or accessed; ``error`` is the system's error."""
 
     def __init__(self, folder: Path, error: OSError) -> None:
+        self.error = error
         reason = (error.strerror or str(error)).lower()
         super().__init__(
             f"The folder {folder} cannot be used ({reason}); "

@@ -88,6 +88,11 @@ def test_the_command_prints_its_counts(
     options = ["--model", str(folder), "--kills", "2", "--mutations", "20", "--schemes", "turbo0v4"]
     assert main(["lab", "endure", *options]) == 0
     shown = capsys.readouterr().out
-    for part in ("kills", "none of them lost", "mutations", "saves that a full disk refused"):
+    for part in (
+        "kills",
+        "committed messages checked, none lost",
+        "mutations",
+        "saves refused by a full disk",
+    ):
         assert part in shown
     assert not (tmp_path / "work").exists()

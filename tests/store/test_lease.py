@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tqchat.paths import Paths
-from tqchat.store.database import ConversationInUse, Database, StoreError
-from tqchat.store.lease import Leases
+from tqchat.store.database import ConversationInUse, Database, StoreError, StoreFull
+from tqchat.store.lease import Leases, LeaseUnavailable
 
 HOLD_LEASE = """
 import sys
@@ -153,3 +154,23 @@ def test_ids_with_path_characters_are_refused(paths: Paths) -> None:
     for bad in ("../x", "", "a/b", ".", "a\0b"):
         with pytest.raises(StoreError):
             Leases(paths.database).acquire(bad)
+
+
+def test_a_leases_folder_that_cannot_be_used_is_reported(paths: Paths) -> None:
+    leases = Leases(paths.database)
+    leases.folder.parent.mkdir(parents=True, exist_ok=True)
+    leases.folder.write_text("a file instead of a folder")
+    with pytest.raises(LeaseUnavailable, match=r"cannot be locked in .*leases"):
+        leases.acquire("a")
+
+
+def test_a_full_disk_is_reported_when_the_leases_folder_is_created(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    leases = Leases(paths.database)
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(StoreFull):
+        leases.acquire("a")

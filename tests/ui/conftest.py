@@ -21,12 +21,12 @@ from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.app import TqchatApp
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
-DEADLINE = 10.0
+DEADLINE_S = 10.0
 
 
 @dataclass
-class Stage:
-    """A running app, its pilot, and the engine that follows the test's script."""
+class RunningApp:
+    """A running app, its pilot and its scripted engine."""
 
     app: TqchatApp
     pilot: Pilot[None]
@@ -36,35 +36,37 @@ class Stage:
     def engine(self) -> ScriptedEngine:
         return self.engines[0]
 
-    async def until(self, happened: Callable[[], object]) -> None:
-        """Let the app work until it has happened; a test that waits longer than the deadline has failed."""
-        deadline = time.monotonic() + DEADLINE
-        while not happened():
-            assert time.monotonic() < deadline, f"did not happen; the screen says:\n{self.text()}"
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until a condition holds; fails after ``DEADLINE_S``."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline, f"timed out; the screen shows:\n{self.text()}"
             await self.pilot.pause(0.02)
 
-    async def sees(self, text: str) -> None:
+    async def shows(self, text: str) -> None:
+        """Wait until the screen shows a text."""
         await self.until(lambda: text in self.text())
 
-    async def sees_no(self, text: str) -> None:
+    async def hides(self, text: str) -> None:
+        """Wait until the screen no longer shows a text."""
         await self.until(lambda: text not in self.text())
 
     def text(self) -> str:
-        """What is on the screen, line by line."""
+        """The text on the screen, line by line."""
         screen = self.app.screen
         return "\n".join(
             "".join(segment.text for segment in strip) for strip in screen._compositor.render_strips()
         )
 
-    async def ask(self, text: str) -> None:
+    async def send(self, text: str) -> None:
         """Write a message and send it."""
         self.app.query_one(Prompt).put(text)
         await self.pilot.press("enter")
 
-    async def chat(self, text: str, reply: str, tokens: int = 300) -> None:
-        """A whole turn."""
+    async def turn(self, text: str, reply: str, tokens: int = 300) -> None:
+        """Send a message and have it answered."""
         before = len(self.engine.sent())
-        await self.ask(text)
+        await self.send(text)
         await self.until(lambda: len(self.engine.sent()) > before)
         self.engine.reply(reply, tokens)
         await self.until(lambda: self.app.chat.work.reply is None)
@@ -74,7 +76,7 @@ class Stage:
         return content.plain if isinstance(content, Content) else str(content)
 
 
-class Open(Protocol):
+class OpenApp(Protocol):
     def __call__(
         self,
         size: tuple[int, int] = ...,
@@ -83,12 +85,12 @@ class Open(Protocol):
         settings: Settings = ...,
         restored: events.Opened | None = ...,
         actions: Registry = ...,
-    ) -> AbstractAsyncContextManager[Stage]: ...
+    ) -> AbstractAsyncContextManager[RunningApp]: ...
 
 
 @pytest.fixture
-def stage(paths: Paths) -> Open:
-    """Opens the app on the test's own files."""
+def open_app(paths: Paths) -> OpenApp:
+    """Opens the app with the test's own folders."""
 
     @asynccontextmanager
     async def opened(
@@ -98,7 +100,7 @@ def stage(paths: Paths) -> Open:
         settings: Settings | None = None,
         restored: events.Opened | None = None,
         actions: Registry = ACTIONS,
-    ) -> AsyncIterator[Stage]:
+    ) -> AsyncIterator[RunningApp]:
         engines: list[ScriptedEngine] = []
 
         def make(on_event: Callable[[events.Event], Any]) -> ScriptedEngine:
@@ -108,9 +110,9 @@ def stage(paths: Paths) -> Open:
 
         app = TqchatApp(paths, settings or Settings(theme="tqchat-dark"), engine=make, actions=actions)
         async with app.run_test(size=size) as pilot:
-            it = Stage(app, pilot, engines)
-            await it.until(lambda: engines and (app.chat.models.current or not loads))
-            yield it
+            ui = RunningApp(app, pilot, engines)
+            await ui.until(lambda: engines and (app.chat.models.current or not loads))
+            yield ui
 
     return opened
 

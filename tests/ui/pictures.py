@@ -1,4 +1,4 @@
-"""The pictures of the README, made of the real app with the real engine and the bundled model.
+"""Pictures for the README, of the app with the real engine and the bundled model.
 
 Run ``python -m tests.ui.pictures`` from the checkout; it writes ``assets/screens/*.svg``.
 """
@@ -34,30 +34,30 @@ STORY = (
 )
 
 
-class Studio:
-    """The app in front of the camera."""
+class Screenshots:
+    """Operates the app and saves pictures of it."""
 
     def __init__(self, app: TqchatApp, pilot: Pilot[None], folder: Path) -> None:
         self.app, self.pilot, self.folder = app, pilot, folder
 
-    async def until(self, happened: Callable[[], object]) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         deadline = time.monotonic() + 120
-        while not happened():
+        while not condition():
             if time.monotonic() > deadline:
-                raise SystemExit("The app did not get there; no picture was made.")
+                raise SystemExit("Timed out; no picture was made.")
             await self.pilot.pause(0.05)
 
-    async def ask(self, words: str) -> None:
-        self.app.query_one(Prompt).put(words)
+    async def send(self, text: str) -> None:
+        self.app.query_one(Prompt).put(text)
         await self.pilot.press("enter")
-        await self.until(lambda: words in [message.content for message in self.app.chat.shown.messages])
+        await self.until(lambda: text in [message.content for message in self.app.chat.shown.messages])
         await self.until(lambda: self.app.chat.shown.messages[-1].role == "assistant")
         await self.until(lambda: self.app.chat.work.reply is None and self.app.chat.work.activity is None)
 
-    async def take(self, name: str) -> None:
+    async def save(self, name: str) -> None:
         await self.pilot.pause(0.6)
         picture = self.app.export_screenshot(title="tqchat", simplify=True)
-        # The font would be fetched from the network by whoever looks at the picture.
+        # Viewers would fetch the font from the network.
         picture = re.sub(r"@font-face\s*\{.*?\}\s*", "", picture, flags=re.DOTALL)
         picture = picture.replace("Fira Code", "ui-monospace, Menlo, Consolas, DejaVu Sans Mono")
         (self.folder / f"{name}.svg").write_text(picture, encoding="utf-8")
@@ -65,42 +65,42 @@ class Studio:
 
 
 async def make(folder: Path) -> None:
-    """All pictures, in one sitting."""
-    places = locate()
-    places.ensure()
+    """Save all pictures."""
+    paths = locate()
+    paths.ensure()
     settings = Settings(theme="tqchat-dark", scheme="turbo0v4", max_tokens=Sampling().max_tokens, seed=5)
-    app = TqchatApp(places, settings)
+    app = TqchatApp(paths, settings)
     async with app.run_test(size=WIDE) as pilot:
-        studio = Studio(app, pilot, folder)
-        await studio.until(lambda: app.chat.models.current)
-        await studio.take("empty")
-        for words in EARLIER:
+        shots = Screenshots(app, pilot, folder)
+        await shots.until(lambda: app.chat.models.current)
+        await shots.save("empty")
+        for text in EARLIER:
             await pilot.press("ctrl+n")
-            await studio.ask(words)
+            await shots.send(text)
         await pilot.press("ctrl+n")
-        for words in STORY[:-1]:
-            await studio.ask(words)
+        for text in STORY[:-1]:
+            await shots.send(text)
         app.chat.schemes.set("turbo4")
-        await studio.until(lambda: app.chat.caches.report and app.chat.caches.report.scheme == "turbo4")
-        await studio.ask(STORY[-1])
-        await studio.take("chat")
+        await shots.until(lambda: app.chat.caches.report and app.chat.caches.report.scheme == "turbo4")
+        await shots.send(STORY[-1])
+        await shots.save("chat")
         app.theme = "tqchat-light"
-        await studio.take("chat-light")
+        await shots.save("chat-light")
         app.theme = "tqchat-dark"
         await pilot.press("ctrl+k")
-        await studio.until(lambda: isinstance(app.screen, SchemePicker))
-        await studio.take("schemes")
+        await shots.until(lambda: isinstance(app.screen, SchemePicker))
+        await shots.save("schemes")
         await pilot.press("escape", "f1")
-        await studio.until(lambda: isinstance(app.screen, Help))
-        await studio.take("help")
+        await shots.until(lambda: isinstance(app.screen, Help))
+        await shots.save("help")
         await pilot.press("escape")
         await pilot.resize_terminal(*NARROW)
-        await studio.take("narrow")
+        await shots.save("narrow")
         await pilot.press("ctrl+q")
 
 
 def main() -> None:
-    """Make the pictures in a home of their own."""
+    """Make the pictures with a temporary home."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=SCREENS, help="folder for the pictures")
     folder: Path = parser.parse_args().out

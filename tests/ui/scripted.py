@@ -1,4 +1,4 @@
-"""An engine that follows a script: the screen's own tests decide when it says what."""
+"""A scripted engine: tests decide when it emits which event."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INFO = events.ModelInfo(
 
 
 def report(tokens: int, scheme: str = "turbo0v4", bypassed: int = 0) -> MemoryReport:
-    """A report of plausible proportions."""
+    """A memory report of ``LAYERS`` layers; the first ``bypassed`` are uncompressed."""
     wanted = parse_scheme(scheme)
     layers = []
     for index in range(LAYERS):
@@ -60,10 +60,10 @@ def estimate(ref: str) -> events.ModelEstimate:
 
 
 class ScriptedEngine:
-    """Records commands; answers the quiet ones by itself, and replies when the test says so."""
+    """Records commands; answers all but ``Send`` and ``Compose`` at once, those when a test asks for it."""
 
     def __init__(self, on_event: Callable[[events.Event], None], *, loads: bool = True) -> None:
-        self.say = on_event
+        self.emit = on_event
         self.loads, self.converts = loads, True
         self.commands: list[commands.Command] = []
         self.stops = self.cancels = 0
@@ -81,11 +81,11 @@ class ScriptedEngine:
             case commands.LoadModel() if self.loads:
                 self.ready()
             case commands.EstimateModel():
-                self.say(estimate(command.ref))
+                self.emit(estimate(command.ref))
             case commands.Send():
                 self.schemes[command.conversation_id] = command.scheme
             case commands.OpenConversation():
-                self.say(self.restored or events.Opened(command.conversation_id, 0, 0.0))
+                self.emit(self.restored or events.Opened(command.conversation_id, 0, 0.0))
             case commands.SetScheme() if self.converts:
                 self._convert(command)
 
@@ -98,10 +98,10 @@ class ScriptedEngine:
     def shutdown(self, timeout: float) -> None:
         self.ended = True
 
-    # What a test lets it do
+    # Called by tests
 
     def ready(self, info: events.ModelInfo = INFO) -> None:
-        self.say(events.ModelReady(info, 0.5))
+        self.emit(events.ModelReady(info, 0.5))
 
     def sent(self) -> list[commands.Send]:
         return [command for command in self.commands if isinstance(command, commands.Send)]
@@ -112,21 +112,21 @@ class ScriptedEngine:
     def compose(self, text: str) -> None:
         """Answer the last request for a title or a summary."""
         asked = self.composing()[-1]
-        self.say(events.Composed(asked.conversation_id, asked.purpose, text))
+        self.emit(events.Composed(asked.conversation_id, asked.purpose, text))
 
     def delta(self, text: str) -> None:
-        self.say(events.TextDelta(self.sent()[-1].conversation_id, text))
+        self.emit(events.TextDelta(self.sent()[-1].conversation_id, text))
 
     def count(self, tokens: int, speed: float | None = 71.0) -> None:
         send = self.sent()[-1]
         self.tokens[send.conversation_id] = tokens
-        self.say(events.MemoryUpdate(send.conversation_id, report(tokens, send.scheme), speed))
+        self.emit(events.MemoryUpdate(send.conversation_id, report(tokens, send.scheme), speed))
 
     def done(self, text: str, reason: events.StopReason = "stop", tokens: int = 300) -> None:
         send = self.sent()[-1]
         self.tokens[send.conversation_id] = tokens
         counts = events.TokenCounts(40, 0, 0, 40, tokens - 40)
-        self.say(
+        self.emit(
             events.Done(
                 send.conversation_id,
                 text,
@@ -140,10 +140,10 @@ class ScriptedEngine:
                 report(tokens, send.scheme),
             )
         )
-        self.say(events.Saved(send.conversation_id, tokens, report(tokens, send.scheme).bytes + 900, 0.1))
+        self.emit(events.Saved(send.conversation_id, tokens, report(tokens, send.scheme).bytes + 900, 0.1))
 
     def reply(self, text: str, tokens: int = 300, step: int = 7) -> None:
-        """A whole reply, piece by piece, the cache growing with it."""
+        """A streamed reply, with a memory report for each piece."""
         pieces = [text[start : start + step] for start in range(0, len(text), step)]
         before = self.tokens.get(self.sent()[-1].conversation_id, 0)
         for index, piece in enumerate(pieces):
@@ -157,7 +157,7 @@ class ScriptedEngine:
         tokens = self.tokens.get(command.conversation_id, 0)
         before, after = report(tokens, previous), report(tokens, command.scheme)
         kept = not command.reread and after.bytes > before.bytes
-        self.say(
+        self.emit(
             events.SchemeChanged(
                 command.conversation_id,
                 command.scheme,

@@ -1,4 +1,4 @@
-"""The screen with the real engine and model: the main job, from the first key to the restored cache."""
+"""The app with the real engine and model: replies, scheme changes, a restored cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqchat.ui.app import TqchatApp
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.status.bars import NoticeLine
 
-DEADLINE = 90.0
+DEADLINE_S = 90.0
 
 
 @asynccontextmanager
@@ -26,11 +26,11 @@ async def running(paths: Paths) -> AsyncIterator[tuple[TqchatApp, Pilot[None]]]:
         yield app, pilot
 
 
-async def until(pilot: Pilot[None], app: TqchatApp, happened: object) -> None:
-    assert callable(happened)
-    deadline = time.monotonic() + DEADLINE
-    while not happened():
-        assert time.monotonic() < deadline, f"did not happen; the screen says:\n{text(app)}"
+async def until(pilot: Pilot[None], app: TqchatApp, condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out; the screen shows:\n{text(app)}"
         await pilot.pause(0.05)
 
 
@@ -43,7 +43,7 @@ def notice(app: TqchatApp) -> str:
 
 
 async def ask(pilot: Pilot[None], app: TqchatApp, words: str) -> str:
-    """A whole turn; the reply."""
+    """Send a message; returns the reply."""
     app.query_one(Prompt).put(words)
     await pilot.press("enter")
     await until(
@@ -53,13 +53,13 @@ async def ask(pilot: Pilot[None], app: TqchatApp, words: str) -> str:
     return app.chat.shown.messages[-1].content
 
 
-async def leave(pilot: Pilot[None], app: TqchatApp) -> None:
+async def quit_app(pilot: Pilot[None], app: TqchatApp) -> None:
     await pilot.press("ctrl+q")
     await until(pilot, app, lambda: app._exit)
 
 
 @pytest.mark.slow
-async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
+async def test_a_cache_is_converted_saved_and_restored_after_a_restart(paths: Paths) -> None:
     async with running(paths) as (app, pilot):
         # Typed and sent before the model is there.
         reply = await ask(pilot, app, "Tell me a story about a fox.")
@@ -79,7 +79,7 @@ async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
         assert converted is not None and converted.bytes < converted.fp16_bytes
         tokens = converted.tokens
         await until(pilot, app, lambda: app.chat.caches.disk_bytes)
-        await leave(pilot, app)
+        await quit_app(pilot, app)
 
     async with running(paths) as (app, pilot):
         await until(pilot, app, lambda: f"Restored {tokens} tokens, nothing re-read." in text(app))
@@ -87,11 +87,11 @@ async def test_chat_switch_quit_and_come_back(paths: Paths) -> None:
         assert app.chat.schemes.chosen == parse_scheme("turbo0v2").name
         again = await ask(pilot, app, "And then?")
         assert again
-        await leave(pilot, app)
+        await quit_app(pilot, app)
 
 
 @pytest.mark.slow
-async def test_a_stop_comes_through_and_the_next_message_is_answered(paths: Paths) -> None:
+async def test_a_reply_is_stopped_and_the_next_message_answered(paths: Paths) -> None:
     async with running(paths) as (app, pilot):
         app.query_one(Prompt).put("Tell me a story about an owl.")
         await pilot.press("enter")
@@ -102,7 +102,7 @@ async def test_a_stop_comes_through_and_the_next_message_is_answered(paths: Path
         assert stopped.status == "stopped" and stopped.content
         assert await ask(pilot, app, "Go on.")
         assert app.chat.shown.messages[-1].status == "complete"
-        await leave(pilot, app)
+        await quit_app(pilot, app)
 
 
 @pytest.mark.slow
@@ -114,4 +114,4 @@ async def test_a_folder_that_is_no_model_leaves_the_app_usable(paths: Paths) -> 
         await until(pilot, app, lambda: "✗" in text(app) and "No model." in text(app))
         app.chat.models.load(None)
         assert await ask(pilot, app, "Hello")
-        await leave(pilot, app)
+        await quit_app(pilot, app)

@@ -1,4 +1,4 @@
-"""Hundreds of hostile texts through the real widgets: nothing steers, nothing breaks the layout."""
+"""Hundreds of adversarial texts in the real widgets: no control sequences, no broken layout."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import itertools
 import unicodedata
 from collections.abc import Iterator
 
-from tests.ui.conftest import Open, Stage
-from tests.ui.hostile import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
+from tests.ui.adversarial import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
+from tests.ui.conftest import OpenApp, RunningApp
 from tqchat.text import printable, stable_width
 from tqchat.ui.widgets.chat.live import LiveReply
 from tqchat.ui.widgets.chat.log import PAGE, ChatLog
@@ -15,10 +15,10 @@ from tqchat.ui.widgets.chat.log import PAGE, ChatLog
 INVISIBLE = "\u00ad\u200b\u200e\u200f\u202a\u202e\u2060\u2066\ufeff\u3164\ufe0f"
 
 
-def check(it: Stage) -> None:
-    """What is on the screen is whole and harmless, cell by cell."""
-    width, height = it.app.size
-    strips = it.app.screen._compositor.render_strips()
+def check(ui: RunningApp) -> None:
+    """Check every cell: complete lines, no control characters, no links, no broken frame."""
+    width, height = ui.app.size
+    strips = ui.app.screen._compositor.render_strips()
     assert len(strips) == height
     for strip in strips:
         assert strip.cell_length == width, strip.text
@@ -36,86 +36,86 @@ def check(it: Stage) -> None:
 
 
 def batches(texts: list[str], size: int) -> Iterator[list[str]]:
-    it = iter(texts)
-    while batch := list(itertools.islice(it, size)):
+    remaining = iter(texts)
+    while batch := list(itertools.islice(remaining, size)):
         yield batch
 
 
-async def look_through(it: Stage, views: int = 1_000) -> None:
-    """See the log from top to bottom, in no more than so many views."""
-    log = it.app.query_one(ChatLog)
-    await it.pilot.pause()
+async def check_all_views(ui: RunningApp, views: int = 1_000) -> None:
+    """Check the log from top to bottom, in at most ``views`` views."""
+    log = ui.app.query_one(ChatLog)
+    await ui.pilot.pause()
     height = log.max_scroll_y
     step = max(log.size.height - 2, -(-height // views))
     for y in range(0, height + step, step):
         log.scroll_to(y=min(y, height), animate=False, immediate=True)
-        await it.pilot.pause()
-        check(it)
+        await ui.pilot.pause()
+        check(ui)
 
 
-async def test_messages_titles_and_questions(stage: Open) -> None:
+async def test_adversarial_messages_and_titles(open_app: OpenApp) -> None:
     short = [text for text in TEXTS if len(text) < 2_000]
     assert len(short) > 300
-    async with stage((120, 110)) as it:
+    async with open_app((120, 110)) as ui:
         for number, batch in enumerate(batches(short, PAGE)):
-            made = it.app.database.create(batch[number % len(batch)], "starter", "turbo0v4")
+            made = ui.app.database.create(batch[number % len(batch)], "starter", "turbo0v4")
             for index, text in enumerate(batch):
                 role = "user" if index % 4 == 0 else "assistant"
-                it.app.database.add_message(made.id, role, text, model=text if index % 5 == 0 else "starter")
-            it.app.chat.shown.open(made.id)
-            await look_through(it)
-        assert it.app._exit is False
+                ui.app.database.add_message(made.id, role, text, model=text if index % 5 == 0 else "starter")
+            ui.app.chat.shown.open(made.id)
+            await check_all_views(ui)
+        assert ui.app._exit is False
 
 
-async def test_very_long_ones(stage: Open) -> None:
-    async with stage((120, 40)) as it:
+async def test_very_long_texts(open_app: OpenApp) -> None:
+    async with open_app((120, 40)) as ui:
         for text in LONG:
-            made = it.app.database.create(text[:3_000], "starter", "turbo0v4")
-            it.app.database.add_message(made.id, "user", text)
-            it.app.database.add_message(made.id, "assistant", text)
-            it.app.chat.shown.open(made.id)
-            await look_through(it, views=2)
+            made = ui.app.database.create(text[:3_000], "starter", "turbo0v4")
+            ui.app.database.add_message(made.id, "user", text)
+            ui.app.database.add_message(made.id, "assistant", text)
+            ui.app.chat.shown.open(made.id)
+            await check_all_views(ui, views=2)
 
 
-async def test_replies_that_stream(stage: Open) -> None:
+async def test_adversarial_replies_that_stream(open_app: OpenApp) -> None:
     texts = [*ESCAPES, *MARKUP, *CHARACTERS]
-    async with stage((120, 40)) as it:
+    async with open_app((120, 40)) as ui:
         for shape in ("{}", "- {}", "```\n{}\n```\n", "<think>{}"):
-            await it.ask("Go")
-            before = len(it.engine.sent())
-            await it.until(lambda before=before: it.app.chat.turns.shown_reply)
+            await ui.send("Go")
+            before = len(ui.engine.sent())
+            await ui.until(lambda before=before: ui.app.chat.turns.shown_reply)
             for text in texts:
                 said = shape.replace("{}", text) + "\n\n"
                 for start in range(0, len(said), 9):
-                    it.engine.delta(said[start : start + 9])
+                    ui.engine.delta(said[start : start + 9])
             whole = "".join(shape.replace("{}", text) + "\n\n" for text in texts)
-            await it.pilot.pause()
-            check(it)
-            it.engine.done(printable(whole))
-            await it.until(lambda: it.app.chat.work.reply is None)
-            await look_through(it, views=4)
-            assert before <= len(it.engine.sent())
+            await ui.pilot.pause()
+            check(ui)
+            ui.engine.done(printable(whole))
+            await ui.until(lambda: ui.app.chat.work.reply is None)
+            await check_all_views(ui, views=4)
+            assert before <= len(ui.engine.sent())
 
 
-async def test_a_reply_of_a_megabyte_keeps_the_screen_alive(stage: Open) -> None:
-    async with stage((120, 40)) as it:
-        await it.ask("Go")
-        await it.until(lambda: it.engine.sent())
+async def test_a_reply_of_a_megabyte_does_not_block_the_screen(open_app: OpenApp) -> None:
+    async with open_app((120, 40)) as ui:
+        await ui.send("Go")
+        await ui.until(lambda: ui.engine.sent())
         paragraph = "The *fox* went `home`. " * 40 + "\n\n"
         whole = paragraph * (1_000_000 // len(paragraph))
-        it.engine.delta(whole)
-        await it.sees("The fox went home.")
-        await it.pilot.press("escape")
-        it.engine.done(whole)
-        await it.until(lambda: it.app.chat.work.reply is None)
-        await it.pilot.press("ctrl+n")
-        await it.sees("Ask something to begin.")
-        it.app.chat.shown.open(it.app.database.conversations()[0].id)
-        await it.sees("more characters")
-        check(it)
+        ui.engine.delta(whole)
+        await ui.shows("The fox went home.")
+        await ui.pilot.press("escape")
+        ui.engine.done(whole)
+        await ui.until(lambda: ui.app.chat.work.reply is None)
+        await ui.pilot.press("ctrl+n")
+        await ui.shows("Ask something to begin.")
+        ui.app.chat.shown.open(ui.app.database.conversations()[0].id)
+        await ui.shows("more characters")
+        check(ui)
 
 
-def test_what_is_joined_elsewhere_stands_side_by_side() -> None:
+def test_joined_characters_are_shown_side_by_side() -> None:
     joined = "\U0001f468\u200d\U0001f469 \u2764\ufe0f \U0001f44d\U0001f3fd"
     assert stable_width(joined) == "\U0001f468\U0001f469 \u2764 \U0001f44d"
     assert stable_width("e" + "\u0301" * 9) == "e" + "\u0301" * 3
@@ -125,10 +125,10 @@ def test_what_is_joined_elsewhere_stands_side_by_side() -> None:
     )
 
 
-async def test_streamed_and_shown_again_are_the_same(stage: Open) -> None:
-    async with stage() as it:
-        await it.chat("Go", "\u2764\ufe0f \u202eabc **bold**")
-        await it.sees("\u2764 abc bold")
-        assert len(it.app.query(LiveReply)) == 1
-        await it.pilot.press("ctrl+n", "alt+down")
-        await it.sees("\u2764 abc bold")
+async def test_streamed_and_shown_again_are_the_same(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("Go", "\u2764\ufe0f \u202eabc **bold**")
+        await ui.shows("\u2764 abc bold")
+        assert len(ui.app.query(LiveReply)) == 1
+        await ui.pilot.press("ctrl+n", "alt+down")
+        await ui.shows("\u2764 abc bold")

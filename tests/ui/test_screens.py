@@ -1,7 +1,7 @@
-"""The main screens as they were last looked at and found good: their text, and how each part of it is drawn.
+"""The main screens compared with stored ones: their text, and the style of each part.
 
-``TQCHAT_SCREENS=write pytest tests/ui/test_screens.py`` takes them as they are now and draws them, for the
-eye, into ``build/screens``; ``git diff`` then shows what changed.
+``TQCHAT_SCREENS=write pytest tests/ui/test_screens.py`` stores the current ones, and pictures of them in
+``build/screens``; ``git diff`` then shows the changes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 import textual
 from rich.style import Style
 
-from tests.ui.conftest import Open, Stage
-from tests.ui.tour import steady, still, strips, tour
+from tests.ui.conftest import OpenApp, RunningApp
+from tests.ui.tour import freeze_cursors_and_clock, settle, strips, visit_screens
 
 FOLDER = Path(__file__).parent / "screens"
 PICTURES = Path(__file__).parents[2] / "build" / "screens"
@@ -27,42 +27,44 @@ SIGNS = ascii_letters + digits
 
 
 @pytest.mark.parametrize("size", [(160, 45), (60, 24)], ids=["wide", "narrow"])
-async def test_the_screens_are_as_they_were(
-    stage: Open, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+async def test_the_screens_match_the_stored_ones(
+    open_app: OpenApp, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     changed: list[str] = []
-    steady(monkeypatch)
-    async with stage(size) as it:
-        async for stop in tour(it, monkeypatch):
-            lines = [strip.text.rstrip() for strip in strips(it)]
+    freeze_cursors_and_clock(monkeypatch)
+    async with open_app(size) as ui:
+        async for screen in visit_screens(ui, monkeypatch):
+            lines = [strip.text.rstrip() for strip in strips(ui)]
             drawn = ["\n".join(lines)]
-            for theme in THEMES if stop not in ("themes", "palette") else THEMES[:1]:
-                if it.app.theme != theme:
-                    it.app.parts.appearance.previewing = True
-                    it.app.theme = theme
-                    await still(it)
+            for theme in THEMES if screen not in ("themes", "palette") else THEMES[:1]:
+                if ui.app.theme != theme:
+                    ui.app.parts.appearance.previewing = True
+                    ui.app.theme = theme
+                    await settle(ui)
                 if WRITES:
-                    picture(it, f"{stop}-{size[0]}-{theme}")
-                drawn.append(styles(theme, [[(len(s.text), s.style) for s in strip] for strip in strips(it)]))
-            it.app.theme = THEMES[0]
-            it.app.parts.appearance.previewing = False
-            await still(it)
+                    save_picture(ui, f"{screen}-{size[0]}-{theme}")
+                drawn.append(
+                    style_runs(theme, [[(len(s.text), s.style) for s in strip] for strip in strips(ui)])
+                )
+            ui.app.theme = THEMES[0]
+            ui.app.parts.appearance.previewing = False
+            await settle(ui)
             text = "\n\n".join([f"Textual {textual.__version__}", *drawn]) + "\n"
-            changed += compared(f"{stop}-{size[0]}.txt", text, tmp_path)
+            changed += differences(f"{screen}-{size[0]}.txt", text, tmp_path)
     assert not changed, "\n".join(changed[:80])
 
 
-def picture(it: Stage, name: str) -> None:
+def save_picture(ui: RunningApp, name: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    (PICTURES / f"{name}.svg").write_text(it.app.export_screenshot(title=name, simplify=True), "utf-8")
+    (PICTURES / f"{name}.svg").write_text(ui.app.export_screenshot(title=name, simplify=True), "utf-8")
 
 
-def styles(theme: str, rows: list[list[tuple[int, Style | None]]]) -> str:
-    """Runs of one style, a sign for each: ``4a 12b 144a``; and what each sign stands for."""
+def style_runs(theme: str, rows: list[list[tuple[int, Style | None]]]) -> str:
+    """Runs of cells of one style, a letter for each style: ``4a 12b 144a``; and a legend."""
     signs: dict[str, str] = {}
     lines = []
     for row in rows:
-        cells = [(told(style), length) for length, style in row]
+        cells = [(style_text(style), length) for length, style in row]
         runs = [(look, sum(length for _, length in group)) for look, group in groupby(cells, lambda c: c[0])]
         for look, _ in runs:
             signs.setdefault(look, SIGNS[len(signs)])
@@ -71,8 +73,8 @@ def styles(theme: str, rows: list[list[tuple[int, Style | None]]]) -> str:
     return f"{theme}\n{legend}\n" + "\n".join(lines)
 
 
-def told(style: Style | None) -> str:
-    """Colours and attributes; not the links and click targets that a style also carries."""
+def style_text(style: Style | None) -> str:
+    """Colours and attributes of a style, without links and click targets."""
     if style is None:
         return "plain"
     attributes = [name for name in ("bold", "dim", "italic", "underline", "reverse") if getattr(style, name)]
@@ -83,16 +85,16 @@ def told(style: Style | None) -> str:
     return " ".join([fore, "on", back, *attributes])
 
 
-def compared(name: str, text: str, scratch: Path) -> list[str]:
-    """What differs from the screen that was kept; nothing under another Textual, which draws otherwise."""
-    kept = FOLDER / name
+def differences(name: str, text: str, scratch: Path) -> list[str]:
+    """Differences from the stored screen; none under another version of Textual, which draws differently."""
+    stored = FOLDER / name
     if WRITES:
         FOLDER.mkdir(exist_ok=True)
-        kept.write_text(text, encoding="utf-8")
+        stored.write_text(text, encoding="utf-8")
         return []
-    if not kept.exists():
-        return [f"{name} was never kept: see the top of this file"]
-    before = kept.read_text(encoding="utf-8")
+    if not stored.exists():
+        return [f"{name} is not stored: see the top of this file"]
+    before = stored.read_text(encoding="utf-8")
     if before == text or before.splitlines()[0] != text.splitlines()[0]:
         return []
     (scratch / name).write_text(text, encoding="utf-8")
@@ -100,6 +102,6 @@ def compared(name: str, text: str, scratch: Path) -> list[str]:
     return [*list(difference)[:30], f"all of it: {scratch / name}; see the top of this file"]
 
 
-def test_every_kept_screen_is_still_visited() -> None:
-    kept = {file.stem.rpartition("-")[0] for file in FOLDER.glob("*.txt")}
-    assert kept >= {"welcome", "chat", "schemes", "models", "settings", "themes", "help", "failed"}
+def test_the_main_screens_are_stored() -> None:
+    stored = {file.stem.rpartition("-")[0] for file in FOLDER.glob("*.txt")}
+    assert stored >= {"welcome", "chat", "schemes", "models", "settings", "themes", "help", "failed"}

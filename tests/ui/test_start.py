@@ -1,4 +1,4 @@
-"""The first paint needs neither MLX nor a model."""
+"""The first paint loads neither MLX nor a model."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Empty, loading, failed and offline are states that were thought of, at every width."""
+"""Empty, loading, failed and offline states, at every width."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.ui.conftest import Open
+from tests.ui.conftest import OpenApp
 from tqchat.engine import events
 from tqchat.settings import Settings
 from tqchat.ui.widgets.chat.welcome import EXAMPLES
@@ -14,10 +14,10 @@ SIZES = [(60, 24), (120, 40), (200, 50)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_the_first_run_says_what_this_is_and_later_ones_do_not(
-    stage: Open, size: tuple[int, int]
+async def test_the_welcome_page_is_shown_on_the_first_run_only(
+    open_app: OpenApp, size: tuple[int, int]
 ) -> None:
-    async with stage(size) as it:
+    async with open_app(size) as ui:
         for shown in (
             "Welcome.",
             "stays on this machine",
@@ -25,47 +25,49 @@ async def test_the_first_run_says_what_this_is_and_later_ones_do_not(
             *EXAMPLES,
             "F1 all keys",
         ):
-            await it.sees(shown)
-        await it.chat("About foxes", "Yes.")
-        await it.pilot.press("ctrl+n")
-        await it.sees("Ask something to begin.")
-        await it.sees_no("Welcome.")
-        assert EXAMPLES[0] not in it.text()
+            await ui.shows(shown)
+        await ui.turn("About foxes", "Yes.")
+        await ui.pilot.press("ctrl+n")
+        await ui.shows("Ask something to begin.")
+        await ui.hides("Welcome.")
+        assert EXAMPLES[0] not in ui.text()
 
 
-async def test_an_example_is_put_into_the_prompt_by_a_click(stage: Open) -> None:
-    async with stage() as it:
-        await it.sees(EXAMPLES[1])
-        lines = it.text().splitlines()
+async def test_an_example_is_put_into_the_prompt_by_a_click(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.shows(EXAMPLES[1])
+        lines = ui.text().splitlines()
         y = next(y for y, line in enumerate(lines) if EXAMPLES[1] in line)
-        await it.pilot.click(offset=(lines[y].index(EXAMPLES[1]) + 2, y))
-        await it.until(lambda: it.app.query_one(Prompt).text == EXAMPLES[1])
-        assert it.app.query_one(Prompt).has_focus
+        await ui.pilot.click(offset=(lines[y].index(EXAMPLES[1]) + 2, y))
+        await ui.until(lambda: ui.app.query_one(Prompt).text == EXAMPLES[1])
+        assert ui.app.query_one(Prompt).has_focus
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_a_first_model_on_its_way_shows_how_far_it_is(stage: Open, size: tuple[int, int]) -> None:
-    async with stage(size, loads=False) as it:
-        await it.sees("You can already type.")
-        it.engine.say(events.ModelProgress("org/big", "downloading", 1_200_000_000, 4_300_000_000))
-        await it.sees("Downloading org/big")
-        await it.ask("Hello")
-        await it.sees("Waiting for the model; your message is saved.")
+async def test_the_download_of_a_first_model_shows_its_progress(
+    open_app: OpenApp, size: tuple[int, int]
+) -> None:
+    async with open_app(size, loads=False) as ui:
+        await ui.shows("You can already type.")
+        ui.engine.emit(events.ModelProgress("org/big", "downloading", 1_200_000_000, 4_300_000_000))
+        await ui.shows("Downloading org/big")
+        await ui.send("Hello")
+        await ui.shows("Waiting for the model; your message is saved.")
 
 
 @pytest.mark.parametrize("size", SIZES)
-async def test_offline_without_a_model_says_what_to_do(stage: Open, size: tuple[int, int]) -> None:
-    async with stage(size, loads=False) as it:
+async def test_offline_without_a_model_shows_the_next_step(open_app: OpenApp, size: tuple[int, int]) -> None:
+    async with open_app(size, loads=False) as ui:
         sentence = "org/big is not on this machine and Hugging Face cannot be reached: check the connection."
-        it.engine.say(events.ModelFailed("org/big", sentence))
-        await it.sees("✗ org/big is not on this machine")
-        await it.sees("No model is loaded. ^O chooses one.")
-        await it.sees("No model. ^O loads one.")
+        ui.engine.emit(events.ModelFailed("org/big", sentence))
+        await ui.shows("✗ org/big is not on this machine")
+        await ui.shows("No model is loaded. ^O chooses one.")
+        await ui.shows("No model. ^O loads one.")
 
 
-async def test_what_to_press_is_said_with_the_persons_own_keys(stage: Open) -> None:
+async def test_hints_show_the_users_keys(open_app: OpenApp) -> None:
     own = Settings(theme="tqchat-dark", keys={"model": "f12", "help": "alt+h"})
-    async with stage(settings=own, loads=False) as it:
-        it.engine.say(events.ModelFailed("x", "No."))
-        await it.sees("No model. F12 loads one.")
-        await it.sees("Alt+H all keys")
+    async with open_app(settings=own, loads=False) as ui:
+        ui.engine.emit(events.ModelFailed("x", "No."))
+        await ui.shows("No model. F12 loads one.")
+        await ui.shows("Alt+H all keys")

@@ -1,4 +1,4 @@
-"""A walk through the main screens, the same every time, for looking at what is drawn."""
+"""Visits the main screens in a fixed order, for tests of their appearance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textual.screen import ModalScreen
 from textual.strip import Strip
 from textual.widgets import Input, TextArea
 
-from tests.ui.conftest import Stage
+from tests.ui.conftest import RunningApp
 from tqchat.engine import events
 from tqchat.engine.hub import catalog
 from tqchat.engine.hub.catalog import LocalModel
@@ -41,31 +41,31 @@ print("fox")
 """
 
 
-def steady(patch: pytest.MonkeyPatch) -> None:
-    """What is different at every look stands still: cursors and clocks. Call it before the app starts."""
+def freeze_cursors_and_clock(patch: pytest.MonkeyPatch) -> None:
+    """Stop blinking cursors and fix the time of day. Call it before the app starts."""
     patch.setattr(TextArea, "_toggle_cursor_blink_visible", lambda self: None)
     patch.setattr(Input, "_toggle_cursor", lambda self: None)
     patch.setattr(figures, "clock", lambda timestamp: "18:23")
 
 
-async def tour(it: Stage, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """Go from screen to screen; the name of each when it stands still."""
+async def visit_screens(ui: RunningApp, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """Visit the screens; yields the name of each once it has settled."""
     patch.setattr(catalog, "scan", lambda folders: MODELS)
-    it.app.chat.models.memory_budget = 1_000_000_000
-    narrow = it.app.size.width < 88
-    await still(it, "Everything runs and stays")
+    ui.app.chat.models.memory_budget = 1_000_000_000
+    narrow = ui.app.size.width < 88
+    await settle(ui, "Everything runs and stays")
     yield "welcome"
-    await it.chat("What is a fox?", REPLY, tokens=900)
-    it.app.chat.schemes.set("turbo4")
-    await it.chat("And an owl?", "A bird that sees well at night. " * 9, tokens=1900)
-    await still(it, "1,860 tok", "turbo4", "context 1,900")
+    await ui.turn("What is a fox?", REPLY, tokens=900)
+    ui.app.chat.schemes.set("turbo4")
+    await ui.turn("And an owl?", "A bird that sees well at night. " * 9, tokens=1900)
+    await settle(ui, "1,860 tok", "turbo4", "context 1,900")
     yield "chat"
     if narrow:
         for key, name, text in (("f3", "gauge", "KV cache"), ("f2", "list", "Conversations")):
-            await it.pilot.press(key)
-            await still(it, text)
+            await ui.pilot.press(key)
+            await settle(ui, text)
             yield name
-            await it.pilot.press("escape")
+            await ui.pilot.press("escape")
     for key, name, text in (
         ("ctrl+k", "schemes", "Scheme for this conversation"),
         ("ctrl+o", "models", "Weights 31.0 MB"),
@@ -73,45 +73,45 @@ async def tour(it: Stage, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
         ("f10", "conversation", "This conversation"),
         ("f9", "themes", "tqchat-terminal"),
         ("f1", "help", "Esc closes"),
-        ("ctrl+p", "palette", "Answer again"),
+        ("ctrl+p", "palette", "Cache scheme"),
         ("f8", "delete", "Delete this conversation?"),
     ):
-        await it.pilot.press(key)
-        await still(it, text)
+        await ui.pilot.press(key)
+        await settle(ui, text)
         yield name
-        await it.pilot.press("escape")
-        await it.until(lambda: isinstance(it.app.screen, ChatScreen))
-    it.engine.say(events.ModelProgress("org/large-4bit", "downloading", 1_200_000_000, 4_300_000_000))
-    await still(it, "1.20 GB of 4.30 GB")
+        await ui.pilot.press("escape")
+        await ui.until(lambda: isinstance(ui.app.screen, ChatScreen))
+    ui.engine.emit(events.ModelProgress("org/large-4bit", "downloading", 1_200_000_000, 4_300_000_000))
+    await settle(ui, "1.20 GB of 4.30 GB")
     yield "download"
     sentence = "org/large-4bit is not on this machine and Hugging Face cannot be reached."
-    it.engine.say(events.ModelFailed("org/large-4bit", sentence))
-    await still(it, "✗ org/large-4bit is not on this machine")
+    ui.engine.emit(events.ModelFailed("org/large-4bit", sentence))
+    await settle(ui, "✗ org/large-4bit is not on this machine")
     yield "failed"
 
 
-async def still(it: Stage, *texts: str) -> None:
-    """Wait for what must be there, and until nothing moves any more."""
+async def settle(ui: RunningApp, *texts: str) -> None:
+    """Wait for texts, and until the screen no longer changes."""
     for text in texts:
-        await it.sees(text)
+        await ui.shows(text)
     before: list[Strip] = []
-    while before != (now := strips(it)):
+    while before != (now := strips(ui)):
         before = now
-        await it.pilot.pause(0.15)
-        if isinstance(it.app.screen, ChatScreen):
-            it.app.screen.draw_due()
-            await it.pilot.pause()
+        await ui.pilot.pause(0.15)
+        if isinstance(ui.app.screen, ChatScreen):
+            ui.app.screen.draw_due()
+            await ui.pilot.pause()
 
 
-def strips(it: Stage) -> list[Strip]:
-    return it.app.screen._compositor.render_strips()
+def strips(ui: RunningApp) -> list[Strip]:
+    return ui.app.screen._compositor.render_strips()
 
 
-def segments(it: Stage) -> list[list[Segment]]:
-    """What is not dimmed by a question in front of it, line by line."""
-    screen = it.app.screen
+def segments(ui: RunningApp) -> list[list[Segment]]:
+    """The segments that are not dimmed behind a dialog, line by line."""
+    screen = ui.app.screen
     front = [screen.region]
     if isinstance(screen, ModalScreen):
         front = [box.region for box in screen.query(".box, CommandInput, CommandList") if box.display]
-    drawn = strips(it)
+    drawn = strips(ui)
     return [list(strip.crop(one.x, one.right)) for one in front for strip in drawn[one.y : one.bottom]]

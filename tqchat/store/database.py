@@ -116,12 +116,15 @@ class Database(DatabaseFile):
         Raises:
             UnknownConversation: if none or several match.
         """
+        prefix = replace_surrogates(conversation_id)
         rows = self.rows(
             f"""
             SELECT {CONVERSATION_COLUMNS} FROM conversations
-            WHERE substr(id, 1, length(?1)) = ?1 AND deleted_at IS NULL ORDER BY id != ?1
+            WHERE substr(id, 1, length(?)) = ? AND deleted_at IS NULL ORDER BY id != ?
             """,
-            replace_surrogates(conversation_id),
+            prefix,
+            prefix,
+            prefix,
         )
         if not rows or not conversation_id:
             raise UnknownConversation(conversation_id)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tqchat.paths import make_private_folder
+from tqchat.paths import UnusableFolder, make_private_folder
 from tqchat.store.errors import ConversationInUse, StoreError, StoreFull
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
@@ -85,6 +85,8 @@ class Leases:
             try:
                 make_private_folder(self.folder)
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except UnusableFolder as error:
+                raise self._acquire_error(error.error) from error
             except OSError as error:
                 raise self._acquire_error(error) from error
             try:

@@ -182,8 +182,8 @@ def restore(connection: sqlite3.Connection, removed: RemovedMessage) -> None:
     message = removed.message
     # A parent's number is below its children's; the message's own may have been given away since.
     taken = connection.execute(
-        "SELECT 1 FROM messages WHERE number = ?1 OR (id = ?2 AND number > ?1)",
-        (removed.number, message.parent_id),
+        "SELECT 1 FROM messages WHERE number = :number OR (id = :parent_id AND number > :number)",
+        {"number": removed.number, "parent_id": message.parent_id},
     ).fetchone()
     number = None if taken else removed.number
     insert_message(connection, message, number)

@@ -18,13 +18,13 @@ from tqchat.settings import Settings
 from tqchat.store.database import Database
 from tqchat.ui import themes
 from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
-from tqchat.ui.actions.keys import Keys, bind, checked, lost
+from tqchat.ui.actions.keys import Keys, bind, validate_keys, without_keys
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.runner import ActionRunner
 from tqchat.ui.actions.table import ACTIONS
-from tqchat.ui.bridge import EngineEvent, EngineGone
+from tqchat.ui.bridge import EngineEvent, EngineStopped
 from tqchat.ui.controller.controller import Controller
-from tqchat.ui.controller.engine import EngineFactory, EngineLike, OnEvent
+from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.parts import lifecycle
 from tqchat.ui.parts.appearance import Appearance
@@ -44,7 +44,7 @@ class TqchatApp(App[None]):
         configured: The settings of ``config.toml``; those changed in the app override them.
         model: Model to load instead of the one of the settings; likewise ``scheme`` and ``draft``.
         engine: Makes the engine once the screen has been painted; the real one if left out.
-        actions: Everything a person can do.
+        actions: The registry of actions.
 
     Raises:
         TqchatError: if the conversations cannot be opened; nothing has been drawn by then.
@@ -77,7 +77,7 @@ class TqchatApp(App[None]):
         self._model = model or wanted.model
         self._draft = draft or wanted.draft
         self._adapter = adapter or wanted.adapter
-        own_keys, problems = checked(actions, wanted.keys)
+        own_keys, problems = validate_keys(actions, wanted.keys)
         keys = Keys(actions, own_keys)
         screen = ChatScreen(keys)
         self.chat = screen.chat = Controller(
@@ -106,7 +106,7 @@ class TqchatApp(App[None]):
         preferences.problems = [
             *self.parts.appearance.load(wanted.theme),
             *problems,
-            *lost(actions, own_keys),
+            *without_keys(actions, own_keys),
         ]
         bind(self, keys.bindings("app"))
         self.set_keymap(own_keys)
@@ -144,14 +144,14 @@ class TqchatApp(App[None]):
         if isinstance(message.event, events.ModelReady) and not self.is_headless:
             freeze_gc()
 
-    @on(EngineGone)
+    @on(EngineStopped)
     def _engine_gone(self) -> None:
         lifecycle.leave(self.parts)
 
     # Actions
 
     def action_act(self, name: str, argument: str = "") -> None:
-        """Run an action of the registry: every key binding and click leads here."""
+        """Run an action of the registry: key bindings and clicks call this."""
         self._runner.run(name, argument)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -178,7 +178,7 @@ class TqchatApp(App[None]):
 
     @on(ChatScreen.Ready)
     def _begin(self) -> None:
-        lifecycle.show_first(self.parts)
+        lifecycle.show_initial(self.parts)
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
         self.set_interval(lifecycle.POLL_INTERVAL_S, self.poll)
         self.parts.screen.call_after_refresh(lifecycle.start_engine, self.parts, self._model)

@@ -7,8 +7,8 @@ from textual.message import Message
 from tqchat.engine.events import Event
 
 
-class EngineGone(Message):
-    """The engine's thread has ended; it sends no more events."""
+class EngineStopped(Message):
+    """The engine's thread has ended; no more events follow."""
 
 
 class EngineEvent(Message):

@@ -6,9 +6,9 @@ from itertools import combinations
 
 import pytest
 
-from tests.ui.conftest import Open
+from tests.ui.conftest import OpenApp
 from tqchat.settings import Settings
-from tqchat.ui.actions.keys import SCOPES, Keys, checked, lost
+from tqchat.ui.actions.keys import SCOPES, Keys, validate_keys, without_keys
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.scheme import SchemePicker
@@ -21,18 +21,18 @@ def test_no_two_actions_share_a_key_by_default() -> None:
 
 
 def test_unusable_keys_are_refused_with_a_sentence() -> None:
-    good, problems = checked(
+    good, problems = validate_keys(
         ACTIONS, {"scheme": "F12, alt+s", "new": "f12", "modle": "f4", "quit": "?!", "edit": "f12"}
     )
     assert good == {"scheme": "f12,alt+s", "edit": "f12"}, "a message's keys are apart from the app's"
     assert len(problems) == 3
-    assert "f12 is given to scheme and to new" in problems[0]
+    assert "f12 is set for scheme and for new" in problems[0]
     assert "the nearest is model" in problems[1]
 
 
 @pytest.mark.parametrize("key", ["f12", "ctrl+shift+a", "question_mark", "alt+minus", "space", "ctrl+pageup"])
 def test_keys_that_exist_are_accepted(key: str) -> None:
-    assert checked(ACTIONS, {"scheme": key}) == ({"scheme": key}, [])
+    assert validate_keys(ACTIONS, {"scheme": key}) == ({"scheme": key}, [])
 
 
 @pytest.mark.parametrize(
@@ -40,46 +40,46 @@ def test_keys_that_exist_are_accepted(key: str) -> None:
     [("control+k", "ctrl+k"), ("ctrl+pgup", "ctrl+pageup"), ("esc", "escape"), ("f25", "f5"), ("qqqq+k", "")],
 )
 def test_a_key_that_does_not_exist_is_refused_with_the_nearest(key: str, nearest: str) -> None:
-    good, problems = checked(ACTIONS, {"scheme": f"f12,{key}"})
+    good, problems = validate_keys(ACTIONS, {"scheme": f"f12,{key}"})
     assert good == {} and len(problems) == 1
-    assert f"scheme has {key!r}, which is no key" in problems[0]
-    assert problems[0].endswith(f"; the nearest is {nearest}." if nearest else "no key.")
+    assert f"scheme has {key!r}, which is not a key" in problems[0]
+    assert problems[0].endswith(f"; the nearest is {nearest}." if nearest else "not a key.")
     assert Keys(ACTIONS, good).of("scheme") == ["ctrl+k"], "the default stays"
 
 
 def test_an_action_that_lost_its_last_key_is_named() -> None:
-    assert lost(ACTIONS, {"scheme": "ctrl+n"}) == [
-        "New conversation has no key any more: scheme took ctrl+n."
+    assert without_keys(ACTIONS, {"scheme": "ctrl+n"}) == [
+        "New conversation no longer has a key: ctrl+n is set for scheme."
     ]
-    assert lost(ACTIONS, {"scheme": "f2"}) == []
+    assert without_keys(ACTIONS, {"scheme": "f2"}) == []
 
 
-async def test_own_keys_work_and_problems_are_shown(stage: Open) -> None:
+async def test_own_keys_work_and_problems_are_shown(open_app: OpenApp) -> None:
     keys = {"scheme": "f12", "nonsense": "f4"}
-    async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
-        await it.sees("there is no action")
-        await it.sees("F12 scheme")
-        await it.pilot.press("f12")
-        await it.until(lambda: isinstance(it.app.screen, SchemePicker))
+    async with open_app(settings=Settings(theme="tqchat-dark", keys=keys)) as ui:
+        await ui.shows("there is no action")
+        await ui.shows("F12 scheme")
+        await ui.pilot.press("f12")
+        await ui.until(lambda: isinstance(ui.app.screen, SchemePicker))
 
 
 @pytest.mark.parametrize("keys", [{}, {"scheme": "f12"}, {"new": "f2,ctrl+e", "help": "ctrl+k"}])
-async def test_the_shown_keys_are_the_bound_keys(stage: Open, keys: dict[str, str]) -> None:
-    async with stage(settings=Settings(theme="tqchat-dark", keys=keys)) as it:
-        await it.chat("About foxes", "Red ones.")
-        await it.pilot.press("f6")
+async def test_the_shown_keys_are_the_bound_keys(open_app: OpenApp, keys: dict[str, str]) -> None:
+    async with open_app(settings=Settings(theme="tqchat-dark", keys=keys)) as ui:
+        await ui.turn("About foxes", "Red ones.")
+        await ui.pilot.press("f6")
         bound: dict[str, set[str]] = {}
-        for key, active in it.app.screen.active_bindings.items():
+        for key, active in ui.app.screen.active_bindings.items():
             if active.binding.id in ACTIONS:
                 bound.setdefault(str(active.binding.id), set()).add(key)
-        shown = {action.name: set(it.app.parts.keys.of(action.name)) for action in ACTIONS}
+        shown = {action.name: set(ui.app.parts.keys.of(action.name)) for action in ACTIONS}
         assert {name: keys for name, keys in shown.items() if keys} == bound
 
 
-async def test_the_footer_survives_a_resize_under_a_dialog(stage: Open) -> None:
-    async with stage() as it:
-        await it.pilot.press("f1")
-        await it.until(lambda: isinstance(it.app.screen, Help))
-        await it.pilot.resize_terminal(100, 30)
-        await it.pilot.press("escape")
-        await it.sees("^K scheme")
+async def test_the_footer_survives_a_resize_under_a_dialog(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.pilot.press("f1")
+        await ui.until(lambda: isinstance(ui.app.screen, Help))
+        await ui.pilot.resize_terminal(100, 30)
+        await ui.pilot.press("escape")
+        await ui.shows("^K scheme")

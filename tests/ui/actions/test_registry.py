@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.ui.conftest import Open
+from tests.ui.conftest import OpenApp
 from tqchat.errors import TqchatError
 from tqchat.ui.actions.keys import SCOPES, Keys
 from tqchat.ui.actions.markdown import key_table
@@ -29,31 +29,31 @@ WAVE = Action(
 
 
 async def test_an_added_action_is_in_keys_footer_palette_slash_commands_completion_and_help(
-    stage: Open,
+    open_app: OpenApp,
 ) -> None:
-    async with stage((120, 100), actions=Registry([*ACTIONS, WAVE])) as it:
-        await it.sees("F12 wave")
-        await it.pilot.press("f12")
-        await it.sees("Waved to everyone.")
-        palette = {command.title: command for command in it.app.get_system_commands(it.app.screen)}
+    async with open_app((120, 100), actions=Registry([*ACTIONS, WAVE])) as ui:
+        await ui.shows("F12 wave")
+        await ui.pilot.press("f12")
+        await ui.shows("Waved to everyone.")
+        palette = {command.title: command for command in ui.app.get_system_commands(ui.app.screen)}
         assert palette["Wave"].help == "Greets somebody.  F12"
         await palette["Wave: mia"].callback()
-        await it.sees("Waved to mia.")
-        await it.pilot.press(*"/wav")
-        await it.sees("greet somebody")
-        await it.pilot.press("tab", "t")
-        await it.sees("/wave tom")
-        await it.pilot.press("tab", "enter")
-        await it.sees("Waved to tom.")
-        assert it.app.query_one(Prompt).text == ""
-        await it.pilot.press("f1")
-        await it.until(lambda: isinstance(it.app.screen, Help))
-        lines = it.text().splitlines()
+        await ui.shows("Waved to mia.")
+        await ui.pilot.press(*"/wav")
+        await ui.shows("greet somebody")
+        await ui.pilot.press("tab", "t")
+        await ui.shows("/wave tom")
+        await ui.pilot.press("tab", "enter")
+        await ui.shows("Waved to tom.")
+        assert ui.app.query_one(Prompt).text == ""
+        await ui.pilot.press("f1")
+        await ui.until(lambda: isinstance(ui.app.screen, Help))
+        lines = ui.text().splitlines()
         assert any("F12" in line and "Wave" in line and "Greets somebody." in line for line in lines)
-        await it.sees("/wave [NAME]")
+        await ui.shows("/wave [NAME]")
 
 
-async def test_an_added_action_of_a_message_works_while_the_cursor_is_on_one(stage: Open) -> None:
+async def test_an_added_action_of_a_message_works_while_the_cursor_is_on_one(open_app: OpenApp) -> None:
     def shout(parts: Parts, argument: str) -> None:
         assert parts.log.marked is not None
         parts.say(parts.log.marked.content.upper())
@@ -64,33 +64,33 @@ async def test_an_added_action_of_a_message_works_while_the_cursor_is_on_one(sta
     action = Action(
         "shout", "Shout", "The message in capitals.", "Message", shout, "s", scope="message", applies=marked
     )
-    async with stage(actions=Registry([*ACTIONS, action])) as it:
-        await it.chat("About foxes", "Red ones.")
-        await it.pilot.press("s")
-        assert it.app.query_one(Prompt).text == "s"
-        await it.pilot.press("ctrl+up", "s")
-        await it.sees("RED ONES.")
+    async with open_app(actions=Registry([*ACTIONS, action])) as ui:
+        await ui.turn("About foxes", "Red ones.")
+        await ui.pilot.press("s")
+        assert ui.app.query_one(Prompt).text == "s"
+        await ui.pilot.press("ctrl+up", "s")
+        await ui.shows("RED ONES.")
 
 
-async def test_an_action_whose_condition_fails_does_nothing(stage: Open) -> None:
+async def test_an_action_whose_condition_fails_does_nothing(open_app: OpenApp) -> None:
     never = Action("never", "Never", "Never applies.", "Screen", wave, "f12", applies=lambda parts: False)
-    async with stage(actions=Registry([*ACTIONS, never])) as it:
-        await it.pilot.press("f12")
-        await it.pilot.press("f1")
-        await it.until(lambda: isinstance(it.app.screen, Help))
-        assert "Waved" not in it.text()
+    async with open_app(actions=Registry([*ACTIONS, never])) as ui:
+        await ui.pilot.press("f12")
+        await ui.pilot.press("f1")
+        await ui.until(lambda: isinstance(ui.app.screen, Help))
+        assert "Waved" not in ui.text()
 
 
-async def test_a_refused_command_returns_to_the_prompt_as_it_was(stage: Open) -> None:
-    async with stage(actions=Registry([*ACTIONS, WAVE])) as it:
-        prompt = it.app.query_one(Prompt)
+async def test_a_refused_command_returns_to_the_prompt_as_it_was(open_app: OpenApp) -> None:
+    async with open_app(actions=Registry([*ACTIONS, WAVE])) as ui:
+        prompt = ui.app.query_one(Prompt)
         prompt.put("/wave no")
         prompt.move_cursor((0, 3))
-        await it.pilot.press("enter")
-        await it.sees("Nobody waves back.")
+        await ui.pilot.press("enter")
+        await ui.shows("Nobody waves back.")
         assert (prompt.text, prompt.cursor_location) == ("/wave no", (0, 3))
         prompt.clear()
-        await it.pilot.press("up")
+        await ui.pilot.press("up")
         assert prompt.text == "", "only what was accepted is remembered"
 
 
@@ -102,38 +102,38 @@ def fail_now(parts: Parts, argument: str) -> None:
     raise ValueError(f"{argument} is no number.") if argument else OSError("The disk is full.")
 
 
-async def test_errors_of_actions_are_shown(stage: Open) -> None:
+async def test_errors_of_actions_are_shown(open_app: OpenApp) -> None:
     later = Action("later", "Later", "Fails later.", "Screen", fail_later, "f12")
     now = Action("now", "Now", "Fails.", "Screen", fail_now, "f11", slash=Slash("now", "", "fail"))
-    async with stage(actions=Registry([*ACTIONS, later, now])) as it:
-        await it.pilot.press("f12")
-        await it.sees("✗ It failed in the worker.")
-        await it.pilot.press("f11")
-        await it.sees("✗ The disk is full.")
-        await it.ask("/now x")
-        await it.sees("✗ x is no number.")
-        assert it.app.query_one(Prompt).text == "/now x"
+    async with open_app(actions=Registry([*ACTIONS, later, now])) as ui:
+        await ui.pilot.press("f12")
+        await ui.shows("✗ It failed in the worker.")
+        await ui.pilot.press("f11")
+        await ui.shows("✗ The disk is full.")
+        await ui.send("/now x")
+        await ui.shows("✗ x is no number.")
+        assert ui.app.query_one(Prompt).text == "/now x"
 
 
-async def test_a_command_is_not_kept_as_unsent_text(stage: Open) -> None:
-    async with stage() as it:
-        await it.chat("About foxes", "Red ones.")
-        await it.ask("/new")
-        await it.until(lambda: it.app.chat.shown.conversation is None)
-        await it.pilot.press("alt+down")
-        await it.until(lambda: it.app.chat.shown.conversation is not None)
-        assert it.app.query_one(Prompt).text == ""
+async def test_a_command_is_not_kept_as_unsent_text(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("About foxes", "Red ones.")
+        await ui.send("/new")
+        await ui.until(lambda: ui.app.chat.shown.conversation is None)
+        await ui.pilot.press("alt+down")
+        await ui.until(lambda: ui.app.chat.shown.conversation is not None)
+        assert ui.app.query_one(Prompt).text == ""
 
 
 async def test_ctrl_c_outside_the_prompt_says_how_to_quit(
-    stage: Open, monkeypatch: pytest.MonkeyPatch
+    open_app: OpenApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with stage() as it:
+    async with open_app() as ui:
         said: list[str] = []
-        monkeypatch.setattr(it.app, "notify", lambda text, **more: said.append(text))
-        await it.chat("About foxes", "Red ones.")
-        await it.pilot.press("ctrl+up", "ctrl+c")
-        await it.until(lambda: said == ["Press [b]ctrl+q[/b] to quit the app"])
+        monkeypatch.setattr(ui.app, "notify", lambda text, **more: said.append(text))
+        await ui.turn("About foxes", "Red ones.")
+        await ui.pilot.press("ctrl+up", "ctrl+c")
+        await ui.until(lambda: said == ["Press [b]ctrl+q[/b] to quit the app"])
 
 
 @pytest.mark.parametrize("action", list(ACTIONS), ids=lambda action: action.name)
@@ -159,7 +159,7 @@ def test_a_name_or_a_command_cannot_be_registered_twice() -> None:
             Registry(twice)
 
 
-def test_an_action_without_keys_takes_a_persons_own() -> None:
+def test_an_action_without_keys_accepts_the_users() -> None:
     keys = Keys(ACTIONS, {"export": "f12"})
     assert keys.label("export") == "F12" and Keys(ACTIONS).label("export") == "?"
     assert any(binding.id == "export" for binding in keys.bindings("app"))
@@ -168,7 +168,7 @@ def test_an_action_without_keys_takes_a_persons_own() -> None:
 def test_the_key_table_for_the_readme_is_made_from_the_registry() -> None:
     table = key_table(ACTIONS)
     assert "| Ctrl+K | Cache scheme | How this conversation's cache is stored. |" in table
-    assert "| `d`, `delete` | Delete | This message alone; what follows stays. |" in table
+    assert "| `d`, `delete` | Delete | Only this message; later ones stay. |" in table
     assert len(table.splitlines()) == 2 + len([action for action in ACTIONS if action.keys])
     assert key_table(ACTIONS, ["scheme"]).splitlines()[2:] == [
         "| Ctrl+K | Cache scheme | How this conversation's cache is stored. |"

@@ -8,7 +8,7 @@ import pytest
 from textual import events
 from textual.widgets import Input, TextArea
 
-from tests.ui.conftest import Open
+from tests.ui.conftest import OpenApp
 from tqchat.paths import Paths
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.input import slash
@@ -59,104 +59,104 @@ def test_the_list_of_commands_has_one_order_and_no_word_twice() -> None:
     ]
 
 
-async def test_commands_change_the_conversation(stage: Open) -> None:
-    async with stage() as it:
-        await it.pilot.press(*"/sch")
-        await it.sees("store this conversation's cache")
-        await it.pilot.press("tab", *"turbo3", "enter")
-        await it.until(lambda: it.app.chat.schemes.chosen == "turbo3")
-        await it.ask("/set temperature=0.3 seed = 7")
-        await it.sees("Decided here: temperature 0.3, seed 7.")
-        await it.ask("/set temperature=hot")
-        await it.sees("Write it as name=number")
-        assert it.app.query_one(Prompt).text == "/set temperature=hot", (
+async def test_commands_change_the_conversation(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.pilot.press(*"/sch")
+        await ui.shows("change this conversation's cache scheme")
+        await ui.pilot.press("tab", *"turbo3", "enter")
+        await ui.until(lambda: ui.app.chat.schemes.chosen == "turbo3")
+        await ui.send("/set temperature=0.3 seed = 7")
+        await ui.shows("Set for this conversation: temperature 0.3, seed 7.")
+        await ui.send("/set temperature=hot")
+        await ui.shows("Write it as name=number")
+        assert ui.app.query_one(Prompt).text == "/set temperature=hot", (
             "a refused command stays, to be corrected"
         )
-        await it.ask("/nonsense")
-        await it.sees("There is no command /nonsense")
-        await it.ask("/system Be brief.")
-        await it.ask("//path")
-        await it.until(lambda: it.engine.sent())
-        sent = it.engine.sent()[0]
+        await ui.send("/nonsense")
+        await ui.shows("There is no command /nonsense")
+        await ui.send("/system Be brief.")
+        await ui.send("//path")
+        await ui.until(lambda: ui.engine.sent())
+        sent = ui.engine.sent()[0]
         assert [turn.content for turn in sent.messages] == ["Be brief.", "/path"]
         assert (sent.sampling.temperature, sent.sampling.seed, sent.scheme) == (0.3, 7, "turbo3")
 
 
-async def test_a_conversation_is_exported(stage: Open, tmp_path: Path) -> None:
-    async with stage() as it:
-        await it.chat("About foxes", "Red ones.")
+async def test_a_conversation_is_exported(open_app: OpenApp, tmp_path: Path) -> None:
+    async with open_app() as ui:
+        await ui.turn("About foxes", "Red ones.")
         file = tmp_path / "foxes.md"
-        await it.ask(f"/export {file}")
-        await it.until(file.exists)
+        await ui.send(f"/export {file}")
+        await ui.until(file.exists)
         assert "Red ones." in file.read_text()
-        await it.ask(f"/export {file}")
-        await it.sees("is there already")
+        await ui.send(f"/export {file}")
+        await ui.shows("already exists")
 
 
-async def test_a_long_paste_is_folded_and_sent_in_full(stage: Open) -> None:
-    async with stage() as it:
-        prompt, text = it.app.query_one(Prompt), "line\n" * 400
+async def test_a_long_paste_is_folded_and_sent_in_full(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        prompt, text = ui.app.query_one(Prompt), "line\n" * 400
         prompt.post_message(events.Paste(text))
-        await it.sees("[pasted text 1: 2,000 characters]")
-        await it.pilot.press(*" go", "enter")
-        await it.until(lambda: it.engine.sent())
-        assert it.engine.sent()[0].messages[-1].content == f"{text} go"
+        await ui.shows("[pasted text 1: 2,000 characters]")
+        await ui.pilot.press(*" go", "enter")
+        await ui.until(lambda: ui.engine.sent())
+        assert ui.engine.sent()[0].messages[-1].content == f"{text} go"
 
 
-async def test_the_dialog_sets_system_prompt_and_sampling_of_this_conversation(stage: Open) -> None:
-    async with stage((80, 24)) as it:
-        await it.pilot.press("f10")
-        await it.until(lambda: isinstance(it.app.screen, ChatSettings))
-        it.app.screen.query_one(TextArea).text = "Be brief."
-        it.app.screen.query_one("#set-top_p", Input).value = "7"
-        await it.pilot.press("ctrl+s")
-        await it.sees("must be a number above 0")
-        it.app.screen.query_one("#set-top_p", Input).value = "0.7"
-        await it.pilot.press("ctrl+s")
-        await it.until(lambda: not isinstance(it.app.screen, ChatSettings))
-        assert it.app.chat.shown.system_prompt == "Be brief."
-        assert it.app.chat.sampling.choice.given == {"top_p": 0.7}
+async def test_the_dialog_sets_system_prompt_and_sampling_of_this_conversation(open_app: OpenApp) -> None:
+    async with open_app((80, 24)) as ui:
+        await ui.pilot.press("f10")
+        await ui.until(lambda: isinstance(ui.app.screen, ChatSettings))
+        ui.app.screen.query_one(TextArea).text = "Be brief."
+        ui.app.screen.query_one("#set-top_p", Input).value = "7"
+        await ui.pilot.press("ctrl+s")
+        await ui.shows("must be a number above 0")
+        ui.app.screen.query_one("#set-top_p", Input).value = "0.7"
+        await ui.pilot.press("ctrl+s")
+        await ui.until(lambda: not isinstance(ui.app.screen, ChatSettings))
+        assert ui.app.chat.shown.system_prompt == "Be brief."
+        assert ui.app.chat.sampling.choice.given == {"top_p": 0.7}
 
 
-async def test_a_preset_is_saved_and_used_in_another_conversation(stage: Open, paths: Paths) -> None:
-    async with stage() as it:
-        await it.ask("/set temperature=0.3 seed=7")
-        await it.ask("/system Be brief.")
-        await it.ask("/preset save brief")
-        await it.sees("Kept as brief")
-        await it.pilot.press("ctrl+n")
-        await it.ask("/preset creative")
-        await it.until(lambda: it.app.chat.sampling.choice.temperature == 1.0)
-        await it.pilot.press(*"/preset b")
-        await it.sees("/preset balanced")
-        await it.pilot.press("down", "tab", "enter")
-        await it.until(lambda: it.app.chat.sampling.choice.given == {"temperature": 0.3, "seed": 7})
-        assert it.app.chat.shown.system_prompt == "Be brief."
-        await it.ask("/preset precise save")
-        await it.sees("There is no preset")
-        await it.ask("/preset save precise")
-        await it.sees("comes along with the app")
-        await it.ask("/preset delete brief")
-        await it.sees("Forgot the preset")
+async def test_a_preset_is_saved_and_used_in_another_conversation(open_app: OpenApp, paths: Paths) -> None:
+    async with open_app() as ui:
+        await ui.send("/set temperature=0.3 seed=7")
+        await ui.send("/system Be brief.")
+        await ui.send("/preset save brief")
+        await ui.shows("Saved as brief")
+        await ui.pilot.press("ctrl+n")
+        await ui.send("/preset creative")
+        await ui.until(lambda: ui.app.chat.sampling.choice.temperature == 1.0)
+        await ui.pilot.press(*"/preset b")
+        await ui.shows("/preset balanced")
+        await ui.pilot.press("down", "tab", "enter")
+        await ui.until(lambda: ui.app.chat.sampling.choice.given == {"temperature": 0.3, "seed": 7})
+        assert ui.app.chat.shown.system_prompt == "Be brief."
+        await ui.send("/preset precise save")
+        await ui.shows("There is no preset")
+        await ui.send("/preset save precise")
+        await ui.shows("is built in")
+        await ui.send("/preset delete brief")
+        await ui.shows("Deleted the preset")
         assert "brief" not in Presets(paths.presets).all()
 
 
-async def test_the_dialog_uses_and_saves_presets(stage: Open, paths: Paths) -> None:
-    async with stage() as it:
-        await it.pilot.press("f10")
-        await it.until(lambda: isinstance(it.app.screen, ChatSettings))
-        await it.pilot.press("f2")
-        await it.until(lambda: isinstance(it.app.screen, Choose))
-        await it.pilot.press("down", "enter")
-        await it.until(lambda: isinstance(it.app.screen, ChatSettings))
-        dialog = it.app.screen
-        await it.until(lambda: dialog.query_one("#set-temperature", Input).value == "0")
-        await it.pilot.press("f3")
-        await it.until(lambda: isinstance(it.app.screen, Ask))
-        await it.pilot.press(*"mine", "enter")
-        await it.sees("Saved as mine.")
-        await it.pilot.press("ctrl+s")
-        await it.until(lambda: it.app.chat.sampling.choice.given == {"temperature": 0.0})
+async def test_the_dialog_uses_and_saves_presets(open_app: OpenApp, paths: Paths) -> None:
+    async with open_app() as ui:
+        await ui.pilot.press("f10")
+        await ui.until(lambda: isinstance(ui.app.screen, ChatSettings))
+        await ui.pilot.press("f2")
+        await ui.until(lambda: isinstance(ui.app.screen, Choose))
+        await ui.pilot.press("down", "enter")
+        await ui.until(lambda: isinstance(ui.app.screen, ChatSettings))
+        dialog = ui.app.screen
+        await ui.until(lambda: dialog.query_one("#set-temperature", Input).value == "0")
+        await ui.pilot.press("f3")
+        await ui.until(lambda: isinstance(ui.app.screen, Ask))
+        await ui.pilot.press(*"mine", "enter")
+        await ui.shows("Saved as mine.")
+        await ui.pilot.press("ctrl+s")
+        await ui.until(lambda: ui.app.chat.sampling.choice.given == {"temperature": 0.0})
         assert Presets(paths.presets).get("mine").sampling.temperature == 0.0
 
 

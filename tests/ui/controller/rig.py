@@ -7,11 +7,11 @@ from pathlib import Path
 from tests.ui.scripted import ScriptedEngine
 from tqchat.store.database import Database, Message
 from tqchat.ui.controller.controller import Controller
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.leases import ConversationLeases
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.leases import ConversationLeases
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import Reply
 from tqchat.ui.controller.view import Severity
 
@@ -69,7 +69,7 @@ class Rig:
         self.engine = ScriptedEngine(self.chat.handle, loads=loads)
         self.chat.connect(self.engine, None)
 
-    def said(self) -> list[tuple[str, str, str]]:
+    def transcript(self) -> list[tuple[str, str, str]]:
         assert self.chat.shown.conversation is not None
         messages = self.database.messages(self.chat.shown.conversation.id)
         return [(message.role, message.content, message.status) for message in messages]

@@ -41,51 +41,51 @@ def test_a_nearly_full_context_is_reported_once(rig: Rig) -> None:
 
 def test_dropping_the_oldest_turns_keeps_them_as_a_version(rig: Rig) -> None:
     talk(rig, 8, size=1_500)
-    before = rig.said()
+    before = rig.transcript()
     assert rig.chat.context.drop_oldest()
-    kept = rig.said()
+    kept = rig.transcript()
     assert kept == before[-len(kept) :] and len(kept) < len(before) and kept[0][0] == "user"
     first = rig.chat.shown.messages[0]
     assert rig.chat.tree.version(first) == (2, 2)
     rig.chat.tree.step_version(first.id, -1)
-    assert rig.said() == before
+    assert rig.transcript() == before
 
 
 def test_a_summary_replaces_the_older_messages(rig: Rig) -> None:
     talk(rig, 8, size=1_500)
-    before = rig.said()
+    before = rig.transcript()
     assert rig.chat.context.summarise()
     asked = rig.engine.composing()[-1]
     assert "0 question" in asked.messages[-1].content and "0 answer" in asked.messages[-1].content
     assert not rig.chat.turns.send("not now"), "one thing at a time"
     rig.engine.compose("We spoke of x.")
-    said = rig.said()
+    said = rig.transcript()
     assert said[0][:2] == ("user", SUMMARY_HEADING + "We spoke of x.") and said[1][1] == ACKNOWLEDGEMENT
     assert said[2:] == before[-len(said[2:]) :]
     rig.chat.turns.send("And now?")
     assert rig.engine.sent()[-1].messages[0].content.startswith(SUMMARY_HEADING)
     rig.engine.done("On we go.")
     rig.chat.tree.step_version(rig.chat.shown.messages[0].id, -1)
-    assert rig.said() == before
+    assert rig.transcript() == before
 
 
 def test_a_stopped_or_failed_summary_changes_nothing(rig: Rig) -> None:
     talk(rig, 8, size=1_500)
-    before = rig.said()
+    before = rig.transcript()
     assert rig.chat.context.summarise() and rig.chat.turns.stop()
     assert rig.engine.stops == 1
     rig.engine.compose("")
-    assert rig.said() == before and rig.chat.work.activity is None
+    assert rig.transcript() == before and rig.chat.work.activity is None
     assert rig.chat.context.summarise()
-    rig.engine.say(events.Failed(rig.engine.composing()[-1].conversation_id, "No memory."))
-    assert rig.said() == before and rig.chat.work.activity is None
+    rig.engine.emit(events.Failed(rig.engine.composing()[-1].conversation_id, "No memory."))
+    assert rig.transcript() == before and rig.chat.work.activity is None
     assert rig.chat.turns.send("goes on")
 
 
 def test_an_unanswered_message_is_answered_after_the_summary(rig: Rig) -> None:
     talk(rig, 8, size=1_500)
     rig.chat.turns.send("too much")
-    rig.engine.say(events.Failed(rig.engine.sent()[-1].conversation_id, "Too long.", context_full=True))
+    rig.engine.emit(events.Failed(rig.engine.sent()[-1].conversation_id, "Too long.", context_full=True))
     assert rig.view.full == 1
     assert rig.chat.context.summarise()
     rig.engine.compose("All of it.")

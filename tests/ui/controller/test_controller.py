@@ -12,12 +12,15 @@ from tqchat.engine import commands, events
 from tqchat.store.database import StoreFull
 
 
-def test_a_whole_turn_survives_a_restart(path: Path) -> None:
+def test_a_turn_survives_a_restart(path: Path) -> None:
     rig = Rig(path)
     turn(rig, "What is a fox?", "An animal.")
     conversation = rig.chat.shown.conversation
     assert conversation is not None
-    assert rig.said() == [("user", "What is a fox?", "complete"), ("assistant", "An animal.", "complete")]
+    assert rig.transcript() == [
+        ("user", "What is a fox?", "complete"),
+        ("assistant", "An animal.", "complete"),
+    ]
     assert rig.chat.work.activity is None and rig.chat.work.reply is None
     assert rig.chat.caches.report == report(300)
     rig.chat.close()
@@ -64,7 +67,7 @@ def test_a_database_error_in_an_event_is_shown_and_the_next_job_starts(
     assert rig.chat.work.reply is not None and rig.chat.work.reply.conversation_id != first.id
 
 
-def test_every_command_tells_when_the_conversation_began(rig: Rig) -> None:
+def test_every_command_states_when_the_conversation_began(rig: Rig) -> None:
     turn(rig, "What is a fox?", "An animal.")
     first = rig.chat.shown.conversation
     assert first is not None

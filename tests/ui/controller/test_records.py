@@ -9,7 +9,7 @@ from tqchat.store.database import Message
 from tqchat.ui.controller.records import History
 
 
-def test_the_history_keeps_its_shape_when_it_is_full_and_forgets_what_was_taken_back() -> None:
+def test_a_full_history_is_thinned_and_trimmed_tokens_are_dropped() -> None:
     history = History(limit=16)
     for tokens in range(1, 200):
         history.add(report(tokens))
@@ -19,7 +19,7 @@ def test_the_history_keeps_its_shape_when_it_is_full_and_forgets_what_was_taken_
     assert max(sample.tokens for sample in history.samples) == 100
 
 
-def test_the_curve_begins_anew_with_another_model() -> None:
+def test_the_history_starts_anew_with_another_model() -> None:
     def reply(model: str, tokens: int) -> Message:
         return Message(
             "m", "c", None, "assistant", "x", "complete", 0.0, tokens, scheme="turbo4", model=model,

@@ -27,7 +27,7 @@ def scheme(parts: Parts, argument: str) -> Awaitable[None] | None:
 
 
 async def choose_scheme(parts: Parts) -> None:
-    """Let the person choose a scheme in the picker."""
+    """Let the user choose a scheme in the picker."""
     chat = parts.chat
     picker = SchemePicker(
         chat.schemes.chosen,
@@ -43,14 +43,14 @@ async def choose_scheme(parts: Parts) -> None:
 
 
 def undo_scheme(parts: Parts, argument: str) -> None:
-    """Return to the scheme before the last change, by reading the conversation again."""
+    """Return to the scheme before the last change, re-reading the conversation."""
     if not parts.chat.schemes.undo():
         parts.say("The scheme has not been changed here since the model was loaded.")
 
 
 def choices(parts: Parts) -> Iterable[tuple[str, str]]:
     """All schemes with their descriptions."""
-    yield AUTO, "Picks one for the model, and says why."
+    yield AUTO, "Chosen for the model, with the reason."
     for found in SCHEMES:
         yield found.name, found.description
 

@@ -1,4 +1,4 @@
-"""Actions on conversations: begin, open, step through, rename, delete, restore, search."""
+"""Actions on conversations: new, open, step, rename, delete, restore, search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqchat.ui.widgets.conversations.list import ConversationList
 
 
 def new(parts: Parts, argument: str) -> None:
-    """Begin a conversation with an empty page."""
+    """Show a new, empty conversation."""
     _switch(parts, parts.chat.shown.new)
     parts.screen.close_overlays()
     parts.prompt.focus()
@@ -37,7 +37,7 @@ def open_found(parts: Parts, chosen: ConversationList.Chosen) -> None:
     parts.prompt.focus()
     if chosen.message_id is not None:
         parts.attempt(parts.chat.tree.show_message, chosen.message_id)
-        parts.log.reveal(chosen.message_id, query_words(chosen.wanted))
+        parts.log.reveal(chosen.message_id, query_words(chosen.query))
 
 
 def rename(parts: Parts, argument: str) -> Awaitable[None] | None:
@@ -66,21 +66,21 @@ def delete(parts: Parts, argument: str) -> Awaitable[None] | None:
 
 async def _delete(parts: Parts, conversation: Conversation) -> None:
     title = one_line(conversation.title)
-    question = f"“{title}”: its cache goes now, its messages can be restored for 24 hours."
+    question = f"“{title}”: its cache is deleted now; its messages can be restored for 24 hours."
     if not await parts.ask(Confirm("Delete this conversation?", question, "delete")):
         return
     shown = parts.chat.shown.conversation is not None and parts.chat.shown.conversation.id == conversation.id
     parts.attempt(parts.chat.deletion.delete, conversation.id)
     if shown:
         parts.unsent.show()
-    parts.say(f"Deleted “{title}”. {parts.keys.label('undelete')} brings it back.")
+    parts.say(f"Deleted “{title}”. {parts.keys.label('undelete')} restores it.")
 
 
 def undelete(parts: Parts, argument: str) -> None:
     """Restore the message or conversation that was deleted last."""
     parts.attempt(parts.unsent.keep)
     if parts.attempt(parts.chat.deletion.undo) is False:
-        parts.say("Nothing was deleted in the last day.")
+        parts.say("There is no deletion of the last 24 hours to undo.")
     parts.unsent.show()
 
 
@@ -103,7 +103,7 @@ def _step(parts: Parts, step: int) -> None:
 
 
 def _switch(parts: Parts, show: Callable[..., None], *arguments: object) -> None:
-    """Show another conversation; unsent text stays with the one before."""
+    """Show another conversation; unsent text is kept with the previous one."""
     parts.attempt(parts.unsent.keep)
     parts.attempt(show, *arguments)
     parts.unsent.show()

@@ -15,12 +15,12 @@ from tqchat.ui.controller.texts.transcript import as_markdown, code_blocks
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Choose
 
-WHAT = ("code", "chat")
+COPY_ARGUMENTS = ("code", "chat")
 """Arguments of ``/copy``."""
 
 
 def copy_reply(parts: Parts, argument: str) -> None:
-    """Copy the last reply, or its code or the whole chat as the argument says."""
+    """Copy the last reply, its code, or the conversation, depending on the argument."""
     match argument:
         case "":
             if (reply := _last_reply(parts)) is not None:
@@ -30,7 +30,7 @@ def copy_reply(parts: Parts, argument: str) -> None:
         case "chat":
             copy_chat(parts, "")
         case _:
-            raise Refused("Copy what: nothing for the reply, code, or chat.")
+            raise Refused("/copy takes no argument for the reply, or code, or chat.")
 
 
 def copy_last_code(parts: Parts, argument: str) -> None:
@@ -52,7 +52,7 @@ def copy_message(parts: Parts, argument: str) -> None:
 
 
 def copy_code(parts: Parts, argument: str) -> Awaitable[None] | None:
-    """Copy a code block of the marked message; of several, the person chooses one."""
+    """Copy a code block of the marked message; of several, the user chooses one."""
     message = parts.log.marked
     if message is None:
         return None
@@ -74,7 +74,7 @@ async def _choose_block(parts: Parts, blocks: list[tuple[str, str]]) -> None:
 
 
 def export(parts: Parts, argument: str) -> None:
-    """Write the conversation as Markdown to the file of the argument, else to one named after its title.
+    """Write the conversation as Markdown to the file of the argument, else to one named by its title.
 
     Raises:
         Refused: if there is no conversation, or the file exists.
@@ -83,17 +83,17 @@ def export(parts: Parts, argument: str) -> None:
 
     conversation = parts.chat.shown.conversation
     if conversation is None:
-        raise Refused("There is nothing to export yet.", "information")
+        raise Refused("There is no conversation to export yet.", "information")
     title = re.sub(r"[^\w-]+", "-", one_line(conversation.title)).strip("-").lower()
     file = Path(argument or f"{title or 'conversation'}.md").expanduser().absolute()
     if file.exists():
-        raise Refused(f"{file} is there already; name another file.")
+        raise Refused(f"{file} already exists; choose another name.")
     file.write_text(to_markdown(parts.database, conversation), encoding="utf-8")
     parts.say(f"Written to {file}.")
 
 
 def spoken(message: Message) -> str:
-    """The text of a message without its thinking."""
+    """The text of a message without reasoning."""
     return message.content if message.role == "user" else split(message.content)[1] or message.content
 
 
@@ -107,7 +107,7 @@ def _last_reply(parts: Parts) -> Message | None:
 def _copy_last_block(parts: Parts, message: Message) -> None:
     blocks = code_blocks(message.content)
     if not blocks:
-        parts.say("There is no block of code in it.")
+        parts.say("It has no code block.")
     else:
         _copy(parts, blocks[-1][1], "the code")
 

@@ -1,4 +1,4 @@
-"""Keys of actions: the defaults, and a person's own from ``[keys]`` in ``config.toml``."""
+"""Keys of actions: the defaults, and the user's from ``[keys]`` in ``config.toml``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _ARROWS = {"pageup": "PgUp", "pagedown": "PgDn", "up": "↑", "down": "↓"}
 
 
 class Keys:
-    """The keys in force: a person's own replace the defaults of an action and take keys from others.
+    """The keys in force: the user's replace an action's defaults, and are removed from other actions.
 
     Args:
         actions: All actions.
-        own: A person's keys by action, as ``checked`` returns them.
+        own: The user's keys by action, as ``validate_keys`` returns them.
     """
 
     def __init__(self, actions: Registry, own: Mapping[str, str] | None = None) -> None:
@@ -54,12 +54,12 @@ class Keys:
         return self._bound.get(name, [])
 
     def label(self, name: str) -> str:
-        """The first key of an action as hints write it; ``?`` if it has none."""
+        """The first key of an action as hints show it; ``?`` if it has none."""
         keys = self.of(name)
         return key_label(keys[0]) if keys else "?"
 
     def bindings(self, scope: Scope) -> list[Binding]:
-        """The default key bindings of a scope; Textual's keymap puts a person's own in their place."""
+        """The default key bindings of a scope; Textual's keymap replaces them with the user's."""
         return [
             _binding(action, keys)
             for action in self.actions.scoped(scope)
@@ -72,10 +72,10 @@ def bind(node: DOMNode, bindings: Iterable[Binding]) -> None:
     node._bindings.key_to_bindings.update(BindingsMap(bindings).key_to_bindings)
 
 
-def checked(actions: Registry, written: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def validate_keys(actions: Registry, written: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """The usable part of ``[keys]``, and a sentence for each entry that is not.
 
-    One key for two actions of a scope is a conflict, which the first of them wins.
+    If two actions of a scope have the same key, the first keeps it.
     """
     taken: dict[tuple[Scope, str], str] = {}
     good: dict[str, str] = {}
@@ -94,13 +94,13 @@ def checked(actions: Registry, written: Mapping[str, str]) -> tuple[dict[str, st
         unknown = next((key for key in keys if not is_key(key)), None)
         if unknown is not None:
             nearest = f"; the nearest is {found}" if (found := nearest_key(unknown)) else ""
-            problems.append(f"config.toml, [keys]: {name} has {unknown!r}, which is no key{nearest}.")
+            problems.append(f"config.toml, [keys]: {name} has {unknown!r}, which is not a key{nearest}.")
             continue
         clash = next((key for key in keys if (action.scope, key) in taken), None)
         if clash is not None:
             other = taken[action.scope, clash]
             problems.append(
-                f"config.toml, [keys]: {clash} is given to {other} and to {name}; {other} has it."
+                f"config.toml, [keys]: {clash} is set for {other} and for {name}; {other} keeps it."
             )
             continue
         taken |= {(action.scope, key): name for key in keys}
@@ -108,8 +108,8 @@ def checked(actions: Registry, written: Mapping[str, str]) -> tuple[dict[str, st
     return good, problems
 
 
-def lost(actions: Registry, own: Mapping[str, str]) -> list[str]:
-    """A sentence for each action whose last default key was given to another action."""
+def without_keys(actions: Registry, own: Mapping[str, str]) -> list[str]:
+    """A sentence for each action without a key because its defaults were set for other actions."""
     sentences = []
     for scope in SCOPES:
         taken = _taken(actions, own, scope)
@@ -117,7 +117,7 @@ def lost(actions: Registry, own: Mapping[str, str]) -> list[str]:
             defaults = action.default_keys
             if action.name not in own and defaults and all(key in taken for key in defaults):
                 sentences.append(
-                    f"{action.title} has no key any more: {taken[defaults[0]]} took {defaults[0]}."
+                    f"{action.title} no longer has a key: {defaults[0]} is set for {taken[defaults[0]]}."
                 )
     return sentences
 
@@ -129,7 +129,7 @@ def is_key(key: str) -> bool:
 
 
 def nearest_key(key: str) -> str | None:
-    """The valid key that is written most like a misspelt one: ``ctrl+k`` for ``control+k``."""
+    """The valid key closest to a misspelt one: ``ctrl+k`` for ``control+k``."""
     *modifiers, name = key.split("+")
     found = [one for modifier in modifiers for one in difflib.get_close_matches(modifier, _MODIFIERS, n=1)]
     names = [name] if name in _KEY_NAMES else difflib.get_close_matches(name, sorted(_KEY_NAMES), n=1)
@@ -137,7 +137,7 @@ def nearest_key(key: str) -> str | None:
 
 
 def _is_character(name: str) -> bool:
-    """Whether a name is that of a Unicode character, as Textual writes it."""
+    """Whether a name is that of a Unicode character, in Textual's spelling."""
     written = name.replace("_", " ").upper()
     try:
         # Control characters have aliases such as ESC, which Textual does not use.
@@ -147,7 +147,7 @@ def _is_character(name: str) -> bool:
 
 
 def key_label(key: str) -> str:
-    """A key as hints write it: ``^K``, ``F1``, ``Esc``."""
+    """A key as hints show it: ``^K``, ``F1``, ``Esc``."""
     if key.startswith("ctrl+") and len(key) == 6:
         return f"^{key[-1].upper()}"
     if len(key) == 1:
@@ -170,7 +170,7 @@ def _binding(action: Action, keys: str) -> Binding:
 
 
 def _taken(actions: Registry, own: Mapping[str, str], scope: Scope) -> dict[str, str]:
-    """The keys that a person gave to actions of a scope, with the action's name."""
+    """The keys that the user set for actions of a scope, with the action's name."""
     return {
         key: action.name
         for action in actions.scoped(scope)

@@ -12,7 +12,7 @@ from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Confirm
 from tqchat.ui.widgets.status.bars import Hints
 
-BUSY = "Not while this is being answered: Esc stops it."
+BUSY = "Not possible during a reply: Esc stops it."
 _QUOTED_CHARACTERS = 120
 
 
@@ -64,7 +64,7 @@ def edit(parts: Parts, argument: str) -> None:
     if marked(parts).role == "user":
         branch(parts, argument)
     else:
-        parts.say("Only your own messages can be edited; r has this one answered again.")
+        parts.say("Only your own messages can be edited; r regenerates this reply.")
 
 
 def branch(parts: Parts, argument: str) -> None:
@@ -79,13 +79,13 @@ def branch(parts: Parts, argument: str) -> None:
 
 
 def answer(parts: Parts, argument: str) -> None:
-    """Have this message, or the one this reply answers, answered again."""
+    """Regenerate the reply to this message, or this reply."""
     if not parts.chat.turns.regenerate(marked(parts)):
         parts.say(BUSY, "warning")
 
 
 def unfold(parts: Parts, argument: str) -> None:
-    """Show or fold thinking, attached files, the rest of a long text."""
+    """Show or fold reasoning, attached files, the rest of a long text."""
     parts.log.unfold()
 
 
@@ -100,9 +100,9 @@ def delete_message(parts: Parts, argument: str) -> Awaitable[None] | None:
 async def _delete(parts: Parts, message: Message) -> None:
     text = one_line(spoken(message))
     shown = text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]}…"
-    question = f"“{shown}”\n\nWhat follows it stays. The model reads again from there on."
+    question = f"“{shown}”\n\nThe messages after it stay; the model re-reads from there."
     if await parts.ask(Confirm("Delete this message?", question, "delete")):
         parts.log.mark(None)
         if parts.attempt(parts.chat.deletion.delete_message, message):
-            parts.say(f"Deleted. {parts.keys.label('undelete')} brings it back.")
+            parts.say(f"Deleted. {parts.keys.label('undelete')} restores it.")
         parts.prompt.focus()

@@ -12,11 +12,11 @@ from tqchat.kv.scheme import parse_scheme
 from tqchat.ui import figures
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Confirm
-from tqchat.ui.screens.models import ModelPicker, Wish
+from tqchat.ui.screens.models import ModelChoice, ModelPicker
 
 
 def model(parts: Parts, argument: str) -> Awaitable[None] | None:
-    """Load the model of the argument, or show the picker. The present one stays until it is ready."""
+    """Load the model of the argument, or show the picker. The current one stays until it is ready."""
     if not argument:
         return _choose(parts)
     _load(parts, argument)
@@ -32,16 +32,16 @@ async def _choose(parts: Parts) -> None:
         ask=lambda ref, folder: parts.engine.submit(commands.EstimateModel(ref, folder)),
         loading=chat.models.loading,
     )
-    wish: Wish | None = await parts.ask(picker)
-    match wish:
-        case Wish(ref, "load"):
+    choice: ModelChoice | None = await parts.ask(picker)
+    match choice:
+        case ModelChoice(ref, "load"):
             _load(parts, ref)
-        case Wish(_, "pause"):
+        case ModelChoice(_, "pause"):
             chat.models.pause_download()
-        case Wish(ref, "discard"):
+        case ModelChoice(ref, "discard"):
             chat.models.pause_download()
             parts.in_thread(lambda: _discard(parts, ref))
-        case Wish(ref, "delete"):
+        case ModelChoice(ref, "delete"):
             await _ask_to_delete(parts, ref)
 
 
@@ -78,7 +78,7 @@ def _discard(parts: Parts, ref: str) -> None:
     except TqchatError as error:
         parts.host.call_from_thread(parts.say, str(error), "error")
     else:
-        parts.host.call_from_thread(parts.say, f"What had arrived of {ref} is thrown away.")
+        parts.host.call_from_thread(parts.say, f"The partial download of {ref} is deleted.")
 
 
 def update_picker(parts: Parts, event: events.Event) -> None:

@@ -19,7 +19,7 @@ def commands(runner: ActionRunner, keys: Keys) -> Iterable[SystemCommand]:
             yield SystemCommand(action.title, _help(action, action.help, keys), _run(runner, action.name))
     for action in listed:
         if action.scope == "message":
-            help = _help(action, f"{action.help} Of the marked message, else of the last.", keys)
+            help = _help(action, f"{action.help} For the marked message, else the last one.", keys)
             title = f"Message: {action.title.lower()}"
             yield SystemCommand(title, help, _run(runner, action.name), discover=False)
     for action in runner.actions:

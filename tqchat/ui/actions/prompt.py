@@ -20,17 +20,17 @@ def submit(runner: ActionRunner, text: str, typed: str) -> None:
     try:
         message = parts.attachments.with_files(slash.message(text), typed)
     except CannotAttach as error:
-        again = " Enter again sends it as it is." if error.may_insist else ""
+        again = " Enter again sends it as it is." if error.can_send_anyway else ""
         parts.say(f"{error}{again}", "warning")
     else:
         context_limit.send(parts, message)
 
 
 def _run(runner: ActionRunner, word: str, argument: str) -> None:
-    """Run a command. The prompt is empty meanwhile: the command is no unsent text of the conversation."""
+    """Run a command, with an empty prompt: a command is not unsent text of the conversation."""
     action = runner.actions.by_word(word)
     if action is None:
-        runner.parts.say(f"There is no command /{word}; // at the beginning sends it as text.", "warning")
+        runner.parts.say(f"There is no command /{word}; begin with // to send it as text.", "warning")
         return
     prompt = runner.parts.prompt
     prompt.clear_sent()

@@ -1,4 +1,4 @@
-"""What an action is, and the registry that everything listing actions reads."""
+"""Actions, and their registry: source of keys, footer, palette, slash commands and help."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scope = Literal["app", "message"]
 
 
 class Refused(TqchatError):
-    """An action cannot be done as asked. A slash command that is refused stays in the prompt."""
+    """An action is not possible now or with this argument; its slash command stays in the prompt."""
 
     def __init__(self, sentence: str, severity: Severity = "warning") -> None:
         super().__init__(sentence)
@@ -54,23 +54,23 @@ class Slash:
 
 @dataclass(frozen=True)
 class Action:
-    """Something a person can do: with a key, from the palette, by a slash command or a click.
+    """Something the user can do: with a key, from the palette, by a slash command or a click.
 
     Attributes:
-        name: What ``[keys]`` in ``config.toml`` calls it; also the id of its key bindings.
+        name: Its name in ``[keys]`` of ``config.toml``; also the id of its key bindings.
         title: Its name in help and in the palette.
         help: One sentence.
         group: The heading in help.
-        run: The function; its argument is what follows a slash command, empty for a key. What it returns is
-            awaited in a worker, so that it may wait for a dialog.
+        run: The function; its argument is the text after a slash command, empty for a key. An awaitable
+            result is awaited in a worker, so it may wait for a dialog.
         keys: Default keys, separated by commas; empty for none.
         scope: Where its keys are bound.
         hint: Its word in the footer; empty for none.
         rank: Position in the footer, most important first.
-        priority: Whether its keys win over those of the focused widget.
+        priority: Whether its keys take precedence over the focused widget's.
         slash: Its slash command.
-        applies: The condition under which its keys do anything.
-        choices: Arguments that the palette lists one by one, each with a sentence.
+        applies: Whether its keys work now.
+        choices: Arguments that the palette lists, each with a sentence.
         in_palette: Whether the palette lists it.
         over_dialogs: Whether it works while a dialog is open.
     """
@@ -146,7 +146,7 @@ class Registry:
         return sorted((action.slash for action in self if action.slash), key=lambda slash: slash.rank)
 
     def commands(self, parts: Parts) -> list[Command]:
-        """All slash commands with what completes them now."""
+        """All slash commands with their completions."""
         return [
             Command(slash.word, slash.help, partial(slash.values, parts) if slash.values else None)
             for slash in self.slashes()

@@ -1,4 +1,4 @@
-"""Runs actions on the app's parts, and reports what went wrong."""
+"""Runs actions on the app's parts, and shows their errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ActionRunner:
         self.actions, self.parts = actions, parts
 
     def allowed(self, name: str) -> bool:
-        """Whether an action applies now. An open dialog has the keys to itself."""
+        """Whether an action applies now. While a dialog is open, most do not."""
         action = self.actions.get(name)
         if action is None:
             return False
@@ -28,7 +28,7 @@ class ActionRunner:
         return action.applies(self.parts)
 
     def run(self, name: str, argument: str = "") -> bool:
-        """Run an action; ``False`` if it failed or was refused, which is said above the prompt.
+        """Run an action; ``False`` if it failed or was refused, which is shown above the prompt.
 
         An action of a message acts on the marked message, else on the last.
         """
@@ -36,7 +36,7 @@ class ActionRunner:
         if action.scope == "message" and parts.log.marked is None and not parts.log.move_mark(-1):
             parts.say("There is no message yet.")
             return False
-        # What a person wrote as an argument may be anything: a path with a NUL, half a surrogate pair.
+        # An argument may contain anything: a path with a NUL, half a surrogate pair.
         expected = (TqchatError, OSError, ValueError) if argument else (TqchatError, OSError)
         try:
             waiting = action.run(parts, argument)
@@ -55,5 +55,5 @@ class ActionRunner:
 
     def _report(self, error: Exception) -> None:
         severity = error.severity if isinstance(error, Refused) else "error"
-        self.parts.say(str(error) or "That cannot be done.", severity)
+        self.parts.say(str(error) or "This is not possible.", severity)
         self.parts.screen.conversations_changed()

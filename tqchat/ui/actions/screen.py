@@ -32,7 +32,7 @@ def page_down(parts: Parts, argument: str) -> None:
 
 
 def stop(parts: Parts, argument: str) -> None:
-    """Close what covers the chat, else stop the reply or the download, else return to the prompt."""
+    """Close an overlay, else stop the reply or the download, else return to the prompt."""
     if parts.screen.close_overlays() or parts.completion.close():
         return
     if parts.log.marked is not None:

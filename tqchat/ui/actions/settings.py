@@ -29,7 +29,7 @@ def preferences(parts: Parts, argument: str) -> None:
 
 
 def apply(parts: Parts, changed: Settings) -> None:
-    """Put changed settings in force."""
+    """Apply changed settings."""
     parts.appearance.apply(changed)
     parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
     parts.chat.thinking.defaults = changed.reasoning
@@ -51,7 +51,7 @@ def theme(parts: Parts, argument: str) -> Awaitable[None] | None:
 
 
 async def _choose_theme(parts: Parts) -> None:
-    """Let the person choose a theme, which is previewed."""
+    """Let the user choose a theme, with a preview."""
     appearance = parts.appearance
     before = appearance.theme
     appearance.previewing = True
@@ -63,7 +63,7 @@ async def _choose_theme(parts: Parts) -> None:
 
 def theme_choices(parts: Parts) -> Iterable[tuple[str, str]]:
     """All themes."""
-    return [(name, "Choose these colours.") for name in parts.appearance.names]
+    return [(name, "Use this theme.") for name in parts.appearance.names]
 
 
 def theme_values(parts: Parts) -> Sequence[str]:
@@ -89,7 +89,7 @@ def system_prompt(parts: Parts, argument: str) -> Awaitable[None] | None:
     if not argument:
         return conversation_settings(parts, "")
     parts.chat.shown.set_system_prompt(argument)
-    parts.say("The model is told so from the next message on.")
+    parts.say("The system prompt applies from the next message on.")
     return None
 
 
@@ -111,7 +111,7 @@ def sampling(parts: Parts, argument: str) -> Awaitable[None] | None:
     choice = replace(parts.chat.sampling.choice, **values)  # type: ignore[arg-type]
     parts.chat.sampling.set(choice)
     given = ", ".join(f"{name} {value:g}" for name, value in choice.given.items())
-    parts.say(f"Decided here: {given}." if given else "All is left to the settings.")
+    parts.say(f"Set for this conversation: {given}." if given else "All values come from the settings.")
     return None
 
 
@@ -133,10 +133,10 @@ def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
             return conversation_settings(parts, "")
         case "save":
             presets.save(name, Preset(chat.sampling.choice, chat.shown.system_prompt))
-            parts.say(f"Kept as {name}: /preset {name} takes it over in any conversation.")
+            parts.say(f"Saved as {name}: /preset {name} applies it to any conversation.")
         case "delete":
             presets.delete(name)
-            parts.say(f"Forgot the preset {name}.")
+            parts.say(f"Deleted the preset {name}.")
         case _:
             found = presets.get(argument)
             if found.system_prompt is not None:

@@ -23,7 +23,7 @@ _CONVERSATION = (
     Action(
         "new",
         "New conversation",
-        "Start with an empty page.",
+        "Start an empty conversation.",
         "Conversation",
         conversations.new,
         "ctrl+n",
@@ -67,12 +67,12 @@ _CONVERSATION = (
     ),
     Action(
         "make_room",
-        "Make room",
-        "When the context is nearly full: what can be done.",
+        "Context limit",
+        "Context use, and ways to shorten it.",
         "Conversation",
-        context_limit.make_room,
+        context_limit.show_options,
         "alt+m",
-        slash=Slash("room", "", "say how full the context is, and what can be done", 4),
+        slash=Slash("room", "", "show how full the context is, and ways to shorten it", 4),
     ),
     Action(
         "rename",
@@ -83,11 +83,13 @@ _CONVERSATION = (
         "ctrl+t",
         slash=Slash("rename", "TITLE", "give this conversation another title", 5),
     ),
-    Action("delete", "Delete", "With its cache, after asking.", "Conversation", conversations.delete, "f8"),
+    Action(
+        "delete", "Delete", "With its cache, after confirmation.", "Conversation", conversations.delete, "f8"
+    ),
     Action(
         "undelete",
         "Undo delete",
-        "Of a message or a conversation.",
+        "Restore the last deletion.",
         "Conversation",
         conversations.undelete,
         "alt+z",
@@ -99,7 +101,7 @@ _CONVERSATION = (
         "Conversation",
         conversations.search,
         "ctrl+f",
-        slash=Slash("search", "WORDS", "look in titles and messages", 6),
+        slash=Slash("search", "WORDS", "search titles and messages", 6),
     ),
     Action(
         "system_prompt",
@@ -155,7 +157,7 @@ _REPLY = (
     Action(
         "stop",
         "Stop",
-        "The reply, a waiting message, a download.",
+        "The reply, a queued message, a download.",
         "Reply",
         screen.stop,
         "escape",
@@ -163,8 +165,8 @@ _REPLY = (
     ),
     Action(
         "regenerate",
-        "Answer again",
-        "Have the last message answered again.",
+        "Regenerate",
+        "Generate another version of the last reply.",
         "Reply",
         versions.regenerate,
         "ctrl+r",
@@ -172,12 +174,12 @@ _REPLY = (
         rank=7,
     ),
     Action(
-        "continue", "Go on", "Let a reply that was cut off go on.", "Reply", versions.continue_reply, "f4"
+        "continue", "Continue", "Continue a reply that was cut off.", "Reply", versions.continue_reply, "f4"
     ),
     Action(
         "copy_reply",
         "Copy the reply",
-        "The last one, as it was written.",
+        "The last one, as Markdown.",
         "Reply",
         copying.copy_reply,
         "f5",
@@ -186,13 +188,13 @@ _REPLY = (
             "[code|chat]",
             "copy the last reply, its code, or the chat",
             10,
-            lambda parts: copying.WHAT,
+            lambda parts: copying.COPY_ARGUMENTS,
         ),
     ),
     Action(
         "copy_last_code",
         "Copy code",
-        "The last block of code in the last reply.",
+        "The last code block of the last reply.",
         "Reply",
         copying.copy_last_code,
         "alt+c",
@@ -200,7 +202,7 @@ _REPLY = (
     Action("copy_chat", "Copy the chat", "All of it, as Markdown.", "Reply", copying.copy_chat, "alt+a"),
     Action(
         "previous_version",
-        "Version before",
+        "Previous version",
         "Of the last message that has several.",
         "Reply",
         versions.previous_version,
@@ -208,7 +210,7 @@ _REPLY = (
     ),
     Action(
         "next_version",
-        "Version after",
+        "Next version",
         "Of the last message that has several.",
         "Reply",
         versions.next_version,
@@ -246,7 +248,7 @@ _MESSAGE = (
     Action(
         "cursor_up",
         "Cursor up",
-        "Over the messages; keys then act on one.",
+        "Select a message; keys then act on it.",
         "Message",
         messages.cursor_up,
         "ctrl+up,f6",
@@ -254,7 +256,7 @@ _MESSAGE = (
     Action(
         "cursor_down",
         "Cursor down",
-        "Past the last one back to the prompt.",
+        "After the last one, back to the prompt.",
         "Message",
         messages.cursor_down,
         "ctrl+down,f7",
@@ -262,18 +264,18 @@ _MESSAGE = (
     _of_message(
         "open_message",
         "Open",
-        "Edit your own message, unfold a reply's thinking.",
+        "Edit your own message, unfold a reply's reasoning.",
         messages.open_message,
         "enter",
         "open",
     ),
     _of_message(
-        "edit", "Edit and resend", "What was said stays as another version.", messages.edit, "e", "edit"
+        "edit", "Edit and resend", "The earlier text stays as another version.", messages.edit, "e", "edit"
     ),
     _of_message(
         "answer",
-        "Answer again",
-        "This message, or the one this reply answers.",
+        "Regenerate",
+        "The reply to this message, or this reply.",
         messages.answer,
         "r",
         "again",
@@ -281,12 +283,12 @@ _MESSAGE = (
     _of_message(
         "branch", "Branch from here", "The next message follows this one.", messages.branch, "b", "branch"
     ),
-    _of_message("go_on", "Go on", "With a reply that was cut off.", versions.continue_reply, "c", "go on"),
+    _of_message("go_on", "Continue", "A reply that was cut off.", versions.continue_reply, "c", "continue"),
     _of_message("copy_message", "Copy", "This message.", copying.copy_message, "y", "copy"),
     _of_message(
         "copy_code",
         "Copy code",
-        "A block of code in it; of several you choose one.",
+        "A code block in it; of several you choose one.",
         copying.copy_code,
         "o",
         "code",
@@ -294,7 +296,7 @@ _MESSAGE = (
     _of_message(
         "delete_message",
         "Delete",
-        "This message alone; what follows stays.",
+        "Only this message; later ones stay.",
         messages.delete_message,
         "d,delete",
         "delete",
@@ -302,15 +304,17 @@ _MESSAGE = (
     _of_message(
         "unfold",
         "Unfold",
-        "Thinking, attached files, the rest of a long text.",
+        "Reasoning, attached files, the rest of a long text.",
         messages.unfold,
         "space",
         "unfold",
     ),
     _of_message(
-        "version_before", "Version before", "With what followed it.", versions.previous_version, "left"
+        "version_before", "Previous version", "With the messages after it.", versions.previous_version, "left"
     ),
-    _of_message("version_after", "Version after", "With what followed it.", versions.next_version, "right"),
+    _of_message(
+        "version_after", "Next version", "With the messages after it.", versions.next_version, "right"
+    ),
     _of_message("mark_up", "Message above", "The cursor goes up.", messages.cursor_up, "k", in_palette=False),
     _of_message(
         "mark_down", "Message below", "The cursor goes down.", messages.mark_down, "j", in_palette=False
@@ -327,13 +331,13 @@ _CACHE = (
         "ctrl+k",
         hint="scheme",
         rank=2,
-        slash=Slash("scheme", "NAME", "store this conversation's cache another way", 1, cache.values),
+        slash=Slash("scheme", "NAME", "change this conversation's cache scheme", 1, cache.values),
         choices=cache.choices,
     ),
     Action(
         "undo_scheme",
         "Undo scheme",
-        "Back to the scheme before, by reading the conversation again.",
+        "Return to the previous scheme by re-reading the conversation.",
         "Cache",
         cache.undo_scheme,
         "alt+k",
@@ -341,7 +345,7 @@ _CACHE = (
     Action(
         "toggle_gauge",
         "Memory gauge",
-        "Show or hide what the cache takes.",
+        "Show or hide the size of the cache.",
         "Cache",
         screen.toggle_gauge,
         "f3,ctrl+g",
@@ -376,7 +380,7 @@ _SCREEN = (
     Action(
         "command_palette",
         "Palette",
-        "Find and run any command.",
+        "Find and run any action.",
         "Screen",
         screen.command_palette,
         "ctrl+p",
@@ -387,7 +391,7 @@ _SCREEN = (
     Action(
         "preferences",
         "Settings",
-        "All of them, each with a sentence.",
+        "All settings, each with a description.",
         "Screen",
         settings.preferences,
         "ctrl+s",
@@ -398,18 +402,18 @@ _SCREEN = (
     Action(
         "theme",
         "Theme",
-        "Choose the colours.",
+        "Choose the colour theme.",
         "Screen",
         settings.theme,
         "f9",
-        slash=Slash("theme", "[NAME]", "choose the colours", 12, settings.theme_values),
+        slash=Slash("theme", "[NAME]", "choose the colour theme", 12, settings.theme_values),
         choices=settings.theme_choices,
     ),
-    Action("page_up", "Scroll back", "One page up in the conversation.", "Screen", screen.page_up, "pageup"),
+    Action("page_up", "Scroll back", "One page up.", "Screen", screen.page_up, "pageup"),
     Action(
         "page_down",
         "Scroll on",
-        "At the end, the reply is followed again.",
+        "One page down; at the end the reply is followed again.",
         "Screen",
         screen.page_down,
         "pagedown",

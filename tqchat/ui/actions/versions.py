@@ -1,4 +1,4 @@
-"""Answering again, continuing, and stepping through the versions of a message."""
+"""Regenerating, continuing, and stepping through the versions of a message."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from tqchat.ui.parts.parts import Parts
 
 
 def regenerate(parts: Parts, argument: str) -> None:
-    """Have the last message answered again."""
+    """Regenerate the last reply."""
     if not parts.chat.turns.regenerate():
-        parts.say("There is nothing to answer again now.")
+        parts.say("There is nothing to regenerate now.")
 
 
 def continue_reply(parts: Parts, argument: str) -> None:
     """Continue a reply that was cut off."""
     if not parts.chat.turns.continue_reply():
-        parts.say("Only the last reply can go on, and only where it was cut off.")
+        parts.say("Only the last reply can be continued, and only if it was cut off.")
 
 
 def previous_version(parts: Parts, argument: str) -> None:
-    """Show the version before, of the marked message or the last that has several."""
+    """Show the previous version of the marked message, or of the last one that has several."""
     _step(parts, -1)
 
 
 def next_version(parts: Parts, argument: str) -> None:
-    """Show the version after."""
+    """Show the next version."""
     _step(parts, 1)
 
 

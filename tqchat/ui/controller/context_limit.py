@@ -1,4 +1,4 @@
-"""The context limit: tokens used and left, and ways to go on when it is reached."""
+"""The context limit: tokens used and left, and ways to shorten a conversation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Database, Message
 from tqchat.store.records import Role
 from tqchat.ui import figures
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.engine import EngineConnection
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.tree import TranscriptTree
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
 from tqchat.ui.controller.records import PendingSummary, QueuedTurn
 from tqchat.ui.controller.texts import summaries
-from tqchat.ui.controller.tree import TranscriptTree
 from tqchat.ui.controller.view import View
 
 DEFAULT_CHARACTERS_PER_TOKEN = 3.5
@@ -23,7 +23,7 @@ RATIO_MIN_TOKENS = 64
 """Tokens from which on a conversation's own ratio of characters to tokens is used."""
 NEARLY_FULL_SHARE = 0.85
 SUMMARY_KEPT_SHARE, DROP_KEPT_SHARE = 0.25, 0.5
-"""Shares of the context that the newest messages keep behind a summary, and when older ones are dropped."""
+"""Shares of the context kept for the newest messages after a summary, and when older ones are dropped."""
 ASSUMED_LIMIT_TOKENS = 8_192
 """For models that state no context limit."""
 
@@ -78,7 +78,7 @@ class ContextLimit:
         return self._shown.id is not None and self._work.is_summing_up(self._shown.id)
 
     def tokens_left(self, text: str = "") -> int | None:
-        """Tokens left behind the conversation and a text; ``None`` without a limit."""
+        """Tokens left after the conversation and a text; ``None`` without a limit."""
         limit = self._models.context_limit
         return None if limit is None else limit - self.used - self._estimate(len(text))
 
@@ -112,12 +112,12 @@ class ContextLimit:
         if conversation is None or not self._tree.can_change or not dropped or not kept:
             return False
         self._begin_branch(conversation.id, [], tuple(kept), conversation.head_id)
-        before = "the whole conversation is the version before"
-        self._view.say(f"{figures.number(dropped)} messages are left out from here on; {before}.")
+        rest = "the full conversation is the previous version"
+        self._view.say(f"The oldest {figures.number(dropped)} messages are left out; {rest}.")
         return True
 
     def summarise(self) -> bool:
-        """Have the older messages summed up, and begin a branch with the summary; whether it has begun."""
+        """Request a summary of the older messages, which will begin a branch; whether it was requested."""
         conversation, kept = self._shown.conversation, self._newest(SUMMARY_KEPT_SHARE)
         old = self._shown.messages[: len(self._shown.messages) - len(kept)]
         if conversation is None or not self._tree.can_change or not old:
@@ -144,13 +144,13 @@ class ContextLimit:
                     ("assistant", summaries.ACKNOWLEDGEMENT),
                 ]
                 self._begin_branch(pending.conversation_id, opening, pending.kept, pending.head)
-                self._view.say("Goes on from a summary; the whole conversation is the version before.")
+                self._view.say("Continuing from a summary; the full conversation is the previous version.")
             else:
-                self._view.say("There is no summary, and nothing has changed.")
+                self._view.say("No summary was written; nothing has changed.")
         self._work.end()
 
     def summary_failed(self) -> None:
-        """The summary being written will not come."""
+        """The requested summary has failed."""
         self._summary = None
 
     def _begin_branch(

@@ -9,28 +9,28 @@ from tqchat.engine import commands, events
 from tqchat.engine.memory.quality_profile import Profile
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
-from tqchat.ui.controller.cache_figures import CacheFigures
-from tqchat.ui.controller.cache_restore import CacheRestore
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.cache.restore import CacheRestore
+from tqchat.ui.controller.cache.schemes import SchemeChanges
 from tqchat.ui.controller.context_limit import ContextLimit
-from tqchat.ui.controller.deletion import Deletions
-from tqchat.ui.controller.engine import EngineConnection, EngineLike
-from tqchat.ui.controller.engine_work import EngineWork
-from tqchat.ui.controller.leases import ConversationLeases
-from tqchat.ui.controller.models import ModelState
-from tqchat.ui.controller.open_conversation import OpenConversation
-from tqchat.ui.controller.replies import Replies
-from tqchat.ui.controller.reply_writer import ReplyWriter
-from tqchat.ui.controller.sampling import SamplingSettings
-from tqchat.ui.controller.schemes import SchemeChanges
-from tqchat.ui.controller.thinking import ThinkingSettings
-from tqchat.ui.controller.titles import Titles
-from tqchat.ui.controller.tree import TranscriptTree
-from tqchat.ui.controller.turns import Turns
+from tqchat.ui.controller.conversation.deletion import Deletions
+from tqchat.ui.controller.conversation.leases import ConversationLeases
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.sampling import SamplingSettings
+from tqchat.ui.controller.conversation.thinking import ThinkingSettings
+from tqchat.ui.controller.conversation.titles import Titles
+from tqchat.ui.controller.conversation.tree import TranscriptTree
+from tqchat.ui.controller.engine.connection import EngineConnection, EngineLike
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
+from tqchat.ui.controller.turns.replies import Replies
+from tqchat.ui.controller.turns.reply_writer import ReplyWriter
+from tqchat.ui.controller.turns.turns import Turns
 from tqchat.ui.controller.view import View
 
 
 class Controller:
-    """Everything that a user can do to conversations, by part: ``controller.turns.send("Hello")``.
+    """What a user can do with conversations, by part: ``controller.turns.send("Hello")``.
 
     Every method is called on the screen's thread, ``handle`` for engine events too.
 
@@ -131,7 +131,7 @@ class Controller:
         self.schemes.forget_auto_choices()
 
     def handle(self, event: events.Event) -> None:
-        """Take an engine event. Errors of the database are shown, and the engine goes on to its next job."""
+        """Take an engine event. Database errors are shown, and the engine starts its next job."""
         try:
             self._route(event)
         except TqchatError as error:

@@ -1,4 +1,4 @@
-"""Files attached to a message: how they are read, written behind its text, and taken out again."""
+"""Files attached to a message: reading them, appending them to its text, extracting them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _BLOCK = re.compile(
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
 _PATH_LIKE = re.compile(r"/|\.\w{1,8}\Z|\A~")
 MAX_FILE_BYTES = 1_000_000
-"""The largest file that is attached: more than any model here can read."""
+"""Largest file that can be attached; more than any local model can read."""
 
 
 class CannotAttach(TqchatError):
-    """A file that a message names cannot be attached. ``may_insist``: perhaps no file was meant."""
+    """A file that a message names cannot be attached. ``can_send_anyway``: perhaps no file was meant."""
 
-    def __init__(self, sentence: str, may_insist: bool = False) -> None:
+    def __init__(self, sentence: str, can_send_anyway: bool = False) -> None:
         super().__init__(sentence)
-        self.may_insist = may_insist
+        self.can_send_anyway = can_send_anyway
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """The name and the text of a file when it was attached."""
+    """A file's name, and its text when it was attached."""
 
     name: str
     text: str
@@ -46,7 +46,7 @@ class Attachment:
 
     @property
     def block(self) -> str:
-        """What the model reads: a code block whose fence is longer than any inside."""
+        """The text for the model: a code block whose fence is longer than any inside."""
         longest = max((len(run) for run in re.findall(r"`{3,}", self.text)), default=2)
         fence = "`" * (longest + 1)
         suffix = self.name.rpartition(".")[2] if "." in self.name else ""
@@ -70,7 +70,7 @@ def split(message: str) -> tuple[str, list[Attachment]]:
     return message[: found[0].start()], [Attachment(match[1], match[3]) for match in found]
 
 
-def named(
+def read_mentioned(
     text: str, folder: Path, earlier: Sequence[Attachment] = (), *, strict: bool = True
 ) -> list[Attachment]:
     """Read the files that a text names with ``@path`` or ``@"a path"``, each once.
@@ -93,9 +93,9 @@ def named(
         elif name in kept:
             found[name] = kept[name]
         elif strict and kind == "folder":
-            raise CannotAttach(f"{name} is a folder; name a file in it.", may_insist=True)
+            raise CannotAttach(f"{name} is a folder; name a file in it.", can_send_anyway=True)
         elif strict and _PATH_LIKE.search(name):
-            raise CannotAttach(f"There is no file {one_line(name)} here.", may_insist=True)
+            raise CannotAttach(f"There is no file {one_line(name)} here.", can_send_anyway=True)
     return list(found.values())
 
 
@@ -123,7 +123,7 @@ def _read(path: Path, name: str) -> str:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise CannotAttach(
-                f"{name} has {figures.size(size)}; at most {figures.size(MAX_FILE_BYTES)} can go along."
+                f"{name} has {figures.size(size)}; at most {figures.size(MAX_FILE_BYTES)} can be attached."
             )
         data = path.read_bytes()
     except OSError as error:
@@ -133,4 +133,4 @@ def _read(path: Path, name: str) -> str:
             raise UnicodeDecodeError("utf-8", data, 0, 1, "NUL")
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise CannotAttach(f"{name} is no text; only text files can be attached.") from error
+        raise CannotAttach(f"{name} is not a text file; only those can be attached.") from error

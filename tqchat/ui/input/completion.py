@@ -18,7 +18,7 @@ _MENTION = re.compile(r'(?:^|\s)@("[^"]*|[^\s"]*)$')
 
 
 @dataclass(frozen=True)
-class Offer:
+class Completion:
     """One completion: ``insert`` replaces the line from ``start`` to the cursor."""
 
     label: str
@@ -27,13 +27,13 @@ class Offer:
     insert: str
 
 
-def offers(
+def completions(
     line: str, commands: Sequence[Command], *, first_line: bool = True, folder: Path | None = None
-) -> list[Offer]:
+) -> list[Completion]:
     """The completions of ``line``, the text before the cursor."""
     if first_line and line.startswith("/"):
         return [
-            Offer(
+            Completion(
                 found,
                 slash.described(found, commands),
                 0,
@@ -45,7 +45,7 @@ def offers(
     return _files(match[1], match.start(1), folder or Path.cwd()) if match else []
 
 
-def is_whole(line: str, commands: Sequence[Command], folder: Path | None = None) -> bool:
+def is_complete(line: str, commands: Sequence[Command], folder: Path | None = None) -> bool:
     """Whether the line is complete as it is, so that Enter sends instead of completing."""
     if line.startswith("/"):
         word, _, argument = line[1:].partition(" ")
@@ -66,27 +66,27 @@ def _home(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises where there is no home
 
 
-def _files(written: str, start: int, folder: Path) -> list[Offer]:
+def _files(written: str, start: int, folder: Path) -> list[Completion]:
     """Files and folders whose path begins with ``written``."""
     path = written.removeprefix('"')
-    head, slash_, begun = path.rpartition("/")
-    where = folder / _home(head + slash_)
+    head, separator, prefix = path.rpartition("/")
+    directory = folder / _home(head + separator)
     try:
-        with os.scandir(where) as found:
+        with os.scandir(directory) as found:
             entries = sorted(
                 (not entry.is_dir(), entry.name)
                 for entry in itertools.islice(found, MAX_FOLDER_ENTRIES)
-                if entry.name.lower().startswith(begun.lower())
-                and (begun.startswith(".") or not entry.name.startswith("."))
+                if entry.name.lower().startswith(prefix.lower())
+                and (prefix.startswith(".") or not entry.name.startswith("."))
             )
     except OSError:
         return []
-    made: list[Offer] = []
+    completed: list[Completion] = []
     for is_file, name in entries:
-        whole = f"{head}{slash_}{name}" + ("" if is_file else "/")
-        quoted = " " in whole or written.startswith('"')
+        target = f"{head}{separator}{name}" + ("" if is_file else "/")
+        quoted = " " in target or written.startswith('"')
         end = (" " if is_file else "") if not quoted else ('" ' if is_file else "")
-        insert = ('"' if quoted else "") + whole + end
+        insert = ('"' if quoted else "") + target + end
         if '"' not in name and "\n" not in name:
-            made.append(Offer(f"@{whole}", "" if is_file else "folder", start, insert))
-    return made
+            completed.append(Completion(f"@{target}", "" if is_file else "folder", start, insert))
+    return completed

@@ -1,4 +1,4 @@
-"""Slash commands in the prompt: how they are read and completed."""
+"""Slash commands in the prompt: parsing and completion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(text: str) -> tuple[str, str] | None:
 
 
 def message(text: str) -> str:
-    """The message that a text means: a leading ``//`` stands for one slash."""
+    """The message of a text: a leading ``//`` stands for one slash."""
     return text[1:] if text.startswith("//") else text
 
 

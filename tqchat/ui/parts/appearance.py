@@ -36,7 +36,7 @@ class Appearance:
         return self._host.theme
 
     def load(self, wanted: str) -> list[str]:
-        """Register all themes and use the wanted one, else the default; sentences about those that failed."""
+        """Register all themes and use the wanted one, else the default; a sentence for each that failed."""
         found = themes.load_all(locations.bundled("themes"), self._folder)
         self._stamp = themes.stamp(self._folder)
         for theme in found.themes.values():
@@ -57,7 +57,7 @@ class Appearance:
         return True
 
     def reload(self) -> list[str]:
-        """Read the user's themes again if a file changed; sentences about those that failed."""
+        """Read the user's themes again if a file changed; a sentence for each that failed."""
         if themes.stamp(self._folder) == self._stamp:
             return []
         problems = self.load(self._host.theme)

@@ -21,14 +21,14 @@ class AttachmentCheck:
 
         Raises:
             CannotAttach: if one cannot be attached; the same text is accepted the second time if
-                ``may_insist`` is set.
+                ``can_send_anyway`` is set.
         """
         strict = typed != self._refused
         self._refused = ""
         try:
-            files = attachments.named(typed, Path.cwd(), self._earlier(), strict=strict)
+            files = attachments.read_mentioned(typed, Path.cwd(), self._earlier(), strict=strict)
         except CannotAttach as error:
-            self._refused = typed if error.may_insist else ""
+            self._refused = typed if error.can_send_anyway else ""
             raise
         return attachments.join(text, files)
 

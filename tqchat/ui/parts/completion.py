@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tqchat.ui.input.completion import is_whole, offers
+from tqchat.ui.input.completion import completions, is_complete
 from tqchat.ui.input.slash import Command
 from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -29,9 +29,9 @@ class PromptCompletion:
         """Suggest for the text as it is now."""
         prompt, commands = self._prompt, self._commands()
         line, row = prompt.before_cursor, prompt.cursor_location[0]
-        found = offers(line, commands, first_line=row == 0 and prompt.document.line_count == 1)
-        prompt.offering = bool(found)
-        prompt.enter_completes = bool(found) and not is_whole(line, commands)
+        found = completions(line, commands, first_line=row == 0 and prompt.document.line_count == 1)
+        prompt.has_suggestions = bool(found)
+        prompt.enter_completes = bool(found) and not is_complete(line, commands)
         self._suggestions.show(found)
 
     def choose(self, step: int) -> None:
@@ -49,5 +49,5 @@ class PromptCompletion:
         """Hide the suggestions until more is typed; whether there were any."""
         had = self._suggestions.chosen is not None
         self._suggestions.show([])
-        self._prompt.offering = self._prompt.enter_completes = False
+        self._prompt.has_suggestions = self._prompt.enter_completes = False
         return had

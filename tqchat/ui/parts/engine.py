@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tqchat.engine.commands import Command
-from tqchat.ui.controller.engine import EngineFactory, EngineLike, OnEvent
+from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 
 SAVE_TIMEOUT_S = 60.0
 """How long quitting waits for the cache to be saved; a second Ctrl+Q does not wait."""

@@ -1,19 +1,19 @@
-"""Starting, watching other processes, and leaving."""
+"""Start, polling for outside changes, and quitting."""
 
 from __future__ import annotations
 
 from tqchat.errors import TqchatError
 from tqchat.store.vault import Vault
-from tqchat.ui.bridge import EngineGone
+from tqchat.ui.bridge import EngineStopped
 from tqchat.ui.parts.parts import Parts
-from tqchat.ui.screens.dialog import Leaving
+from tqchat.ui.screens.dialog import SavingDialog
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 POLL_INTERVAL_S = 1.5
-"""How often changes by other processes are looked for, and unsent text is saved."""
+"""Interval of looking for changes by other processes and saving unsent text."""
 
 
-def show_first(parts: Parts) -> None:
+def show_initial(parts: Parts) -> None:
     """Fill the mounted screen: side panels, the last conversation, problems with the settings."""
     screen, state = parts.screen, parts.preferences.state
     screen.query_one("#conversations").set_class(not state.sidebar, "folded")
@@ -35,7 +35,7 @@ def _reopen(parts: Parts) -> None:
             parts.unsent.show()
             return
         except TqchatError:
-            pass  # Deleted by another process or on the command line: an empty page is shown.
+            pass  # Deleted by another process or on the command line: a new conversation is shown.
     parts.chat.shown.new()
 
 
@@ -55,7 +55,7 @@ def start_engine(parts: Parts, model: str | None) -> None:
 
 
 def poll(parts: Parts) -> None:
-    """Take in what other processes and editors changed, and save unsent text."""
+    """Load changes by other processes and editors, and save unsent text."""
     if parts.engine.stopping or not parts.screen.query(Prompt):
         return
     parts.attempt(parts.chat.shown.refresh)
@@ -65,18 +65,18 @@ def poll(parts: Parts) -> None:
 
 
 def quit(parts: Parts) -> None:
-    """Save the cache in a thread, then leave; the second time, leave at once."""
+    """Save the cache in a thread, then quit; the second time, quit at once."""
     if parts.engine.stopping or not parts.engine.running:
         leave(parts)
         return
     parts.attempt(parts.unsent.keep)
     parts.engine.stopping = True
-    parts.host.push_screen(Leaving())
+    parts.host.push_screen(SavingDialog())
 
     def save() -> None:
         parts.engine.shut_down()
         # Posted after the engine's last events, so that a stopped reply is written first.
-        parts.host.post_message(EngineGone())
+        parts.host.post_message(EngineStopped())
 
     parts.in_thread(save)
 

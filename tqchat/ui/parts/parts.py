@@ -1,4 +1,4 @@
-"""The parts of the app that the functions of actions work with."""
+"""The parts of the app, which actions are called with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Parts:
     """The collaborators of one running app, built once.
 
     Attributes:
-        host: Textual's side: screens, workers, the terminal's clipboard.
+        host: The Textual app: screens, workers, the terminal's clipboard.
         keys: The keys in force, for sentences that name one.
     """
 
@@ -86,7 +86,7 @@ class Parts:
         self.screen.say(text, severity)
 
     def attempt(self, function: Callable[..., T], *arguments: object) -> T | None:
-        """Call a function; an error of the database or the files is shown, and ``None`` returned."""
+        """Call a function; an error is shown, and ``None`` returned."""
         try:
             return function(*arguments)
         except TqchatError as error:
@@ -108,6 +108,6 @@ class Parts:
         self.in_thread(lambda: clipboard.write(text))
 
     def remember_conversation(self) -> None:
-        """Write down which conversation is open."""
+        """Save which conversation is open."""
         current = self.chat.shown.conversation
         self.preferences.remember_conversation(current.id if current else None)

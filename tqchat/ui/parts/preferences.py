@@ -1,4 +1,4 @@
-"""Settings in force, and what the app remembers between runs."""
+"""Settings in force, and the app's state between runs."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Preferences:
             changed(self.settings)
 
     def remember_conversation(self, conversation_id: str | None) -> None:
-        """Write down which conversation is open, at once: a killed app reopens it."""
+        """Save at once which conversation is open, so that it reopens after a kill."""
         self._save(replace(self.state, conversation=conversation_id))
 
     def remember_panels(self, *, sidebar: bool | None = None, gauge: bool | None = None) -> None:
-        """Write down which side panels are shown."""
+        """Save which side panels are shown."""
         state = self.state
         if sidebar is not None:
             state = replace(state, sidebar=sidebar)

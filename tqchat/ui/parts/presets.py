@@ -34,7 +34,7 @@ class Preset:
         """``temperature 0.2, top p 0.9; Answer briefly.``"""
         said = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.sampling.given.items())
         prompt = " ".join((self.system_prompt or "").split())
-        return "; ".join(part for part in (said, prompt[:60]) if part) or "all as the settings say"
+        return "; ".join(part for part in (said, prompt[:60]) if part) or "all values from the settings"
 
 
 BUILT_IN: Mapping[str, Preset] = {
@@ -75,7 +75,7 @@ class Presets:
         if not _NAME.fullmatch(name):
             raise BadPreset("A preset's name has letters, digits, - and _, at most 40.")
         if name in BUILT_IN:
-            raise BadPreset(f"{name} comes along with the app; choose another name.")
+            raise BadPreset(f"{name} is built in; choose another name.")
         self._write({**self._own(), name: preset})
 
     def delete(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Unsent text: kept with its conversation, and put aside while an earlier message is edited."""
+"""Unsent text: saved with its conversation, and set aside while an earlier message is edited."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class UnsentText:
         return self._chat.shown.fork is not None and self._chat.shown.fork.edited_id is not None
 
     def keep(self) -> None:
-        """Save it with the open conversation. Of an edit, the text that was there before is saved."""
-        self._chat.shown.keep_unsent_text(self._aside if self._editing else self._prompt().whole)
+        """Save it with the open conversation; during an edit, the text that was set aside."""
+        self._chat.shown.keep_unsent_text(self._aside if self._editing else self._prompt().full_text)
 
     def show(self) -> None:
         """Put the open conversation's unsent text into the prompt."""
         self._prompt().put(self._chat.shown.unsent_text)
 
     def edit(self, text: str) -> None:
-        """Put the text of an edited message into the prompt, if any, and the present text aside."""
-        self._aside = self._prompt().whole
+        """Put the text of an edited message into the prompt, if any, and set the current text aside."""
+        self._aside = self._prompt().full_text
         if text:
             self._prompt().put(text)
 

@@ -176,12 +176,12 @@ class ChatScreen(Screen[None]):
 
     def prompt_returned(self, text: str) -> None:
         """Put an unanswered message back into the prompt."""
-        self.query_one(Prompt).take_back(attachments.split(text)[0])
+        self.query_one(Prompt).prepend(attachments.split(text)[0])
 
     def context_is_nearly_full(self) -> None:
         """Warn once before the context limit."""
         key = self._keys.label("make_room")
-        self.say(f"The context is nearly full; {key} shows what can be done.", "warning")
+        self.say(f"The context is nearly full; {key} shows options.", "warning")
 
     def context_is_full(self) -> None:
         """Ask the user what to do."""

@@ -129,7 +129,7 @@ class Choose(ModalScreen[str | None]):
         self.dismiss(None)
 
 
-class Leaving(ModalScreen[None]):
+class SavingDialog(ModalScreen[None]):
     """Shown while the cache is saved on quitting."""
 
     def compose(self) -> ComposeResult:

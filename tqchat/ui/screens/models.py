@@ -34,16 +34,16 @@ WIDE = 84
 
 
 @dataclass(frozen=True)
-class Wish:
+class ModelChoice:
     """The action chosen: load a model (downloading it if needed), pause a download or discard its files, or
     delete a model of the Hugging Face cache.
     """
 
     ref: str
-    deed: Literal["load", "pause", "discard", "delete"] = "load"
+    action: Literal["load", "pause", "discard", "delete"] = "load"
 
 
-class ModelPicker(ModalScreen[Wish | None]):
+class ModelPicker(ModalScreen[ModelChoice | None]):
     """The models on this machine, and an input that filters them and accepts any folder or repo id.
 
     ``look`` finds the models (called on a thread); ``ask`` requests an estimate from the engine, which
@@ -228,9 +228,9 @@ class ModelPicker(ModalScreen[Wish | None]):
                 return [("^X", "pauses"), ("^D", "cancels and discards"), *keys]
             return keys
         if one.folder is None:
-            deed = "resumes the download" if one.disk_bytes else "downloads, then loads"
+            does = "resumes the download" if one.disk_bytes else "downloads, then loads"
             discard = [("^D", "discards it")] if one.disk_bytes else []
-            return [("Enter", deed), *discard, *keys]
+            return [("Enter", does), *discard, *keys]
         delete = [("^D", "deletes it")] if self._is_deletable(one) else []
         return [("Enter", "loads"), *delete, *keys]
 
@@ -321,20 +321,20 @@ class ModelPicker(ModalScreen[Wish | None]):
     def _take(self) -> None:
         one = self._marked
         if one is not None and not (self._loading and self._loading.ref == one.ref):
-            self.dismiss(Wish(one.ref))
+            self.dismiss(ModelChoice(one.ref))
 
     def action_pause(self) -> None:
         """Pause the current download and keep its files."""
         if self._loading is not None and self._loading.stage == "downloading":
-            self.dismiss(Wish(self._loading.ref, "pause"))
+            self.dismiss(ModelChoice(self._loading.ref, "pause"))
 
     def action_discard(self) -> None:
         """Discard the files of the marked download, or delete the marked model of the Hugging Face cache."""
         one = self._marked
         if one is not None and one.folder is None and (one.disk_bytes or self._loading):
-            self.dismiss(Wish(one.ref, "discard"))
+            self.dismiss(ModelChoice(one.ref, "discard"))
         elif one is not None and self._is_deletable(one):
-            self.dismiss(Wish(one.ref, "delete"))
+            self.dismiss(ModelChoice(one.ref, "delete"))
 
     def action_cancel(self) -> None:
         """Close without a choice."""

@@ -16,7 +16,7 @@ _CLOSE = re.compile(rf"</({'|'.join(TAGS)})>\s*")
 
 
 def split(text: str) -> tuple[str, str]:
-    """Reasoning and answer of a whole reply.
+    """Reasoning and answer of a complete reply.
 
     Some chat templates write the opening tag: then the text has only the closing one.
     """

@@ -23,7 +23,7 @@ def scheme_changed(event: events.SchemeChanged) -> str:
     )
     if event.kept_rounding:
         sentence += " History keeps its earlier rounding."
-    return sentence if event.reread else f"{sentence} /scheme undo goes back by reading again."
+    return sentence if event.reread else f"{sentence} /scheme undo returns to it by re-reading."
 
 
 def ending(reason: events.StopReason) -> str | None:

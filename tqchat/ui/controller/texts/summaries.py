@@ -1,4 +1,4 @@
-"""Summaries that stand for the older messages of a conversation."""
+"""Summaries that replace the older messages of a conversation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqchat.ui.controller.texts.reasoning import split
 
 ANSWER_MAX_TOKENS = 700
 SUMMARY_HEADING = "This is what we said before, summed up:\n\n"
-ACKNOWLEDGEMENT = "I go on from there."
+ACKNOWLEDGEMENT = "I will continue from there."
 """The assistant's message after the summary, so that roles alternate."""
 _REQUEST = (
     "Summarise this conversation so that it can go on from your summary alone: facts, names, numbers, "

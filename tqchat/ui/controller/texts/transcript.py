@@ -1,4 +1,4 @@
-"""Transcripts for the engine and for people."""
+"""Transcripts for the engine and as Markdown."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def block_lines(block: Block, width: int) -> list[Content]:
         case Code():
             return _code(block, width)
         case Quote():
-            return _prefixed("▌ ", "▌ ", "$accent", lambda room: lines(block.blocks, room), width)
+            return _prefixed("▌ ", "▌ ", "$accent", lambda available: lines(block.blocks, available), width)
         case Items():
             return _items(block, width)
         case Table():
@@ -50,27 +50,29 @@ def _prefixed(
     first: str, rest: str, style: str, inside: Callable[[int], list[Content]], width: int
 ) -> list[Content]:
     """Lines with a prefix, left out if the width is too small."""
-    room = width - len(first)
-    if room < MIN_INDENTED_WIDTH:
+    available = width - len(first)
+    if available < MIN_INDENTED_WIDTH:
         return inside(width)
-    found = inside(room)
+    found = inside(available)
     return [
         Content.assemble((first if index == 0 else rest, style), line) for index, line in enumerate(found)
     ]
 
 
 def _code(block: Code, width: int) -> list[Content]:
-    room = max(width - 2, 1)
+    available = max(width - 2, 1)
     laid: list[Content] = []
     for line in block.content.expand_tabs(4).split(allow_blank=True):
-        laid += line.fold(room) if line.cell_length > room else [line]
+        laid += line.fold(available) if line.cell_length > available else [line]
     if block.language and not block.continues:
-        label = Content.styled(block.language[:room], "$quiet")
-        fits = laid and laid[0].cell_length + label.cell_length + 2 <= room
+        label = Content.styled(block.language[:available], "$quiet")
+        fits = laid and laid[0].cell_length + label.cell_length + 2 <= available
         if fits:
-            laid[0] = Content.assemble(laid[0], " " * (room - laid[0].cell_length - label.cell_length), label)
+            laid[0] = Content.assemble(
+                laid[0], " " * (available - laid[0].cell_length - label.cell_length), label
+            )
         else:
-            laid.insert(0, Content.assemble(" " * (room - label.cell_length), label))
+            laid.insert(0, Content.assemble(" " * (available - label.cell_length), label))
     return [
         Content.assemble(" ", line, " " * (width - 1 - line.cell_length)).stylize_before("on $surface")
         for line in laid
@@ -84,10 +86,10 @@ def _items(block: Items, width: int) -> list[Content]:
         if block.loose and (laid or block.continues):
             laid.append(_BLANK)
 
-        def inside(room: int, item: Sequence[Block] = item) -> list[Content]:
+        def inside(available: int, item: Sequence[Block] = item) -> list[Content]:
             if block.loose:
-                return lines(item, room) or [_BLANK]
-            return [line for one in item for line in block_lines(one, room)] or [_BLANK]
+                return lines(item, available) or [_BLANK]
+            return [line for one in item for line in block_lines(one, available)] or [_BLANK]
 
         mark = f"{marker:>{indent - 1}} "
         if width - indent < MIN_INDENTED_WIDTH:
@@ -139,20 +141,20 @@ def _widest(cell: Content) -> int:
     return max((line.cell_length for line in cell.split(allow_blank=True)), default=0)
 
 
-def _column_widths(wanted: Sequence[int], room: int) -> list[int] | None:
-    """Column widths within ``room``: narrow columns keep theirs, wide ones share the rest."""
-    if room < 6 * len(wanted) and room < sum(wanted):
+def _column_widths(wanted: Sequence[int], available: int) -> list[int] | None:
+    """Column widths within ``available``: narrow columns keep theirs, wide ones share the rest."""
+    if available < 6 * len(wanted) and available < sum(wanted):
         return None
     widths = list(wanted)
-    while sum(widths) > room:
+    while sum(widths) > available:
         widest = max(widths)
         second = max((size for size in widths if size < widest), default=0)
         at = [index for index, size in enumerate(widths) if size == widest]
-        surplus = sum(widths) - room
+        surplus = sum(widths) - available
         step = max(1, min(widest - second, -(-surplus // len(at))))
         for index in at:
-            if sum(widths) > room:
-                widths[index] -= min(step, sum(widths) - room)
+            if sum(widths) > available:
+                widths[index] -= min(step, sum(widths) - available)
     return widths
 
 

@@ -29,14 +29,14 @@ class ConversationList(Vertical):
     BORDER_TITLE = "Conversations"
 
     class Chosen(Message):
-        """A conversation was selected, with the message found if ``wanted`` was searched for."""
+        """A conversation was selected, with the message found by ``query``, if it was a search result."""
 
-        def __init__(self, conversation_id: str, message_id: str | None = None, wanted: str = "") -> None:
+        def __init__(self, conversation_id: str, message_id: str | None = None, query: str = "") -> None:
             super().__init__()
-            self.conversation_id, self.message_id, self.wanted = conversation_id, message_id, wanted
+            self.conversation_id, self.message_id, self.query = conversation_id, message_id, query
 
     class More(Message):
-        """More conversations were requested: ``most`` has grown."""
+        """More conversations were requested: ``limit`` has grown."""
 
     def __init__(self) -> None:
         super().__init__(id="conversations")
@@ -45,7 +45,7 @@ class ConversationList(Vertical):
         self._conversations: Sequence[Conversation] = ()
         self._sizes: Mapping[str, int] = {}
         self._current: str | None = None
-        self.most = PAGE
+        self.limit = PAGE
         """Maximum conversations listed; pass one more to ``show`` to indicate that there are others."""
 
     def compose(self) -> ComposeResult:
@@ -79,8 +79,8 @@ class ConversationList(Vertical):
 
     def _draw(self, cursor: str | None) -> None:
         titles = self.query_one("#titles", OptionList)
-        if (wanted := self.query_one("#search", Input).value).strip():
-            self._hits = self.find(wanted)
+        if (query := self.query_one("#search", Input).value).strip():
+            self._hits = self.find(query)
             self.border_subtitle = f"{len(self._hits)} found"
             before = [None, *(hit.conversation_id for hit in self._hits)]
             titles.set_options([self._hit(hit, index, before[index]) for index, hit in enumerate(self._hits)])
@@ -91,13 +91,13 @@ class ConversationList(Vertical):
         scroll = titles.scroll_y
         options: list[Option] = []
         heading, today = "", date.today()
-        for conversation in self._conversations[: self.most]:
+        for conversation in self._conversations[: self.limit]:
             day = figures.day(conversation.updated_at, today)
             if day != heading:
                 heading = day
                 options.append(Option(Content.styled(day, "$quiet"), disabled=True))
             options.append(Option(self._line(conversation), id=conversation.id))
-        if len(self._conversations) > self.most:
+        if len(self._conversations) > self.limit:
             options.append(Option(Content.styled("▾ show earlier", "$quiet"), id=_MORE))
         if not options:
             options.append(Option(Content.styled("None yet.", "$quiet"), disabled=True))
@@ -149,10 +149,10 @@ class ConversationList(Vertical):
         if event.option.id is None:
             return
         if event.option.id == _MORE:
-            self.most += PAGE
+            self.limit += PAGE
             self.post_message(self.More())
             return
         conversation_id, _, index = event.option.id.partition("/")
         message_id = self._hits[int(index)].message_id if index and int(index) < len(self._hits) else None
-        wanted = self.query_one("#search", Input).value
-        self.post_message(self.Chosen(conversation_id, message_id, wanted))
+        query = self.query_one("#search", Input).value
+        self.post_message(self.Chosen(conversation_id, message_id, query))

@@ -10,7 +10,7 @@ from tqchat.text import printable
 from tqchat.ui import figures
 from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
 from tqchat.ui.widgets.gauge.reading import Reading, bits, scheme_sizes
-from tqchat.ui.widgets.gauge.room import room
+from tqchat.ui.widgets.gauge.remaining import remaining_tokens
 from tqchat.ui.widgets.gauge.strip import strip
 
 WIDTH = 28
@@ -77,7 +77,7 @@ def _lines(reading: Reading) -> list[Content]:
         _row("layers", f"{reading.coverage} packed"),
         *strip(report, WIDTH),
         *(Content.styled(text, "$quiet") for text in map(printable, reading.explanations)),
-        *_room(reading),
+        *_remaining(reading),
         Content(""),
         *_others(report),
     ]
@@ -101,30 +101,30 @@ def _side(side: str, report: MemoryReport) -> Content:
     return _row(label, figures.size(report.key_bytes if side == "keys" else report.value_bytes))
 
 
-def _room(reading: Reading) -> list[Content]:
+def _remaining(reading: Reading) -> list[Content]:
     """Tokens that still fit into the memory budget, under the scheme and under FP16."""
     if reading.report is None or reading.budget is None:
         return []
-    found = room(reading.report, reading.budget)
+    found = remaining_tokens(reading.report, reading.budget)
     if found is None:
         return []
     return [
         Content(""),
-        _row("room for", f"{figures.short(found[0])} more"),
-        _row("  under FP16", f"{figures.short(found[1])} more"),
+        _row("room for", f"{figures.short(found.in_scheme)} more"),
+        _row("  under FP16", f"{figures.short(found.in_fp16)} more"),
     ]
 
 
 def _others(report: MemoryReport) -> list[Content]:
     """A bar for each scheme's predicted size; the active scheme is marked, and its size counted."""
     taken = scheme_sizes(report)
-    most = max(size for _, size, _ in taken)
+    largest = max(size for _, size, _ in taken)
     lines = [Content.styled("the same tokens under", "$quiet")]
     for name, size, in_force in taken:
         lines.append(
             Content.assemble(
                 (f"{name:<9}", "bold $accent" if in_force else ""),
-                bar(size / most, 8, "$accent" if in_force else "$quiet"),
+                bar(size / largest, 8, "$accent" if in_force else "$quiet"),
                 f"{'' if in_force else '≈'}{figures.size(size)}".rjust(WIDTH - 17),
             )
         )

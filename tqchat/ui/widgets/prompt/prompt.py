@@ -64,13 +64,13 @@ class Prompt(TextArea):
         self._unsent = ""
         self._pasted: dict[str, str] = {}
         self._sent: tuple[str, dict[str, str], tuple[int, int]] = ("", {}, (0, 0))
-        self.offering = False
+        self.has_suggestions = False
         """Whether completions are shown, so that arrows move through them."""
         self.enter_completes = False
         """Whether Enter accepts a completion instead of sending."""
 
     @property
-    def whole(self) -> str:
+    def full_text(self) -> str:
         """The text with placeholders replaced by the pasted texts."""
         text = self.text
         for placeholder, pasted in self._pasted.items():
@@ -104,7 +104,7 @@ class Prompt(TextArea):
         self._pasted[placeholder] = text
         return placeholder
 
-    def take_back(self, text: str) -> None:
+    def prepend(self, text: str) -> None:
         """Put an unanswered message back, before any text written since."""
         written = self.text
         self.put(f"{text}\n\n{written}" if written.strip() else text)
@@ -112,7 +112,7 @@ class Prompt(TextArea):
     def clear_sent(self) -> None:
         """Clear the prompt and add its text to the history."""
         self._sent = self.text, dict(self._pasted), self.cursor_location
-        self._history.append(self.whole)
+        self._history.append(self.full_text)
         self._position, self._unsent = None, ""
         self._pasted.clear()
         self.clear()
@@ -127,7 +127,7 @@ class Prompt(TextArea):
     def action_send(self) -> None:
         """Submit the text unless it is blank."""
         if self.text.strip():
-            self.post_message(self.Submitted(self.whole, self.text))
+            self.post_message(self.Submitted(self.full_text, self.text))
 
     def action_newline(self) -> None:
         """Insert a line break."""
@@ -140,7 +140,7 @@ class Prompt(TextArea):
             self.post_message(self.Completing())
         elif event.key == "enter":
             self.action_send()
-        elif event.key in ("up", "down") and self.offering:
+        elif event.key in ("up", "down") and self.has_suggestions:
             self.post_message(self.Completing(-1 if event.key == "up" else 1))
         else:
             own = event.key in ("backspace", "delete") and self._delete_placeholder(event.key == "backspace")

@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tqchat.text import one_line
-from tqchat.ui.input.completion import Offer
+from tqchat.ui.input.completion import Completion
 
 MAX_ROWS = 6
 
@@ -20,44 +20,44 @@ class Suggestions(Static):
     def __init__(self) -> None:
         super().__init__("", id="suggestions", markup=False)
         self.display = False
-        self._offers: Sequence[Offer] = ()
+        self._completions: Sequence[Completion] = ()
         self._at = 0
         self.moved = False
         """Whether the user has moved the selection."""
 
     @property
-    def chosen(self) -> Offer | None:
+    def chosen(self) -> Completion | None:
         """The selected completion."""
-        return self._offers[self._at] if self._offers else None
+        return self._completions[self._at] if self._completions else None
 
-    def show(self, offers: Sequence[Offer]) -> None:
+    def show(self, completions: Sequence[Completion]) -> None:
         """Show these completions; none hides the widget."""
-        self._offers, self._at, self.moved = offers, 0, False
-        self.display = bool(offers)
+        self._completions, self._at, self.moved = completions, 0, False
+        self.display = bool(completions)
         self._draw()
 
     def move(self, step: int) -> None:
         """Move the selection."""
-        if self._offers:
-            self._at, self.moved = (self._at + step) % len(self._offers), True
+        if self._completions:
+            self._at, self.moved = (self._at + step) % len(self._completions), True
             self._draw()
 
     def _draw(self) -> None:
-        first = max(0, min(self._at - MAX_ROWS // 2, len(self._offers) - MAX_ROWS))
-        shown = self._offers[first : first + MAX_ROWS]
-        labels = [one_line(offer.label) for offer in shown]
+        first = max(0, min(self._at - MAX_ROWS // 2, len(self._completions) - MAX_ROWS))
+        shown = self._completions[first : first + MAX_ROWS]
+        labels = [one_line(completion.label) for completion in shown]
         width = max((cell_len(label) for label in labels), default=0)
         rows: list[Content] = []
-        for index, (offer, label) in enumerate(zip(shown, labels, strict=True), first):
+        for index, (completion, label) in enumerate(zip(shown, labels, strict=True), first):
             here = index == self._at
             rows.append(
                 Content.assemble(
                     ("▌ " if here else "  ", "$accent"),
                     (label + " " * (width - cell_len(label)), "$accent bold" if here else "$accent"),
-                    (f"  {offer.help}", "$quiet"),
+                    (f"  {completion.help}", "$quiet"),
                     ("  Tab" if here else "", "$accent"),
                 )
             )
-        if len(self._offers) > MAX_ROWS:
-            rows.append(Content.styled(f"  {self._at + 1} of {len(self._offers)}  ↑ ↓", "$quiet"))
+        if len(self._completions) > MAX_ROWS:
+            rows.append(Content.styled(f"  {self._at + 1} of {len(self._completions)}  ↑ ↓", "$quiet"))
         self.update(Content("\n").join(rows))

@@ -21,10 +21,10 @@ from tqchat.ui.widgets.gauge.drawing import bar
 
 def _justified(left: Content, right: Content, width: int, urgent: bool = False) -> Content:
     """Left- and right-aligned text on one line; the left one is truncated, unless it is urgent."""
-    room = width - right.cell_length - 2
-    if room < 8 or (urgent and room < left.cell_length):
+    available = width - right.cell_length - 2
+    if available < 8 or (urgent and available < left.cell_length):
         return left.truncate(width, ellipsis=True)
-    left = left.truncate(room, ellipsis=True)
+    left = left.truncate(available, ellipsis=True)
     return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
 
 

@@ -1,0 +1,54 @@
+"""Cache figures of conversations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.ui.controller.rig import Core, Rig
+from tests.ui.scripted import report
+from tqchat.engine import events
+from tqchat.ui.controller.cache.figures import CacheFigures
+
+
+def test_a_note_says_how_much_was_restored_or_why_not(path: Path) -> None:
+    rig = Rig(path)
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.")
+    assert rig.chat.shown.conversation is not None
+    one = rig.chat.shown.conversation.id
+    rig.chat.shown.new()
+    rig.chat.turns.send("Another")
+    rig.engine.reply("Hi.")
+    rig.engine.restored = events.Opened(one, 3076, 0.1)
+    rig.chat.shown.open(one)
+    assert rig.chat.caches.restore_notes[one] == "Restored 3,076 tokens, nothing re-read."
+    rig.engine.emit(events.Opened(one, 0, 0.1, "This cache was made with another model; re-reading."))
+    assert rig.chat.caches.restore_notes[one].startswith("This cache was made with another model")
+
+
+def test_another_model_clears_the_figures(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.")
+    assert rig.chat.caches.report is not None
+    rig.chat.models.load("other/model")
+    assert rig.chat.caches.report is None
+
+
+def test_figures_are_kept_by_conversation_without_an_engine(core: Core) -> None:
+    caches = CacheFigures(core.database, core.shown, core.models, core.work)
+    assert caches.report is None and not caches.exists
+    conversation_id = core.show("Hello")[0].conversation_id
+    caches.record(conversation_id, report(300))
+    caches.record("another", report(900))
+    assert caches.report == report(300)
+    assert [sample.tokens for sample in caches.history.samples] == [300]
+    assert not caches.exists, "figures alone are no cache"
+    core.work.open_id = conversation_id
+    assert caches.is_live and caches.exists
+    core.work.open_id = None
+    caches.saved(events.Saved(conversation_id, 300, 1_000, 0.1))
+    assert not caches.is_live and caches.exists
+    caches.forget_live()
+    assert caches.report is None and caches.disk_bytes == {conversation_id: 1_000}
+    caches.forget(conversation_id)
+    assert not caches.exists

@@ -1,0 +1,93 @@
+"""Scheme changes and ``auto``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.ui.controller.rig import Rig, turn
+from tests.ui.scripted import report
+from tqchat.engine import commands, events
+
+
+def test_a_scheme_set_before_the_first_message_is_for_this_conversation_only(rig: Rig) -> None:
+    rig.chat.schemes.set("affine4")
+    rig.chat.turns.send("Hello")
+    assert rig.engine.sent()[-1].scheme == "affine4"
+    rig.engine.reply("Hi.")
+    rig.chat.shown.new()
+    assert rig.chat.schemes.chosen == "turbo0v4"
+
+
+def test_a_live_cache_is_converted_and_the_scheme_stored(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.", tokens=900)
+    rig.chat.schemes.set("turbo0v2")
+    assert isinstance(rig.engine.commands[-1], commands.SetScheme)
+    assert rig.chat.schemes.chosen == "turbo0v2"
+    assert rig.chat.caches.report == report(900, "turbo0v2")
+    assert rig.view.said[-1][1].startswith("Converted 900 tokens from turbo0v4 to turbo0v2")
+    rig.chat.schemes.set("fp16")
+    assert "keeps its earlier rounding" in rig.view.said[-1][1]
+    rig.chat.schemes.set("turbo0v4", reread=True)
+    last = rig.engine.commands[-1]
+    assert isinstance(last, commands.SetScheme) and last.reread and len(last.messages) == 2
+
+
+def test_a_scheme_change_during_a_reply_waits_for_its_end(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.delta("H")
+    rig.chat.schemes.set("turbo0v2")
+    assert not any(isinstance(command, commands.SetScheme) for command in rig.engine.commands)
+    rig.engine.done("Hi.")
+    assert isinstance(rig.engine.commands[-1], commands.SetScheme)
+
+
+def test_a_cache_on_disk_is_converted_once_there_is_a_model(path: Path) -> None:
+    rig = Rig(path)
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.")
+    assert rig.chat.shown.conversation is not None
+    one = rig.chat.shown.conversation.id
+    rig.chat.close()
+    rig.database.close()
+    rig = Rig(path, loads=False)
+    rig.chat.caches.disk_bytes[one] = 1000
+    rig.chat.shown.open(one)
+    rig.chat.schemes.set("turbo0v2")
+    assert rig.view.said[-1][1] == "Changes to turbo0v2 once the model is loaded."
+    rig.engine.ready()
+    changes = [command for command in rig.engine.commands if isinstance(command, commands.SetScheme)]
+    assert [(change.conversation_id, change.scheme) for change in changes] == [(one, "turbo0v2")]
+    assert rig.chat.schemes.chosen == "turbo0v2"
+
+
+def test_auto_is_stored_and_resolved_for_the_engine(rig: Rig) -> None:
+    rig.chat.schemes.set("auto")
+    rig.chat.turns.send("Hello")
+    assert rig.engine.sent()[-1].scheme == "turbo0v4"
+    rig.engine.reply("Hi.")
+    assert rig.chat.shown.conversation is not None and rig.chat.shown.conversation.scheme == "auto"
+    assert rig.chat.schemes.label == "auto: turbo0v4"
+    rig.chat.schemes.set("turbo4")
+    assert rig.chat.shown.conversation.scheme == "turbo4"
+    rig.chat.schemes.set("auto")
+    change = rig.engine.commands[-1]
+    assert isinstance(change, commands.SetScheme) and change.scheme == "turbo0v4"
+    assert rig.chat.shown.conversation.scheme == "auto", "what was converted is the choice, not its result"
+
+
+def test_a_failed_conversion_does_not_name_a_later_change_by_the_engine(rig: Rig) -> None:
+    turn(rig, "Hello", "Hi.")
+    rig.engine.converts = False
+    rig.chat.schemes.set("turbo0v2")
+    failed = rig.engine.commands[-1]
+    assert isinstance(failed, commands.SetScheme)
+    rig.engine.emit(events.Failed(failed.conversation_id, "Out of memory."))
+    assert rig.chat.schemes.chosen == "turbo0v4" and rig.chat.work.activity is None
+    counted = report(300, "turbo2")
+    rig.engine.emit(
+        events.SchemeChanged(
+            failed.conversation_id, "turbo2", "turbo0v4", 300, 0.1, False, False, 900, 500, counted
+        )
+    )
+    assert rig.chat.schemes.chosen == "turbo2"

@@ -1,0 +1,172 @@
+"""Attached files: mentioned with @, read when the message is sent, folded on the screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ui.conftest import OpenApp
+from tqchat.ui.input import attachments
+from tqchat.ui.input.attachments import Attachment, CannotAttach
+from tqchat.ui.input.completion import completions, is_complete
+from tqchat.ui.widgets.prompt.prompt import Prompt
+
+NOTES = "# Notes\n\n```\ncode\n```\nthe red fox\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "here"
+    (folder / "src").mkdir(parents=True)
+    (folder / "notes.md").write_text(NOTES)
+    (folder / "my file.txt").write_text("with a space")
+    (folder / "src" / "fox.py").write_text("print('fox')\n")
+    (folder / ".hidden").write_text("x")
+    (folder / "picture.png").write_bytes(b"\x89PNG\0\0")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("text", [NOTES, "", "`" * 9 + "\n", "\n\nAttached file x:\n```\ny\n```", "a\n\n"])
+def test_split_undoes_join(text: str) -> None:
+    files = [Attachment("a b.md", text), Attachment("src/fox.py", "print()\n")]
+    said, found = attachments.split(attachments.join("Look at @x\n\nplease", files))
+    assert said == "Look at @x\n\nplease"
+    assert [(one.name, one.text) for one in found] == [
+        (one.name, one.text.removesuffix("\n")) for one in files
+    ]
+    assert attachments.split("no files\n```\ncode\n```") == ("no files\n```\ncode\n```", [])
+
+
+def test_files_mentioned_in_a_text_are_read(folder: Path) -> None:
+    found = attachments.read_mentioned(
+        'Compare @notes.md, @"my file.txt" and @src/fox.py. me@example.com @someone', folder
+    )
+    assert [one.name for one in found] == ["notes.md", "my file.txt", "src/fox.py"]
+    assert attachments.read_mentioned("@notes.md @notes.md", folder)[0].text == NOTES
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "can_send_anyway"),
+    [
+        ("@gone.md", "There is no file gone.md", True),
+        ("@src", "is a folder", True),
+        ("@picture.png", "is not a text file", False),
+        ("@big.txt", "at most 1.00 MB", False),
+        ("@" + "x/" * 5000, "There is no file", True),
+        ("@a\0b/c", "There is no file", True),
+    ],
+)
+def test_a_file_that_cannot_be_attached_is_an_error(
+    folder: Path, text: str, says: str, can_send_anyway: bool
+) -> None:
+    (folder / "big.txt").write_bytes(b"x" * (attachments.MAX_FILE_BYTES + 1))
+    with pytest.raises(CannotAttach, match=says) as error:
+        attachments.read_mentioned(text, folder)
+    assert error.value.can_send_anyway is can_send_anyway
+
+
+def test_a_deleted_file_is_attached_as_it_was_before(folder: Path) -> None:
+    earlier = [Attachment("gone.md", "as it was")]
+    assert attachments.read_mentioned("@gone.md", folder, earlier) == earlier
+
+
+def test_paths_complete(folder: Path) -> None:
+    def labels(line: str) -> list[str]:
+        return [completion.label for completion in completions(line, [], folder=folder)]
+
+    assert labels("see @") == ["@src/", "@my file.txt", "@notes.md", "@picture.png"]
+    assert labels("@NO") == ["@notes.md"] and labels("@.") == ["@.hidden"]
+    assert labels("a@no") == [] and labels("@no such/") == []
+    (quoted,) = completions("@my", [], folder=folder)
+    assert (quoted.start, quoted.insert) == (1, '"my file.txt" ')
+    (further,) = completions('see @"my f', [], folder=folder)
+    assert (further.start, further.insert) == (5, '"my file.txt" ')
+    assert is_complete("@notes.md", [], folder) and not is_complete("@not", [], folder)
+    assert is_complete("hello", [], folder)
+
+
+async def test_a_file_is_completed_attached_and_folded(open_app: OpenApp, folder: Path) -> None:
+    async with open_app() as ui:
+        await ui.pilot.press(*"See @no")
+        await ui.shows("@notes.md")
+        await ui.pilot.press("tab")
+        prompt = ui.app.query_one(Prompt)
+        await ui.until(lambda: prompt.text == "See @notes.md ")
+        await ui.pilot.press("enter")
+        await ui.until(lambda: ui.engine.sent())
+        said = ui.engine.sent()[0].messages[-1].content
+        assert said.startswith("See @notes.md\n\nAttached file notes.md:\n````md\n# Notes")
+        ui.engine.reply("Seen.")
+        await ui.shows("▸ notes.md · 6 lines")
+        await ui.hides("the red fox")
+        await ui.pilot.press("ctrl+up", "k", "space")
+        await ui.shows("the red fox")
+        (folder / "notes.md").unlink()
+        await ui.pilot.press("e")
+        await ui.until(lambda: prompt.text == "See @notes.md")
+        await ui.pilot.press(*" now", "enter")
+        await ui.until(lambda: len(ui.engine.sent()) == 2)
+        assert "the red fox" in ui.engine.sent()[1].messages[-1].content, "as it was attached before"
+
+
+async def test_enter_completes_until_the_text_is_complete(open_app: OpenApp, folder: Path) -> None:
+    async with open_app() as ui:
+        prompt = ui.app.query_one(Prompt)
+        await ui.pilot.press(*"@src", "enter")
+        await ui.until(lambda: prompt.text == "@src/")
+        await ui.pilot.press("down", "enter")
+        await ui.until(lambda: prompt.text == "@src/fox.py ")
+        assert not ui.engine.sent()
+        await ui.pilot.press("enter")
+        await ui.until(lambda: ui.engine.sent())
+
+
+async def test_arrows_select_a_completion_and_escape_closes_the_list(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        prompt = ui.app.query_one(Prompt)
+        await ui.pilot.press(*"/s")
+        await ui.shows("/scheme")
+        await ui.pilot.press("down", "enter")
+        await ui.until(lambda: prompt.text == "/search ")
+        prompt.clear()
+        await ui.pilot.press(*"/s", "escape")
+        await ui.hides("/scheme")
+        assert prompt.text == "/s"
+
+
+async def test_a_missing_file_is_sent_as_text_on_the_second_enter(open_app: OpenApp, folder: Path) -> None:
+    async with open_app() as ui:
+        await ui.send("Ask @gone.md")
+        await ui.shows("There is no file gone.md here.")
+        assert ui.app.query_one(Prompt).text == "Ask @gone.md" and not ui.engine.sent()
+        await ui.pilot.press("enter")
+        await ui.until(lambda: ui.engine.sent())
+
+
+async def test_a_folded_paste_is_deleted_at_once(open_app: OpenApp) -> None:
+    from textual import events
+
+    async with open_app() as ui:
+        prompt = ui.app.query_one(Prompt)
+        await ui.pilot.press(*"see ")
+        prompt.post_message(events.Paste("line\n" * 400))
+        await ui.shows("[pasted text 1")
+        await ui.pilot.press("backspace")
+        await ui.until(lambda: prompt.text == "see ")
+        prompt.post_message(events.Paste("@notes.md\n" * 400))
+        await ui.shows("[pasted text 2")
+        await ui.pilot.press("enter")
+        await ui.until(lambda: ui.engine.sent())
+        assert "Attached file" not in ui.engine.sent()[0].messages[-1].content
+
+
+async def test_a_very_long_unsent_text_returns_folded_and_complete(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("One", "Answer.")
+        long = "word " * 10_000
+        ui.app.query_one(Prompt).put(long)
+        await ui.pilot.press("ctrl+n", "alt+down")
+        await ui.shows("[pasted text")
+        assert ui.app.query_one(Prompt).full_text == long

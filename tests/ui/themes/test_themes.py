@@ -1,0 +1,167 @@
+"""Theme files: contrast of the shipped ones, the user's own, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.color import Color
+from textual.filter import Monochrome
+from textual.widgets import OptionList
+
+from tests.ui.conftest import OpenApp
+from tqchat import paths as locations
+from tqchat.paths import Paths
+from tqchat.settings import Settings, State
+from tqchat.ui import themes
+
+GOOD = """
+name = "mine"
+[colors]
+primary = "#aabbcc"
+accent = "#aabbcc"
+foreground = "#ffffff"
+background = "#000000"
+surface = "#111111"
+panel = "#222222"
+warning = "#ffff00"
+error = "#ff0000"
+"""
+
+
+def test_the_shipped_themes_load_without_a_problem() -> None:
+    found = themes.load_all(locations.bundled("themes"))
+    assert found.problems == []
+    assert len(found.themes) >= 6 and all(name.startswith("tqchat-") for name in found.themes)
+    assert themes.DEFAULT_THEME in found.themes
+
+
+SHIPPED = themes.load_all(locations.bundled("themes")).themes
+
+
+@pytest.mark.parametrize("name", [name for name, theme in SHIPPED.items() if not theme.ansi])
+def test_text_is_legible(name: str) -> None:
+    theme = SHIPPED[name]
+    quiet = theme.variables["quiet"]
+    strict = 7 if "contrast" in name else 4.5
+    cursors = [theme.variables[f"block-cursor{side}-background"] for side in ("", "-blurred")]
+    for ground in (theme.background, theme.surface, theme.panel, *cursors):
+        assert ground is not None
+        floor = 4.5 if ground in cursors else strict
+        for text, minimum in (
+            (theme.foreground, 4.5 if ground in cursors else 7),
+            (quiet, floor),
+            (theme.accent, floor),
+            (theme.warning, floor),
+            (theme.error, floor),
+        ):
+            assert text is not None
+            ratio = contrast(Color.parse(text), Color.parse(ground))
+            assert ratio >= minimum, f"{text} on {ground} has {ratio:.1f}"
+    cursor = [Color.parse(theme.variables[f"block-cursor-{side}"]) for side in ("foreground", "background")]
+    assert contrast(*cursor) >= 4.5
+
+
+def test_the_terminal_theme_has_only_ansi_colours() -> None:
+    theme = SHIPPED["tqchat-terminal"]
+    assert theme.ansi
+    colours = [theme.primary, theme.accent, theme.foreground, theme.background, theme.warning, theme.error]
+    assert all(str(colour).startswith("ansi_") for colour in colours)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+async def test_the_cursor_of_a_list_is_visible(open_app: OpenApp, name: str) -> None:
+    async with open_app(settings=Settings(theme=name)) as ui:
+        await ui.pilot.press("ctrl+s")
+        await ui.shows("system prompt")
+        options = ui.app.screen.query_one(OptionList)
+        marked, other = (
+            options.get_visual_style(*parts)
+            for parts in (
+                ("option-list--option", "option-list--option-highlighted"),
+                ("option-list--option",),
+            )
+        )
+        assert marked != other
+
+
+def contrast(one: Color, other: Color) -> float:
+    """Contrast ratio (WCAG)."""
+
+    def luminance(color: Color) -> float:
+        channels = [channel / 255 for channel in color.rgb]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("not toml [", "cannot be read"),
+        ('name = "x"\n', "lacks these colors"),
+        (GOOD.replace("#ff0000", "reddish"), "no color for error"),
+        (GOOD + 'shiny = "#ffffff"\n', "unknown color: shiny"),
+        (GOOD + '[variables]\nborder = "blueish"\n', "no color for border"),
+        ("sparkle = 1\n" + GOOD, "unknown entry: sparkle"),
+        (GOOD.replace('name = "mine"', "name = 3"), "needs a name"),
+    ],
+)
+def test_a_bad_theme_is_refused_with_a_reason(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(themes.BadTheme, match=said):
+        themes.load(file)
+
+
+async def test_a_users_theme_is_used_and_a_bad_one_reported(open_app: OpenApp, paths: Paths) -> None:
+    paths.themes.mkdir(parents=True)
+    (paths.themes / "mine.toml").write_text(GOOD)
+    (paths.themes / "bad.toml").write_text("[")
+    async with open_app(settings=Settings(theme="mine")) as ui:
+        assert ui.app.theme == "mine"
+        await ui.shows("! The theme bad.toml cannot be read")
+
+
+async def test_an_unknown_theme_is_reported_and_the_default_used(open_app: OpenApp) -> None:
+    async with open_app(settings=Settings(theme="nope")) as ui:
+        assert ui.app.theme == themes.DEFAULT_THEME
+        await ui.shows("There is no theme 'nope'")
+
+
+@pytest.mark.parametrize("name", ["textual-light", "tqchat-terminal", "tqchat-contrast"])
+async def test_textuals_own_themes_work_and_a_choice_is_remembered(
+    open_app: OpenApp, paths: Paths, name: str
+) -> None:
+    async with open_app() as ui:
+        ui.app.theme = name
+        await ui.turn("Go", "Well.")
+        await ui.pilot.press("ctrl+q")
+        await ui.until(lambda: ui.app._exit)
+    assert State.load(paths).settings == {"theme": name}
+
+
+async def test_changes_of_a_users_theme_file_are_applied(open_app: OpenApp, paths: Paths) -> None:
+    paths.themes.mkdir(parents=True)
+    file = paths.themes / "mine.toml"
+    file.write_text(GOOD)
+    async with open_app(settings=Settings(theme="mine")) as ui:
+        file.write_text(GOOD.replace('background = "#000000"', 'background = "#101010"'))
+        ui.app.poll()
+        await ui.until(lambda: ui.app.screen.styles.background.hex == "#101010")
+        assert not State.load(paths).settings, "the choice in config.toml stays the choice"
+
+
+async def test_no_color_removes_all_colours(open_app: OpenApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with open_app() as ui:
+        assert ui.app.no_color
+        await ui.turn("Go", "Well.", tokens=900)
+        (filter,) = [one for one in ui.app._filters if isinstance(one, Monochrome)]
+        for strip in ui.app.screen._compositor.render_strips():
+            for segment in filter.apply(list(strip), Color.parse("black")):
+                colour = segment.style.color if segment.style else None
+                if colour is not None and colour.triplet is not None:
+                    assert len(set(colour.triplet)) == 1, segment

@@ -1,0 +1,51 @@
+"""Reasoning settings: the conversation's, else the user's."""
+
+from __future__ import annotations
+
+from tqchat.engine import commands
+from tqchat.store.database import Conversation, Database
+from tqchat.store.records import ThinkingChoice
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.engine.models import ModelState
+
+
+class ThinkingSettings:
+    """Whether and how much the model reasons. ``defaults`` are the user's settings."""
+
+    def __init__(
+        self,
+        database: Database,
+        shown: OpenConversation,
+        models: ModelState,
+        defaults: commands.Thinking | None = None,
+    ) -> None:
+        self._database, self._shown, self._models = database, shown, models
+        self.defaults = defaults or commands.Thinking()
+
+    @property
+    def choice(self) -> ThinkingChoice | None:
+        """The setting in force for the shown conversation; ``None`` leaves it to the model."""
+        conversation = self._shown.conversation
+        own = conversation.thinking if conversation else self._shown.new_conversation.thinking
+        return own or self.defaults.choice
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of the loaded model's switch; empty without a switch."""
+        return self._models.current.thinking_choices if self._models.current else ()
+
+    def set(self, choice: ThinkingChoice | None) -> None:
+        """Change it in the shown conversation, from the next reply on; ``None`` leaves it to the settings."""
+        conversation = self._shown.conversation
+        if conversation is None:
+            self._shown.new_conversation.thinking = choice
+        else:
+            self._database.set_thinking(conversation.id, choice, conversation.thinking_budget)
+            self._shown.reread()
+
+    def of(self, conversation: Conversation) -> commands.Thinking:
+        """The settings for a conversation's prompts and replies."""
+        budget = conversation.thinking_budget
+        return commands.Thinking(
+            conversation.thinking or self.defaults.choice, self.defaults.budget if budget is None else budget
+        )

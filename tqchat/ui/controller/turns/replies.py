@@ -1,0 +1,192 @@
+"""Replies: sends queued turns to the engine, and the generated text to the database and the view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tqchat.engine import commands, events
+from tqchat.store.database import Database
+from tqchat.ui.controller.cache.figures import CacheFigures
+from tqchat.ui.controller.cache.restore import CacheRestore
+from tqchat.ui.controller.cache.schemes import SchemeChanges
+from tqchat.ui.controller.conversation.deletion import Deletions
+from tqchat.ui.controller.conversation.open_conversation import OpenConversation
+from tqchat.ui.controller.conversation.sampling import SamplingSettings
+from tqchat.ui.controller.conversation.thinking import ThinkingSettings
+from tqchat.ui.controller.engine.connection import EngineConnection
+from tqchat.ui.controller.engine.models import ModelState
+from tqchat.ui.controller.engine.work import EngineWork
+from tqchat.ui.controller.records import QueuedTurn, Reply
+from tqchat.ui.controller.texts import sentences
+from tqchat.ui.controller.texts.transcript import for_engine
+from tqchat.ui.controller.turns.reply_writer import ReplyWriter
+from tqchat.ui.controller.view import View
+
+
+class Replies:
+    """Starts replies and takes the engine's events about them.
+
+    ``on_finished`` is called with the conversation's id after a reply, when the engine has its next job.
+
+    Attributes:
+        decode_speed: Tokens per second of the reply under way, or of the last one.
+        endings: Why replies of this process were cut off, by message id.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        view: View,
+        engine: EngineConnection,
+        shown: OpenConversation,
+        models: ModelState,
+        work: EngineWork,
+        *,
+        schemes: SchemeChanges,
+        sampling: SamplingSettings,
+        thinking: ThinkingSettings,
+        caches: CacheFigures,
+        restore: CacheRestore,
+        deletion: Deletions,
+        writer: ReplyWriter,
+        on_finished: Callable[[str], None] = lambda conversation_id: None,
+    ) -> None:
+        self._database, self._view, self._engine = database, view, engine
+        self._shown, self._models, self._work = shown, models, work
+        self._schemes, self._sampling, self._thinking, self._caches = schemes, sampling, thinking, caches
+        self._restore, self._deletion, self._writer = restore, deletion, writer
+        self._on_finished = on_finished
+        self.decode_speed: float | None = None
+        self.endings: dict[str, str] = {}
+
+    def start(self) -> bool:
+        """Send the oldest queued turn to the engine; whether there was one."""
+        if not self._work.waiting or self._models.current is None:
+            return False
+        turn, model = self._work.waiting.pop(0), self._models.current
+        conversation = self._database.conversation(turn.conversation_id)
+        messages = self._database.messages(conversation.id)
+        self._restore.ensure_open(conversation, messages)
+        if conversation.model != model.ref:
+            self._database.set_model(conversation.id, model.ref)
+        reply = Reply(conversation.id, turn.head_before, turn.prompt_text, model.name)
+        if turn.continues:
+            last = messages[-1]
+            reply.message_id, reply.text, reply.continued = last.id, last.content, last
+            reply.reasoning = last.reasoning or ""
+        self._work.reply, self.decode_speed = reply, None
+        self._work.begin("answering", conversation.id)
+        if self._shown.is_shown(conversation.id):
+            if turn.continues:
+                self._view.transcript_changed()
+            else:
+                self._view.reply_started(reply)
+        self._engine.submit(
+            commands.Send(
+                conversation.id,
+                for_engine(messages, conversation.system_prompt),
+                self._schemes.resolve(conversation.id, conversation.scheme),
+                self._sampling.of(conversation),
+                turn.continues,
+                began=conversation.created_at,
+                thinking=self._thinking.of(conversation),
+            )
+        )
+        return True
+
+    def grew(self, event: events.TextDelta) -> None:
+        """The engine has generated text."""
+        reply = self._work.reply
+        if reply is None or reply.conversation_id != event.conversation_id:
+            return
+        self._work.activity, self._work.prefill = "answering", None
+        drawn = _with_marks(reply, event)
+        reply.grow(event)
+        self._writer.grew(reply)
+        if self._shown.is_shown(event.conversation_id):
+            self._view.reply_grew(drawn)
+
+    def measured(self, event: events.MemoryUpdate) -> None:
+        """Take the current decode speed."""
+        self.decode_speed = event.tokens_per_second
+
+    def done(self, event: events.Done) -> None:
+        """A reply is complete or was stopped."""
+        reply, self._work.reply = self._work.reply, None
+        self._caches.restore_notes.pop(event.conversation_id, None)
+        self._caches.record(event.conversation_id, event.report)
+        self._models.measured(event)
+        self.decode_speed = event.decode_tokens_per_second or None
+        if reply is None or reply.conversation_id != event.conversation_id:
+            self._work.end()
+            return
+        reply.replace(event)
+        if event.stop_reason == "stopped" and reply.is_empty:
+            if self._shown.is_shown(reply.conversation_id):
+                self._view.reply_finished(None)
+            self.withdraw(reply)
+            self._work.end()
+            return
+        self._writer.write_finished(reply, event)
+        if reply.message_id:
+            self.endings.pop(reply.message_id, None)
+            if ending := sentences.ending(event.stop_reason):
+                self.endings[reply.message_id] = ending
+        self._finish(reply)
+
+    def failed(self, event: events.Failed) -> None:
+        """A reply, or other work on a conversation, has failed."""
+        reply = self._work.reply
+        if reply is not None and reply.conversation_id == event.conversation_id:
+            self._work.reply = None
+            if event.text or event.reasoning:
+                reply.replace(event)
+            if not reply.is_empty:
+                self._writer.write_unfinished(reply)
+            self._finish(reply)
+        elif self._work.conversation_id == event.conversation_id:
+            self._work.end()
+        self._view.say(event.message, "error")
+
+    def _finish(self, reply: Reply) -> None:
+        if self._shown.is_shown(reply.conversation_id):
+            self._shown.reread()
+            messages = self._shown.messages
+            finished = next((message for message in messages if message.id == reply.message_id), None)
+            self._view.reply_finished(finished)
+        self._view.conversations_changed()
+        self._work.end()
+        self._on_finished(reply.conversation_id)
+
+    def withdraw(self, turn: Reply | QueuedTurn) -> None:
+        """Undo a turn that was not answered: the user's text goes back into the prompt.
+
+        A conversation that began with it is deleted.
+        """
+        shown = self._shown.is_shown(turn.conversation_id)
+        self._database.rewind_to(turn.conversation_id, turn.head_before)
+        conversation = self._database.conversation(turn.conversation_id)
+        messages = self._database.messages(turn.conversation_id)
+        if conversation.title_is_automatic and all(message.role == "system" for message in messages):
+            self._deletion.discard(turn.conversation_id)
+        else:
+            self._shown.reread()
+            if shown:
+                self._view.transcript_changed()
+        if shown and turn.prompt_text is not None:
+            self._view.prompt_returned(turn.prompt_text)
+        self._view.conversations_changed()
+        self._view.figures_changed()
+
+    def close(self) -> None:
+        """Write the text so far of an unfinished reply."""
+        if self._work.reply is not None and not self._work.reply.is_empty:
+            self._writer.write_unfinished(self._work.reply)
+        self._work.reply = None
+
+
+def _with_marks(reply: Reply, event: events.TextDelta) -> str:
+    """A piece for a view that recognises reasoning by its tags."""
+    begins = event.part == "reasoning" and not reply.reasoning and not reply.text
+    ends = event.part == "answer" and reply.reasoning and not reply.text
+    return ("<think>" if begins else "</think>" if ends else "") + event.text
