@@ -12,7 +12,7 @@ from tests.engine.talk import assistant, greedy, user
 from tests.engine.test_worker import SECONDS, Listener
 from tqchat.engine import backend, models
 from tqchat.engine.commands import ChatMessage, Compose, LoadModel, Send
-from tqchat.engine.composing import GivesWay, compose
+from tqchat.engine.composing import PreemptibleStop, compose
 from tqchat.engine.events import Composed, Done, Failed, PrefillProgress, TextDelta
 from tqchat.engine.hub.resolve import local_folder
 from tqchat.engine.models import LoadedModel
@@ -60,7 +60,7 @@ def test_a_summary_leaves_the_conversation_as_it_was(heard: Listener, engine: En
 def test_a_title_gives_way(starter: LoadedModel) -> None:
     urgent = threading.Event()
     events = []
-    stop = GivesWay(threading.Event(), urgent.is_set)
+    stop = PreemptibleStop(threading.Event(), urgent.is_set)
     urgent.set()
     for event in compose(starter, "fp16", Compose("one", "title", ASKED, 500), stop):
         events.append(event)

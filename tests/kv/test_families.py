@@ -237,5 +237,5 @@ def test_a_model_without_routed_attention_keeps_no_decoded_copy() -> None:
     cache = make_prompt_cache(model, short("turbo4"))
     run(model, cache)
     ours = cache[1]
-    assert ours.packed_tokens and not ours.fetched(*mx.zeros((2, 1)))
+    assert ours.packed_tokens and not ours.is_last_fetch(*mx.zeros((2, 1)))
     assert all(reference() is None for reference in ours._fetched)

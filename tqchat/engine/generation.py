@@ -1,4 +1,4 @@
-"""How tokens are sampled."""
+"""Sampler and penalties from the sampling settings."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from mlx_lm.sample_utils import make_logits_processors, make_sampler
 from tqchat.engine.commands import Sampling
 
 PENALTY_WINDOW = 20
-"""How many recent tokens penalties look at."""
-
-Processor = Callable[[mx.array, mx.array], mx.array]
-
+"""Recent tokens that penalties apply to."""
 
 XTC_THRESHOLD = 0.1
-"""mlx-lm's own."""
+"""mlx-lm's default."""
+
+Processor = Callable[[mx.array, mx.array], mx.array]
+"""Logits processor: (tokens, logits) to logits."""
 
 
 def sampler_for(
     sampling: Sampling, vocabulary: int, never_excluded: Collection[int] = ()
 ) -> Callable[[mx.array], mx.array]:
-    """What draws a token from log-probabilities, for resolved ``sampling``.
+    """A function that samples a token from log-probabilities.
 
     Args:
-        never_excluded: Tokens that XTC does not leave out: ends of turn.
+        sampling: From ``resolve_sampling``.
+        never_excluded: End-of-turn tokens, which XTC must not exclude.
     """
     top_k = sampling.top_k or 0
     sampler: Callable[[mx.array], mx.array] = make_sampler(
@@ -45,10 +46,10 @@ def sampler_for(
 
 
 def processors_for(sampling: Sampling, prompt: Sequence[int]) -> list[Processor]:
-    """The penalties on repetition, if there are any.
+    """The repetition, presence and frequency penalties that are set.
 
-    mlx-lm shows a processor only the tokens that it feeds itself, which depends on how much of the prompt a
-    cache already held. Penalties must not: they are given the prompt's end as well.
+    mlx-lm passes a processor only the tokens that it feeds itself, which depend on how much of the prompt a
+    cache already held. Penalties must not, so the end of the prompt is prepended.
     """
     penalty = sampling.repetition_penalty
     penalties = make_logits_processors(
@@ -59,9 +60,9 @@ def processors_for(sampling: Sampling, prompt: Sequence[int]) -> list[Processor]
         frequency_penalty=sampling.frequency_penalty,
         frequency_context_size=PENALTY_WINDOW,
     )
-    before = mx.array(list(prompt[-PENALTY_WINDOW - 1 : -1]), dtype=mx.int32)
+    prompt_end = mx.array(list(prompt[-PENALTY_WINDOW - 1 : -1]), dtype=mx.int32)
 
-    def with_prompt(punish: Processor) -> Processor:
-        return lambda tokens, logits: punish(mx.concatenate([before, tokens.astype(mx.int32)]), logits)
+    def with_prompt(process: Processor) -> Processor:
+        return lambda tokens, logits: process(mx.concatenate([prompt_end, tokens.astype(mx.int32)]), logits)
 
-    return [with_prompt(punish) for punish in penalties]
+    return [with_prompt(process) for process in penalties]

@@ -9,7 +9,7 @@ _NESTED = ("text_config", "llm_config", "language_config", "language_model")
 
 
 def context_limit(config: dict[str, Any]) -> int | None:
-    """How many tokens the model was made for, ``None`` if its config does not say."""
+    """The model's context length in tokens, ``None`` if its config does not say."""
     for table in (config, *(config.get(name) for name in _NESTED)):
         if not isinstance(table, dict):
             continue

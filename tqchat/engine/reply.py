@@ -1,4 +1,4 @@
-"""How far an answer has come."""
+"""Progress of a reply: texts, token counts and times."""
 
 from __future__ import annotations
 

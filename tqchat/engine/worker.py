@@ -56,7 +56,7 @@ _log = logging.getLogger(__name__)
 
 
 class Locations(Protocol):
-    """What the engine needs of ``tqchat.paths.Paths``."""
+    """The folders that the engine uses, from ``tqchat.paths.Paths``."""
 
     @property
     def caches(self) -> Path: ...
@@ -264,7 +264,7 @@ class Engine:
         """Cancel the download of a model that the user no longer waits for."""
         if self._download is not None:
             self._download.cancel()
-            reason = f"The download of {self._download.ref} gave way to another model."
+            reason = f"The download of {self._download.ref} was cancelled: another model was chosen."
             self._emit(ModelFailed(self._download.ref, reason))
             self._download = None
 
@@ -327,7 +327,7 @@ class Engine:
             folder = local_folder(self._draft_ref)
             if folder is None:
                 raise DraftMismatch(
-                    f"The draft model {self._draft_ref} is not on this machine; load it once, and it is."
+                    f"The draft model {self._draft_ref} is not on this machine; load it once to download it."
                 )
             draft = self._draft or models.load_folder(folder, self._draft_ref, backend.prepare())
             decoding.check_draft(model, draft)
@@ -400,12 +400,12 @@ class Engine:
             self._emit(event)
 
     def _compose(self, command: Compose, stop: threading.Event) -> None:
-        from tqchat.engine.composing import GivesWay, compose
+        from tqchat.engine.composing import PreemptibleStop, compose
 
         if self._model is None:
             raise NoModel()
         if command.purpose == "title":
-            stop = GivesWay(stop, lambda: not self._queue.empty())
+            stop = PreemptibleStop(stop, lambda: not self._queue.empty())
         scheme = self._current.session.scheme if self._current is not None else "fp16"
         for event in compose(self._model, scheme, command, stop):
             self._emit(event)

@@ -35,13 +35,13 @@ _caches_by_keys: weakref.WeakValueDictionary[int, SchemeCache] = weakref.WeakVal
 def cache_of(keys: mx.array, values: mx.array) -> SchemeCache | None:
     """The cache that returned these arrays in its last fetch, if any."""
     cache = _caches_by_keys.get(id(keys))
-    return cache if cache is not None and cache.fetched(keys, values) else None
+    return cache if cache is not None and cache.is_last_fetch(keys, values) else None
 
 
 def _attends_packed(rows: int) -> bool:
     """Whether attention of so many query tokens works from packed storage.
 
-    For more, a GPU decodes a layer's history once and uses MLX's fused attention, which a CPU does not have.
+    In prefill a GPU decodes the layer's history once instead, for MLX's fused attention; a CPU has none.
     """
     return rows <= MAX_DECODE_ROWS or mx.default_device() == mx.cpu
 
@@ -95,6 +95,11 @@ class SchemeCache:
         scheme: Storage formats, tail and sinks.
         dtype: Storage dtype of raw tokens; ``None`` keeps the model's. A 16-bit dtype halves the cache of a
             float32 model.
+
+    Attributes:
+        query_energy: Sum of squares of the queries observed before the keys are fitted, float32 ``[batch,
+            heads, 1, key_dim]``.
+        queries_seen: Number of those queries per head.
     """
 
     is_routed: ClassVar[bool] = False
@@ -221,9 +226,9 @@ class SchemeCache:
         self.offset, self._dtypes = old.offset, old._dtypes
         self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
         self.packs_prompts, self.uses_placeholders = old.packs_prompts, old.uses_placeholders
-        same_parts = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
+        same_regions = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
         for target, source in zip(self.sides, old.sides, strict=True):
-            if same_parts and source.spec == target.spec:
+            if same_regions and source.spec == target.spec:
                 target.restore(source.arrays(), source.head_dim, source.dtype)
             elif source.length:
                 target.append(source.fetch(source.dtype))
@@ -259,7 +264,7 @@ class SchemeCache:
         """Whether keys are packed under this scheme and have not been fitted yet."""
         return self.key_side.spec.kind != "raw" and not self.key_side.format.fitted
 
-    def fetched(self, keys: mx.array, values: mx.array) -> bool:
+    def is_last_fetch(self, keys: mx.array, values: mx.array) -> bool:
         """Whether these are the arrays of the last fetch."""
         if self._fetched_placeholders is not None:
             return self._fetched_placeholders[0] is keys and self._fetched_placeholders[1] is values
@@ -268,17 +273,21 @@ class SchemeCache:
 
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` applies: few queries, over the arrays of the last fetch, with packed tokens."""
-        return self._fetched_packed and self.fetched(keys, values) and _attends_packed(queries.shape[2])
+        return self._fetched_packed and self.is_last_fetch(keys, values) and _attends_packed(queries.shape[2])
 
     def attend(
-        self, queries: mx.array, scale: float, mask: mx.array | str | None, sinks: mx.array | None = None
+        self,
+        queries: mx.array,
+        scale: float,
+        mask: mx.array | str | None,
+        sink_logits: mx.array | None = None,
     ) -> mx.array:
         """Attention from packed storage to the tokens of the last fetch; see ``attention``."""
         self._was_attended = True
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
-        output = self._fused(queries, keys, values, scale, mask, sinks)
+        output = self._fused(queries, keys, values, scale, mask, sink_logits)
         if output is None:
-            output = attention(queries, keys, values, scale, mask, sinks)
+            output = attention(queries, keys, values, scale, mask, sink_logits)
         self.finish_attention()
         return output
 

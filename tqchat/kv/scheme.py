@@ -9,9 +9,11 @@ from typing import Literal
 from tqchat.errors import TqchatError
 
 TURBO_BITS = (1, 2, 3, 4)
-"""Code widths that have a pinned Lloyd-Max codebook."""
+"""Code widths that have a Lloyd-Max codebook."""
 
 AFFINE_GROUP = 64
+"""Values per scale and bias of affine formats; half as many where 64 does not divide the head dimension."""
+
 TILE = 16
 """Tokens packed in one step."""
 
@@ -58,8 +60,8 @@ class FormatSpec:
             return dim * self.bits // 8 + 4 * (dim // self.group_size(head_dim))
         return 4 * words_per_vector(head_dim, self.bits) + 2
 
-    def bits_per_value(self, head_dim: int) -> float:
-        """Exact bits per value of a packed vector."""
+    def bits_per_number(self, head_dim: int) -> float:
+        """Exact bits per stored number of a packed vector, its gain or scales included."""
         return 8 * self.bytes_per_vector(head_dim) / head_dim
 
     def saves_memory(self, head_dim: int) -> bool:
@@ -77,7 +79,7 @@ def plane_widths(bits: int) -> tuple[int, ...]:
 
 
 def fitted_bytes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> int:
-    """Bytes of the float16 vectors fitted per packed head: mean; for keys balance, if turbo metric too."""
+    """Bytes of the fitted float16 vectors per head: mean; for keys also balance and, if turbo, metric."""
     vectors = {"raw": (0, 0), "affine": (2, 0), "turbo": (3, 1)}[spec.kind][role == "value"]
     return 2 * head_dim * vectors
 
@@ -113,12 +115,12 @@ class Scheme:
         return self.key.kind != "raw" or self.value.kind != "raw"
 
     def bits_per_key(self, head_dim: int) -> float:
-        """Exact bits per value of a packed key."""
-        return self.key.bits_per_value(head_dim)
+        """Exact bits per stored number of a packed key."""
+        return self.key.bits_per_number(head_dim)
 
     def bits_per_value(self, head_dim: int) -> float:
-        """Exact bits per value of a packed value vector."""
-        return self.value.bits_per_value(head_dim)
+        """Exact bits per stored number of a packed value vector."""
+        return self.value.bits_per_number(head_dim)
 
     def packable(self, recent: int) -> int:
         """Tokens to pack out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail."""
@@ -144,8 +146,8 @@ RAW = FormatSpec("raw", 16)
 
 def _turbo(key_bits: int, value_bits: int, name: str | None = None) -> Scheme:
     key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec("turbo", key_bits))
-    # With packed keys a raw token costs at least four packed ones, so the tail is shorter to keep the ratio
-    # at 4k tokens. 4-bit keys and values leave room for a longer one.
+    # With packed keys a raw token costs 2.5 to 7.5 packed ones, so the tail is shorter to keep the ratio at
+    # 4k tokens. 4-bit keys and values leave room for a longer one.
     tail = 128 if key_bits == 0 else 88 if key_bits == value_bits == 4 else 64
     return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits), tail)
 

@@ -194,7 +194,7 @@ class Database(DatabaseFile):
         self._set(conversation_id, "thinking = ?, thinking_budget = ?", thinking, budget)
 
     def set_draft(self, conversation_id: str, text: str) -> None:
-        """Save a conversation's unsent text."""
+        """Save a conversation's unsent text (not related to draft models)."""
         self._set(conversation_id, "draft = ?", text)
 
     def delete(self, conversation_id: str) -> None:
@@ -285,7 +285,7 @@ class Database(DatabaseFile):
     ) -> Message:
         """Add another version of a message (same role and parent); it becomes the head.
 
-        Used to edit a question and, with "" and "unfinished", to regenerate a reply.
+        To edit a question or, with content "" and status "unfinished", to regenerate a reply.
 
         Raises:
             UnknownMessage: if there is no such message.
@@ -373,7 +373,7 @@ class Database(DatabaseFile):
             return message
 
     def totals(self, conversation_id: str) -> Totals:
-        """A conversation's figures over all branches."""
+        """A conversation's message count, tokens and mean decode speed over all branches."""
         return message_tree.totals(self, conversation_id)
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:

@@ -19,10 +19,10 @@ from tqchat.store.errors import ConversationInUse, StoreError, StoreFull
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _ACQUIRE_TIMEOUT_S = 0.2
-"""``holder_pid`` locks the file for a moment; ``acquire`` must not take that for a holder."""
+"""Retry time, because ``holder_pid`` locks the file for a moment."""
 
 _held_files: set[Path] = set()
-"""Lock files held by this process: flock does not know that two descriptors belong to one process."""
+"""Lock files held by this process, because flock refuses even the holder a second descriptor."""
 
 
 class LeaseUnavailable(StoreError):

@@ -180,7 +180,7 @@ def delete(connection: sqlite3.Connection, message: Message) -> RemovedMessage:
 def restore(connection: sqlite3.Connection, removed: RemovedMessage) -> None:
     """Insert a deleted message again, above those of its former children that still exist."""
     message = removed.message
-    # A parent's number is below its children's; the message's own may have been given away since.
+    # A parent's number is below its children's, and another message may have this one's by now.
     taken = connection.execute(
         "SELECT 1 FROM messages WHERE number = :number OR (id = :parent_id AND number > :number)",
         {"number": removed.number, "parent_id": message.parent_id},

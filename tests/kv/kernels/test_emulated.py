@@ -146,7 +146,7 @@ def test_few_threadgroups_process_many_tokens_each(emulator, monkeypatch, scheme
     new = mx.random.normal((shape[0], shape[1], 500, 128)).astype(mx.float16)
     cache.update_and_fetch(new, new)
     launcher = launcher_for(cache, queries, on, None)
-    layout = launcher._tails[cache.value_side.recent.length]
+    layout = launcher._layouts[cache.value_side.recent.length]
     launch._layout_factory.cache_clear()
     assert layout.splits == 2 and cache.packed_tokens % 32
     assert_matches_plain_operations(emulator, launcher, queries, cache)
@@ -330,7 +330,7 @@ def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, sche
         side.recent.write_pending()
     launcher = launcher_for(cache, queries, CUDA, None)
     for _ in change(name, cache):
-        before = launcher._tails
+        before = launcher._layouts
         assert serves(launcher, queries, cache.sides)
         values = cache.value_side
         stores = cache.key_side.packed, values.packed, cache.key_side.recent, values.recent
@@ -339,7 +339,7 @@ def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, sche
         strides = [stride // 4 for stride in recorded_strides[-1]]  # in floats
         assert strides[:3] == lengths and strides[5:] == packed_words
     # Layouts are looked up again only after a change of revision.
-    assert (launcher._tails is not before) == looked_up_again
+    assert (launcher._layouts is not before) == looked_up_again
 
 
 def test_more_blocks_than_counters_have_no_kernel():

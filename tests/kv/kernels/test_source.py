@@ -41,7 +41,7 @@ def test_layouts_are_cached_by_capacities_and_starts():
 
     def sizes(number):
         capacities, starts = launch.PerStore(256 * number, 512, 128, 192), launch.PerStore(number, 0, 0, 0)
-        return memoryview(workspace.tails(factory, 4, 1000, capacities, starts)[70].sizes).strides
+        return memoryview(workspace.layouts(factory, 4, 1000, capacities, starts)[70].sizes).strides
 
     numbers = range(3, launch.LAYOUT_CACHE_SIZE + 6)
     strides = [sizes(number) for number in numbers]

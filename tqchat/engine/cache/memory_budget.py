@@ -15,12 +15,12 @@ from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import FP16, parse_scheme
 
 GROWTH_FACTOR = 1.25
-"""A smaller scheme must leave the conversation this much room to grow."""
+"""A smaller scheme is only chosen if the cache could grow by this factor within the budget."""
 
 
 @dataclass(frozen=True)
 class PrefillPlan:
-    """How to read a prompt: under which scheme (``None`` keeps the current one), packed meanwhile or not."""
+    """The scheme to prefill under (``None`` keeps the current one), and whether to pack during prefill."""
 
     scheme: str | None
     pack_prompts: bool

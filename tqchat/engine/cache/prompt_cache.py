@@ -25,18 +25,18 @@ from tqchat.store.vault.manifest import Pieces, trim_pieces
 
 FULL_PRECISION_BITS = (16, 16)
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
-"""Two checkpoints allow to regenerate or edit; more are kept while they are smaller than the cache itself."""
+"""Two suffice to regenerate or edit; more are kept while together they are smaller than the cache."""
 
 
 class PromptCache:
-    """Per-layer caches and the tokens they hold. A cache that disagrees with the token list is dropped.
+    """Per-layer caches and the tokens they hold, cleared if the two disagree.
 
     Attributes:
         scheme: Name of the scheme.
         cache: One cache per layer, as mlx-lm expects them.
         tokens: Token ids in the cache.
         restored: Number of leading tokens that came from disk.
-        rounding: Fewest bits (of keys, of values) that packed tokens were ever stored with.
+        rounding: Fewest bits (of keys, of values) of packed tokens under earlier schemes; 16 if none.
         pieces: Segments on disk that hold the cache's first tokens unchanged.
         checkpoints: Copies to go back to where the cache cannot be trimmed, shortest first.
     """

@@ -55,7 +55,7 @@ class LoadedModel:
 
     @cached_property
     def reply_format(self) -> ReplyFormat:
-        """How the model marks its reasoning and the end of its turn."""
+        """The model's reasoning marks and end-of-turn tokens."""
         return ReplyFormat(self.tokenizer, ends_of(self.tokenizer))
 
     @property

@@ -1,4 +1,4 @@
-"""Control tokens inside text: each is one character that no decoded text can hold."""
+"""Control tokens in text, each as one *control character*: a lone surrogate, which no text contains."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 _FIRST = 0xDC00
-"""Lone surrogates: UTF-8 cannot decode to one."""
+"""UTF-8 cannot decode to lone surrogates."""
 _COUNT = 0x400
 _SHAPE = re.compile(r"[<\[◁].+[>\]▷]", re.DOTALL)
 

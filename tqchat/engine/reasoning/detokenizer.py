@@ -14,11 +14,11 @@ _SPELLED = (REPLACEMENT, "ï¿½", "<0xEF><0xBF><0xBD>")
 """The replacement character in a vocabulary, in a byte-level one, and as SentencePiece's bytes."""
 
 LONGEST_CHARACTER_TOKENS = 8
-"""Pending tokens after which their bytes are no character that is still incomplete."""
+"""Pending tokens from which their bytes count as invalid, not as an incomplete character."""
 
 
 class Detokenizer:
-    """Gives out whole characters. Bytes that make none, and ids that the tokenizer lacks, give nothing."""
+    """Returns whole characters; invalid bytes and ids that the tokenizer lacks are dropped."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -40,7 +40,7 @@ class Detokenizer:
         return self._give(text)
 
     def flush(self) -> str:
-        """The text of what is pending, which nothing will complete."""
+        """The text of the pending tokens at the end of the reply."""
         if len(self._window) == self._given:
             return ""
         return self._give(self._decode(self._window))
@@ -52,7 +52,7 @@ class Detokenizer:
         new = text[shared:]
         if REPLACEMENT in new and not self._is_meant():
             new = new.replace(REPLACEMENT, "")
-        # Of the tokens given out the last stay: what a token decodes to can depend on the one before it.
+        # The last tokens are kept as context, because a token's text can depend on the one before it.
         self._window = self._window[self._given :]
         self._given = len(self._window)
         self._before = self._decode(self._window)
@@ -78,14 +78,14 @@ class Detokenizer:
             return False
 
     def _is_meant(self) -> bool:
-        """Whether what is pending spells the replacement character itself."""
+        """Whether the pending tokens spell the replacement character itself."""
         pending = self._window[self._given :]
         name = "".join(str(self._tokenizer.convert_ids_to_tokens(token)) for token in pending)
         return any(spelled in name for spelled in _SPELLED)
 
 
 def _backend(tokenizer: Any) -> Any:
-    """The Rust tokenizer behind one that decodes with nothing else: several times as fast."""
+    """The Rust tokenizer, several times as fast, if transformers' own ``decode`` only wraps it."""
     behind = getattr(tokenizer, "_tokenizer", tokenizer)
     decodes = next((base for base in type(behind).__mro__ if "decode" in vars(base)), None)
     ours = decodes is not None and decodes.__module__.startswith("transformers.")

@@ -1,4 +1,4 @@
-"""Where a model's turn ends: what its files name, and what its chat template writes there."""
+"""End-of-turn tokens and stop sequences of a model, from its config files and chat template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqchat.engine.reasoning.stream import Ends
 from tqchat.engine.templates import PLAIN_STOP, end_of_turn
 
 SHORTEST_STOP_TEXT = 4
-"""Characters; a shorter text between two turns is found in answers as well."""
+"""Characters; shorter texts between two turns also occur in answers."""
 
 _NESTED = ("text_config", "llm_config", "language_config", "language_model")
 _MARK = re.compile(r"\s*(<[^\s<>]{2,}>|\[[^\s\[\]]{2,}\]|<\|[^\s<>|]+\|>)")
@@ -23,7 +23,7 @@ def ends_of(tokenizer: Any) -> Ends:
     """All ends of a model's turns.
 
     Args:
-        tokenizer: mlx-lm's ``TokenizerWrapper``, with what ``named_ends`` found among its end tokens.
+        tokenizer: mlx-lm's ``TokenizerWrapper``, whose ``eos_token_ids`` include ``named_ends``.
     """
     named = frozenset(token for token in tokenizer.eos_token_ids if type(token) is int)
     written = end_of_turn(tokenizer)
@@ -66,7 +66,7 @@ def _ids(value: Any) -> Iterator[int]:
 
 
 def _stop_text(between: str) -> str:
-    """The text at which a reply ends: a mark of ordinary characters, or the name of the next speaker."""
+    """The stop sequence: a mark of ordinary characters, or the name of the next role."""
     if (mark := _MARK.match(between)) is not None:
         return mark[1]
     said = between.strip()

@@ -1,4 +1,4 @@
-"""Marks that models write around their reasoning: the known kinds, and what a model's files add to them.
+"""Marks (delimiters such as ``<think>``) around reasoning: the known ones, and those in a model's files.
 
 Marks are strings as a chat template would write them. Whether a mark is made of control tokens or of ordinary
 text depends on the tokenizer (``controls.py``), not on its spelling.
@@ -17,8 +17,8 @@ from tqchat.engine.commands import Part
 class Pair:
     """Reasoning between an opening and a closing mark.
 
-    ``stated`` pairs are used only if the chat template contains the closing mark: in other models their text
-    is too ordinary to be a mark.
+    ``stated`` pairs are used only if the chat template contains one of the two: in replies of other models
+    their text may be ordinary.
     """
 
     opening: str
@@ -35,9 +35,9 @@ class Channels:
         bodies: Marks that end a header and begin a text; ``None`` if the header's text says which part.
         ends: Marks that end a message.
         closers: Header marks whose header closes a text instead of beginning one.
-        opening: How reasoning begins after the generation prompt.
-        closing: How reasoning ends and the answer begins.
-        answer: How an answer begins after the generation prompt.
+        opening: Text between the generation prompt and reasoning.
+        closing: Text between reasoning and answer.
+        answer: Text between the generation prompt and an answer without reasoning.
         starts_in_header: Whether the generation prompt ends inside a header.
     """
 
@@ -140,7 +140,7 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ("<Output>", "</Output>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
 )
-"""Marks around the answer of some models that have reasoned first."""
+"""Marks that some models write around the answer after reasoning."""
 
 _NAMED = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>|\[(\w*THINK\w*)\]", re.IGNORECASE)
 _REASONING_HEADER = re.compile(r"analysis|think|thought|reason|to=self\b")
@@ -150,7 +150,7 @@ _OTHER_ROLE = re.compile(r"\s*(user|system|developer|human)\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Marks:
-    """All marks that count in one model's replies."""
+    """All marks recognised in one model's replies."""
 
     pairs: tuple[Pair, ...] = PAIRS
     channels: Channels | None = None
@@ -177,10 +177,10 @@ def marks_of(vocabulary: Collection[str], template: str) -> Marks:
 
 
 def part_of(header: str) -> Part:
-    """Which part of a reply a message with this header is. A tool call is not for people: reasoning."""
+    """The part of a reply that a message with this header is. Tool calls count as reasoning."""
     return "reasoning" if _REASONING_HEADER.search(header) or _TOOL_HEADER.search(header) else "answer"
 
 
 def is_other_speaker(header: str) -> bool:
-    """Whether a header begins a message that is not the model's to write."""
+    """Whether a header begins a message of another role."""
     return _OTHER_ROLE.match(header) is not None

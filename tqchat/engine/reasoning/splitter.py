@@ -1,4 +1,4 @@
-"""Text of a reply, piece by piece, split into reasoning and answer."""
+"""Splits the streamed text of a reply into reasoning and answer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tqchat.engine.reasoning.controls import Controls, without_controls
 from tqchat.engine.reasoning.marks import Channels, Marks, Pair, is_other_speaker, part_of
 
 LONGEST_HEADER = 400
-"""Characters after which the header of a message is taken for its text."""
+"""Characters after which a header without an end counts as text of the answer."""
 
 _BARE_HEADER = "to="
-"""How a header without a mark of its own begins."""
+"""Beginning of a header that follows the generation prompt without a mark."""
 
 _State = Literal["start", "reasoning", "between", "answer", "header"]
 
@@ -24,8 +24,8 @@ _State = Literal["start", "reasoning", "between", "answer", "header"]
 class Span:
     """Text of one part of a reply.
 
-    With ``takes_answer`` everything that was given out as answer before is reasoning: the reply began inside
-    a thought that nothing announced, and only its end is marked.
+    With ``takes_answer`` all text emitted as answer before is reasoning: the reply began with reasoning of
+    which only the end is marked.
     """
 
     part: Part
@@ -35,7 +35,7 @@ class Span:
 
 @dataclass(frozen=True)
 class _Rule:
-    """A mark (with control characters) and what it does where."""
+    """A mark, with control characters, and its action."""
 
     mark: str
     act: Callable[[str], None]
@@ -43,18 +43,18 @@ class _Rule:
 
 
 class Splitter:
-    """A state machine over the text of one reply. Marks never come out; partial ones are held back.
+    """A state machine over the text of one reply. Marks are not emitted; partial ones are held back.
 
-    Marks made of control tokens count everywhere. Marks of ordinary text count where only a mark makes sense:
-    an opening one at the beginning of the reply, a closing one inside the reasoning that it closes or, alone,
-    at the beginning of a line.
+    Marks made of control tokens count everywhere. Marks of ordinary text count only where text is unlikely:
+    an opening one at the beginning of the reply, a closing one inside the reasoning that it closes or, if
+    nothing was opened, at the beginning of a line.
 
     Attributes:
         reasoning: All reasoning so far.
         answer: All of the answer so far.
-        has_thought: Whether a thought was opened or closed.
+        has_thought: Whether reasoning was opened or closed.
         is_preamble: Whether another message of the reply follows this one.
-        ended: Whether a stop text, or the beginning of somebody else's message, has come.
+        ended: Whether a stop sequence, or the beginning of another role's message, was found.
     """
 
     def __init__(self, marks: Marks, controls: Controls, stop_texts: Sequence[str] = ()) -> None:
@@ -93,7 +93,7 @@ class Splitter:
 
     @property
     def part(self) -> Part:
-        """The part that the next text belongs to, as far as it is known."""
+        """The part that the next text belongs to, unless a mark comes first."""
         return "reasoning" if self._state == "reasoning" else "answer"
 
     @property
@@ -102,26 +102,26 @@ class Splitter:
         return self._state in ("between", "header")
 
     def begin_inside(self, opening: str | None = None) -> None:
-        """The prompt has opened a thought, with this mark if it is one of ordinary text."""
+        """Start inside reasoning that the prompt opened; ``opening`` is its mark if of ordinary text."""
         self._open(self._controls.text(opening) if opening is not None else "")
 
     def begin_after_thought(self) -> None:
-        """The prompt has written a whole thought: a closing mark to come closes nothing."""
+        """Start after reasoning that the prompt opened and closed; closing marks then have no effect."""
         self.has_thought = True
         self._state = "between"
 
     def feed(self, text: str) -> list[Span]:
-        """What the next piece of text makes certain."""
+        """Add text; returns the spans that no later text can change."""
         self._buffer += text
         while not self.ended and self._step():
             pass
         return self._take()
 
     def finish(self, cut: bool = True) -> list[Span]:
-        """What was held back, at the end of the reply.
+        """End the reply; returns the text that was held back.
 
         Args:
-            cut: The reply did not end by itself: the beginning of a mark is one that was cut.
+            cut: Whether the reply was cut off; a partial mark at the end of reasoning is then dropped.
         """
         rest, self._buffer = self._buffer, ""
         if not self.ended:
@@ -136,8 +136,6 @@ class Splitter:
                 rest = self._held_space + rest
             self._emit(rest)
         return self._take()
-
-    # Inside
 
     def _learn_pair(self, pair: Pair) -> None:
         opening, closing = self._controls.text(pair.opening), self._controls.text(pair.closing)
@@ -161,7 +159,7 @@ class Splitter:
                 self._by_control.append(_Rule(text(mark), self._end_message, True))
 
     def _step(self) -> bool:
-        """Take something out of the buffer; ``False`` if more text must come first."""
+        """Process part of the buffer; ``False`` if more text is needed first."""
         if self._state in ("start", "between") and (at_mark := self._take_space()) is not None:
             return at_mark
         if self._first.search(self._buffer) is None:
@@ -181,10 +179,10 @@ class Splitter:
         return False
 
     def _take_space(self) -> bool | None:
-        """Before the first word of a part: set white space aside and look for a mark.
+        """Before the first word of a part: hold white space back and look for a mark.
 
         Returns:
-            ``None`` to look for marks in what follows; else what ``_step`` returns.
+            ``None`` to continue with the rest of ``_step``; else the return value of ``_step``.
         """
         rest = self._buffer.lstrip()
         self._held_space += self._buffer[: len(self._buffer) - len(rest)]
@@ -214,7 +212,7 @@ class Splitter:
         return None
 
     def _active(self) -> list[_Rule]:
-        """The marks that count in this state."""
+        """The marks recognised in the current state."""
         rules = list(self._by_control)
         if self._state == "reasoning":
             rules += [_Rule(mark, self._close, False) for mark in self._closing]
@@ -237,7 +235,7 @@ class Splitter:
         return best
 
     def _counts(self, rule: _Rule, at: int) -> bool:
-        """Whether a closing mark of ordinary text, which nothing opened, begins a line."""
+        """Whether a mark at ``at`` counts: a lone closing one only once, at the beginning of a line."""
         if rule.act != self._close_alone:
             return True
         said = self.answer + self._held_space + self._buffer[:at]
@@ -245,7 +243,7 @@ class Splitter:
         return begins_line and self._closings[rule.mark] not in said
 
     def _mark_begun_at(self, text: str) -> int:
-        """Where the end of the text may be the beginning of a mark; its length if nowhere."""
+        """Index from which the end of the text may be a partial mark; its length if none."""
         marks = [rule.mark for rule in self._active()]
         if self._state in ("start", "between"):
             marks += [*self._openings, *self._wrappers]
@@ -256,7 +254,7 @@ class Splitter:
         return len(text)
 
     def _give(self, text: str) -> None:
-        """Text of the present state."""
+        """Process text without marks in the current state."""
         if not text:
             return
         if self._state == "header":
@@ -276,7 +274,7 @@ class Splitter:
     def _emit(self, text: str) -> None:
         text = without_controls(text)
         if self._state == "reasoning":
-            # White space waits for what follows it: none is left before a closing mark.
+            # White space is held back until text follows, so that none remains before a closing mark.
             text, self._held_space = self._held_space + text, ""
             if self._separate or not self.reasoning:
                 text = text.lstrip()
@@ -306,7 +304,7 @@ class Splitter:
         self._spans = []
         return spans
 
-    # What marks do
+    # Actions of marks
 
     def _open(self, mark: str) -> None:
         if self._state == "reasoning":

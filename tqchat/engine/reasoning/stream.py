@@ -1,4 +1,4 @@
-"""Tokens of a reply into text, split into reasoning and answer; and where the reply ends."""
+"""Detokenizes a reply, splits it into reasoning and answer, and detects its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqchat.engine.reasoning.splitter import Span, Splitter
 from tqchat.engine.templates import chat_template
 
 PROMPT_TAIL_TOKENS = 64
-"""Tokens at the end of a prompt in which a thought that the template has opened is looked for."""
+"""Tokens at the end of a prompt that are searched for reasoning opened by the template."""
 
 _BARRIER = "\ufffe"
 
@@ -24,9 +24,9 @@ class Ends:
     """Where a model's turn ends.
 
     Attributes:
-        named: Tokens that the tokenizer, ``config.json`` or ``generation_config.json`` name as the end.
+        named: End-of-sequence tokens of the tokenizer, ``config.json`` and ``generation_config.json``.
         template: Tokens that the chat template writes between a reply and the next message.
-        texts: The same where it is ordinary text.
+        texts: Ordinary text that it writes there: stop sequences.
     """
 
     named: frozenset[int] = frozenset()
@@ -35,7 +35,7 @@ class Ends:
 
 
 class ReplyFormat:
-    """How one model writes a reply: its marks, its ends, the tokens that are no text."""
+    """Format of one model's replies: marks, ends and special tokens."""
 
     def __init__(self, tokenizer: Any, ends: Ends | None = None) -> None:
         self.tokenizer = tokenizer
@@ -57,7 +57,7 @@ class ReplyFormat:
         )
 
     def splitter(self, prompt: Sequence[int] = ()) -> Splitter:
-        """A splitter for a reply to this prompt, which may have opened a thought."""
+        """A splitter for a reply to this prompt, which may have opened reasoning."""
         splitter = Splitter(self.marks, self.controls, self.ends.texts)
         if not prompt:
             return splitter
@@ -78,20 +78,20 @@ class ReplyFormat:
         return splitter
 
     def opening(self) -> str:
-        """How this model begins to reason, where its template does not."""
+        """Text that opens reasoning if the template does not."""
         if self.marks.channels is not None:
             return self.marks.channels.opening
         pair = self._pair()
         return f"{pair[0]}\n"
 
     def closing(self) -> str:
-        """How it ends reasoning and begins to answer."""
+        """Text that ends reasoning and begins the answer."""
         if self.marks.channels is not None:
             return self.marks.channels.closing
         return f"\n{self._pair()[1]}\n\n"
 
     def answer(self) -> str:
-        """How it begins to answer without having reasoned."""
+        """Text that begins an answer without reasoning."""
         return self.marks.channels.answer if self.marks.channels is not None else ""
 
     @property
@@ -101,11 +101,11 @@ class ReplyFormat:
 
     @property
     def reasons(self) -> bool:
-        """Whether the model's files show that it can reason: by its vocabulary or its template."""
+        """Whether the vocabulary or the template has reasoning marks."""
         return self.marks.channels is not None or self._own_pair() is not None
 
     def is_end(self, token: int, splitter: Splitter) -> bool:
-        """Whether a token ends the reply. The end of a message that is not the answer does not."""
+        """Whether a token ends the reply; the end of a message before the answer does not."""
         if token in self._message_ends and splitter.part == "reasoning":
             return False
         if token in self.ends.named:
@@ -121,7 +121,7 @@ class ReplyFormat:
         return self._own_pair() or (pair.opening, pair.closing)
 
     def _own_pair(self) -> tuple[str, str] | None:
-        """The pair that is this model's own: of control tokens, else the one that its template writes."""
+        """The marks of this model: preferably control tokens, else those in its template."""
         by_token = [pair for pair in self.marks.pairs if self.controls.is_control(pair.closing)]
         by_text = [pair for pair in self.marks.pairs if pair.closing in self._template]
         both = [pair for pair in by_token if pair in by_text]
@@ -145,11 +145,11 @@ class ReplyFormat:
 
 
 class ReplyStream:
-    """Tokens of one reply in, spans of text out.
+    """Converts the tokens of one reply to spans of text.
 
     Attributes:
         reasoning_tokens: Tokens that belong to the reasoning, its marks included.
-        took_answer: Whether what was given out as answer at first turned out to be reasoning.
+        took_answer: Whether text emitted as answer turned out to be reasoning.
     """
 
     def __init__(self, format: ReplyFormat, prompt: Sequence[int] = ()) -> None:
@@ -169,7 +169,7 @@ class ReplyStream:
 
     @property
     def text(self) -> str:
-        """The answer, without what was said before a continued reply goes on."""
+        """The answer; of a continued reply, only the new part."""
         return self._splitter.answer[self._before[1] :]
 
     @property
@@ -184,7 +184,7 @@ class ReplyStream:
 
     @property
     def ended(self) -> bool:
-        """Whether text has come that the reply does not contain: the next speaker's."""
+        """Whether a stop sequence or another role's message has begun."""
         return self._splitter.ended
 
     def is_end(self, token: int) -> bool:
@@ -192,8 +192,8 @@ class ReplyStream:
         return self._format.is_end(token, self._splitter)
 
     def begin_after(self, tokens: Sequence[int]) -> None:
-        """Go on behind the tokens of a reply that was cut. What was held back at its end and shown is not
-        shown again.
+        """Continue a reply that was cut off after ``tokens``. Text that was held back and shown at its end is
+        not emitted again.
         """
         if not tokens:
             return
@@ -207,7 +207,7 @@ class ReplyStream:
         self._tokens = self.reasoning_tokens = 0
 
     def _unseen(self, span: Span) -> Span:
-        """A span without what was shown of it at the end of the reply before this one."""
+        """A span without the text that ``begin_after`` found already shown."""
         ahead = self._shown_ahead.pop(span.part, "")
         if span.takes_answer:
             self.took_answer = True
@@ -222,7 +222,7 @@ class ReplyStream:
         return Span(span.part, span.text[added:], span.takes_answer)
 
     def add(self, token: int) -> list[Span]:
-        """The text that this token completes; often a word, sometimes nothing."""
+        """Add a token; returns the text that it completes, possibly none."""
         splitter, format = self._splitter, self._format
         thought = self.thinking
         self._tokens += 1
@@ -240,7 +240,7 @@ class ReplyStream:
         return [unseen for span in spans if (unseen := self._unseen(span)).text or unseen.takes_answer]
 
     def finish(self, cut: bool = True) -> list[Span]:
-        """What was held back. Bytes of a character that was never completed are left out."""
+        """End the reply; returns the text held back, without bytes of an incomplete character."""
         text = self._detokenizer.flush()
         spans = (self._splitter.feed(text) if text else []) + self._splitter.finish(cut)
         return [unseen for span in spans if (unseen := self._unseen(span)).text or unseen.takes_answer]

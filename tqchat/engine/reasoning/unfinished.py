@@ -1,4 +1,4 @@
-"""The tokens of a reply that was cut and goes on."""
+"""Token ids of a cut-off reply, for continuing it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tqchat.engine.templates.control_tokens import Disguise, control_tokens
 def unfinished_reply(
     format: ReplyFormat, prompt: Sequence[int], said: ChatMessage, held: Sequence[int]
 ) -> list[int]:
-    """The tokens of a reply so far, thought and marks included.
+    """The tokens of a reply so far, reasoning and marks included.
 
     Args:
         prompt: The tokens before the reply.
-        said: The reply as it was cut.
+        said: The cut-off reply.
         held: The tokens in the cache. If they are this very reply, they are kept as they were generated: the
             same text can be written in other tokens.
     """
@@ -39,7 +39,7 @@ def unfinished_reply(
 
 
 def _encoded(format: ReplyFormat, prompt: Sequence[int], said: ChatMessage) -> list[int]:
-    """The reply in the model's marks. What was said is ordinary text, whatever marks it speaks of."""
+    """The reply with the model's marks; marks inside its texts are encoded as ordinary text."""
     inside = ReplyStream(format, prompt).thinking
     control = control_tokens(format.tokenizer, chat_template(format.tokenizer))
     disguise = Disguise(control, [said.reasoning, said.content])

@@ -88,9 +88,9 @@ def as_template_messages(messages: Sequence[ChatMessage], form: Form) -> list[di
     found = []
     for one in messages:
         content: Any = [{"type": "text", "text": one.content}] if form[one.role] else one.content
-        told: dict[str, Any] = {"role": one.role, "content": content}
+        message: dict[str, Any] = {"role": one.role, "content": content}
         if one.reasoning:
             # ``thinking`` is what gpt-oss's template reads.
-            told |= {"reasoning_content": one.reasoning, "thinking": one.reasoning}
-        found.append(told)
+            message |= {"reasoning_content": one.reasoning, "thinking": one.reasoning}
+        found.append(message)
     return found

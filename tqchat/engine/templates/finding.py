@@ -38,7 +38,7 @@ class ChatTemplate:
 
     @property
     def literal_text(self) -> str:
-        """What the template can write by itself."""
+        """Plain text and string constants of the template."""
         return sandbox.literal_text(self.source)
 
     def render(
@@ -52,8 +52,8 @@ class ChatTemplate:
         """The prompt's text.
 
         Args:
-            variables: What the template is told besides the messages, e.g. ``enable_thinking``.
-            began: The time that the template's clock shows, as ``wall_clock`` tells it; ``None`` is now.
+            variables: Template variables besides the messages, e.g. ``enable_thinking``.
+            began: Current time as the template sees it, from ``wall_clock``; ``None`` is now.
 
         Raises:
             TemplateError: if the template refuses the messages or fails.

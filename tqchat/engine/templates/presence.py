@@ -18,7 +18,7 @@ class Presence:
         self._flat = _flattened(prompt)
 
     def of(self, content: str) -> bool:
-        """Whether a text is there, but for words that switch reasoning: templates take those out."""
+        """Whether a text is there; words that switch reasoning may be missing, as templates remove them."""
         if _flattened(content) in self._flat:
             return True
         for text in (json.dumps(content, ensure_ascii=False)[1:-1], html.escape(content)):
@@ -32,7 +32,7 @@ class Presence:
         return sum(word.casefold() in self._flat for word in words) * 2 >= len(words)
 
     def of_parts_as_code(self, *contents: str) -> bool:
-        """Whether a list of parts was written as it is in Python or JSON, by a template that wants text."""
+        """Whether a template that expects text wrote a list of content parts as Python or JSON."""
         written = len(_PARTS.findall(self._prompt))
         return written > sum(len(_PARTS.findall(content)) for content in contents)
 

@@ -20,14 +20,14 @@ _PLAIN_NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt's text with disguised contents, and the disguise."""
+    """A prompt's text with control tokens in contents escaped, and the ``Disguise`` that escaped them."""
 
     disguised: str
     disguise: Disguise
 
     @property
     def text(self) -> str:
-        """The text as the model's template writes it."""
+        """The text without escapes."""
         return self.disguise.restored(self.disguised)
 
 
@@ -41,8 +41,8 @@ def render(
 ) -> list[int]:
     """The token ids of a transcript, as the model's chat template writes it.
 
-    The template is given the messages in its role order and its form of content (``arrangements``), and what
-    was said must be in the prompt. Contents are ordinary text: only the template writes control tokens. The
+    The template gets the messages in the role order and content form that it supports (``arrangements``); it
+    must write their contents. Contents are ordinary text: only the template writes control tokens. The
     beginning-of-sequence token is there once, if either the template or the tokenizer writes it. A model
     without a template gets ``plain_text``.
 
@@ -50,10 +50,10 @@ def render(
         tokenizer: mlx-lm's ``TokenizerWrapper``.
         add_generation_prompt: Whether the tokens end where the reply begins.
         variables: Template variables, e.g. ``{"enable_thinking": False}``.
-        began: The time that the template's clock shows, as ``wall_clock`` tells it; ``None`` is now.
+        began: Current time as the template sees it, from ``wall_clock``; ``None`` is now.
 
     Raises:
-        PromptRejected: if there is nothing to say, or the template refuses the messages or leaves them out.
+        PromptRejected: if there are no messages, or the template refuses them or leaves them out.
     """
     template = chat_template(tokenizer)
     rendered = rendered_text(
@@ -83,8 +83,8 @@ def rendered_text(
     if template is None:
         disguised = [replace(one, content=disguise.content(one.content)) for one in messages]
         return Rendered(plain_text(disguised, add_generation_prompt), disguise)
-    told = {**default_variables(tokenizer), **(variables or {})}
-    writer = TemplateWriter(template, add_generation_prompt, told, began, disguise)
+    variables = {**default_variables(tokenizer), **(variables or {})}
+    writer = TemplateWriter(template, add_generation_prompt, variables, began, disguise)
     return Rendered(writer.written(messages), disguise)
 
 
@@ -112,7 +112,7 @@ def with_bos(tokenizer: Any, tokens: list[int], plain: bool = False) -> list[int
     writes one.
 
     Args:
-        plain: Whether there is no template; then whatever else the tokenizer puts in front goes there too.
+        plain: Whether there is no template; then all tokens that the tokenizer puts in front are added.
     """
     bos = getattr(tokenizer, "bos_token_id", None)
     prefix = _own_prefix(tokenizer)

@@ -125,7 +125,7 @@ def _joined(values: list[Any]) -> str:
 
 
 def _bounded(values: Any) -> Any:
-    """What a loop goes through, counted against the rendering's budget."""
+    """The values of a loop, counted against the limit on rendering."""
     if isinstance(values, jinja2.Undefined) or not isinstance(values, Iterable):
         return values
     if isinstance(values, Sized):
@@ -232,16 +232,16 @@ def _environment() -> _Environment:
 
 
 def wall_clock() -> float:
-    """Seconds that a local wall clock has counted since 1970-01-01."""
+    """Local time in seconds since 1970-01-01 00:00 local time, so that no time zone is needed to show it."""
     return datetime.now().replace(tzinfo=UTC).timestamp()
 
 
 def clock(began: float | None) -> Callable[[str], str]:
-    """``strftime_now`` for templates, standing still at the time a conversation began.
+    """``strftime_now`` for templates, fixed at the time a conversation began.
 
     Args:
-        began: As ``wall_clock`` tells it; ``None`` is now. The machine's time zone has no part in it: that
-            may change while a conversation's cache lives on, the prompt may not.
+        began: From ``wall_clock``; ``None`` is now. Independent of the machine's time zone, since a change of
+            it must not change the prompt of a cached conversation.
     """
     moment = datetime.fromtimestamp(wall_clock() if began is None else began, UTC).replace(tzinfo=None)
     return moment.strftime

@@ -1,6 +1,6 @@
 """Finds and sets a chat template's switch for reasoning.
 
-Templates know many: a variable that is true or false (``enable_thinking``), one that takes words
+Templates have different ones: a boolean variable (``enable_thinking``), one that takes words
 (``reasoning_effort``), a number of tokens (``thinking_budget``), or words in the system prompt
 (``/no_think``).
 """
@@ -40,7 +40,7 @@ _WORDS = {
     "medium": ("medium",),
     "high": ("high", "max"),
 }
-_STAND_INS = {
+_FALLBACKS = {
     "on": ("medium", "high", "low"),
     "low": ("on", "medium"),
     "medium": ("on", "high", "low"),
@@ -53,8 +53,8 @@ class ThinkingSwitch:
     """How a model's reasoning is switched.
 
     Attributes:
-        kind: ``flag`` and ``level`` set a template variable to true or false and to a word, ``budget`` to a
-            number of tokens; ``message`` adds words to the system prompt.
+        kind: A template variable is set to a boolean (``flag``), a word (``level``) or a number of tokens
+            (``budget``); ``message`` adds words to the system prompt.
         variable: The template variable; empty for ``message``.
         choices: What can be chosen, from ``CHOICES``.
         settings: The variables that are set for each choice; for ``message``, the words under ``""``.
@@ -66,14 +66,14 @@ class ThinkingSwitch:
     settings: tuple[Mapping[str, Any], ...]
 
     def nearest(self, choice: str) -> str | None:
-        """The choice, or the closest one that the model knows (``on`` for ``high``)."""
-        for one in (choice, *_STAND_INS.get(choice, ())):
+        """The choice, or the closest that the model has (``on`` for ``high``)."""
+        for one in (choice, *_FALLBACKS.get(choice, ())):
             if one in self.choices:
                 return one
         return None
 
     def variables(self, choice: str) -> Mapping[str, Any]:
-        """Template variables for a choice; none if the model cannot do that."""
+        """Template variables for a choice; none if the model does not have it."""
         return {} if self.kind == "message" else self._setting(choice)
 
     def messages(self, messages: Sequence[ChatMessage], choice: str) -> tuple[ChatMessage, ...]:
@@ -94,11 +94,11 @@ class ThinkingSwitch:
 
 
 def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
-    """The switch that a template knows, if it changes anything that the template writes."""
+    """The switch of a template, if it changes the rendered prompt."""
     try:
         return None if template is None else _first_switch(template)
     except TemplateLimit:
-        return None  # rendering a prompt will say so
+        return None  # rendering a prompt reports it
 
 
 def _first_switch(template: ChatTemplate) -> ThinkingSwitch | None:
@@ -151,7 +151,7 @@ def _levels(template: ChatTemplate, name: str, flag: ThinkingSwitch | None) -> T
 def _working(
     template: ChatTemplate, kind: Kind, variable: str, table: Mapping[str, Mapping[str, Any]]
 ) -> ThinkingSwitch | None:
-    """The switch with those of its choices that the template takes; ``None`` if they all come to the same."""
+    """The switch with the choices that the template accepts; ``None`` if they all render the same prompt."""
     choices = tuple(choice for choice in CHOICES if choice in table)
     switch = ThinkingSwitch(kind, variable, choices, tuple(table[choice] for choice in choices))
     written = {choice: _prompt(template, switch, choice) for choice in choices}

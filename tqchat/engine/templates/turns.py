@@ -53,7 +53,7 @@ def end_of_turn_tokens(tokenizer: Any, variables: Mapping[str, Any] | None = Non
 
 
 def opens_reasoning(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> ReasoningMarks | None:
-    """The marks of a thought that the end of the prompt opens (``<think>``): a reply begins inside it."""
+    """The marks of reasoning that the prompt opens (``<think>``), so that a reply begins inside it."""
     if chat_template(tokenizer) is None:
         return None
     said = (ChatMessage("user", _QUESTION),)

@@ -1,4 +1,4 @@
-"""Tries message orders and content forms until a template writes all that was said."""
+"""Tries message orders and content forms until a template writes all contents."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class _Attempt:
     """Result of one message order and content form.
 
     Attributes:
-        complete: Whether the last user message and the system prompts are in the text as they were written.
-        changed: Whether they are in it, perhaps in other words.
+        complete: Whether the last user message and the system prompts are in the text (see ``Presence``).
+        changed: Whether at least half of the words of each are in it.
         missing: How many messages are not in the text.
     """
 
@@ -39,7 +39,7 @@ class TemplateWriter:
 
     Args:
         variables, began: As for ``ChatTemplate.render``.
-        disguise: Hides control tokens in the contents.
+        disguise: Escapes control tokens in the contents.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class TemplateWriter:
         self._disguise = disguise
 
     def written(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt's text for the first arrangement and form that the template takes and writes completely.
+        """The prompt's text for the first message order and form that the template writes completely.
 
-        Earlier messages may be missing from it (a template may drop them), the last user message and the
-        system prompts may not.
+        Earlier messages may be missing from it (a template may drop them), but not the last user message or
+        the system prompts.
 
         Raises:
-            PromptRejected: if the template refuses every one, or leaves out what was said.
+            PromptRejected: if the template refuses all of them, or leaves out those messages.
         """
         try:
             return self._first_complete(tuple(messages))
@@ -113,7 +113,7 @@ class TemplateWriter:
         raise refusal
 
     def _probed(self, probes: Messages, form: Form) -> str | None:
-        """The text with probes for contents; ``None`` if the template takes no such contents."""
+        """The text with probes for contents; ``None`` if the template refuses them."""
         try:
             return self._run(probes, form).casefold()
         except TemplateError:
@@ -158,7 +158,7 @@ class TemplateWriter:
         return hidden
 
     def _opened_thought(self) -> ReasoningMarks | None:
-        """Marks of the thought that the template opens before a reply."""
+        """Marks of the reasoning that the template opens before a reply, if any."""
         for form in forms([ChatMessage("user", _PROBE)]):
             try:
                 text = self._template.render(

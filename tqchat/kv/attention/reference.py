@@ -21,7 +21,7 @@ def attention(
     values: Side,
     scale: float,
     mask: mx.array | str | None,
-    sinks: mx.array | None = None,
+    sink_logits: mx.array | None = None,
 ) -> mx.array:
     """Scaled dot-product attention against packed storage; scores, softmax and sums are float32.
 
@@ -31,7 +31,7 @@ def attention(
         queries: ``[batch, query_heads, rows, key_dim]``, any float dtype; query_heads a multiple of KV heads.
         mask: ``None``, ``"causal"`` (the rows are the last tokens), or boolean/additive, broadcastable to
             ``[batch, query_heads, rows, tokens]``.
-        sinks: Learned attention sinks, one logit per query head ``[query_heads]`` (gpt-oss), or ``None``.
+        sink_logits: Learned attention sinks, one logit per query head (gpt-oss), or ``None``.
 
     Returns:
         ``[batch, query_heads, rows, value_dim]`` in the queries' dtype.
@@ -39,29 +39,36 @@ def attention(
     batch, query_heads, rows, _ = queries.shape
     heads = keys.shape[1]
     scaled = (queries.astype(mx.float32) * scale).reshape(batch, heads, query_heads // heads * rows, -1)
-    if sinks is not None:
-        sinks = mx.broadcast_to(sinks.astype(mx.float32).reshape(1, -1, 1, 1), (batch, query_heads, rows, 1))
+    if sink_logits is not None:
+        sink_logits = mx.broadcast_to(
+            sink_logits.astype(mx.float32).reshape(1, -1, 1, 1), (batch, query_heads, rows, 1)
+        )
     token_bytes = 4 * batch * max(query_heads * rows, heads * max(keys.head_dim, values.head_dim))
     block = max(MIN_BLOCK_TOKENS, BLOCK_BYTES // token_bytes)
     if keys.length <= block:
-        output = _one_pass(scaled, rows, keys, values, mask, sinks)
+        output = _one_pass(scaled, rows, keys, values, mask, sink_logits)
     else:
-        output = _blockwise(scaled, rows, keys, values, mask, sinks, block)
+        output = _blockwise(scaled, rows, keys, values, mask, sink_logits, block)
     return output.reshape(batch, query_heads, rows, -1).astype(queries.dtype)
 
 
 def _one_pass(
-    scaled: mx.array, rows: int, keys: Side, values: Side, mask: mx.array | str | None, sinks: mx.array | None
+    scaled: mx.array,
+    rows: int,
+    keys: Side,
+    values: Side,
+    mask: mx.array | str | None,
+    sink_logits: mx.array | None,
 ) -> mx.array:
     batch, heads, all_rows, _ = scaled.shape
     scores = keys.scores(keys.fold(scaled))
-    if sinks is None and (mask is None or (rows == 1 and isinstance(mask, str))):
+    if sink_logits is None and (mask is None or (rows == 1 and isinstance(mask, str))):
         return values.combine(mx.softmax(scores, axis=-1, precise=True), depends_on=scaled)
     scores = _masked(scores.reshape(batch, -1, rows, keys.length), mask, 0, keys.length)
-    if sinks is not None:
-        scores = mx.concatenate([sinks, scores], axis=-1)
+    if sink_logits is not None:
+        scores = mx.concatenate([sink_logits, scores], axis=-1)
     weights = mx.softmax(scores, axis=-1, precise=True)
-    if sinks is not None:
+    if sink_logits is not None:
         weights = weights[..., 1:]
     return values.combine(weights.reshape(batch, heads, all_rows, -1), depends_on=scaled)
 
@@ -72,14 +79,14 @@ def _blockwise(
     keys: Side,
     values: Side,
     mask: mx.array | str | None,
-    sinks: mx.array | None,
+    sink_logits: mx.array | None,
     block: int,
 ) -> mx.array:
     """The same in blocks of ``block`` tokens, with a running softmax (online softmax)."""
     batch, heads, all_rows, _ = scaled.shape
     shape = (batch, heads, all_rows, 1)
-    top = mx.full(shape, MASKED_SCORE) if sinks is None else sinks.reshape(shape)
-    total = mx.zeros(shape) if sinks is None else mx.ones(shape)
+    top = mx.full(shape, MASKED_SCORE) if sink_logits is None else sink_logits.reshape(shape)
+    total = mx.zeros(shape) if sink_logits is None else mx.ones(shape)
     output = mx.zeros((batch, heads, all_rows, values.head_dim))
     folded = keys.fold(scaled)
     for start in range(0, keys.length, block):

@@ -37,7 +37,7 @@ def routed_attention(
     if isinstance(cache, SchemeCache):
         if cache.can_attend(queries, keys, values):
             return cache.attend(queries, scale, mask, sinks)
-        if cache.fetched(keys, values):
+        if cache.is_last_fetch(keys, values):
             cache.observe(queries)
             if cache.uses_placeholders:
                 keys, values = cache.decoded()

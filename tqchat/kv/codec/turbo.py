@@ -45,9 +45,9 @@ class TurboFormat(FittedFormat):
     its own component, so that neither scores nor sums shrink on average.
 
     ``fit`` sets ``mean`` and, for keys, ``balance`` and ``metric``, the cost of an error in each balanced
-    channel, float16 of the same shape. Keys are rounded so that errors fall where queries are weak, and their
-    gain preserves the component in that metric, because queries that attend to a key are aligned with it in
-    that metric. The gain of an unfitted key preserves its length.
+    channel, float16 of the same shape. Keys are rounded so that errors fall where queries are weak. A key's
+    gain preserves its component under the metric, in which queries that attend to a key are aligned with it.
+    The gain of an unfitted key preserves its length.
 
     A non-finite vector decodes to NaN, as from a raw cache, and is left out of the fit, so that other vectors
     are unaffected and nothing of it remains once it is trimmed.
@@ -98,6 +98,7 @@ class TurboFormat(FittedFormat):
         return pack(codes, self.bits), gain.astype(mx.float16)
 
     def prepare(self, block: Block) -> Block:
+        """The gain, then the codes as byte planes."""
         words, gain = block
         return gain, *byte_planes(words, self.bits, self.rotation.head_dim)
 

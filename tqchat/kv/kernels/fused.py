@@ -42,7 +42,7 @@ class FusedAttention:
         values: Side,
         scale: float,
         mask: mx.array | str | None,
-        sinks: mx.array | None = None,
+        sink_logits: mx.array | None = None,
     ) -> mx.array | None:
         """``attention`` in one or two kernels; ``None`` where no kernel applies.
 
@@ -50,8 +50,10 @@ class FusedAttention:
         """
         step_key = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
         launcher = self._launchers.get(step_key)
-        output = None if launcher is None else launcher.run(queries, keys, values, scale, mask, sinks)
-        return self._plan_and_launch(queries, keys, values, scale, mask, sinks) if output is None else output
+        output = None if launcher is None else launcher.run(queries, keys, values, scale, mask, sink_logits)
+        if output is None:
+            output = self._plan_and_launch(queries, keys, values, scale, mask, sink_logits)
+        return output
 
     def _plan_and_launch(
         self,
@@ -60,14 +62,14 @@ class FusedAttention:
         values: Side,
         scale: float,
         mask: mx.array | str | None,
-        sinks: mx.array | None,
+        sink_logits: mx.array | None,
     ) -> mx.array | None:
         """Attention without a matching launcher: plan, verify on first use, or return ``None``."""
         device_kernels = kernels()
         if device_kernels is None or isinstance(mask, mx.array) or (mask is None and queries.shape[2] > 1):
             return None
-        arguments = queries, keys, values, scale, mask, sinks
-        plan = plan_for(queries, keys, values, sinks is not None, device_kernels)
+        arguments = queries, keys, values, scale, mask, sink_logits
+        plan = plan_for(queries, keys, values, sink_logits is not None, device_kernels)
         if plan is None:
             return None
         if plan in device_kernels.refused:
@@ -78,7 +80,7 @@ class FusedAttention:
                 side.recent.write_pending()
             return self(*arguments)
         if plan not in device_kernels.trusted:
-            return _verify(device_kernels, plan, queries, keys, values, scale, mask, sinks)
+            return _verify(device_kernels, plan, queries, keys, values, scale, mask, sink_logits)
         step_key = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
         # Launchers of formats or sinks that the cache no longer has are dropped.
         current = {key: other for key, other in self._launchers.items() if other.matches(keys, values)}
@@ -95,14 +97,11 @@ def _verify(
     values: Side,
     scale: float,
     mask: str | None,
-    sinks: mx.array | None,
+    sink_logits: mx.array | None,
 ) -> mx.array:
-    """First attention of a plan, compared with plain operations.
-
-    The tails keep what the plain operations wrote.
-    """
-    arguments = queries, keys, values, scale, mask, sinks
-    copies = queries, with_own_tail(keys), with_own_tail(values), scale, mask, sinks
+    """First attention of a plan, compared with plain operations, which also write the tails."""
+    arguments = queries, keys, values, scale, mask, sink_logits
+    copies = queries, with_own_tail(keys), with_own_tail(values), scale, mask, sink_logits
 
     def candidate() -> list[mx.array]:
         # A workspace of its own, which a faulty kernel cannot spoil for others.

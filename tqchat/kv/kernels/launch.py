@@ -36,8 +36,8 @@ class Layout(NamedTuple):
     """Launches of a step, shared by all layers with equal shapes and lengths.
 
     Attributes:
-        sizes: A one-element array whose strides hold the sizes. Strides are passed by value, whereas an array
-            of sizes would have to be computed first. Its memory is the workspace.
+        sizes: View of the workspace whose strides are the sizes (see ``_LayoutFactory.make``). Kernels get
+            strides by value, whereas an array of sizes would have to be computed first.
         splits: Splits of the context.
         attend: Launch over packed and raw tokens.
         merge: Launch that merges the splits, unless ``attend`` does.
@@ -59,14 +59,14 @@ class Workspace:
 
     Attributes:
         array: Block counters, zero between launches, and partial results; minimal if another launch merges.
-            Set by ``reserve``, like ``tails``.
+            Set by ``reserve``, like ``layouts``.
         before: Output of the last launch that used the array; an input of the next, to order them.
-        tails: Cached constructor of ``_LayoutsByTail`` on this array.
+        layouts: Cached constructor of ``_LayoutsByTail`` on this array.
     """
 
     array: mx.array | None = None
     before: mx.array | None = None
-    tails: Callable[..., _LayoutsByTail]
+    layouts: Callable[..., _LayoutsByTail]
 
     def reserve(self, floats: int) -> None:
         """Grow the array to at least ``floats``. Existing layouts continue to use the smaller array."""
@@ -74,7 +74,7 @@ class Workspace:
             self.before = unused_input(mx.float32)
         if self.array is None or self.array.size < floats:
             self.array = mx.zeros(floats) if floats else unused_input(mx.float32)
-            self.tails = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(partial(_LayoutsByTail, self.array))
+            self.layouts = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(partial(_LayoutsByTail, self.array))
 
 
 class StepLauncher:
@@ -86,7 +86,7 @@ class StepLauncher:
         plan: From ``plan_for``, for these queries and sides.
         scale: Softmax scale.
         mask: ``"causal"``, or ``None`` for a single row.
-        sink: Learned attention sinks, one logit per query head, or ``None``.
+        sink_logits: Learned attention sinks, one logit per query head, or ``None``.
         workspace: Shared with other layers.
     """
 
@@ -98,20 +98,20 @@ class StepLauncher:
         values: Side,
         scale: float,
         mask: str | None,
-        sink: mx.array | None,
+        sink_logits: mx.array | None,
         workspace: Workspace,
     ) -> None:
         self.plan = plan
         self.workspace = workspace
-        self._scale, self._mask, self._sink = scale, mask, sink
+        self._scale, self._mask, self._sink_logits = scale, mask, sink_logits
         self._formats = keys.format, values.format
-        self._sinks = keys.sinks.front_revision, values.sinks.front_revision
+        self._sink_revisions = keys.sinks.front_revision, values.sinks.front_revision
         self._packs_values = bool(plan.value.kind)
         # One factory per thread: lazy arrays of one thread cannot be evaluated by another.
         self._layout_factory = _layout_factory(get_ident(), plan, queries.shape)
         workspace.reserve(self._layout_factory.floats)
         heads = queries.shape[0] * queries.shape[1] // plan.group
-        self._fixed = _fixed_inputs(plan, keys, values, heads, scale, sink)
+        self._fixed = _fixed_inputs(plan, keys, values, heads, scale, sink_logits)
         self._refresh(keys, values)
 
     @property
@@ -121,7 +121,7 @@ class StepLauncher:
 
     def matches(self, keys: Side, values: Side) -> bool:
         """Whether formats and sinks of the sides are those of this launcher."""
-        formats, sinks = self._formats, self._sinks
+        formats, sinks = self._formats, self._sink_revisions
         return (
             formats[0] is keys.format
             and formats[1] is values.format
@@ -133,13 +133,13 @@ class StepLauncher:
         """Update what depends on the revision of the sides."""
         self._key_revision, self._value_revision = keys.revision, values.revision
         packed_side = values if self._packs_values else keys
-        a, b, c, d = keys.packed, values.packed, keys.recent, values.recent
-        self._tails = self.workspace.tails(
+        stores = keys.packed, values.packed, keys.recent, values.recent
+        self._layouts = self.workspace.layouts(
             self._layout_factory,
             packed_side.sinks.length,
             packed_side.packed.length,
-            PerStore(a.capacity, b.capacity, c.capacity, d.capacity),
-            PerStore(a.start, b.start, c.start, d.start),
+            PerStore(*(store.capacity for store in stores)),
+            PerStore(*(store.start for store in stores)),
         )
 
     def run(
@@ -149,21 +149,21 @@ class StepLauncher:
         values: Side,
         scale: float,
         mask: mx.array | str | None,
-        sink: mx.array | None,
+        sink_logits: mx.array | None,
     ) -> mx.array | None:
         """Attention, ``[batch, query_heads, rows, value_dim]`` in the queries' dtype.
 
         Pending tokens are written to the tails. Returns ``None`` if the arguments do not match this launcher,
         or too few tokens are stored.
         """
-        if self._mask is not mask or self._sink is not sink or self._scale != scale:
+        if self._mask is not mask or self._sink_logits is not sink_logits or self._scale != scale:
             return None
         if self._key_revision is not keys.revision or self._value_revision is not values.revision:
             if not self.matches(keys, values):
                 return None
             self._refresh(keys, values)
         key_tail, value_tail = keys.recent, values.recent
-        layout = self._tails[(value_tail if self._packs_values else key_tail).length]
+        layout = self._layouts[(value_tail if self._packs_values else key_tail).length]
         if layout is None:
             return None
         workspace = self.workspace
@@ -340,7 +340,7 @@ def _compiled(
 
 
 def _fixed_inputs(
-    plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink: mx.array | None
+    plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink_logits: mx.array | None
 ) -> mx.array:
     """Inputs that do not change between steps, in the layout of ``fixed.inc``.
 
@@ -368,9 +368,9 @@ def _fixed_inputs(
         shared.append(values.format.shared["rotation"].T.flatten())
     if plan.value.mean:
         per_head.append(values.format.fitted["mean"])
-    if sink is not None:
+    if sink_logits is not None:
         logits = mx.pad(
-            sink.astype(mx.float32).reshape(-1, plan.group) * log2(e), [(0, 0), (0, -plan.group % 4)]
+            sink_logits.astype(mx.float32).reshape(-1, plan.group) * log2(e), [(0, 0), (0, -plan.group % 4)]
         )
         per_head.append(mx.tile(logits, (heads // logits.shape[0], 1)))
     for part, stored in ((plan.key, keys), (plan.value, values)):

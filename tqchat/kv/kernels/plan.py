@@ -20,7 +20,7 @@ TENSOR_DIMS = (64, 128, 256)
 MAX_SPLITS = 128
 """Most splits of a context (split-K)."""
 MAX_RAW_SPLITS = 16
-"""Most splits of the raw tokens."""
+"""Most of these splits that hold raw tokens."""
 MAX_BLOCKS = 1024
 """Most blocks of query rows in a launch; each has a counter in the workspace."""
 MERGE_SIMDS = 8
@@ -37,6 +37,8 @@ class SidePlan:
         kind: 0 raw, 1 codebook, 2 affine groups.
         words: 32-bit words per packed vector.
         group: Values per affine scale.
+        scale: Dtype of the affine scales.
+        mean: Whether a mean was subtracted.
         rotation: 0 none, 1 Hadamard with signs, 2 dense matrix.
         writes_tail: Whether the newest token is pending, so that the kernel writes the tail.
     """
@@ -61,7 +63,8 @@ class Plan:
         rows: Query rows per threadgroup (a block).
         lanes: Lanes that share a token.
         unroll: Packed tokens that a lane group loads at a time.
-        simds: Simd groups per threadgroup.
+        simds: Simd groups (CUDA: warps) per threadgroup.
+        queries, storage: Dtypes of queries and output, and of raw tokens.
         has_sink: Whether the model has learned attention sinks.
         tensor_cores: Whether packed tokens go through tensor cores.
         single_launch: Whether the last threadgroup of each block merges the splits in the same launch. It
@@ -182,16 +185,16 @@ class Plan:
             ("GROUP", self.group),
             ("ROWS", self.rows),
             ("UNROLL", self.unroll),
-            ("TOGETHER", self.raw_unroll),
+            ("RAW_UNROLL", self.raw_unroll),
             ("TILE", self.tile),
             ("SIMDS", self.simds),
             ("HAS_SINK", int(self.has_sink)),
-            ("MOST_SPLITS", MAX_SPLITS),
-            ("MOST_BLOCKS", MAX_BLOCKS),
+            ("MAX_SPLITS", MAX_SPLITS),
+            ("MAX_BLOCKS", MAX_BLOCKS),
             ("MERGE_ROWS", merge_rows),
             ("MERGE_SIMDS", merge_simds),
             ("MERGE_PARTS", parts),
-            ("MERGE_ROOM", parts * sums + merge_rows * (MAX_SPLITS + 2)),
+            ("MERGE_FLOATS", parts * sums + merge_rows * (MAX_SPLITS + 2)),
             ("S", self.storage),
             ("T", self.queries),
         )

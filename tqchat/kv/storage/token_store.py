@@ -114,9 +114,9 @@ class TokenStore:
 
 
 MAX_DEFERRED_TAIL_TOKENS = 512
-"""Longest tail whose newest token is written by the attention kernel.
+"""Longest tail whose newest token is written by the attention kernel, which copies the whole tail for that.
 
-The kernel copies the whole tail; this is the most that packing leaves raw.
+Only a prompt that is not packed yet is longer.
 """
 
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint
 
 MIN_SEGMENT_TOKENS = 64
-"""Fewer settled tokens than this are not made a segment of their own yet."""
+"""Fewer immutable tokens than this are not made a segment of their own yet."""
 MAX_SEGMENT_TOKENS = 1024
-"""Limits what a damaged segment costs, and how long one flush takes."""
+"""Limits the tokens lost with a damaged segment, and how long one flush takes."""
 
 
 class CacheWriter:
-    """Writes one state of a cache: settled tokens as new segments, everything else as one file."""
+    """Writes one state of a cache: immutable tokens as new segments, everything else as one file."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class CacheWriter:
 
         self._folder, self._cache, self._interrupted = folder, cache, interrupted
         self._tokens = array("I", tokens)
-        self._settled = ranges.immutable_tokens(cache)
+        immutable = ranges.immutable_tokens(cache)
         self.prefix_is_usable = ranges.is_fully_ranged(cache)
-        self.pieces = trim_pieces(_present(folder, pieces), self._settled)
+        self.pieces = trim_pieces(_present(folder, pieces), immutable)
         self.written = 0
         end = covered_tokens(self.pieces)
-        while self._settled - end >= MIN_SEGMENT_TOKENS:
-            end = min(end + MAX_SEGMENT_TOKENS, self._settled)
+        while immutable - end >= MIN_SEGMENT_TOKENS:
+            end = min(end + MAX_SEGMENT_TOKENS, immutable)
         self._end = end
         self.structure, self._rest = ranges.rest(cache, end)
         self._rest = {"tokens": self._ids(end, len(self._tokens))} | self._rest

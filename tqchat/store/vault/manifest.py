@@ -25,7 +25,7 @@ _NAME = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
 _MAX_MANIFEST_BYTES = 8 << 20
 """A hundred times the manifest of a long conversation; larger files are not parsed."""
 _MIN_REUSED_TOKENS = 16
-"""A shorter remainder of a trimmed segment is rewritten instead of reused."""
+"""Tokens of a trimmed segment below which it is rewritten instead of reused."""
 
 
 class ManifestError(TqchatError):
@@ -85,14 +85,14 @@ class Manifest:
     """One saved state of a conversation's cache.
 
     Attributes:
-        rounding: The fewest bits (keys, values) at which any of its tokens was ever stored.
+        rounding: The fewest bits (keys, values) of packed tokens under earlier schemes; 16 if none.
         layout: Kinds and shapes of the layers.
         structure: Layer descriptions, for ``tqchat.kv.ranges.rebuild``.
-        pieces: The segments of the settled tokens.
+        pieces: The segments of the immutable tokens (see ``tqchat.kv.ranges``).
         rest: The file with all other arrays.
         checkpoints: Checkpoints of a cache that cannot be trimmed, shortest first.
         tokens: Length of the cached sequence.
-        prefix_is_usable: Whether the settled tokens alone form a usable cache.
+        prefix_is_usable: Whether the immutable tokens alone form a usable cache.
     """
 
     conversation: str

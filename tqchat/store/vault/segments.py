@@ -79,7 +79,7 @@ def write(
         with os.fdopen(descriptor, "wb") as file:
             digest = hashlib.sha256(header)
             file.write(header)
-            waiting = 0
+            unflushed = 0
             for array in arrays.values():
                 content = _bytes(array)
                 for start in range(0, len(content), _FLUSH_BYTES):
@@ -88,10 +88,10 @@ def write(
                     part = content[start : start + _FLUSH_BYTES]
                     digest.update(part)
                     file.write(part)
-                    waiting += len(part)
-                    if waiting >= _FLUSH_BYTES:  # one long flush at the end would not be interruptible
+                    unflushed += len(part)
+                    if unflushed >= _FLUSH_BYTES:  # one long flush at the end would not be interruptible
                         _flush(file)
-                        waiting = 0
+                        unflushed = 0
             _flush(file)
             size = file.tell()
         temporary.replace(final)
@@ -175,8 +175,13 @@ def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
             start, end = entry["data_offsets"]
             kind, shape = entry["dtype"], entry["shape"]
             width = {"BOOL": 1}.get(kind) or int(kind.lstrip("BFIU")) // 8
-            whole = all(type(n) is int and 0 <= n <= size for n in shape)
-            if kind not in _TYPES or not whole or start != at or end - start != math.prod(shape) * width:
+            valid_shape = all(type(n) is int and 0 <= n <= size for n in shape)
+            if (
+                kind not in _TYPES
+                or not valid_shape
+                or start != at
+                or end - start != math.prod(shape) * width
+            ):
                 raise ValueError(name)
             found.append((name, kind, shape, end - start))
             at = end

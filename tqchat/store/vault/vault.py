@@ -1,4 +1,4 @@
-"""The vault: conversations' KV caches on disk, as append-only segments and a manifest.
+"""The vault: conversations' KV caches on disk, as write-once segments and a manifest.
 
 A cache can always be rebuilt from the transcript, so one that does not verify is refused with a reason.
 MLX is imported only when tensors are written or read."""
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _STALE_TEMPORARY_S = 3600
 """Older temporary files were left by a killed process."""
+_NO_BUDGET_BYTES = 1 << 62
 
 
 class VaultError(TqchatError):
@@ -88,9 +89,9 @@ class Vault:
     ) -> SaveResult:
         """Save a conversation's cache, writing only what is new.
 
-        Settled tokens go into segments that later saves do not rewrite. The rest (raw tail, windows,
-        recurrent state) is bounded in size and written each time. The manifest is replaced last and
-        atomically, so a kill at any time leaves either the old or the new state.
+        Immutable tokens (see ``tqchat.kv.ranges``) go into segments that later saves do not rewrite. The rest
+        (raw tail, windows, recurrent state) is bounded in size and written each time. The manifest is
+        replaced last and atomically, so a kill at any time leaves either the old or the new state.
 
         Args:
             pieces: From the last save or load of this cache, trimmed (``trim_pieces``) like the cache.
@@ -263,7 +264,7 @@ class Vault:
         limit = self.budget_bytes()
         if need + writer.reused_bytes > limit:
             raise OSError(0, f"it needs more than the cache budget of {limit / budget.GIB:.3g} GiB")
-        if budget.excess_bytes(folder, 1 << 62, need):
+        if budget.excess_bytes(folder, _NO_BUDGET_BYTES, need):  # only the reserved disk space counts
             raise OSError(0, "the disk is almost full")
 
     def _folder(self, conversation_id: str) -> Path:
