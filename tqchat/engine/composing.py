@@ -1,4 +1,4 @@
-"""What a model writes about a conversation rather than in it: a title, a summary."""
+"""Titles and summaries, which a model writes about a conversation."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tqchat.engine.session import Session
 from tqchat.engine.templates import render
 
 
-class GivesWay(threading.Event):
-    """A stop that is also set while something more urgent waits."""
+class PreemptibleStop(threading.Event):
+    """A stop event that is also set while a more urgent command is queued."""
 
     def __init__(self, stop: threading.Event, urgent: Callable[[], bool]) -> None:
         super().__init__()
@@ -30,10 +30,10 @@ class GivesWay(threading.Event):
 
 
 def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.Event) -> Iterator[Event]:
-    """Write it with a cache of its own, which is gone afterwards; ends with ``Composed`` or ``Failed``.
+    """Write a title or summary with a temporary cache; ends with ``Composed`` or ``Failed``.
 
-    A title that cannot be had is an empty one; a thought is none. How the reading of a summary gets on is
-    told.
+    Its text is the answer without reasoning. A title that fails or is stopped is empty. Only a summary
+    reports its prefill.
     """
     session = Session(model, scheme, began=command.began)
     budget = 0 if command.purpose == "title" else command.max_tokens // 2
@@ -56,7 +56,7 @@ def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.E
 
 
 def _cut(model: LoadedModel, command: Compose) -> tuple[ChatMessage, ...]:
-    """The messages with the beginning of the last one left out as far as the model's limit asks for it."""
+    """The messages, the last one without as much of its beginning as exceeds the context limit."""
     limit, messages = model.context_limit, command.messages
     if limit is None:
         return messages
@@ -65,6 +65,6 @@ def _cut(model: LoadedModel, command: Compose) -> tuple[ChatMessage, ...]:
         return messages
     last = messages[-1]
     tokens = model.tokenizer.encode(last.content, add_special_tokens=False)
-    # A few more, since the same text may be other tokens once it is cut.
+    # A few more: a text that is cut may be tokenised into more tokens.
     rest = model.tokenizer.decode(tokens[surplus + 8 :]) if surplus + 8 < len(tokens) else ""
     return (*messages[:-1], replace(last, content=rest))

@@ -400,12 +400,12 @@ class Engine:
             self._emit(event)
 
     def _compose(self, command: Compose, stop: threading.Event) -> None:
-        from tqchat.engine.composing import GivesWay, compose
+        from tqchat.engine.composing import PreemptibleStop, compose
 
         if self._model is None:
             raise NoModel()
         if command.purpose == "title":
-            stop = GivesWay(stop, lambda: not self._queue.empty())
+            stop = PreemptibleStop(stop, lambda: not self._queue.empty())
         scheme = self._current.session.scheme if self._current is not None else "fp16"
         for event in compose(self._model, scheme, command, stop):
             self._emit(event)

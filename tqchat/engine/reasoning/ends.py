@@ -1,4 +1,4 @@
-"""Where a model's turn ends: what its files name, and what its chat template writes there."""
+"""End-of-sequence tokens and stop texts of a model, from its files and its chat template."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tqchat.engine.reasoning.stream import Ends
 from tqchat.engine.templates import PLAIN_STOP, end_of_turn
 
 SHORTEST_STOP_TEXT = 4
-"""Characters; a shorter text between two turns is found in answers as well."""
+"""Minimum length in characters: shorter texts also occur in answers."""
 
 _NESTED = ("text_config", "llm_config", "language_config", "language_model")
 _MARK = re.compile(r"\s*(<[^\s<>]{2,}>|\[[^\s\[\]]{2,}\]|<\|[^\s<>|]+\|>)")
 
 
 def ends_of(tokenizer: Any) -> Ends:
-    """All ends of a model's turns.
+    """The end-of-sequence tokens and stop texts of a model.
 
     Args:
-        tokenizer: mlx-lm's ``TokenizerWrapper``, with what ``named_ends`` found among its end tokens.
+        tokenizer: mlx-lm's ``TokenizerWrapper``, whose ``eos_token_ids`` include ``named_eos_tokens``.
     """
     named = frozenset(token for token in tokenizer.eos_token_ids if type(token) is int)
     written = end_of_turn(tokenizer)
@@ -39,8 +39,8 @@ def ends_of(tokenizer: Any) -> Ends:
     return Ends(named, texts=(stop,) if (stop := _stop_text(between)) else ())
 
 
-def named_ends(folder: Path) -> frozenset[int]:
-    """The end tokens that ``config.json``, its nested configs and ``generation_config.json`` name."""
+def named_eos_tokens(folder: Path) -> frozenset[int]:
+    """End-of-sequence tokens in ``config.json``, its nested configs and ``generation_config.json``."""
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         try:
