@@ -24,6 +24,23 @@ Set TQCHAT_HOME to keep all of tqchat's files in one folder.
 
 Exit codes: 0 success, 1 failure, 2 invalid option, setting or input,
 130 interrupted, 141 output closed by the reader."""
+_RUN_EPILOG = """\
+Sampling and thinking options default to the settings, then to the model's own values.
+
+--json prints one line, an object with these fields:
+  reply        the answer
+  reasoning    the text that the model generated before the answer, or ""
+  model        name of the model
+  scheme       cache scheme at the end of the reply
+  tokens       prompt: tokens of the prompt; prefilled: those that the model read;
+               restored: those that came from a saved cache (always 0 here);
+               generated: tokens of the reply, reasoning included; with a draft
+               model also drafted: tokens it proposed; accepted: those that were kept
+  speed        prompt_tok_s, decode_tok_s: tokens per second, of prompt and reply
+  memory       bytes: size of the cache; allocated_bytes: the same with spare capacity;
+               fp16_bytes: size of the same tokens at 16 bits; ratio: fp16_bytes
+               divided by bytes; layers_compressed: layers that hold packed
+               tokens; layers_total: all layers"""
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -73,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
     run = _add_command(commands, "run", "answer one question on standard output and exit")
+    run.epilog, run.formatter_class = _RUN_EPILOG, argparse.RawDescriptionHelpFormatter
     run.add_argument("question", nargs="?", help="the question; read from standard input if omitted or -")
     # SUPPRESS: the options are accepted before and after the command; without it, the defaults of those
     # after it would overwrite the values given before it.
@@ -82,20 +100,23 @@ def _parser() -> argparse.ArgumentParser:
         "--think",
         metavar="VALUE",
         dest="thinking",
-        help="reasoning of models with a switch for it: on, off, low, medium or high",
+        help="whether and how much the model reasons, if its chat template has a switch for it: on, off, "
+        "low, medium or high",
     )
     run.add_argument(
         "--think-budget",
         metavar="N",
         type=int,
         dest="thinking_budget",
-        help="maximum length of the reasoning in tokens",
+        help="maximum length of the reasoning in tokens; then the answer begins",
     )
-    run.add_argument("--show-thinking", action="store_true", help="print the reasoning on standard error")
+    run.add_argument(
+        "--show-thinking", action="store_true", help="also print the reasoning, on standard error"
+    )
     run.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object with reply, reasoning, tokens, speed and memory",
+        help="print one JSON object instead of text; its fields are described below",
     )
 
     _add_command(commands, "ls", "list the conversations, most recent first")
@@ -215,7 +236,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 draft=options.draft,
                 adapter=options.adapter,
                 pack_prompts=options.pack_prompts,
-                wishes={name: getattr(options, name) for name in run.OPTIONS},
+                given={name: getattr(options, name) for name in run.OPTIONS},
                 show_thinking=options.show_thinking,
                 as_json=options.json,
             )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,17 @@ def test_json_output_has_the_documented_keys(capsys: Captured, llama_folder: Pat
     assert 0 < answer["tokens"]["generated"] <= 12
     assert answer["memory"]["layers_total"] == 2
     assert 0 < answer["memory"]["bytes"] <= answer["memory"]["allocated_bytes"]
+
+
+def test_the_help_describes_every_key_of_the_json_output(capsys: Captured) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    described = shown[shown.index("--json prints") :]
+    for key, inner in SHAPE.items():
+        assert f"\n  {key} " in described
+        for name in inner if isinstance(inner, dict) else ():
+            assert re.search(rf"\b{name}\b", described), name
 
 
 def test_plain_output_is_the_reply_only(capsys: Captured, llama_folder: Path) -> None:

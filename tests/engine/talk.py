@@ -38,13 +38,13 @@ def send(
     sampling: Sampling = GREEDY,
     stop: threading.Event | None = None,
 ) -> Done:
-    """The end of a reply that must succeed."""
+    """Generate a reply, which must succeed; its last event."""
     events = list(session.send(messages, sampling, stop))
     assert isinstance(events[-1], Done), events[-1]
     return events[-1]
 
 
 def held_is_consistent(session: Any) -> bool:
-    """Whether every layer of the session's cache holds exactly its tokens."""
+    """Whether every layer of the session's cache holds as many tokens as the session."""
     offsets = {layer.offset for layer in session._held.cache if hasattr(layer, "offset")}
     return offsets <= {len(session.tokens)}

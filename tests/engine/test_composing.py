@@ -1,4 +1,4 @@
-"""Titles and summaries: written beside the conversation, whose cache nothing happens to."""
+"""Titles and summaries, which leave the conversation's cache as it is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqchat.engine.templates import PromptRejected
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
 
-ASKED = (user("Sum this up: the fox and the owl met by the river."),)
+PROMPT = (user("Sum this up: the fox and the owl met by the river."),)
 
 
 @pytest.fixture(scope="module")
@@ -29,40 +29,40 @@ def starter() -> LoadedModel:
 
 
 @pytest.fixture
-def heard() -> Listener:
+def received() -> Listener:
     return Listener()
 
 
 @pytest.fixture
-def engine(heard: Listener, paths: Paths) -> Iterator[Engine]:
-    engine = Engine(heard, paths=paths)
+def engine(received: Listener, paths: Paths) -> Iterator[Engine]:
+    engine = Engine(received, paths=paths)
     engine.start()
     engine.submit(LoadModel())
     yield engine
     engine.shutdown(SECONDS)
 
 
-def test_a_summary_leaves_the_conversation_as_it_was(heard: Listener, engine: Engine) -> None:
+def test_a_summary_leaves_the_cache_of_the_conversation_alone(received: Listener, engine: Engine) -> None:
     said: tuple[ChatMessage, ...] = (user("Hello!"),)
     engine.submit(Send("one", said, "turbo0v4", greedy(8)))
-    first = heard.next(Done)
-    engine.submit(Compose("one", "summary", ASKED, 12))
-    composed = heard.next(Composed)
+    first = received.next(Done)
+    engine.submit(Compose("one", "summary", PROMPT, 12))
+    composed = received.next(Composed)
     assert (composed.conversation_id, composed.purpose) == ("one", "summary") and composed.text
-    assert any(event.total > 8 for event in heard.all(PrefillProgress))
-    deltas = len(heard.all(TextDelta))
+    assert any(event.total > 8 for event in received.all(PrefillProgress))
+    deltas = len(received.all(TextDelta))
     engine.submit(Send("one", (*said, assistant(first.text), user("And?")), "turbo0v4", greedy(8)))
-    second = heard.next(Done)
+    second = received.next(Done)
     assert second.counts.reused >= first.counts.prompt + first.counts.generated - 1
-    assert len(heard.all(TextDelta)) > deltas, "what is composed is told as a whole, not in pieces"
+    assert len(received.all(TextDelta)) > deltas, "a summary must not be streamed"
 
 
-def test_a_title_gives_way(starter: LoadedModel) -> None:
+def test_a_title_stops_when_a_command_is_queued(starter: LoadedModel) -> None:
     urgent = threading.Event()
     events = []
     stop = PreemptibleStop(threading.Event(), urgent.is_set)
     urgent.set()
-    for event in compose(starter, "fp16", Compose("one", "title", ASKED, 500), stop):
+    for event in compose(starter, "fp16", Compose("one", "title", PROMPT, 500), stop):
         events.append(event)
     assert events == [Composed("one", "title", "")]
 
@@ -70,11 +70,11 @@ def test_a_title_gives_way(starter: LoadedModel) -> None:
 def test_a_summary_can_be_stopped(starter: LoadedModel) -> None:
     stop = threading.Event()
     stop.set()
-    *_, last = compose(starter, "fp16", Compose("one", "summary", ASKED, 500), stop)
+    *_, last = compose(starter, "fp16", Compose("one", "summary", PROMPT, 500), stop)
     assert last == Composed("one", "summary", "")
 
 
-def test_what_is_too_long_is_cut_in_front(llama_folder: Path) -> None:
+def test_a_transcript_over_the_context_limit_loses_its_beginning(llama_folder: Path) -> None:
     tiny = models.load_folder(llama_folder, str(llama_folder), backend.prepare())
     limit = tiny.context_limit
     assert limit is not None
@@ -86,14 +86,16 @@ def test_what_is_too_long_is_cut_in_front(llama_folder: Path) -> None:
     assert limit - 64 < max(totals) < limit
 
 
-def test_a_title_that_cannot_be_had_is_empty(starter: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_title_is_empty_and_a_failed_summary_is_reported(
+    starter: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object, **more: object) -> list[int]:
         raise PromptRejected("no")
 
     monkeypatch.setattr("tqchat.engine.session.render", refuse)
     monkeypatch.setattr("tqchat.engine.composing._cut", lambda model, command: command.messages)
-    assert list(compose(starter, "fp16", Compose("a", "title", ASKED, 4), threading.Event())) == [
+    assert list(compose(starter, "fp16", Compose("a", "title", PROMPT, 4), threading.Event())) == [
         Composed("a", "title", "")
     ]
-    (failed,) = compose(starter, "fp16", Compose("a", "summary", ASKED, 4), threading.Event())
+    (failed,) = compose(starter, "fp16", Compose("a", "summary", PROMPT, 4), threading.Event())
     assert isinstance(failed, Failed)

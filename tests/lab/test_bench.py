@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache
 from tqchat.cli import main
 from tqchat.lab.bench import attention, kv_caches, shapes, timing
 from tqchat.lab.bench.results import BenchResults, BenchRow, tables
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 from tqchat.lab.results import BadResults
 
 KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
@@ -120,14 +120,14 @@ def test_a_device_that_does_not_queue_is_not_timed(monkeypatch: pytest.MonkeyPat
         attention._time_on_device(None, None, 10, device)
 
 
-def test_all_contestants_hold_the_same_tokens() -> None:
+def test_all_candidates_hold_the_same_tokens() -> None:
     model = shapes.build("tiny")
     base = kv_caches.random_filled(model, 200)
     keys = base[0].keys_and_values()[0]
-    for contestant in kv_caches.contestants("fp16,turbo4"):
-        cache = kv_caches.make_cache(contestant, base, model)
+    for candidate in kv_caches.candidates("fp16,turbo4"):
+        cache = kv_caches.make_cache(candidate, base, model)
         assert [layer.offset for layer in cache] == [200, 200]
-        if contestant.name in ("mlx16", "fp16"):
+        if candidate.name in ("mlx16", "fp16"):
             assert mx.allclose(cache[0].keys_and_values()[0], keys)
 
 
@@ -141,13 +141,13 @@ def test_ratios_compare_times_of_the_same_round() -> None:
 
 
 def test_the_mlx_counterpart_has_as_many_bits() -> None:
-    contestants = kv_caches.contestants("turbo8v2,turbo4,affine4,turbo0v4")
-    counterparts = {c.name: kv_caches.mlx_counterpart(c) for c in contestants}
+    candidates = kv_caches.candidates("turbo8v2,turbo4,affine4,turbo0v4")
+    counterparts = {c.name: kv_caches.mlx_counterpart(c) for c in candidates}
     assert counterparts == {
         "mlx16": "", "mlx8": "", "mlx4": "", "turbo8v2": "mlx8", "turbo4": "mlx4", "affine4": "mlx4",
         "turbo0v4": "mlx8",
     }  # fmt: skip
-    assert all(isinstance(c, Contestant) for c in kv_caches.MLX_CACHES)
+    assert all(isinstance(c, Candidate) for c in kv_caches.MLX_CACHES)
 
 
 def test_empty_columns_are_left_out() -> None:

@@ -14,7 +14,7 @@ from tqchat.cli import main
 from tqchat.engine import models
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import SCHEMES
-from tqchat.lab.endure import Broken, full_disk, kills, mutations
+from tqchat.lab.endure import CheckFailed, full_disk, kills, mutations
 
 KILLS = int(os.environ.get("TQCHAT_KILLS", "30"))
 MUTATIONS = int(os.environ.get("TQCHAT_MUTATIONS", "300"))
@@ -41,9 +41,9 @@ def test_kills_at_any_moment_lose_nothing(model: LoadedModel, tmp_path: Path) ->
     assert found.kills == count
     assert found.messages > count
     if count >= 30:
-        assert found.caches + found.restored_alive > 0
+        assert found.caches + found.restored_by_chat > 0
         assert found.unfinished
-        assert found.read_again > 0 or not full_attention(model)
+        assert found.prefilled_again > 0 or not full_attention(model)
         assert found.checkpoints > 0 or full_attention(model)
 
 
@@ -59,7 +59,7 @@ def test_the_check_notices_a_wrong_cache(
 ) -> None:
     # Without checksums wrong caches are accepted; the test must notice.
     monkeypatch.setattr("tqchat.store.vault.segments.hashlib", SimpleNamespace(sha256=ConstantHash))
-    with pytest.raises(Broken, match=r"wrong cache|Other tokens|Loading raised"):
+    with pytest.raises(CheckFailed, match=r"wrong cache|Other tokens|Loading raised"):
         mutations.endure(model, ["fp16"], 300, tmp_path, SEED)
 
 

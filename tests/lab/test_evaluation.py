@@ -8,7 +8,7 @@ import pytest
 
 from tqchat.engine import models
 from tqchat.lab import evaluation, outliers
-from tqchat.lab.contestants import parse_contestants
+from tqchat.lab.candidates import parse_candidates
 from tqchat.lab.evaluation import NotEnoughText, NotFinite, Runner, evaluate
 from tqchat.lab.reading import BadText, encode, portion
 from tqchat.lab.results import Row
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def measure(model: LoadedModel, text: str, names: str, tokens: int = 260, **options: Any) -> dict[str, Row]:
     ids = encode(model, text)[: tokens + 1]
-    rows, dropped = evaluate(model, parse_contestants(names), ids, tokens // 2, **options)
+    rows, dropped = evaluate(model, parse_candidates(names), ids, tokens // 2, **options)
     assert not dropped
     return {row.scheme: row for row in rows}
 
@@ -57,12 +57,12 @@ def test_one_pass_or_several_give_the_same_rows(
     assert measure(tiny, prose, "turbo4,turbo2") == together
 
 
-def test_the_peer_computes_what_mlx_lm_computes(tiny: LoadedModel, prose: str) -> None:
+def test_the_mlx_candidate_computes_what_mlx_lm_computes(tiny: LoadedModel, prose: str) -> None:
     from mlx_lm.models.cache import KVCache
 
     ids = encode(tiny, prose)[:200]
-    (contestant,) = parse_contestants("mlx4")
-    runner = Runner(replace(tiny, cache_dtype=None), contestant, one_by_one=True)
+    (candidate,) = parse_candidates("mlx4")
+    runner = Runner(replace(tiny, cache_dtype=None), candidate, one_by_one=True)
     runner.read(ids[:100])
     cache: Any = [KVCache() for _ in tiny.model.layers]
     tiny.model(mx.array(ids[:100])[None], cache=cache)
@@ -73,7 +73,7 @@ def test_the_peer_computes_what_mlx_lm_computes(tiny: LoadedModel, prose: str) -
     assert mx.abs(ours - theirs).max().item() < 1e-4
 
 
-def test_the_peers_bytes_are_those_of_16_bit_scales(tiny: LoadedModel, prose: str) -> None:
+def test_the_mlx_candidates_bytes_are_those_of_16_bit_scales(tiny: LoadedModel, prose: str) -> None:
     row = measure(tiny, prose, "mlx4")["mlx4"]
     assert row.bytes * 8 == 260 * 2 * 2 * 2 * 64 * 4.5
     assert row.kld_mean > 0
@@ -94,11 +94,11 @@ def test_a_scheme_with_nan_is_dropped_and_named(
 
     def with_nan(self: Runner, tokens: list[int]) -> mx.array:
         found = decode(self, tokens)
-        return found * float("nan") if self.contestant.name == "turbo2" else found
+        return found * float("nan") if self.candidate.name == "turbo2" else found
 
     monkeypatch.setattr(Runner, "decode", with_nan)
     ids = encode(tiny, prose)[:200]
-    rows, dropped = evaluate(tiny, parse_contestants("turbo2,turbo4"), ids, 100)
+    rows, dropped = evaluate(tiny, parse_candidates("turbo2,turbo4"), ids, 100)
     assert [row.scheme for row in rows] == ["turbo4"]
     assert [one.name for one in dropped] == ["turbo2"]
 
@@ -111,7 +111,7 @@ def test_too_little_text_is_refused(tiny: LoadedModel, prose: str) -> None:
     with pytest.raises(BadText, match="--prefill"):
         portion(tiny, prose, 100, 100)
     with pytest.raises(NotEnoughText):
-        evaluate(tiny, parse_contestants("turbo4"), [1, 2, 3], 2)
+        evaluate(tiny, parse_candidates("turbo4"), [1, 2, 3], 2)
     ids, prefill = portion(tiny, prose, None, None)
     assert (len(ids), prefill) == (513, 128)
 

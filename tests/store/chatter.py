@@ -33,7 +33,7 @@ def reported(message: Message) -> Message:
 
 
 def grow(database: Database, reply: Message, rng: random.Random) -> None:
-    """Write a reply like the app: growing updates, then the final status."""
+    """Write a reply as the app does: updates while it grows, then the final status."""
     content = reply.content
     for _ in range(rng.randrange(6)):
         content += " " + "".join(rng.choices("abcdefghij \n狐🦊", k=rng.choice((5, 50, 4000))))

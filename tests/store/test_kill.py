@@ -1,4 +1,4 @@
-"""Kills processes while they write. ``TQCHAT_KILLS=300`` runs the long form."""
+"""Kills processes while they write. ``TQCHAT_KILLS=300`` kills more."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Witness:
     def record(self, line: bytes) -> None:
         if not line.endswith(b"\n"):
             return  # cut off by the kill
-        line_data = json.loads(line)
-        match line_data["kind"]:
+        event = json.loads(line)
+        match event["kind"]:
             case "conversation":
-                self.conversations.add(line_data["id"])
+                self.conversations.add(event["id"])
             case "message":
-                self.messages[line_data["id"]] = line_data
-                self.announced.pop(line_data["id"], None)
+                self.messages[event["id"]] = event
+                self.announced.pop(event["id"], None)
             case "growing":
-                self.announced[line_data["id"]] = line_data["content"]
+                self.announced[event["id"]] = event["content"]
 
     def check(self, database: Database) -> None:
         connection = database._connection
@@ -98,7 +98,7 @@ def test_a_kill_at_any_time_loses_no_committed_message(paths: Paths) -> None:
         command = [sys.executable, "-m", "tests.store.chatter", str(paths.database), str(kill)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
         assert child.stdout is not None
-        # Before it opens, early, or in the middle; then a short delay that falls between two lines.
+        # Before it opens the database, early, or in the middle; then up to 10 ms later, between two lines.
         for _ in range(rng.choice((0, 3, rng.randrange(60), rng.randrange(250)))):
             witness.record(child.stdout.readline())
         until = time.perf_counter() + rng.random() * 0.01

@@ -79,11 +79,11 @@ def main(options: argparse.Namespace) -> int:
     from tqchat.lab.bench import kv_caches, machine, run
     from tqchat.lab.bench.results import BenchResults, tables
 
-    contestants = kv_caches.contestants(options.schemes)
+    candidates = kv_caches.candidates(options.schemes)
     layer = _layer(options, run.layer_of(model))
     progress = Progress()
     copied = machine.copy_bandwidth()
-    plan = run.Plan(kinds, contestants, contexts, rounds, layer)
+    plan = run.Plan(kinds, candidates, contexts, rounds, layer)
     rows = tuple(run.rows(model, plan, progress.note))
     progress.end()
     name = None if model is None else model.info.name

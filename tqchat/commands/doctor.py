@@ -15,6 +15,7 @@ from tqchat.store.database import Database
 
 GIB = 1 << 30
 UNUSABLE = "problem, see below"
+"""Shown in a row whose value could not be determined."""
 T = TypeVar("T")
 
 

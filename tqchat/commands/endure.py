@@ -44,7 +44,7 @@ def main(options: argparse.Namespace) -> int:
     """Run all three tests in a temporary folder and print the counts.
 
     Raises:
-        Broken: at the first failure. The temporary folder is then kept for inspection.
+        CheckFailed: at the first failure. The temporary folder is then kept for inspection.
     """
     schemes = [parse_scheme(name.strip()).name for name in options.schemes.split(",")]
     model = load(options.model)
@@ -65,9 +65,9 @@ def main(options: argparse.Namespace) -> int:
             ("committed messages checked, none lost", f"{survived.messages:,}"),
             ("replies left unfinished", f"{survived.unfinished:,}"),
             ("caches that continued bit for bit", f"{survived.caches:,}"),
-            ("caches that continued bit for bit in the next process", f"{survived.restored_alive:,}"),
+            ("caches that continued bit for bit in the next process", f"{survived.restored_by_chat:,}"),
             ("checkpoints that continued bit for bit", f"{survived.checkpoints:,}"),
-            ("fp16 caches equal to a new prefill", f"{survived.read_again:,}"),
+            ("fp16 caches equal to a new prefill", f"{survived.prefilled_again:,}"),
         ]
     if options.mutations:
 

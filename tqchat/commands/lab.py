@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     evaluate.add_argument("--tokens", metavar="N", type=int, help="tokens to read (default: 4096)")
     evaluate.add_argument(
-        "--prefill", metavar="N", type=int, help="how many of them are the prompt (default: a quarter)"
+        "--prefill", metavar="N", type=int, help="tokens of the prompt among them (default: a quarter)"
     )
     evaluate.add_argument("--json", metavar="OUT", type=Path, help="write the results to this file as JSON")
     evaluate.add_argument(
@@ -55,7 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--outliers",
         metavar="F",
         type=float,
-        help="scale some key channels by this factor, for example 20, to simulate outliers",
+        help="first scale some key channels by this factor, for example 20, to simulate outliers",
     )
     evaluate.add_argument("--pack-prompts", action="store_true", help="compress the prompt during prefill")
     _add_one_by_one(evaluate)
@@ -127,11 +127,11 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from tqchat.lab.contestants import parse_contestants
+    from tqchat.lab.candidates import parse_candidates
     from tqchat.lab.results import Results
 
     # Check all arguments before a model is loaded.
-    contestants = parse_contestants(options.schemes)
+    candidates = parse_candidates(options.schemes)
     for out in (options.json, options.plot):
         check_folder(out)
 
@@ -146,7 +146,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     progress = Progress()
     rows, dropped = evaluation.evaluate(
         model,
-        contestants,
+        candidates,
         ids,
         prefill,
         one_by_one=options.one_by_one,
@@ -154,7 +154,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         progress=progress,
     )
     if asked is not None:
-        answered = recall.recall(model, contestants, asked, progress)
+        answered = recall.recall(model, candidates, asked, progress)
         rows = [replace(row, recall=answered.get(row.scheme)) for row in rows]
     progress.end()
     name = model.info.name + ("" if options.outliers is None else f" with outliers x{options.outliers:g}")

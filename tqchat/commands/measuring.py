@@ -37,7 +37,7 @@ def add_model_option(parser: argparse._ActionsContainer) -> None:
 
 
 def load(ref: str | None) -> LoadedModel:
-    """Load the given model, or the one of the settings."""
+    """Load the given model, or the one from the settings."""
     from tqchat import paths, settings
     from tqchat.engine import models
 
@@ -70,14 +70,14 @@ def write(file: Path, text: str) -> None:
 
 
 class Progress:
-    """Progress on standard error: an updating line on a terminal, a line per tenth otherwise."""
+    """Progress on standard error: an updating line on a terminal, a line per 10 % otherwise."""
 
     def __init__(self) -> None:
         self._live = sys.stderr.isatty()
         self._began = self._told = time.monotonic()
         self._tenth = -1
         self._shown = False
-        self._noted = ""
+        self._last_note = ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Report progress, rate-limited."""
@@ -94,13 +94,13 @@ class Progress:
         sys.stderr.flush()
 
     def note(self, what: str) -> None:
-        """Show what is going on, where how much there is to do is not known."""
+        """Show the current step of work whose total is unknown."""
         if self._live:
             self._shown = True
             sys.stderr.write(f"\r\x1b[K{what}")
-        elif what.partition(", ")[0] != self._noted:
-            self._noted = what.partition(", ")[0]
-            sys.stderr.write(f"{self._noted}\n")
+        elif what.partition(", ")[0] != self._last_note:
+            self._last_note = what.partition(", ")[0]
+            sys.stderr.write(f"{self._last_note}\n")
         sys.stderr.flush()
 
     def end(self) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 OPTIONS = (*_SAMPLING, "thinking", "thinking_budget")
-"""Settings that have an option here."""
+"""Settings that ``run`` has an option for."""
 
 CUT_REASONS = {
     "length": "it reached --max-tokens",
@@ -55,14 +55,14 @@ def main(
     draft: str | None,
     adapter: str | None,
     pack_prompts: bool,
-    wishes: dict[str, Any],
+    given: dict[str, Any],
     show_thinking: bool,
     as_json: bool,
 ) -> int:
     """Answer one question on standard output and return the exit code.
 
     Args:
-        wishes: Values for some of ``OPTIONS``, ``None`` where nothing was given.
+        given: Values of ``OPTIONS``; ``None`` for those not given.
         show_thinking: Print the reasoning on standard error.
 
     Raises:
@@ -70,7 +70,7 @@ def main(
     """
     user_settings = settings.load(paths.locate())
     name = scheme_setting(scheme if scheme is not None else user_settings.scheme)
-    user_settings = user_settings.with_values(_checked(wishes))
+    user_settings = user_settings.with_values(_checked(given))
     messages = [ChatMessage("user", _question(question))]
     if user_settings.system_prompt:
         messages.insert(0, ChatMessage("system", user_settings.system_prompt))
@@ -88,9 +88,9 @@ def main(
         # ASCII only: safe for terminals and for every encoding.
         print(json.dumps(_summary(done)))
     elif done.stop_reason in CUT_REASONS:
-        still = ", before its answer" if done.reasoning and not done.text.strip() else ""
+        before = ", before its answer" if done.reasoning and not done.text.strip() else ""
         print(
-            f"tqchat: The reply was cut off after {done.counts.generated} tokens{still}: "
+            f"tqchat: The reply was cut off after {done.counts.generated} tokens{before}: "
             f"{CUT_REASONS[done.stop_reason]}.",
             file=sys.stderr,
         )
@@ -160,7 +160,7 @@ class _Download:
 
 
 def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
-    """Print the answer as it streams (unless for JSON) and notices on standard error."""
+    """Print the answer as it streams, except for JSON; notices go to standard error."""
     stream, thoughts = PrintableStream(), PrintableStream()
     thinking = False
     done: Done | None = None
@@ -168,7 +168,7 @@ def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
         match event:
             case TextDelta() if event.part == "reasoning":
                 if event.takes_answer and not as_json:
-                    # Printed before its end showed what it was; what follows is the answer.
+                    # The text printed so far was reasoning without an opening tag; the answer follows.
                     print(stream.flush())
                 if show_thinking and event.text:
                     print(thoughts.feed(event.text), end="", flush=True, file=sys.stderr)
@@ -236,13 +236,13 @@ def _question(question: str | None) -> str:
     return question.strip("\n")
 
 
-def _checked(wishes: dict[str, Any]) -> dict[str, Any]:
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given.
 
     Raises:
         BadOption: if one is out of its range.
     """
-    given = {key: value for key, value in wishes.items() if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     for key, value in given.items():
         if (allowed := settings.violation(key, value)) is not None:
             raise BadOption(f"{_option(key)} is {value}, but must be {allowed}.")

@@ -21,7 +21,7 @@ from tqchat.errors import TqchatError
 from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
-from tqchat.lab.contestants import Contestant, decode_runs
+from tqchat.lab.candidates import Candidate, decode_runs
 from tqchat.lab.results import Row, Tally
 
 BLOCK_TOKENS = 64
@@ -44,22 +44,22 @@ class NotFinite(TqchatError):
 
 @dataclass(frozen=True)
 class Dropped:
-    """A contestant that could not be measured, and why."""
+    """A candidate that could not be measured, and why."""
 
     name: str
     reason: str
 
 
 class Runner:
-    """A model that reads a text with one contestant's cache."""
+    """A model that reads a text with one candidate's cache."""
 
     def __init__(
-        self, model: LoadedModel, contestant: Contestant, one_by_one: bool, pack_prompts: bool = False
+        self, model: LoadedModel, candidate: Candidate, one_by_one: bool, pack_prompts: bool = False
     ) -> None:
-        self.contestant = contestant
+        self.candidate = candidate
         self.tally = Tally()
         self._model = model
-        self.cache = kv.make_prompt_cache(model.model, contestant.scheme, dtype=model.cache_dtype)
+        self.cache = kv.make_prompt_cache(model.model, candidate.scheme, dtype=model.cache_dtype)
         for layer in flat_layers(self.cache):
             if isinstance(layer, SchemeCache):
                 layer.packs_prompts = pack_prompts
@@ -76,9 +76,9 @@ class Runner:
             self._forward(tokens[start : start + step])
             mx.eval([layer.state for layer in self.cache if not layer.empty()])
             mx.clear_cache()
-        if self.contestant.peer_bits is not None:
+        if self.candidate.mlx_bits is not None:
             self.cache = [
-                to_mlx_quantized(layer, self.contestant.peer_bits, self._model) for layer in self.cache
+                to_mlx_quantized(layer, self.candidate.mlx_bits, self._model) for layer in self.cache
             ]
 
     def decode(self, tokens: Sequence[int]) -> mx.array:
@@ -93,7 +93,7 @@ class Runner:
             outputs.append(self._forward(tokens[:1]))
             self._decoding, done = True, 1
         begin = self._held - done
-        runs = decode_runs(self.contestant.scheme, self._held, begin + len(tokens), self._longest)
+        runs = decode_runs(self.candidate.scheme, self._held, begin + len(tokens), self._longest)
         for start, stop in runs:
             outputs.append(self._forward(tokens[start - begin : stop - begin]))
             mx.eval(outputs[-1])
@@ -106,13 +106,13 @@ class Runner:
         size, fp16_size = report.bytes, report.fp16_bytes
         for layer in self.cache:
             if isinstance(layer, QuantizedKVCache):
-                peer_size, peer_fp16_size = _peer_sizes(layer)
+                peer_size, peer_fp16_size = _mlx_sizes(layer)
                 size, fp16_size = size + peer_size, fp16_size + peer_fp16_size
         return size, fp16_size
 
     def row(self) -> Row:
         """Results so far."""
-        return self.tally.row(self.contestant.name, *self.sizes())
+        return self.tally.row(self.candidate.name, *self.sizes())
 
     def _forward(self, tokens: Sequence[int]) -> mx.array:
         """Logits ``[tokens, vocabulary]``."""
@@ -124,7 +124,7 @@ class Runner:
 
 def evaluate(
     model: LoadedModel,
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     tokens: Sequence[int],
     prefill: int,
     *,
@@ -143,7 +143,7 @@ def evaluate(
         progress: Called for every block.
 
     Returns:
-        A row for each contestant, in order, and the contestants that could not be measured.
+        A row for each candidate, in order, and the candidates that could not be measured.
 
     Raises:
         NotEnoughText: if no tokens remain after the prefill.
@@ -156,24 +156,24 @@ def evaluate(
     one_by_one = not model.on_cpu if one_by_one is None else one_by_one
     rows: dict[str, Row] = {}
     dropped: list[Dropped] = []
-    remaining = list(contestants)
+    remaining = list(candidates)
     done, total = 0, 0
     tell = progress or (lambda *_: None)
     while remaining:
-        reference = Runner(model, Contestant("fp16", FP16), one_by_one)
+        reference = Runner(model, Candidate("fp16", FP16), one_by_one)
         tell("reading the prompt", done, total or 1)
         reference.read(tokens[:prefill])
         group = remaining[: _caches_per_pass(reference, prefill, len(tokens))]
         remaining = remaining[len(group) :]
-        total = total or len(contestants) * (len(tokens) - 1)
+        total = total or len(candidates) * (len(tokens) - 1)
         runners: list[Runner] = []
-        for contestant in group:
-            runner = Runner(model, contestant, one_by_one, pack_prompts)
-            tell(f"{contestant.name} reads the prompt", done, total)
+        for candidate in group:
+            runner = Runner(model, candidate, one_by_one, pack_prompts)
+            tell(f"{candidate.name} reads the prompt", done, total)
             try:
                 runner.read(tokens[:prefill])
             except Unsupported as error:
-                dropped.append(Dropped(contestant.name, str(error)))
+                dropped.append(Dropped(candidate.name, str(error)))
                 done += len(tokens) - 1
                 continue
             runners.append(runner)
@@ -184,26 +184,26 @@ def evaluate(
             reference_logprobs = reference.decode(block)
             mx.eval(reference_logprobs)
             for runner in list(runners):
-                tell(runner.contestant.name, done, total)
+                tell(runner.candidate.name, done, total)
                 if (reason := _compare(runner, block, targets, reference_logprobs, start)) is not None:
-                    dropped.append(Dropped(runner.contestant.name, reason))
+                    dropped.append(Dropped(runner.candidate.name, reason))
                     runners.remove(runner)
                 done += len(block)
             mx.clear_cache()
-        rows |= {runner.contestant.name: runner.row() for runner in runners}
+        rows |= {runner.candidate.name: runner.row() for runner in runners}
     tell("done", total, total)
-    return [rows[c.name] for c in contestants if c.name in rows], dropped
+    return [rows[c.name] for c in candidates if c.name in rows], dropped
 
 
 def _compare(
     runner: Runner, block: Sequence[int], targets: mx.array, reference_logprobs: mx.array, start: int
 ) -> str | None:
-    """Feed a block and add its divergences to the tally; the reason if the contestant cannot continue."""
+    """Feed a block and add its divergences to the tally; the reason if the candidate cannot continue."""
     try:
         logprobs = runner.decode(block)
         mx.eval(logprobs)
     except (ValueError, RuntimeError) as error:
-        if runner.contestant.peer_bits is None:
+        if runner.candidate.mlx_bits is None:
             raise
         return f"mlx-lm cannot: {str(error).rstrip('.')}"
     # Tokens of probability 0 under the reference add nothing (some models mask part of the vocabulary).
@@ -263,13 +263,13 @@ def to_mlx_quantized(layer: Any, bits: int, model: LoadedModel) -> Any:
             break
     else:
         raise Unsupported(f"mlx-lm cannot quantise heads of {keys.shape[-1]}")
-    peer: Any = MlxQuantizedCache(group, bits, keys.dtype)
-    peer.offset = layer.offset
-    peer.keys, peer.values = mx.quantize(keys, group, bits), mx.quantize(values, group, bits)
-    return peer
+    converted: Any = MlxQuantizedCache(group, bits, keys.dtype)
+    converted.offset = layer.offset
+    converted.keys, converted.values = mx.quantize(keys, group, bits), mx.quantize(values, group, bits)
+    return converted
 
 
-def _peer_sizes(layer: Any) -> tuple[int, int]:
+def _mlx_sizes(layer: Any) -> tuple[int, int]:
     size = fp16_size = 0
     for words, scales, biases in (layer.keys, layer.values):
         capacity = words.shape[2]

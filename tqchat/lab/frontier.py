@@ -11,6 +11,7 @@ from tqchat.lab.results import Results, Row
 
 WIDTH, HEIGHT = 760, 480
 LEFT, RIGHT, TOP, BOTTOM = 76, 34, 66, 92
+"""Size and margins in pixels."""
 
 _FAMILIES = {
     "turbo": ("#8250df", "#bc8cff", "rotated keys and values"),
@@ -19,10 +20,10 @@ _FAMILIES = {
     "affine": ("#bc4c00", "#f0883e", "affine"),
     "peer": ("#59636e", "#9198a1", "mlx-lm's own"),
 }
-"""Colour on light, colour on dark, legend."""
+"""By ``family``, also the CSS class: colour on light, colour on dark, legend."""
 
 _LETTER_PX, _LINE_PX = 6.7, 13.0
-"""Approximate width of a label's letter and height of its line, to keep labels apart."""
+"""Approximate width of a label's letter and height of its line, to avoid overlaps."""
 
 _Point = tuple[float, float]
 _Box = tuple[float, float, float, float]

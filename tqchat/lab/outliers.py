@@ -16,7 +16,7 @@ SCALED_PAIRS = 3
 """RoPE pairs scaled in each head."""
 
 MAX_LOGPROB_DIFFERENCE = 0.02
-"""Largest difference of log-probabilities that is put down to rounding."""
+"""Largest difference of log-probabilities, in nats, that counts as rounding."""
 
 _PROBE_TOKENS = range(1, 33)
 
@@ -43,8 +43,8 @@ def add_outliers(model: LoadedModel, factor: float) -> int:
     before = _log_probabilities(model)
     modules: list[Any] = list(model.model.modules())  # type: ignore[no-untyped-call]
     attentions = [m for m in modules if all(hasattr(m, name) for name in ("q_proj", "k_proj", "rope"))]
-    for number, attention in enumerate(attentions):
-        _scale_attention(attention, model.config, factor, number)
+    for layer, attention in enumerate(attentions):
+        _scale_attention(attention, model.config, factor, layer)
     mx.eval(model.model.parameters())  # type: ignore[no-untyped-call]
     gap = mx.abs(_log_probabilities(model) - before).max()
     if not (attentions and (gap < MAX_LOGPROB_DIFFERENCE).item()):
@@ -52,11 +52,11 @@ def add_outliers(model: LoadedModel, factor: float) -> int:
     return len(attentions)
 
 
-def _scale_attention(attention: Any, config: dict[str, Any], factor: float, number: int) -> None:
+def _scale_attention(attention: Any, config: dict[str, Any], factor: float, layer: int) -> None:
     if hasattr(attention, "k_norm"):
         # The norm would undo a scaling of the projections, so scale the norm's weights.
         head_dim = attention.k_norm.weight.size
-        scales = _channel_scales(attention.rope, head_dim, factor, number)
+        scales = _channel_scales(attention.rope, head_dim, factor, layer)
         attention.k_norm.weight = (attention.k_norm.weight * scales).astype(attention.k_norm.weight.dtype)
         attention.q_norm.weight = (attention.q_norm.weight / scales).astype(attention.q_norm.weight.dtype)
         return
@@ -65,16 +65,17 @@ def _scale_attention(attention: Any, config: dict[str, Any], factor: float, numb
     if not heads or rows % heads:
         raise NoOutliers("The model's config does not say how many key heads it has.")
     head_dim = rows // heads
-    scales = _channel_scales(attention.rope, head_dim, factor, number)
+    scales = _channel_scales(attention.rope, head_dim, factor, layer)
     _scale_rows(attention.k_proj, mx.tile(scales, heads))
     _scale_rows(attention.q_proj, mx.tile(1 / scales, attention.q_proj.weight.shape[0] // head_dim))
 
 
-def _channel_scales(rope: Any, head_dim: int, factor: float, number: int) -> mx.array:
+def _channel_scales(rope: Any, head_dim: int, factor: float, layer: int) -> mx.array:
     """``factor`` on both channels of some RoPE pairs, 1 elsewhere: ``[head_dim]``."""
     dims = int(getattr(rope, "dims", getattr(rope, "dim", head_dim)))
     half = dims // 2
-    chosen = [(number + 1) * (5 + 6 * step) % half for step in range(SCALED_PAIRS)]
+    # Different pairs in each layer, spread over the head.
+    chosen = [(layer + 1) * (5 + 6 * step) % half for step in range(SCALED_PAIRS)]
     factors = [1.0] * head_dim
     for pair in chosen:
         neighbours = (2 * pair, 2 * pair + 1) if getattr(rope, "traditional", False) else (pair, pair + half)

@@ -11,7 +11,7 @@ from tqchat.engine.memory import quality_profile
 from tqchat.engine.memory.quality_profile import Profile, SchemeQuality
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import SCHEMES
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 from tqchat.lab.evaluation import Dropped, Progress, evaluate
 from tqchat.lab.reading import encode
 from tqchat.lab.results import Row
@@ -43,9 +43,9 @@ def measure(
     if model.context_limit is not None:
         limit = min(limit, model.context_limit)
     ids = encode(model, text)[: limit + 1]
-    contestants = [Contestant(scheme.name, scheme) for scheme in SCHEMES]
+    candidates = [Candidate(scheme.name, scheme) for scheme in SCHEMES]
     rows, dropped = evaluate(
-        model, contestants, ids, len(ids) // PREFILL_DIVISOR, one_by_one=one_by_one, progress=progress
+        model, candidates, ids, len(ids) // PREFILL_DIVISOR, one_by_one=one_by_one, progress=progress
     )
     measured = tuple(
         SchemeQuality(

@@ -1,4 +1,4 @@
-"""Reads the text to measure on, and its tokens."""
+"""Reads and tokenises the text to measure on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tqchat.errors import TqchatError
 
 
 class BadText(TqchatError):
-    """The text cannot be measured on."""
+    """The text cannot be used for a measurement."""
 
     exit_code = 2
 

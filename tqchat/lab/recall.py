@@ -18,7 +18,7 @@ from tqchat.errors import TqchatError
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 
 MAX_ANSWER_TOKENS = 32
 """Maximum length of an answer."""
@@ -76,7 +76,7 @@ def read_prompts(path: Path) -> list[RecallPrompt]:
 
 def recall(
     model: LoadedModel,
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     asked: Sequence[RecallPrompt],
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, float]:
@@ -85,7 +85,7 @@ def recall(
     Prompts stay raw while they are read, so one prefill is shared by all schemes if every layer has full
     attention; each scheme then packs as in the chat. mlx-lm's own caches are left out. Prompts beyond the
     context limit count as wrong."""
-    ours = [c for c in contestants if c.peer_bits is None]
+    ours = [c for c in candidates if c.mlx_bits is None]
     right = dict.fromkeys((c.name for c in ours), 0)
     for number, prompt in enumerate(asked):
         tokens = render(model.tokenizer, prompt.messages)
@@ -94,9 +94,9 @@ def recall(
         if progress is not None:
             progress("recall", number, len(asked))
         raw = _prefill(model, tokens[:-1], parse_scheme(PREFILL_SCHEME))
-        for contestant in ours:
-            cache = _cache_from(model, raw, tokens[:-1], contestant.scheme)
-            right[contestant.name] += _answers_with(model, cache, tokens[-1], prompt.answer)
+        for candidate in ours:
+            cache = _cache_from(model, raw, tokens[:-1], candidate.scheme)
+            right[candidate.name] += _answers_with(model, cache, tokens[-1], prompt.answer)
         mx.clear_cache()
     return {name: count / len(asked) for name, count in right.items()}
 

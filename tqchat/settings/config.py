@@ -27,8 +27,9 @@ class SettingsError(TqchatError):
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings; ``schema.py`` describes each. ``None`` means the default depends on something else:
-    sampling on the model's ``generation_config.json``, budgets on the machine.
+    """All settings; ``schema.py`` describes each.
+
+    ``None``: the default is the model's (``generation_config.json``) or depends on the machine (budgets).
     """
 
     theme: str = "tqchat-dark"

@@ -58,7 +58,7 @@ class Clock:
 
 
 class Rig:
-    """A controller with a real database and a scripted engine, which reports on the same thread."""
+    """A controller with a real database and a scripted engine, all on one thread."""
 
     def __init__(self, path: Path, *, loads: bool = True, system_prompt: str | None = None) -> None:
         self.database = Database(path)
@@ -76,7 +76,7 @@ class Rig:
 
 
 class Core:
-    """The parts that every other part needs, with a real database and no engine."""
+    """The parts of the controller that the others depend on, with a real database and no engine."""
 
     def __init__(self, path: Path) -> None:
         self.database, self.view = Database(path), RecordingView()

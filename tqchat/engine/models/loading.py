@@ -20,7 +20,7 @@ from tqchat.engine.model_config import context_limit
 from tqchat.engine.models import adapters
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
-from tqchat.engine.reasoning import ReplyFormat, ends_of, named_ends
+from tqchat.engine.reasoning import ReplyFormat, ends_of, named_eos_tokens
 from tqchat.engine.templates import ThinkingSwitch, chat_template, thinking_switch
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
             # transformers refuses values of config.json that mlx-lm accepts and no tokenizer needs.
             options["config"] = transformers.PretrainedConfig()
             tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
-        tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_ends(folder)
+        tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_eos_tokens(folder)
         return tokenizer
     except Exception as error:
         if "trust_remote_code" in str(error):

@@ -20,7 +20,7 @@ _MARK = re.compile(r"\s*(<[^\s<>]{2,}>|\[[^\s\[\]]{2,}\]|<\|[^\s<>|]+\|>)")
 
 
 def ends_of(tokenizer: Any) -> Ends:
-    """All ends of a model's turns.
+    """The end-of-sequence tokens and stop texts of a model.
 
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``, whose ``eos_token_ids`` include ``named_ends``.
@@ -39,8 +39,8 @@ def ends_of(tokenizer: Any) -> Ends:
     return Ends(named, texts=(stop,) if (stop := _stop_text(between)) else ())
 
 
-def named_ends(folder: Path) -> frozenset[int]:
-    """The end tokens that ``config.json``, its nested configs and ``generation_config.json`` name."""
+def named_eos_tokens(folder: Path) -> frozenset[int]:
+    """End-of-sequence tokens in ``config.json``, its nested configs and ``generation_config.json``."""
     found: set[int] = set()
     for name in ("config.json", "generation_config.json"):
         try:

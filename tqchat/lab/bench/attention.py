@@ -22,7 +22,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.decode import bench_rows
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 
 ROUND_TARGET_S = 0.02
 """A round repeats attention until it takes about this long."""
@@ -61,7 +61,7 @@ class Layer:
 
 def attention(
     layer: Layer,
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     contexts: Sequence[int],
     rounds: int,
     tell: Callable[[str], None],
@@ -73,13 +73,13 @@ def attention(
     during decoding. If the device is faster than the host submits, the host's time is measured.
     """
     for context in contexts:
-        yield from _attention_at(layer, contestants, context, rounds, tell)
+        yield from _attention_at(layer, candidates, context, rounds, tell)
 
 
 def _attention_at(
-    layer: Layer, contestants: Sequence[Contestant], context: int, rounds: int, tell: Callable[[str], None]
+    layer: Layer, candidates: Sequence[Candidate], context: int, rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    caches, queries = _caches_and_queries(contestants, layer, context)
+    caches, queries = _caches_and_queries(candidates, layer, context)
     peaks = dict.fromkeys(caches, 0)
     calls = {name: _calls_for(cache, queries, MAX_CALLS, ROUND_TARGET_S) for name, cache in caches.items()}
 
@@ -93,12 +93,12 @@ def _attention_at(
     runs = {name: partial(run, name) for name in caches}
     times = timing.time_interleaved(runs, rounds, lambda name: tell(f"attention at {context:,}, {name}"))
     reads = {name: cache.nbytes for name, cache in caches.items()}
-    yield from bench_rows("attention", context, times, contestants, peaks, reads, 1)
+    yield from bench_rows("attention", context, times, candidates, peaks, reads, 1)
 
 
 def kernels(
     layer: Layer,
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     contexts: Sequence[int],
     rounds: int,
     tell: Callable[[str], None],
@@ -111,15 +111,15 @@ def kernels(
         return
     try:
         for context in contexts:
-            yield from _kernels_at(layer, contestants, context, rounds, tell)
+            yield from _kernels_at(layer, candidates, context, rounds, tell)
     except _CannotQueue:
         tell("kernels: this device does not queue calls, so its own time cannot be measured")
 
 
 def _kernels_at(
-    layer: Layer, contestants: Sequence[Contestant], context: int, rounds: int, tell: Callable[[str], None]
+    layer: Layer, candidates: Sequence[Candidate], context: int, rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
-    caches, queries = _caches_and_queries(contestants, layer, context)
+    caches, queries = _caches_and_queries(candidates, layer, context)
     busy_work = _BusyWork()
     calls = {
         name: _calls_for(cache, queries, MAX_QUEUED_CALLS, MAX_QUEUED_S) for name, cache in caches.items()
@@ -130,30 +130,30 @@ def _kernels_at(
     }
     times = timing.time_interleaved(runs, rounds, lambda name: tell(f"kernels at {context:,}, {name}"))
     reads = {name: cache.nbytes for name, cache in caches.items()}
-    yield from bench_rows("kernels", context, times, contestants, {}, reads, 1)
+    yield from bench_rows("kernels", context, times, candidates, {}, reads, 1)
 
 
 def _caches_and_queries(
-    contestants: Sequence[Contestant], layer: Layer, context: int
+    candidates: Sequence[Candidate], layer: Layer, context: int
 ) -> tuple[dict[str, Any], mx.array]:
-    """A filled cache for each contestant, by name; queries ``[1, query_heads, rows, head_dim]``."""
+    """A filled cache for each candidate, by name; queries ``[1, query_heads, rows, head_dim]``."""
     routing.install()
-    caches = {c.name: _layer_cache(c, layer, context) for c in contestants}
+    caches = {c.name: _layer_cache(c, layer, context) for c in candidates}
     dtype = mx.float32 if backend.prepare().name == "cpu" else mx.float16
     queries = mx.random.normal((1, layer.query_heads, layer.rows, layer.head_dim), dtype=dtype)
     mx.eval(queries)
     return caches, queries
 
 
-def _layer_cache(contestant: Contestant, layer: Layer, context: int) -> Any:
+def _layer_cache(candidate: Candidate, layer: Layer, context: int) -> Any:
     cache: Any
-    if contestant.name == kv_caches.REFERENCE:
+    if candidate.name == kv_caches.REFERENCE:
         cache = KVCache()  # type: ignore[no-untyped-call]
-    elif contestant.peer_bits is not None:
+    elif candidate.mlx_bits is not None:
         group = 64 if layer.head_dim % 64 == 0 else 32
-        cache = QuantizedKVCache(group, contestant.peer_bits)
+        cache = QuantizedKVCache(group, candidate.mlx_bits)
     else:
-        cache = SchemeCache(contestant.scheme)
+        cache = SchemeCache(candidate.scheme)
         cache.uses_placeholders = True  # only attention reads the cache here
     for start in range(0, context, kv_caches.FILL_CHUNK_TOKENS):
         shape = (2, 1, layer.kv_heads, min(kv_caches.FILL_CHUNK_TOKENS, context - start), layer.head_dim)

@@ -23,7 +23,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import FP16
 from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 from tqchat.lab.evaluation import MlxQuantizedCache, Unsupported
 
 DECODED_TOKENS = 32
@@ -37,7 +37,7 @@ Tell = Callable[[str], None]
 
 def decode(
     model: LoadedModel,
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     contexts: Sequence[int],
     text: Sequence[int] | None,
     rounds: int,
@@ -56,19 +56,19 @@ def decode(
             base = kv_caches.random_filled(model, context)
         else:
             base = kv_caches.prefilled(model, text[:context])
-        for group in _memory_groups(contestants, base):
+        for group in _memory_groups(candidates, base):
             yield from _decode_group(model, group, base, context, rounds, tell)
 
 
 def _decode_group(
-    model: LoadedModel, group: Sequence[Contestant], base: list[Any], context: int, rounds: int, tell: Tell
+    model: LoadedModel, group: Sequence[Candidate], base: list[Any], context: int, rounds: int, tell: Tell
 ) -> Iterator[BenchRow]:
     caches: dict[str, list[Any]] = {}
-    for contestant in group:
+    for candidate in group:
         try:
-            caches[contestant.name] = kv_caches.make_cache(contestant, base, model)
+            caches[candidate.name] = kv_caches.make_cache(candidate, base, model)
         except Unsupported as error:
-            tell(f"{contestant.name} is left out: {error}")
+            tell(f"{candidate.name} is left out: {error}")
     peaks = dict.fromkeys(caches, 0)
 
     def run(name: str) -> float:
@@ -102,7 +102,7 @@ def _time_decode(model: LoadedModel, cache: list[Any]) -> float:
 
 def prefill(
     model: LoadedModel,
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     contexts: Sequence[int],
     text: Sequence[int] | None,
     rounds: int,
@@ -111,13 +111,13 @@ def prefill(
     """Time a prefill in the chat's chunks, with packing after the prompt and while it is read."""
     for context in contexts:
         prompt = [1] * context if text is None else list(text[:context])
-        # A second contestant per scheme, so that both variants are timed in the same rounds.
+        # A second candidate per scheme, so that both variants are timed in the same rounds.
         packing = [
             replace(c, name=f"{c.name} packed as read")
-            for c in contestants
+            for c in candidates
             if c not in kv_caches.MLX_CACHES and c.scheme.compresses
         ]
-        variants = [*contestants, *packing]
+        variants = [*candidates, *packing]
         peaks = dict.fromkeys((c.name for c in variants), 0)
         runs = {c.name: partial(_time_prefill, model, c, c in packing, prompt, peaks) for c in variants}
         times = timing.time_interleaved(runs, rounds, partial(_tell_prefill, tell, context))
@@ -129,13 +129,13 @@ def _tell_prefill(tell: Tell, context: int, name: str) -> None:
 
 
 def _time_prefill(
-    model: LoadedModel, contestant: Contestant, packs: bool, prompt: list[int], peaks: dict[str, int]
+    model: LoadedModel, candidate: Candidate, packs: bool, prompt: list[int], peaks: dict[str, int]
 ) -> float:
     """Seconds for a prompt. The last token is fed alone: that step packs the prompt."""
-    held = PromptCache(model, contestant.scheme.name)
+    held = PromptCache(model, candidate.scheme.name)
     held.pack_prompts(packs)
-    if contestant in kv_caches.MLX_CACHES:
-        held.cache = _empty_mlx_caches(model, contestant)
+    if candidate in kv_caches.MLX_CACHES:
+        held.cache = _empty_mlx_caches(model, candidate)
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
@@ -144,21 +144,21 @@ def _time_prefill(
         pass
     held.prefill(prompt[-1:])
     seconds = time.perf_counter() - began
-    peaks[contestant.name] = max(peaks[contestant.name], mx.get_peak_memory() - before)
+    peaks[candidate.name] = max(peaks[candidate.name], mx.get_peak_memory() - before)
     return seconds
 
 
-def _empty_mlx_caches(model: LoadedModel, contestant: Contestant) -> list[Any]:
-    """Empty mlx-lm caches of the contestant's bits."""
+def _empty_mlx_caches(model: LoadedModel, candidate: Candidate) -> list[Any]:
+    """Empty mlx-lm caches of the candidate's bits."""
     dtype = model.cache_dtype or mx.float16
     made: list[Any] = []
     for layer in kv.make_prompt_cache(model.model, FP16, dtype=model.cache_dtype):
         if not isinstance(layer, kv.SchemeCache):
             made.append(layer)
-        elif contestant.peer_bits is None:
+        elif candidate.mlx_bits is None:
             made.append(kv_caches.Mlx16Cache(dtype))
         else:
-            made.append(MlxQuantizedCache(64, contestant.peer_bits, dtype))
+            made.append(MlxQuantizedCache(64, candidate.mlx_bits, dtype))
     return made
 
 
@@ -166,12 +166,12 @@ def bench_rows(
     what: str,
     context: int,
     times: dict[str, list[float]],
-    contestants: Sequence[Contestant],
+    candidates: Sequence[Candidate],
     peaks: dict[str, int],
     reads: dict[str, int],
     tokens: int,
 ) -> Iterator[BenchRow]:
-    """One row for each contestant that was timed.
+    """One row for each candidate that was timed.
 
     Args:
         peaks: Peak bytes allocated, by name, if measured.
@@ -179,34 +179,34 @@ def bench_rows(
         tokens: Tokens processed in one timed run.
     """
     reference = times.get(kv_caches.REFERENCE)
-    for contestant in contestants:
-        if contestant.name not in times:
+    for candidate in candidates:
+        if candidate.name not in times:
             continue
-        own = times[contestant.name]
+        own = times[candidate.name]
         middle = median(own)
-        read = reads.get(contestant.name)
+        read = reads.get(candidate.name)
         yield BenchRow(
             what=what,
-            scheme=contestant.name,
+            scheme=candidate.name,
             context=context,
             median_s=middle,
             spread_s=timing.spread(own),
             tok_s=tokens / middle,
             ratio_fp16=timing.ratio(reference, own),
-            ratio_mlx=timing.ratio(times.get(kv_caches.mlx_counterpart(contestant)), own),
-            peak_bytes=peaks.get(contestant.name),
+            ratio_mlx=timing.ratio(times.get(kv_caches.mlx_counterpart(candidate)), own),
+            peak_bytes=peaks.get(candidate.name),
             read_bytes=read,
             read_bytes_s=None if read is None else read / middle,
         )
 
 
-def _memory_groups(contestants: Sequence[Contestant], base: list[Any]) -> Iterator[list[Contestant]]:
-    """Split contestants into groups whose caches fit into memory together, each with the reference."""
+def _memory_groups(candidates: Sequence[Candidate], base: list[Any]) -> Iterator[list[Candidate]]:
+    """Split candidates into groups whose caches fit into memory together, each with the reference."""
     size = max(1, kv_caches.cache_bytes(base))
     budget = min(backend.available_memory(), backend.prepare().memory_bytes) * MEMORY_SHARE
     # Three more of the same size: the base, the reference and a conversion in progress.
     side_by_side = max(1, int(budget / size) - 3)
-    references = [c for c in contestants if c.name == kv_caches.REFERENCE]
-    others = [c for c in contestants if c.name != kv_caches.REFERENCE]
+    references = [c for c in candidates if c.name == kv_caches.REFERENCE]
+    others = [c for c in candidates if c.name != kv_caches.REFERENCE]
     for start in range(0, max(len(others), 1), side_by_side):
         yield references + others[start : start + side_by_side]

@@ -21,17 +21,17 @@ from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 
 CHUNK_TOKENS = 2048
 CALLS_PER_ROUND = {TILE: 20, CHUNK_TOKENS: 2}
 
 
 def encode(
-    layer: Layer, contestants: Sequence[Contestant], rounds: int, tell: Callable[[str], None]
+    layer: Layer, candidates: Sequence[Candidate], rounds: int, tell: Callable[[str], None]
 ) -> Iterator[BenchRow]:
     """Encode both sides of one layer under each scheme that packs, a tile and a chunk at a time."""
-    packing = [c for c in contestants if c.peer_bits is None and c.scheme.compresses]
+    packing = [c for c in candidates if c.mlx_bits is None and c.scheme.compresses]
     for count in (TILE, CHUNK_TOKENS):
         x = mx.random.normal((1, layer.kv_heads, count, layer.head_dim), dtype=mx.float16)
         mx.eval(x)
@@ -44,11 +44,11 @@ def encode(
             yield BenchRow("encode", name, count, middle, timing.spread(own), count / middle)
 
 
-def _formats(contestant: Contestant, layer: Layer) -> Iterator[Format | None]:
+def _formats(candidate: Candidate, layer: Layer) -> Iterator[Format | None]:
     sample = mx.random.normal((1, layer.kv_heads, 256, layer.head_dim), dtype=mx.float16)
     sides: tuple[tuple[Literal["key", "value"], FormatSpec], ...] = (
-        ("key", contestant.scheme.key),
-        ("value", contestant.scheme.value),
+        ("key", candidate.scheme.key),
+        ("value", candidate.scheme.value),
     )
     for role, spec in sides:
         raw = not spec.saves_memory(layer.head_dim)

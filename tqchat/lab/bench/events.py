@@ -1,4 +1,4 @@
-"""Time of the engine's bookkeeping during a reply: text decoding, memory report, budget check."""
+"""Time of the engine's bookkeeping during a reply: detokenising, memory report, budget check."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ from tqchat.engine.models import LoadedModel
 from tqchat.engine.reasoning import ReplyStream
 from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 
 CALLS_PER_ROUND = 50
+"""One call is too short to time alone."""
 
 
 def events(
-    model: LoadedModel, contestants: Sequence[Contestant], context: int, text: Sequence[int], rounds: int
+    model: LoadedModel, candidates: Sequence[Candidate], context: int, text: Sequence[int], rounds: int
 ) -> Iterator[BenchRow]:
-    """Time each alone, for a cache of ``context`` tokens under the first scheme that packs.
+    """Time each operation alone, for a cache of ``context`` tokens under the first scheme that packs.
 
-    In a chat, text is decoded every token, the budget checked every 16 tokens, and a report made at most
-    four times a second.
+    In a chat, every token is detokenised, the budget is checked every 16 tokens, and a report is made at
+    most four times a second.
     """
-    contestant = next((c for c in contestants if c.scheme.compresses), contestants[0])
-    held = PromptCache(model, contestant.scheme.name)
-    held.cache = kv_caches.make_cache(contestant, kv_caches.prefilled(model, text[:context]), model)
-    held.reset_peak()
-    room, stream = MemoryBudget(Limits()), ReplyStream(model.reply_format)
+    candidate = next((c for c in candidates if c.scheme.compresses), candidates[0])
+    prompt_cache = PromptCache(model, candidate.scheme.name)
+    prompt_cache.cache = kv_caches.make_cache(candidate, kv_caches.prefilled(model, text[:context]), model)
+    prompt_cache.reset_peak()
+    budget, stream = MemoryBudget(Limits()), ReplyStream(model.reply_format)
     tokens = iter(list(text) * (CALLS_PER_ROUND * (rounds + 2) // len(text) + 1))
     runs: dict[str, Callable[[], object]] = {
         "piece of text": lambda: stream.add(next(tokens)),
-        "memory report": held.report,
-        "look at the budget": lambda: room.exceeded(held),
+        "memory report": prompt_cache.report,
+        "look at the budget": lambda: budget.exceeded(prompt_cache),
     }
     times = timing.time_interleaved({name: _seconds_per_call(call) for name, call in runs.items()}, rounds)
     for name, own in times.items():

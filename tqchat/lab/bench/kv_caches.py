@@ -18,14 +18,14 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
-from tqchat.lab.contestants import PEERS, Contestant, parse_contestants
+from tqchat.lab.candidates import MLX_QUANTIZED, Candidate, parse_candidates
 from tqchat.lab.evaluation import to_mlx_quantized
 
 REFERENCE = "mlx16"
 """mlx-lm's 16-bit cache, the reference of all ratios."""
 
-MLX_CACHES = (Contestant(REFERENCE, FP16), *PEERS)
-"""Contestants that are mlx-lm's own caches."""
+MLX_CACHES = (Candidate(REFERENCE, FP16), *MLX_QUANTIZED)
+"""Candidates that are mlx-lm's own caches."""
 
 FILL_CHUNK_TOKENS = 4096
 """Random tokens added to a cache at a time."""
@@ -45,22 +45,22 @@ class Mlx16Cache(KVCache):  # type: ignore[misc, unused-ignore]
         )
 
 
-def contestants(names: str) -> tuple[Contestant, ...]:
+def candidates(names: str) -> tuple[Candidate, ...]:
     """Parse a comma-separated list; mlx-lm's caches are added and come first.
 
     Raises:
-        UnknownContestant: if a name is not known.
+        UnknownCandidate: if a name is not known.
     """
     asked = ",".join(name for name in names.split(",") if name.strip().lower() != REFERENCE)
-    chosen = parse_contestants(asked) if asked else ()
-    return (*MLX_CACHES, *(contestant for contestant in chosen if contestant not in MLX_CACHES))
+    chosen = parse_candidates(asked) if asked else ()
+    return (*MLX_CACHES, *(candidate for candidate in chosen if candidate not in MLX_CACHES))
 
 
-def mlx_counterpart(contestant: Contestant) -> str:
+def mlx_counterpart(candidate: Candidate) -> str:
     """Name of the mlx-lm quantised cache to compare with: ``mlx8`` if keys have more than 4 bits."""
-    if contestant.peer_bits is not None or contestant.name == REFERENCE:
+    if candidate.mlx_bits is not None or candidate.name == REFERENCE:
         return ""
-    return "mlx8" if contestant.scheme.key.bits > 4 else "mlx4"
+    return "mlx8" if candidate.scheme.key.bits > 4 else "mlx4"
 
 
 def prefilled(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
@@ -88,16 +88,16 @@ def random_filled(model: LoadedModel, count: int) -> list[Any]:
     return cache
 
 
-def make_cache(contestant: Contestant, base: list[Any], model: LoadedModel) -> list[Any]:
-    """Copy the tokens of ``base`` (our 16-bit caches) into the contestant's kind of cache."""
+def make_cache(candidate: Candidate, base: list[Any], model: LoadedModel) -> list[Any]:
+    """Copy the tokens of ``base`` (our 16-bit caches) into the candidate's kind of cache."""
     if not all(type(layer) is SchemeCache for layer in base):
-        # Windows and recurrent states are not converted, so each contestant needs its own copy.
+        # Windows and recurrent states are not converted, so each candidate needs its own copy.
         base = copy.deepcopy(base)
-    if contestant.name == REFERENCE:
+    if candidate.name == REFERENCE:
         return [_to_mlx16(layer, model.cache_dtype) for layer in base]
-    if contestant.peer_bits is not None:
-        return [to_mlx_quantized(layer, contestant.peer_bits, model) for layer in base]
-    cache = kv.convert(base, contestant.scheme)
+    if candidate.mlx_bits is not None:
+        return [to_mlx_quantized(layer, candidate.mlx_bits, model) for layer in base]
+    cache = kv.convert(base, candidate.scheme)
     kv.use_placeholders(model.model, cache)
     return cache
 

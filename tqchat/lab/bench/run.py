@@ -15,7 +15,7 @@ from tqchat.lab import reading, restore_bench, ui_bench
 from tqchat.lab.bench import attention, decode, encode, events, start
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.contestants import Contestant
+from tqchat.lab.candidates import Candidate
 
 
 @dataclass(frozen=True)
@@ -24,52 +24,52 @@ class Plan:
 
     Attributes:
         kinds: Some of ``commands.bench.KINDS``.
-        contestants: The caches, mlx-lm's own included.
+        candidates: The caches, mlx-lm's own included.
         contexts: Cache lengths in tokens.
-        rounds: Timed runs of each contestant, after one warm-up round.
+        rounds: Timed runs of each candidate, after the warm-up round.
         layer: Attention shape for ``attention``, ``kernels`` and ``encode``.
     """
 
     kinds: Sequence[str]
-    contestants: Sequence[Contestant]
+    candidates: Sequence[Candidate]
     contexts: Sequence[int]
     rounds: int
     layer: Layer
 
 
 def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    """Measure each kind of ``plan``; ``model`` may be ``None`` if no kind needs one."""
+    """Measure each kind of ``plan``. Without a model, kinds that need one are left out."""
     layer = plan.layer
     for kind in plan.kinds:
         match kind:
             case "decode" | "prefill" if model is not None:
                 measure = decode.decode if kind == "decode" else decode.prefill
                 text = None if model.tokenizer is None else _text(model, max(plan.contexts))
-                yield from measure(model, plan.contestants, plan.contexts, text, plan.rounds, tell)
+                yield from measure(model, plan.candidates, plan.contexts, text, plan.rounds, tell)
             case "attention" | "kernels":
                 attend = attention.attention if kind == "attention" else attention.kernels
-                yield from attend(layer, plan.contestants, plan.contexts, plan.rounds, tell)
+                yield from attend(layer, plan.candidates, plan.contexts, plan.rounds, tell)
             case "encode":
-                yield from encode.encode(layer, plan.contestants, plan.rounds, tell)
+                yield from encode.encode(layer, plan.candidates, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:
                 yield from _restore(model, plan, tell)
             case "events" if model is not None and model.tokenizer is not None:
                 context = plan.contexts[0]
-                yield from events.events(model, plan.contestants, context, _text(model, context), plan.rounds)
+                yield from events.events(model, plan.candidates, context, _text(model, context), plan.rounds)
             case "ui":
                 tell("the screen")
                 for row in ui_bench.measure():
                     yield BenchRow("ui", "opening", row.messages, row.opening_seconds, 0.0)
-                    lag, far = row.lag_p50_ms / 1e3, row.lag_p95_ms / 1e3
-                    yield BenchRow("ui", "lag", row.messages, lag, far - lag)
+                    median_s, p95_s = row.lag_p50_ms / 1e3, row.lag_p95_ms / 1e3
+                    yield BenchRow("ui", "lag", row.messages, median_s, p95_s - median_s)
             case "start":
                 yield from start.start(plan.rounds, tell)
             case _:
-                pass  # needs a model or a tokenizer that is not there
+                pass  # needs a model, or a tokenizer (models with random weights have none)
 
 
 def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    schemes = [c.scheme.name for c in plan.contestants if c.name == c.scheme.name]
+    schemes = [c.scheme.name for c in plan.candidates if c.name == c.scheme.name]
     for row in restore_bench.measure(model, schemes, plan.contexts, tell):
         yield BenchRow("restore", row.scheme, row.tokens, row.restore_s, 0.0, row.tokens / row.restore_s)
 

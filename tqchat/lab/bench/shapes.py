@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "qwen2.5-7b": (28, 3584, 18944, 28, 4, 128, 152064),
     "llama-3.1-8b": (32, 4096, 14336, 32, 8, 128, 128256),
 }
-"""Values of ``_FIELDS`` for known models."""
+"""Values of ``_FIELDS``, in that order, from the config.json of known models."""
 
 
 class UnknownShape(TqchatError):

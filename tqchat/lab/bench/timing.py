@@ -1,4 +1,4 @@
-"""Timing on a machine with other load: contestants run interleaved, and ratios are taken within a round."""
+"""Timing on a machine with other load: candidates run interleaved, and ratios are taken within a round."""
 
 from __future__ import annotations
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from tqchat.errors import TqchatError
 
 
-class Broken(TqchatError):
-    """A check failed. The message says which, and in which folder."""
+class CheckFailed(TqchatError):
+    """A check failed; the message names it and the folder."""
 
 
 def require(holds: object, sentence: str) -> None:
     """Check a condition.
 
     Raises:
-        Broken: with ``sentence``, if it is false.
+        CheckFailed: with ``sentence``, if it is false.
     """
     if not holds:
-        raise Broken(sentence)
+        raise CheckFailed(sentence)

@@ -1,4 +1,4 @@
-"""Compares caches bit for bit: a digest of their next logits, and re-reading in the same forward passes."""
+"""Compares caches bit for bit: a digest of their next logits, and a prefill in the same forward passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NEXT_TOKENS = (5, 77, 901)
 """Tokens that a cache is continued with for its digest."""
 
 Steps = list[tuple[int, int]]
-"""For each forward pass: the cache's offset before it, and its number of tokens."""
+"""For each forward pass: tokens in the cache before it, and tokens added."""
 
 
 def copy(cache: list[Any]) -> list[Any]:
@@ -56,7 +56,7 @@ def record_steps(model: LoadedModel) -> None:
 
 
 def steps_of(cache: list[Any], tokens: int) -> Steps | None:
-    """Forward passes that a cache of ``tokens`` tokens was read in.
+    """Forward passes that filled a cache of ``tokens`` tokens.
 
     ``None`` if they cannot be repeated: some were not recorded, or a window has dropped trimmed tokens.
     """
@@ -80,11 +80,11 @@ def attach_steps(cache: list[Any], steps: Steps) -> None:
     flat_layers(cache)[0].steps = steps
 
 
-def read_again(model: LoadedModel, tokens: Sequence[int], steps: Steps) -> list[Any]:
+def prefill_again(model: LoadedModel, tokens: Sequence[int], steps: Steps) -> list[Any]:
     """A fresh FP16 cache of these tokens, read in these steps.
 
     The number of tokens in a forward pass decides the order of sums in a matrix product, and so the last bits
-    of keys and values. Tokens that were trimmed afterwards can be any.
+    of keys and values. Tokens that were trimmed afterwards are replaced by others.
     """
     cache = kv.make_prompt_cache(model.model, "fp16", dtype=model.cache_dtype)
     for start, count in steps:

@@ -114,7 +114,7 @@ def endure(
     After each failure the user must be told, the reply must exist, and the earlier save must load unchanged.
 
     Raises:
-        Broken: if one of these checks fails.
+        CheckFailed: if one of these checks fails.
     """
     paths = Paths(*(folder / name for name in ("config", "state", "data", "cache", "logs")))
     paths.ensure()

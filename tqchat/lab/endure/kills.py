@@ -23,45 +23,53 @@ from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.kv import checkpoint
 from tqchat.lab.endure import continuation, require
-from tqchat.lab.endure.random_chat import places
+from tqchat.lab.endure.random_chat import paths_below
 from tqchat.store.database import Database
 from tqchat.store.vault import Restored, Vault, branches
 from tqchat.store.vault.manifest import MANIFEST, read_manifest
 from tqchat.ui.controller.texts.transcript import for_engine
 
 MAX_STEPS = 250
-"""Caches read in more forward passes are not read again: that takes too long."""
+"""Longest prefill, in forward passes, that is repeated for comparison: more would take too long."""
+
+MAX_DELAY_S = 0.05
+"""Longest random delay between a line of output and the kill."""
 
 
 @dataclass
-class Kills:
+class KillCounts:
     """Counts of successful checks.
 
     Attributes:
         messages: Checks of committed messages.
-        caches: Restored caches that continue as the live one did.
-        checkpoints: Checkpoints of which the same holds.
-        read_again: FP16 caches equal, bit for bit, to a re-reading in the same steps.
+        caches: Restored caches whose next logits equal those of the live one.
+        checkpoints: The same for checkpoints.
+        prefilled_again: FP16 caches equal, bit for bit, to a new prefill in the same steps.
         unfinished: Replies cut off by a kill and stored up to the last write.
-        restored_alive: Caches that the next process restored by itself.
+        restored_by_chat: The same for caches that the next chatting process restored.
     """
 
     kills: int = 0
     messages: int = 0
     caches: int = 0
     checkpoints: int = 0
-    read_again: int = 0
+    prefilled_again: int = 0
     unfinished: int = 0
-    restored_alive: int = 0
+    restored_by_chat: int = 0
 
 
 class Home:
-    """A data folder used by many processes one after another, and what they reported about it."""
+    """A data folder used by one process after another, and what they reported.
+
+    Attributes:
+        messages: Last reported content by message id.
+        digests: Digests of saved caches; true if a new prefill can be compared with the cache.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.paths = folder, places(folder)
+        self.folder, self.paths = folder, paths_below(folder)
         self.messages: dict[str, str] = {}
-        self.goes_on: dict[str, bool] = {}
+        self.digests: dict[str, bool] = {}
         self._checked: set[str] = set()
         self._wiped = False
 
@@ -70,7 +78,7 @@ class Home:
         command = [sys.executable, "-m", "tqchat.lab.endure.random_chat", str(self.folder), model, str(seed)]
         return subprocess.Popen(command, stdout=subprocess.PIPE)
 
-    def hear(self, line: bytes, found: Kills) -> bool:
+    def process_line(self, line: bytes, counts: KillCounts) -> bool:
         """Process a line of the child's output; ``False`` if it is incomplete."""
         if not line.endswith(b"\n"):
             return False  # cut off by the kill
@@ -80,18 +88,18 @@ class Home:
             self.messages[said["message"]] = said["content"]
         if "goes_on" in said:
             digest = said["goes_on"]
-            self.goes_on[digest] = said["plain"] or self.goes_on.get(digest, False)
+            self.digests[digest] = said["plain"] or self.digests.get(digest, False)
         self._wiped = self._wiped or "wiping" in said
         if "restored" in said and not self._is_excused(said["damage"]):
             self._require_known(said["restored"], said["damage"])
-            found.restored_alive += 1
+            counts.restored_by_chat += 1
         return True
 
-    def check(self, model: LoadedModel, found: Kills) -> None:
+    def check(self, model: LoadedModel, counts: KillCounts) -> None:
         """Check database, messages, leases and caches.
 
         Raises:
-            Broken: if anything was lost or changed.
+            CheckFailed: if anything was lost or changed.
         """
         with Database(self.paths.database) as database:
             (whole,) = database.rows("PRAGMA integrity_check")
@@ -104,15 +112,15 @@ class Home:
             for conversation in database.conversations():
                 require(database.leases.holder_pid(conversation.id) is None, "A dead process kept its lease")
                 said = database.messages(conversation.id)
-                found.unfinished += bool(said) and said[-1].status == "unfinished"
-                self._check_caches(model, conversation.id, found)
+                counts.unfinished += bool(said) and said[-1].status == "unfinished"
+                self._check_caches(model, conversation.id, counts)
                 history = for_engine(said)
                 if history:
                     self._answer(model, conversation.id, history)
         self._wiped = False
-        found.messages += len(self.messages)
+        counts.messages += len(self.messages)
 
-    def _check_caches(self, model: LoadedModel, conversation_id: str, found: Kills) -> None:
+    def _check_caches(self, model: LoadedModel, conversation_id: str, counts: KillCounts) -> None:
         vault = Vault(self.paths.caches)
         folder = vault.folder / conversation_id
         for path in [folder / MANIFEST, *branches.branch_manifests(folder)]:
@@ -122,31 +130,31 @@ class Home:
             if manifest.rest.name in self._checked:
                 continue
             self._checked.add(manifest.rest.name)
-            back = vault.load(
+            restored = vault.load(
                 conversation_id,
                 fingerprint=model.info.fingerprint,
                 scheme=manifest.scheme,
                 transcript=branches.read_tokens(folder, manifest),
             )
-            problem = getattr(back, "reason", None) or getattr(back, "damage", None)
+            problem = getattr(restored, "reason", None) or getattr(restored, "damage", None)
             if self._is_excused(problem):
                 vault.remove(conversation_id)
                 return
-            require(isinstance(back, Restored), f"The cache in {path} could not be restored: {back}")
-            assert isinstance(back, Restored)
-            digest = continuation.digest_of(model, back.cache, back.tokens, manifest.scheme)
-            plain = self._require_known(digest, back.damage)
-            found.caches += 1
+            require(isinstance(restored, Restored), f"The cache in {path} could not be restored: {restored}")
+            assert isinstance(restored, Restored)
+            digest = continuation.digest_of(model, restored.cache, restored.tokens, manifest.scheme)
+            plain = self._require_known(digest, restored.damage)
+            counts.caches += 1
             if plain:
-                self._read_again(model, back, digest, found)
-            for one in back.checkpoints:
+                self._compare_with_prefill(model, restored, digest, counts)
+            for one in restored.checkpoints:
                 cache = checkpoint.roll_back(
-                    continuation.copy(back.cache), one, len(back.tokens) - one.tokens
+                    continuation.copy(restored.cache), one, len(restored.tokens) - one.tokens
                 )
                 self._require_known(
-                    continuation.digest_of(model, cache, back.tokens[: one.tokens], manifest.scheme), None
+                    continuation.digest_of(model, cache, restored.tokens[: one.tokens], manifest.scheme), None
                 )
-                found.checkpoints += 1
+                counts.checkpoints += 1
 
     def _is_excused(self, problem: str | None) -> bool:
         """Whether the files may be missing because the process was deleting them."""
@@ -154,17 +162,19 @@ class Home:
 
     def _require_known(self, digest: str, damage: str | None) -> bool:
         require(damage is None, f"A cache in {self.folder} is damaged: {damage}")
-        require(digest in self.goes_on, f"A cache in {self.folder} matches no saved cache")
-        return self.goes_on[digest]
+        require(digest in self.digests, f"A cache in {self.folder} matches no saved cache")
+        return self.digests[digest]
 
-    def _read_again(self, model: LoadedModel, back: Restored, digest: str, found: Kills) -> None:
+    def _compare_with_prefill(
+        self, model: LoadedModel, restored: Restored, digest: str, counts: KillCounts
+    ) -> None:
         steps = continuation.steps_from((self.folder / "steps" / digest).read_text())
         if len(steps) > MAX_STEPS:
             return
-        cache = continuation.read_again(model, back.tokens, steps)
-        again = continuation.digest_of(model, cache, back.tokens, "fp16")
-        require(again == digest, f"A cache in {self.folder} differs from one that was read again")
-        found.read_again += 1
+        cache = continuation.prefill_again(model, restored.tokens, steps)
+        again = continuation.digest_of(model, cache, restored.tokens, "fp16")
+        require(again == digest, f"A cache in {self.folder} differs from a new prefill")
+        counts.prefilled_again += 1
 
     def _answer(self, model: LoadedModel, conversation_id: str, history: tuple[ChatMessage, ...]) -> None:
         vault = Vault(self.paths.caches)
@@ -181,44 +191,46 @@ def endure(
     folder: Path,
     seed: str = "kill",
     tell: Callable[[int], None] = lambda kill: None,
-) -> Kills:
+) -> KillCounts:
     """Kill chatting processes at random moments and check their folder after each kill.
 
     Args:
         model: The model, for the checks.
         ref: Reference of the same model, for the processes.
         folder: Parent of the data folders.
-        tell: Called with the number of kills so far.
+        seed: Of the random moments and of the chats.
+        tell: Called after each kill with the number of kills.
 
     Raises:
-        Broken: at the first failed check.
+        CheckFailed: at the first failed check.
     """
-    chance, found = random.Random(seed), Kills()
+    rng, counts = random.Random(seed), KillCounts()
     homes = [Home(folder / name) for name in ("one", "two")]
-    following = homes[0].begin(ref, chance.randrange(1 << 30))
+    next_child = homes[0].begin(ref, rng.randrange(1 << 30))
     try:
         for kill in range(kills):
-            home, child = homes[kill % 2], following
+            home, child = homes[kill % 2], next_child
             # The next process starts in the other home while this one runs and is checked.
-            following = homes[(kill + 1) % 2].begin(ref, chance.randrange(1 << 30))
+            next_child = homes[(kill + 1) % 2].begin(ref, rng.randrange(1 << 30))
             assert child.stdout is not None
-            for _ in range(chance.choice((1, 4, *(chance.randrange(2, 80) for _ in range(4))))):
+            for _ in range(rng.choice((1, 4, *(rng.randrange(2, 80) for _ in range(4))))):
                 require(
-                    home.hear(child.stdout.readline(), found), f"A process in {home.folder} ended by itself"
+                    home.process_line(child.stdout.readline(), counts),
+                    f"A process in {home.folder} ended by itself",
                 )
-            until = time.perf_counter() + chance.random() * 0.05
+            until = time.perf_counter() + rng.random() * MAX_DELAY_S
             while time.perf_counter() < until:
                 pass
             child.kill()
             for line in child.stdout.read().splitlines(keepends=True):
-                home.hear(line, found)
+                home.process_line(line, counts)
             require(child.wait() == -9, f"A process in {home.folder} ended by itself")
             child.stdout.close()
-            home.check(model, found)
-            found.kills = kill + 1
+            home.check(model, counts)
+            counts.kills = kill + 1
             mx.clear_cache()
-            tell(found.kills)
+            tell(counts.kills)
     finally:
-        following.kill()
-        following.communicate()
-    return found
+        next_child.kill()
+        next_child.communicate()
+    return counts

@@ -106,7 +106,7 @@ def endure(
     the memory limit.
 
     Raises:
-        Broken: at the first failed check; the damaged files stay in ``folder``.
+        CheckFailed: at the first failed check; the damaged files stay in ``folder``.
     """
     found = Mutations()
     for scheme in schemes:
@@ -123,7 +123,7 @@ def _endure(
     found: Mutations,
     tell: Callable[[int], None],
 ) -> None:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     good, other = Vault(folder / "good"), Vault(folder / "other")
     saved = SavedConversation(good, model, scheme)
     SavedConversation(other, model, scheme, "other", first=5)
@@ -132,8 +132,8 @@ def _endure(
     for _ in range(mutations):
         shutil.rmtree(vault.folder, ignore_errors=True)
         shutil.copytree(good.folder, vault.folder)
-        kind = chance.choice(KINDS)
-        kind(chance, vault.folder / CONVERSATION_ID, other.folder / "other")
+        kind = rng.choice(KINDS)
+        kind(rng, vault.folder / CONVERSATION_ID, other.folder / "other")
         where = f"{kind.__name__.strip('_')} in {vault.folder}"
         size = sum(path.stat().st_size for path in vault.folder.rglob("*"))
         try:
@@ -186,92 +186,92 @@ def _require_prefix_of_saved(
     require(told == known[key], f"A wrong cache was accepted after {where}")
 
 
-def _any(chance: random.Random, folder: Path) -> Path:
-    return chance.choice(sorted(folder.iterdir()))
+def _any(rng: random.Random, folder: Path) -> Path:
+    return rng.choice(sorted(folder.iterdir()))
 
 
-def _segment(chance: random.Random, folder: Path) -> Path:
-    return chance.choice(sorted(folder.glob("*.safetensors")))
+def _segment(rng: random.Random, folder: Path) -> Path:
+    return rng.choice(sorted(folder.glob("*.safetensors")))
 
 
-def _flip(chance: random.Random, folder: Path, other: Path) -> None:
-    path = _any(chance, folder)
+def _flip(rng: random.Random, folder: Path, other: Path) -> None:
+    path = _any(rng, folder)
     content = bytearray(path.read_bytes())
-    for _ in range(chance.choice((1, 1, 1, 30))):
-        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    for _ in range(rng.choice((1, 1, 1, 30))):
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
 
 
-def _flip_header(chance: random.Random, folder: Path, other: Path) -> None:
-    path = _segment(chance, folder)
+def _flip_header(rng: random.Random, folder: Path, other: Path) -> None:
+    path = _segment(rng, folder)
     content = bytearray(path.read_bytes())
-    content[chance.randrange(min(300, len(content)))] ^= 1 << chance.randrange(8)
+    content[rng.randrange(min(300, len(content)))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
 
 
-def _cut(chance: random.Random, folder: Path, other: Path) -> None:
-    path = _any(chance, folder)
-    os.truncate(path, chance.choice((0, 1, 7, 8, 9, chance.randrange(path.stat().st_size))))
+def _cut(rng: random.Random, folder: Path, other: Path) -> None:
+    path = _any(rng, folder)
+    os.truncate(path, rng.choice((0, 1, 7, 8, 9, rng.randrange(path.stat().st_size))))
 
 
-def _grow(chance: random.Random, folder: Path, other: Path) -> None:
-    path = _any(chance, folder)
-    path.write_bytes(path.read_bytes() + chance.randbytes(chance.choice((1, 64, 5000))))
+def _grow(rng: random.Random, folder: Path, other: Path) -> None:
+    path = _any(rng, folder)
+    path.write_bytes(path.read_bytes() + rng.randbytes(rng.choice((1, 64, 5000))))
 
 
-def _zeros(chance: random.Random, folder: Path, other: Path) -> None:
-    path = _any(chance, folder)
+def _zeros(rng: random.Random, folder: Path, other: Path) -> None:
+    path = _any(rng, folder)
     content = bytearray(path.read_bytes())
-    start = chance.randrange(len(content))
-    end = min(start + chance.choice((1, 4096, len(content))), len(content))
+    start = rng.randrange(len(content))
+    end = min(start + rng.choice((1, 4096, len(content))), len(content))
     content[start:end] = bytes(end - start)
     path.write_bytes(content)
 
 
-def _swap(chance: random.Random, folder: Path, other: Path) -> None:
-    one, two = chance.sample(sorted(folder.glob("*.safetensors")), 2)
+def _swap(rng: random.Random, folder: Path, other: Path) -> None:
+    one, two = rng.sample(sorted(folder.glob("*.safetensors")), 2)
     content = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(content)
 
 
-def _foreign(chance: random.Random, folder: Path, other: Path) -> None:
-    shutil.copy(_any(chance, other), _any(chance, folder))
+def _foreign(rng: random.Random, folder: Path, other: Path) -> None:
+    shutil.copy(_any(rng, other), _any(rng, folder))
 
 
-def _foreign_manifest(chance: random.Random, folder: Path, other: Path) -> None:
+def _foreign_manifest(rng: random.Random, folder: Path, other: Path) -> None:
     shutil.copy(other / MANIFEST, folder / MANIFEST)
 
 
-def _all_foreign(chance: random.Random, folder: Path, other: Path) -> None:
+def _all_foreign(rng: random.Random, folder: Path, other: Path) -> None:
     shutil.rmtree(folder)
     shutil.copytree(other, folder)
 
 
-def _remove(chance: random.Random, folder: Path, other: Path) -> None:
-    _any(chance, folder).unlink()
+def _remove(rng: random.Random, folder: Path, other: Path) -> None:
+    _any(rng, folder).unlink()
 
 
-def _random(chance: random.Random, folder: Path, other: Path) -> None:
-    _any(chance, folder).write_bytes(chance.randbytes(chance.randrange(3000)))
+def _random(rng: random.Random, folder: Path, other: Path) -> None:
+    _any(rng, folder).write_bytes(rng.randbytes(rng.randrange(3000)))
 
 
-def _folder(chance: random.Random, folder: Path, other: Path) -> None:
-    path = _any(chance, folder)
+def _folder(rng: random.Random, folder: Path, other: Path) -> None:
+    path = _any(rng, folder)
     path.unlink()
     path.mkdir()
 
 
-def _huge(chance: random.Random, folder: Path, other: Path) -> None:
+def _huge(rng: random.Random, folder: Path, other: Path) -> None:
     """A header that declares more data than the file has, with a valid checksum."""
-    path = _segment(chance, folder)
+    path = _segment(rng, folder)
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
-    if chance.random() < 0.3:
-        content = struct.pack("<Q", chance.choice((1 << 63, 1 << 40, len(content)))) + content[8:]
+    if rng.random() < 0.3:
+        content = struct.pack("<Q", rng.choice((1 << 63, 1 << 40, len(content)))) + content[8:]
     else:
         header = json.loads(content[8 : 8 + length])
-        entry = header[chance.choice(sorted(header))]
+        entry = header[rng.choice(sorted(header))]
         shapes: tuple[Any, ...] = (
             [1 << 40],
             [1 << 31, 1 << 31],
@@ -283,26 +283,24 @@ def _huge(chance: random.Random, folder: Path, other: Path) -> None:
             3,
             [1 << 20, 0],
         )
-        entry["shape"] = chance.choice(shapes)
-        if chance.random() < 0.5:
-            entry["data_offsets"] = [0, chance.choice((1 << 50, 0, -1))]
+        entry["shape"] = rng.choice(shapes)
+        if rng.random() < 0.5:
+            entry["data_offsets"] = [0, rng.choice((1 << 50, 0, -1))]
         text = json.dumps(header).encode()[:length].ljust(length)
         content = content[:8] + text + content[8 + length :]
     path.write_bytes(content)
     _sign(folder, path)
 
 
-def _old_version(chance: random.Random, folder: Path, other: Path) -> None:
-    _rewrite(
-        folder, **{chance.choice(("format", "codec", "mlx_lm")): chance.choice((0, 1, 2, 99, "0.1", None))}
-    )
+def _old_version(rng: random.Random, folder: Path, other: Path) -> None:
+    _rewrite(folder, **{rng.choice(("format", "codec", "mlx_lm")): rng.choice((0, 1, 2, 99, "0.1", None))})
 
 
-def _wrong_model(chance: random.Random, folder: Path, other: Path) -> None:
+def _wrong_model(rng: random.Random, folder: Path, other: Path) -> None:
     _rewrite(folder, fingerprint="another")
 
 
-def _forged(chance: random.Random, folder: Path, other: Path) -> None:
+def _forged(rng: random.Random, folder: Path, other: Path) -> None:
     """A manifest with one value replaced by an unlikely one, and a valid checksum."""
     told = json.loads((folder / MANIFEST).read_text())
     values: tuple[Any, ...] = (
@@ -322,16 +320,16 @@ def _forged(chance: random.Random, folder: Path, other: Path) -> None:
         "float64",
         "NaN",
     )
-    holder, key = chance.choice([place for place in _places(told) if place[1] != "digest"])
+    holder, key = rng.choice([place for place in _places(told) if place[1] != "digest"])
     old = holder[key]
-    if isinstance(old, str) and old.startswith("{") and chance.random() < 0.8:
+    if isinstance(old, str) and old.startswith("{") and rng.random() < 0.8:
         # Layer descriptions are JSON strings inside the JSON.
         inner = json.loads(old)
-        place, name = chance.choice(list(_places(inner)))
-        place[name] = chance.choice(values)
+        place, name = rng.choice(list(_places(inner)))
+        place[name] = rng.choice(values)
         holder[key] = json.dumps(inner)
     else:
-        holder[key] = chance.choice(values)
+        holder[key] = rng.choice(values)
     told.pop("digest", None)
     (folder / MANIFEST).write_text(json.dumps(told | {"digest": digest(told)}))
 

@@ -1,7 +1,7 @@
 """A process that chats at random until it is killed: python -m tqchat.lab.endure.random_chat HOME MODEL SEED.
 
 Runs the application without its screen: controller, database, engine thread. Prints one JSON object per line:
-committed messages, and before each save the digest of the live cache."""
+committed messages, and before each save the digest of the live cache (``goes_on``: how a cache continues)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from tqchat.ui.controller.records import Reply
 
 SCHEMES = ("fp16", "fp16", "turbo0v4", "turbo2", "affine8")
 CONVERSATIONS = 3
+"""More are not begun; existing ones are reopened."""
 RESTART_TOKENS = 900
 """Tokens after which a conversation is restarted from its first message."""
 WORDS = ("dog", "sea", "the", "and", "Ada", "three", "red", "ran", "saw", "far")
 
 
-def places(home: Path) -> Paths:
-    """Paths below the process's data folder."""
+def paths_below(home: Path) -> Paths:
+    """The locations, all inside the folder ``home``."""
     return Paths(*(home / name for name in ("config", "state", "data", "cache", "logs")))
 
 
@@ -83,10 +84,10 @@ class RandomUser:
         engine: Engine,
         heard: queue.Queue[events.Event],
         paths: Paths,
-        chance: random.Random,
+        rng: random.Random,
     ) -> None:
         self.database, self.engine, self.heard = database, engine, heard
-        self.paths, self.chance = paths, chance
+        self.paths, self.rng = paths, rng
         self.chat = Controller(database, SilentView(), scheme="fp16")
         self.written = 0.0
         self.idle_polls = 0
@@ -95,7 +96,7 @@ class RandomUser:
         self.chat.connect(self.engine, model)
         known = self.database.conversations()
         if known:
-            self.chat.shown.open(self.chance.choice(known).id)
+            self.chat.shown.open(self.rng.choice(known).id)
         tell(ready=True)
         while True:
             self._hear()
@@ -106,9 +107,9 @@ class RandomUser:
                 self.idle_polls -= 1
                 if self.idle_polls < 0:
                     self._act()
-            elif chat.work.reply and chat.work.reply.text and self.chance.random() < 0.01:
+            elif chat.work.reply and chat.work.reply.text and self.rng.random() < 0.01:
                 chat.turns.stop()
-            elif self.chance.random() < 0.0005:
+            elif self.rng.random() < 0.0005:
                 # Deleting caches is safe at any time, also if the process is killed meanwhile.
                 tell(wiping=True)
                 shutil.rmtree(self.paths.caches, ignore_errors=True)
@@ -127,7 +128,7 @@ class RandomUser:
             case events.Done():
                 self._tell_all(event.conversation_id)
                 # 0: the next action comes before the save is done and interrupts it.
-                self.idle_polls = self.chance.choice((0, 100, 100))
+                self.idle_polls = self.rng.choice((0, 100, 100))
             case events.Saved() | events.SaveFailed():
                 self.idle_polls = 0
 
@@ -136,14 +137,14 @@ class RandomUser:
             tell(message=message.id, content=message.content)
 
     def _act(self) -> None:
-        chat, chance = self.chat, self.chance
-        chat.sampling.defaults = Sampling(temperature=0.0, max_tokens=chance.choice((2, 8, 30)))
+        chat, rng = self.chat, self.rng
+        chat.sampling.defaults = Sampling(temperature=0.0, max_tokens=rng.choice((2, 8, 30)))
         tokens = 0
         if chat.shown.conversation and (report := chat.caches.reports.get(chat.shown.conversation.id)):
             tokens = report.tokens
-        spoken = [one for one in chat.shown.messages if one.role == "user"]
-        if tokens > RESTART_TOKENS and spoken:
-            chat.tree.fork_at(spoken[0])
+        user_messages = [one for one in chat.shown.messages if one.role == "user"]
+        if tokens > RESTART_TOKENS and user_messages:
+            chat.tree.fork_at(user_messages[0])
             self._send()
             return
         actions: list[tuple[float, Callable[[], Any]]] = [
@@ -153,32 +154,32 @@ class RandomUser:
             (2, self._branch),
             (3, self._step),
             (2, chat.turns.continue_reply),
-            (2, lambda: chat.schemes.set(chance.choice(SCHEMES), reread=chance.random() < 0.2)),
+            (2, lambda: chat.schemes.set(rng.choice(SCHEMES), reread=rng.random() < 0.2)),
             (3, self._switch),
         ]
         weights, what = zip(*actions, strict=True)
-        chance.choices(what, weights)[0]()
+        rng.choices(what, weights)[0]()
 
     def _send(self) -> None:
-        text = " ".join(self.chance.choices(WORDS, k=self.chance.choice((3, 40, 150))))
+        text = " ".join(self.rng.choices(WORDS, k=self.rng.choice((3, 40, 150))))
         if self.chat.turns.send(text):
             assert self.chat.shown.conversation is not None
             head = self.database.conversation(self.chat.shown.conversation.id).head_id
             tell(message=head, content=text)
 
     def _edit(self) -> None:
-        spoken = [one for one in self.chat.shown.messages if one.role == "user"]
-        if spoken and self.chat.tree.fork_at(self.chance.choice(spoken)) is not None:
+        user_messages = [one for one in self.chat.shown.messages if one.role == "user"]
+        if user_messages and self.chat.tree.fork_at(self.rng.choice(user_messages)) is not None:
             self._send()
 
     def _branch(self) -> None:
         replies = [one for one in self.chat.shown.messages if one.role == "assistant"]
-        if replies and self.chat.tree.fork_at(self.chance.choice(replies)) is not None:
+        if replies and self.chat.tree.fork_at(self.rng.choice(replies)) is not None:
             self._send()
 
     def _step(self) -> None:
         if (message := self.chat.tree.latest_with_versions()) is not None:
-            self.chat.tree.step_version(message.id, self.chance.choice((-1, 1)))
+            self.chat.tree.step_version(message.id, self.rng.choice((-1, 1)))
 
     def _switch(self) -> None:
         known = self.database.conversations()
@@ -186,10 +187,10 @@ class RandomUser:
             self.chat.shown.new()
             self._send()
         else:
-            self.chat.shown.open(self.chance.choice(known).id)
+            self.chat.shown.open(self.rng.choice(known).id)
 
 
-def report_caches(home: Path, chance: random.Random) -> None:
+def report_caches(home: Path, rng: random.Random) -> None:
     """Wrap saving and restoring, to report the digest of every cache."""
     notes = home / "steps"
     notes.mkdir(parents=True, exist_ok=True)
@@ -215,7 +216,7 @@ def report_caches(home: Path, chance: random.Random) -> None:
                 plain=False,
             )
         asked = iter(range(10**6))
-        max_checks = chance.choice((10**6, 10**6, chance.randrange(8)))
+        max_checks = rng.choice((10**6, 10**6, rng.randrange(8)))
         size = saving(self, vault, conversation_id, lambda: next(asked) >= max_checks or interrupted())
         tell(saved=conversation_id)
         return size
@@ -236,8 +237,8 @@ def report_caches(home: Path, chance: random.Random) -> None:
 
 def main(home: Path, folder: str, seed: int) -> None:
     """Chat until killed."""
-    chance = random.Random(seed)
-    paths = places(home)
+    rng = random.Random(seed)
+    paths = paths_below(home)
     paths.ensure()
     report_caches(home, random.Random(seed + 1))
     loading = models.load_folder
@@ -252,7 +253,7 @@ def main(home: Path, folder: str, seed: int) -> None:
     engine = Engine(heard.put, paths=paths)
     engine.start()
     with Database(paths.database) as database:
-        RandomUser(database, engine, heard, paths, chance).run(folder)
+        RandomUser(database, engine, heard, paths, rng).run(folder)
 
 
 if __name__ == "__main__":

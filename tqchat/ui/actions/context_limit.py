@@ -12,6 +12,7 @@ from tqchat.ui.widgets.gauge.remaining import remaining_tokens
 REPLY_TOKENS = 256
 """Tokens of the context reserved for a reply."""
 SUMMARY, DROP, SCHEME, NEW, ANYWAY = "summary", "drop", "scheme", "new", "send"
+"""The remedies, as the dialog shows them."""
 
 
 def send(parts: Parts, text: str) -> None:

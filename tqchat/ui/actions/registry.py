@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Group = Literal["Conversation", "Reply", "Message", "Cache", "Screen"]
 GROUPS: tuple[Group, ...] = ("Conversation", "Reply", "Message", "Cache", "Screen")
 Scope = Literal["app", "message"]
-"""``app`` actions work everywhere; ``message`` actions act on the message under the cursor."""
+"""``app`` actions work everywhere; ``message`` actions act on the marked message."""
 
 
 class Refused(TqchatError):
@@ -39,7 +39,7 @@ class Slash:
 
     Attributes:
         word: The command without its slash.
-        argument: The form of its argument, for help.
+        argument: Placeholder of its argument in help.
         help: A phrase for the list of commands.
         rank: Position in that list, lowest first.
         values: Arguments that Tab completes.

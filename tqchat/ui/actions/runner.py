@@ -30,7 +30,7 @@ class ActionRunner:
     def run(self, name: str, argument: str = "") -> bool:
         """Run an action; ``False`` if it failed or was refused, which is shown above the prompt.
 
-        An action of a message acts on the marked message, else on the last.
+        A ``message`` action acts on the marked message, or on the last if none is marked.
         """
         action, parts = self.actions[name], self.parts
         if action.scope == "message" and parts.log.marked is None and not parts.log.move_mark(-1):

@@ -63,7 +63,7 @@ class Parts:
 
     @property
     def prompt(self) -> Prompt:
-        """The input of messages."""
+        """The input for messages."""
         return self.screen.query_one(Prompt)
 
     @property

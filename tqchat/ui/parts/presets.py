@@ -19,7 +19,7 @@ _NAME = re.compile(r"[\w-]{1,40}")
 
 
 class BadPreset(TqchatError):
-    """There is no preset of this name, or it cannot be saved."""
+    """A preset does not exist, or cannot be saved."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Presets:
         """
         own = self._own()
         if name not in own:
-            raise BadPreset(f"There is no preset of your own called {name!r}.")
+            raise BadPreset(f"You have no preset called {name!r}.")
         del own[name]
         self._write(own)
 

@@ -45,7 +45,7 @@ class Confirm(ModalScreen[bool]):
 
 
 class Ask(ModalScreen[str | None]):
-    """Asks for one line of text; ``None`` if cancelled."""
+    """Asks for one line of text; ``None`` if cancelled or empty."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "cancel", "Back")]
 

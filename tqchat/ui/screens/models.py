@@ -28,7 +28,7 @@ from tqchat.ui import figures
 from tqchat.ui.widgets.gauge.drawing import bar
 
 ESTIMATE_DELAY_S = 0.15
-"""Delay before the model under the cursor is estimated."""
+"""Delay before the memory needs of the model under the cursor are requested."""
 WIDE = 84
 """Terminal width in cells from which the context column is shown."""
 
@@ -46,8 +46,8 @@ class ModelChoice:
 class ModelPicker(ModalScreen[ModelChoice | None]):
     """The models on this machine, and an input that filters them and accepts any folder or repo id.
 
-    ``look`` finds the models (called on a thread); ``ask`` requests an estimate from the engine, which
-    arrives through ``estimated``.
+    ``look`` finds the models (called on a thread); ``ask`` requests an estimate of a model's memory from the
+    engine, which arrives through ``estimated``.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [

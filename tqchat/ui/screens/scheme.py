@@ -30,7 +30,7 @@ WIDE = 80
 
 @dataclass(frozen=True)
 class Choice:
-    """The scheme chosen, and whether history is re-read."""
+    """The scheme chosen, and whether the conversation is re-read under it."""
 
     scheme: str
     reread: bool = False
@@ -90,12 +90,15 @@ def rows(
 
 
 def is_finer(scheme: Scheme, than: Scheme) -> bool:
-    """Whether keys or values get more bits: history keeps its rounding unless it is re-read."""
+    """Whether keys or values get more bits; tokens already packed keep their rounding unless re-read."""
     return scheme.key.bits > than.key.bits or scheme.value.bits > than.value.bits
 
 
 class SchemePicker(ModalScreen[Choice | None]):
-    """The list of schemes; Enter applies one, r applies it and re-reads history."""
+    """The list of schemes; Enter applies one, r applies it and re-reads the conversation.
+
+    ``live`` tells whether the engine holds the conversation's cache, ``read_speed`` is in tokens per second.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,ctrl+k", "cancel", "Back"),

@@ -1,4 +1,4 @@
-"""Replies in the database."""
+"""Writing replies to the database while they grow and when they end."""
 
 from __future__ import annotations
 

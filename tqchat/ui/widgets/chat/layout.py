@@ -9,9 +9,11 @@ from textual.content import Content
 from tqchat.ui.widgets.chat.blocks import Block, Code, Items, Line, Paragraph, Quote, Rule, Table, separated
 
 MIN_INDENTED_WIDTH = 16
-"""Narrower text is not indented further, in cells."""
+"""Cells left for text below which lists and quotes are not indented."""
 _COLUMN_GAP = 2
 """Cells between table columns."""
+_MIN_COLUMN_WIDTH = 6
+"""Average cells per column below which a table's rows are stacked."""
 _BLANK = Content("")
 
 

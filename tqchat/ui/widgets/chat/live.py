@@ -147,7 +147,7 @@ class LiveReply(Vertical):
             return
         self._timer.stop()
         self._timer = None
-        if self._stream.has_names:
+        if self._stream.has_link_references:
             self.query(Body).remove()
             self._begin_body(Body(blocks(final)))
         self._thought = thought

@@ -1,4 +1,4 @@
-"""Incremental Markdown: complete blocks are parsed once, only the last one again with each piece."""
+"""Incremental Markdown: complete blocks are parsed once, only the last is parsed again with each piece."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tqchat.ui.widgets.chat.blocks import (
 )
 
 MAX_OPEN_LINES = 40
-"""Longer unfinished lists and code blocks are cut; only the rest is parsed again."""
+"""Lines above which the beginning of an unfinished list or code block counts as complete."""
 _FENCE = re.compile(r"( *)(?:`{3,}|~{3,})(.*)")
 _PARAGRAPH_ENDS = re.compile(r"\n[ \t]*\n")
 
@@ -40,7 +40,7 @@ class Stream:
         self._next: int | None = None
 
     @property
-    def has_names(self) -> bool:
+    def has_link_references(self) -> bool:
         """Whether the text defines link references, which change links in earlier blocks."""
         return bool(self._env.get("references"))
 
@@ -119,7 +119,7 @@ class Stream:
         return done
 
     def _words(self, continues: bool) -> Block:
-        """Remove and return the first few thousand characters of the rest."""
+        """Remove up to ``MAX_INLINE_CHARACTERS / 2`` characters from the rest, and return them as a block."""
         half = MAX_INLINE_CHARACTERS // 2
         at = self._rest.rfind(" ", 0, half) + 1 or half
         words, self._rest = self._rest[:at], self._rest[at:]

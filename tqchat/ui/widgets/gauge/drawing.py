@@ -79,7 +79,7 @@ def scheme_marks(samples: Sequence[Sample], width: int) -> Content | None:
 
 
 def _level(samples: Sequence[Sample], column: int, columns: int, top: int, rows: int, field: str) -> int:
-    """Row (0 is lowest) of a curve in a column, linearly interpolated between samples of one scheme."""
+    """Dot row (0 is lowest) of a curve in a dot column, interpolated between samples of one scheme."""
     first, last = samples[0].tokens, samples[-1].tokens
     tokens = first + (last - first) * column / (columns - 1)
     after = bisect_right(samples, tokens, key=lambda sample: sample.tokens)
@@ -92,7 +92,7 @@ def _level(samples: Sequence[Sample], column: int, columns: int, top: int, rows:
 
 
 def _on_line(levels: Sequence[int], column: int, level: int) -> bool:
-    """Whether the line passes this cell; jumps are drawn as vertical steps."""
+    """Whether the line passes this dot; jumps are drawn as vertical steps."""
     here = levels[column]
     before = levels[column - 1] if column else here
     return level == here or min(before, here) < level < max(before, here)

@@ -13,7 +13,15 @@ from tqchat.ui.controller.records import History
 
 @dataclass(frozen=True)
 class Reading:
-    """Input of the gauge. ``report`` is ``None`` until the engine has counted the cache."""
+    """Input of the gauge.
+
+    Attributes:
+        report: ``None`` until the engine has counted the cache.
+        disk_bytes: Size of the saved cache; ``None`` if there is none.
+        label: Shown instead of the scheme's name if not empty.
+        budget: Memory budget in bytes.
+        speed: Decode speed in tokens per second.
+    """
 
     scheme: Scheme
     report: MemoryReport | None
@@ -37,7 +45,7 @@ class Reading:
 
     @property
     def explanations(self) -> list[str]:
-        """Reasons why fewer layers are compressed than the scheme suggests."""
+        """Why nothing is packed yet, and why some layers never are."""
         report, scheme = self.report, self.scheme
         if report is None or not scheme.compresses:
             return []
@@ -69,7 +77,7 @@ def bits(report: MemoryReport, side: str) -> float | None:
 def scheme_sizes(report: MemoryReport) -> list[tuple[str, int, bool]]:
     """Name, bytes for these tokens, and whether it is active, for each listed scheme.
 
-    Bytes of the active scheme are counted, the scheme_sizes predicted.
+    Bytes are counted for the active scheme and predicted for the others.
     """
     return [
         (scheme.name, report.bytes, True)

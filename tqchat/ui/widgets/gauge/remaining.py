@@ -36,7 +36,7 @@ def remaining_tokens(report: MemoryReport, budget: int) -> RemainingTokens | Non
 
 
 def _shape(report: MemoryReport) -> MemoryReport:
-    """The report reduced to one token per layer: the same while a cache grows, so the result is cached."""
+    """The report reduced to one token per layer: it stays equal while a cache grows, so it is a cache key."""
     return replace(
         report,
         tokens=1,

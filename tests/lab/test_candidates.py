@@ -8,7 +8,7 @@ import pytest
 
 from tqchat import kv
 from tqchat.kv.scheme import SCHEMES
-from tqchat.lab.contestants import Contestant, UnknownContestant, decode_runs, parse_contestants
+from tqchat.lab.candidates import Candidate, UnknownCandidate, decode_runs, parse_candidates
 from tqchat.lab.evaluation import Runner
 from tqchat.lab.reading import encode
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
 
 
-def test_all_means_the_listed_schemes_and_the_peers() -> None:
-    names = [contestant.name for contestant in parse_contestants("all")]
+def test_all_means_the_listed_schemes_and_mlx_lms_caches() -> None:
+    names = [candidate.name for candidate in parse_candidates("all")]
     assert names == [*(scheme.name for scheme in SCHEMES), "mlx8", "mlx4"]
 
 
 def test_spellings_of_the_same_scheme_are_taken_once() -> None:
-    assert [c.name for c in parse_contestants("turbo4, TURBO4v4,mlx4")] == ["turbo4", "mlx4"]
+    assert [c.name for c in parse_candidates("turbo4, TURBO4v4,mlx4")] == ["turbo4", "mlx4"]
 
 
 def test_the_error_for_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(UnknownContestant, match=r"turbo9.*turbo0v4.*mlx8") as error:
-        parse_contestants("turbo4,turbo9")
+    with pytest.raises(UnknownCandidate, match=r"turbo9.*turbo0v4.*mlx8") as error:
+        parse_candidates("turbo4,turbo9")
     assert error.value.exit_code == 2
 
 
@@ -38,8 +38,8 @@ def test_tokens_fed_together_build_the_same_cache_as_single_steps(
     ids = encode(tiny, prose)[:300]
     states = []
     for one_by_one in (True, False):
-        (contestant,) = parse_contestants(name)
-        runner = Runner(tiny, contestant, one_by_one)
+        (candidate,) = parse_candidates(name)
+        runner = Runner(tiny, candidate, one_by_one)
         runner.read(ids[:150])
         for start in range(150, 300, 40):
             runner.decode(ids[start : start + 40])
@@ -54,8 +54,8 @@ def test_tokens_fed_together_build_the_same_cache_as_single_steps(
 
 
 def test_a_run_never_crosses_a_packing_step() -> None:
-    (contestant,) = parse_contestants("turbo4")
-    scheme = contestant.scheme
+    (candidate,) = parse_candidates("turbo4")
+    scheme = candidate.scheme
     runs = list(decode_runs(scheme, 151, 400, 16))
     assert [start for start, _ in runs] == [151, *(stop for _, stop in runs[:-1])]
     assert runs[-1][1] == 400
@@ -67,6 +67,6 @@ def test_a_run_never_crosses_a_packing_step() -> None:
     assert max(stop - start for start, stop in runs) == 15
 
 
-def test_peers_prefill_at_fp16() -> None:
-    (peer,) = parse_contestants("mlx8")
-    assert peer == Contestant("mlx8", SCHEMES[0], 8)
+def test_mlx_lms_caches_prefill_at_fp16() -> None:
+    (candidate,) = parse_candidates("mlx8")
+    assert candidate == Candidate("mlx8", SCHEMES[0], 8)

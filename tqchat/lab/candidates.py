@@ -1,4 +1,4 @@
-"""What can be measured: every scheme, and mlx-lm's quantised caches (peers) for comparison."""
+"""The caches that can be measured: every scheme, and mlx-lm's own quantised caches for comparison."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from tqchat.errors import TqchatError
 from tqchat.kv.scheme import FP16, SCHEMES, Scheme, UnknownScheme, parse_scheme
 
 
-class UnknownContestant(TqchatError):
-    """The name is neither a scheme nor a peer."""
+class UnknownCandidate(TqchatError):
+    """The name is neither a scheme nor one of mlx-lm's caches."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A kind of cache: one of our schemes, or mlx-lm's ``QuantizedKVCache`` at ``peer_bits``.
+class Candidate:
+    """A kind of cache: one of our schemes, or mlx-lm's ``QuantizedKVCache`` at ``mlx_bits``.
 
-    For a peer, ``scheme`` is the one that the prompt is read under before mlx-lm converts the cache.
+    For mlx-lm's, ``scheme`` is the one that the prompt is read under before mlx-lm converts the cache.
     """
 
     name: str
     scheme: Scheme
-    peer_bits: int | None = None
+    mlx_bits: int | None = None
 
 
-PEERS = (Contestant("mlx8", FP16, 8), Contestant("mlx4", FP16, 4))
+MLX_QUANTIZED = (Candidate("mlx8", FP16, 8), Candidate("mlx4", FP16, 4))
 """mlx-lm's ``--kv-bits 8`` and ``--kv-bits 4``."""
 
 
-def parse_contestants(names: str) -> tuple[Contestant, ...]:
-    """Parse a comma-separated list; ``all`` means the listed schemes and the peers.
+def parse_candidates(names: str) -> tuple[Candidate, ...]:
+    """Parse a comma-separated list; ``all`` means the listed schemes and ``MLX_QUANTIZED``.
 
     Raises:
-        UnknownContestant: if a name is not known.
+        UnknownCandidate: if a name is not known.
     """
-    peers = {peer.name: peer for peer in PEERS}
-    found: dict[str, Contestant] = {}
+    mlx_caches = {candidate.name: candidate for candidate in MLX_QUANTIZED}
+    found: dict[str, Candidate] = {}
     for name in (part.strip().lower() for part in names.split(",")):
         if name == "all":
-            chosen = [*(Contestant(scheme.name, scheme) for scheme in SCHEMES), *PEERS]
-        elif name in peers:
-            chosen = [peers[name]]
+            chosen = [*(Candidate(scheme.name, scheme) for scheme in SCHEMES), *MLX_QUANTIZED]
+        elif name in mlx_caches:
+            chosen = [mlx_caches[name]]
         else:
             try:
                 scheme = parse_scheme(name)
             except UnknownScheme as error:
-                hint = f"{error} Measurements also accept {', '.join(peers)} (mlx-lm's own caches) and all."
-                raise UnknownContestant(hint) from error
-            chosen = [Contestant(scheme.name, scheme)]
-        found |= {contestant.name: contestant for contestant in chosen}
+                hint = f"{error} Measurements also accept {', '.join(mlx_caches)} (mlx-lm's caches) and all."
+                raise UnknownCandidate(hint) from error
+            chosen = [Candidate(scheme.name, scheme)]
+        found |= {candidate.name: candidate for candidate in chosen}
     return tuple(found.values())
 
 
