@@ -24,7 +24,7 @@ def copy_reply(parts: Parts, argument: str) -> None:
     match argument:
         case "":
             if (reply := _last_reply(parts)) is not None:
-                _copy(parts, spoken(reply), "the reply")
+                _copy(parts, without_reasoning(reply), "the reply")
         case "code":
             copy_last_code(parts, "")
         case "chat":
@@ -48,7 +48,7 @@ def copy_chat(parts: Parts, argument: str) -> None:
 def copy_message(parts: Parts, argument: str) -> None:
     """Copy the marked message."""
     if (message := parts.log.marked) is not None:
-        _copy(parts, spoken(message), "the message")
+        _copy(parts, without_reasoning(message), "the message")
 
 
 def copy_code(parts: Parts, argument: str) -> Awaitable[None] | None:
@@ -92,7 +92,7 @@ def export(parts: Parts, argument: str) -> None:
     parts.say(f"Written to {file}.")
 
 
-def spoken(message: Message) -> str:
+def without_reasoning(message: Message) -> str:
     """The text of a message without reasoning."""
     return message.content if message.role == "user" else split(message.content)[1] or message.content
 
