@@ -92,7 +92,7 @@ def export(parts: Parts, argument: str) -> None:
     parts.say(f"Written to {file}.")
 
 
-def spoken(message: Message) -> str:
+def without_reasoning(message: Message) -> str:
     """The text of a message without reasoning."""
     return message.content if message.role == "user" else split(message.content)[1] or message.content
 
