@@ -13,7 +13,7 @@ class UnsentText:
 
     def __init__(self, chat: Controller, prompt: Callable[[], Prompt]) -> None:
         self._chat, self._prompt = chat, prompt
-        self._before_edit = ""
+        self._aside = ""
 
     @property
     def _editing(self) -> bool:
@@ -39,5 +39,5 @@ class UnsentText:
         if not self._chat.tree.leave_fork():
             return False
         if editing:
-            self._prompt().put(self._before_edit)
+            self._prompt().put(self._aside)
         return True
