@@ -33,6 +33,7 @@ def apply(parts: Parts, changed: Settings) -> None:
     parts.appearance.apply(changed)
     parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
     parts.chat.thinking.defaults = changed.reasoning
+    parts.log.shows_thinking = changed.shows_thinking
     parts.chat.models.memory_budget = changed.memory_budget_bytes
     parts.screen.figures_changed()
 

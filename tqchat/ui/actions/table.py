@@ -14,6 +14,7 @@ from tqchat.ui.actions import (
     prompt,
     screen,
     settings,
+    thinking,
     versions,
 )
 from tqchat.ui.actions.registry import Action, Registry, Slash
@@ -141,6 +142,22 @@ _CONVERSATION = (
             settings.preset_values,
         ),
         in_palette=False,
+    ),
+    Action(
+        "thinking",
+        "Thinking",
+        "How much the model reasons in this conversation.",
+        "Conversation",
+        thinking.thinking,
+        "ctrl+l,alt+t",
+        slash=Slash(
+            "think",
+            "[on|off|low|medium|high|default|budget N]",
+            "how much the model reasons in this conversation",
+            9,
+            thinking.values,
+        ),
+        choices=thinking.choices,
     ),
     Action(
         "export",
