@@ -14,7 +14,6 @@ from tqchat.ui.actions import (
     prompt,
     screen,
     settings,
-    thinking,
     versions,
 )
 from tqchat.ui.actions.registry import Action, Registry, Slash
@@ -148,16 +147,16 @@ _CONVERSATION = (
         "Thinking",
         "How much the model reasons in this conversation.",
         "Conversation",
-        thinking.thinking,
+        settings.thinking,
         "ctrl+l,alt+t",
         slash=Slash(
             "think",
-            "[on|off|low|medium|high|default|budget N]",
+            "[CHOICE|budget N]",
             "how much the model reasons in this conversation",
             9,
-            thinking.values,
+            settings.thinking_values,
         ),
-        choices=thinking.choices,
+        choices=settings.thinking_choices,
     ),
     Action(
         "export",
