@@ -44,7 +44,7 @@ def test_reasoning_is_folded_unfolded_switched_off_and_kept_when_cut(model: str,
     with Terminal("--model", model) as terminal:
         terminal.sees("reasoner", "thinking: default")
         terminal.write(QUESTION)
-        terminal.sees("▸ Thought for", "It is J.", "tok/s")
+        terminal.sees("▸ Thought for", "It is J.", "first ")
         assert "Step 1:" not in terminal.text() and "think>" not in terminal.text()
         terminal.press("\x1b[1;5A", " ")  # Ctrl+Up, Space
         terminal.sees("▾ Thought for", "Step 24: weigh it.")

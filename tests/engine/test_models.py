@@ -237,35 +237,3 @@ def test_a_large_weight_file_is_sampled(tmp_path: Path, monkeypatch: pytest.Monk
     content[-1] ^= 1
     path.write_bytes(content)
     assert fingerprint(folder) != before
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', b"\xff\xfe{}"])
-def test_a_generation_config_that_is_no_object_is_refused_with_a_sentence(
-    llama_folder: Path, tmp_path: Path, content: str | bytes
-) -> None:
-    folder = shutil.copytree(llama_folder, tmp_path / "model")
-    (folder / "generation_config.json").write_bytes(content.encode() if isinstance(content, str) else content)
-    with pytest.raises(TqchatError, match=r"generation_config\.json is no JSON object; delete that file"):
-        models.load(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("value", "refusal"),
-    [
-        (None, None),
-        ("2048", 'max_position_embeddings in its config.json is "2048", but must be a number'),
-        ([1], "max_position_embeddings in its config.json is .1., but must be a number"),
-        (True, "max_position_embeddings in its config.json is true, but must be a number"),
-    ],
-)
-def test_a_context_limit_that_is_no_number_is_refused_with_a_sentence(
-    llama_folder: Path, tmp_path: Path, value: object, refusal: str | None
-) -> None:
-    folder = shutil.copytree(llama_folder, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": value}))
-    if refusal is None:
-        assert models.load(str(folder)).context_limit is None
-        return
-    with pytest.raises(TqchatError, match=refusal):
-        models.load(str(folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,8 +102,6 @@ def load_folder(
     """
     config = model_folder.check(folder)
     added = None if adapter is None else adapters.find(adapter)
-    _check_numbers(folder, config)
-    _check_generation_config(folder)
     model, config = _load_weights(folder, config)
     if added is not None:
         adapters.apply(model, added, model_folder.display_name(folder))
@@ -147,40 +144,6 @@ def load_folder(
     )
     mx.clear_cache()
     return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)
-
-
-def _check_numbers(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a context limit that is no number: architectures calculate with it.
-
-    Raises:
-        ModelUnusable: naming the value.
-    """
-    for name in ("max_position_embeddings", "n_positions"):
-        value = config.get(name, 1)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ModelUnusable(
-                f"{model_folder.display_name(folder)} cannot be loaded: {name} in its config.json is "
-                f"{json.dumps(value)[:40]}, but must be a number."
-            )
-
-
-def _check_generation_config(folder: Path) -> None:
-    """Refuse a ``generation_config.json`` at which mlx-lm fails; one that is no JSON is ignored.
-
-    Raises:
-        ModelUnusable: if it cannot be read, or is no JSON object.
-    """
-    try:
-        table = json.loads((folder / "generation_config.json").read_bytes().decode("utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return
-    except (OSError, ValueError, RecursionError):
-        table = None
-    if not isinstance(table, dict):
-        raise ModelUnusable(
-            f"{model_folder.display_name(folder)} cannot be loaded: its generation_config.json is no JSON "
-            "object; delete that file, or download the model again."
-        )
 
 
 def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -65,7 +65,7 @@ class LiveReply(Vertical):
     @property
     def can_unfold(self) -> bool:
         """Whether the reply has ended and has reasoning."""
-        return bool(self._thinking.text) and self._timer is None
+        return self.message is not None and bool(self.message.reasoning)
 
     @property
     def source(self) -> str:
