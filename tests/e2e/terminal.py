@@ -21,8 +21,9 @@ KEYS = {
     "home": "\x1b[H",
     "f1": "\x1bOP",
     "f3": "\x1bOR",
+    "f5": "\x1b[15~",
     "f9": "\x1b[20~",
-    **{f"ctrl+{letter}": chr(ord(letter) - 96) for letter in "cdfgknopqrsvx"},
+    **{f"ctrl+{letter}": chr(ord(letter) - 96) for letter in "cdfgklnopqrsvx"},
 }
 _UNKNOWN = re.compile(rb"\x1b\[[<>=?][0-9;]*(?:\$p|[umcq])|\x1b\[[0-9;]* q")
 """Terminal queries and keyboard modes that the emulator does not know and would print."""

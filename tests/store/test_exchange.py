@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.store.test_migrations import KEPT_WITH_MARKS
 from tqchat.paths import Paths
 from tqchat.store import import_parser
 from tqchat.store.database import Database, SamplingChoice, StoreFull
@@ -290,6 +291,37 @@ def test_optional_fields_can_be_omitted(database: Database) -> None:
     from_json(database, json.dumps(whole).encode())
     assert [m.content for m in database.messages("c1")] == ["hi"]
     assert from_json(database, json.dumps(copy.deepcopy(whole)).encode())[0].outcome == "skipped"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_reasoning_in_the_text_of_older_exports_is_split_as_the_migration_does(
+    database: Database, version: int
+) -> None:
+    messages = [
+        {
+            "id": f"m{n}",
+            "parent_id": f"m{n - 1}" if n else None,
+            "role": "assistant",
+            "content": content,
+            "status": "complete",
+            "created_at": 5,
+        }
+        for n, (content, _, _) in enumerate(KEPT_WITH_MARKS)
+    ]
+    messages.append(messages[0] | {"id": "mine", "role": "user"})
+    conversation = {
+        "id": "c1", "title": "Old", "model": None, "scheme": "fp16", "created_at": 5, "updated_at": 6,
+        "head_id": messages[-2]["id"], "title_is_automatic": False, "messages": messages,
+    }  # fmt: skip
+    whole = {"format": "tqchat-conversations", "version": version, "conversations": [conversation]}
+    from_json(database, json.dumps(whole).encode())
+    found = [(one.reasoning, one.content) for one in database.messages("c1")]
+    assert found == [(reasoning, content) for _, reasoning, content in KEPT_WITH_MARKS]
+    own = database.message("mine")
+    assert (own.reasoning, own.content) == (None, KEPT_WITH_MARKS[0][0])
+    from_json(database, json.dumps(whole | {"version": 3}).encode())
+    copied = next(one for one in database.conversations() if one.id != "c1")
+    assert database.messages(copied.id)[0].content == KEPT_WITH_MARKS[0][0], "text of a newer export is kept"
 
 
 def test_a_full_disk_imports_nothing(database: Database, other: Database) -> None:

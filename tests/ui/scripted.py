@@ -114,15 +114,17 @@ class ScriptedEngine:
         asked = self.composing()[-1]
         self.emit(events.Composed(asked.conversation_id, asked.purpose, text))
 
-    def delta(self, text: str) -> None:
-        self.emit(events.TextDelta(self.sent()[-1].conversation_id, text))
+    def delta(self, text: str, part: commands.Part = "answer", takes_answer: bool = False) -> None:
+        self.emit(events.TextDelta(self.sent()[-1].conversation_id, text, part, takes_answer))
 
     def count(self, tokens: int, speed: float | None = 71.0) -> None:
         send = self.sent()[-1]
         self.tokens[send.conversation_id] = tokens
         self.emit(events.MemoryUpdate(send.conversation_id, report(tokens, send.scheme), speed))
 
-    def done(self, text: str, reason: events.StopReason = "stop", tokens: int = 300) -> None:
+    def done(
+        self, text: str, reason: events.StopReason = "stop", tokens: int = 300, *, reasoning: str = ""
+    ) -> None:
         send = self.sent()[-1]
         self.tokens[send.conversation_id] = tokens
         counts = events.TokenCounts(40, 0, 0, 40, tokens - 40)
@@ -138,6 +140,9 @@ class ScriptedEngine:
                 send.scheme,
                 INFO.name,
                 report(tokens, send.scheme),
+                reasoning=reasoning,
+                reasoning_tokens=len(reasoning.split()),
+                reasoning_seconds=2.0 if reasoning else 0.0,
             )
         )
         self.emit(events.Saved(send.conversation_id, tokens, report(tokens, send.scheme).bytes + 900, 0.1))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tests.ui.adversarial import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
 from tests.ui.conftest import OpenApp, RunningApp
+from tqchat.engine.commands import Part
 from tqchat.text import printable, stable_width
 from tqchat.ui.widgets.chat.live import LiveReply
 from tqchat.ui.widgets.chat.log import PAGE, ChatLog
@@ -77,21 +78,30 @@ async def test_very_long_texts(open_app: OpenApp) -> None:
             await check_all_views(ui, views=2)
 
 
+SHAPES_OF_REPLIES: list[tuple[str, Part]] = [
+    ("{}", "answer"),
+    ("- {}", "answer"),
+    ("```\n{}\n```\n", "answer"),
+    ("{}", "reasoning"),
+]
+
+
 async def test_adversarial_replies_that_stream(open_app: OpenApp) -> None:
     texts = [*ESCAPES, *MARKUP, *CHARACTERS]
     async with open_app((120, 40)) as ui:
-        for shape in ("{}", "- {}", "```\n{}\n```\n", "<think>{}"):
+        for shape, part in SHAPES_OF_REPLIES:
             await ui.send("Go")
             before = len(ui.engine.sent())
             await ui.until(lambda before=before: ui.app.chat.turns.shown_reply)
             for text in texts:
                 said = shape.replace("{}", text) + "\n\n"
                 for start in range(0, len(said), 9):
-                    ui.engine.delta(said[start : start + 9])
+                    ui.engine.delta(said[start : start + 9], part)
             whole = "".join(shape.replace("{}", text) + "\n\n" for text in texts)
             await ui.pilot.pause()
             check(ui)
-            ui.engine.done(printable(whole))
+            text, reasoning = (printable(whole), "") if part == "answer" else ("", printable(whole))
+            ui.engine.done(text, reasoning=reasoning)
             await ui.until(lambda: ui.app.chat.work.reply is None)
             await check_all_views(ui, views=4)
             assert before <= len(ui.engine.sent())

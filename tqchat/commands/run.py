@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
@@ -140,7 +140,36 @@ def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMe
     with log_to(paths.locate().log_dir):
         session = Session(loaded, scheme, user_settings.limits, draft)
         session.thinking = user_settings.reasoning
-        yield from session.send(messages, user_settings.sampling)
+        events = session.send(messages, user_settings.sampling)
+        # At a terminal the answer is shown as it comes; what reads a pipe cannot take anything back.
+        doubtful = loaded.reply_format.reasons and session.thinking.choice != "off"
+        yield from _certain(events) if doubtful and not sys.stdout.isatty() else events
+
+
+def _certain(events: Iterator[Event]) -> Iterator[Event]:
+    """The events of a reply, without text of an answer that may still turn out to be reasoning.
+
+    Some models mark only the end of their reasoning. Text that comes before any reasoning is held back until
+    such a mark or the end of the reply.
+    """
+    held: list[TextDelta] = []
+    certain = False
+    for event in events:
+        match event:
+            case TextDelta() if event.part == "reasoning":
+                if event.takes_answer:
+                    event = replace(event, text="".join(one.text for one in held), takes_answer=False)
+                    held.clear()
+                certain = True
+            case TextDelta() if not certain:
+                held.append(event)
+                continue
+            case Done() | Failed():
+                yield from held
+                held.clear()
+            case _:
+                pass
+        yield event
 
 
 class _Download:

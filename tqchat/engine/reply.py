@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+
+from tqchat.engine.events import Done, StopReason, TokenCounts
+from tqchat.kv.memory import MemoryReport
 
 
 @dataclass
@@ -42,3 +46,40 @@ class Reply:
     def decode_speed(self) -> float:
         seconds = self.last_token - self.first_token
         return (self.generated - 1) / seconds if self.generated > 1 and seconds > 0 else 0.0
+
+    def limit_reached(self, room: int, context_limit: int | None) -> StopReason | None:
+        """Why the reply ends if it has as many tokens as it may."""
+        if self.generated < room:
+            return None
+        full = context_limit is not None and self.prompt + self.generated >= context_limit
+        return "context" if full else "length"
+
+    def done(
+        self, reason: StopReason, conversation_id: str, scheme: str, model: str, report: MemoryReport
+    ) -> Done:
+        """The event that ends the reply."""
+        first = self.first_token or time.perf_counter()
+        return Done(
+            conversation_id=conversation_id,
+            text=self.text,
+            stop_reason=reason,
+            counts=TokenCounts(
+                prompt=self.prompt,
+                restored=self.restored,
+                reused=self.reused,
+                prefilled=self.prefilled,
+                generated=self.generated,
+                drafted=self.drafted,
+                accepted=self.accepted,
+            ),
+            prompt_tokens_per_second=self.prompt_speed,
+            decode_tokens_per_second=self.decode_speed,
+            first_token_seconds=first - self.began,
+            scheme=scheme,
+            model=model,
+            report=report,
+            reasoning=self.reasoning,
+            reasoning_tokens=self.reasoning_tokens,
+            reasoning_seconds=self.reasoning_seconds,
+            takes_answer=self.takes_answer,
+        )

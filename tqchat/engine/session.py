@@ -8,15 +8,14 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, ThinkingChoice, resolve_sampling
+from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
@@ -28,15 +27,13 @@ from tqchat.engine.events import (
     SchemeChanged,
     StopReason,
     TextDelta,
-    TokenCounts,
 )
 from tqchat.engine.failures import ContextFull, RereadStopped, user_message
 from tqchat.engine.models import LoadedModel
-from tqchat.engine.reasoning import ReplyStream, Span, unfinished_reply
+from tqchat.engine.prompts import Prompts, reread_notice
+from tqchat.engine.reasoning import ReplyStream, Span
 from tqchat.engine.reply import Reply
 from tqchat.engine.sequences import common_prefix
-from tqchat.engine.templates import chat_template, render
-from tqchat.engine.templates.sandbox import wall_clock
 from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import TILE, parse_scheme
@@ -80,16 +77,23 @@ class Session:
         self._room = MemoryBudget(limits or Limits())
         self._draft = draft
         self._drafting: PromptCache | None = None
-        self.thinking = Thinking()
-        """Whether and how much the model reasons; it may be changed between two replies."""
         self.changed = False
         """Whether the cache holds something that is not saved."""
-        self.began = wall_clock() if began is None else began
-        self.template_variables: Mapping[str, Any] = {}
-        """Variables of the chat template, e.g. ``enable_thinking``."""
-        self._has_template = chat_template(model.tokenizer) is not None
-        self._told_of_plain_text = False
-        self._told_of_switch: ThinkingChoice | None = None
+        self._prompts = Prompts(model, began)
+
+    @property
+    def thinking(self) -> Thinking:
+        """Whether and how much the model reasons; it may be changed between two replies."""
+        return self._prompts.thinking
+
+    @thinking.setter
+    def thinking(self, thinking: Thinking) -> None:
+        self._prompts.thinking = thinking
+
+    @property
+    def began(self) -> float:
+        """When the conversation began."""
+        return self._prompts.began
 
     @property
     def scheme(self) -> str:
@@ -138,9 +142,8 @@ class Session:
         reply = Reply(began=time.perf_counter())
         certain = False
         try:
-            yield from self._tell_of_plain_text(conversation_id)
-            yield from self._tell_of_missing_switch(conversation_id)
-            prompt, said = self._prompt(messages, continues)
+            yield from self._prompts.notices(conversation_id)
+            prompt, said = self._prompts.with_beginning(messages, continues, self._held.tokens)
             text = self._stream_after(prompt, said)
             turn = None if said else self._turn(messages, prompt)
             yield from self._reuse(prompt, vault, conversation_id, reply)
@@ -154,63 +157,9 @@ class Session:
         finally:
             self._held.settle(certain)
 
-    def _prompt(self, messages: Sequence[ChatMessage], continues: bool) -> tuple[list[int], list[int]]:
-        """The tokens to read, and those of them that are the reply's own beginning."""
-        if continues and len(messages) > 1 and messages[-1].role == "assistant":
-            prompt = self._render(messages[:-1])
-            said = unfinished_reply(self.model.reply_format, prompt, messages[-1], self._held.tokens)
-            return prompt + said, said
-        return self._render(messages), []
-
-    def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
-        """The tokens of a transcript under the present choice of thinking."""
-        switch, choice = self.model.thinking_switch, self.thinking.choice
-        variables = self.template_variables
-        if switch is not None and choice is not None:
-            messages = switch.messages(messages, choice)
-            variables = {**variables, **switch.variables(choice)}
-        return render(
-            self.model.tokenizer,
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            variables=variables,
-            began=self.began,
-        )
-
-    def _tell_of_missing_switch(self, conversation_id: str) -> Iterator[Event]:
-        """Say once that the model cannot be told how much to reason, unless it does what is wanted anyway."""
-        choice, model = self.thinking.choice, self.model
-        if choice is None or choice == self._told_of_switch:
-            return
-        self._told_of_switch = choice
-        if model.thinking_switch is not None and model.thinking_switch.nearest(choice) is not None:
-            return
-        if choice != "off" or model.reply_format.reasons:
-            switch = "has no switch for its reasoning" if model.thinking_switch is None else "cannot do that"
-            yield Notice(
-                conversation_id, f"Thinking is set to {choice}, but {model.info.name} {switch}.", "warning"
-            )
-
-    def _tell_of_plain_text(self, conversation_id: str) -> Iterator[Event]:
-        if self._has_template or self._told_of_plain_text:
-            return
-        self._told_of_plain_text = True
-        yield Notice(
-            conversation_id,
-            f"{self.model.info.name} has no chat template: the conversation is written as plain text, "
-            "which suits base models; for a chat, choose an instruct version.",
-        )
-
     def _turn(self, messages: Sequence[ChatMessage], prompt: list[int]) -> int | None:
-        """Where in the prompt the person's words end, if the cache needs a checkpoint there.
-
-        What follows them is not always the same when it is read again: many templates write past replies
-        differently.
-        """
-        if not self._held.needs_checkpoints:
-            return None
-        spoken = self._render(messages, add_generation_prompt=False)
-        return min(common_prefix(spoken, prompt), len(prompt) - 1)
+        """Where in the prompt the person's words end, if the cache needs a checkpoint there."""
+        return self._prompts.end_of_messages(messages, prompt) if self._held.needs_checkpoints else None
 
     def _stream_after(self, prompt: list[int], said: list[int]) -> ReplyStream:
         stream = ReplyStream(self.model.reply_format, prompt[: len(prompt) - len(said)])
@@ -268,12 +217,9 @@ class Session:
         held.trim_to(shared)
         keep = len(held.tokens)
         if shared - keep >= WORTH_TELLING:
-            why = "sliding-window" if any(x.kind == "sliding" for x in held.report().layers) else "recurrent"
-            count = f"{len(prompt) - keep:,} of" if keep else "all"
-            yield Notice(
-                conversation_id,
-                f"This model's {why} cache cannot go back that far, so {count} {len(prompt):,} tokens "
-                "are read again.",
+            sliding = any(layer.kind == "sliding" for layer in held.report().layers)
+            yield reread_notice(
+                conversation_id, len(prompt), keep, "sliding-window" if sliding else "recurrent"
             )
         reply.restored = min(keep, restored)
         reply.reused = keep - reply.restored
@@ -386,39 +332,11 @@ class Session:
     ) -> StopReason | None:
         if text.ended:
             return "stop"
-        if stop.is_set():
-            return "stopped"
-        if reply.generated >= room:
-            return "context" if limit is not None and reply.prompt + reply.generated >= limit else "length"
-        return None
+        return "stopped" if stop.is_set() else reply.limit_reached(room, limit)
 
     def _done(self, reason: StopReason, conversation_id: str, reply: Reply) -> Done:
         self._held.settle(certain=True)
-        first = reply.first_token or time.perf_counter()
-        return Done(
-            conversation_id=conversation_id,
-            text=reply.text,
-            stop_reason=reason,
-            counts=TokenCounts(
-                prompt=reply.prompt,
-                restored=reply.restored,
-                reused=reply.reused,
-                prefilled=reply.prefilled,
-                generated=reply.generated,
-                drafted=reply.drafted,
-                accepted=reply.accepted,
-            ),
-            prompt_tokens_per_second=reply.prompt_speed,
-            decode_tokens_per_second=reply.decode_speed,
-            first_token_seconds=first - reply.began,
-            scheme=self.scheme,
-            model=self.model.info.name,
-            report=self.memory(),
-            reasoning=reply.reasoning,
-            reasoning_tokens=reply.reasoning_tokens,
-            reasoning_seconds=reply.reasoning_seconds,
-            takes_answer=reply.takes_answer,
-        )
+        return reply.done(reason, conversation_id, self.scheme, self.model.info.name, self.memory())
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "", reasoning: str = "") -> Failed:
@@ -451,7 +369,7 @@ class Session:
             name = parse_scheme(scheme).name
             if reread:
                 fresh = PromptCache(self.model, name)
-                target = self._transcript(messages)
+                target = self._prompts.transcript(messages) if messages else list(self._held.tokens)
                 yield PrefillProgress(conversation_id, 0, len(target))
                 for done in fresh.prefill_in_chunks(target):
                     yield PrefillProgress(conversation_id, done, len(target))
@@ -478,15 +396,6 @@ class Session:
             report=report,
         )
 
-    def _transcript(self, messages: Sequence[ChatMessage]) -> list[int]:
-        if not messages:
-            return list(self._held.tokens)
-        tokens = self._render(messages, add_generation_prompt=False)
-        limit = self.model.context_limit
-        if limit is not None and len(tokens) > limit:
-            raise ContextFull(len(tokens), limit)
-        return tokens
-
     def save(
         self, vault: Vault, conversation_id: str, interrupted: Callable[[], bool] = lambda: False
     ) -> int:
@@ -512,7 +421,7 @@ class Session:
             How many tokens came back; and why not all of them, ``None`` if nothing that was said is missing.
         """
         try:
-            wanted = self._render(messages, add_generation_prompt=False)
+            wanted = self._prompts.render(messages, add_generation_prompt=False)
         except TqchatError:
             wanted = []  # an empty conversation, or one that sending will explain
         return persistence.restore(self._held, vault, conversation_id, messages, wanted)

@@ -12,7 +12,7 @@ from typing import Any
 from tqchat.engine.commands import Limits, Sampling, Thinking, ThinkingChoice
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
-from tqchat.settings.schema import SETTINGS_BY_NAME, violation
+from tqchat.settings.schema import SETTINGS_BY_NAME, ThinkingDisplay, violation
 from tqchat.settings.state import State
 
 DEFAULT_SCHEME = "turbo0v4"
@@ -46,6 +46,7 @@ class Settings:
     cache_budget: float | None = None
     thinking: ThinkingChoice | None = None
     thinking_budget: int | None = None
+    show_thinking: ThinkingDisplay = "folded"
     max_tokens: int = 1024
     temperature: float | None = None
     top_p: float | None = None
@@ -68,6 +69,11 @@ class Settings:
     def reasoning(self) -> Thinking:
         """Whether and how much models reason."""
         return Thinking(self.thinking, self.thinking_budget)
+
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether reasoning is unfolded at first."""
+        return self.show_thinking == "open"
 
     @property
     def memory_budget_bytes(self) -> int | None:

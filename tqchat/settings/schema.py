@@ -15,6 +15,9 @@ Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
 Kind = Literal["theme", "model", "scheme", "text", "choice", "integer", "number", "flag", "folders", "keys"]
 
+ThinkingDisplay = Literal["folded", "open"]
+THINKING_DISPLAYS: tuple[ThinkingDisplay, ...] = ("folded", "open")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -269,6 +272,16 @@ SETTINGS: tuple[Setting, ...] = (
         "Maximum length of the reasoning in tokens; then the answer begins.",
         _Range(0, _MAX_COUNT, integer=True),
         "no limit",
+    ),
+    Setting(
+        "show_thinking",
+        "Replies",
+        "choice",
+        "Whether reasoning is open, or folded to its last lines and then to one line; Space unfolds it.",
+        "folded or open",
+        lambda value: isinstance(value, str) and value in THINKING_DISPLAYS,
+        "folded",
+        "to replies shown from then on",
     ),
     _ranged(
         "max_tokens",

@@ -6,19 +6,22 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
 from tqchat.store.errors import StoreError
+from tqchat.store.reasoning_tags import split_reasoning
 from tqchat.store.records import THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
 
 FORMAT = "tqchat-conversations"
 VERSION = 3
 """Version 1 has no draft-model and cache figures of replies, version 2 no reasoning."""
+REASONING_VERSION = 3
+"""Older versions have reasoning in the text of replies."""
 
 MAX_FILE_BYTES = 512 << 20
 """Larger files are rejected before parsing."""
@@ -192,7 +195,19 @@ def parse(content: bytes) -> list[ParsedConversation]:
     conversations = whole["conversations"]
     if not isinstance(conversations, list):
         raise BadImport("its conversations must be a list")
-    return [_conversation(value, f"conversation {n}") for n, value in enumerate(conversations, 1)]
+    parsed = [_conversation(value, f"conversation {n}") for n, value in enumerate(conversations, 1)]
+    if version < REASONING_VERSION:
+        for one in parsed:
+            one.messages[:] = [_with_reasoning(message) for message in one.messages]
+    return parsed
+
+
+def _with_reasoning(message: Message) -> Message:
+    """A message of an older version, with the reasoning in its text apart from the answer."""
+    if message.role != "assistant":
+        return message
+    reasoning, answer = split_reasoning(message.content)
+    return message if reasoning is None else replace(message, content=answer, reasoning=reasoning)
 
 
 def _conversation(value: Any, where: str) -> ParsedConversation:

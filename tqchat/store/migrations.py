@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 
 from tqchat.store.errors import DatabaseTooNew, DatabaseUnreadable
+from tqchat.store.reasoning_tags import TAGS
 
 APPLICATION_ID = 0x74716368
 """``tqch``: identifies tqchat's databases, so that another program's file is never written."""
@@ -167,7 +168,6 @@ _V3_REPLY_FIGURES = tuple(
     for name in ("drafted", "accepted", "cache_bytes", "fp16_bytes")
 )
 
-_REASONING_TAGS = ("think", "thinking", "thought", "reasoning", "longcat_think", "seed:think")
 _SPACE = "char(32, 9, 10, 13)"
 
 
@@ -206,7 +206,7 @@ _V4_REASONING = (
     "DROP TRIGGER message_changed",
     "DROP TABLE messages_index",
     "DROP VIEW searched_messages",
-    *(statement for tag in _REASONING_TAGS for statement in _split_reasoning(tag)),
+    *(statement for tag in TAGS for statement in _split_reasoning(tag)),
     """
     CREATE VIEW searched_messages AS
     SELECT number, content, reasoning FROM messages WHERE status <> 'unfinished'

@@ -178,6 +178,7 @@ class TqchatApp(App[None]):
 
     @on(ChatScreen.Ready)
     def _begin(self) -> None:
+        self.parts.log.shows_thinking = self.parts.settings.shows_thinking
         lifecycle.show_initial(self.parts)
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
         self.set_interval(lifecycle.POLL_INTERVAL_S, self.poll)

@@ -339,3 +339,12 @@ def test_run_prints_the_answer_alone(tmp_path: Path) -> None:
     cut = run(question, *model, "--max-tokens", "6", home=tmp_path)
     assert cut.stdout.strip() == ""
     assert "before its answer" in cut.stderr
+
+
+def test_run_prints_no_reasoning_whose_end_alone_is_marked(tmp_path: Path) -> None:
+    load(tmp_path / "model", Kind(OPENED, plain=THINK))
+    said = run(ASKED[0].content, "--model", str(tmp_path / "model"), "--show-thinking", home=tmp_path)
+    assert (said.returncode, said.stdout) == (0, ANSWER + "\n"), said.stderr
+    assert THOUGHT in said.stderr
+    load(tmp_path / "plain", Kind(ANSWER, plain=THINK))
+    assert run(ASKED[0].content, "--model", str(tmp_path / "plain"), home=tmp_path).stdout == ANSWER + "\n"

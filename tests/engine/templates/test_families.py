@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,16 +12,17 @@ from tokenizers.processors import TemplateProcessing
 from tests.engine.talk import assistant, user
 from tests.engine.templates.families import FAMILIES, Family
 from tqchat.engine.commands import ChatMessage
+from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream, unfinished_reply
 from tqchat.engine.sequences import common_prefix
 from tqchat.engine.templates import (
     chat_template,
     end_of_turn_tokens,
     opens_reasoning,
     render,
-    render_unfinished,
     thinking_switch,
 )
 from tqchat.engine.templates.control_tokens import control_tokens
+from tqchat.engine.templates.rendering import encoded, rendered_text, with_bos
 
 SYSTEM = ChatMessage("system", "Always name the marten.")
 FIRST = user("Where does the badger sleep?")
@@ -145,25 +147,38 @@ def test_the_thinking_switch_is_found_and_works(family: Family, tokenizer: Any) 
     assert written.get("off") != written[on]
 
 
+def answered(tokenizer: Any, said: list[ChatMessage]) -> list[int]:
+    """A prompt and the reply to it, in the tokens that a model would write."""
+    before = rendered_text(tokenizer, said, began=BEGAN)
+    reply = before.disguise.content(REPLY.content)
+    prompt = render(tokenizer, said, began=BEGAN)
+    whole = with_bos(tokenizer, encoded(replace(before, disguised=before.disguised + reply)), plain=False)
+    if common_prefix(whole, prompt) == len(prompt):
+        return whole
+    # The reply's first characters would merge with the prompt's last ones.
+    return prompt + encoded(replace(before, disguised=reply))
+
+
 def test_a_second_turn_reads_only_what_is_new(family: Family, tokenizer: Any) -> None:
     """Of the first turn nothing is read again but what the template itself writes in another way."""
     said = [SYSTEM, FIRST]
-    prompt, answer = render_unfinished(tokenizer, [*said, REPLY], [], began=BEGAN)
+    prompt = answered(tokenizer, said)
     after = render(tokenizer, [*said, REPLY, SECOND], began=BEGAN)
-    assert prompt[-len(answer) :] == answer
     assert len(prompt) - common_prefix(prompt, after) == family.read_again
 
 
 def test_a_reply_that_goes_on_is_kept_as_it_was_generated(tokenizer: Any) -> None:
     prompt = render(tokenizer, [SYSTEM, FIRST], began=BEGAN)
+    format = ReplyFormat(tokenizer, Ends())
     answer = list(tokenizer.encode("Under", add_special_tokens=False))
-    whole, reply = render_unfinished(
-        tokenizer, [SYSTEM, FIRST, assistant("Under")], prompt + answer, began=BEGAN
-    )
-    assert (whole, reply) == (prompt + answer, answer)
-    again, reply = render_unfinished(tokenizer, [SYSTEM, FIRST, assistant("Under")], [], began=BEGAN)
-    assert again[: len(prompt)] == prompt and again[len(prompt) :] == reply
-    assert text(tokenizer, reply).strip() == "Under"
+    if not ReplyStream(format, prompt).thinking:
+        assert unfinished_reply(format, prompt, assistant("Under"), prompt + answer) == answer
+    reply = unfinished_reply(format, prompt, assistant("Under"), [])
+    stream = ReplyStream(format, prompt)
+    for token in reply:
+        stream.add(token)
+    stream.finish()
+    assert (stream.reasoning, stream.text.strip()) == ("", "Under")
 
 
 def test_the_prompt_does_not_change_with_the_clock(

@@ -9,7 +9,7 @@ from tqchat.engine.commands import ChatMessage
 from tqchat.engine.model_config import context_limit
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.sequences import common_prefix
-from tqchat.engine.templates import PromptRejected, render, render_unfinished
+from tqchat.engine.templates import PromptRejected, render
 
 SYSTEM = ChatMessage("system", "Answer in rhyme.")
 STRICT = (
@@ -194,28 +194,6 @@ def test_reasoning_is_given_to_templates_that_ask_for_it(tokenizer: Any) -> None
     found = render(tokenizer, said)
     assert "A <|im_end|>?|A <|im_end|>?|Hello" in tokenizer.decode(found)
     assert 2 not in found
-
-
-def test_a_reply_that_goes_on_is_text_unless_the_cache_holds_it(tokenizer: Any) -> None:
-    said = [user("Hi"), assistant("It is <|im_end|>")]
-    prompt = render(tokenizer, said[:1])
-    whole, reply = render_unfinished(tokenizer, said, [])
-    assert whole == prompt + reply and 2 not in reply
-    generated = list(tokenizer.encode("It is", add_special_tokens=False))
-    odd = [*generated[:-1], *tokenizer.encode("i", add_special_tokens=False), *tokenizer.encode("s")]
-    kept = [*tokenizer.encode("It ", add_special_tokens=False)[:1], *odd[len(generated) - 1 :]]
-    text = tokenizer.decode(kept)
-    assert render_unfinished(tokenizer, [user("Hi"), assistant(text)], prompt + kept) == (prompt + kept, kept)
-
-
-def test_a_reply_that_goes_on_after_reasoning_keeps_it_where_the_template_opens_it(tokenizer: Any) -> None:
-    tokenizer.chat_template = (
-        OPEN + "{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a><think>\n{% endif %}"
-    )
-    for content, expected in (("So", "<a><think>\nHm.\n</think>\n\nSo"), ("", "<a><think>\nHm.")):
-        reply = ChatMessage("assistant", content, reasoning="Hm.")
-        whole, _ = render_unfinished(tokenizer, [user("Hi"), reply], [])
-        assert tokenizer.decode(whole).endswith(expected)
 
 
 @pytest.mark.parametrize(

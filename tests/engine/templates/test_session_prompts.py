@@ -36,7 +36,7 @@ def model(folder: Path, source: Path, template: str | None) -> Any:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [20_000 * DAY]
-    for place in ("tqchat.engine.templates.sandbox.wall_clock", "tqchat.engine.session.wall_clock"):
+    for place in ("tqchat.engine.templates.sandbox.wall_clock", "tqchat.engine.prompts.wall_clock"):
         monkeypatch.setattr(place, lambda: now[0])
     return now
 

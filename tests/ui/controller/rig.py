@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.ui.scripted import ScriptedEngine
+from tqchat.engine.events import TextDelta
 from tqchat.store.database import Database, Message
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.conversation.leases import ConversationLeases
@@ -36,8 +37,8 @@ class RecordingView:
     def context_is_full(self) -> None:
         self.full += 1
 
-    def reply_grew(self, text: str) -> None:
-        self.grown += text
+    def reply_grew(self, piece: TextDelta) -> None:
+        self.grown += piece.text
 
     def reply_finished(self, message: Message | None) -> None:
         self.finished.append(message)

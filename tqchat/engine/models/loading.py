@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,6 +165,8 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
             reason = "weights are missing from its files; download it again"
         elif "not in model" in text:
             reason = "its files hold weights that its config.json does not account for"
+        elif found := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+            reason = f"its config.json lacks {found[1]}"
         elif "shape" in text.lower():
             reason = "its weights do not have the shapes that its config.json says"
         else:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tqchat.engine.commands import Part
 from tqchat.engine.reasoning.controls import Controls, without_controls
-from tqchat.engine.reasoning.marks import Channels, Marks, Pair, is_other_speaker, part_of
+from tqchat.engine.reasoning_marks import Channels, Marks, Pair, is_other_speaker, part_of
 
 LONGEST_HEADER = 400
 """Characters after which a header without an end counts as text of the answer."""

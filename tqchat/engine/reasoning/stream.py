@@ -9,8 +9,8 @@ from typing import Any
 from tqchat.engine.commands import Part
 from tqchat.engine.reasoning.controls import Controls, special_ids
 from tqchat.engine.reasoning.detokenizer import Detokenizer
-from tqchat.engine.reasoning.marks import Marks, marks_of
 from tqchat.engine.reasoning.splitter import Span, Splitter
+from tqchat.engine.reasoning_marks import Marks, marks_of
 from tqchat.engine.templates import chat_template
 
 PROMPT_TAIL_TOKENS = 64

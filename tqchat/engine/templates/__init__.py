@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from tqchat.engine.templates.errors import PromptRejected
 from tqchat.engine.templates.finding import ChatTemplate, chat_template
-from tqchat.engine.templates.marks import REASONING_MARKS, ReasoningMarks
 from tqchat.engine.templates.rendering import PLAIN_STOP, plain_text, render
 from tqchat.engine.templates.thinking import ThinkingSwitch, thinking_switch
 from tqchat.engine.templates.turns import EndOfTurn, end_of_turn, end_of_turn_tokens, opens_reasoning
-from tqchat.engine.templates.unfinished import render_unfinished
 
 __all__ = [
     "PLAIN_STOP",
-    "REASONING_MARKS",
     "ChatTemplate",
     "EndOfTurn",
     "PromptRejected",
-    "ReasoningMarks",
     "ThinkingSwitch",
     "chat_template",
     "end_of_turn",
@@ -24,6 +20,5 @@ __all__ = [
     "opens_reasoning",
     "plain_text",
     "render",
-    "render_unfinished",
     "thinking_switch",
 ]

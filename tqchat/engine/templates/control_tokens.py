@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 
+from tqchat.engine.reasoning_marks import TEMPLATE_PAIRS, Pair, split_thought
 from tqchat.engine.templates.finding import ChatTemplate
-from tqchat.engine.templates.marks import REASONING_MARKS, ReasoningMarks, split_thought
 
 _FIRST_PRIVATE, _LAST_PRIVATE = 0xF0000, 0xFFFFD
 _FIRST_STAND_IN, _LAST_STAND_IN = 0x100000, 0x10FFFD
-_REASONING = frozenset(mark for marks in REASONING_MARKS for mark in marks)
+_REASONING = frozenset(mark for pair in TEMPLATE_PAIRS for mark in (pair.opening, pair.closing))
 _LOOKS_LIKE_CONTROL = re.compile(
     r"<\|.*|.*\|>|<｜.*｜>|\[/?[A-Z_]{3,}\]|</?\w+:\w+>|<(?:start|end)_of_\w+>", re.DOTALL
 )
@@ -236,7 +236,7 @@ class Disguise:
             core += self._mark()
         return before + core + after
 
-    def reply(self, text: str, opened: ReasoningMarks | None) -> str:
+    def reply(self, text: str, opened: Pair | None) -> str:
         """An earlier reply. Marks around reasoning at its beginning stay: the template takes the reasoning
         out by them.
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tqchat.engine.commands import ChatMessage
+from tqchat.engine.reasoning_marks import Pair, opened_at_end
 from tqchat.engine.templates.control_tokens import control_tokens
 from tqchat.engine.templates.errors import PromptRejected
 from tqchat.engine.templates.finding import chat_template
-from tqchat.engine.templates.marks import ReasoningMarks, opened_at_end
 from tqchat.engine.templates.rendering import PLAIN_STOP, rendered_text
 
 _QUESTION, _REPLY, _NEXT = "tqchatquestion", "tqchatreply", "tqchatnext"
@@ -52,7 +52,7 @@ def end_of_turn_tokens(tokenizer: Any, variables: Mapping[str, Any] | None = Non
     return end_of_turn(tokenizer, variables).tokens
 
 
-def opens_reasoning(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> ReasoningMarks | None:
+def opens_reasoning(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> Pair | None:
     """The marks of reasoning that the prompt opens (``<think>``), so that a reply begins inside it."""
     if chat_template(tokenizer) is None:
         return None

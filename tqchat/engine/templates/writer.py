@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tqchat.engine.commands import ChatMessage
+from tqchat.engine.reasoning_marks import Pair, opened_at_end, split_thought
 from tqchat.engine.templates.arrangements import ARRANGEMENTS, Form, Messages, as_template_messages, forms
 from tqchat.engine.templates.control_tokens import Disguise
 from tqchat.engine.templates.errors import PromptRejected, TemplateError, TemplateLimit
 from tqchat.engine.templates.finding import ChatTemplate
-from tqchat.engine.templates.marks import ReasoningMarks, opened_at_end, split_thought
 from tqchat.engine.templates.presence import Presence
 
 _PROBE = "tqchatprobe"
@@ -119,9 +119,7 @@ class TemplateWriter:
         except TemplateError:
             return None
 
-    def _judged(
-        self, messages: Messages, text: str, probed: str | None, opened: ReasoningMarks | None
-    ) -> _Attempt:
+    def _judged(self, messages: Messages, text: str, probed: str | None, opened: Pair | None) -> _Attempt:
         present = Presence(self._disguise.restored(text))
         if present.of_parts_as_code(*(one.content for one in messages)):
             return _Attempt(text, False, False, len(messages))
@@ -147,7 +145,7 @@ class TemplateWriter:
             began=self._began,
         )
 
-    def _disguised(self, messages: Messages, opened: ReasoningMarks | None) -> list[ChatMessage]:
+    def _disguised(self, messages: Messages, opened: Pair | None) -> list[ChatMessage]:
         hidden = []
         for one in messages:
             if one.role == "assistant" and not one.reasoning:
@@ -157,7 +155,7 @@ class TemplateWriter:
             hidden.append(replace(one, content=content, reasoning=self._disguise.content(one.reasoning)))
         return hidden
 
-    def _opened_thought(self) -> ReasoningMarks | None:
+    def _opened_thought(self) -> Pair | None:
         """Marks of the reasoning that the template opens before a reply, if any."""
         for form in forms([ChatMessage("user", _PROBE)]):
             try:
@@ -188,7 +186,7 @@ def _probes(messages: Messages) -> Messages:
     )
 
 
-def _answer(message: ChatMessage, opened: ReasoningMarks | None) -> str:
+def _answer(message: ChatMessage, opened: Pair | None) -> str:
     """A message's content without reasoning, which the template may leave out."""
     if message.role != "assistant" or message.reasoning:
         return message.content

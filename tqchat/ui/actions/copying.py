@@ -10,7 +10,6 @@ from tqchat.store.database import Message
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.actions.registry import Refused
-from tqchat.ui.controller.texts.reasoning import split
 from tqchat.ui.controller.texts.transcript import as_markdown, code_blocks
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Choose
@@ -24,7 +23,7 @@ def copy_reply(parts: Parts, argument: str) -> None:
     match argument:
         case "":
             if (reply := _last_reply(parts)) is not None:
-                _copy(parts, without_reasoning(reply), "the reply")
+                _copy(parts, reply.content, "the reply")
         case "code":
             copy_last_code(parts, "")
         case "chat":
@@ -48,7 +47,7 @@ def copy_chat(parts: Parts, argument: str) -> None:
 def copy_message(parts: Parts, argument: str) -> None:
     """Copy the marked message."""
     if (message := parts.log.marked) is not None:
-        _copy(parts, without_reasoning(message), "the message")
+        _copy(parts, message.content, "the message")
 
 
 def copy_code(parts: Parts, argument: str) -> Awaitable[None] | None:
@@ -90,11 +89,6 @@ def export(parts: Parts, argument: str) -> None:
         raise Refused(f"{file} already exists; choose another name.")
     file.write_text(to_markdown(parts.database, conversation), encoding="utf-8")
     parts.say(f"Written to {file}.")
-
-
-def without_reasoning(message: Message) -> str:
-    """The text of a message without reasoning."""
-    return message.content if message.role == "user" else split(message.content)[1] or message.content
 
 
 def _last_reply(parts: Parts) -> Message | None:

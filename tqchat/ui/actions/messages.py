@@ -6,7 +6,6 @@ from collections.abc import Awaitable
 
 from tqchat.store.database import Message
 from tqchat.text import one_line
-from tqchat.ui.actions.copying import without_reasoning
 from tqchat.ui.input import attachments
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Confirm
@@ -98,7 +97,7 @@ def delete_message(parts: Parts, argument: str) -> Awaitable[None] | None:
 
 
 async def _delete(parts: Parts, message: Message) -> None:
-    text = one_line(without_reasoning(message))
+    text = one_line(message.content or message.reasoning or "")
     shown = text if len(text) <= _QUOTED_CHARACTERS else f"{text[:_QUOTED_CHARACTERS]}…"
     question = f"“{shown}”\n\nThe messages after it stay; the model re-reads from there."
     if await parts.ask(Confirm("Delete this message?", question, "delete")):

@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import fields, replace
 
+from tqchat.engine.commands import THINKING_CHOICES
 from tqchat.kv.scheme import scheme_setting
 from tqchat.settings import Settings
 from tqchat.store.database import SamplingChoice
 from tqchat.store.sampling import parse
 from tqchat.text import one_line
+from tqchat.ui import figures
 from tqchat.ui.actions.registry import Refused
 from tqchat.ui.input import slash
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.parts.presets import Preset
 from tqchat.ui.screens.chat_settings import NAMES, ChatSettings, Decision
+from tqchat.ui.screens.dialog import Choose
 from tqchat.ui.screens.settings import SettingsScreen
 from tqchat.ui.screens.theme import ThemePicker
+
+DEFAULT = "default"
+BUDGET = "budget"
+MAX_BUDGET_TOKENS = 1_000_000
+_THINKING_HELP = {
+    "off": "Answer at once.",
+    "on": "Reason before the answer.",
+    "low": "Reason a little.",
+    "medium": "Reason for a while.",
+    "high": "Reason for long.",
+    DEFAULT: "Leave it to the settings, else to the model.",
+}
 
 
 def preferences(parts: Parts, argument: str) -> None:
@@ -33,6 +48,7 @@ def apply(parts: Parts, changed: Settings) -> None:
     parts.appearance.apply(changed)
     parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
     parts.chat.thinking.defaults = changed.reasoning
+    parts.log.shows_thinking = changed.shows_thinking
     parts.chat.models.memory_budget = changed.memory_budget_bytes
     parts.screen.figures_changed()
 
@@ -149,3 +165,89 @@ def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
 def preset_values(parts: Parts) -> Sequence[str]:
     """Arguments of ``/preset``."""
     return [*parts.presets.all(), "save", "delete"]
+
+
+def thinking(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Set how much the model reasons in this conversation, or show the choices.
+
+    Raises:
+        Refused: if the model has no such choice.
+    """
+    word, _, rest = argument.partition(" ")
+    if word == BUDGET:
+        _set_budget(parts, rest.strip())
+        return None
+    if word == DEFAULT and not rest:
+        parts.chat.thinking.set(None)
+        _confirm(parts, "left to the settings and the model")
+        return None
+    known = _known_choices(parts)
+    if not word:
+        return _choose_thinking(parts)
+    choice = next((one for one in THINKING_CHOICES if one == argument), None)
+    if choice is None:
+        raise Refused(f"/think takes {', '.join(known)}, default or budget N.")
+    if choice not in known:
+        listed = " and ".join([", ".join(known[:-1]), known[-1]])
+        raise Refused(f"{_model(parts)} cannot be set to {choice}; it knows {listed}.")
+    parts.chat.thinking.set(choice)
+    _confirm(parts, choice)
+    return None
+
+
+async def _choose_thinking(parts: Parts) -> None:
+    chosen = await parts.ask(
+        Choose(
+            "Reasoning in this conversation",
+            list(thinking_choices(parts)),
+            parts.chat.thinking.own or DEFAULT,
+        )
+    )
+    if chosen is not None:
+        thinking(parts, chosen)
+
+
+def _set_budget(parts: Parts, text: str) -> None:
+    """Set the maximum length of the reasoning. Works without a switch: the engine ends the reasoning."""
+    if text == DEFAULT:
+        parts.chat.thinking.set_budget(None)
+        _confirm(parts, "the budget is left to the settings")
+        return
+    if not (text.isascii() and text.isdigit()) or int(text) > MAX_BUDGET_TOKENS:
+        raise Refused("Write a number of tokens or default, such as /think budget 500.")
+    parts.chat.thinking.set_budget(int(text))
+    _confirm(parts, f"at most {figures.tokens(int(text))}")
+
+
+def _confirm(parts: Parts, what: str) -> None:
+    parts.say(f"Thinking: {what}, from the next reply on.")
+    parts.screen.figures_changed()
+
+
+def _known_choices(parts: Parts) -> tuple[str, ...]:
+    """What the loaded model's switch can be set to.
+
+    Raises:
+        Refused: if there is no model or no switch.
+    """
+    if parts.chat.models.current is None:
+        raise Refused("No model is loaded yet.")
+    known = parts.chat.thinking.choices
+    if not known:
+        raise Refused(f"{_model(parts)} has no switch for its reasoning.")
+    return known
+
+
+def _model(parts: Parts) -> str:
+    return one_line(parts.chat.models.current.name) if parts.chat.models.current else "The model"
+
+
+def thinking_choices(parts: Parts) -> Iterable[tuple[str, str]]:
+    """What the model's switch can be set to, and the default; nothing without a switch."""
+    known = parts.chat.thinking.choices
+    return [(choice, _THINKING_HELP[choice]) for choice in (*known, DEFAULT)] if known else []
+
+
+def thinking_values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/think``."""
+    return [*(choice for choice, _ in thinking_choices(parts)), BUDGET]

@@ -143,6 +143,22 @@ _CONVERSATION = (
         in_palette=False,
     ),
     Action(
+        "thinking",
+        "Thinking",
+        "How much the model reasons in this conversation.",
+        "Conversation",
+        settings.thinking,
+        "ctrl+l,alt+t",
+        slash=Slash(
+            "think",
+            "[CHOICE|budget N]",
+            "how much the model reasons in this conversation",
+            9,
+            settings.thinking_values,
+        ),
+        choices=settings.thinking_choices,
+    ),
+    Action(
         "export",
         "Export",
         "Write this conversation as a Markdown file.",

@@ -138,7 +138,7 @@ class ContextLimit:
         pending, self._summary = self._summary, None
         self._work.clear()
         if pending is not None:
-            if summary := summaries.summary_from_answer(event.text):
+            if summary := event.text.strip():
                 opening: list[tuple[Role, str]] = [
                     ("user", summaries.SUMMARY_HEADING + summary),
                     ("assistant", summaries.ACKNOWLEDGEMENT),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tqchat.engine.commands import Part
 from tqchat.engine.events import Done, Failed, TextDelta
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Message
@@ -95,6 +96,12 @@ class Reply:
     def is_empty(self) -> bool:
         """Whether nothing has been generated, not even reasoning."""
         return not (self.text.strip() or self.reasoning)
+
+    @property
+    def pieces(self) -> list[TextDelta]:
+        """What has been generated, for a view that begins to show the reply now."""
+        parts: tuple[tuple[Part, str], ...] = (("reasoning", self.reasoning), ("answer", self.text))
+        return [TextDelta(self.conversation_id, text, part) for part, text in parts if text]
 
     def grow(self, event: TextDelta) -> None:
         """Add a piece."""

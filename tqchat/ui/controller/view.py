@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from tqchat.engine.events import TextDelta
 from tqchat.store.database import Message
 from tqchat.ui.controller.records import Reply
 
@@ -25,7 +26,7 @@ class View(Protocol):
     def reply_started(self, reply: Reply) -> None:
         """A reply in the shown conversation was requested; it has no text yet."""
 
-    def reply_grew(self, text: str) -> None:
+    def reply_grew(self, piece: TextDelta) -> None:
         """The next piece of the shown conversation's reply."""
 
     def reply_finished(self, message: Message | None) -> None:

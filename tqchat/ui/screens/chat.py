@@ -7,6 +7,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message as Posted
 from textual.screen import Screen
 
+from tqchat.engine.events import TextDelta
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
 from tqchat.ui.actions.keys import Keys
@@ -134,8 +135,8 @@ class ChatScreen(Screen[None]):
         log.show(shown, self._assistant, self.facts)
         if reply is not None:
             self.reply_started(reply)
-            if reply.text:
-                log.grow(reply.text)
+            for piece in reply.pieces:
+                log.grow(piece)
         self._show_log()
         self.query_one(NoticeLine).clear()
         self.query_one(Prompt).remember(
@@ -155,9 +156,9 @@ class ChatScreen(Screen[None]):
         self._show_log()
         self._figures_due = True
 
-    def reply_grew(self, text: str) -> None:
-        """Add text to the reply."""
-        self.query_one(ChatLog).grow(text)
+    def reply_grew(self, piece: TextDelta) -> None:
+        """Add a piece to the reply."""
+        self.query_one(ChatLog).grow(piece)
 
     def reply_finished(self, message: Message | None) -> None:
         """End the reply."""
@@ -248,7 +249,7 @@ class ChatScreen(Screen[None]):
         if chat.shown.fork != self._drawn_fork:
             self._draw_fork(chat.shown.fork)
         reply = self.query_one(ChatLog).reply
-        if reply is not None and chat.turns.shown_reply and not chat.turns.shown_reply.text:
+        if reply is not None and chat.turns.shown_reply and chat.turns.shown_reply.is_empty:
             reply.wait_for(doing(chat, self._keys.label))
 
     def _draw_fork(self, fork: Fork | None) -> None:

@@ -30,8 +30,6 @@ def test_the_title_is_the_first_line_that_is_not_blank(rig: Rig) -> None:
         ('"Fox Stories."\n\nThis title...', "Fox Stories"),
         ("**Title: Fox stories**", "Fox stories"),
         ("# Fox stories", "Fox stories"),
-        ("<think>A fox.</think>\nFox stories", "Fox stories"),
-        ("<think>never ends", None),
         ("\x1b[31mFox\x1b[0m", "Fox"),
         ("", None),
         ("x" * 200, None),

@@ -28,6 +28,7 @@ class NewConversation:
     system_prompt: str | None
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
     thinking: ThinkingChoice | None = None
+    thinking_budget: int | None = None
 
 
 class OpenConversation:
@@ -113,6 +114,7 @@ class OpenConversation:
             system_prompt=new.system_prompt or None,
             sampling=new.sampling,
             thinking=new.thinking,
+            thinking_budget=new.thinking_budget,
         )
         self._leases.acquire(self.conversation.id)
         self._unsent_text = ""

@@ -23,11 +23,15 @@ class ThinkingSettings:
         self.defaults = defaults or commands.Thinking()
 
     @property
+    def own(self) -> ThinkingChoice | None:
+        """The shown conversation's own choice."""
+        conversation = self._shown.conversation
+        return conversation.thinking if conversation else self._shown.new_conversation.thinking
+
+    @property
     def choice(self) -> ThinkingChoice | None:
         """The setting in force for the shown conversation; ``None`` leaves it to the model."""
-        conversation = self._shown.conversation
-        own = conversation.thinking if conversation else self._shown.new_conversation.thinking
-        return own or self.defaults.choice
+        return self.own or self.defaults.choice
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -41,6 +45,15 @@ class ThinkingSettings:
             self._shown.new_conversation.thinking = choice
         else:
             self._database.set_thinking(conversation.id, choice, conversation.thinking_budget)
+            self._shown.reread()
+
+    def set_budget(self, budget: int | None) -> None:
+        """Change the maximum length of the reasoning in tokens; ``None`` leaves it to the settings."""
+        conversation = self._shown.conversation
+        if conversation is None:
+            self._shown.new_conversation.thinking_budget = budget
+        else:
+            self._database.set_thinking(conversation.id, conversation.thinking, budget)
             self._shown.reread()
 
     def of(self, conversation: Conversation) -> commands.Thinking:

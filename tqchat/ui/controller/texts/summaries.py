@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from tqchat.engine.commands import ChatMessage
 from tqchat.store.database import Message
-from tqchat.ui.controller.texts.reasoning import split
 
 ANSWER_MAX_TOKENS = 700
 SUMMARY_HEADING = "This is what we said before, summed up:\n\n"
@@ -20,19 +19,13 @@ _REQUEST = (
 
 def spoken(message: Message) -> str:
     """A message with its speaker, without the model's reasoning."""
-    text = message.content if message.role == "user" else split(message.content)[1]
-    return f"{'User' if message.role == 'user' else 'Assistant'}: {text.strip()}"
+    return f"{'User' if message.role == 'user' else 'Assistant'}: {message.content.strip()}"
 
 
 def summary_request(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
     """The prompt for a summary. Repeated at the end: a long prompt's beginning may be cut."""
     transcript = "\n\n".join(spoken(message) for message in messages)
     return (ChatMessage("user", f"{_REQUEST}{transcript}\n\n{_REQUEST.strip()}"),)
-
-
-def summary_from_answer(answer: str) -> str:
-    """The summary in a model's answer, without its reasoning."""
-    return split(answer)[1].strip()
 
 
 def newest_messages(messages: Sequence[Message], characters: int) -> list[Message]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from tqchat.engine.commands import ChatMessage
 from tqchat.store.database import Message
 from tqchat.text import one_line
-from tqchat.ui.controller.texts.reasoning import split
 from tqchat.ui.controller.texts.summaries import spoken
 
 UNTITLED = "New conversation"
@@ -41,7 +40,7 @@ def title_request(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
 
 def title_from_answer(answer: str) -> str | None:
     """The title in a model's answer; ``None`` if it is not fit for a list."""
-    line = one_line(split(answer)[1].strip().partition("\n")[0])
+    line = one_line(answer.strip().partition("\n")[0])
     line = re.sub(r"^title:\s*", "", line.strip(_DECORATION), flags=re.IGNORECASE)
     line = line.strip(_DECORATION).rstrip(".")
     fits = 2 <= len(line) <= MODEL_TITLE_MAX_CHARACTERS and len(line.split()) <= MODEL_TITLE_MAX_WORDS

@@ -100,11 +100,10 @@ class Replies:
         if reply is None or reply.conversation_id != event.conversation_id:
             return
         self._work.activity, self._work.prefill = "answering", None
-        drawn = _with_marks(reply, event)
         reply.grow(event)
         self._writer.grew(reply)
         if self._shown.is_shown(event.conversation_id):
-            self._view.reply_grew(drawn)
+            self._view.reply_grew(event)
 
     def measured(self, event: events.MemoryUpdate) -> None:
         """Take the current decode speed."""
@@ -183,10 +182,3 @@ class Replies:
         if self._work.reply is not None and not self._work.reply.is_empty:
             self._writer.write_unfinished(self._work.reply)
         self._work.reply = None
-
-
-def _with_marks(reply: Reply, event: events.TextDelta) -> str:
-    """A piece for a view that recognises reasoning by its tags."""
-    begins = event.part == "reasoning" and not reply.reasoning and not reply.text
-    ends = event.part == "answer" and reply.reasoning and not reply.text
-    return ("<think>" if begins else "</think>" if ends else "") + event.text

@@ -12,6 +12,7 @@ from textual.message import Message as Posted
 from textual.widget import Widget
 from textual.widgets import Static
 
+from tqchat.engine.events import TextDelta
 from tqchat.store.database import Message
 from tqchat.ui import figures
 from tqchat.ui.actions.keys import bind
@@ -44,7 +45,8 @@ class Earlier(Static):
 class ChatLog(VerticalScroll):
     """A scrolling log that follows the reply until the user scrolls away from its end.
 
-    A cursor moves over its messages; ``bindings`` are the keys of message actions.
+    A cursor moves over its messages; ``bindings`` are the keys of message actions. ``shows_thinking`` unfolds
+    the reasoning of replies that are mounted from then on.
     """
 
     can_focus = True
@@ -59,6 +61,7 @@ class ChatLog(VerticalScroll):
     def __init__(self, bindings: Iterable[Binding] = ()) -> None:
         super().__init__(id="log")
         bind(self, bindings)
+        self.shows_thinking = False
         self._older: list[Message] = []
         self._views: list[FrozenMessage | LiveReply] = []
         self._assistant = "assistant"
@@ -104,14 +107,14 @@ class ChatLog(VerticalScroll):
     def start_reply(self, assistant: str, waiting: str) -> None:
         """Append an empty reply with a status."""
         self._assistant = assistant
-        self._reply = LiveReply(assistant, waiting)
+        self._reply = LiveReply(assistant, waiting, self.shows_thinking)
         self._views.append(self._reply)
         self.mount(self._reply)
 
-    def grow(self, text: str) -> None:
-        """Add text to the reply."""
+    def grow(self, piece: TextDelta) -> None:
+        """Add a piece to the reply."""
         if self._reply is not None:
-            self._reply.feed(text)
+            self._reply.feed(piece)
 
     def finish_reply(self, message: Message | None) -> None:
         """End the reply; ``None`` removes it."""
@@ -219,7 +222,7 @@ class ChatLog(VerticalScroll):
             self.load_earlier()
 
     def _frozen(self, message: Message) -> FrozenMessage:
-        return FrozenMessage(message, self._assistant, self._facts(message))
+        return FrozenMessage(message, self._assistant, self._facts(message), self.shows_thinking)
 
     def _unmount_earliest(self) -> None:
         """Unmount the earliest page, unless the user has scrolled up."""

@@ -9,10 +9,10 @@ from textual.content import Content
 from tqchat.store.database import Message
 from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
-from tqchat.ui.controller.texts.reasoning import parts
 from tqchat.ui.input import attachments
 from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
 from tqchat.ui.widgets.chat.body import Body
+from tqchat.ui.widgets.chat.thinking import reasoning_of, thoughts_of
 
 USER_LINES, USER_CHARACTERS = 24, 2_400
 """Size of a user message shown before it is unfolded."""
@@ -65,19 +65,14 @@ def footer(message: Message, facts: Facts | None = None) -> Content | None:
     return content if content.plain else None
 
 
-def thoughts(text: str, unfolded: bool) -> Content:
-    """A reply's reasoning: its word count, or all of it."""
-    count = f"{figures.number(len(text.split()))} words"
-    if not unfolded:
-        return Content.styled(f"▸ Thought, {count}", "$quiet")
-    return Content.styled(f"▾ Thought, {count}\n{text}", "$quiet italic")
-
-
 class FrozenMessage(Body):
-    """A finished message as one widget."""
+    """A finished message as one widget. ``shows_thinking`` unfolds its reasoning at first."""
 
-    def __init__(self, message: Message, assistant: str, facts: Facts | None = None) -> None:
+    def __init__(
+        self, message: Message, assistant: str, facts: Facts | None = None, shows_thinking: bool = False
+    ) -> None:
         super().__init__(classes=f"message {message.role}")
+        self._shows_thinking = shows_thinking
         self.message, self._assistant, self._facts = message, assistant, facts
         self._unfolded = 0
         self.put(self._content())
@@ -121,12 +116,13 @@ class FrozenMessage(Body):
         return found
 
     def _reply_blocks(self) -> list[Block]:
-        thought, answer = parts(self.message)
+        thought, answer = reasoning_of(self.message), stable_width(self.message.content)
         shown, left = beginning(answer, None, REPLY_PAGE_CHARACTERS * (1 + self._unfolded))
         self._more, self._folds = left, bool(left or thought)
         found: list[Block] = []
         if thought:
-            found.append(Paragraph(thoughts(thought, self._unfolded > 0)))
+            unfolded = (self._unfolded > 0) != self._shows_thinking
+            found.append(Paragraph(thoughts_of(self.message, unfolded)))
         found += blocks(shown)
         if left:
             found.append(Line(_folded(f"{figures.number(left)} more characters")))

@@ -80,7 +80,7 @@ class TopBar(_Line):
 
 
 class StatusLine(_Line):
-    """Current activity on the left; context use and speed on the right."""
+    """Current activity on the left; context use, speed and the reasoning switch on the right."""
 
     def __init__(self, key: Callable[[str], str]) -> None:
         super().__init__("status")
@@ -97,6 +97,8 @@ class StatusLine(_Line):
             full = chat.context.is_nearly_full
         if chat.replies.decode_speed and chat.caches.is_live:
             parts.append(figures.speed(chat.replies.decode_speed))
+        if chat.thinking.choices:
+            parts.append(f"thinking: {chat.thinking.choice or 'default'}")
         right = Content.styled(" · ".join(parts), "$quiet")
         if full:
             right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))

@@ -1,7 +1,7 @@
 """Marks (delimiters such as ``<think>``) around reasoning: the known ones, and those in a model's files.
 
 Marks are strings as a chat template would write them. Whether a mark is made of control tokens or of ordinary
-text depends on the tokenizer (``controls.py``), not on its spelling.
+text depends on the tokenizer (``reasoning/controls.py``), not on its spelling.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Channels:
     answer: str
     closers: tuple[str, ...] = ()
     starts_in_header: bool = False
+
+    @property
+    def thought(self) -> Pair:
+        """What a template writes around reasoning."""
+        return Pair(self.opening, self.closing.partition(self.headers[0])[0])
 
     def fits(self, vocabulary: Collection[str]) -> bool:
         """Whether a tokenizer has all marks of this kind."""
@@ -133,6 +138,9 @@ PAIRS: tuple[Pair, ...] = (
     Pair("Here's my thought process:", "Here's my response:", stated=True),
 )
 
+TEMPLATE_PAIRS = tuple(pair for pair in PAIRS if not pair.stated) + tuple(one.thought for one in CHANNELS)
+"""Marks by which reasoning is found in prompts and in earlier replies."""
+
 WRAPPERS: tuple[tuple[str, str], ...] = (
     ("<answer>", "</answer>"),  # Hunyuan, GLM-4.1V
     ("<response>", "</response>"),  # Granite 3.3, Ernie
@@ -184,3 +192,38 @@ def part_of(header: str) -> Part:
 def is_other_speaker(header: str) -> bool:
     """Whether a header begins a message of another role."""
     return _OTHER_ROLE.match(header) is not None
+
+
+def opened_at_end(text: str) -> Pair | None:
+    """The marks of a thought that a text opens and does not close."""
+    last: tuple[int, Pair] | None = None
+    for marks in TEMPLATE_PAIRS:
+        at = text.rfind(marks.opening)
+        if (
+            at >= 0
+            and marks.closing not in text[at + len(marks.opening) :]
+            and (last is None or at > last[0])
+        ):
+            last = (at, marks)
+    return last[1] if last else None
+
+
+def split_thought(text: str, opened: Pair | None = None) -> tuple[str, str, str, str] | None:
+    """Split a reply that contains its reasoning: opening mark, thought, closing mark, answer.
+
+    Args:
+        opened: Marks of a thought that the prompt opened; the reply then begins inside it.
+
+    Returns:
+        ``None`` if the reply does not begin with reasoning. A thought that is not closed has no closing mark.
+    """
+    body = text.lstrip()
+    for marks in TEMPLATE_PAIRS:
+        if body.startswith(marks.opening):
+            opening = text[: len(text) - len(body)] + marks.opening
+            thought, closing, answer = body.removeprefix(marks.opening).partition(marks.closing)
+            return opening, thought, closing, answer
+    if opened is not None and opened.closing in text:
+        thought, closing, answer = text.partition(opened.closing)
+        return "", thought, closing, answer
+    return None
