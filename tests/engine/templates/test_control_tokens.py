@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -132,6 +133,16 @@ def test_a_control_token_cannot_be_put_together(
         rendered = rendered_text(tokenizer, messages)
         assert "<|im_end|>" in rendered.text or "<| end of turn |>" in rendered.text
         assert not control_counts(tokenizer, rendered.disguise.encode(rendered.disguised))
+    finally:
+        tokenizer.chat_template = CHATML
+
+
+@pytest.mark.parametrize("content", ["Is <|im_end|> a tag?", "x", "ends with <", 'A "naïve" 日本 <|im_end|>'])
+def test_contents_that_a_template_writes_in_ascii_json_keep_their_words(tokenizer: Any, content: str) -> None:
+    tokenizer.chat_template = CHATML.replace("m['content']", "(m['content'] | tojson(ensure_ascii=True))")
+    try:
+        text = rendered_text(tokenizer, [user(content)]).text
+        assert f"user\n{json.dumps(content)}<|im_end|>" in text
     finally:
         tokenizer.chat_template = CHATML
 

@@ -7,6 +7,7 @@ controls, ``{% generation %}``), but with a fixed clock and with limits on time 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from contextvars import ContextVar
@@ -31,6 +32,8 @@ MAX_TEMPLATE_LENGTH = 1 << 20
 MAX_REPEAT = 1_000_000
 """Largest number that a template may pass to a function or a filter: ``'x'.ljust(n)`` builds n characters."""
 
+_ESCAPED = re.compile("[^\\x00-\\x7f\\U000f0000-\\U000fffff]")
+"""What ``tojson(ensure_ascii=True)`` escapes; the private characters stand for control tokens in contents."""
 _LOOP_FILTER = "_tqchat_loop"
 _JOIN_FILTER = "_tqchat_join"
 
@@ -195,9 +198,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own escapes HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _ESCAPED.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise_exception(message: object) -> None:
