@@ -161,6 +161,14 @@ def test_reasoning_that_a_reply_was_stored_with_stays_for_the_template_to_take_o
         tokenizer.chat_template = CHATML
 
 
+def test_a_mark_of_ordinary_text_in_an_answer_does_not_cut_it() -> None:
+    cutting = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]").replace("<think>\n", "")
+    tokenizer = tokenizers.byte_level(SPECIAL, template=cutting)
+    said = [user("Where is </think>?"), assistant("Behind `<think>`: `</think>`."), user("Sure?")]
+    text = tokenizer.decode(render(tokenizer, said))
+    assert all(one.content in text for one in said)
+
+
 def test_a_control_token_that_the_normalizer_would_make_is_not_made() -> None:
     backend = tokenizers.byte_level()._tokenizer.backend_tokenizer
     backend.normalizer = normalizers.NFKC()
