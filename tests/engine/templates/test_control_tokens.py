@@ -157,6 +157,9 @@ def test_reasoning_that_a_reply_was_stored_with_stays_for_the_template_to_take_o
         known = ChatMessage("assistant", "A slash: `</think>` it is.", reasoning="Easy.")
         said = [user("What closes it?"), known, user("Sure?")]
         assert "A slash: `</think>` it is." in tokenizer.decode(render(tokenizer, said))
+        for answer in ("It is `</think>`.", "Code:\n```\n</think>\n```\nThat is it."):
+            said = [user("What closes it?"), assistant(answer), user("Sure?")]
+            assert answer in tokenizer.decode(render(tokenizer, said))
     finally:
         tokenizer.chat_template = CHATML
 
