@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_replace
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -87,6 +88,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > MAX_REPEAT:
                 raise TemplateLimit("it passes a number that is too large")
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str) and getattr(__obj, "__name__", "") == "replace":
+            _check_replacement(text, *args[:2])
         return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -141,6 +145,11 @@ def _counted(values: Iterable[Any]) -> Iterable[Any]:
     for value in values:
         _spend(1)
         yield value
+
+
+def _check_replacement(text: object, old: object = None, new: object = None) -> None:
+    if isinstance(text, str) and isinstance(old, str) and isinstance(new, str):
+        _check_length(len(text) + text.count(old) * len(new))
 
 
 def _check_widths(form: str) -> None:
@@ -218,6 +227,12 @@ def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
     return limited
 
 
+@jinja2.pass_eval_context
+def _replace(context: Any, text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    _check_replacement(str(text), str(old), str(new))
+    return str(do_replace(context, text, old, new, count))
+
+
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
@@ -226,6 +241,7 @@ def _environment() -> _Environment:
     )
     environment.globals.pop("lipsum", None)
     filters = environment.filters
+    filters["replace"] = _replace
     filters["tojson"], filters["fromjson"] = _tojson, json.loads
     for name in ("center", "indent"):
         filters[name] = _limited(filters[name])
