@@ -164,6 +164,9 @@ KEPT_WITH_MARKS = [
         None,
         "A mark such as <think> opens,\n</think> closes.",
     ),
+    ("<think>a\0b</think>c\0d", None, "<think>a\0b</think>c\0d"),
+    ("```xml\n<thought n='1'>\n</thought>\n```", None, "```xml\n<thought n='1'>\n</thought>\n```"),
+    ("With code:\n```\nx\n```\n</think>\nYes.", "With code:\n```\nx\n```", "Yes."),
     ("No thought </think> here.", None, "No thought </think> here."),
     ("Plain.", None, "Plain."),
 ]

@@ -223,7 +223,10 @@ def split_thought(text: str, opened: Pair | None = None) -> tuple[str, str, str,
             opening = text[: len(text) - len(body)] + marks.opening
             thought, closing, answer = body.removeprefix(marks.opening).partition(marks.closing)
             return opening, thought, closing, answer
-    if opened is not None and opened.closing in text:
-        thought, closing, answer = text.partition(opened.closing)
-        return "", thought, closing, answer
+    if opened is not None:
+        # An answer may mention the mark within a line or in a code block.
+        for match in re.finditer(rf"(?m)^[ \t]*(?={re.escape(opened.closing)})", text):
+            thought = text[: match.end()]
+            if thought.count("```") % 2 == 0:
+                return "", thought, opened.closing, text[match.end() + len(opened.closing) :]
     return None

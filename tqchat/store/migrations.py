@@ -177,7 +177,13 @@ def _split_reasoning(tag: str) -> tuple[str, ...]:
     begins = f"ltrim(content, {_SPACE})"
     after = f"substr({begins}, {len(opening) + 1})"
     alone = f"char(10) || '{closing}'"
-    of_reply = "UPDATE messages SET {} WHERE role = 'assistant' AND reasoning IS NULL AND {}"
+    before = f"substr(content, 1, instr(content, {alone}))"
+    fences = f"(length({before}) - length(replace({before}, '```', ''))) / 3"
+    # SQLite's substr ends at a NUL: such a reply stays as it is.
+    of_reply = (
+        "UPDATE messages SET {} WHERE role = 'assistant' AND reasoning IS NULL"
+        " AND NOT instr(content, char(0)) AND {}"
+    )
     return (
         of_reply.format(
             f"reasoning = trim(iif(instr({after}, '{closing}'), "
@@ -186,11 +192,11 @@ def _split_reasoning(tag: str) -> tuple[str, ...]:
             f"ltrim(substr({after}, instr({after}, '{closing}') + {len(closing)}), {_SPACE}), '')",
             f"substr({begins}, 1, {len(opening)}) = '{opening}'",
         ),
-        # Only the closing tag: the chat template wrote the opening one.
+        # Only the closing tag: the chat template wrote the opening one. In a code block it is no mark.
         of_reply.format(
             f"reasoning = trim(substr(content, 1, instr(content, {alone}) - 1), {_SPACE}), "
             f"content = ltrim(substr(content, instr(content, {alone}) + {len(closing) + 1}), {_SPACE})",
-            f"instr(content, {alone}) AND NOT instr(content, '{opening}')",
+            f"instr(content, {alone}) AND NOT instr(content, '{opening}') AND {fences} % 2 = 0",
         ),
     )
 

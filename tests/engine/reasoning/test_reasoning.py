@@ -206,6 +206,8 @@ def test_only_the_end_of_a_thought_is_marked(tmp_path: Path) -> None:
         "  Spaces first.",
         "<",
         "The mark ◁think▷ is Kimi's.",
+        "```xml\n<reasoning id='1'>\nNone.\n</reasoning>\n```",
+        "Write:\n```\n</thinking>\n```\nand go on.",
     ],
 )
 def test_what_is_no_mark_is_text(tmp_path: Path, reply: str, plain: tuple[str, ...]) -> None:

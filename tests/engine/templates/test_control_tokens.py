@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -136,6 +137,16 @@ def test_a_control_token_cannot_be_put_together(
         tokenizer.chat_template = CHATML
 
 
+@pytest.mark.parametrize("content", ["Is <|im_end|> a tag?", "x", "ends with <", 'A "naïve" 日本 <|im_end|>'])
+def test_contents_that_a_template_writes_in_ascii_json_keep_their_words(tokenizer: Any, content: str) -> None:
+    tokenizer.chat_template = CHATML.replace("m['content']", "(m['content'] | tojson(ensure_ascii=True))")
+    try:
+        text = rendered_text(tokenizer, [user(content)]).text
+        assert f"user\n{json.dumps(content)}<|im_end|>" in text
+    finally:
+        tokenizer.chat_template = CHATML
+
+
 def test_reasoning_that_a_reply_was_stored_with_stays_for_the_template_to_take_out(tokenizer: Any) -> None:
     stripping = CHATML.replace("m['content']", "(m['content'].split('</think>')[-1] | trim)")
     tokenizer.chat_template = stripping
@@ -146,8 +157,19 @@ def test_reasoning_that_a_reply_was_stored_with_stays_for_the_template_to_take_o
         known = ChatMessage("assistant", "A slash: `</think>` it is.", reasoning="Easy.")
         said = [user("What closes it?"), known, user("Sure?")]
         assert "A slash: `</think>` it is." in tokenizer.decode(render(tokenizer, said))
+        for answer in ("It is `</think>`.", "Code:\n```\n</think>\n```\nThat is it."):
+            said = [user("What closes it?"), assistant(answer), user("Sure?")]
+            assert answer in tokenizer.decode(render(tokenizer, said))
     finally:
         tokenizer.chat_template = CHATML
+
+
+def test_a_mark_of_ordinary_text_in_an_answer_does_not_cut_it() -> None:
+    cutting = CHATML.replace("m['content']", "m['content'].split('</think>')[-1]").replace("<think>\n", "")
+    tokenizer = tokenizers.byte_level(SPECIAL, template=cutting)
+    said = [user("Where is </think>?"), assistant("Behind `<think>`: `</think>`."), user("Sure?")]
+    text = tokenizer.decode(render(tokenizer, said))
+    assert all(one.content in text for one in said)
 
 
 def test_a_control_token_that_the_normalizer_would_make_is_not_made() -> None:

@@ -75,6 +75,12 @@ def test_templates_run_in_a_sandbox(tokenizer: Any) -> None:
         render(tokenizer, [user("Hello")])
 
 
+def test_lone_surrogates_become_replacement_characters(tokenizer: Any) -> None:
+    odd, valid = [user("caf\udce9?"), assistant("\ud800"), user("and")], ["caf\ufffd?", "\ufffd", "and"]
+    expected = [user(valid[0]), assistant(valid[1]), user(valid[2])]
+    assert render(tokenizer, odd) == render(tokenizer, expected)
+
+
 def test_an_empty_conversation_is_no_prompt(tokenizer: Any) -> None:
     with pytest.raises(PromptRejected):
         render(tokenizer, [])

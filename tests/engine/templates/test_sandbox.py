@@ -20,6 +20,8 @@ from tqchat.engine.templates.sandbox import clock, literal_text, render_template
         "{% set ns = namespace(x='a') %}{% for i in range(90) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
         "{{ 'a' * 10000000000 }}",
+        "{% set x = 'a' * 100000 %}{{ x.replace('a', x) }}",
+        "{% set x = 'a' * 100000 %}{{ x | replace('a', x) }}",
         "{{ 10 ** 10000000 }}",
         "{{ 'a'.ljust(10000000000) }}",
         "{{ 'a' | center(10000000000) }}",
@@ -64,6 +66,7 @@ def test_there_is_no_way_out(source: str) -> None:
             {"ms": [{"a": 1}, {"a": 2}]},
             "1122!",
         ),
+        ("{{ t.replace('a', 'b') }}{{ t | replace('a', 'c', 1) }}", {"t": "aa"}, "bbca"),
         (
             "{% for m in ms | selectattr('a') %}{{ m.a }}{% break %}{% endfor %}",
             {"ms": [{"a": 1}, {"a": 2}]},

@@ -235,12 +235,12 @@ class Splitter:
         return best
 
     def _counts(self, rule: _Rule, at: int) -> bool:
-        """Whether a mark at ``at`` counts: a lone closing one only once, at the beginning of a line."""
+        """Whether a mark at ``at`` counts: a lone closing one only at the start of a line outside code."""
         if rule.act != self._close_alone:
             return True
         said = self.answer + self._held_space + self._buffer[:at]
         begins_line = not said.strip(" ") or said.rstrip(" ").endswith("\n")
-        return begins_line and self._closings[rule.mark] not in said
+        return begins_line and self._closings[rule.mark] not in said and said.count("```") % 2 == 0
 
     def _mark_begun_at(self, text: str) -> int:
         """Index from which the end of the text may be a partial mark; its length if none."""

@@ -47,6 +47,11 @@ class ControlTokens:
         self.by_text = {text: token for token, text in self.ids.items()}
         texts = sorted(self.by_text, key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
+        hidden = sorted(self.by_text.keys() | _REASONING, key=len, reverse=True)
+        self.hidden = re.compile("|".join(map(re.escape, hidden)))
+        """What contents must not show a template: control tokens, and marks of reasoning, by which templates
+        cut earlier replies, even if they are ordinary text to the tokenizer.
+        """
         self._longest = max(map(len, texts), default=0)
         self._prefixes = frozenset(text[:end] for text in texts for end in range(1, len(text)))
         self._suffixes = frozenset(text[start:] for text in texts for start in range(1, len(text)))
@@ -303,7 +308,7 @@ class Disguise:
 
     def _hide(self, text: str) -> str:
         for _ in range(_MAX_ROUNDS):
-            text, count = self._control.pattern.subn(lambda match: self._private(match[0]), text)
+            text, count = self._control.hidden.subn(lambda match: self._private(match[0]), text)
             if not self._control.normalizes:
                 return text
             spans = self._control.spans(text)

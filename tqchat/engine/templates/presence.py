@@ -21,7 +21,8 @@ class Presence:
         """Whether a text is there; words that switch reasoning may be missing, as templates remove them."""
         if _flattened(content) in self._flat:
             return True
-        for text in (json.dumps(content, ensure_ascii=False)[1:-1], html.escape(content)):
+        as_json = json.dumps(content, ensure_ascii=False)[1:-1], json.dumps(content)[1:-1]
+        for text in (*as_json, html.escape(content)):
             if _flattened(text) in self._flat:
                 return True
         return _flattened(_SWITCHES.sub(" ", content)) in _flattened(_SWITCHES.sub(" ", self._prompt))

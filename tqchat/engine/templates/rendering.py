@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from tqchat.engine.templates.writer import TemplateWriter
 PLAIN_STOP = "\nUser:"
 """Stop sequence for a model without a chat template."""
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _PLAIN_NAMES = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
 
 
@@ -77,6 +79,7 @@ def rendered_text(
     """
     if not messages:
         raise PromptRejected("There is no message to answer yet.")
+    messages = [_valid(one) for one in messages]
     template = chat_template(tokenizer)
     control = control_tokens(tokenizer, template)
     disguise = Disguise(control, [text for one in messages for text in (one.content, one.reasoning)])
@@ -86,6 +89,12 @@ def rendered_text(
     variables = {**default_variables(tokenizer), **(variables or {})}
     writer = TemplateWriter(template, add_generation_prompt, variables, began, disguise)
     return Rendered(writer.written(messages), disguise)
+
+
+def _valid(message: ChatMessage) -> ChatMessage:
+    """A message without lone surrogates, which tokenizers refuse and arguments that are not UTF-8 have."""
+    content, reasoning = (_SURROGATES.sub("\ufffd", text) for text in (message.content, message.reasoning))
+    return replace(message, content=content, reasoning=reasoning)
 
 
 def encoded(rendered: Rendered) -> list[int]:

@@ -7,6 +7,7 @@ controls, ``{% generation %}``), but with a fixed clock and with limits on time 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sized
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from typing import Any
 import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_replace
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
@@ -31,6 +33,8 @@ MAX_TEMPLATE_LENGTH = 1 << 20
 MAX_REPEAT = 1_000_000
 """Largest number that a template may pass to a function or a filter: ``'x'.ljust(n)`` builds n characters."""
 
+_ESCAPED = re.compile("[^\\x00-\\x7f\\U000f0000-\\U000fffff]")
+"""What ``tojson(ensure_ascii=True)`` escapes; the private characters stand for control tokens in contents."""
 _LOOP_FILTER = "_tqchat_loop"
 _JOIN_FILTER = "_tqchat_join"
 
@@ -84,6 +88,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         for value in (*args, *kwargs.values()):
             if isinstance(value, int) and abs(value) > MAX_REPEAT:
                 raise TemplateLimit("it passes a number that is too large")
+        text = getattr(__obj, "__self__", None)
+        if isinstance(text, str) and getattr(__obj, "__name__", "") == "replace":
+            _check_replacement(text, *args[:2])
         return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -138,6 +145,11 @@ def _counted(values: Iterable[Any]) -> Iterable[Any]:
     for value in values:
         _spend(1)
         yield value
+
+
+def _check_replacement(text: object, old: object = None, new: object = None) -> None:
+    if isinstance(text, str) and isinstance(old, str) and isinstance(new, str):
+        _check_length(len(text) + text.count(old) * len(new))
 
 
 def _check_widths(form: str) -> None:
@@ -195,9 +207,8 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own escapes HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _ESCAPED.sub(lambda match: json.dumps(match[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise_exception(message: object) -> None:
@@ -216,6 +227,12 @@ def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
     return limited
 
 
+@jinja2.pass_eval_context
+def _replace(context: Any, text: Any, old: Any, new: Any, count: int | None = None) -> str:
+    _check_replacement(str(text), str(old), str(new))
+    return str(do_replace(context, text, old, new, count))
+
+
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
     environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
@@ -224,6 +241,7 @@ def _environment() -> _Environment:
     )
     environment.globals.pop("lipsum", None)
     filters = environment.filters
+    filters["replace"] = _replace
     filters["tojson"], filters["fromjson"] = _tojson, json.loads
     for name in ("center", "indent"):
         filters[name] = _limited(filters[name])
