@@ -46,5 +46,5 @@ def send(
 
 def held_is_consistent(session: Any) -> bool:
     """Whether every layer of the session's cache holds as many tokens as the session."""
-    offsets = {layer.offset for layer in session._held.cache if hasattr(layer, "offset")}
+    offsets = {layer.offset for layer in session._cache.cache if hasattr(layer, "offset")}
     return offsets <= {len(session.tokens)}

@@ -81,18 +81,18 @@ def test_a_second_save_reuses_the_segments_of_the_first(starter: LoadedModel, tm
     said = [user(TALE)]
     said.append(assistant(send(session, said, greedy(3)).text))
     session.save(vault, "talk")
-    first = {piece.file.name for piece in session._held.pieces}
+    first = {piece.file.name for piece in session._cache.pieces}
     assert first
     said.append(user(TALE))
     said.append(assistant(send(session, said, greedy(3)).text))
     session.save(vault, "talk")
-    assert first < {piece.file.name for piece in session._held.pieces}
+    assert first < {piece.file.name for piece in session._cache.pieces}
     # Likewise after a restart.
     again = Session(starter, "turbo0v4")
     assert again.restore(vault, "talk", said)[1] is None
     send(again, [*said, user(TALE)], greedy(3))
     again.save(vault, "talk")
-    assert first < {piece.file.name for piece in again._held.pieces}
+    assert first < {piece.file.name for piece in again._cache.pieces}
 
 
 def test_returning_to_a_branch_restores_it_from_disk(llama_folder: Path, paths: Paths) -> None:

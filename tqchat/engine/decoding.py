@@ -91,7 +91,7 @@ class Decoder:
         Tokens that the step read ahead are trimmed, and read again later.
         """
         held, keep = self._held, len(self._sequence) - 1
-        if held.reach(keep) != keep:
+        if held.retained_tokens(keep) != keep:
             return False
         self.close()
         held.evaluate()

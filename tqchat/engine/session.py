@@ -1,4 +1,4 @@
-"""One conversation's model side: what its cache holds, and how it answers."""
+"""A conversation's prompt cache and the generation of its replies."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.store.vault import Vault
 
-REPORT_SECONDS = 0.25
-"""How often the gauge hears of the cache while a reply is generated."""
+REPORT_INTERVAL_S = 0.25
+"""Time between two memory reports while a reply is generated."""
 
-WORTH_TELLING = 64
-"""Tokens that are read again for want of a way back: more than these are mentioned."""
+MIN_REREAD_NOTICE_TOKENS = 64
+"""From this many re-read tokens on, a notice says why the cache could not be trimmed."""
 
 
 class Session:
-    """Answers the transcripts of one conversation, reading only what its cache does not hold yet.
+    """Generates replies to one conversation; only tokens that its cache does not hold are prefilled.
 
-    Everything happens on the calling thread, which must be the one that loaded the model.
+    All work is done on the calling thread, which must be the one that loaded the model.
     """
 
     def __init__(
@@ -62,28 +62,28 @@ class Session:
     ) -> None:
         """
         Args:
-            limits: What the cache may take; by default a share of what the weights leave.
-            draft: A smaller model of the same vocabulary, which proposes tokens.
-            began: When the conversation began, as ``wall_clock`` tells it; by default now. A chat template
-                that writes the date writes this one, so that its prompts do not change from day to day.
+            limits: Memory limits of the cache; by default a share of the memory that the weights leave.
+            draft: Draft model of the same vocabulary.
+            began: Start of the conversation, as returned by ``wall_clock``; by default now. Chat templates
+                that write the date get this one, so that prompts do not change from day to day.
 
         Raises:
-            DraftMismatch: if its vocabulary is another.
+            DraftMismatch: if the vocabularies differ.
         """
         if draft is not None:
             check_draft(model, draft)
         self.model = model
-        self._held = PromptCache(model, scheme)
-        self._room = MemoryBudget(limits or Limits())
+        self._cache = PromptCache(model, scheme)
+        self._memory = MemoryBudget(limits or Limits())
         self._draft = draft
         self._drafting: PromptCache | None = None
         self.changed = False
-        """Whether the cache holds something that is not saved."""
+        """Whether the cache has unsaved changes."""
         self._prompts = Prompts(model, began)
 
     @property
     def thinking(self) -> Thinking:
-        """Whether and how much the model reasons; it may be changed between two replies."""
+        """Reasoning setting; may be changed between replies."""
         return self._prompts.thinking
 
     @thinking.setter
@@ -92,31 +92,31 @@ class Session:
 
     @property
     def began(self) -> float:
-        """When the conversation began."""
+        """Start of the conversation, in seconds since the epoch."""
         return self._prompts.began
 
     @property
     def scheme(self) -> str:
         """Name of the cache's scheme."""
-        return self._held.scheme
+        return self._cache.scheme
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What the cache holds."""
-        return tuple(self._held.tokens)
+        """The tokens in the cache."""
+        return tuple(self._cache.tokens)
 
     def memory(self) -> MemoryReport:
-        """What the cache takes now."""
-        return self._held.report()
+        """Memory report of the cache."""
+        return self._cache.report()
 
     @property
     def limits(self) -> Limits:
-        """What the cache may take in memory; it may be changed between two replies."""
-        return self._room.limits
+        """Memory limits of the cache; may be changed between replies."""
+        return self._memory.limits
 
     @limits.setter
     def limits(self, limits: Limits) -> None:
-        self._room.limits = limits
+        self._memory.limits = limits
 
     def send(
         self,
@@ -127,39 +127,38 @@ class Session:
         continues: bool = False,
         vault: Vault | None = None,
     ) -> Iterator[Event]:
-        """Answer a transcript; ends with ``Done`` or ``Failed``.
+        """Generate the reply to a transcript. The last event is ``Done`` or ``Failed``.
 
         Args:
-            messages: The transcript, the person's new message last.
-            sampling: What it leaves open, the model's own defaults decide.
-            stop: Ends the reply within one token, or the reading of the prompt within one chunk.
-            conversation_id: Goes into the events.
-            continues: The last message is a reply that was cut off: go on where it ends. The events tell only
-                what is new.
-            vault: Where to look for a saved branch, if the transcript is another than that in the cache.
+            messages: The transcript; the last message is the user's new one.
+            sampling: Unset values are the model's defaults.
+            stop: Ends decoding within one token, prefill within one chunk.
+            conversation_id: Copied to the events.
+            continues: The last message is a reply that was cut off; continue it. Events hold only new text.
+            vault: Searched for a saved branch if the transcript differs from the cached one.
         """
         stop = stop or threading.Event()
         reply = Reply(began=time.perf_counter())
         certain = False
         try:
             yield from self._prompts.notices(conversation_id)
-            prompt, said = self._prompts.with_beginning(messages, continues, self._held.tokens)
+            prompt, said = self._prompts.with_beginning(messages, continues, self._cache.tokens)
             text = self._stream_after(prompt, said)
             turn = None if said else self._turn(messages, prompt)
             yield from self._reuse(prompt, vault, conversation_id, reply)
             yield from self._send(prompt, turn, text, sampling or Sampling(), stop, conversation_id, reply)
             certain = True
         except GeneratorExit:
-            certain = True  # only ever at a yield, where cache and tokens agree
+            certain = True  # raised at a yield, where cache and tokens agree
             raise
         except Exception as error:
             yield self._failed(error, conversation_id, reply.text, reply.reasoning)
         finally:
-            self._held.settle(certain)
+            self._cache.settle(certain)
 
     def _turn(self, messages: Sequence[ChatMessage], prompt: list[int]) -> int | None:
-        """Where in the prompt the person's words end, if the cache needs a checkpoint there."""
-        return self._prompts.end_of_messages(messages, prompt) if self._held.needs_checkpoints else None
+        """Index in the prompt after the last user message, if the cache needs a checkpoint there."""
+        return self._prompts.end_of_messages(messages, prompt) if self._cache.needs_checkpoints else None
 
     def _stream_after(self, prompt: list[int], said: list[int]) -> ReplyStream:
         stream = ReplyStream(self.model.reply_format, prompt[: len(prompt) - len(said)])
@@ -177,47 +176,47 @@ class Session:
         reply: Reply,
     ) -> Iterator[Event]:
         self.changed = True
-        self._held.restored = 0
-        plan = self._room.plan(self._held, len(prompt))
+        self._cache.restored = 0
+        plan = self._memory.plan(self._cache, len(prompt))
         if plan.scheme is not None:
             yield from self.set_scheme(plan.scheme, conversation_id=conversation_id)
             words = f"The prompt would not fit the cache's memory budget: it is read under {plan.scheme}."
             yield Notice(conversation_id, words, "warning")
-        self._held.pack_prompts(plan.pack_prompts)
-        self._held.reset_peak()
+        self._cache.pack_prompts(plan.pack_prompts)
+        self._cache.reset_peak()
         total = reply.prefilled
         yield PrefillProgress(conversation_id, 0, total)
         if stop.is_set():
             yield self._done("stopped", conversation_id, reply)
             return
-        begin = len(self._held.tokens)
+        begin = len(self._cache.tokens)
         for end in (turn or 0, len(prompt) - 1):
-            for _ in self._held.prefill_in_chunks(prompt[len(self._held.tokens) : end]):
-                yield PrefillProgress(conversation_id, len(self._held.tokens) - begin, total)
+            for _ in self._cache.prefill_in_chunks(prompt[len(self._cache.tokens) : end]):
+                yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total)
                 if stop.is_set():
                     yield self._done("stopped", conversation_id, reply)
                     return
-            if turn == len(self._held.tokens):
-                self._held.take_checkpoint()
+            if turn == len(self._cache.tokens):
+                self._cache.take_checkpoint()
         yield from self._generate(prompt, text, sampling, stop, conversation_id, reply)
 
     def _reuse(
         self, prompt: list[int], vault: Vault | None, conversation_id: str, reply: Reply
     ) -> Iterator[Event]:
-        """Keep what cache and prompt share, but for the last token: reading it gives the first logits."""
-        held = self._held
+        """Trim the cache to the prefix shared with the prompt, at most all but the prompt's last token."""
+        cache = self._cache
         limit = self.model.context_limit
         if limit is not None and len(prompt) >= limit:
             raise ContextFull(len(prompt), limit)
         reply.prompt = len(prompt)
         if vault is not None:
-            persistence.recall(held, vault, conversation_id, prompt)
-        shared = min(common_prefix(held.tokens, prompt), len(prompt) - 1)
-        restored = held.restored
-        held.trim_to(shared)
-        keep = len(held.tokens)
-        if shared - keep >= WORTH_TELLING:
-            sliding = any(layer.kind == "sliding" for layer in held.report().layers)
+            persistence.recall(cache, vault, conversation_id, prompt)
+        shared = min(common_prefix(cache.tokens, prompt), len(prompt) - 1)
+        restored = cache.restored
+        cache.trim_to(shared)
+        keep = len(cache.tokens)
+        if shared - keep >= MIN_REREAD_NOTICE_TOKENS:
+            sliding = any(layer.kind == "sliding" for layer in cache.report().layers)
             yield reread_notice(
                 conversation_id, len(prompt), keep, "sliding-window" if sliding else "recurrent"
             )
@@ -233,19 +232,19 @@ class Session:
         conversation_id: str,
         reply: Reply,
     ) -> Iterator[Event]:
-        held = self._held
+        cache = self._cache
         sampling = resolve_sampling(sampling, self.model.info.sampling)
         limit = self.model.context_limit
-        room = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
-        room = max(room, 1)
+        max_tokens = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
+        max_tokens = max(max_tokens, 1)
         if sampling.seed is not None:
             mx.random.seed(sampling.seed)
-        decoder = Decoder(held, prompt, sampling, room, self._draft_cache())
+        decoder = Decoder(cache, prompt, sampling, max_tokens, self._draft_cache())
         reason: StopReason | None = None
         reported = time.perf_counter()
         try:
             if self._over_budget(text):
-                yield from self._end_thought(decoder, text, conversation_id, reply, room)
+                yield from self._end_thought(decoder, text, conversation_id, reply, max_tokens)
             for token in decoder:
                 now = time.perf_counter()
                 if not reply.generated:
@@ -257,31 +256,31 @@ class Session:
                 if text.is_end(token):
                     reason = "stop"
                 else:
-                    yield from self._spoken(text.add(token), text, conversation_id, reply, now)
+                    yield from self._emit(text.add(token), text, conversation_id, reply, now)
                 if reason is None and self._over_budget(text):
-                    yield from self._end_thought(decoder, text, conversation_id, reply, room)
+                    yield from self._end_thought(decoder, text, conversation_id, reply, max_tokens)
                 if reason is None:
-                    reason = self._ended(text, stop, reply, room, limit)
+                    reason = self._ended(text, stop, reply, max_tokens, limit)
                 if reason is not None:
                     break
-                if reply.generated % TILE == 0 and self._room.exceeded(held):
-                    yield from (news := self._made_smaller(decoder, conversation_id))
+                if reply.generated % TILE == 0 and self._memory.exceeded(cache):
+                    yield from (news := self._step_down(decoder, conversation_id))
                     if not news:
                         reason = "memory"
                         break
-                if now - reported >= REPORT_SECONDS:
+                if now - reported >= REPORT_INTERVAL_S:
                     reported = now
-                    yield MemoryUpdate(conversation_id, held.report(), reply.decode_speed)
+                    yield MemoryUpdate(conversation_id, cache.report(), reply.decode_speed)
         finally:
             decoder.close()
         rest = text.finish(cut=reason != "stop")
-        yield from self._spoken(rest, text, conversation_id, reply, time.perf_counter())
+        yield from self._emit(rest, text, conversation_id, reply, time.perf_counter())
         yield self._done(reason or "length", conversation_id, reply)
 
-    def _spoken(
+    def _emit(
         self, spans: list[Span], text: ReplyStream, conversation_id: str, reply: Reply, now: float
     ) -> Iterator[Event]:
-        """The events of what a token has made certain."""
+        """Record new spans of text in the reply and emit them."""
         if text.reasoning_tokens > reply.reasoning_tokens:
             reply.reasoning_tokens, reply.last_thought = text.reasoning_tokens, now
         reply.text, reply.reasoning = text.text, text.reasoning
@@ -294,48 +293,48 @@ class Session:
         return budget is not None and text.thinking and text.reasoning_tokens >= budget
 
     def _end_thought(
-        self, decoder: Decoder, text: ReplyStream, conversation_id: str, reply: Reply, room: int
+        self, decoder: Decoder, text: ReplyStream, conversation_id: str, reply: Reply, max_tokens: int
     ) -> Iterator[Event]:
-        """Close a thought that has reached its budget: the answer begins, if there is room for one."""
+        """Close a thought that has reached its budget, unless no token is left for the answer."""
         marks = self.model.reply_format
         closing = marks.controls.encode(marks.closing())
-        if room - reply.generated <= len(closing):
+        if max_tokens - reply.generated <= len(closing):
             return
         decoder.force(closing)
         reply.generated += len(closing)
         for token in closing:
-            yield from self._spoken(text.add(token), text, conversation_id, reply, time.perf_counter())
+            yield from self._emit(text.add(token), text, conversation_id, reply, time.perf_counter())
 
     def _draft_cache(self) -> PromptCache | None:
-        """The draft model's cache, under the scheme that the model's own has now."""
+        """The draft model's cache, under the scheme of the main cache."""
         if self._draft is None:
             return None
         if self._drafting is None or self._drafting.scheme != self.scheme:
             self._drafting = PromptCache(self._draft, self.scheme)
         return self._drafting
 
-    def _made_smaller(self, decoder: Decoder, conversation_id: str) -> list[Event]:
-        """Put a cache that has reached its budget under a smaller scheme; nothing if that cannot be."""
-        room, held = self._room, self._held
-        scheme = room.smaller_scheme(held, len(held.tokens)) if room.limits.step_down else None
+    def _step_down(self, decoder: Decoder, conversation_id: str) -> list[Event]:
+        """Convert a cache that has reached its budget to a smaller scheme. Empty if that is impossible."""
+        budget, cache = self._memory, self._cache
+        scheme = budget.smaller_scheme(cache, len(cache.tokens)) if budget.limits.step_down else None
         if scheme is None or not decoder.pause():
             return []
         events = list(self.set_scheme(scheme, conversation_id=conversation_id))
-        if not isinstance(events[-1], SchemeChanged) or room.exceeded(held):
+        if not isinstance(events[-1], SchemeChanged) or budget.exceeded(cache):
             return []
-        words = f"The cache has reached its memory budget: it goes on under {scheme}."
+        words = f"The cache has reached its memory budget: it continues under {scheme}."
         return [*events, Notice(conversation_id, words, "warning")]
 
     @staticmethod
     def _ended(
-        text: ReplyStream, stop: threading.Event, reply: Reply, room: int, limit: int | None
+        text: ReplyStream, stop: threading.Event, reply: Reply, max_tokens: int, limit: int | None
     ) -> StopReason | None:
         if text.ended:
             return "stop"
-        return "stopped" if stop.is_set() else reply.limit_reached(room, limit)
+        return "stopped" if stop.is_set() else reply.limit_reached(max_tokens, limit)
 
     def _done(self, reason: StopReason, conversation_id: str, reply: Reply) -> Done:
-        self._held.settle(certain=True)
+        self._cache.settle(certain=True)
         return reply.done(reason, conversation_id, self.scheme, self.model.info.name, self.memory())
 
     @staticmethod
@@ -351,16 +350,16 @@ class Session:
         conversation_id: str = "",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Iterator[Event]:
-        """Put the live cache under another scheme; ends with ``SchemeChanged`` or ``Failed``.
+        """Change the scheme of the live cache. The last event is ``SchemeChanged`` or ``Failed``.
 
-        An error or a stop leaves the old cache whole and current. History is converted layer by layer, so
-        that no more than one layer is held twice; a re-reading makes a new cache beside the old one.
+        After an error or a stop the old cache is unchanged. Conversion works layer by layer, so that at most
+        one layer exists twice; re-reading builds a new cache beside the old one.
 
         Args:
-            reread: Let the model read the transcript again, so that history carries no earlier rounding.
-            messages: The transcript; without it the tokens that the cache holds are read.
-            stop: Ends a conversion within one layer, a re-reading within one chunk; the old scheme stays.
-            progress: Told of each layer that was converted, and how many there are.
+            reread: Prefill the transcript again, so that no earlier rounding remains.
+            messages: The transcript; if empty, the cached tokens are prefilled.
+            stop: Ends a conversion within one layer, a re-read within one chunk; the old scheme stays.
+            progress: Called after each converted layer with the number done and the total.
         """
         began = time.perf_counter()
         previous, before = self.scheme, self.memory().bytes
@@ -369,15 +368,15 @@ class Session:
             name = parse_scheme(scheme).name
             if reread:
                 fresh = PromptCache(self.model, name)
-                target = self._prompts.transcript(messages) if messages else list(self._held.tokens)
+                target = self._prompts.transcript(messages) if messages else list(self._cache.tokens)
                 yield PrefillProgress(conversation_id, 0, len(target))
                 for done in fresh.prefill_in_chunks(target):
                     yield PrefillProgress(conversation_id, done, len(target))
                     if stop is not None and stop.is_set() and done < len(target):
                         raise RereadStopped(previous)
-                self._held = fresh
+                self._cache = fresh
             elif name != previous:
-                self._held.convert(name, stop.is_set if stop is not None else lambda: False, progress)
+                self._cache.convert(name, stop.is_set if stop is not None else lambda: False, progress)
         except Exception as error:
             yield self._failed(error, conversation_id)
             return
@@ -387,10 +386,10 @@ class Session:
             conversation_id=conversation_id,
             scheme=name,
             previous=previous,
-            tokens=len(self._held.tokens),
+            tokens=len(self._cache.tokens),
             seconds=time.perf_counter() - began,
             reread=reread,
-            kept_rounding=self._held.carries_coarser_rounding(),
+            kept_rounding=self._cache.carries_coarser_rounding(),
             bytes_before=before,
             bytes_after=report.bytes,
             report=report,
@@ -399,29 +398,28 @@ class Session:
     def save(
         self, vault: Vault, conversation_id: str, interrupted: Callable[[], bool] = lambda: False
     ) -> int:
-        """Save what is new in the cache; the bytes that it takes on disk, 0 if the save was interrupted.
+        """Save new tokens of the cache. Returns its size on disk in bytes, 0 if the save was interrupted.
 
         Args:
-            interrupted: Asked every few megabytes; ends the save once it says yes. What was saved before then
-                still is, and the next save goes on where this one was.
+            interrupted: Called every few megabytes; ``True`` ends the save; the next one continues it.
 
         Raises:
-            VaultError: if that fails. What was saved before is then still there.
+            VaultError: if the save fails. Earlier saves stay usable.
         """
-        size = persistence.save(self._held, vault, conversation_id, interrupted)
+        size = persistence.save(self._cache, vault, conversation_id, interrupted)
         self.changed = self.changed and not size
         return size
 
     def restore(
         self, vault: Vault, conversation_id: str, messages: Sequence[ChatMessage]
     ) -> tuple[int, str | None]:
-        """Bring the conversation's cache back, as far as it agrees with the transcript.
+        """Restore the conversation's cache as far as it agrees with the transcript.
 
         Returns:
-            How many tokens came back; and why not all of them, ``None`` if nothing that was said is missing.
+            The number of restored tokens, and the reason if messages are missing from them, else ``None``.
         """
         try:
             wanted = self._prompts.render(messages, add_generation_prompt=False)
         except TqchatError:
             wanted = []  # an empty conversation, or one that sending will explain
-        return persistence.restore(self._held, vault, conversation_id, messages, wanted)
+        return persistence.restore(self._cache, vault, conversation_id, messages, wanted)

@@ -42,7 +42,7 @@ def talk(session: Session, turns: int) -> list[ChatMessage]:
 
 
 def checkpoint_tokens(session: Session) -> list[int]:
-    return [one.tokens for one in session._held.checkpoints]
+    return [one.tokens for one in session._cache.checkpoints]
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
@@ -66,7 +66,7 @@ def test_an_edit_goes_back_to_the_checkpoint_before_it(model: LoadedModel) -> No
     edited = [*said[:-2], user(f"Something else. {TALE}")]
     turn = checkpoint_tokens(session)[0]
     straight = Session(model, "fp16")
-    for _ in straight._held.prefill_in_chunks(session.tokens[:turn]):
+    for _ in straight._cache.prefill_in_chunks(session.tokens[:turn]):
         pass
     done = send(session, edited, greedy(12))
     assert done.counts.reused == turn
@@ -85,7 +85,7 @@ def test_checkpoints_survive_a_restart_and_are_saved_once(model: LoadedModel, va
     mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, session))
     assert mine.text == theirs.text
     assert mine.counts.restored == theirs.counts.reused == checkpoint_tokens(session)[-1]
-    stored = [one.stored for one in again._held.checkpoints]
+    stored = [one.stored for one in again._cache.checkpoints]
     again.save(vault, "talk")
     manifest = read_manifest(vault.folder / "talk" / MANIFEST)
     assert [one.file for one in manifest.checkpoints] == stored
@@ -130,7 +130,7 @@ def test_damage_costs_the_tokens_after_the_last_usable_checkpoint(model: LoadedM
     straight = Session(model, "fp16")
     if restored:  # prefilled in the same chunks
         talk(straight, checkpoint_tokens(session).index(restored))
-        straight._held.prefill(session.tokens[len(straight.tokens) : restored])
+        straight._cache.prefill(session.tokens[len(straight.tokens) : restored])
     mine, theirs = (send(one, said[:-1], greedy(12)) for one in (again, straight))
     assert mine.text == theirs.text
 
@@ -150,4 +150,4 @@ def test_checkpoints_are_bounded_and_counted(model: LoadedModel) -> None:
 def test_a_cache_that_can_be_trimmed_has_no_checkpoints(tmp_path: Path) -> None:
     session = Session(models.load(str(tiny_llama(tmp_path / "llama"))), "turbo0v4")
     talk(session, 1)
-    assert not session._held.checkpoints
+    assert not session._cache.checkpoints

@@ -72,7 +72,7 @@ def test_a_reply_over_the_budget_continues_under_a_smaller_scheme_or_stops(
     # Enough for the prompt and 40 tokens of the reply.
     budget = whole.report.fp16_bytes * (whole.counts.prompt + 40) // whole.report.tokens
     session = Session(tiny, "fp16", Limits(budget=budget, step_down=step_down))
-    session._room.plan = lambda held, tokens: PrefillPlan(None, False)  # type: ignore[method-assign]
+    session._memory.plan = lambda held, tokens: PrefillPlan(None, False)  # type: ignore[method-assign]
     events = answer(session, long)
     done = events[-1]
     assert isinstance(done, Done)
@@ -106,7 +106,7 @@ def test_prompts_that_do_not_fit_raw_are_packed_during_prefill(tiny: LoadedModel
     assert all(
         layer.packs_prompts is packs
         for session, packs in ((free, False), (asked, True), (tight, True))
-        for layer in session._held.cache
+        for layer in session._cache.cache
     )
 
 

@@ -87,10 +87,10 @@ def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Seque
     saved = vault.restorable_tokens(
         conversation_id, fingerprint=fingerprint, scheme=cache.scheme, transcript=prompt
     )
-    if saved < cache.reach(shared) + MIN_RECALL_TOKENS:
+    if saved < cache.retained_tokens(shared) + MIN_RECALL_TOKENS:
         return
     found = vault.load(conversation_id, fingerprint=fingerprint, scheme=cache.scheme, transcript=prompt)
-    if isinstance(found, Restored) and common_prefix(found.tokens, prompt) > cache.reach(shared):
+    if isinstance(found, Restored) and common_prefix(found.tokens, prompt) > cache.retained_tokens(shared):
         cache.replace_with(found)
 
 

@@ -84,32 +84,32 @@ class PromptCache:
         kv.use_placeholders(self.model.model, self.cache)
         return None
 
-    def reach(self, keep: int) -> int:
+    def retained_tokens(self, keep: int) -> int:
         """How many of the first ``keep`` tokens ``trim_to`` can keep."""
         if keep >= len(self.tokens) or checkpoint.can_trim(self.cache):
             return min(keep, len(self.tokens))
         return max((one.tokens for one in self.checkpoints if one.tokens <= keep), default=0)
 
     def trim_to(self, keep: int) -> None:
-        """Keep the first ``reach(keep)`` tokens: ``keep``, or those of the last checkpoint before."""
-        reach = self.reach(keep)
-        surplus = len(self.tokens) - reach
+        """Keep the first ``retained_tokens(keep)`` tokens: ``keep``, or up to the checkpoint before it."""
+        kept = self.retained_tokens(keep)
+        surplus = len(self.tokens) - kept
         if not surplus:
             return
-        if not reach:
+        if not kept:
             self.clear()
             return
         if checkpoint.can_trim(self.cache):
             mlx_cache.trim_prompt_cache(self.cache, surplus)
         else:
-            target = next(one for one in self.checkpoints if one.tokens == reach)
+            target = next(one for one in self.checkpoints if one.tokens == kept)
             self.cache = checkpoint.roll_back(self.cache, target, surplus)
             kv.use_placeholders(self.model.model, self.cache)
-        del self.tokens[reach:]
-        self.pieces = trim_pieces(self.pieces, reach)
-        self.checkpoints = [one for one in self.checkpoints if one.tokens <= reach]
-        self.restored = min(self.restored, reach)
-        if not _holds(self.cache, reach):
+        del self.tokens[kept:]
+        self.pieces = trim_pieces(self.pieces, kept)
+        self.checkpoints = [one for one in self.checkpoints if one.tokens <= kept]
+        self.restored = min(self.restored, kept)
+        if not _holds(self.cache, kept):
             self.clear()
 
     @property

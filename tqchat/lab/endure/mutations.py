@@ -65,7 +65,9 @@ class SavedConversation:
         for seed in (7, 11):
             self._read([3 + n * seed % 900 for n in range(180)])
         # A branch beside the last turn, from the nearest position that the caches can be rewound to.
-        self.held.trim_to(self.held.reach(self.held.checkpoints[-1].tokens if self.held.checkpoints else 440))
+        self.held.trim_to(
+            self.held.retained_tokens(self.held.checkpoints[-1].tokens if self.held.checkpoints else 440)
+        )
         self._read([3 + n * 13 % 900 for n in range(190)])
         self.tokens = list(self.held.tokens)
 

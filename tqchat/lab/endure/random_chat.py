@@ -199,7 +199,7 @@ def report_caches(home: Path, rng: random.Random) -> None:
     def save(
         self: Session, vault: Vault, conversation_id: str, interrupted: Callable[[], bool] = lambda: False
     ) -> int:
-        held = self._held
+        held = self._cache
         held.settle(certain=True)
         digest = continuation.digest_of(self.model, held.cache, held.tokens, held.scheme)
         steps = continuation.steps_of(held.cache, len(held.tokens))
