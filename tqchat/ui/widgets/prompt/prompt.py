@@ -134,7 +134,7 @@ class Prompt(TextArea):
         self.insert("\n")
 
     async def _on_key(self, event: events.Key) -> None:
-        # TextArea inserts Enter before bindings are checked.
+        # TextArea inserts Enter before bindings are checked. Its own handler runs after this one.
         own = True
         if event.key == "tab" or (event.key == "enter" and self.enter_completes):
             self.post_message(self.Completing())
@@ -147,8 +147,6 @@ class Prompt(TextArea):
         if own:
             event.stop()
             event.prevent_default()
-            return
-        await super()._on_key(event)
 
     def _delete_placeholder(self, backwards: bool) -> bool:
         """Delete a whole placeholder next to the cursor; whether there was one."""
@@ -167,13 +165,15 @@ class Prompt(TextArea):
         return False
 
     async def _on_paste(self, event: events.Paste) -> None:
+        # Textual would call the handler of TextArea as well, which inserts the text again.
+        event.stop()
+        event.prevent_default()
+        # Many terminals send line breaks of a paste as carriage returns.
+        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
         # A placeholder keeps the typed text in view.
-        if len(event.text) > LONG_PASTE_CHARACTERS or event.text.count("\n") >= LONG_PASTE_LINES:
-            event.stop()
-            event.prevent_default()
-            self.insert(self._fold(event.text))
-            return
-        await super()._on_paste(event)
+        if len(text) > LONG_PASTE_CHARACTERS or text.count("\n") >= LONG_PASTE_LINES:
+            text = self._fold(text)
+        self.move_cursor(self.replace(text, *self.selection).end_location)
 
     def action_cursor_up(self, select: bool = False) -> None:
         """Move up, or recall the previous message on the first line."""

@@ -1,0 +1,47 @@
+"""Bracketed pastes in a pseudo-terminal: inserted once, with their line breaks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.e2e.terminal import Terminal
+from tqchat.paths import Paths
+from tqchat.store.database import Database
+
+pytestmark = pytest.mark.slow
+
+LINES = [f"line {number} of a long text" for number in range(200)]
+
+
+def paste(text: str) -> str:
+    return f"\x1b[200~{text}\x1b[201~"
+
+
+def sent(paths: Paths) -> list[str]:
+    with Database(paths.database) as database:
+        return [
+            message.content
+            for conversation in database.conversations()
+            for message in database.messages(conversation.id)
+            if message.role == "user"
+        ]
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])
+@pytest.mark.parametrize(
+    "lines", [["git status"], ["def f():", "    return 1", "", "f()"], LINES], ids=["word", "code", "long"]
+)
+def test_a_paste_is_sent_once_with_its_line_breaks(paths: Paths, lines: list[str], line_break: str) -> None:
+    with Terminal() as terminal:
+        terminal.sees("Ask something")
+        terminal.press("say ", paste(line_break.join(lines)), " twice", "enter")
+        terminal.until(lambda: sent(paths))
+    assert sent(paths) == ["say " + "\n".join(lines) + " twice"]
+
+
+def test_a_paste_replaces_the_selection_once(paths: Paths) -> None:
+    with Terminal() as terminal:
+        terminal.sees("Ask something")
+        terminal.press("abc", "\x1b[1;2D", "\x1b[1;2D", paste("X"), "enter")  # Shift+Left twice
+        terminal.until(lambda: sent(paths))
+    assert sent(paths) == ["aX"]
