@@ -67,7 +67,7 @@ def test_reasoning_is_folded_unfolded_switched_off_and_kept_when_cut(model: str,
         terminal.write("/think default")
         terminal.sees("thinking: default")
         terminal.write("/set max_tokens=40")
-        terminal.sees("Decided here: max_tokens 40.")
+        terminal.sees("Set for this conversation: max_tokens 40.")
         terminal.write(QUESTION)
         terminal.sees("▸ Thinking cut off after", "F4 continues")
         terminal.press("f5")

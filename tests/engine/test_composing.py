@@ -92,7 +92,7 @@ def test_a_failed_title_is_empty_and_a_failed_summary_is_reported(
     def refuse(*arguments: object, **more: object) -> list[int]:
         raise PromptRejected("no")
 
-    monkeypatch.setattr("tqchat.engine.session.render", refuse)
+    monkeypatch.setattr("tqchat.engine.prompts.render", refuse)
     monkeypatch.setattr("tqchat.engine.composing._cut", lambda model, command: command.messages)
     assert list(compose(starter, "fp16", Compose("a", "title", PROMPT, 4), threading.Event())) == [
         Composed("a", "title", "")
