@@ -16,7 +16,7 @@ from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream, unfinished_r
 from tqchat.engine.sequences import common_prefix
 from tqchat.engine.templates import (
     chat_template,
-    end_of_turn_tokens,
+    end_of_turn,
     opens_reasoning,
     render,
     thinking_switch,
@@ -121,7 +121,7 @@ def test_the_beginning_is_written_once(family: Family, tokenizer: Any) -> None:
 
 
 def test_the_end_of_a_turn_is_found(family: Family, tokenizer: Any) -> None:
-    assert end_of_turn_tokens(tokenizer) == {tokenizer.convert_tokens_to_ids(family.end)}
+    assert end_of_turn(tokenizer).tokens == {tokenizer.convert_tokens_to_ids(family.end)}
 
 
 def test_an_opened_thought_is_found(family: Family, tokenizer: Any) -> None:

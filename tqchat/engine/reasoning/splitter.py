@@ -96,11 +96,6 @@ class Splitter:
         """The part that the next text belongs to, unless a mark comes first."""
         return "reasoning" if self._state == "reasoning" else "answer"
 
-    @property
-    def between_messages(self) -> bool:
-        """Whether a message of the reply has ended, or its header is being written."""
-        return self._state in ("between", "header")
-
     def begin_inside(self, opening: str | None = None) -> None:
         """Start inside reasoning that the prompt opened; ``opening`` is its mark if of ordinary text."""
         self._open(self._controls.text(opening) if opening is not None else "")

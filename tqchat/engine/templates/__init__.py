@@ -6,7 +6,7 @@ from tqchat.engine.templates.errors import PromptRejected
 from tqchat.engine.templates.finding import ChatTemplate, chat_template
 from tqchat.engine.templates.rendering import PLAIN_STOP, plain_text, render
 from tqchat.engine.templates.thinking import ThinkingSwitch, thinking_switch
-from tqchat.engine.templates.turns import EndOfTurn, end_of_turn, end_of_turn_tokens, opens_reasoning
+from tqchat.engine.templates.turns import EndOfTurn, end_of_turn, opens_reasoning
 
 __all__ = [
     "PLAIN_STOP",
@@ -16,7 +16,6 @@ __all__ = [
     "ThinkingSwitch",
     "chat_template",
     "end_of_turn",
-    "end_of_turn_tokens",
     "opens_reasoning",
     "plain_text",
     "render",

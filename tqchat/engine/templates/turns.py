@@ -47,11 +47,6 @@ def end_of_turn(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> E
     return EndOfTurn(frozenset(last or following), more or behind)
 
 
-def end_of_turn_tokens(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> frozenset[int]:
-    """Control tokens that end a reply in the model's chat template; see ``end_of_turn``."""
-    return end_of_turn(tokenizer, variables).tokens
-
-
 def opens_reasoning(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> Pair | None:
     """The marks of reasoning that the prompt opens (``<think>``), so that a reply begins inside it."""
     if chat_template(tokenizer) is None:
