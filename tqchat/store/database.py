@@ -7,14 +7,14 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Unpack
 
 from tqchat.kv.scheme import AUTO, scheme_setting
 from tqchat.store import message_tree, search
-from tqchat.store.database_file import DatabaseFile
+from tqchat.store.database_file import DatabaseFile, Rows
 from tqchat.store.errors import (
     ConversationInUse,
     DatabaseBusy,
@@ -51,6 +51,7 @@ from tqchat.store.rows import (
     to_sql,
 )
 from tqchat.store.sampling import SamplingChoice, to_column
+from tqchat.store.write_queue import WriteQueue
 
 __all__ = [
     "AUTO",
@@ -75,10 +76,19 @@ __all__ = [
 
 UNDELETE_WINDOW_S = 24 * 3600.0
 """How long a deleted conversation can be restored."""
+_READ_TIMEOUT_MS = 100
+
+
+def purge_due(file: DatabaseFile) -> None:
+    """Permanently remove the conversations that can no longer be restored."""
+    message_tree.purge(file, time.time() - UNDELETE_WINDOW_S)
 
 
 class Database(DatabaseFile):
     """The open database. Use it on the thread that opened it; other processes may open the same file.
+
+    With a queue, this connection only reads, and never waits for long: a write is done in memory, where the
+    methods below see it, and by the queue's thread in the file.
 
     While another process holds a conversation's lease, its transcript can be read here, and every method that
     would write it raises ConversationInUse.
@@ -90,12 +100,40 @@ class Database(DatabaseFile):
         StoreFull: if the disk has no space to create it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, queue: WriteQueue | None = None) -> None:
         super().__init__(path)
         self.leases = Leases(path)
-        # A full disk or a lock must not stop the program from starting; the next start purges.
-        with contextlib.suppress(StoreFull, DatabaseBusy):
-            self.purge(time.time() - UNDELETE_WINDOW_S)
+        self._queue = queue
+        if queue is None:
+            # A full disk or a lock must not stop the program from starting; the next start purges.
+            with contextlib.suppress(StoreFull, DatabaseBusy):
+                purge_due(self)
+        else:
+            self._connection.execute(f"PRAGMA busy_timeout = {_READ_TIMEOUT_MS}")
+            self._connection.execute("PRAGMA query_only = ON")
+
+    def is_written(self, conversation_id: str) -> bool:
+        """Whether all of a conversation is in the file."""
+        return self._queue is None or not self._queue.has_writes(conversation_id)
+
+    def changed(self) -> bool:
+        """Whether the file was written since the last call. Cheap."""
+        changed = super().changed()
+        if changed and self._queue is not None:
+            self._queue.forget_written()
+        return changed
+
+    def follow(self, conversation_ids: Iterable[str | None]) -> None:
+        """Use the file that is at the path now (see ``is_replaced``), and write these conversations into it.
+
+        Raises:
+            DatabaseTooNew, DatabaseUnreadable, StoreFull: as for a new one.
+        """
+        if self._queue is not None:
+            for conversation_id in conversation_ids:
+                if conversation_id is not None:
+                    self._queue.keep(self, conversation_id)
+        self.reopen()
 
     # Conversations
 
@@ -108,7 +146,9 @@ class Database(DatabaseFile):
             """,
             -1 if limit is None else limit,
         )
-        return [conversation_from_row(row) for row in rows]
+        found = self._with_queued([conversation_from_row(row) for row in rows])
+        found = [one for one in found if one.deleted_at is None]
+        return sorted(found, key=lambda one: one.updated_at, reverse=True)[:limit]
 
     def conversation(self, conversation_id: str) -> Conversation:
         """The conversation with this id, or with the only id that starts with it.
@@ -117,7 +157,7 @@ class Database(DatabaseFile):
             UnknownConversation: if none or several match.
         """
         prefix = replace_surrogates(conversation_id)
-        rows = self.rows(
+        rows = self._of(conversation_id).rows(
             f"""
             SELECT {CONVERSATION_COLUMNS} FROM conversations
             WHERE substr(id, 1, length(?)) = ? AND deleted_at IS NULL ORDER BY id != ?
@@ -163,7 +203,7 @@ class Database(DatabaseFile):
             thinking=thinking,
             thinking_budget=thinking_budget,
         )
-        with self.writing() as connection:
+        with self._transaction(conversation.id, creates=True) as connection:
             insert_conversation(connection, conversation)
         return conversation
 
@@ -223,28 +263,30 @@ class Database(DatabaseFile):
             ORDER BY deleted_at DESC, number DESC
             """
         )
-        return [conversation_from_row(row) for row in rows]
+        found = self._with_queued([conversation_from_row(row) for row in rows])
+        return sorted(
+            (one for one in found if one.deleted_at is not None),
+            key=lambda one: one.deleted_at or 0,
+            reverse=True,
+        )
 
     def purge(self, before: float) -> int:
-        """Permanently remove conversations deleted at or before a time; returns how many."""
-        due = "SELECT id FROM conversations WHERE deleted_at <= ?"
-        # Usually there is nothing to purge, and no write lock is needed to find out.
-        if not self.rows(due, before):
-            return 0
-        with self.writing() as connection:
-            connection.execute(f"UPDATE conversations SET head_id = NULL WHERE id IN ({due})", (before,))
-            return connection.execute(f"DELETE FROM conversations WHERE id IN ({due})", (before,)).rowcount
+        """Permanently remove conversations deleted at or before a time; returns how many.
+
+        No file contains their text afterwards.
+        """
+        return message_tree.purge(self, before)
 
     # Messages
 
     def messages(self, conversation_id: str) -> list[Message]:
         """The shown branch, from its first message to the head."""
-        return message_tree.shown_branch(self, conversation_id)
+        return message_tree.shown_branch(self._of(conversation_id), conversation_id)
 
     def tree(self, conversation_id: str) -> list[Message]:
         """All messages of a conversation on all branches, oldest first (parents before children)."""
         query = f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE conversation_id = ? ORDER BY number"
-        return [message_from_row(row) for row in self.rows(query, conversation_id)]
+        return [message_from_row(row) for row in self._of(conversation_id).rows(query, conversation_id)]
 
     def message(self, message_id: str) -> Message:
         """One message.
@@ -252,7 +294,7 @@ class Database(DatabaseFile):
         Raises:
             UnknownMessage: if there is no such message.
         """
-        rows = self.rows(f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ?", message_id)
+        rows = self._with(message_id).rows(f"SELECT {MESSAGE_COLUMNS} FROM messages WHERE id = ?", message_id)
         if not rows:
             raise UnknownMessage(message_id)
         return message_from_row(rows[0])
@@ -308,7 +350,7 @@ class Database(DatabaseFile):
         reply = self.message(message_id)
         if reply.role != "assistant":
             raise UnknownMessage(message_id)
-        if self.rows("SELECT 1 FROM messages WHERE parent_id = ? LIMIT 1", message_id):
+        if self._with(message_id).rows("SELECT 1 FROM messages WHERE parent_id = ? LIMIT 1", message_id):
             return self.add_sibling(
                 message_id, reply.content, "unfinished", model=reply.model, reasoning=reply.reasoning
             )
@@ -341,8 +383,15 @@ class Database(DatabaseFile):
             UnknownMessage: if there is no such message.
         """
         message = self.message(message_id)
+        if self._queue is not None:
+            self._queue.forget_written()  # a replica does not know the row numbers that its messages got
         with self._writing_to(message.conversation_id) as connection:
-            return message_tree.delete(connection, message)
+            removed = message_tree.delete(connection, message)
+            if self._queue is None:
+                message_tree.erase_from_index(connection)
+        if self._queue is None:
+            self.truncate_log()
+        return removed
 
     def restore_message(self, removed: RemovedMessage) -> Message:
         """Undo ``delete_message``.
@@ -374,7 +423,7 @@ class Database(DatabaseFile):
 
     def totals(self, conversation_id: str) -> Totals:
         """A conversation's message count, tokens and mean decode speed over all branches."""
-        return message_tree.totals(self, conversation_id)
+        return message_tree.totals(self._of(conversation_id), conversation_id)
 
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
         """Titles, then messages on all branches, that contain every word of ``text``.
@@ -405,11 +454,11 @@ class Database(DatabaseFile):
 
     def siblings(self, message_id: str) -> list[Message]:
         """All versions of a message (same parent), oldest first."""
-        return message_tree.siblings(self, self.message(message_id))
+        return message_tree.siblings(self._with(message_id), self.message(message_id))
 
     def version_positions(self, conversation_id: str) -> dict[str, VersionPosition]:
         """The position among its siblings of each message of the shown branch, by message id."""
-        return message_tree.version_positions(self, conversation_id)
+        return message_tree.version_positions(self._of(conversation_id), conversation_id)
 
     def newest_leaf(self, message_id: str) -> Message:
         """The last message of the newest branch through a message.
@@ -417,7 +466,7 @@ class Database(DatabaseFile):
         Raises:
             UnknownMessage: if there is no such message.
         """
-        return self.message(message_tree.newest_leaf_id(self, message_id))
+        return self.message(message_tree.newest_leaf_id(self._with(message_id), message_id))
 
     def _set(self, conversation_id: str, assignments: str, *values: object) -> None:
         with self._writing_to(conversation_id) as connection:
@@ -435,5 +484,29 @@ class Database(DatabaseFile):
             ConversationInUse: if another process holds its lease.
         """
         self.leases.check(conversation_id)
-        with self.writing() as connection:
+        with self._transaction(conversation_id) as connection:
             yield connection
+
+    @contextmanager
+    def _transaction(self, conversation_id: str, creates: bool = False) -> Iterator[sqlite3.Connection]:
+        queued = None if self._queue is None else self._queue.writing(self, conversation_id, creates)
+        with queued or self.writing() as connection:
+            yield connection
+
+    def _of(self, conversation_id: str) -> Rows:
+        """Where the current rows of a conversation are."""
+        return (self._queue.replica(conversation_id) if self._queue is not None else None) or self
+
+    def _with(self, message_id: str) -> Rows:
+        """Where the current rows of a message's conversation are."""
+        query = "SELECT 1 FROM messages WHERE id = ?"
+        replicas = self._queue.replicas() if self._queue is not None else []
+        return next((one for one in replicas if one.rows(query, message_id)), self)
+
+    def _with_queued(self, conversations: list[Conversation]) -> list[Conversation]:
+        """Conversations of the file, with the changes that are still in the queue."""
+        found = {one.id: one for one in conversations}
+        for replica in self._queue.replicas() if self._queue is not None else []:
+            for row in replica.rows(f"SELECT {CONVERSATION_COLUMNS} FROM conversations"):
+                found[row["id"]] = conversation_from_row(row)
+        return list(found.values())

@@ -9,17 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tqchat.paths import make_private_folder
 from tqchat.store.errors import DatabaseUnreadable, from_sqlite_error
 from tqchat.store.migrations import check_version, migrate
 
-_BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = 5.0
+"""How long a write waits for another program's lock."""
+
+
+class Rows(Protocol):
+    """Something that can be queried: the file, or a conversation in memory."""
+
+    def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        """The result rows of a read-only statement."""
 
 
 class DatabaseFile:
     """An open SQLite file. Use it on the thread that opened it; other processes may open the same file.
+
+    Args:
+        busy_timeout_s: How long to wait for another program's lock.
 
     Raises:
         DatabaseTooNew: if a newer tqchat wrote the file.
@@ -28,13 +39,18 @@ class DatabaseFile:
         StoreFull: if the disk has no space to create it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._open()
+
+    def _open(self) -> None:
+        path = self.path
         make_private_folder(path.parent)
         try:
             # SQLite creates the WAL files with the mode of the database.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+            self._connection = sqlite3.connect(path, timeout=self._busy_timeout_s, isolation_level=None)
         except OSError as error:
             raise DatabaseUnreadable(path, (error.strerror or str(error)).lower()) from error
         except sqlite3.Error as error:
@@ -44,9 +60,31 @@ class DatabaseFile:
             with self._translate_errors():
                 self._prepare()
                 self._seen_version = self._version()
+            self._opened = [_identity(file) for file in self._files()]
         except BaseException:
             self._connection.close()
             raise
+
+    def _files(self) -> list[Path]:
+        """The database, its write-ahead log and the log's index."""
+        return [self.path, *(self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-shm"))]
+
+    def is_replaced(self) -> bool:
+        """Whether the file was removed, or another one is in its place. Cheap."""
+        return _identity(self.path) != self._opened[0]
+
+    def reopen(self) -> None:
+        """Open the file that is at the path now; create it if there is none.
+
+        Raises:
+            DatabaseTooNew, DatabaseUnreadable, StoreFull: as for a new one.
+        """
+        self._connection.close()
+        # The new file would take a log that was left behind by the removed one for its own.
+        for file, opened in zip(self._files()[1:], self._opened[1:], strict=True):
+            if opened is not None and _identity(file) == opened:
+                file.unlink(missing_ok=True)
+        self._open()
 
     def _prepare(self) -> None:
         # Before the first write: a file of another program must not change.
@@ -66,7 +104,7 @@ class DatabaseFile:
 
     def _use_wal(self) -> None:
         # SQLite does not wait for its lock when the journal mode changes, so two first starts could collide.
-        deadline = time.monotonic() + _BUSY_TIMEOUT_S
+        deadline = time.monotonic() + self._busy_timeout_s
         while True:
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
@@ -75,6 +113,14 @@ class DatabaseFile:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+    def truncate_log(self) -> None:
+        """Move the write-ahead log into the file and empty it: its old pages may hold deleted text.
+
+        Does nothing while another process reads or writes; the last process that closes the file does it too.
+        """
+        with self._translate_errors():
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def close(self) -> None:
         """Close the file."""
@@ -135,3 +181,12 @@ class DatabaseFile:
             yield
         except sqlite3.DatabaseError as error:
             raise from_sqlite_error(error, self.path) from error
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; ``None`` if there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

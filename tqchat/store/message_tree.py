@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields
 
-from tqchat.store.database_file import DatabaseFile
+from tqchat.store.database_file import DatabaseFile, Rows
 from tqchat.store.errors import UnknownConversation, UnknownMessage
 from tqchat.store.records import Message, RemovedMessage, ReplyFigures, Role, Status, Totals, VersionPosition
 from tqchat.store.rows import (
@@ -29,7 +29,7 @@ _BRANCH = """
 """
 
 
-def shown_branch(file: DatabaseFile, conversation_id: str) -> list[Message]:
+def shown_branch(file: Rows, conversation_id: str) -> list[Message]:
     """The messages from the first one to the head."""
     rows = file.rows(
         f"""
@@ -41,7 +41,7 @@ def shown_branch(file: DatabaseFile, conversation_id: str) -> list[Message]:
     return [message_from_row(row) for row in rows]
 
 
-def siblings(file: DatabaseFile, message: Message) -> list[Message]:
+def siblings(file: Rows, message: Message) -> list[Message]:
     """All messages with the same parent as ``message``, oldest first."""
     rows = file.rows(
         f"""
@@ -53,7 +53,7 @@ def siblings(file: DatabaseFile, message: Message) -> list[Message]:
     return [message_from_row(row) for row in rows]
 
 
-def version_positions(file: DatabaseFile, conversation_id: str) -> dict[str, VersionPosition]:
+def version_positions(file: Rows, conversation_id: str) -> dict[str, VersionPosition]:
     """The position among its siblings of each message of the shown branch, by message id."""
     rows = file.rows(
         f"""
@@ -70,7 +70,7 @@ def version_positions(file: DatabaseFile, conversation_id: str) -> dict[str, Ver
     return {message_id: _position(message_id, group) for message_id, group in groups.items()}
 
 
-def newest_leaf_id(file: DatabaseFile, message_id: str) -> str:
+def newest_leaf_id(file: Rows, message_id: str) -> str:
     """The newest message among a message and its descendants.
 
     Raises:
@@ -92,7 +92,7 @@ def newest_leaf_id(file: DatabaseFile, message_id: str) -> str:
     return str(rows[0]["id"])
 
 
-def totals(file: DatabaseFile, conversation_id: str) -> Totals:
+def totals(file: Rows, conversation_id: str) -> Totals:
     """Message count, tokens and mean decode speed over all branches."""
     (row,) = file.rows(
         """
@@ -180,21 +180,37 @@ def delete(connection: sqlite3.Connection, message: Message) -> RemovedMessage:
 def restore(connection: sqlite3.Connection, removed: RemovedMessage) -> None:
     """Insert a deleted message again, above those of its former children that still exist."""
     message = removed.message
-    # A parent's number is below its children's, and another message may have this one's by now.
-    taken = connection.execute(
-        "SELECT 1 FROM messages WHERE number = :number OR (id = :parent_id AND number > :number)",
-        {"number": removed.number, "parent_id": message.parent_id},
-    ).fetchone()
-    number = None if taken else removed.number
-    insert_message(connection, message, number)
-    if number is not None:
-        marks = ", ".join("?" for _ in removed.children)
-        connection.execute(
-            f"UPDATE messages SET parent_id = ? WHERE number > ? AND id IN ({marks})",
-            (message.id, number, *removed.children),
-        )
+    insert_message(connection, message, removed.number)
+    marks = ", ".join("?" for _ in removed.children)
+    connection.execute(
+        f"""
+        UPDATE messages SET parent_id = ?
+        WHERE number > (SELECT number FROM messages WHERE id = ?) AND id IN ({marks})
+        """,
+        (message.id, message.id, *removed.children),
+    )
     if removed.was_head:
         set_head(connection, message.conversation_id, message.id)
+
+
+def purge(file: DatabaseFile, before: float) -> int:
+    """Permanently remove conversations deleted at or before a time; returns how many."""
+    due = "SELECT id FROM conversations WHERE deleted_at <= ?"
+    # Usually there is nothing to purge, and no write lock is needed to find out.
+    if not file.rows(due, before):
+        return 0
+    with file.writing() as connection:
+        connection.execute(f"UPDATE conversations SET head_id = NULL WHERE id IN ({due})", (before,))
+        removed = connection.execute(f"DELETE FROM conversations WHERE id IN ({due})", (before,)).rowcount
+        erase_from_index(connection)
+    file.truncate_log()
+    return removed
+
+
+def erase_from_index(connection: sqlite3.Connection) -> None:
+    """Remove deleted text from the search index, which only marks it as deleted until segments are merged."""
+    for index in ("messages_index", "titles_index"):
+        connection.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")
 
 
 def require_change(cursor: sqlite3.Cursor, conversation_id: str) -> None:

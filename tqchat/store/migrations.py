@@ -248,11 +248,18 @@ _V4_REASONING = (
     "INSERT INTO messages_index (messages_index) VALUES ('rebuild')",
 )
 
+# Earlier versions left the text of deleted messages in the index, marked as deleted.
+_V5_ERASED_INDEX = (
+    "INSERT INTO messages_index (messages_index) VALUES ('optimize')",
+    "INSERT INTO titles_index (titles_index) VALUES ('optimize')",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _V1_TABLES,
     _V2_ROW_NUMBERS + _V2_SEARCH_INDEX,
     _V3_REPLY_FIGURES,
     _V4_REASONING,
+    _V5_ERASED_INDEX,
 )
 """``MIGRATIONS[n]`` migrates version n to n + 1. Append only."""
 

@@ -49,9 +49,25 @@ def insert_conversation(connection: sqlite3.Connection, conversation: Conversati
 
 
 def insert_message(connection: sqlite3.Connection, message: Message, number: int | None = None) -> None:
-    """Insert a message with all its fields; ``number`` is its row number (default: after all others)."""
+    """Insert a message with all its fields.
+
+    ``number`` is its wanted row number (default: after all others). It is not used if another message has it,
+    or if the parent's is higher: a parent's number is below its children's.
+    """
     values = {field.name: getattr(message, field.name) for field in fields(Message)}
-    _insert(connection, "messages", values if number is None else {**values, "number": number})
+    if number is None:
+        _insert(connection, "messages", values)
+        return
+    marks = ", ".join("?" for _ in values)
+    # One statement, so that it decides the same for any state of the table in which it is run again.
+    connection.execute(
+        f"""
+        INSERT INTO messages ({", ".join(values)}, number) SELECT {marks}, iif(
+            EXISTS (SELECT 1 FROM messages WHERE number = ? OR (id = ? AND number > ?)), NULL, ?
+        )
+        """,
+        (*map(to_sql, values.values()), number, message.parent_id, number, number),
+    )
 
 
 def to_sql(value: object) -> object:
