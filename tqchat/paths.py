@@ -74,6 +74,11 @@ class Paths:
         return self.state_dir / "state.toml"
 
     @property
+    def unsent_text(self) -> Path:
+        """Text that was typed for a new conversation and not sent."""
+        return self.state_dir / "unsent.txt"
+
+    @property
     def database(self) -> Path:
         """The transcript database."""
         return self.data_dir / "tqchat.db"

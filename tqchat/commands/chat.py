@@ -8,6 +8,7 @@ import sys
 from tqchat import paths, settings
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
+from tqchat.text import printable
 
 
 class NoTerminal(TqchatError):
@@ -52,4 +53,6 @@ def main(
         user_settings = user_settings.with_values({"pack_prompts": True})
     app = TqchatApp(locations, user_settings, model=model, scheme=scheme, draft=draft, adapter=adapter)
     app.run()
+    for sentence in app.parts.last_words:
+        print(f"tqchat: {printable(sentence)}", file=sys.stderr)
     return app.return_code or 0

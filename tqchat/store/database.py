@@ -116,12 +116,21 @@ class Database(DatabaseFile):
         """Whether all of a conversation is in the file."""
         return self._queue is None or not self._queue.has_writes(conversation_id)
 
+    def unwritten(self) -> list[Conversation]:
+        """The conversations of which something is not in the file."""
+        found = self._with_queued([])
+        return [one for one in found if one.deleted_at is None and not self.is_written(one.id)]
+
     def changed(self) -> bool:
         """Whether the file was written since the last call. Cheap."""
         changed = super().changed()
         if changed and self._queue is not None:
             self._queue.forget_written()
         return changed
+
+    def finish(self, timeout_s: float) -> bool:
+        """Write what is in the queue and end it; ``False`` if something is not in the file by then."""
+        return self._queue is None or self._queue.close(timeout_s)
 
     def follow(self, conversation_ids: Iterable[str | None]) -> None:
         """Use the file that is at the path now (see ``is_replaced``), and write these conversations into it.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -17,6 +18,8 @@ from tqchat.store.migrations import check_version, migrate
 
 BUSY_TIMEOUT_S = 5.0
 """How long a write waits for another program's lock."""
+
+_creating = threading.Lock()
 
 
 class Rows(Protocol):
@@ -48,9 +51,12 @@ class DatabaseFile:
         path = self.path
         make_private_folder(path.parent)
         try:
-            # SQLite creates the WAL files with the mode of the database.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = sqlite3.connect(path, timeout=self._busy_timeout_s, isolation_level=None)
+            with _creating:
+                # SQLite creates the WAL files with the mode of the database. An existing file must not be
+                # opened here: closing it would release the locks of this process's other connections.
+                with suppress(FileExistsError):
+                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                self._connection = sqlite3.connect(path, timeout=self._busy_timeout_s, isolation_level=None)
         except OSError as error:
             raise DatabaseUnreadable(path, (error.strerror or str(error)).lower()) from error
         except sqlite3.Error as error:

@@ -102,7 +102,13 @@ def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedCo
         database.rows("SELECT 1 FROM messages WHERE id = ?", message.id) for message in parsed.messages
     )
     if taken:
-        parsed = _with_new_ids(parsed)
+        parsed = with_new_ids(parsed)
+    insert(connection, parsed)
+    return Imported(parsed.conversation, "copied" if taken else "added")
+
+
+def insert(connection: sqlite3.Connection, parsed: ParsedConversation) -> None:
+    """Insert a conversation with its messages."""
     # The head is set last: it must refer to an existing message.
     insert_conversation(connection, replace(parsed.conversation, head_id=None))
     for message in parsed.messages:
@@ -111,10 +117,9 @@ def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedCo
         "UPDATE conversations SET head_id = ? WHERE id = ?",
         (parsed.conversation.head_id, parsed.conversation.id),
     )
-    return Imported(parsed.conversation, "copied" if taken else "added")
 
 
-def _with_new_ids(parsed: ParsedConversation) -> ParsedConversation:
+def with_new_ids(parsed: ParsedConversation) -> ParsedConversation:
     """A copy with new ids."""
     ids: dict[str | None, str | None] = {None: None}
     ids |= {message.id: new_id() for message in parsed.messages}

@@ -47,8 +47,8 @@ class WriteQueue:
     def __init__(
         self,
         path: Path,
-        on_written: Callable[[], None] = lambda: None,
-        on_problem: Callable[[Exception | None], None] = lambda problem: None,
+        on_written: Callable[[], object] = lambda: None,
+        on_problem: Callable[[Exception | None], object] = lambda problem: None,
     ) -> None:
         self._path, self._on_written, self._on_problem = path, on_written, on_problem
         self._state = threading.Condition(threading.RLock())

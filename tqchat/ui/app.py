@@ -15,14 +15,16 @@ from tqchat.engine.memory import quality_profile
 from tqchat.kv.scheme import scheme_setting
 from tqchat.paths import Paths
 from tqchat.settings import Settings
-from tqchat.store.database import Database
+from tqchat.store import unsaved
+from tqchat.store.database import Database, purge_due
+from tqchat.store.write_queue import WriteQueue
 from tqchat.ui import themes
 from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
 from tqchat.ui.actions.keys import Keys, bind, validate_keys, without_keys
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.runner import ActionRunner
 from tqchat.ui.actions.table import ACTIONS
-from tqchat.ui.bridge import EngineEvent, EngineStopped
+from tqchat.ui.bridge import EngineEvent, EngineStopped, WriteProblem, Written
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
@@ -73,7 +75,13 @@ class TqchatApp(App[None]):
         super().__init__()
         preferences = Preferences(paths, configured)
         wanted = preferences.settings
-        self.database = Database(paths.database)
+        restored = unsaved.restore(paths.database, paths.state_dir)
+        self._writes = WriteQueue(
+            paths.database,
+            on_written=lambda: self.post_message(Written()),
+            on_problem=lambda error: self.post_message(WriteProblem(error)),
+        )
+        self.database = Database(paths.database, self._writes)
         self._model = model or wanted.model
         self._draft = draft or wanted.draft
         self._adapter = adapter or wanted.adapter
@@ -104,6 +112,7 @@ class TqchatApp(App[None]):
         self._runner = ActionRunner(actions, self.parts)
         preferences.on_change.append(lambda changed: settings.apply(self.parts, changed))
         preferences.problems = [
+            *restored,
             *self.parts.appearance.load(wanted.theme),
             *problems,
             *without_keys(actions, own_keys),
@@ -144,6 +153,18 @@ class TqchatApp(App[None]):
         if isinstance(message.event, events.ModelReady) and not self.is_headless:
             freeze_gc()
 
+    @on(Written)
+    def _written(self) -> None:
+        self.chat.written()
+
+    @on(WriteProblem)
+    def _write_failed(self, message: WriteProblem) -> None:
+        lifecycle.report_writes(self.parts, message.error)
+
+    def on_unmount(self) -> None:
+        """Write what is still in the queue, however the app ends."""
+        lifecycle.close(self.parts)
+
     @on(EngineStopped)
     def _engine_gone(self) -> None:
         lifecycle.leave(self.parts)
@@ -178,6 +199,7 @@ class TqchatApp(App[None]):
 
     @on(ChatScreen.Ready)
     def _begin(self) -> None:
+        self._writes.start(purge_due)
         self.parts.log.shows_thinking = self.parts.settings.shows_thinking
         lifecycle.show_initial(self.parts)
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)

@@ -1,4 +1,4 @@
-"""Messages that bring engine events to the screen's thread."""
+"""Messages from the threads of the engine and the database to the screen's thread."""
 
 from __future__ import annotations
 
@@ -17,3 +17,15 @@ class EngineEvent(Message):
     def __init__(self, event: Event) -> None:
         super().__init__()
         self.event = event
+
+
+class Written(Message):
+    """All writes are in the database file."""
+
+
+class WriteProblem(Message):
+    """Writing the database has failed and is tried again; ``None`` when all is written after a failure."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.error = error

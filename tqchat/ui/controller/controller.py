@@ -139,11 +139,31 @@ class Controller:
             self.work.end()
         self.view.figures_changed()
 
-    def close(self) -> None:
-        """Write what is unfinished and release the leases. The engine has ended by now."""
+    def written(self) -> None:
+        """All writes are in the file: start a reply that waits for that."""
+        self.work.start_next()
+
+    def follow_file(self) -> None:
+        """Go on with the file that is at the database's path now, if it was removed or replaced."""
+        if not self.database.is_replaced():
+            return
+        removed = not self.database.path.exists()
+        self.database.follow(set(self._conversations_in_use()))
+        what = "removed; a new one holds" if removed else "replaced; the new one also holds"
+        self.view.say(f"The file of the conversations was {what} the conversation shown here.", "warning")
+        self.view.conversations_changed()
+
+    def close(self, write_timeout_s: float = 0.0) -> bool:
+        """Write what is unfinished and release the leases. The engine has ended by now.
+
+        Returns:
+            Whether all is in the file; ``False`` if that took longer than ``write_timeout_s``.
+        """
         self.replies.close()
         self.schemes.close()
+        written = self.database.finish(write_timeout_s)
         self._leases.release_all()
+        return written
 
     def _route(self, event: events.Event) -> None:
         match event:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tqchat.errors import TqchatError
+from tqchat.store import unsaved
 from tqchat.store.vault import Vault
 from tqchat.ui.bridge import EngineStopped
 from tqchat.ui.parts.parts import Parts
@@ -11,6 +12,8 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 
 POLL_INTERVAL_S = 1.5
 """Interval of looking for changes by other processes and saving unsent text."""
+WRITE_TIMEOUT_S = 3.0
+"""How long quitting waits for the database."""
 
 
 def show_initial(parts: Parts) -> None:
@@ -28,6 +31,7 @@ def show_initial(parts: Parts) -> None:
 
 
 def _reopen(parts: Parts) -> None:
+    parts.unsent.load()
     last = parts.preferences.state.conversation
     if last is not None:
         try:
@@ -37,6 +41,7 @@ def _reopen(parts: Parts) -> None:
         except TqchatError:
             pass  # Deleted by another process or on the command line: a new conversation is shown.
     parts.chat.shown.new()
+    parts.unsent.show()
 
 
 def start_engine(parts: Parts, model: str | None) -> None:
@@ -58,6 +63,7 @@ def poll(parts: Parts) -> None:
     """Load changes by other processes and editors, and save unsent text."""
     if parts.engine.stopping or not parts.screen.query(Prompt):
         return
+    parts.attempt(parts.chat.follow_file)
     parts.attempt(parts.chat.shown.refresh)
     for problem in parts.appearance.reload():
         parts.say(problem, "warning")
@@ -81,9 +87,33 @@ def quit(parts: Parts) -> None:
     parts.in_thread(save)
 
 
-def leave(parts: Parts) -> None:
+def leave(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
     """Close the conversation and end the app."""
-    parts.attempt(parts.chat.close)
+    parts.attempt(parts.unsent.keep)
     parts.remember_conversation()
+    close(parts, write_timeout_s)
+    parts.host.exit(return_code=1 if parts.last_words else 0)
+
+
+def close(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
+    """Write everything, and keep what cannot be written; sentences about that are printed at the end."""
+    if parts.closed:
+        return
+    parts.closed = True
+    try:
+        written = parts.chat.close(write_timeout_s)
+    except TqchatError as error:
+        parts.last_words.append(str(error))
+        written = False
+    if not written:
+        parts.last_words += unsaved.keep_conversations(parts.database, parts.paths.state_dir)
+    parts.last_words += parts.unsent.close()
     parts.database.close()
-    parts.host.exit()
+
+
+def report_writes(parts: Parts, error: Exception | None) -> None:
+    """Say that the database cannot be written, or that it can again."""
+    if error is None:
+        parts.say("Everything is stored again.")
+    else:
+        parts.say(f"Not stored yet, but kept and tried again: {error}", "error")

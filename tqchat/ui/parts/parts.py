@@ -39,6 +39,8 @@ class Parts:
     Attributes:
         host: The Textual app: screens, workers, the terminal's clipboard.
         keys: The keys in force, for sentences that name one.
+        last_words: Sentences that are printed after the app has left the terminal.
+        closed: Whether the database is closed.
     """
 
     host: App[None]
@@ -50,13 +52,15 @@ class Parts:
     chat: Controller
     engine: EngineLauncher
     appearance: Appearance
+    last_words: list[str] = field(default_factory=list)
+    closed: bool = False
     unsent: UnsentText = field(init=False)
     attachments: AttachmentCheck = field(init=False)
     presets: Presets = field(init=False)
     completion: PromptCompletion = field(init=False)
 
     def __post_init__(self) -> None:
-        self.unsent = UnsentText(self.chat, lambda: self.prompt)
+        self.unsent = UnsentText(self.chat, lambda: self.prompt, self.paths.unsent_text, self.in_thread)
         self.attachments = AttachmentCheck(self.chat)
         self.presets = Presets(self.paths.presets)
         self.completion = PromptCompletion(self.screen, lambda: self.keys.actions.commands(self))

@@ -41,6 +41,7 @@ class OpenConversation:
         read_only: Why it cannot be written, ``None`` if it can.
         fork: Where the next message begins a branch, if not at the end.
         new_conversation: Choices for a new conversation.
+        new_text: Unsent text for a new conversation.
         default_scheme: The scheme that new conversations start with.
         default_system_prompt: Likewise.
     """
@@ -58,7 +59,7 @@ class OpenConversation:
     ) -> None:
         self._database, self._view, self._leases, self._work = database, view, leases, work
         self._on_branch_changed = on_branch_changed
-        self._unsent_text = ""
+        self.new_text = ""
         self.conversation: Conversation | None = None
         self.messages: list[Message] = []
         self.places: dict[str, VersionPosition] = {}
@@ -72,6 +73,11 @@ class OpenConversation:
         """The id of the shown conversation, ``None`` for a new one."""
         return self.conversation.id if self.conversation else None
 
+    @property
+    def is_written(self) -> bool:
+        """Whether all of the shown conversation is in the file."""
+        return self.conversation is None or self._database.is_written(self.conversation.id)
+
     def is_shown(self, conversation_id: str) -> bool:
         """Whether this conversation is the shown one."""
         return self.id == conversation_id
@@ -84,7 +90,7 @@ class OpenConversation:
     @property
     def unsent_text(self) -> str:
         """The text in the prompt that was not sent here."""
-        return self.conversation.draft if self.conversation else self._unsent_text
+        return self.conversation.draft if self.conversation else self.new_text
 
     def open(self, conversation_id: str) -> None:
         """Show a conversation; the engine restores its cache as soon as it is free."""
@@ -117,7 +123,7 @@ class OpenConversation:
             thinking_budget=new.thinking_budget,
         )
         self._leases.acquire(self.conversation.id)
-        self._unsent_text = ""
+        self.new_text = ""
         return self.conversation
 
     def reread(self) -> None:
@@ -160,7 +166,7 @@ class OpenConversation:
     def keep_unsent_text(self, text: str) -> None:
         """Save the text that is typed and not sent."""
         if self.conversation is None:
-            self._unsent_text = text
+            self.new_text = text
         elif not self.read_only and text != self.conversation.draft:
             self._database.set_draft(self.conversation.id, text)
             self.conversation = self._database.conversation(self.conversation.id)

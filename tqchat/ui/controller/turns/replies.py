@@ -60,8 +60,13 @@ class Replies:
         self.endings: dict[str, str] = {}
 
     def start(self) -> bool:
-        """Send the oldest queued turn to the engine; whether there was one."""
+        """Send the oldest queued turn to the engine; whether there was one.
+
+        A message is in the file before its reply begins.
+        """
         if not self._work.waiting or self._models.current is None:
+            return False
+        if not self._database.is_written(self._work.waiting[0].conversation_id):
             return False
         turn, model = self._work.waiting.pop(0), self._models.current
         conversation = self._database.conversation(turn.conversation_id)

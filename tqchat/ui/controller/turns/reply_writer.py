@@ -27,6 +27,8 @@ class ReplyWriter:
 
     def grew(self, reply: Reply) -> None:
         """Write the reply if the last write is long enough ago."""
+        if not self._database.is_written(reply.conversation_id):
+            return  # the last write is still in the queue
         now = self._clock()
         if not reply.written_at or now - reply.written_at >= WRITE_INTERVAL_S:
             reply.written_at = now

@@ -115,6 +115,8 @@ def doing(chat: Controller, key: Callable[[str], str]) -> Content:
     if loading is not None and loading.stage == "downloading" and not chat.turns.shown_waiting:
         return _download(chat)
     if chat.turns.shown_waiting:
+        if not chat.shown.is_written:
+            return Content.assemble(("Waiting for the database.", ""), (" Esc takes it back.", "$quiet"))
         why = (
             "Waiting for the model" if chat.models.current is None or loading else "Waiting for another reply"
         )
