@@ -6,11 +6,13 @@ import argparse
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from tqchat import __version__
 from tqchat.commands import lab
+from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
 from tqchat.text import printable
@@ -23,7 +25,7 @@ config.toml, whose location `tqchat locate` prints; options override them.
 Set TQCHAT_HOME to keep all of tqchat's files in one folder.
 
 Exit codes: 0 success, 1 failure, 2 invalid option, setting or input,
-130 interrupted, 141 output closed by the reader."""
+128 + n ended by signal n (130: interrupted), 141 output closed by the reader."""
 _RUN_EPILOG = """\
 Sampling and thinking options default to the settings, then to the model's own values.
 
@@ -54,11 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _dispatch(options)
         sys.stdout.flush()
+    except Interrupted as interrupted:
+        _print_error(str(interrupted))
+        end_process(interrupted.exit_code)
     except TqchatError as error:
         _print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends now
         _print_error("Interrupted.")
+        if "mlx" in sys.modules:
+            end_process(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader closed the pipe, like `head` does.

@@ -6,6 +6,7 @@ import os
 import sys
 
 from tqchat import paths, settings
+from tqchat.commands.interruption import end_process
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.text import printable
@@ -30,7 +31,7 @@ def main(
     adapter: str | None = None,
     pack_prompts: bool = False,
 ) -> int:
-    """Open the app and return its exit code.
+    """Open the app, and end the process with its exit code.
 
     Raises:
         NoTerminal: if the standard streams are not a usable terminal.
@@ -52,7 +53,9 @@ def main(
     if pack_prompts:
         user_settings = user_settings.with_values({"pack_prompts": True})
     app = TqchatApp(locations, user_settings, model=model, scheme=scheme, draft=draft, adapter=adapter)
+    app.signals.install()
     app.run()
+    code = app.signals.exit_code or app.return_code or 0
     for sentence in app.parts.last_words:
         print(f"tqchat: {printable(sentence)}", file=sys.stderr)
-    return app.return_code or 0
+    end_process(code)

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
+from tqchat.commands.interruption import Interruption
 from tqchat.engine.commands import STARTER, ChatMessage, Sampling
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError
@@ -16,6 +17,7 @@ from tqchat.kv.scheme import AUTO, scheme_setting
 from tqchat.text import PrintableStream, printable
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
 
     from tqchat.engine.events import Event
@@ -67,6 +69,7 @@ def main(
 
     Raises:
         TqchatError: if the settings, options, model or question are invalid, or generation fails.
+        Interrupted: on a signal, after what was generated so far is printed.
     """
     user_settings = settings.load(paths.locate())
     name = scheme_setting(scheme if scheme is not None else user_settings.scheme)
@@ -83,7 +86,15 @@ def main(
             "pack_prompts": pack_prompts or user_settings.pack_prompts,
         }
     )
-    done = _print(_events(user_settings, name, messages), as_json, show_thinking)
+    with Interruption() as interruption:
+        events = _events(user_settings, name, messages, interruption.stop)
+        done = _print(events, as_json, show_thinking)
+        _report(done, as_json)
+    return 0
+
+
+def _report(done: Done, as_json: bool) -> None:
+    """Print the figures for ``--json``, or why the reply was cut off."""
     if as_json:
         # ASCII only: safe for terminals and for every encoding.
         print(json.dumps(_summary(done)))
@@ -94,7 +105,6 @@ def main(
             f"{CUT_REASONS[done.stop_reason]}.",
             file=sys.stderr,
         )
-    return 0
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +123,9 @@ def _option(name: str) -> str:
     return f"--{name.replace('thinking', 'think').replace('_', '-')}"
 
 
-def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMessage]) -> Iterator[Event]:
+def _events(
+    user_settings: settings.Settings, scheme: str, messages: list[ChatMessage], stop: threading.Event
+) -> Iterator[Event]:
     # Import MLX (about a second) only after all arguments have been checked.
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
@@ -140,7 +152,7 @@ def _events(user_settings: settings.Settings, scheme: str, messages: list[ChatMe
     with log_to(paths.locate().log_dir):
         session = Session(loaded, scheme, user_settings.limits, draft)
         session.thinking = user_settings.reasoning
-        events = session.send(messages, user_settings.sampling)
+        events = session.send(messages, user_settings.sampling, stop)
         # At a terminal the answer is shown as it comes; what reads a pipe cannot take anything back.
         doubtful = loaded.reply_format.reasons and session.thinking.choice != "off"
         yield from _certain(events) if doubtful and not sys.stdout.isatty() else events

@@ -85,7 +85,7 @@ def purge_due(file: DatabaseFile) -> None:
 
 
 class Database(DatabaseFile):
-    """The open database. Use it on the thread that opened it; other processes may open the same file.
+    """The open database. Use it on one thread at a time; other processes may open the same file.
 
     With a queue, this connection only reads, and never waits for long: a write is done in memory, where the
     methods below see it, and by the queue's thread in the file.

@@ -30,7 +30,7 @@ class Rows(Protocol):
 
 
 class DatabaseFile:
-    """An open SQLite file. Use it on the thread that opened it; other processes may open the same file.
+    """An open SQLite file. Use it on one thread at a time; other processes may open the same file.
 
     Args:
         busy_timeout_s: How long to wait for another program's lock.
@@ -56,7 +56,9 @@ class DatabaseFile:
                 # opened here: closing it would release the locks of this process's other connections.
                 with suppress(FileExistsError):
                     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-                self._connection = sqlite3.connect(path, timeout=self._busy_timeout_s, isolation_level=None)
+                self._connection = sqlite3.connect(
+                    path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
+                )
         except OSError as error:
             raise DatabaseUnreadable(path, (error.strerror or str(error)).lower()) from error
         except sqlite3.Error as error:

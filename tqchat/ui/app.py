@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 from textual import on
 from textual.app import App, SystemCommand
+from textual.messages import ExitApp
 from textual.screen import Screen
 from textual.widgets import TextArea
 
@@ -30,6 +32,7 @@ from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, On
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.parts import lifecycle
 from tqchat.ui.parts.appearance import Appearance
+from tqchat.ui.parts.end_signals import EndSignals
 from tqchat.ui.parts.engine import EngineLauncher
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.parts.preferences import Preferences
@@ -47,6 +50,9 @@ class TqchatApp(App[None]):
         model: Model to load instead of the one of the settings; likewise ``scheme`` and ``draft``.
         engine: Makes the engine once the screen has been painted; the real one if left out.
         actions: The registry of actions.
+
+    Attributes:
+        signals: The signals that end the app; whoever runs it in a process of its own installs them.
 
     Raises:
         TqchatError: if the conversations cannot be opened; nothing has been drawn by then.
@@ -75,6 +81,8 @@ class TqchatApp(App[None]):
         super().__init__()
         preferences = Preferences(paths, configured)
         wanted = preferences.settings
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self.signals = EndSignals(self._on_signal, lambda: lifecycle.close(self.parts, 0.0))
         restored = unsaved.restore(paths.database, paths.state_dir)
         self._writes = WriteQueue(
             paths.database,
@@ -166,8 +174,23 @@ class TqchatApp(App[None]):
         lifecycle.close(self.parts)
 
     @on(EngineStopped)
-    def _engine_gone(self) -> None:
-        lifecycle.leave(self.parts)
+    def _engine_gone(self, message: EngineStopped) -> None:
+        lifecycle.leave(self.parts, message.write_timeout_s, message.code)
+
+    def on_load(self) -> None:
+        """Nothing is drawn yet."""
+        self._event_loop = asyncio.get_running_loop()
+
+    def _on_signal(self) -> None:
+        if self._event_loop is None:
+            raise SystemExit(self.signals.exit_code)
+        self._event_loop.call_soon_threadsafe(lambda: lifecycle.end_soon(self.parts, self.signals.exit_code))
+
+    def on_exit_app(self, event: ExitApp) -> None:
+        """Save before the end that a browser's closed tab asks for."""
+        if not self._exit:
+            event.prevent_default()
+            lifecycle.end_soon(self.parts, None)
 
     # Actions
 
@@ -199,6 +222,8 @@ class TqchatApp(App[None]):
 
     @on(ChatScreen.Ready)
     def _begin(self) -> None:
+        if self.signals.installed:
+            self.signals.install()  # again: the driver for browsers has set its own handlers
         self._writes.start(purge_due)
         self.parts.log.shows_thinking = self.parts.settings.shows_thinking
         lifecycle.show_initial(self.parts)

@@ -8,7 +8,16 @@ from tqchat.engine.events import Event
 
 
 class EngineStopped(Message):
-    """The engine's thread has ended; no more events follow."""
+    """The engine's thread has ended, or does not end in time; the app ends now.
+
+    Attributes:
+        write_timeout_s: How long the database may take.
+        code: The exit code; ``None`` for that of an ordinary end.
+    """
+
+    def __init__(self, write_timeout_s: float, code: int | None = None) -> None:
+        super().__init__()
+        self.write_timeout_s, self.code = write_timeout_s, code
 
 
 class EngineEvent(Message):

@@ -41,8 +41,8 @@ class EngineLauncher:
         if self._engine is not None:
             self._engine.submit(command)
 
-    def shut_down(self) -> None:
-        """Stop the reply, save the cache and end the thread. Blocks for up to ``SAVE_TIMEOUT_S``."""
+    def shut_down(self, timeout_s: float) -> None:
+        """Stop the reply, save the cache and end the thread. Blocks for up to ``timeout_s``."""
         if self._engine is not None:
             self._engine.stop()
-            self._engine.shutdown(SAVE_TIMEOUT_S)
+            self._engine.shutdown(timeout_s)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 from tqchat.errors import TqchatError
 from tqchat.store import unsaved
 from tqchat.store.vault import Vault
 from tqchat.ui.bridge import EngineStopped
+from tqchat.ui.parts.engine import SAVE_TIMEOUT_S
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import SavingDialog
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -14,6 +17,8 @@ POLL_INTERVAL_S = 1.5
 """Interval of looking for changes by other processes and saving unsent text."""
 WRITE_TIMEOUT_S = 3.0
 """How long quitting waits for the database."""
+SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 1.0, 0.3
+"""How long the end by a signal waits for the cache, then for the database."""
 
 
 def show_initial(parts: Parts) -> None:
@@ -80,26 +85,41 @@ def quit(parts: Parts) -> None:
     parts.host.push_screen(SavingDialog())
 
     def save() -> None:
-        parts.engine.shut_down()
+        parts.engine.shut_down(SAVE_TIMEOUT_S)
         # Posted after the engine's last events, so that a stopped reply is written first.
-        parts.host.post_message(EngineStopped())
+        parts.host.post_message(EngineStopped(WRITE_TIMEOUT_S))
 
     parts.in_thread(save)
 
 
-def leave(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
+def leave(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S, code: int | None = None) -> None:
     """Close the conversation and end the app."""
-    parts.attempt(parts.unsent.keep)
-    parts.remember_conversation()
+    if parts.screen.query(Prompt):
+        parts.attempt(parts.unsent.keep)
+        parts.remember_conversation()
     close(parts, write_timeout_s)
-    parts.host.exit(return_code=1 if parts.last_words else 0)
+    parts.host.exit(return_code=code or (1 if parts.last_words else 0))
+
+
+def end_soon(parts: Parts, code: int | None) -> None:
+    """End the app within two seconds: a signal was received, or a browser's tab was closed."""
+    if parts.engine.stopping or not parts.engine.running:
+        leave(parts, SHORT_WRITE_TIMEOUT_S, code)
+        return
+    parts.engine.stopping = True
+
+    def save() -> None:
+        parts.engine.shut_down(SHORT_SAVE_TIMEOUT_S)
+        parts.host.post_message(EngineStopped(SHORT_WRITE_TIMEOUT_S, code))
+
+    threading.Thread(target=save, daemon=True).start()
 
 
 def close(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
     """Write everything, and keep what cannot be written; sentences about that are printed at the end."""
     if parts.closed:
         return
-    parts.closed = True
+    parts.closed = True  # also called by the thread that ends the process when this one hangs
     try:
         written = parts.chat.close(write_timeout_s)
     except TqchatError as error:

@@ -1,0 +1,128 @@
+"""Signals end the app and ``run`` in order, whatever they are doing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.terminal import Terminal
+from tests.engine.scripted_model import scripted
+from tests.engine.talk import user
+from tqchat.paths import Paths
+from tqchat.store.database import Database
+from tqchat.store.vault import Vault
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "Tell me"
+WORDS = " ".join(f"word{number}" for number in range(1, 120))
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT]
+
+
+@pytest.fixture
+def model(tmp_path: Path, paths: Paths) -> str:
+    paths.config_file.write_text("temperature = 0.0\nmax_tokens = 900\n")
+    return str(scripted(tmp_path / "long", [([user(QUESTION)], WORDS + "<|im_end|>")]))
+
+
+def replies(paths: Paths) -> list[str]:
+    with Database(paths.database) as database:
+        return [
+            message.content
+            for conversation in database.conversations()
+            for message in database.messages(conversation.id)
+            if message.role == "assistant"
+        ]
+
+
+def ends_in_order(terminal: Terminal, number: signal.Signals) -> None:
+    """The exit code is the conventional one, and the terminal is as it was before."""
+    assert terminal.ends() == 128 + number
+    for set_, reset in [
+        (b"\x1b[?1049h", b"\x1b[?1049l"),
+        (b"\x1b[?25l", b"\x1b[?25h"),
+        (b"\x1b[?1000h", b"\x1b[?1000l"),
+        (b"\x1b[?2004h", b"\x1b[?2004l"),
+    ]:
+        assert 0 <= terminal.raw.rfind(set_) < terminal.raw.rfind(reset), reset
+    assert b"Traceback" not in terminal.raw
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_during_a_reply_saves_it_and_its_cache(
+    number: signal.Signals, model: str, paths: Paths
+) -> None:
+    with Terminal("--model", model) as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.write(QUESTION)
+        terminal.sees("word9 ")
+        terminal.process.kill(number)
+        terminal.process.kill(number)
+        ends_in_order(terminal, number)
+    (reply,) = replies(paths)
+    assert "word9" in reply and WORDS.startswith(reply.strip())
+    (saved,) = Vault(paths.caches).entries()
+    assert saved.bytes
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_idle_keeps_the_unsent_text(number: signal.Signals, model: str, paths: Paths) -> None:
+    with Terminal("--model", model) as terminal:
+        terminal.sees("Ask something")
+        terminal.press("Not sent yet")
+        terminal.sees("Not sent yet")
+        terminal.process.kill(number)
+        ends_in_order(terminal, number)
+    assert paths.unsent_text.read_text() == "Not sent yet"
+
+
+def test_a_closed_terminal_ends_the_app_and_saves_the_reply(model: str, paths: Paths) -> None:
+    with Terminal("--model", model) as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.write(QUESTION)
+        terminal.sees("word9 ")
+        pid = terminal.process.pid
+        os.close(terminal.process.child_fd)
+        _, status = os.waitpid(pid, 0)
+        terminal.process.terminated = True
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    (reply,) = replies(paths)
+    assert "word9" in reply
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_run_prints_what_it_has_and_ends(number: signal.Signals, model: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tqchat", "run", QUESTION, "--model", model, "--max-tokens", "900"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    begun = process.stdout.read(1)
+    process.send_signal(number)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert WORDS.startswith((begun + output).decode().strip())
+    assert errors.decode().endswith("tqchat: Interrupted.\n") and b"Traceback" not in errors
+
+
+def test_run_ends_while_the_model_is_loaded(model: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "tqchat", "run", QUESTION, "--model", model],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if b"mlx.core" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert output.strip() == b"" and errors.decode().endswith("tqchat: Interrupted.\n")
