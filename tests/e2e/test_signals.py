@@ -86,10 +86,9 @@ def test_a_closed_terminal_ends_the_app_and_saves_the_reply(model: str, paths: P
         terminal.sees("Ask something", "Ready.")
         terminal.write(QUESTION)
         terminal.sees("word9 ")
-        pid = terminal.process.pid
-        os.close(terminal.process.child_fd)
-        _, status = os.waitpid(pid, 0)
-        terminal.process.terminated = True
+        terminal.process.ptyproc.fileobj.close()
+        _, status = os.waitpid(terminal.process.pid, 0)
+        terminal.process.ptyproc.closed = terminal.process.ptyproc.terminated = True
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     (reply,) = replies(paths)
     assert "word9" in reply
@@ -99,6 +98,7 @@ def test_a_closed_terminal_ends_the_app_and_saves_the_reply(model: str, paths: P
 def test_run_prints_what_it_has_and_ends(number: signal.Signals, model: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tqchat", "run", QUESTION, "--model", model, "--max-tokens", "900"],
+        bufsize=0,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -87,11 +87,12 @@ class DatabaseFile:
         Raises:
             DatabaseTooNew, DatabaseUnreadable, StoreFull: as for a new one.
         """
-        self._connection.close()
-        # The new file would take a log that was left behind by the removed one for its own.
+        # The new file would take a log that the removed one left behind for its own. The connection is still
+        # open, so no other file can have the same identity.
         for file, opened in zip(self._files()[1:], self._opened[1:], strict=True):
             if opened is not None and _identity(file) == opened:
                 file.unlink(missing_ok=True)
+        self._connection.close()
         self._open()
 
     def _prepare(self) -> None:

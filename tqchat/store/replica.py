@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -79,13 +79,18 @@ class Replica:
 
     def whole(self) -> list[Statement]:
         """Statements that write the whole conversation into a file that does not have it."""
-        return [(sql, row) for sql, rows in _copy(self, self._id) for row in rows]
+        # Without the row numbers: other rows may have them there. Their order stays.
+        return [(sql, row) for sql, rows in _copy(self, self._id, without=("number",)) for row in rows]
 
 
-def _copy(file: Rows, conversation_id: str) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
+def _copy(
+    file: Rows, conversation_id: str, without: Collection[str] = ()
+) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
     """Statements that insert all rows of a conversation, each with the values of these rows."""
     for table, column in _TABLES:
         rows = file.rows(f"SELECT * FROM {table} WHERE {column} = ? ORDER BY number", conversation_id)
         if rows:
-            names, marks = ", ".join(rows[0].keys()), ", ".join("?" for _ in rows[0])
-            yield f"INSERT INTO {table} ({names}) VALUES ({marks})", [tuple(row) for row in rows]
+            names = [name for name in dict(rows[0]) if name not in without]
+            marks = ", ".join("?" for _ in names)
+            sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"
+            yield sql, [tuple(row[name] for name in names) for row in rows]

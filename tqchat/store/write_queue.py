@@ -187,7 +187,9 @@ class WriteQueue:
             self._jobs = deque(one for one in self._jobs if one not in done)
             self._writes = deque(one for one in self._writes if one not in done)
             empty = not self._writes
-            had_problem, self._problem = self._problem is not None, None
+            had_problem = self._problem is not None
+            if empty:
+                self._problem = None
             self._state.notify_all()
         if empty:
             self._on_written()
