@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from tqchat.errors import TqchatError
+from tqchat.files import SPILL_PREFIX, own_prefix, spill_folder
 from tqchat.kv.attention import routing
 from tqchat.kv.prompt_cache import convert_layer, flat_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
@@ -58,7 +58,7 @@ def convert_in_place(
     routing.install()
     try:
         with tempfile.TemporaryDirectory(
-            prefix="tqchat-convert-", dir=folder or _spill_parent()
+            prefix=own_prefix(SPILL_PREFIX), dir=folder or spill_folder()
         ) as directory:
             _convert(cache, scheme, stopped, progress, Path(directory))
     except OSError as error:
@@ -89,12 +89,6 @@ def _convert(
         for index, description, attributes in spilled:
             cache[index] = _reload(_file(directory, index), description, attributes)
         raise
-
-
-def _spill_parent() -> Path | None:
-    """``/var/tmp`` unless TMPDIR is set, because ``/tmp`` is often in memory."""
-    directory = Path("/var/tmp")
-    return directory if "TMPDIR" not in os.environ and os.access(directory, os.W_OK) else None
 
 
 def _file(directory: Path, index: int) -> Path:

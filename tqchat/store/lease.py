@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from types import TracebackType
@@ -108,6 +109,18 @@ class Leases:
             _held_files.add(file)
             return Lease(conversation_id, file, descriptor)
 
+    def remove_dead(self) -> None:
+        """Delete the lock files of processes that were killed."""
+        try:
+            files = [file for file in self.folder.iterdir() if _ID.fullmatch(file.name)]
+        except OSError:
+            return
+        for file in files:
+            try:
+                Lease(file.name, file, _lock(file)).release()
+            except OSError:
+                continue  # held, or no lock file
+
     def holder_pid(self, conversation_id: str) -> int | None:
         """Id of the process that holds a conversation's lease; 0 if unknown, ``None`` if it is free."""
         file = self._file(conversation_id)
@@ -147,6 +160,23 @@ class Leases:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreFull(self.folder)
         return LeaseUnavailable(self.folder, error)
+
+
+def _lock(file: Path) -> int:
+    """Open and lock a lock file that nobody holds; the descriptor.
+
+    Raises:
+        OSError: if it is held, or not a regular file.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_same_file(descriptor, file):
+            raise OSError(errno.EINVAL, "no lock file")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _write_pid(descriptor: int) -> None:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.errors import TqchatError
-from tqchat.files import write_atomically
+from tqchat.files import remove_leftovers, write_atomically
 from tqchat.paths import UnusableFolder, make_private_folder
 from tqchat.store.vault import branches, budget, segments
 from tqchat.store.vault.cache_writer import CacheWriter
 from tqchat.store.vault.manifest import (
+    BRANCH_PREFIX,
     MANIFEST,
     Manifest,
     Pieces,
@@ -256,6 +257,19 @@ class Vault:
                 continue  # tried again at the next prune
             removed.append(entry)
         return removed
+
+    def remove_leftovers(self) -> None:
+        """Delete temporary files of killed processes."""
+        for entry in self.entries():
+            for prefix in (segments.TEMPORARY_PREFIX, f".{MANIFEST}.", f".{BRANCH_PREFIX}"):
+                remove_leftovers(entry.folder, prefix)
+
+    def remove_orphans(self, known: Collection[str]) -> None:
+        """Delete the caches of conversations that no longer exist."""
+        for entry in self.entries():
+            if entry.conversation not in known and (entry.folder / MANIFEST).exists():
+                with suppress(VaultError):
+                    self.remove(entry.conversation)
 
     def _make_room(self, conversation_id: str, folder: Path, writer: CacheWriter) -> None:
         """Prune other conversations' caches if a save needs their space."""

@@ -8,6 +8,7 @@ from tqchat.errors import TqchatError
 from tqchat.store import unsaved
 from tqchat.store.vault import Vault
 from tqchat.ui.bridge import EngineStopped
+from tqchat.ui.parts import leftovers
 from tqchat.ui.parts.engine import SAVE_TIMEOUT_S
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import SavingDialog
@@ -50,11 +51,11 @@ def _reopen(parts: Parts) -> None:
 
 
 def start_engine(parts: Parts, model: str | None) -> None:
-    """Count the caches on disk, start the engine and load a model."""
+    """Count the caches on disk, remove leftovers, start the engine and load a model."""
     vault = Vault(parts.paths.caches)
-    parts.chat.caches.disk_bytes.update(
-        (one.id, size) for one in parts.database.conversations() if (size := vault.size(one.id))
-    )
+    known = [one.id for one in parts.database.conversations()]
+    parts.chat.caches.disk_bytes.update((one, size) for one in known if (size := vault.size(one)))
+    parts.in_thread(lambda: leftovers.remove(parts.paths, known))
     parts.screen.conversations_changed()
     try:
         engine = parts.engine.start()
