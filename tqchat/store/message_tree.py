@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from tqchat.store.database_file import DatabaseFile, Rows
@@ -19,6 +19,7 @@ from tqchat.store.rows import (
     to_sql,
 )
 
+_INDEXES = ("messages_index", "titles_index")
 _BRANCH_COLUMNS = ", ".join(f"m.{field.name}" for field in fields(Message))
 _BRANCH = """
     WITH RECURSIVE branch (id, depth) AS (
@@ -207,9 +208,9 @@ def purge(file: DatabaseFile, before: float) -> int:
     return removed
 
 
-def erase_from_index(connection: sqlite3.Connection) -> None:
+def erase_from_index(connection: sqlite3.Connection, indexes: Sequence[str] = _INDEXES) -> None:
     """Remove deleted text from the search index, which only marks it as deleted until segments are merged."""
-    for index in ("messages_index", "titles_index"):
+    for index in indexes:
         connection.execute(f"INSERT INTO {index} ({index}) VALUES ('optimize')")
 
 

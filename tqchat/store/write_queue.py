@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ Job = Callable[[DatabaseFile], None]
 _BUSY_TIMEOUT_S = 1.0
 _RETRY_INTERVAL_S = 0.5
 _IDLE_S = 3.0
-"""After so long without a write the write-ahead log is emptied: its old pages may hold deleted text."""
+"""After so long without a write the write-ahead log is emptied: its old pages hold replaced text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,14 +129,14 @@ class WriteQueue:
 
     def _run(self) -> None:
         file: DatabaseFile | None = None
-        is_log_empty = False
-        while (work := self._next(None if is_log_empty else _IDLE_S)) is not None:
+        is_tidy = False
+        while (work := self._next(None if is_tidy else _IDLE_S)) is not None:
             try:
                 if file is None:
                     file = DatabaseFile(self._path, _BUSY_TIMEOUT_S)
                 elif file.is_replaced():
                     file.reopen()
-                is_log_empty = work is _empty_log
+                is_tidy = work is _tidy
                 if isinstance(work, _Write):
                     self._write(file, work)
                 else:
@@ -147,6 +147,9 @@ class WriteQueue:
                     self._drop(work)  # trying again cannot help
                 self._report(error)
         if file is not None:
+            if not is_tidy:
+                with suppress(TqchatError):
+                    _tidy(file)
             file.close()
 
     def _next(self, idle_s: float | None) -> Job | _Write | None:
@@ -161,7 +164,7 @@ class WriteQueue:
                 elif self._writes:
                     return self._writes[0]
                 elif not self._state.wait(idle_s):
-                    return _empty_log
+                    return _tidy
         return None
 
     def _write(self, file: DatabaseFile, write: _Write) -> None:
@@ -206,10 +209,15 @@ class WriteQueue:
     def _report(self, error: Exception) -> None:
         with self._state:
             self._retry_at = time.monotonic() + _RETRY_INTERVAL_S
+            if not self._writes:
+                return  # nothing of the user's waits
             is_new, self._problem = str(error) != str(self._problem), error
         if is_new:
             self._on_problem(error)
 
 
-def _empty_log(file: DatabaseFile) -> None:
+def _tidy(file: DatabaseFile) -> None:
+    """Erase what was replaced: titles from the index, everything from the log."""
+    with file.writing() as connection:
+        erase_from_index(connection, ("titles_index",))
     file.truncate_log()
