@@ -1,8 +1,12 @@
 """``python -m tqchat``."""
 
+import signal
 import sys
 
-from tqchat.cli import main
-
 if __name__ == "__main__":
+    # An interrupt while the modules are loaded ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from tqchat.cli import main
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import socket
@@ -13,6 +14,7 @@ from aiohttp import ClientSession, CookieJar, WSMsgType, WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
 from tqchat.commands import serve
+from tqchat.paths import Paths
 
 KEY = "the-key"
 
@@ -101,3 +103,25 @@ def test_an_address_in_use_is_reported() -> None:
         taken.listen()
         with pytest.raises(serve.CannotServe, match="cannot listen on"):
             serve.main(host="127.0.0.1", port=taken.getsockname()[1], model=None, scheme=None)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_closed_tab_ends_the_app_in_order(url: str, browser: ClientSession, paths: Paths) -> None:
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    async with browser.ws_connect(f"{url}/ws?width=100&height=30", headers={"Origin": url}) as page:
+        shown = b""
+        async for message in page:
+            if message.type == WSMsgType.BINARY:
+                shown += message.data
+            if b"Ready" in shown:
+                break
+        await page.send_str(json.dumps(["stdin", "Not sent yet"]))
+        async for message in page:
+            shown += message.data if message.type == WSMsgType.BINARY else b""
+            if b"yet" in shown:
+                break
+    while not paths.unsent_text.exists():
+        await asyncio.sleep(0.05)
+    assert paths.unsent_text.read_text() == "Not sent yet"

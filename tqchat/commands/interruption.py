@@ -14,7 +14,7 @@ from typing import NoReturn, Self
 from tqchat.errors import TqchatError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-TIME_LIMIT_S = 1.5
+TIME_LIMIT_S = 1.2
 """How long the main thread has to end by itself."""
 
 

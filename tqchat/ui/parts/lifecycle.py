@@ -18,7 +18,7 @@ POLL_INTERVAL_S = 1.5
 """Interval of looking for changes by other processes and saving unsent text."""
 WRITE_TIMEOUT_S = 3.0
 """How long quitting waits for the database."""
-SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 1.0, 0.3
+SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 0.8, 0.2
 """How long the end by a signal waits for the cache, then for the database."""
 
 
