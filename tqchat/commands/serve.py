@@ -10,9 +10,11 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 
@@ -46,12 +48,13 @@ class CannotServe(TqchatError):
     """The address is invalid or cannot be listened on."""
 
 
-def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
+def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter: str | None = None) -> int:
     """Serve until Ctrl+C.
 
     Raises:
         ServeMissing: if textual-serve is not installed.
         CannotServe: if the address is taken or not this machine's.
+        AdapterUnusable: if the adapter cannot be loaded.
     """
     if not 0 < port < 65_536:
         raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
@@ -62,6 +65,8 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
         command += ["--model", model]
     if scheme is not None:
         command += ["--scheme", scheme_setting(scheme)]
+    if adapter is not None:
+        command += ["--adapter", adapter if adapter == NO_ADAPTER else str(_adapter_folder(adapter))]
     served = server(shlex.join(command), host, port)
     if not is_loopback(host):
         print(
@@ -77,6 +82,12 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
             f"The server cannot listen on {host}:{port} ({reason}); try another --port."
         ) from error
     return 0
+
+
+def _adapter_folder(place: str) -> Path:
+    from tqchat.engine.models import adapters
+
+    return adapters.find(place).folder
 
 
 def is_loopback(host: str) -> bool:

@@ -44,7 +44,11 @@ class ModelInfo:
     @property
     def label(self) -> str:
         """Name for the screen, with the adapter's."""
-        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
+        return self.label_with(self.adapter)
+
+    def label_with(self, adapter: str | None) -> str:
+        """Name for the screen with an adapter's name."""
+        return self.name if adapter is None else f"{self.name} + {adapter}"
 
 
 @dataclass(frozen=True)

@@ -335,7 +335,7 @@ class Session:
 
     def _done(self, reason: StopReason, conversation_id: str, reply: Reply) -> Done:
         self._cache.settle(certain=True)
-        return reply.done(reason, conversation_id, self.scheme, self.model.info.name, self.memory())
+        return reply.done(reason, conversation_id, self.scheme, self.model.info.label, self.memory())
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "", reasoning: str = "") -> Failed:
