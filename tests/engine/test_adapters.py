@@ -256,6 +256,9 @@ def test_run_takes_it_from_the_option_or_the_settings(
     assert adapted != plain
     paths.config_file.write_text(f"adapter = '{adapter}'", "utf-8")
     assert reply() == adapted
+    assert reply("--adapter", "off") == plain
+    assert main([*common, "--json", "--adapter", str(adapter)]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == f"{llama_folder.name} + pirate"
     assert main([*common, "--adapter", "nowhere"]) == 2
     assert "There is no adapter folder 'nowhere'" in capsys.readouterr().err
 

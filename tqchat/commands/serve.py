@@ -60,14 +60,7 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter
         raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
     if host in ("0.0.0.0", "::"):
         raise CannotServe(f"--host is {host}, but must be the one address that browsers will open.")
-    command = [sys.executable, "-m", "tqchat"]
-    if model is not None:
-        command += ["--model", model]
-    if scheme is not None:
-        command += ["--scheme", scheme_setting(scheme)]
-    if adapter is not None:
-        command += ["--adapter", adapter if adapter == NO_ADAPTER else str(_adapter_folder(adapter))]
-    served = server(shlex.join(command), host, port)
+    served = server(shlex.join(app_command(model, scheme, adapter)), host, port)
     if not is_loopback(host):
         print(
             "Warning: anyone who has the link and can reach this address can read and change your "
@@ -82,6 +75,22 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter
             f"The server cannot listen on {host}:{port} ({reason}); try another --port."
         ) from error
     return 0
+
+
+def app_command(model: str | None, scheme: str | None, adapter: str | None) -> list[str]:
+    """The command that opens the app for one browser tab.
+
+    Raises:
+        UnknownScheme, AdapterUnusable: if an option is invalid: nobody would read what the app says of it.
+    """
+    command = [sys.executable, "-m", "tqchat"]
+    if model is not None:
+        command += ["--model", model]
+    if scheme is not None:
+        command += ["--scheme", scheme_setting(scheme)]
+    if adapter is not None:
+        command += ["--adapter", adapter if adapter == NO_ADAPTER else str(_adapter_folder(adapter))]
+    return command
 
 
 def _adapter_folder(place: str) -> Path:
