@@ -16,6 +16,7 @@ from jinja2 import nodes
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.templates.errors import TemplateError, TemplateLimit
 from tqchat.engine.templates.finding import ChatTemplate
+from tqchat.engine.templates.limits import one_budget
 from tqchat.engine.templates.sandbox import syntax_tree
 
 Kind = Literal["flag", "level", "budget", "message"]
@@ -96,7 +97,8 @@ class ThinkingSwitch:
 def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
     """The switch of a template, if it changes the rendered prompt."""
     try:
-        return None if template is None else _first_switch(template)
+        with one_budget():
+            return None if template is None else _first_switch(template)
     except TemplateLimit:
         return None  # rendering a prompt reports it
 
