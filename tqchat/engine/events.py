@@ -23,6 +23,7 @@ class ModelInfo:
         sampling: The model's default sampling.
         warning: A sentence about what of its files is ignored.
         thinking_choices: What the reasoning switch of its chat template can be set to.
+        thinking_default: Which of them it does by itself, ``None`` if unknown.
         adapter: Name of the LoRA adapter that was added.
     """
 
@@ -39,6 +40,7 @@ class ModelInfo:
     sampling: Sampling = field(default_factory=Sampling)
     warning: str | None = None
     thinking_choices: tuple[str, ...] = ()
+    thinking_default: str | None = None
     adapter: str | None = None
 
     @property

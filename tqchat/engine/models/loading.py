@@ -22,7 +22,13 @@ from tqchat.engine.models import adapters
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.reasoning import ReplyFormat, ends_of, named_eos_tokens
-from tqchat.engine.templates import ThinkingSwitch, chat_template, thinking_switch
+from tqchat.engine.templates import (
+    ThinkingSwitch,
+    chat_template,
+    default_choice,
+    default_variables,
+    thinking_switch,
+)
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -142,6 +148,7 @@ def load_folder(
         sampling=sampling,
         warning=warning,
         thinking_choices=switch.choices if switch is not None else (),
+        thinking_default=default_choice(chat_template(tokenizer), switch, default_variables(tokenizer)),
     )
     mx.clear_cache()
     plain = LoadedModel(model, tokenizer, info, config, cache_dtype, folder, compute)

@@ -103,6 +103,29 @@ def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
         return None  # rendering a prompt reports it
 
 
+def default_choice(
+    template: ChatTemplate | None, switch: ThinkingSwitch | None, variables: Mapping[str, Any]
+) -> str | None:
+    """The choice that gives the same prompt as none; ``None`` if there is no such choice.
+
+    Args:
+        variables: What the template gets in any case.
+    """
+    if template is None or switch is None:
+        return None
+    try:
+        with one_budget():
+            plain = replace(switch, kind="flag", choices=("",), settings=(variables,))
+            unset = _prompt(template, plain, "")
+            for choice, setting in zip(switch.choices, switch.settings, strict=True):
+                full = setting if switch.kind == "message" else {**variables, **setting}
+                if _prompt(template, replace(switch, choices=(choice,), settings=(full,)), choice) == unset:
+                    return choice
+    except TemplateLimit:
+        pass
+    return None
+
+
 def _first_switch(template: ChatTemplate) -> ThinkingSwitch | None:
     flag = _switch_off_and_on(template)
     for name in LEVELS:

@@ -102,7 +102,7 @@ class TemplateWriter:
                 except TemplateLimit:
                     raise
                 except TemplateError as error:
-                    refusal = error
+                    refusal = refusal or error
                     continue
                 attempt = self._judged(messages, text, self._probed(arrange(probes), form), opened)
                 left_out |= not attempt.complete

@@ -98,7 +98,7 @@ class StatusLine(_Line):
         if chat.replies.decode_speed and chat.caches.is_live:
             parts.append(figures.speed(chat.replies.decode_speed))
         if chat.thinking.choices:
-            parts.append(f"thinking: {chat.thinking.choice or 'default'}")
+            parts.append(f"thinking: {chat.thinking.label}")
         right = Content.styled(" · ".join(parts), "$quiet")
         if full:
             right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
