@@ -20,8 +20,8 @@ from tqchat.text import printable
 _ID_HELP = "id of the conversation, or a unique prefix of it"
 _EPILOG = """\
 `tqchat COMMAND --help` describes the options of a command. `run` takes the options above
-too; `serve` uses --model and --scheme if they precede it. Settings are read from
-config.toml, whose location `tqchat locate` prints; options override them.
+too; `serve` uses --model, --scheme and --adapter if they precede it. Settings are read
+from config.toml, whose location `tqchat locate` prints; options override them.
 Set TQCHAT_HOME to keep all of tqchat's files in one folder.
 
 Exit codes: 0 success, 1 failure, 2 invalid option, setting or input,
@@ -207,7 +207,7 @@ def _add_model_options(parser: argparse.ArgumentParser, default: str | None = No
         "--adapter",
         metavar="FOLDER",
         default=default,
-        help="folder of a LoRA adapter for the model, as mlx-lm trains them",
+        help="folder of a LoRA adapter for the model, as mlx-lm trains them, or off",
     )
     parser.add_argument(
         "--pack-prompts",
@@ -280,7 +280,11 @@ def _dispatch(options: argparse.Namespace) -> int:
             from tqchat.commands import serve
 
             return serve.main(
-                host=options.host, port=options.port, model=options.model, scheme=options.scheme
+                host=options.host,
+                port=options.port,
+                model=options.model,
+                scheme=options.scheme,
+                adapter=options.adapter,
             )
         case "cache":
             from tqchat.commands import cache

@@ -8,12 +8,15 @@ import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, CookieJar, WSMsgType, WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
+from tests.adapters import write_adapter
 from tqchat.commands import serve
+from tqchat.errors import TqchatError
 from tqchat.paths import Paths
 
 KEY = "the-key"
@@ -95,6 +98,25 @@ def test_wildcard_addresses_are_refused(host: str) -> None:
 def test_a_port_out_of_range_is_refused(port: int) -> None:
     with pytest.raises(serve.CannotServe, match="from 1 to 65535"):
         serve.main(host="127.0.0.1", port=port, model=None, scheme=None)
+
+
+def test_the_app_gets_the_options(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_adapter(tmp_path / "pirate", llama_folder)
+    monkeypatch.chdir(tmp_path)
+    command = serve.app_command("org/model", "turbo4", "pirate")
+    assert command[3:] == [
+        "--model",
+        "org/model",
+        "--scheme",
+        "turbo4",
+        "--adapter",
+        str(tmp_path / "pirate"),
+    ]
+    assert serve.app_command(None, None, "off")[3:] == ["--adapter", "off"]
+    with pytest.raises(TqchatError, match="There is no adapter folder 'nowhere'"):
+        serve.main(host="127.0.0.1", port=8043, model=None, scheme=None, adapter="nowhere")
 
 
 def test_an_address_in_use_is_reported() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.adapters import write_adapter
 from tests.models import tiny_llama
 from tqchat.cli import main
 from tqchat.engine import backend, models
@@ -24,33 +25,6 @@ from tqchat.paths import Paths
 
 on_cpu = pytest.mark.skipif(backend.prepare().name != "cpu", reason="weights stay as they are on a GPU")
 TOKENS = list(range(5, 30))
-
-
-def write_adapter(
-    folder: Path, model_folder: Path, *, kind: str = "lora", seed: int = 1, base: str = "org/base"
-) -> Path:
-    """An adapter as `mlx_lm.lora` writes one, with weights that change predictions."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-    from mlx_lm.utils import load_model
-
-    parameters = {"rank": 4, "scale": 10.0, "dropout": 0.5, "keys": ["self_attn.q_proj", "self_attn.v_proj"]}
-    model, _ = load_model(model_folder)
-    mx.random.seed(seed)
-    names: dict[str, Any] = {}
-    if kind != "full":
-        linear_to_lora_layers(model, 2, parameters, use_dora=kind == "dora")
-        leaves = ("lora_a", "lora_b", "m")
-        names = {k: v for k, v in tree_flatten(model.parameters()) if k.rpartition(".")[2] in leaves}
-        names = {k: v if k.endswith(".m") else mx.random.normal(v.shape) * 0.2 for k, v in names.items()}
-    else:
-        names = {k: v * 1.5 for k, v in tree_flatten(model.parameters()) if "q_proj" in k}
-    folder.mkdir(parents=True, exist_ok=True)
-    mx.save_safetensors(str(folder / "adapters.safetensors"), names)
-    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters, "model": base}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
 
 
 def logits(model: Any) -> Any:
@@ -282,6 +256,9 @@ def test_run_takes_it_from_the_option_or_the_settings(
     assert adapted != plain
     paths.config_file.write_text(f"adapter = '{adapter}'", "utf-8")
     assert reply() == adapted
+    assert reply("--adapter", "off") == plain
+    assert main([*common, "--json", "--adapter", str(adapter)]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == f"{llama_folder.name} + pirate"
     assert main([*common, "--adapter", "nowhere"]) == 2
     assert "There is no adapter folder 'nowhere'" in capsys.readouterr().err
 

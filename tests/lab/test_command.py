@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.adapters import write_adapter
 from tqchat.cli import main
 from tqchat.lab.results import Results
 from tqchat.lab.tables import scheme_table
+from tqchat.paths import Paths
 
 KEYS = [
     "scheme",
@@ -105,3 +107,31 @@ def test_a_file_that_is_not_results_is_refused(tmp_path: Path, capsys: pytest.Ca
     other.write_text('{"rows": [{"scheme": "fp16"}]}')
     assert main(["lab", "plot", str(other), str(tmp_path / "x.svg")]) == 2
     assert "does not hold results" in capsys.readouterr().err
+
+
+def test_eval_and_profile_measure_the_model_with_an_adapter(
+    llama_folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = write_adapter(tmp_path / "pirate", llama_folder), tmp_path / "out.json"
+    model = ["--model", str(llama_folder), "--adapter", str(adapter)]
+    measured = ["--schemes", "turbo4", "--tokens", "64", "--text", str(text), "--json", str(out)]
+    assert main(["lab", "eval", *model, *measured]) == 0
+    assert json.loads(out.read_text("utf-8"))["model"] == f"{llama_folder.name} + pirate"
+    assert main([*model[2:], "lab", "profile", str(llama_folder), "--tokens", "64"]) == 0
+    assert f"{llama_folder.name} + pirate on the built-in text" in capsys.readouterr().out
+    assert main(["lab", "eval", *model[:2], "--adapter", "nowhere", *measured]) == 2
+    assert "There is no adapter folder 'nowhere'" in capsys.readouterr().err
+
+
+def test_the_adapter_of_the_settings_belongs_to_the_model_of_the_settings(
+    llama_folder: Path, text: Path, tmp_path: Path, paths: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter, out = write_adapter(tmp_path / "pirate", llama_folder), tmp_path / "out.json"
+    paths.config_file.write_text(f"model = '{llama_folder}'\nadapter = '{adapter}'", "utf-8")
+    measured = ["lab", "eval", "--schemes", "fp16", "--tokens", "64", "--text", str(text), "--json", str(out)]
+    names = []
+    for options in ([], ["--adapter", "off"], ["--model", str(llama_folder)]):
+        assert main([*measured, *options]) == 0
+        names.append(json.loads(out.read_text("utf-8"))["model"])
+    plain = llama_folder.name
+    assert names == [f"{plain} + pirate", plain, plain]

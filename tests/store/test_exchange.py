@@ -164,7 +164,7 @@ Change = Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], Any]
     ("change", "sentence"),
     [
         (lambda f, c, m: f.update(format="x"), "not a tqchat export"),
-        (lambda f, c, m: f.update(version=4), "written by a newer tqchat"),
+        (lambda f, c, m: f.update(version=import_parser.VERSION + 1), "written by a newer tqchat"),
         (lambda f, c, m: f.update(version=True), "not a tqchat export"),
         (lambda f, c, m: f.update(version=None), "not a tqchat export"),
         (lambda f, c, m: f.update(more=1), "not a tqchat export"),

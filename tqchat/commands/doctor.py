@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from tqchat import __version__, paths, settings
 from tqchat.commands.locate import locations, table
+from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
 
@@ -49,8 +50,8 @@ def main() -> int:
     rows += [
         ("model", _collect_problem(lambda: _model(user_settings.model), problems) or UNUSABLE),
     ]
-    if user_settings.adapter is not None:
-        place = user_settings.adapter
+    place = user_settings.adapter
+    if place is not None and place != NO_ADAPTER:
         rows.append(("adapter", _collect_problem(lambda: _adapter(place), problems) or UNUSABLE))
     rows += [
         ("scheme", user_settings.scheme),

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqchat.commands import bench, endure
-from tqchat.commands.measuring import Progress, add_command, add_model_option, check_folder, load, write
+from tqchat.commands.measuring import (
+    Progress,
+    add_adapter_option,
+    add_command,
+    add_model_option,
+    check_folder,
+    load,
+    write,
+)
 from tqchat.text import one_line
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     evaluate = add_command(below, "eval", "compare the quality of schemes with the FP16 cache on a text")
     add_model_option(evaluate)
+    add_adapter_option(evaluate)
     evaluate.add_argument(
         "--schemes",
         metavar="A,B,C",
@@ -68,6 +77,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=argparse.SUPPRESS,
         help="model folder or Hugging Face repo id (default: from the settings)",
     )
+    add_adapter_option(profile)
     profile.add_argument("--tokens", metavar="N", type=int, help="tokens to read (default: 2048)")
     _add_one_by_one(profile)
 
@@ -75,6 +85,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     restore = add_command(below, "restore", "time restoring saved caches against reading the text again")
     add_model_option(restore)
+    add_adapter_option(restore)
     restore.add_argument(
         "--schemes",
         metavar="A,B,C",
@@ -135,7 +146,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for out in (options.json, options.plot):
         check_folder(out)
 
-    model = load(options.model)
+    model = load(options.model, options.adapter)
     from tqchat.lab import evaluation, outliers, reading, recall
 
     text = reading.read_text(options.text)
@@ -157,7 +168,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         answered = recall.recall(model, candidates, asked, progress)
         rows = [replace(row, recall=answered.get(row.scheme)) for row in rows]
     progress.end()
-    name = model.info.name + ("" if options.outliers is None else f" with outliers x{options.outliers:g}")
+    name = model.info.label + ("" if options.outliers is None else f" with outliers x{options.outliers:g}")
     results = Results(name, options.text.name, len(ids) - 1, tuple(rows))
     if options.json is not None:
         write(options.json, results.to_json())
@@ -176,7 +187,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    model = load(options.model)
+    model = load(options.model, options.adapter)
     from tqchat import paths
     from tqchat.engine.memory import auto_scheme, quality_profile
     from tqchat.kv.scheme import AUTO
@@ -202,7 +213,7 @@ def _restore(options: argparse.Namespace) -> int:
     from tqchat.kv.scheme import parse_scheme
 
     schemes = [parse_scheme(name.strip()).name for name in options.schemes.split(",")]
-    model = load(options.model)
+    model = load(options.model, options.adapter)
     from tqchat.lab import restore_bench
 
     lengths = (*restore_bench.LENGTHS, restore_bench.LONG_LENGTH) if options.long else restore_bench.LENGTHS

@@ -36,13 +36,30 @@ def add_model_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def load(ref: str | None) -> LoadedModel:
-    """Load the given model, or the one from the settings."""
+def add_adapter_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--adapter``; SUPPRESS keeps a value given before the command."""
+    parser.add_argument(
+        "--adapter",
+        metavar="FOLDER",
+        default=argparse.SUPPRESS,
+        help="folder of a LoRA adapter for the model, or off (default: from the settings, for the model "
+        "from the settings)",
+    )
+
+
+def load(ref: str | None, adapter: str | None = None) -> LoadedModel:
+    """Load the given model, or the one from the settings with its adapter.
+
+    Args:
+        adapter: Folder of the LoRA adapter to use instead, or ``NO_ADAPTER``.
+    """
     from tqchat import paths, settings
     from tqchat.engine import models
 
     user_settings = settings.load(paths.locate())
-    return models.load(ref if ref is not None else user_settings.model)
+    if ref is None:
+        ref, adapter = user_settings.model, user_settings.adapter if adapter is None else adapter
+    return models.load(ref, adapter=adapter)
 
 
 def check_folder(out: Path | None) -> None:

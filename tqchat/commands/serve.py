@@ -10,9 +10,11 @@ import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 
@@ -46,23 +48,19 @@ class CannotServe(TqchatError):
     """The address is invalid or cannot be listened on."""
 
 
-def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
+def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter: str | None = None) -> int:
     """Serve until Ctrl+C.
 
     Raises:
         ServeMissing: if textual-serve is not installed.
         CannotServe: if the address is taken or not this machine's.
+        AdapterUnusable: if the adapter cannot be loaded.
     """
     if not 0 < port < 65_536:
         raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
     if host in ("0.0.0.0", "::"):
         raise CannotServe(f"--host is {host}, but must be the one address that browsers will open.")
-    command = [sys.executable, "-m", "tqchat"]
-    if model is not None:
-        command += ["--model", model]
-    if scheme is not None:
-        command += ["--scheme", scheme_setting(scheme)]
-    served = server(shlex.join(command), host, port)
+    served = server(shlex.join(app_command(model, scheme, adapter)), host, port)
     if not is_loopback(host):
         print(
             "Warning: anyone who has the link and can reach this address can read and change your "
@@ -77,6 +75,28 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None) -> int:
             f"The server cannot listen on {host}:{port} ({reason}); try another --port."
         ) from error
     return 0
+
+
+def app_command(model: str | None, scheme: str | None, adapter: str | None) -> list[str]:
+    """The command that opens the app for one browser tab.
+
+    Raises:
+        UnknownScheme, AdapterUnusable: if an option is invalid: nobody would read what the app says of it.
+    """
+    command = [sys.executable, "-m", "tqchat"]
+    if model is not None:
+        command += ["--model", model]
+    if scheme is not None:
+        command += ["--scheme", scheme_setting(scheme)]
+    if adapter is not None:
+        command += ["--adapter", adapter if adapter == NO_ADAPTER else str(_adapter_folder(adapter))]
+    return command
+
+
+def _adapter_folder(place: str) -> Path:
+    from tqchat.engine.models import adapters
+
+    return adapters.find(place).folder
 
 
 def is_loopback(host: str) -> bool:

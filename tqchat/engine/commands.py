@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tqchat.store.records import NO_ADAPTER as NO_ADAPTER
 from tqchat.store.records import THINKING_CHOICES as THINKING_CHOICES
 from tqchat.store.records import ThinkingChoice as ThinkingChoice
 
@@ -109,6 +110,7 @@ class OpenConversation:
 
     ``began`` is the time that the chat template's clock shows: when the conversation began, in seconds of a
     wall clock since 1970-01-01, without a time zone. ``None``: when the engine first opens the conversation.
+    ``adapter`` is the folder of the LoRA adapter to use, or ``NO_ADAPTER``; ``None`` is the engine's default.
     """
 
     conversation_id: str
@@ -116,6 +118,7 @@ class OpenConversation:
     scheme: str
     began: float | None = None
     thinking: Thinking = field(default_factory=Thinking)
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Send:
     continues: bool = False
     began: float | None = None
     thinking: Thinking = field(default_factory=Thinking)
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,7 @@ class SetScheme:
     messages: tuple[ChatMessage, ...] = ()
     began: float | None = None
     thinking: Thinking = field(default_factory=Thinking)
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,7 @@ class Compose:
     messages: tuple[ChatMessage, ...]
     max_tokens: int
     began: float | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class ModelInfo:
         sampling: The model's default sampling.
         warning: A sentence about what of its files is ignored.
         thinking_choices: What the reasoning switch of its chat template can be set to.
+        thinking_default: Which of them it does by itself, ``None`` if unknown.
         adapter: Name of the LoRA adapter that was added.
     """
 
@@ -39,12 +40,17 @@ class ModelInfo:
     sampling: Sampling = field(default_factory=Sampling)
     warning: str | None = None
     thinking_choices: tuple[str, ...] = ()
+    thinking_default: str | None = None
     adapter: str | None = None
 
     @property
     def label(self) -> str:
         """Name for the screen, with the adapter's."""
-        return self.name if self.adapter is None else f"{self.name} + {self.adapter}"
+        return self.label_with(self.adapter)
+
+    def label_with(self, adapter: str | None) -> str:
+        """Name for the screen with an adapter's name."""
+        return self.name if adapter is None else f"{self.name} + {adapter}"
 
 
 @dataclass(frozen=True)

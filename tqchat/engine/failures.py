@@ -66,7 +66,10 @@ def user_message(error: BaseException) -> str:
     text = (str(error).splitlines() or [""])[0].strip().rstrip(".")
     if isinstance(error, MemoryError) or "malloc" in text or "memory" in text.lower():
         return "There is not enough memory for this: close other programs, or choose a smaller model."
-    return f"Something went wrong ({type(error).__name__}: {text}); the log says more, and nothing is lost."
+    return (
+        "Something unexpected went wrong, and nothing is lost: try again. The log says more; `tqchat locate` "
+        "prints where it is."
+    )
 
 
 def _mebibytes(count: int) -> str:

@@ -34,6 +34,8 @@ from tqchat.engine.prompts import Prompts, reread_notice
 from tqchat.engine.reasoning import ReplyStream, Span
 from tqchat.engine.reply import Reply
 from tqchat.engine.sequences import common_prefix
+from tqchat.engine.templates.errors import PromptStopped
+from tqchat.engine.templates.limits import stopped_by
 from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import TILE, parse_scheme
@@ -142,15 +144,18 @@ class Session:
         certain = False
         try:
             yield from self._prompts.notices(conversation_id)
-            prompt, said = self._prompts.with_beginning(messages, continues, self._cache.tokens)
+            with stopped_by(stop.is_set):
+                prompt, said = self._prompts.with_beginning(messages, continues, self._cache.tokens)
+                turn = None if said else self._turn(messages, prompt)
             text = self._stream_after(prompt, said)
-            turn = None if said else self._turn(messages, prompt)
             yield from self._reuse(prompt, vault, conversation_id, reply)
             yield from self._send(prompt, turn, text, sampling or Sampling(), stop, conversation_id, reply)
             certain = True
         except GeneratorExit:
             certain = True  # raised at a yield, where cache and tokens agree
             raise
+        except PromptStopped:
+            yield self._done("stopped", conversation_id, reply)
         except Exception as error:
             yield self._failed(error, conversation_id, reply.text, reply.reasoning)
         finally:
@@ -335,7 +340,7 @@ class Session:
 
     def _done(self, reason: StopReason, conversation_id: str, reply: Reply) -> Done:
         self._cache.settle(certain=True)
-        return reply.done(reason, conversation_id, self.scheme, self.model.info.name, self.memory())
+        return reply.done(reason, conversation_id, self.scheme, self.model.info.label, self.memory())
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "", reasoning: str = "") -> Failed:

@@ -27,6 +27,7 @@ from tqchat.engine.commands import (
     SetScheme,
 )
 from tqchat.engine.events import (
+    Composed,
     ConversionProgress,
     Done,
     Event,
@@ -50,6 +51,7 @@ from tqchat.store.vault import Vault
 
 if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
+    from tqchat.engine.models.current import CurrentModel
     from tqchat.engine.session import Session
 
 _log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class _Current:
     conversation_id: str
     messages: tuple[ChatMessage, ...]
     session: Session
+    adapter: str | None
 
 
 class Engine:
@@ -103,15 +106,16 @@ class Engine:
             cache_budget: GiB of all caches on disk; ``None`` for the vault's default.
             limits: Called before each reply for the memory limits of its cache.
             draft: Name of the draft model, used if it is on this machine.
-            adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other.
+            adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other;
+                conversations can choose another, or none.
         """
         self._on_event = on_event
         self._paths = paths
         self._vault = Vault(paths.caches, cache_budget)
         self._limits = limits
         self._draft_ref = draft
-        self._adapter = adapter
-        self._adapter_ref: str | None = None
+        self._default_adapter = adapter
+        self._models: CurrentModel  # made on the engine thread, where its imports do not delay the screen
         self._draft: LoadedModel | None = None
         self._queue: queue.SimpleQueue[_Task | DownloadUpdate | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -120,7 +124,6 @@ class Engine:
         self._awaiting_model: deque[_Task] = deque()
         self._closing = threading.Event()
         self._finished = threading.Event()
-        self._model: LoadedModel | None = None
         self._current: _Current | None = None
         self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
 
@@ -159,13 +162,20 @@ class Engine:
 
     # Everything below runs on the engine thread.
 
+    @property
+    def _model(self) -> LoadedModel | None:
+        return self._models.loaded
+
     def _run(self) -> None:
+        from tqchat.engine.models.current import CurrentModel
+
+        self._models = CurrentModel(self._default_adapter)
         with log_to(self._paths.log_dir):
             self._prune()
             while (item := self._next()) is not None:
                 self._handle(item)
             self._save()
-            self._model = self._current = None
+            self._models.loaded = self._current = None
             gc.collect()
         self._finished.set()
         # MLX's thread-local destructors need the interpreter and abort the process during its shutdown. So
@@ -242,7 +252,7 @@ class Engine:
 
         ref = command.ref or STARTER
         self._emit(ModelProgress(ref, "loading"))
-        self._adapter_ref = self._adapter_ref or ref
+        self._models.ask_for(command.ref)
         backend.prepare()
         folder = local_folder(command.ref)
         self._cancel_replaced_download()
@@ -292,29 +302,32 @@ class Engine:
 
     def _use_model(self, ref: str | None, folder: Path) -> None:
         """Load a model and make it current; the previous one stays if that fails."""
-        from tqchat.engine import backend, models
-
         began = time.perf_counter()
-        adapter = self._adapter if (ref or STARTER) == self._adapter_ref else None
-        model = models.load_folder(folder, ref, backend.prepare(), adapter)
+        model = self._models.load(ref, folder)
         self._save()
-        current, self._current, self._model = self._current, None, model
+        current, self._current = self._current, None
         self._draft = self._draft_for(model)
         self._emit(ModelReady(model.info, time.perf_counter() - began))
         if model.info.warning is not None:
             self._emit(Notice(None, model.info.warning, "warning"))
         if current is not None:
-            session = current.session
-            self._open(
-                OpenConversation(
-                    current.conversation_id,
-                    current.messages,
-                    session.scheme,
-                    session.began,
-                    session.thinking,
-                ),
-                session.scheme,
-            )
+            self._reopen(current)
+
+    def _reopen(self, current: _Current) -> None:
+        """Open the conversation that was open with the previous model."""
+        session = current.session
+        command = OpenConversation(
+            current.conversation_id,
+            current.messages,
+            session.scheme,
+            session.began,
+            session.thinking,
+            current.adapter,
+        )
+        try:
+            self._open(command, session.scheme)
+        except TqchatError as error:
+            self._emit(Failed(current.conversation_id, str(error)))
 
     def _draft_for(self, model: LoadedModel) -> LoadedModel | None:
         """The draft model if configured. If it cannot be used, a notice says why and ``None`` is returned."""
@@ -346,18 +359,23 @@ class Engine:
         self._save()
         started = time.perf_counter()
         self._current = None
+        self._models.use_adapter(command.adapter)
         conversation_id, messages = command.conversation_id, command.messages
         session = Session(self._model, scheme, self._limits(), self._draft, command.began)
         session.thinking = command.thinking
         restored, reason = session.restore(self._vault, conversation_id, messages)
-        self._current = _Current(conversation_id, messages, session)
+        self._current = _Current(conversation_id, messages, session, command.adapter)
         self._emit(Opened(conversation_id, restored, time.perf_counter() - started, reason))
         self._emit(MemoryUpdate(conversation_id, session.memory()))
         return self._current
 
     def _session(self, command: Send | SetScheme, scheme: str) -> _Current:
         current = self._current
-        if current is None or current.conversation_id != command.conversation_id:
+        if (
+            current is None
+            or current.conversation_id != command.conversation_id
+            or not self._models.has_adapter(command.adapter)
+        ):
             current = self._open(command, scheme)
         current.session.thinking = command.thinking
         if command.messages:
@@ -406,6 +424,13 @@ class Engine:
             raise NoModel()
         if command.purpose == "title":
             stop = PreemptibleStop(stop, lambda: not self._queue.empty())
+        if not self._models.has_adapter(command.adapter):
+            if command.purpose == "title":
+                self._emit(Composed(command.conversation_id, "title", ""))
+                return
+            self._save()
+            self._current = None
+            self._models.use_adapter(command.adapter)
         scheme = self._current.session.scheme if self._current is not None else "fp16"
         for event in compose(self._model, scheme, command, stop):
             self._emit(event)

@@ -60,7 +60,7 @@ def measure(
         for row in rows
     )
     made = Profile(
-        model=model.info.name,
+        model=model.info.label,
         fingerprint=model.info.fingerprint,
         codec=quality_profile.codec_version(),
         tokens=len(ids) - 1,

@@ -195,7 +195,7 @@ SETTINGS: tuple[Setting, ...] = (
         "adapter",
         "Model",
         "text",
-        "The folder of a LoRA adapter for the model that is loaded at the start, as mlx-lm trains them.",
+        "The folder of a LoRA adapter for the model of the start; /adapter chooses one for a conversation.",
         "a folder",
         _text,
         "none",

@@ -9,6 +9,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Unpack
 
@@ -191,6 +192,7 @@ class Database(DatabaseFile):
         sampling: SamplingChoice | None = None,
         thinking: ThinkingChoice | None = None,
         thinking_budget: int | None = None,
+        adapter: str | None = None,
     ) -> Conversation:
         """Create an empty conversation. Its title counts as automatic until the user renames it.
 
@@ -211,6 +213,8 @@ class Database(DatabaseFile):
             sampling or SamplingChoice(),
             thinking=thinking,
             thinking_budget=thinking_budget,
+            adapter=None if adapter is None else replace_surrogates(adapter),
+            utc_offset=_utc_offset(now),
         )
         with self._transaction(conversation.id, creates=True) as connection:
             insert_conversation(connection, conversation)
@@ -241,6 +245,10 @@ class Database(DatabaseFile):
     ) -> None:
         """Set whether and how much the model reasons in a conversation."""
         self._set(conversation_id, "thinking = ?, thinking_budget = ?", thinking, budget)
+
+    def set_adapter(self, conversation_id: str, adapter: str | None) -> None:
+        """Set a conversation's LoRA adapter: a folder, ``NO_ADAPTER``, or ``None`` for the settings'."""
+        self._set(conversation_id, "adapter = ?", adapter)
 
     def set_draft(self, conversation_id: str, text: str) -> None:
         """Save a conversation's unsent text (not related to draft models)."""
@@ -519,3 +527,9 @@ class Database(DatabaseFile):
             for row in replica.rows(f"SELECT {CONVERSATION_COLUMNS} FROM conversations"):
                 found[row["id"]] = conversation_from_row(row)
         return list(found.values())
+
+
+def _utc_offset(time: float) -> int:
+    """Seconds of this machine's local time ahead of UTC at a Unix time."""
+    offset = datetime.fromtimestamp(time).astimezone().utcoffset() or timedelta()
+    return round(offset.total_seconds())

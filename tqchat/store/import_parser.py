@@ -18,8 +18,9 @@ from tqchat.store.records import THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
 
 FORMAT = "tqchat-conversations"
-VERSION = 3
-"""Version 1 has no draft-model and cache figures of replies, version 2 no reasoning."""
+VERSION = 4
+"""Version 1 has no draft-model and cache figures of replies, version 2 no reasoning, version 3 no adapters
+and no UTC offsets."""
 REASONING_VERSION = 3
 """Older versions have reasoning in the text of replies."""
 
@@ -30,6 +31,8 @@ _MAX_CONTENT_CHARS = 16 << 20
 _MAX_NAME_CHARS = 4096
 _MAX_TIMESTAMP = 253_370_764_800.0
 """Unix time of the year 9999, the last that ``datetime`` supports."""
+
+_MAX_UTC_OFFSET_S = 24 * 3600
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
@@ -99,6 +102,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _utc_offset(value: Any) -> int:
+    if type(value) is not int or abs(value) > _MAX_UTC_OFFSET_S:
+        raise _InvalidValue(f"a whole number of at most {_MAX_UTC_OFFSET_S} seconds")
+    return value
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise _InvalidValue("true or false")
@@ -160,6 +169,8 @@ _CONVERSATION: Mapping[str, _Check] = {
     "draft": _CONTENT,
     "thinking": _or_none(_one_of(*THINKING_CHOICES)),
     "thinking_budget": _or_none(_count),
+    "adapter": _or_none(_NAME),
+    "utc_offset": _or_none(_utc_offset),
 }
 
 

@@ -254,12 +254,18 @@ _V5_ERASED_INDEX = (
     "INSERT INTO titles_index (titles_index) VALUES ('optimize')",
 )
 
+_V6_ADAPTERS_AND_LOCAL_TIME = (
+    "ALTER TABLE conversations ADD COLUMN adapter TEXT",
+    "ALTER TABLE conversations ADD COLUMN utc_offset INTEGER",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _V1_TABLES,
     _V2_ROW_NUMBERS + _V2_SEARCH_INDEX,
     _V3_REPLY_FIGURES,
     _V4_REASONING,
     _V5_ERASED_INDEX,
+    _V6_ADAPTERS_AND_LOCAL_TIME,
 )
 """``MIGRATIONS[n]`` migrates version n to n + 1. Append only."""
 

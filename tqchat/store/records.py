@@ -9,6 +9,8 @@ from tqchat.store.sampling import SamplingChoice
 
 ThinkingChoice = Literal["on", "off", "low", "medium", "high"]
 THINKING_CHOICES: tuple[ThinkingChoice, ...] = ("on", "off", "low", "medium", "high")
+NO_ADAPTER = "off"
+"""A conversation's ``adapter`` if it wants none, whatever the settings say."""
 Role = Literal["system", "user", "assistant"]
 Status = Literal["complete", "unfinished", "stopped"]
 
@@ -24,6 +26,8 @@ class Conversation:
         deleted_at: When it was deleted; set while it can still be restored.
         thinking: Whether and how much the model reasons; ``None`` leaves it to the settings.
         thinking_budget: Most tokens of reasoning; ``None`` leaves it to the settings.
+        adapter: Folder of its LoRA adapter, or ``NO_ADAPTER``; ``None`` leaves it to the settings.
+        utc_offset: Seconds of local time ahead of UTC when it was created; ``None`` if not recorded.
     """
 
     id: str
@@ -40,6 +44,17 @@ class Conversation:
     deleted_at: float | None = None
     thinking: ThinkingChoice | None = None
     thinking_budget: int | None = None
+    adapter: str | None = None
+    utc_offset: int | None = None
+
+    @property
+    def began(self) -> float:
+        """The local time of its creation, in seconds since 1970-01-01 00:00 local time.
+
+        Chat templates that write the date write this one; a later change of the machine's time zone does not
+        change it. UTC for conversations without a recorded offset.
+        """
+        return self.created_at + (self.utc_offset or 0)
 
 
 @dataclass(frozen=True)

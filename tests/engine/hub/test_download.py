@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,6 +174,26 @@ def test_a_file_with_a_wrong_checksum_is_deleted(hub: Hub, cache: Path) -> None:
     assert partials(cache) == []
     hub.damaged = set()
     resolve(REPO)
+
+
+def test_a_small_file_with_a_wrong_git_hash_is_deleted_and_one_of_the_cache_replaced(
+    hub: Hub, cache: Path
+) -> None:
+    content = hub.files["tokenizer.json"]
+    as_git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+    def change(table: dict[str, Any]) -> None:
+        row = next(one for one in table["siblings"] if one["rfilename"] == "tokenizer.json")
+        row["blobId"] = as_git
+
+    hub.change_listing = change
+    hub.damaged = {"tokenizer.json"}
+    with pytest.raises(DownloadFailed, match=r"tokenizer\.json of somebody/tiny arrived damaged"):
+        resolve(REPO)
+    assert partials(cache) == []
+    (cache / "models--somebody--tiny" / "blobs" / as_git).write_bytes(bytes(len(content)))
+    hub.damaged = set()
+    assert (resolve(REPO) / "tokenizer.json").read_bytes() == content
 
 
 def fails(reason: str) -> None:

@@ -38,7 +38,7 @@ def prompt_text(session: Session, done: Done) -> str:
 
 def test_the_switch_is_part_of_the_prompt(tmp_path: Path) -> None:
     model = with_switch(tmp_path / "model")
-    assert model.info.thinking_choices == ("off", "on")
+    assert (model.info.thinking_choices, model.info.thinking_default) == (("off", "on"), "on")
     session = Session(model)
     for choice, off in (("on", False), ("off", True), ("high", False), (None, False)):
         session.thinking = Thinking(choice)  # type: ignore[arg-type]

@@ -251,3 +251,19 @@ def test_a_barrier_is_used_only_where_a_content_could_join() -> None:
         disguise = Disguise(control, [text])
         disguise.content(text)
         assert disguise.used is needed, text
+
+
+def test_characters_outside_a_wordpiece_vocabulary_stay_unknown_tokens() -> None:
+    tokenizer = tokenizers.word_piece(["<|im_start|>", "<|im_end|>"], template=CHATML)
+    unknown = tokenizer.unk_token_id
+
+    def count(text: str) -> int:
+        return render(tokenizer, [user(text)]).count(unknown)
+
+    assert count("fox") == 0
+    assert count("狐狸 fox") == 2
+    assert count("狐狸 <|im_end|> fox") == 2, "also beside a mark that is ordinary text"
+    ends = Counter(render(tokenizer, [user("狐狸 <|im_end|>")]))[
+        tokenizer.convert_tokens_to_ids("<|im_end|>")
+    ]
+    assert ends == 1

@@ -13,11 +13,11 @@ from tests.engine.talk import assistant, user
 from tests.engine.templates.families import FAMILIES, Family
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream, unfinished_reply
+from tqchat.engine.reasoning_marks import opened_at_end
 from tqchat.engine.sequences import common_prefix
 from tqchat.engine.templates import (
     chat_template,
     end_of_turn,
-    opens_reasoning,
     render,
     thinking_switch,
 )
@@ -125,7 +125,8 @@ def test_the_end_of_a_turn_is_found(family: Family, tokenizer: Any) -> None:
 
 
 def test_an_opened_thought_is_found(family: Family, tokenizer: Any) -> None:
-    marks = opens_reasoning(tokenizer)
+    written = text(tokenizer, render(tokenizer, [FIRST], began=BEGAN))
+    marks = opened_at_end(written.rpartition(FIRST.content)[2])
     assert (marks.opening if marks else None) == family.opens
 
 

@@ -63,6 +63,36 @@ def test_neighbours_of_one_role_are_joined_where_roles_must_alternate(tokenizer:
     assert text == "<user>Answer in rhyme.\n\nOne\n\nTwo<assistant>Three<user>Four<assistant>"
 
 
+DEMANDS_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('A system message is required') }}{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+)
+
+
+@pytest.mark.parametrize("also_empty", [False, True])
+def test_a_template_that_demands_a_system_message_gets_one(tokenizer: Any, also_empty: bool) -> None:
+    tokenizer.chat_template = DEMANDS_SYSTEM
+    text = ""
+    if also_empty:
+        tokenizer.chat_template = DEMANDS_SYSTEM.replace(
+            "'system' %}", "'system' or not messages[0].content %}"
+        )
+        text = "You are a helpful assistant."
+    assert rendered(tokenizer, user("Hello")) == f"<system>{text}<user>Hello<assistant>"
+    both = rendered(tokenizer, assistant("Hi"), user("Hello"))
+    assert both == f"<system>{text}<assistant>Hi<user>Hello<assistant>"
+    assert rendered(tokenizer, SYSTEM, user("Hello")) == "<system>Answer in rhyme.<user>Hello<assistant>"
+
+
+def test_joined_replies_keep_the_reasoning_of_both(tokenizer: Any) -> None:
+    tokenizer.chat_template = STRICT.replace(
+        "{{ m['content'] }}", "{{ m.reasoning_content }}|{{ m['content'] }}"
+    )
+    replies = (ChatMessage("assistant", "Two", "First."), ChatMessage("assistant", "Three", "Then."))
+    text = rendered(tokenizer, user("One"), *replies, user("Four"))
+    assert text == "<user>|One<assistant>First.\n\nThen.|Two\n\nThree<user>|Four<assistant>"
+
+
 def test_a_template_that_takes_nothing_is_reported_in_its_own_words(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('Only on Sundays') }}"
     with pytest.raises(PromptRejected, match="Only on Sundays"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,17 @@ def test_the_engine_hands_a_conversations_beginning_to_the_template(
         prompts.append(current.session.model.tokenizer.decode(list(current.session.tokens)))
         engine.shutdown(SECONDS)
     assert all(one.startswith("Today is 08 Jan 2022, 01:01:01.") for one in prompts)
+
+
+def test_a_prompt_that_takes_long_is_stopped_like_a_reply(tmp_path: Path, llama_folder: Path) -> None:
+    slow = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+    session = Session(model(tmp_path / "model", llama_folder, DATED))
+    first = send(session, [user("Hello")], greedy(4))
+    session.model.tokenizer.chat_template = slow
+    stop = threading.Event()
+    stop.set()
+    done = send(session, [user("Hello"), assistant(first.text), user("More")], greedy(4), stop)
+    assert (done.stop_reason, done.text) == ("stopped", "")
+    session.model.tokenizer.chat_template = DATED
+    again = send(session, [user("Hello"), assistant(first.text), user("More")], greedy(4))
+    assert again.counts.reused >= first.counts.prompt - 1, "the cache is still usable"

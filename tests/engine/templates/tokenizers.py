@@ -112,3 +112,15 @@ def wrapped(
     fast: Any = PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     fast.chat_template = template
     return TokenizerWrapper(fast)
+
+
+def word_piece(special: Sequence[str] = (), plain: Sequence[str] = (), **options: Any) -> Any:
+    """WordPiece with BERT's normaliser, which drops private characters."""
+    words = ["[UNK]", *sorted({char for line in LINES for char in line.lower() if char.strip()})]
+    words += [f"##{word}" for word in words[1:]]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return wrapped(backend, ["[UNK]", *special], plain, unk_token="[UNK]", **options)

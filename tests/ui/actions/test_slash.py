@@ -51,8 +51,8 @@ def test_commands_and_their_arguments_complete() -> None:
 def test_the_list_of_commands_has_one_order_and_no_word_twice() -> None:
     words = [one.word for one in ACTIONS.slashes()]
     assert words == [
-        "scheme", "model", "new", "room", "rename", "search", "system", "set", "preset", "think", "copy",
-        "export", "theme", "settings", "help",
+        "scheme", "model", "adapter", "new", "room", "rename", "search", "system", "set", "preset", "think",
+        "copy", "export", "theme", "settings", "help",
     ]  # fmt: skip
     assert [ACTIONS.by_word(word) for word in words] == [
         action for word in words for action in ACTIONS if action.slash and action.slash.word == word

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,10 +69,27 @@ def test_a_database_error_in_an_event_is_shown_and_the_next_job_starts(
     assert rig.chat.work.reply is not None and rig.chat.work.reply.conversation_id != first.id
 
 
-def test_every_command_states_when_the_conversation_began(rig: Rig) -> None:
+@pytest.fixture
+def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Changes the machine's time zone."""
+
+    def move_to(place: str) -> None:
+        monkeypatch.setenv("TZ", place)
+        time.tzset()
+
+    yield move_to
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_every_command_states_when_the_conversation_began_in_local_time(
+    rig: Rig, zone: Callable[[str], None]
+) -> None:
+    zone("XXX-9")
     turn(rig, "What is a fox?", "An animal.")
     first = rig.chat.shown.conversation
     assert first is not None
+    zone("XXX+9")
     rig.chat.schemes.set("affine8")
     rig.chat.shown.new()
     rig.chat.shown.open(first.id)
@@ -84,4 +103,4 @@ def test_every_command_states_when_the_conversation_began(rig: Rig) -> None:
         commands.OpenConversation,
         commands.SetScheme,
     }
-    assert {command.began for command in told} == {first.created_at}
+    assert {command.began for command in told} == {first.created_at + 9 * 3600}

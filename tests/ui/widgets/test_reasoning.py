@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from textual.widgets import Input
 
 from tests.ui.conftest import OpenApp, RunningApp
 from tests.ui.scripted import INFO
@@ -203,3 +205,42 @@ async def test_each_conversation_has_its_own_choice(open_app: OpenApp) -> None:
         await ui.shows("thinking: default")
         await ui.pilot.press("alt+down")
         await ui.shows("thinking: off")
+
+
+@pytest.mark.parametrize("shown", ["since", "again"])
+async def test_a_search_hit_in_folded_reasoning_unfolds_it(open_app: OpenApp, shown: str) -> None:
+    async with open_app() as ui:
+        await begin(ui)
+        ui.engine.delta(THOUGHT, "reasoning")
+        ui.engine.delta(ANSWER)
+        ui.engine.done(ANSWER, reasoning=THOUGHT)
+        await ui.shows("▸ Thought for 2.0 s, 3 words")
+        if shown == "again":
+            await ui.pilot.press("ctrl+n", "alt+down")
+            await ui.shows("▸ Thought for 2.0 s, 3 words")
+        for words, hit in (("red", False), ("foxes", True)):
+            await ui.send(f"/search {words}")
+            await ui.until(lambda words=words: ui.app.parts.conversations.query_one(Input).value == words)
+            await ui.pilot.press("enter")
+            await ui.until(lambda: ui.app.parts.log.marked is not None)
+            await (ui.shows if hit else ui.hides)("Foxes are")
+            await ui.pilot.press("escape")
+
+
+async def test_a_search_hit_in_a_folded_file_unfolds_it(open_app: OpenApp, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("The marten sleeps.\n" * 3)
+    async with open_app() as ui:
+        await ui.turn(f"Read @{tmp_path / 'notes.txt'} please", "Done.")
+        await ui.hides("The marten sleeps.")
+        await ui.send("/search marten")
+        await ui.until(lambda: ui.app.parts.conversations.query_one(Input).value == "marten")
+        await ui.pilot.press("enter")
+        await ui.shows("The marten sleeps.")
+
+
+async def test_the_models_own_default_is_named(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        ui.engine.ready(replace(INFO, thinking_choices=("off", "on"), thinking_default="on"))
+        await ui.shows("thinking: default (on)")
+        await ui.pilot.press("ctrl+l")
+        await ui.shows("Leave it to the settings, else to the model (on).")

@@ -6,7 +6,6 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqchat.engine.hub import local_cache
@@ -15,33 +14,6 @@ from tqchat.errors import TqchatError
 
 class NotDeleted(TqchatError):
     """A model was not deleted."""
-
-
-@dataclass(frozen=True)
-class CachedModel:
-    """A model in the Hugging Face cache.
-
-    Attributes:
-        disk_bytes: Bytes that deleting it frees: all versions, and what was received of a download.
-        problem: Why it cannot be deleted.
-    """
-
-    repo: str
-    disk_bytes: int
-    problem: str | None = None
-
-
-def cached_models(in_use: Collection[Path] = ()) -> list[CachedModel]:
-    """Models in the Hugging Face cache with their sizes, largest first.
-
-    Args:
-        in_use: Folders of the loaded models.
-    """
-    found = [
-        CachedModel(repo, storage_bytes(storage), _problem(repo, storage, in_use))
-        for repo, storage in local_cache.cached_repos()
-    ]
-    return sorted(found, key=lambda model: (-model.disk_bytes, model.repo))
 
 
 def storage_bytes(storage: Path) -> int:

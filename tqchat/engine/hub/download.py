@@ -44,7 +44,7 @@ def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Pa
 
     A model that cannot be loaded is refused before its weights are requested. A file is written to a partial
     file beside the cache's blobs, so that a broken connection, a cancelled download or a killed process is
-    resumed. Weights are verified by SHA-256.
+    resumed. Every file is verified by the hash that the hub gives, SHA-256 or git's.
 
     Args:
         repo: ``owner/name``.
@@ -110,7 +110,10 @@ class _Transfer:
         self._progress(done + more, max(total, done + more))
 
     def _is_there(self, path: Path, file: RemoteFile) -> bool:
-        return path.is_file() and (file.size is None or path.stat().st_size == file.size)
+        if not path.is_file() or (file.size is not None and path.stat().st_size != file.size):
+            return False
+        # Weights were verified when they arrived; hashing them at every start would take too long.
+        return file.is_weights or _matches_git_hash(file, path)
 
     def _blob_name(self, file: RemoteFile) -> str:
         return file.etag or hashlib.sha256(f"{self._commit}/{file.name}".encode()).hexdigest()
@@ -200,7 +203,8 @@ class _Transfer:
 
     def _verify(self, file: RemoteFile, path: Path) -> None:
         size_differs = file.size is not None and path.stat().st_size != file.size
-        if size_differs or (file.sha256 and _sha256(path) != file.sha256):
+        hash_differs = _sha256(path) != file.sha256 if file.sha256 else not _matches_git_hash(file, path)
+        if size_differs or hash_differs:
             raise _Rejected(f"{file.name} of {self._repo} arrived damaged and was deleted; try again.")
 
 
@@ -262,6 +266,18 @@ def _check_disk_space(repo: str, storage: Path, needed: int) -> None:
             f"{repo} needs {needed / 1e9:.1f} GB and the disk of {existing} has {free / 1e9:.1f} GB left; "
             "free some and try again."
         )
+
+
+def _matches_git_hash(file: RemoteFile, path: Path) -> bool:
+    """Whether a file has the git hash of the listing. True if the hub gives none.
+
+    A plain SHA-1 of it, which some mirrors give, counts too.
+    """
+    if file.sha256 or len(file.etag) != 40 or path.stat().st_size > _MAX_UNLISTED_BYTES:
+        return True
+    content = path.read_bytes()
+    as_blob = b"blob %d\0" % len(content) + content
+    return file.etag in (hashlib.sha1(as_blob).hexdigest(), hashlib.sha1(content).hexdigest())
 
 
 def _sha256(path: Path) -> str:

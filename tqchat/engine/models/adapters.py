@@ -11,6 +11,7 @@ from typing import Any
 from tqchat.engine.hub import model_folder, safetensors_header
 from tqchat.engine.models.fingerprint import weights_digest
 from tqchat.errors import TqchatError
+from tqchat.store.records import NO_ADAPTER
 from tqchat.text import one_line
 
 CONFIG_FILE = "adapter_config.json"
@@ -33,11 +34,13 @@ class Adapter:
     Attributes:
         base: The model that it was trained for, if it says so.
         digest: Of its configuration and weights.
+        adds_layers: Whether it adds layers to the model; else it replaces the model's weights.
     """
 
     folder: Path
     base: str
     digest: str
+    adds_layers: bool = True
 
     @property
     def name(self) -> str:
@@ -66,23 +69,41 @@ def find(place: str) -> Adapter:
     _check_config(folder, config, header)
     base = config.get("model")
     digest = hashlib.sha256((folder / CONFIG_FILE).read_bytes() + weights_digest(folder / WEIGHTS_FILE))
-    return Adapter(folder, one_line(base) if isinstance(base, str) else "", digest.hexdigest())
+    return Adapter(
+        folder,
+        one_line(base) if isinstance(base, str) else "",
+        digest.hexdigest(),
+        config.get("fine_tune_type") != "full",
+    )
 
 
-def apply(model: Any, adapter: Adapter, name: str) -> None:
+def chosen(choice: str | None, default: str | None) -> str | None:
+    """The adapter folder to use: the choice, else the default; ``None`` for none."""
+    wanted = default if choice is None else choice
+    return None if wanted == NO_ADAPTER else wanted
+
+
+def apply(model: Any, adapter: Adapter, name: str) -> Any:
     """Add an adapter to a loaded model, in place.
 
     Args:
         name: The model's name, for the sentence.
 
+    Returns:
+        The modules that it replaces: ``model.update_modules`` with them takes it away again.
+
     Raises:
-        AdapterUnusable: if it does not fit the model.
+        AdapterUnusable: if it does not fit the model, which is unchanged then.
     """
+    import mlx.core as mx
     from mlx_lm.utils import load_adapters
 
+    replaced = model.leaf_modules()
     try:
         load_adapters(model, str(adapter.folder))
+        mx.eval(model.parameters())
     except Exception as error:
+        model.update_modules(replaced)
         trained = f", it was trained for {adapter.base}" if adapter.base else ""
         lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
         detail = one_line(next((line for line in lines if not line.endswith(":")), lines[0]))[:160]
@@ -90,6 +111,7 @@ def apply(model: Any, adapter: Adapter, name: str) -> None:
             f"The adapter {adapter.name} does not fit {name}{trained} ({detail.rstrip('.')})."
         ) from error
     model.eval()  # new layers come in training mode, with dropout
+    return replaced
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,13 @@ from tqchat.engine.models import adapters
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.reasoning import ReplyFormat, ends_of, named_eos_tokens
-from tqchat.engine.templates import ThinkingSwitch, chat_template, thinking_switch
+from tqchat.engine.templates import (
+    ThinkingSwitch,
+    chat_template,
+    default_choice,
+    default_variables,
+    thinking_switch,
+)
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -35,6 +41,9 @@ class LoadedModel:
 
     Attributes:
         cache_dtype: Dtype of raw tokens in caches; ``None`` for the compute dtype.
+        compute: Name of the dtype that it computes in.
+        adapter: The LoRA adapter that was added.
+        replaced: Modules that the adapter replaced.
     """
 
     model: Module
@@ -43,6 +52,9 @@ class LoadedModel:
     config: dict[str, Any]
     cache_dtype: mx.Dtype | None
     folder: Path
+    compute: str
+    adapter: adapters.Adapter | None = None
+    replaced: Any = None
 
     @property
     def context_limit(self) -> int | None:
@@ -77,11 +89,12 @@ def load(
     On a CPU, weights are converted to float32 if that fits into memory; caches keep the native 16-bit dtype.
 
     Args:
-        adapter: Folder of a LoRA adapter to add.
+        adapter: Folder of a LoRA adapter to add, or ``NO_ADAPTER``.
 
     Raises:
         TqchatError: if it cannot be downloaded or loaded; the message is one sentence.
     """
+    adapter = adapters.chosen(adapter, None)
     if adapter is not None:
         adapters.find(adapter)  # before a download
     machine = backend.prepare()
@@ -103,8 +116,6 @@ def load_folder(
     config = model_folder.check(folder)
     added = None if adapter is None else adapters.find(adapter)
     model, config = _load_weights(folder, config)
-    if added is not None:
-        adapters.apply(model, added, model_folder.display_name(folder))
     tokenizer = _load_tokenizer(folder, config)
 
     import mlx.core as mx
@@ -123,13 +134,10 @@ def load_folder(
     compute = "float32" if not in_half else str(half)
     switch = thinking_switch(chat_template(tokenizer))
     sampling, warning = sampling_defaults(folder)
-    traits = [f"compute {compute}", f"cache {cache_dtype}"]
-    if added is not None:
-        traits.append(f"adapter {added.digest}")
     info = ModelInfo(
         name=name,
         ref=STARTER if ref is None else ref,
-        fingerprint=fingerprint(folder, *traits),
+        fingerprint=_fingerprint(folder, compute, cache_dtype),
         architecture=str(config["model_type"]),
         layers=len(model.layers),
         weight_bytes=weights.weight_bytes(model),
@@ -140,10 +148,63 @@ def load_folder(
         sampling=sampling,
         warning=warning,
         thinking_choices=switch.choices if switch is not None else (),
-        adapter=None if added is None else added.name,
+        thinking_default=default_choice(chat_template(tokenizer), switch, default_variables(tokenizer)),
     )
     mx.clear_cache()
-    return LoadedModel(model, tokenizer, info, config, cache_dtype, folder)
+    plain = LoadedModel(model, tokenizer, info, config, cache_dtype, folder, compute)
+    return plain if added is None else with_adapter(plain, added)
+
+
+def with_adapter(plain: LoadedModel, adapter: adapters.Adapter) -> LoadedModel:
+    """Add an adapter to a model without one. They share the weights: the given model must not be used again.
+
+    Raises:
+        AdapterUnusable: if it does not fit; the model is unchanged then.
+    """
+    from tqchat.engine.models import weights
+
+    model, info = plain.model, plain.info
+    replaced = adapters.apply(model, adapter, model_folder.display_name(plain.folder))
+    if plain.compute == "float32":
+        weights.widen(model)
+    size = weights.weight_bytes(model)
+    info = replace(
+        info,
+        fingerprint=_fingerprint(plain.folder, plain.compute, plain.cache_dtype, f"adapter {adapter.digest}"),
+        weight_bytes=size,
+        memory_budget=memory_budget(backend.prepare().memory_bytes, size),
+        adapter=adapter.name,
+    )
+    return replace(plain, info=info, adapter=adapter, replaced=replaced)
+
+
+def without_adapter(loaded: LoadedModel) -> LoadedModel:
+    """Take the adapter away from a model; the given model must not be used again.
+
+    Raises:
+        TqchatError: if the weights were replaced and cannot be loaded again.
+    """
+    from tqchat.engine.models import weights
+
+    if loaded.adapter is None:
+        return loaded
+    if not loaded.adapter.adds_layers:
+        ref = None if loaded.info.ref == STARTER else loaded.info.ref
+        return load_folder(loaded.folder, ref, backend.prepare())
+    loaded.model.update_modules(loaded.replaced)
+    size = weights.weight_bytes(loaded.model)
+    info = replace(
+        loaded.info,
+        fingerprint=_fingerprint(loaded.folder, loaded.compute, loaded.cache_dtype),
+        weight_bytes=size,
+        memory_budget=memory_budget(backend.prepare().memory_bytes, size),
+        adapter=None,
+    )
+    return replace(loaded, info=info, adapter=None, replaced=None)
+
+
+def _fingerprint(folder: Path, compute: str, cache_dtype: mx.Dtype | None, *traits: str) -> str:
+    return fingerprint(folder, f"compute {compute}", f"cache {cache_dtype}", *traits)
 
 
 def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -62,6 +62,11 @@ def to_float32(model: Any) -> None:
         model.update_modules(tree_unflatten([(name, dense)]))
         del module, dense
         mx.clear_cache()
+    widen(model)
+
+
+def widen(model: Any) -> None:
+    """Convert 16-bit arrays to float32, in place."""
     model.update(tree_map(lambda a: a.astype(mx.float32) if a.dtype in _HALF else a, model.parameters()))
     mx.eval(model.parameters())
 

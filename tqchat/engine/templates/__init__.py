@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from tqchat.engine.templates.errors import PromptRejected
 from tqchat.engine.templates.finding import ChatTemplate, chat_template
-from tqchat.engine.templates.rendering import PLAIN_STOP, plain_text, render
-from tqchat.engine.templates.thinking import ThinkingSwitch, thinking_switch
-from tqchat.engine.templates.turns import EndOfTurn, end_of_turn, opens_reasoning
+from tqchat.engine.templates.rendering import PLAIN_STOP, default_variables, plain_text, render
+from tqchat.engine.templates.thinking import ThinkingSwitch, default_choice, thinking_switch
+from tqchat.engine.templates.turns import EndOfTurn, end_of_turn
 
 __all__ = [
     "PLAIN_STOP",
@@ -15,8 +15,9 @@ __all__ = [
     "PromptRejected",
     "ThinkingSwitch",
     "chat_template",
+    "default_choice",
+    "default_variables",
     "end_of_turn",
-    "opens_reasoning",
     "plain_text",
     "render",
     "thinking_switch",

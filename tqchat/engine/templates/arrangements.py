@@ -19,6 +19,10 @@ _OPENERS = ("", "...")
 """Contents of a user turn that is inserted before a leading reply."""
 
 
+_SYSTEM_PROMPTS = ("", "You are a helpful assistant.")
+"""System prompts that are inserted for templates that demand one."""
+
+
 def system_in_user(messages: Messages) -> Messages:
     """Move system prompts to the front of the first user message."""
     system = [one.content.strip() for one in messages if one.role == "system"]
@@ -38,7 +42,12 @@ def alternating(messages: Messages) -> Messages:
     joined: list[ChatMessage] = []
     for one in messages:
         if joined and joined[-1].role == one.role:
-            joined[-1] = replace(one, content=f"{joined[-1].content}\n\n{one.content}")
+            before = joined[-1]
+            joined[-1] = replace(
+                one,
+                content=f"{before.content}\n\n{one.content}",
+                reasoning="\n\n".join(filter(None, (before.reasoning, one.reasoning))),
+            )
         else:
             joined.append(one)
     return tuple(joined)
@@ -50,6 +59,17 @@ def user_first(messages: Messages, text: str) -> Messages:
     if at < len(messages) and messages[at].role == "user":
         return messages
     return (*messages[:at], ChatMessage("user", text), *messages[at:])
+
+
+def with_system(messages: Messages, text: str) -> Messages:
+    """Put a system prompt in front of a conversation that has none."""
+    if any(one.role == "system" for one in messages):
+        return messages
+    return (ChatMessage("system", text), *messages)
+
+
+def _system_first(text: str) -> Arrangement:
+    return lambda messages: with_system(messages, text)
 
 
 def _user_turn_first(text: str) -> Arrangement:
@@ -65,12 +85,16 @@ _ORDERS: tuple[Arrangement, ...] = (
     alternating,
     *(_user_turn_first(text) for text in _OPENERS),
 )
-ARRANGEMENTS: tuple[Arrangement, ...] = (*_ORDERS, *(_then(system_in_user, order) for order in _ORDERS))
+ARRANGEMENTS: tuple[Arrangement, ...] = (
+    *_ORDERS,
+    *(_then(system_in_user, order) for order in _ORDERS),
+    *(_then(_system_first(text), order) for text in _SYSTEM_PROMPTS for order in _ORDERS),
+)
 """Message orders to try, the given one first.
 
 Some templates refuse a system message or drop it: it is put in front of the first user message. Some require
-alternating roles: neighbours of one role are joined. Some require a user turn first: an empty one is
-inserted.
+alternating roles: neighbours of one role are joined. Some require a user turn first, or a system prompt: an
+empty one is inserted, or a neutral one where that is refused too.
 """
 
 

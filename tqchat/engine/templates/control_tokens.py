@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel, WordPiece
 
 from tqchat.engine.reasoning_marks import TEMPLATE_PAIRS, Pair, split_thought
 from tqchat.engine.templates.finding import ChatTemplate
@@ -72,10 +72,12 @@ class ControlTokens:
     def _unknown(self) -> frozenset[int]:
         if self.backend is None:
             return frozenset({self.inner.unk_token_id}) & self.ids.keys()
-        return (
-            frozenset(self.backend.encode(chr(_LAST_STAND_IN), add_special_tokens=False).ids)
-            & self.ids.keys()
-        )
+        unknown = set(self.backend.encode(chr(_LAST_STAND_IN), add_special_tokens=False).ids)
+        if isinstance(self.backend.model, WordPiece | WordLevel):
+            # Their normalizers may drop private characters.
+            named = self.backend.token_to_id(self.backend.model.unk_token)
+            unknown |= {named} if named is not None else set()
+        return frozenset(unknown) & self.ids.keys()
 
     def may_join_before(self, core: str) -> bool:
         """Whether a control token could end in this text's beginning, or contain all of it."""

@@ -8,160 +8,154 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping, Sized
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension, loopcontrols
-from jinja2.filters import do_replace
+from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+from jinja2.utils import Namespace, _PassArg
 
+from tqchat.engine.templates import limits
 from tqchat.engine.templates.errors import TemplateError, TemplateLimit
 
-RENDER_LIMIT_S = 5.0
-MAX_LOOP_STEPS = 5_000_000
-MAX_VALUE_LENGTH = 64 << 20
-"""Longest string or list that a template may build."""
-MAX_TEMPLATE_LENGTH = 1 << 20
-MAX_REPEAT = 1_000_000
-"""Largest number that a template may pass to a function or a filter: ``'x'.ljust(n)`` builds n characters."""
+MAX_TEMPLATE_LENGTH = 1 << 18
+"""Compiling takes time in proportion, and cannot be interrupted."""
+MAX_MESSAGE_LENGTH = 500
+MAX_LITERAL_ITEMS = 10_000
+"""Most items of one table, list or tuple that is written out."""
 
 _ESCAPED = re.compile("[^\\x00-\\x7f\\U000f0000-\\U000fffff]")
 """What ``tojson(ensure_ascii=True)`` escapes; the private characters stand for control tokens in contents."""
 _LOOP_FILTER = "_tqchat_loop"
 _JOIN_FILTER = "_tqchat_join"
+_BUILT_FILTER = "_tqchat_built"
 
 
-class _Budget:
-    """Steps and time left for one rendering."""
-
-    def __init__(self) -> None:
-        self._steps = MAX_LOOP_STEPS
-        self._deadline = time.monotonic() + RENDER_LIMIT_S
-
-    def spend(self, steps: int) -> None:
-        self._steps -= steps
-        if self._steps < 0 or time.monotonic() > self._deadline:
-            raise TemplateLimit("it does not come to an end")
-
-
-_budget: ContextVar[_Budget | None] = ContextVar("template_budget", default=None)
-
-
-def _spend(steps: int) -> None:
-    budget = _budget.get()
-    if budget is not None:
-        budget.spend(steps)
-
-
-def _check_length(length: int) -> None:
-    if length > MAX_VALUE_LENGTH:
-        raise TemplateLimit("it builds a text that is too long")
+class _Generator(CodeGenerator):
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        limits.spend()
+        return super().visit(node, *args, **kwargs)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
+    code_generator_class = _Generator
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        _spend(1)
-        if operator == "+" and isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
-            _check_length(len(left) + len(right))
-        elif operator == "*":
-            for value, count in ((left, right), (right, left)):
-                if isinstance(value, (str, list, tuple)) and isinstance(count, int):
-                    _check_length(len(value) * count)
-        elif operator == "**" and isinstance(right, (int, float)) and abs(right) > 64:
-            raise TemplateLimit("it computes a number that is too large")
-        elif operator == "%" and isinstance(left, str):
-            _check_widths(left)
-        return super().call_binop(context, operator, left, right)
+        limits.check_operation(operator, left, right)
+        return limits.built(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _spend(1)
-        for value in (*args, *kwargs.values()):
-            if isinstance(value, int) and abs(value) > MAX_REPEAT:
-                raise TemplateLimit("it passes a number that is too large")
-        text = getattr(__obj, "__self__", None)
-        if isinstance(text, str) and getattr(__obj, "__name__", "") == "replace":
-            _check_replacement(text, *args[:2])
-        return super().call(__context, __obj, *args, **kwargs)
+        if isinstance(__obj, LoopContext):
+            args = (_bounded(args[0]), *args[1:]) if args else args
+        elif isinstance(__obj, _Dict):
+            limits.check_table(args)
+        else:
+            owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+            limits.check_method(owner, name, args, kwargs)
+        return limits.built(super().call(__context, __obj, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        safe = super().wrap_str_format(value)
+        if safe is None:
+            return None
+
+        def limited(*args: Any, **kwargs: Any) -> str:
+            limits.check_method(value.__self__, value.__name__, args, kwargs)
+            return safe(*args, **kwargs)
+
+        return limited
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
-            loop.iter = _filtered(_LOOP_FILTER, loop.iter)
-        _limit_concatenation(tree)
+            text = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
+            loop.iter = _filtered(_LOOP_FILTER, loop.iter, nodes.Const(text, lineno=loop.lineno))
+        _limit_expressions(tree)
         return tree
 
 
-def _filtered(name: str, node: Any) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _filtered(name: str, node: Any, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
 
 
-def _limit_concatenation(tree: nodes.Node) -> None:
-    """Replace ``a ~ b`` by a filter that checks the length of the result."""
+def _limit_expressions(tree: nodes.Node) -> None:
+    """Put filters that count and check around what is computed without a call."""
     for field, value in tree.iter_fields():
         if isinstance(value, list):
-            items = [_without_concat(item) for item in value]
-            setattr(tree, field, items)
+            setattr(tree, field, [_limited_expression(item) for item in value])
         elif isinstance(value, nodes.Node):
-            setattr(tree, field, _without_concat(value))
+            setattr(tree, field, _limited_expression(value))
 
 
-def _without_concat(node: Any) -> Any:
+def _limited_expression(node: Any) -> Any:
     if not isinstance(node, nodes.Node):
         return node
-    _limit_concatenation(node)
-    if isinstance(node, nodes.Concat):
-        return _filtered(_JOIN_FILTER, nodes.List(node.nodes, lineno=node.lineno))
+    _limit_expressions(node)
+    match node:
+        case nodes.Concat():
+            return _filtered(_JOIN_FILTER, nodes.List(node.nodes, lineno=node.lineno))
+        case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load"):
+            if len(node.items) > MAX_LITERAL_ITEMS:
+                raise jinja2.TemplateSyntaxError("a list is too long", node.lineno)
+            return _filtered(_BUILT_FILTER, node)
+        case nodes.Compare() | nodes.Getitem(arg=nodes.Slice()):
+            return _filtered(_BUILT_FILTER, node)
     return node
 
 
 def _joined(values: list[Any]) -> str:
-    texts = [str(value) for value in values]
-    _spend(1)
-    _check_length(sum(map(len, texts)))
-    return "".join(texts)
+    limits.check_weight(sum(map(limits.weight, values)))
+    return str(limits.built("".join(map(str, values))))
 
 
-def _bounded(values: Any) -> Any:
-    """The values of a loop, counted against the limit on rendering."""
+def _bounded(values: Any, text: int = 0) -> Any:
+    """The values of a loop, counted against the limits; ``text`` is what its body writes each time."""
     if isinstance(values, jinja2.Undefined) or not isinstance(values, Iterable):
         return values
-    if isinstance(values, Sized):
-        _spend(1 + len(values))
-        return values
-    return _counted(values)
+    limits.spend()
+    return limits.counted(values, text)
 
 
-def _counted(values: Iterable[Any]) -> Iterable[Any]:
-    for value in values:
-        _spend(1)
-        yield value
+def _limited_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is checked before, and whose result is counted."""
+    first = 0 if _PassArg.from_obj(function) is None else 1
+
+    @wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        limits.check_filter(name, args[first] if len(args) > first else None, args[first + 1 :], kwargs)
+        return limits.built(function(*args, **kwargs))
+
+    return limited
 
 
-def _check_replacement(text: object, old: object = None, new: object = None) -> None:
-    if isinstance(text, str) and isinstance(old, str) and isinstance(new, str):
-        _check_length(len(text) + text.count(old) * len(new))
+def _limited_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        limits.spend()
+        return function(*args, **kwargs)
 
-
-def _check_widths(form: str) -> None:
-    digits = "".join(c if c.isdigit() else " " for c in form).split()
-    if any(len(number) > 6 for number in digits) and "%" in form:
-        raise TemplateLimit("it pads a text too far")
+    return limited
 
 
 class _Generation(Extension):
     """``{% generation %}`` marks what training counts as the reply; its content is written as it is."""
 
     tags = {"generation"}
+
+    def filter_stream(self, stream: TokenStream) -> Iterable[Token]:
+        """Count the tokens: a long template takes long to compile."""
+        for token in stream:
+            limits.spend()
+            yield token
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         lineno = next(parser.stream).lineno
@@ -193,6 +187,9 @@ class _Namespace(Namespace):
         _check_name(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # its values can contain each other many times
+
 
 def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
@@ -212,40 +209,23 @@ def _tojson(
 
 
 def _raise_exception(message: object) -> None:
-    raise TemplateError(str(message))
-
-
-def _limited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A padding filter that refuses absurd widths."""
-
-    def limited(value: Any, *args: Any, **kwargs: Any) -> Any:
-        for number in (*args, *kwargs.values()):
-            if isinstance(number, int) and number > MAX_REPEAT:
-                raise TemplateLimit("it pads a text too far")
-        return function(value, *args, **kwargs)
-
-    return limited
-
-
-@jinja2.pass_eval_context
-def _replace(context: Any, text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    _check_replacement(str(text), str(old), str(new))
-    return str(do_replace(context, text, old, new, count))
+    raise TemplateError(str(message)[:MAX_MESSAGE_LENGTH])
 
 
 @lru_cache(maxsize=1)
 def _environment() -> _Environment:
-    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment = _Environment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols], finalize=limits.written
+    )
     environment.globals.update(
         raise_exception=_raise_exception, dict=_Dict(), namespace=_Namespace, strftime_now=clock(None)
     )
     environment.globals.pop("lipsum", None)
-    filters = environment.filters
-    filters["replace"] = _replace
-    filters["tojson"], filters["fromjson"] = _tojson, json.loads
-    for name in ("center", "indent"):
-        filters[name] = _limited(filters[name])
-    filters[_LOOP_FILTER], filters[_JOIN_FILTER] = _bounded, _joined
+    filters: dict[str, Callable[..., Any]] = environment.filters | {"tojson": _tojson, "fromjson": json.loads}
+    environment.filters |= {name: _limited_filter(name, function) for name, function in filters.items()}
+    environment.filters |= {_LOOP_FILTER: _bounded, _JOIN_FILTER: _joined, _BUILT_FILTER: limits.built}
+    for name, test in environment.tests.items():
+        environment.tests[name] = _limited_test(test)  # type: ignore[arg-type]
     return environment
 
 
@@ -270,12 +250,17 @@ def _compiled(source: str) -> jinja2.Template:
     return _environment().from_string(source)
 
 
+def _parsed(source: str) -> nodes.Template:
+    with limits.one_budget() as budget, budget.timed():
+        return _environment().parse(source)
+
+
 @lru_cache(maxsize=16)
 def undeclared_variables(source: str) -> frozenset[str]:
     """Names that a template takes from outside; none if it does not compile."""
     try:
-        return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
-    except jinja2.TemplateError:
+        return frozenset(meta.find_undeclared_variables(_parsed(source)))
+    except (jinja2.TemplateError, RecursionError, TemplateLimit):
         return frozenset()
 
 
@@ -283,8 +268,8 @@ def undeclared_variables(source: str) -> frozenset[str]:
 def syntax_tree(source: str) -> nodes.Template:
     """A template's syntax tree; an empty one if it does not compile."""
     try:
-        return _environment().parse(source)
-    except jinja2.TemplateError:
+        return _parsed(source)
+    except (jinja2.TemplateError, RecursionError, TemplateLimit):
         return nodes.Template([], lineno=1)
 
 
@@ -304,21 +289,19 @@ def render_template(source: str, context: Mapping[str, Any]) -> str:
         TemplateError: if it does not compile or raises.
         TemplateLimit: if it exceeds the limits on time and size.
     """
-    token = _budget.set(_Budget())
     try:
-        pieces = []
-        length = 0
-        for piece in _compiled(source).generate(**context):
-            _spend(1)
-            length += len(piece)
-            _check_length(length)
-            pieces.append(piece)
-        return "".join(pieces)
+        with limits.one_budget() as budget, budget.timed():
+            pieces = []
+            length = 0
+            for piece in _compiled(source).generate(**context):
+                limits.spend()
+                length += len(piece)
+                limits.check_weight(length)
+                pieces.append(piece)
+            return "".join(pieces)
     except TemplateError:
         raise
     except RecursionError as error:
         raise TemplateLimit("it does not come to an end") from error
     except Exception as error:  # a template can make Python raise whatever it likes
-        raise TemplateError(str(error) or type(error).__name__) from error
-    finally:
-        _budget.reset(token)
+        raise TemplateError((str(error) or type(error).__name__)[:MAX_MESSAGE_LENGTH]) from error

@@ -16,6 +16,7 @@ from jinja2 import nodes
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.templates.errors import TemplateError, TemplateLimit
 from tqchat.engine.templates.finding import ChatTemplate
+from tqchat.engine.templates.limits import one_budget
 from tqchat.engine.templates.sandbox import syntax_tree
 
 Kind = Literal["flag", "level", "budget", "message"]
@@ -96,9 +97,33 @@ class ThinkingSwitch:
 def thinking_switch(template: ChatTemplate | None) -> ThinkingSwitch | None:
     """The switch of a template, if it changes the rendered prompt."""
     try:
-        return None if template is None else _first_switch(template)
+        with one_budget():
+            return None if template is None else _first_switch(template)
     except TemplateLimit:
         return None  # rendering a prompt reports it
+
+
+def default_choice(
+    template: ChatTemplate | None, switch: ThinkingSwitch | None, variables: Mapping[str, Any]
+) -> str | None:
+    """The choice that gives the same prompt as none; ``None`` if there is no such choice.
+
+    Args:
+        variables: What the template gets in any case.
+    """
+    if template is None or switch is None:
+        return None
+    try:
+        with one_budget():
+            plain = replace(switch, kind="flag", choices=("",), settings=(variables,))
+            unset = _prompt(template, plain, "")
+            for choice, setting in zip(switch.choices, switch.settings, strict=True):
+                full = setting if switch.kind == "message" else {**variables, **setting}
+                if _prompt(template, replace(switch, choices=(choice,), settings=(full,)), choice) == unset:
+                    return choice
+    except TemplateLimit:
+        pass
+    return None
 
 
 def _first_switch(template: ChatTemplate) -> ThinkingSwitch | None:

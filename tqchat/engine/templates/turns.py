@@ -1,4 +1,4 @@
-"""End of turn and opened reasoning, as a chat template writes them around a reply."""
+"""End of turn, as a chat template writes it behind a reply."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tqchat.engine.commands import ChatMessage
-from tqchat.engine.reasoning_marks import Pair, opened_at_end
 from tqchat.engine.templates.control_tokens import control_tokens
 from tqchat.engine.templates.errors import PromptRejected
 from tqchat.engine.templates.finding import chat_template
@@ -47,26 +46,17 @@ def end_of_turn(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> E
     return EndOfTurn(frozenset(last or following), more or behind)
 
 
-def opens_reasoning(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> Pair | None:
-    """The marks of reasoning that the prompt opens (``<think>``), so that a reply begins inside it."""
-    if chat_template(tokenizer) is None:
-        return None
-    said = (ChatMessage("user", _QUESTION),)
-    return opened_at_end(_behind(tokenizer, said, variables, _QUESTION, add_generation_prompt=True))
-
-
 def _behind(
     tokenizer: Any,
     messages: tuple[ChatMessage, ...],
     variables: Mapping[str, Any] | None,
     probe: str,
-    add_generation_prompt: bool = False,
 ) -> str:
     try:
         rendered = rendered_text(
             tokenizer,
             messages,
-            add_generation_prompt=add_generation_prompt,
+            add_generation_prompt=False,
             variables=variables,
             began=0.0,
         )

@@ -10,8 +10,15 @@ from tqchat.engine.commands import ChatMessage
 from tqchat.engine.reasoning_marks import Pair, opened_at_end, split_thought
 from tqchat.engine.templates.arrangements import ARRANGEMENTS, Form, Messages, as_template_messages, forms
 from tqchat.engine.templates.control_tokens import Disguise
-from tqchat.engine.templates.errors import PromptRejected, TemplateError, TemplateLimit
+from tqchat.engine.templates.errors import (
+    PromptRejected,
+    PromptStopped,
+    TemplateError,
+    TemplateLimit,
+    TemplateStopped,
+)
 from tqchat.engine.templates.finding import ChatTemplate
+from tqchat.engine.templates.limits import one_budget
 from tqchat.engine.templates.presence import Presence
 
 _PROBE = "tqchatprobe"
@@ -66,7 +73,10 @@ class TemplateWriter:
             PromptRejected: if the template refuses all of them, or leaves out those messages.
         """
         try:
-            return self._first_complete(tuple(messages))
+            with one_budget():
+                return self._first_complete(tuple(messages))
+        except TemplateStopped as error:
+            raise PromptStopped("The prompt was stopped before it was complete.") from error
         except TemplateError as error:
             reason = str(error).strip().rstrip(".")
             raise PromptRejected(
@@ -92,7 +102,7 @@ class TemplateWriter:
                 except TemplateLimit:
                     raise
                 except TemplateError as error:
-                    refusal = error
+                    refusal = refusal or error
                     continue
                 attempt = self._judged(messages, text, self._probed(arrange(probes), form), opened)
                 left_out |= not attempt.complete
@@ -116,6 +126,8 @@ class TemplateWriter:
         """The text with probes for contents; ``None`` if the template refuses them."""
         try:
             return self._run(probes, form).casefold()
+        except TemplateLimit:
+            raise
         except TemplateError:
             return None
 

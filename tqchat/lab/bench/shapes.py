@@ -81,4 +81,5 @@ def build(name: str, weight_bits: int = 16) -> LoadedModel:
         label,
         sampling=Sampling(temperature=0.0),
     )
-    return LoadedModel(model, None, info, args, mx.float16 if on_cpu else None, Path(name))
+    compute = "float32" if on_cpu else "float16"
+    return LoadedModel(model, None, info, args, mx.float16 if on_cpu else None, Path(name), compute)

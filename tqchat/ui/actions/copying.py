@@ -40,7 +40,7 @@ def copy_last_code(parts: Parts, argument: str) -> None:
 
 def copy_chat(parts: Parts, argument: str) -> None:
     """Copy the conversation as Markdown."""
-    name = parts.chat.models.current.name if parts.chat.models.current else "assistant"
+    name = parts.chat.models.label(parts.chat.shown.adapter) or "assistant"
     _copy(parts, as_markdown(parts.chat.shown.messages, name), "the chat")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 
 from tqchat.engine import commands, events
-from tqchat.engine.commands import STARTER
+from tqchat.engine.commands import NO_ADAPTER, STARTER
 from tqchat.engine.hub import catalog, disk_use, local_cache, resolve
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
+from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.parts.parts import Parts
-from tqchat.ui.screens.dialog import Confirm
+from tqchat.ui.screens.dialog import Ask, Confirm
 from tqchat.ui.screens.models import ModelChoice, ModelPicker
 
 
@@ -79,6 +80,46 @@ def _discard(parts: Parts, ref: str) -> None:
         parts.host.call_from_thread(parts.say, str(error), "error")
     else:
         parts.host.call_from_thread(parts.say, f"The partial download of {ref} is deleted.")
+
+
+def adapter(parts: Parts, argument: str) -> Awaitable[None] | None:
+    """Use the LoRA adapter of the argument in this conversation, or ask for one.
+
+    Raises:
+        AdapterUnusable: if the folder holds no adapter that mlx-lm can load.
+    """
+    if not argument:
+        return _ask_for_adapter(parts)
+    shown = parts.chat.shown
+    match argument:
+        case "off":
+            shown.set_adapter(NO_ADAPTER)
+            said = "This conversation uses no adapter."
+        case "default":
+            shown.set_adapter(None)
+            said = "The adapter is left to the settings."
+        case _:
+            from tqchat.engine.models import adapters
+
+            found = adapters.find(argument)
+            shown.set_adapter(str(found.folder))
+            said = f"This conversation uses the adapter {one_line(found.name)}."
+    parts.say(said)
+    parts.screen.figures_changed()
+    return None
+
+
+async def _ask_for_adapter(parts: Parts) -> None:
+    own = parts.chat.shown.adapter
+    explanation = "A folder that mlx-lm has trained, off for none, or default for the one in the settings."
+    folder = await parts.ask(Ask("LoRA adapter of this conversation", own or "", explanation=explanation))
+    if folder is not None:
+        adapter(parts, folder)
+
+
+def adapter_values(parts: Parts) -> Sequence[str]:
+    """Arguments of ``/adapter``."""
+    return ["off", "default"]
 
 
 def update_picker(parts: Parts, event: events.Event) -> None:

@@ -30,7 +30,6 @@ _THINKING_HELP = {
     "low": "Reason a little.",
     "medium": "Reason for a while.",
     "high": "Reason for long.",
-    DEFAULT: "Leave it to the settings, else to the model.",
 }
 
 
@@ -245,7 +244,12 @@ def _model(parts: Parts) -> str:
 def thinking_choices(parts: Parts) -> Iterable[tuple[str, str]]:
     """What the model's switch can be set to, and the default; nothing without a switch."""
     known = parts.chat.thinking.choices
-    return [(choice, _THINKING_HELP[choice]) for choice in (*known, DEFAULT)] if known else []
+    if not known:
+        return []
+    model = parts.chat.models.current
+    does = f" ({model.thinking_default})" if model is not None and model.thinking_default else ""
+    options = [(choice, _THINKING_HELP[choice]) for choice in known]
+    return [*options, (DEFAULT, f"Leave it to the settings, else to the model{does}.")]
 
 
 def thinking_values(parts: Parts) -> Sequence[str]:

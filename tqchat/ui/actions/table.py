@@ -379,6 +379,21 @@ _CACHE = (
         rank=3,
         slash=Slash("model", "[NAME]", "load another model", 2, models.values),
     ),
+    Action(
+        "adapter",
+        "LoRA adapter",
+        "The adapter that is added to the model in this conversation.",
+        "Cache",
+        models.adapter,
+        "alt+o",
+        slash=Slash(
+            "adapter",
+            "[FOLDER|off|default]",
+            "LoRA adapter of this conversation, or none",
+            2,
+            models.adapter_values,
+        ),
+    ),
 )
 
 _SCREEN = (

@@ -128,7 +128,13 @@ class ContextLimit:
         self._work.begin("summing up", conversation.id)
         request = summaries.summary_request(old)
         self._engine.submit(
-            commands.Compose(conversation.id, "summary", request, summaries.ANSWER_MAX_TOKENS)
+            commands.Compose(
+                conversation.id,
+                "summary",
+                request,
+                summaries.ANSWER_MAX_TOKENS,
+                adapter=conversation.adapter,
+            )
         )
         self._view.figures_changed()
         return True

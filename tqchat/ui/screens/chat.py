@@ -209,7 +209,7 @@ class ChatScreen(Screen[None]):
 
     @property
     def _assistant(self) -> str:
-        return self._chat.models.current.name if self._chat.models.current else "assistant"
+        return self._chat.models.label(self._chat.shown.adapter) or "assistant"
 
     def _show_log(self) -> None:
         empty = not any(message.role != "system" for message in self._chat.shown.messages)

@@ -64,7 +64,8 @@ class CacheFigures:
             return
         shown = self._shown.is_shown(conversation_id)
         messages = self._shown.messages if shown else self._database.messages(conversation_id)
-        self.histories[conversation_id] = History.of(messages, self._models.current.name)
+        adapter = self._database.conversation(conversation_id).adapter
+        self.histories[conversation_id] = History.of(messages, self._models.label(adapter))
 
     def saved(self, event: events.Saved) -> None:
         """A cache is on disk."""

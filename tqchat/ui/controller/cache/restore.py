@@ -50,8 +50,9 @@ class CacheRestore:
                 conversation.id,
                 turns,
                 scheme,
-                began=conversation.created_at,
+                began=conversation.began,
                 thinking=self._thinking.of(conversation),
+                adapter=conversation.adapter,
             )
         )
 

@@ -132,8 +132,9 @@ class SchemeChanges:
                 self.resolve(conversation.id, change.scheme),
                 change.reread,
                 for_engine(self._database.messages(conversation.id), conversation.system_prompt),
-                began=conversation.created_at,
+                began=conversation.began,
                 thinking=self._thinking.of(conversation),
+                adapter=conversation.adapter,
             )
         )
         return True

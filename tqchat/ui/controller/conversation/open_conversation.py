@@ -29,6 +29,7 @@ class NewConversation:
     sampling: SamplingChoice = field(default_factory=SamplingChoice)
     thinking: ThinkingChoice | None = None
     thinking_budget: int | None = None
+    adapter: str | None = None
 
 
 class OpenConversation:
@@ -88,6 +89,11 @@ class OpenConversation:
         return self.conversation.system_prompt if self.conversation else self.new_conversation.system_prompt
 
     @property
+    def adapter(self) -> str | None:
+        """The LoRA adapter that the shown conversation or the new one has chosen."""
+        return self.conversation.adapter if self.conversation else self.new_conversation.adapter
+
+    @property
     def unsent_text(self) -> str:
         """The text in the prompt that was not sent here."""
         return self.conversation.draft if self.conversation else self.new_text
@@ -121,6 +127,7 @@ class OpenConversation:
             sampling=new.sampling,
             thinking=new.thinking,
             thinking_budget=new.thinking_budget,
+            adapter=new.adapter,
         )
         self._leases.acquire(self.conversation.id)
         self.new_text = ""
@@ -186,6 +193,20 @@ class OpenConversation:
         else:
             self._database.set_system_prompt(self.conversation.id, text or None)
             self.reread()
+
+    def set_adapter(self, adapter: str | None) -> None:
+        """Set the LoRA adapter: the engine opens the conversation again with it, as soon as it is free.
+
+        Args:
+            adapter: As in ``Conversation.adapter``.
+        """
+        if self.conversation is None:
+            self.new_conversation.adapter = adapter
+        elif adapter != self.conversation.adapter:
+            self._database.set_adapter(self.conversation.id, adapter)
+            self.reread()
+            self._work.closed(self.conversation.id)
+            self._work.start_next()
 
     def use_defaults(self, scheme: str, system_prompt: str | None) -> None:
         """Change the defaults, also for a new conversation that has not decided otherwise."""

@@ -34,6 +34,12 @@ class ThinkingSettings:
         return self.own or self.defaults.choice
 
     @property
+    def label(self) -> str:
+        """``off``; ``default (on)`` if it is left to the model and the model's default is known."""
+        default = self._models.current.thinking_default if self._models.current else None
+        return self.choice or (f"default ({default})" if default else "default")
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """The values of the loaded model's switch; empty without a switch."""
         return self._models.current.thinking_choices if self._models.current else ()

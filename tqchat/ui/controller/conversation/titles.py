@@ -41,13 +41,18 @@ class Titles:
             return
         if model.weight_bytes < AUTO_TITLE_MIN_WEIGHT_BYTES or conversation_id in self._requested:
             return
-        if not self._database.conversation(conversation_id).title_is_automatic:
+        conversation = self._database.conversation(conversation_id)
+        if not conversation.title_is_automatic:
             return
         messages = [one for one in self._database.messages(conversation_id) if one.role != "system"]
         if 2 <= len(messages) <= AUTO_TITLE_MAX_MESSAGES and messages[-1].role == "assistant":
             self._requested.add(conversation_id)
             request = title_request(messages)
-            self._engine.submit(commands.Compose(conversation_id, "title", request, ANSWER_MAX_TOKENS))
+            self._engine.submit(
+                commands.Compose(
+                    conversation_id, "title", request, ANSWER_MAX_TOKENS, adapter=conversation.adapter
+                )
+            )
 
     def answered(self, event: events.Composed) -> None:
         """Take a title, if it is fit for a list and the user has not set one."""

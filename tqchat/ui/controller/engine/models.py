@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from tqchat.engine import commands, events
 from tqchat.engine.memory.quality_profile import Profile
@@ -42,6 +43,18 @@ class ModelState:
     def is_loading(self) -> bool:
         """Whether weights are being loaded, so that the engine can do nothing else."""
         return self.loading is not None and self.loading.stage == "loading"
+
+    def label(self, adapter: str | None) -> str:
+        """The loaded model's name with the adapter that a conversation chose; empty without a model.
+
+        Args:
+            adapter: As in ``Conversation.adapter``; ``None`` is the one that the model was loaded with.
+        """
+        if self.current is None:
+            return ""
+        if adapter is None:
+            return self.current.label
+        return self.current.label_with(None if adapter == commands.NO_ADAPTER else Path(adapter).name)
 
     @property
     def context_limit(self) -> int | None:

@@ -74,7 +74,9 @@ class Replies:
         self._restore.ensure_open(conversation, messages)
         if conversation.model != model.ref:
             self._database.set_model(conversation.id, model.ref)
-        reply = Reply(conversation.id, turn.head_before, turn.prompt_text, model.name)
+        reply = Reply(
+            conversation.id, turn.head_before, turn.prompt_text, self._models.label(conversation.adapter)
+        )
         if turn.continues:
             last = messages[-1]
             reply.message_id, reply.text, reply.continued = last.id, last.content, last
@@ -93,8 +95,9 @@ class Replies:
                 self._schemes.resolve(conversation.id, conversation.scheme),
                 self._sampling.of(conversation),
                 turn.continues,
-                began=conversation.created_at,
+                began=conversation.began,
                 thinking=self._thinking.of(conversation),
+                adapter=conversation.adapter,
             )
         )
         return True

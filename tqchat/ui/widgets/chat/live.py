@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from itertools import groupby
 
 from textual.app import ComposeResult
@@ -17,9 +18,9 @@ from tqchat.store.database import Message
 from tqchat.text import PrintableStream, one_line, stable_width
 from tqchat.ui.widgets.chat.blocks import Block, blocks
 from tqchat.ui.widgets.chat.body import Body
-from tqchat.ui.widgets.chat.message import Facts, footer, heading
+from tqchat.ui.widgets.chat.message import Facts, footer, heading, is_hidden
 from tqchat.ui.widgets.chat.stream import Stream
-from tqchat.ui.widgets.chat.thinking import Thinking
+from tqchat.ui.widgets.chat.thinking import Thinking, reasoning_of
 
 DRAWS_PER_SECOND = 8
 """Draws of streamed text per second: smooth, and cheap enough for slow machines."""
@@ -90,6 +91,13 @@ class LiveReply(Vertical):
     def unfold(self) -> None:
         """Toggle the reasoning after the reply has ended."""
         if self.can_unfold and self.message is not None:
+            self._thinking.toggle(self.message)
+
+    def unfold_to(self, words: Sequence[str]) -> None:
+        """Unfold the reasoning if it alone holds one of the words searched for."""
+        if self.message is None or not self.can_unfold or self._thinking.unfolded:
+            return
+        if is_hidden(words, reasoning_of(self.message), self.message.content):
             self._thinking.toggle(self.message)
 
     def _tick(self) -> None:

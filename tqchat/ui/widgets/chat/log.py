@@ -132,6 +132,9 @@ class ChatLog(VerticalScroll):
         index = next((index for index, one in enumerate(self._older) if one.id == message_id), None)
         if index is not None:
             self.load_earlier(len(self._older) - index + PAGE // 2)
+        view = next((view for view in self._views if view.message and view.message.id == message_id), None)
+        if view is not None:
+            view.unfold_to(words)
         self.emphasise(words)
         self.call_after_refresh(self.mark, message_id)
 

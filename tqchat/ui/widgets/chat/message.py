@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from textual.content import Content
@@ -87,6 +88,13 @@ class FrozenMessage(Body):
         self._unfolded = self._unfolded + 1 if self._more or not self._unfolded else 0
         self.put(self._content())
 
+    def unfold_to(self, words: Sequence[str]) -> None:
+        """Unfold until no word searched for is in a folded part alone."""
+        pages = len(self.message.content) // REPLY_PAGE_CHARACTERS + 1
+        while is_hidden(words, self._folded_text, self._shown_text) and self._unfolded < pages:
+            self._unfolded += 1
+            self.put(self._content())
+
     def _content(self) -> list[Block]:
         message = self.message
         own = message.role == "user"
@@ -106,6 +114,8 @@ class FrozenMessage(Body):
         text = stable_width(said)
         shown, left = (text, 0) if self._unfolded else beginning(text, USER_LINES, USER_CHARACTERS)
         self._more, self._folds = 0, bool(left or files)
+        self._shown_text = self.message.content if self._unfolded else shown
+        self._folded_text = "" if self._unfolded else self.message.content
         found: list[Block] = [Line(Content(shown))] if shown.strip() else []
         if left:
             found.append(Line(_folded(f"{figures.number(left)} more characters")))
@@ -119,14 +129,22 @@ class FrozenMessage(Body):
         thought, answer = reasoning_of(self.message), stable_width(self.message.content)
         shown, left = beginning(answer, None, REPLY_PAGE_CHARACTERS * (1 + self._unfolded))
         self._more, self._folds = left, bool(left or thought)
+        unfolded = (self._unfolded > 0) != self._shows_thinking
+        self._shown_text = (thought if unfolded else "") + shown
+        self._folded_text = ("" if unfolded else thought) + answer[len(shown) :]
         found: list[Block] = []
         if thought:
-            unfolded = (self._unfolded > 0) != self._shows_thinking
             found.append(Paragraph(thoughts_of(self.message, unfolded)))
         found += blocks(shown)
         if left:
             found.append(Line(_folded(f"{figures.number(left)} more characters")))
         return found
+
+
+def is_hidden(words: Sequence[str], folded: str, shown: str) -> bool:
+    """Whether one of the words, in any case, is in the folded text and not in the shown one."""
+    folded, shown = folded.lower(), shown.lower()
+    return any(word.lower() in folded and word.lower() not in shown for word in words)
 
 
 def beginning(text: str, lines: int | None, characters: int) -> tuple[str, int]:

@@ -69,7 +69,9 @@ def _who(chat: Controller, key: Callable[[str], str]) -> Content:
     model, loading = chat.models.current, chat.models.loading
     if model is not None:
         facts = [f"{model.layers} layers", figures.size(model.weight_bytes), one_line(model.device)]
-        return Content.assemble((one_line(model.name), "bold"), ("  " + " · ".join(facts), "$quiet"))
+        return Content.assemble(
+            (one_line(chat.models.label(chat.shown.adapter)), "bold"), ("  " + " · ".join(facts), "$quiet")
+        )
     if loading is None:
         return Content.assemble(
             ("No model is loaded. ", "$warning"), (f"{key('model')} chooses one.", "$quiet")

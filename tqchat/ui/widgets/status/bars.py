@@ -63,7 +63,7 @@ class TopBar(_Line):
     def show(self, chat: Controller) -> None:
         """Show the open conversation."""
         title = one_line(chat.shown.conversation.title) if chat.shown.conversation else UNTITLED
-        model = one_line(chat.models.current.label) if chat.models.current else "no model"
+        model = one_line(chat.models.label(chat.shown.adapter)) or "no model"
         self.put(
             Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold")),
             Content.assemble((model, ""), (SEPARATOR, "$quiet"), (chat.schemes.label, "$accent")),
@@ -98,7 +98,7 @@ class StatusLine(_Line):
         if chat.replies.decode_speed and chat.caches.is_live:
             parts.append(figures.speed(chat.replies.decode_speed))
         if chat.thinking.choices:
-            parts.append(f"thinking: {chat.thinking.choice or 'default'}")
+            parts.append(f"thinking: {chat.thinking.label}")
         right = Content.styled(" · ".join(parts), "$quiet")
         if full:
             right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
