@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from textual import on
 from textual.app import App, SystemCommand
+from textual.filter import LineFilter
 from textual.screen import Screen
-from textual.widgets import TextArea
 
 from tqchat.engine import events
 from tqchat.engine.memory import quality_profile
@@ -16,6 +16,7 @@ from tqchat.kv.scheme import scheme_setting
 from tqchat.paths import Paths
 from tqchat.settings import Settings
 from tqchat.store.database import Database
+from tqchat.text import stable_width
 from tqchat.ui import themes
 from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
 from tqchat.ui.actions.keys import Keys, bind, validate_keys, without_keys
@@ -26,7 +27,8 @@ from tqchat.ui.bridge import EngineEvent, EngineStopped
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
-from tqchat.ui.parts import lifecycle
+from tqchat.ui.output_filter import PrintableOnly
+from tqchat.ui.parts import clipboard, lifecycle
 from tqchat.ui.parts.appearance import Appearance
 from tqchat.ui.parts.engine import EngineLauncher
 from tqchat.ui.parts.parts import Parts
@@ -35,6 +37,8 @@ from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
+
+PRINTABLE_ONLY = PrintableOnly()
 
 
 class TqchatApp(App[None]):
@@ -115,6 +119,19 @@ class TqchatApp(App[None]):
         """The chat."""
         return self.parts.screen
 
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Filters of every drawn line."""
+        return [*super().get_line_filters(), PRINTABLE_ONLY]
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy what is shown of a text: into the terminal's clipboard (OSC 52) and the desktop's.
+
+        Every way of copying ends here: actions, mouse selection, the keys of input fields.
+        """
+        shown = stable_width(text)
+        super().copy_to_clipboard(shown)
+        self.parts.in_thread(lambda: clipboard.write(shown))
+
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours for themes that do not set them."""
         return themes.variable_defaults(self.current_theme)
@@ -192,7 +209,7 @@ class TqchatApp(App[None]):
     def _submit(self, event: Prompt.Submitted) -> None:
         prompt.submit(self._runner, event.text, event.typed)
 
-    @on(TextArea.Changed, "#prompt")
+    @on(Prompt.Changed, "#prompt")
     def _suggest(self) -> None:
         self.parts.completion.update()
 

@@ -11,8 +11,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
+
+from tqchat.ui.widgets.fields import LineField
 
 
 class Confirm(ModalScreen[bool]):
@@ -62,7 +64,7 @@ class Ask(ModalScreen[str | None]):
         """Input, explanation, keys."""
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
-            yield Input(self._value, placeholder=self._placeholder, compact=True)
+            yield LineField(self._value, placeholder=self._placeholder, compact=True)
             yield Static(
                 Content.assemble(
                     (f"{self._explanation}\n" if self._explanation else "", "$quiet"),
@@ -71,8 +73,8 @@ class Ask(ModalScreen[str | None]):
                 classes="answers",
             )  # fmt: skip
 
-    @on(Input.Submitted)
-    def _take(self, event: Input.Submitted) -> None:
+    @on(LineField.Submitted)
+    def _take(self, event: LineField.Submitted) -> None:
         self.dismiss(event.value.strip() or None)
 
     def action_cancel(self) -> None:
