@@ -8,6 +8,7 @@ from typing import Any
 from textual import on
 from textual.app import App, SystemCommand
 from textual.filter import LineFilter
+from textual.messages import ExitApp
 from textual.screen import Screen
 
 from tqchat.engine import events
@@ -184,6 +185,12 @@ class TqchatApp(App[None]):
     async def action_quit(self) -> None:
         """Replace Textual's own way of quitting."""
         lifecycle.quit(self.parts)
+
+    def on_exit_app(self, message: ExitApp) -> None:
+        """The driver asks the app to end: the browser tab was closed, or the process got a signal."""
+        if not self._exit:
+            message.prevent_default()
+            lifecycle.hang_up(self.parts)
 
     def action_help_quit(self) -> None:
         """Say how to quit: Textual looks for a key of its own action."""

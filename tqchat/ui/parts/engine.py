@@ -14,12 +14,13 @@ class EngineLauncher:
 
     Attributes:
         stopping: Whether it is being shut down.
+        left: Whether the app has ended.
     """
 
     def __init__(self, make: EngineFactory, on_event: OnEvent) -> None:
         self._make, self._on_event = make, on_event
         self._engine: EngineLike | None = None
-        self.stopping = False
+        self.stopping = self.left = False
 
     def start(self) -> EngineLike:
         """Start the engine's thread.
@@ -41,8 +42,8 @@ class EngineLauncher:
         if self._engine is not None:
             self._engine.submit(command)
 
-    def shut_down(self) -> None:
-        """Stop the reply, save the cache and end the thread. Blocks for up to ``SAVE_TIMEOUT_S``."""
+    def shut_down(self, timeout: float) -> None:
+        """Stop the reply, save the cache and end the thread. Blocks for up to ``timeout`` seconds."""
         if self._engine is not None:
             self._engine.stop()
-            self._engine.shutdown(SAVE_TIMEOUT_S)
+            self._engine.shutdown(timeout)

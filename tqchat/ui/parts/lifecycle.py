@@ -5,10 +5,13 @@ from __future__ import annotations
 from tqchat.errors import TqchatError
 from tqchat.store.vault import Vault
 from tqchat.ui.bridge import EngineStopped
+from tqchat.ui.parts.engine import SAVE_TIMEOUT_S
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import SavingDialog
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
+HANG_UP_TIMEOUT_S = 1.5
+"""Time for saving once the app's browser tab or terminal is gone."""
 POLL_INTERVAL_S = 1.5
 """Interval of looking for changes by other processes and saving unsent text."""
 
@@ -70,11 +73,27 @@ def quit(parts: Parts) -> None:
         leave(parts)
         return
     parts.attempt(parts.unsent.keep)
-    parts.engine.stopping = True
     parts.host.push_screen(SavingDialog())
+    _shut_down(parts, SAVE_TIMEOUT_S)
+
+
+def hang_up(parts: Parts) -> None:
+    """Save and quit within ``HANG_UP_TIMEOUT_S``, without a dialog: nobody sees the app any more."""
+    if not parts.engine.running:
+        leave(parts)
+        return
+    parts.attempt(parts.unsent.keep)
+    if parts.engine.stopping:
+        parts.host.set_timer(HANG_UP_TIMEOUT_S, lambda: leave(parts))
+    else:
+        _shut_down(parts, HANG_UP_TIMEOUT_S)
+
+
+def _shut_down(parts: Parts, timeout: float) -> None:
+    parts.engine.stopping = True
 
     def save() -> None:
-        parts.engine.shut_down()
+        parts.engine.shut_down(timeout)
         # Posted after the engine's last events, so that a stopped reply is written first.
         parts.host.post_message(EngineStopped())
 
@@ -83,6 +102,9 @@ def quit(parts: Parts) -> None:
 
 def leave(parts: Parts) -> None:
     """Close the conversation and end the app."""
+    if parts.engine.left:
+        return
+    parts.engine.left = True
     parts.attempt(parts.chat.close)
     parts.remember_conversation()
     parts.database.close()
