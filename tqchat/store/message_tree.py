@@ -178,7 +178,9 @@ def delete(connection: sqlite3.Connection, message: Message) -> RemovedMessage:
         (parent_id, message.conversation_id, message.id),
     )
     connection.execute("DELETE FROM messages WHERE id = ?", (message.id,))
-    return RemovedMessage(replace(message, parent_id=parent_id), number, tuple(row["id"] for row in rows), heads.rowcount > 0)
+    return RemovedMessage(
+        replace(message, parent_id=parent_id), number, tuple(row["id"] for row in rows), heads.rowcount > 0
+    )
 
 
 def restore(connection: sqlite3.Connection, removed: RemovedMessage) -> None:

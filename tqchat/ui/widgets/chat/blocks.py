@@ -18,6 +18,8 @@ MAX_INLINE_CHARACTERS = 6_000
 """Longer paragraphs and cells stay plain text: inline parsing takes time quadratic in their length."""
 MAX_HIGHLIGHTED_CHARACTERS = 40_000
 """Longer code blocks are not highlighted."""
+HIGHLIGHTED_AT_ONCE = 4_000
+"""Characters of a long code block that are highlighted together."""
 _URL_SCHEME = re.compile(r"\Ahttps?://|\Amailto:")
 _INLINE_STYLES = {"em_open": "italic", "strong_open": "bold", "s_open": "strike", "link_open": "underline"}
 
@@ -144,7 +146,26 @@ def code(text: str, info: str = "", continues: bool = False) -> Code:
     text = text.removesuffix("\n")
     if not language or len(text) > MAX_HIGHLIGHTED_CHARACTERS:
         return Code(Content(text), language, continues)
-    return Code(highlight(text, language=language), language, continues)
+    return Code(Content("\n").join(_highlighted(text, language)), language, continues)
+
+
+def _highlighted(text: str, language: str) -> Iterator[Content]:
+    """The parts of a text, highlighted one by one: many lexers take time quadratic in the length."""
+    lines = text.split("\n")
+    begin, size = 0, 0
+    for number, line in enumerate(lines):
+        size += len(line) + 1
+        last = number == len(lines) - 1
+        # Preferably between paragraphs: a string or comment that is cut is highlighted wrongly.
+        if last or size > HIGHLIGHTED_AT_ONCE or (size > HIGHLIGHTED_AT_ONCE // 2 and not line.strip()):
+            part = "\n".join(lines[begin : number + 1])
+            if size > 2 * HIGHLIGHTED_AT_ONCE:
+                yield Content(part)
+            else:
+                # highlight() drops line breaks at the end, and counts a tab as several characters.
+                code = part.rstrip("\n")
+                yield Content.assemble(highlight(code, language=language, tab_size=0), part[len(code) :])
+            begin, size = number + 1, 0
 
 
 def _closing(tokens: Sequence[Token], position: int) -> int:
