@@ -103,7 +103,20 @@ def settings(places: Paths, model: Path, conversation: str) -> None:
     profiles = places.cache_dir / "profiles"
     profiles.mkdir(parents=True, exist_ok=True)
     (profiles / f"{NAME}.json").write_text(json.dumps({"fingerprint": NAME, "model": NAME}))
-    configured = {"model": str(model), "system_prompt": TEXT, "theme": NAME}
+    listed = model.parent / "listed" / f"quantised {NAME}"
+    listed.mkdir(parents=True)
+    for file in locations.bundled("starter").iterdir():
+        (listed / file.name).symlink_to(file)
+    config = json.loads((listed / "config.json").read_text())
+    (listed / "config.json").unlink()
+    config["quantization"] = {"group_size": 64, "bits": 4, "mode": NAME}
+    (listed / "config.json").write_text(json.dumps(config))
+    configured = {
+        "model": str(model),
+        "model_folders": [str(listed.parent)],
+        "system_prompt": TEXT,
+        "theme": NAME,
+    }
     places.config_file.write_text(tomli_w.dumps(configured))
 
 
@@ -185,6 +198,9 @@ def test_the_app(places: Paths, settings: None, tmp_path: Path) -> None:
         for open_key, title in OPENED.items():
             terminal.press(open_key)
             terminal.sees(title)
+            if title == "Models":
+                terminal.press("quantised")
+                terminal.sees("quantised xgpjxy", "xgpjxy    4,096")
             terminal.press("escape")
             terminal.sees_no(title)
         # Terminals remove escapes from a paste, but not all remove these.

@@ -55,6 +55,8 @@ MAX_MESSAGE_BYTES = 1 << 20
 INPUT_BYTES_PER_S, INPUT_BURST_BYTES, LEAST_MESSAGE_COST = 1 << 18, 2 << 20, 64
 """Rate of a tab's messages above which they wait."""
 MAX_WAIT_S = 2.0
+INPUT_TIMEOUT_S = 30.0
+"""Time for an app to take a message."""
 END_TIMEOUT_S = 5.0
 """Time for an app to save and exit after its tab was closed; then it is killed."""
 LOGGED_PER_MINUTE = 10
@@ -211,8 +213,7 @@ class Server(_Server):  # type: ignore[misc]
         Raises:
             OSError: if the address cannot be listened on.
         """
-        family, _, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-        with socket.create_server(address[:2], family=family, backlog=MAX_UNADMITTED) as listener:
+        with _listen(self.host, self.port) as listener:
             self.initialize_logging()
             asyncio.run(self._serve(listener))
 
@@ -308,7 +309,8 @@ class Server(_Server):  # type: ignore[misc]
         self._tabs.add(tab)
         try:
             await tab.start(*terminal_size(request.query.get("width"), request.query.get("height")))
-            await self._process_messages(websocket, tab)
+            with contextlib.suppress(TimeoutError):
+                await self._process_messages(websocket, tab)
         finally:
             if request.transport is not None:
                 # Nobody reads any more: an app that waits for its output to be read could not exit.
@@ -333,10 +335,23 @@ class Server(_Server):  # type: ignore[misc]
                 continue
             if wait := allowance.wait_s(len(message.data)):
                 await asyncio.sleep(wait)
-            answer = await tab.receive(message.data)
+            # An app that does not read its input is killed, as one whose tab was closed.
+            async with asyncio.timeout(INPUT_TIMEOUT_S):
+                answer = await tab.receive(message.data)
             if answer is not None:
                 with contextlib.suppress(ConnectionError):
                     await websocket.send_json(answer)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on the first address of a name that this machine has."""
+    failed: OSError | None = None
+    for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        try:
+            return socket.create_server(address[:2], family=family, backlog=MAX_UNADMITTED)
+        except OSError as error:
+            failed = failed or error
+    raise failed or OSError("no address was found")
 
 
 def terminal_size(width: object, height: object) -> tuple[int, int]:

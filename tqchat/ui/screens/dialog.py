@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from tqchat.text import one_line
 from tqchat.ui.widgets.fields import LineField
 
 
@@ -93,7 +94,8 @@ class Choose(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         """The list and its keys."""
-        width = max(len(name) for name, _ in self._options)
+        shown = [(name, one_line(name), one_line(what)) for name, what in self._options]
+        width = max(len(label) for _, label, _ in shown)
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
             yield OptionList(
@@ -101,12 +103,12 @@ class Choose(ModalScreen[str | None]):
                     Option(
                         Content.assemble(
                             ("▌ " if name == self._current else "  ", "$accent"),
-                            (f"{name:<{width}}  ", "bold" if name == self._current else ""),
+                            (f"{label:<{width}}  ", "bold" if name == self._current else ""),
                             (what, "$quiet"),
                         ),
                         id=name,
                     )
-                    for name, what in self._options
+                    for name, label, what in shown
                 ),
                 compact=True,
                 markup=False,

@@ -192,7 +192,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         return Content.assemble(
             ("▌ " if current else "  ", "$accent"),
             (name, "bold" if current else ""),
-            (f" {size:>8}  {one.quantisation[:6]:<7}{context}", "" if one.folder else "$quiet"),
+            (f" {size:>8}  {one_line(one.quantisation)[:6]:<7}{context}", "" if one.folder else "$quiet"),
             (f"  {state}", style),
         )
 
