@@ -29,13 +29,14 @@ ALLOWED: dict[str, set[str]] = {
     "settings": GROUND | {"kv", "engine.commands"},
     "lab": GROUND | {"kv", "engine", "store", "settings", "ui"},
     "ui": GROUND | {"kv", "engine", "store", "settings"},
-    "commands": GROUND | {"kv", "engine", "store", "settings", "lab", "ui"},
-    "cli": GROUND | {"commands"},
+    "commands": GROUND | {"kv", "engine", "store", "settings", "lab", "ui", "terminal"},
+    "terminal": GROUND,
+    "cli": GROUND | {"commands", "terminal"},
     "__main__": {"cli"},
     "tqchat": set(),
 }
 # The thread that they run on need not be theirs, but the screen's library must not be.
-WITHOUT_TEXTUAL = {"kv", "engine", "store", "settings", "paths", "text", "errors", "files", "cli"}
+WITHOUT_TEXTUAL = {"kv", "engine", "store", "settings", "paths", "text", "errors", "files", "terminal", "cli"}
 
 
 def modules() -> list[Path]:

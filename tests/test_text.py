@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from tqchat.text import PrintableStream, one_line, printable
+from tests import hostile
+from tests.scaling import assert_linear
+from tqchat.text import PrintableStream, one_line, printable, single_line, stable_width
 
 HOSTILE = [
     ("\x1b[31mred\x1b[0m", "red"),
@@ -56,3 +60,30 @@ def test_plain_text_is_not_delayed() -> None:
 
 def test_one_line_joins_lines() -> None:
     assert one_line(" a\n\x1b[31m b\t\u2028c ") == "a b c"
+
+
+def test_single_line_keeps_spaces() -> None:
+    assert single_line(" /a  b\n\x1b[31mc\t\u2028d ") == " /a  b c  d "
+
+
+def in_pieces(text: str) -> str:
+    stream = PrintableStream()
+    return "".join(stream.feed(text[at : at + 5]) for at in range(0, len(text), 5)) + stream.flush()
+
+
+def at_once(text: str) -> str:
+    stream = PrintableStream()
+    return stream.feed(text) + stream.flush()
+
+
+@pytest.mark.parametrize("clean", [stable_width, one_line, at_once, in_pieces])
+@pytest.mark.parametrize("unit", hostile.UNITS)
+def test_cleaning_takes_time_in_proportion_to_the_text(clean: Callable[[str], str], unit: str) -> None:
+    assert_linear(clean, unit)
+
+
+@pytest.mark.parametrize("text", [*hostile.STRINGS, hostile.NAME, *hostile.UNITS])
+def test_cleaned_text_is_safe_and_does_not_change_when_cleaned_again(text: str) -> None:
+    for clean in (printable, stable_width, one_line, single_line):
+        once = clean(text * 3)
+        assert is_safe(once) and clean(once) == once

@@ -10,12 +10,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from tqchat import __version__
+from tqchat import __version__, terminal
 from tqchat.commands import lab
 from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
-from tqchat.text import printable
 
 _ID_HELP = "id of the conversation, or a unique prefix of it"
 _EPILOG = """\
@@ -51,7 +50,7 @@ EXIT_BROKEN_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tqchat`` with these arguments (the process's own by default) and return its exit code."""
-    _replace_unencodable_characters()
+    terminal.clean_standard_streams()
     options = _parser().parse_args(arguments)
     try:
         code = _dispatch(options)
@@ -311,12 +310,4 @@ def _discard_output() -> None:
 
 def _print_error(sentence: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"tqchat: {printable(sentence)}", file=sys.stderr)
-
-
-def _replace_unencodable_characters() -> None:
-    # A reply may contain characters outside the terminal's encoding.
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="replace")
+        print(f"tqchat: {sentence}", file=sys.stderr)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 
-_CSI = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*"  # colours, cursor, modes
-_STRING = (
-    r"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*"  # OSC, DCS and the like: titles, clipboard
+# Every repetition is possessive and ends at the introducer of another sequence, so that a text of nothing but
+# introducers is scanned once, not once for each of them.
+_CSI = r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+"  # colours, cursor, modes
+_STRING = (  # OSC, DCS and the like: titles, clipboard
+    r"(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c\x9d\x90\x98\x9e\x9f]*+"
 )
 _SEQUENCE = re.compile(
     rf"{_CSI}[@-~]|{_STRING}(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-~]"  # two-character escapes, and the start of an unterminated string
+    r"|\x1b[ -/]*+[0-~]"  # two-character escapes, and the start of an unterminated string
 )
-_OPEN_SEQUENCE = re.compile(rf"(?:{_CSI}|{_STRING}\x1b?|\x1b[ -/]*)\Z")
+_OPEN_SEQUENCE = re.compile(rf"(?:{_CSI}|{_STRING}\x1b?|\x1b[ -/]*+)\Z")
 _UNSAFE = re.compile(
     "["
     "\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 and C1 controls except newline and tab
@@ -26,19 +28,25 @@ _UNSTABLE_WIDTH = re.compile(
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"  # fillers, variation selectors, direction marks
     "\U0001f3fb-\U0001f3ff\U000e0000-\U000e0fff"  # skin tones, tags
     "]"
-    "|[\u200c\u200d](?![\u0600-\u0dff])"  # joiners, except before scripts that need them
+    "|[\u200c\u200d](?![\u0600-\u061b\u061d-\u0dff])"  # joiners, except before scripts that need them
 )
 _MARK = (
     "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u064b-\u065f\u06d6-\u06ed\u0e31\u0e34-\u0e3a\u0e47-\u0e4e"
     "\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 )
 _STACK = re.compile(rf"([{_MARK}]{{3}})[{_MARK}]+")
+_BREAKS = dict.fromkeys(map(ord, "\n\t\u2028\u2029"), " ")
 _MAX_PENDING_CHARS = 256
 
 
 def printable(text: str) -> str:
     """The text without escape sequences, bidirectional overrides and controls; newlines and tabs stay."""
-    return _SURROGATE.sub("\ufffd", _UNSAFE.sub("", _SEQUENCE.sub("", text)))
+    return without_controls(_SEQUENCE.sub("", text))
+
+
+def without_controls(text: str) -> str:
+    """The text without single control characters and bidirectional overrides; newlines and tabs stay."""
+    return _SURROGATE.sub("\ufffd", _UNSAFE.sub("", text))
 
 
 def stable_width(text: str) -> str:
@@ -50,6 +58,11 @@ def stable_width(text: str) -> str:
     """
     text = printable(text.replace("\u2028", "\n").replace("\u2029", "\n"))
     return text if text.isascii() else _STACK.sub(r"\1", _UNSTABLE_WIDTH.sub("", text))
+
+
+def single_line(text: str) -> str:
+    """Printable text with line breaks and tabs as spaces, for paths and input fields: spaces are kept."""
+    return printable(text.translate(_BREAKS))
 
 
 def one_line(text: str) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import shlex
+import signal
 import socket
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,11 +19,19 @@ from aiohttp import ClientSession, CookieJar, WSMsgType, WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
 from tests.adapters import write_adapter
-from tqchat.commands import serve
+from tqchat.commands import serve, web_server
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
+from tqchat.store.database import Database, Message
 
 KEY = "the-key"
+
+
+_servers: dict[str, web_server.Server] = {}
+
+
+def server_of(url: str) -> web_server.Server:
+    return _servers[url]
 
 
 @pytest.fixture
@@ -28,6 +40,7 @@ async def url() -> AsyncIterator[str]:
     running = TestServer(await guarded._make_app(), host="127.0.0.1")
     await running.start_server()
     guarded.public_url = f"http://127.0.0.1:{running.port}"
+    _servers[guarded.public_url] = guarded
     yield guarded.public_url
     await running.close()
 
@@ -147,3 +160,240 @@ async def test_a_closed_tab_ends_the_app_in_order(url: str, browser: ClientSessi
     while not paths.unsent_text.exists():
         await asyncio.sleep(0.05)
     assert paths.unsent_text.read_text() == "Not sent yet"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_closing_the_tab_during_a_reply_saves_it_and_ends_the_app(
+    paths: Paths, url: str, browser: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 60.0)  # an app that is killed after that fails the test
+    paths.config_file.write_text("temperature = 0.0\nmax_tokens = 4000\n")
+
+    def replies() -> list[Message]:
+        with Database(paths.database) as database:
+            found = [database.messages(one.id) for one in database.conversations()]
+        return [message for messages in found for message in messages if message.role == "assistant"]
+
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    async with asyncio.timeout(120), browser.ws_connect(f"{url}/ws?width=100&height=30") as page:
+        shown = b""
+        while b"begin" not in shown:
+            shown += await page.receive_bytes()
+        (tab,) = server_of(url)._tabs
+        await page.send_str(json.dumps(["stdin", "Tell me a story about a fox."]))
+        await page.send_str(json.dumps(["stdin", "\r"]))
+        while not any(message.content for message in replies()):
+            await page.receive_bytes()
+    async with asyncio.timeout(60):
+        while server_of(url)._tabs:
+            await asyncio.sleep(0.05)
+    assert tab._process is not None and tab._process.returncode == 0
+    (reply,) = replies()
+    assert reply.status == "stopped" and reply.content and reply.tokens
+    with Database(paths.database) as database:
+        assert database.leases.holder_pid(reply.conversation_id) is None
+
+
+WILDCARDS = "0 0x0 00.0.0.0 0.0 ::0 0:: [::] [0.0.0.0] ::ffff:0.0.0.0 ::ffff:0:0 0:0:0:0:0:0:0:0"
+
+
+@pytest.mark.parametrize("host", [*WILDCARDS.split(), ""])
+def test_all_addresses_are_refused_however_they_are_written(host: str) -> None:
+    with pytest.raises(serve.CannotServe, match="the one address that browsers will open"):
+        serve.main(host=host, port=8043, model=None, scheme=None)
+
+
+@pytest.mark.parametrize("host", ["no such host", "1.2.3.4.5", "\ud800", "x" * 300, "[", "a\0b"])
+def test_what_is_no_address_is_refused(host: str) -> None:
+    with pytest.raises(serve.CannotServe, match="--host"):
+        serve.main(host=host, port=8043, model=None, scheme=None)
+
+
+@pytest.mark.parametrize(
+    ("written", "used"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_an_address_is_used_in_the_form_that_browsers_send(written: str, used: str) -> None:
+    assert serve.listening_address(written) == used
+    assert serve.is_loopback(used)
+
+
+async def status_of(port: int, *headers: bytes, path: bytes = b"/") -> bytes:
+    """The status line of the answer to a request of raw bytes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    host = b"Host: 127.0.0.1:%d" % port
+    writer.write(b"\r\n".join([b"GET %s HTTP/1.1" % path, host, *headers, b"Connection: close", b"", b""]))
+    await writer.drain()
+    line = await reader.readline()
+    writer.close()
+    return line
+
+
+HEADERS = (b"Cookie: tqchat_key=\xff", b"Cookie: \x80=\xff", b"Origin: http://[", b"Origin: \xff", b"X: \xff")
+
+
+@pytest.mark.parametrize("header", HEADERS)
+async def test_headers_of_any_bytes_are_forbidden_without_the_key(url: str, header: bytes) -> None:
+    port = int(url.rpartition(":")[2])
+    assert b" 403 " in await status_of(port, header)
+    assert b" 403 " in await status_of(port, header, path=b"/?key=%ff%fe")
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "99999", "9" * 5000, "x", "\u0664"])
+async def test_font_sizes_are_bounded(url: str, browser: ClientSession, size: str) -> None:
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    async with browser.get(f"{url}/", params={"fontsize": size}) as answer:
+        assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [
+        (100_000, 100_000, (1_000, 400)),
+        ("9" * 5000, "1e9", (80, 24)),
+        (-5, 0, (8, 4)),
+        (float("inf"), float("nan"), (80, 24)),
+        (None, [], (80, 24)),
+        ("120", 40.5, (120, 40)),
+        (10**400, True, (1_000, 4)),
+    ],
+)
+def test_sizes_of_terminals_are_bounded(width: object, height: object, size: tuple[int, int]) -> None:
+    assert web_server.terminal_size(width, height) == size
+
+
+def test_a_flood_of_messages_waits_and_typing_does_not() -> None:
+    now = 0.0
+    allowance = web_server.Allowance(lambda: now)
+    for _ in range(1_000):
+        now += 0.01
+        assert allowance.wait_s(10) == 0.0
+    waits = [allowance.wait_s(web_server.MAX_MESSAGE_BYTES) for _ in range(5)]
+    assert waits[-1] == web_server.MAX_WAIT_S
+    now += 60
+    assert allowance.wait_s(10) == 0.0
+
+
+PAGE = """
+import os, sys
+def packet(kind, data):
+    os.write(1, kind + len(data).to_bytes(4, "big") + data)
+os.write(1, b"__GANGLION__\\n")
+packet(b"D", b"begin " + os.environ["COLUMNS"].encode())
+while data := os.read(0, 65536):
+    packet(b"D", b"got " + data)
+"""
+"""An app that shows the packets it gets, and neither quits when it is asked to nor reads a signal."""
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[tuple[str, web_server.Server]]:
+    guarded = serve.server(shlex.join([sys.executable, "-c", PAGE]), key=KEY)
+    running = TestServer(await guarded._make_app(), host="127.0.0.1")
+    await running.start_server()
+    guarded.public_url = f"http://127.0.0.1:{running.port}"
+    yield guarded.public_url, guarded
+    await running.close()
+
+
+WRONG_MESSAGES = (
+    *("", "{", "[]", "1", '["stdin"]', '["stdin", 5]', '["resize"]', '["resize", 1]', '["unknown", 2]'),
+    *('["resize", {"width": "x"}]', '["ping", {"a": 1}]', "[" * 100_000, "9" * 5000),
+)
+
+
+async def test_messages_of_a_tab_are_checked(
+    echo: tuple[str, web_server.Server], browser: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 0.2)
+    url, server = echo
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    async with browser.ws_connect(f"{url}/ws?width=100000&height=100000") as page:
+        assert (await page.receive_bytes()) == b"begin 1000"
+        for wrong in WRONG_MESSAGES:
+            await page.send_str(wrong)
+        await page.send_str(json.dumps(["resize", {"width": 10**9, "height": -1}]))
+        got = await page.receive_bytes()
+        assert json.loads(got[got.index(b"{") :]) == {"type": "resize", "width": 1000, "height": 4}
+        await page.send_str(json.dumps(["stdin", "\ud800x"]))
+        assert (await page.receive_bytes()).endswith(b"?x")
+        await page.send_str(json.dumps(["ping", 7]))
+        assert await page.receive_json() == ["pong", 7]
+        (tab,) = server._tabs
+        await page.send_str(json.dumps(["stdin", "x" * (web_server.MAX_MESSAGE_BYTES + 1)]))
+        assert (await page.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR)
+    async with asyncio.timeout(20):
+        while server._tabs:
+            await asyncio.sleep(0.02)
+    assert tab._process is not None and tab._process.returncode == -signal.SIGKILL
+
+
+async def test_too_many_tabs_get_a_sentence(
+    echo: tuple[str, web_server.Server], browser: ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(web_server, "MAX_TABS", 1)
+    url, _ = echo
+    async with browser.get(f"{url}/?key={KEY}"):
+        pass
+    async with browser.ws_connect(f"{url}/ws") as first:
+        assert (await first.receive_bytes()).startswith(b"begin")
+        async with browser.ws_connect(f"{url}/ws") as second:
+            assert b"close one" in await second.receive_bytes()
+
+
+async def test_connections_without_the_key_do_not_keep_others_out() -> None:
+    """Of more half-open connections than may wait, the oldest are closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = serve.server("true", port=port, key=KEY)
+        serving = asyncio.create_task(server._serve(listener))
+        half_open = []
+        for _ in range(3 * web_server.MAX_UNADMITTED):
+            half_open.append(await asyncio.open_connection("127.0.0.1", port))
+            half_open[-1][1].write(b"GET / HTTP/1.1\r\n")
+        assert b" 403 " in await status_of(port)
+        assert b" 302 " in await status_of(port, path=b"/?key=" + KEY.encode())
+        assert (
+            server._connections is not None
+            and len(server._connections._unadmitted) <= web_server.MAX_UNADMITTED
+        )
+        for _, writer in half_open:
+            writer.close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+
+def test_a_server_without_file_descriptors_stays_silent_and_recovers() -> None:
+    few = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48));"
+        "runpy.run_module('tqchat', run_name='__main__', alter_sys=True)"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", few, "serve", "--port", str(port)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as served:
+        assert served.stdout is not None and served.stderr is not None
+        try:
+            key = re.search(rb"key=(\S+)", served.stdout.readline())
+            assert key is not None
+            many = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+            for one in many:
+                one.close()
+            answered = asyncio.run(status_of(port, path=b"/?key=" + key[1]))
+            assert b" 302 " in answered
+        finally:
+            served.terminate()
+        assert len(served.stderr.read()) < 5_000

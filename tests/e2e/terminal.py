@@ -13,6 +13,7 @@ import pexpect
 import pyte
 
 TIMEOUT_S = 120.0
+REPOSITORY = Path(__file__).parents[2]
 KEYS = {
     "enter": "\r",
     "escape": "\x1b",
@@ -32,7 +33,14 @@ _UNKNOWN = re.compile(rb"\x1b\[[<>=?][0-9;]*(?:\$p|[umcq])|\x1b\[[0-9;]* q")
 class Terminal:
     """``tqchat`` in a terminal of ``columns`` by ``rows``; leaving the context kills it if it still runs."""
 
-    def __init__(self, *arguments: str, columns: int = 120, rows: int = 40, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        columns: int = 120,
+        rows: int = 40,
+        folder: Path = REPOSITORY,
+        **environment: str,
+    ) -> None:
         self._screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self._held = b""
@@ -46,7 +54,7 @@ class Terminal:
             dimensions=(rows, columns),
             env=env,
             timeout=None,
-            cwd=str(Path(__file__).parents[2]),
+            cwd=str(folder),
         )
 
     def __enter__(self) -> Terminal:

@@ -13,7 +13,7 @@ import pytest
 
 from tqchat.kv.scheme import UnknownScheme
 from tqchat.paths import Paths
-from tqchat.store import migrations
+from tqchat.store import exchange, migrations
 from tqchat.store.database import (
     UNDELETE_WINDOW_S,
     Database,
@@ -504,3 +504,24 @@ def test_a_new_database_has_the_application_id_and_newest_version(database: Data
     assert connection.execute("PRAGMA application_id").fetchone()[0] == migrations.APPLICATION_ID
     assert connection.execute("PRAGMA user_version").fetchone()[0] == len(migrations.MIGRATIONS)
     assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+
+
+@pytest.mark.parametrize("circle", [1, 2, 4])
+def test_messages_in_a_circle_end_every_walk(database: Database, circle: int) -> None:
+    """In a damaged file a message may be its own ancestor."""
+    chat = database.create("Round", None, "turbo0v4")
+    ids = [database.add_message(chat.id, "user" if n % 2 == 0 else "assistant", f"m{n}").id for n in range(4)]
+    with database.writing() as connection:
+        connection.execute("UPDATE messages SET parent_id = ? WHERE id = ?", (ids[circle - 1], ids[0]))
+    assert contents(database, chat.id) == ["m0", "m1", "m2", "m3"]
+    assert database.version_positions(chat.id)
+    assert database.newest_leaf(ids[0]).id == ids[3]
+    exported = "".join(exchange.to_json(database, [chat]))
+    assert "m3" in exchange.to_markdown(database, chat)
+    (copy,) = exchange.from_json(database, exported.replace(chat.id, "copy").encode())
+    assert contents(database, copy.conversation.id) == ["m0", "m1", "m2", "m3"]
+    removed = database.delete_message(ids[0])
+    assert contents(database, chat.id)[-1] == "m3" and len(database.tree(chat.id)) == 3
+    database.restore_message(removed)
+    assert len(database.tree(chat.id)) == 4
+    database.delete(chat.id)

@@ -12,7 +12,7 @@ from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault
 from tqchat.store.vault.budget import GIB, CacheEntry, with_manifest
-from tqchat.text import one_line
+from tqchat.text import one_line, single_line
 
 
 class ConfirmationRequired(TqchatError):
@@ -101,11 +101,11 @@ def _line(entry: CacheEntry, known: dict[str, Conversation]) -> str:
     entry = with_manifest(entry)
     one = known.get(entry.conversation)
     title = "(no such conversation)" if one is None else one_line(one.title) or UNTITLED
-    about = (
-        f"{entry.tokens:>9,} tokens  {entry.scheme:<9}" if entry.scheme else f"{'incomplete':>16}  {'':<9}"
-    )
+    scheme = single_line(entry.scheme)
+    about = f"{entry.tokens:>9,} tokens  {scheme:<9}" if scheme else f"{'incomplete':>16}  {'':<9}"
     age = _age(time.time() - entry.used_at)
-    return f"{entry.conversation[:SHORT_ID]}  {_size(entry.bytes):>9}  {about}  {age:>8}  {title}"
+    name = single_line(entry.conversation)[:SHORT_ID]
+    return f"{name}  {_size(entry.bytes):>9}  {about}  {age:>8}  {title}"
 
 
 def _size(count: int) -> str:

@@ -13,6 +13,7 @@ from tqchat.commands.locate import locations, table
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
+from tqchat.text import single_line
 
 GIB = 1 << 30
 UNUSABLE = "problem, see below"
@@ -61,7 +62,7 @@ def main() -> int:
     _print_section(table(_collect_problem(locations, problems) or [("locations", places.data_dir)]))
     for title, lines in (("Problems to fix:", problems), ("For more speed:", advice)):
         if lines:
-            _print_section("\n".join([title, *(f"  - {line}" for line in lines)]))
+            _print_section("\n".join([title, *(f"  - {single_line(line)}" for line in lines)]))
     return 1 if problems else 0
 
 

@@ -13,7 +13,8 @@ from tqchat.files import write_atomically
 from tqchat.store import exchange
 from tqchat.store.database import Conversation, Database, UnknownConversation
 from tqchat.store.import_parser import MAX_FILE_BYTES
-from tqchat.text import one_line, printable
+from tqchat.terminal import for_data
+from tqchat.text import one_line
 
 _OUTCOMES = {
     "added": "",
@@ -50,10 +51,7 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
         )
         pieces = exchange.to_json(database, chosen) if file_format == "json" else _markdown(database, chosen)
         if output is None or output == "-":
-            # Only a terminal interprets escape sequences. JSON output is plain ASCII anyway.
-            clean = printable if sys.stdout.isatty() else str
-            for piece in pieces:
-                sys.stdout.write(clean(piece))
+            for_data(sys.stdout).writelines(pieces)
         else:
             _write(output, pieces)
     return 0

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from tqchat import paths
 from tqchat.store.database import Conversation, Database, UnknownConversation
-from tqchat.text import one_line, printable
+from tqchat.text import one_line
 
 SHORT_ID = 8
 UNTITLED = "(untitled)"
@@ -49,7 +49,7 @@ def show(conversation_id: str) -> int:
         when = datetime.fromtimestamp(message.created_at).strftime("%Y-%m-%d %H:%M")
         note = "" if message.status == "complete" else f", {message.status}"
         name = "you" if message.role == "user" else message.role
-        print(f"\n[{name}, {when}{note}]\n{printable(message.content).rstrip()}")
+        print(f"\n[{name}, {when}{note}]\n{message.content.rstrip()}")
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tqchat import paths
+from tqchat.text import single_line
 
 
 def main() -> int:
@@ -42,4 +43,4 @@ def downloads() -> Path:
 def table(rows: list[tuple[str, Path]] | list[tuple[str, str]]) -> str:
     """Format names and values in two columns."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {single_line(str(value))}" for name, value in rows)

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tqchat import terminal
 from tqchat.errors import TqchatError
+from tqchat.terminal import Control
 
 if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
@@ -104,7 +106,8 @@ class Progress:
             if now - self._told < 0.2:
                 return
             self._told, self._shown = now, True
-            sys.stderr.write(f"\r\x1b[K{100 * share:3.0f} %  {what}{self._left(now, share)}")
+            line = f"{100 * share:3.0f} %  {what}{self._left(now, share)}"
+            terminal.write(sys.stderr, Control.CLEAR_LINE, line)
         elif int(10 * share) != self._tenth:
             self._tenth = int(10 * share)
             sys.stderr.write(f"{100 * share:3.0f} %  {what}\n")
@@ -114,7 +117,7 @@ class Progress:
         """Show the current step of work whose total is unknown."""
         if self._live:
             self._shown = True
-            sys.stderr.write(f"\r\x1b[K{what}")
+            terminal.write(sys.stderr, Control.CLEAR_LINE, what)
         elif what.partition(", ")[0] != self._last_note:
             self._last_note = what.partition(", ")[0]
             sys.stderr.write(f"{self._last_note}\n")
@@ -123,7 +126,7 @@ class Progress:
     def end(self) -> None:
         """Clear the progress line."""
         if self._shown:
-            sys.stderr.write("\r\x1b[K")
+            terminal.write(sys.stderr, Control.CLEAR_LINE)
             sys.stderr.flush()
 
     def _left(self, now: float, share: float) -> str:

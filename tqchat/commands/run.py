@@ -14,7 +14,8 @@ from tqchat.engine.commands import STARTER, ChatMessage, Sampling
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
-from tqchat.text import PrintableStream, printable
+from tqchat.terminal import for_data
+from tqchat.text import PrintableStream
 
 if TYPE_CHECKING:
     import threading
@@ -97,7 +98,7 @@ def _report(done: Done, as_json: bool) -> None:
     """Print the figures for ``--json``, or why the reply was cut off."""
     if as_json:
         # ASCII only: safe for terminals and for every encoding.
-        print(json.dumps(_summary(done)))
+        print(json.dumps(_summary(done)), file=for_data(sys.stdout))
     elif done.stop_reason in CUT_REASONS:
         before = ", before its answer" if done.reasoning and not done.text.strip() else ""
         print(
@@ -220,7 +221,7 @@ def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
                     thinking = False
                 print(stream.feed(event.text), end="", flush=True)
             case Notice():
-                print(f"tqchat: {printable(event.text)}", file=sys.stderr)
+                print(f"tqchat: {event.text}", file=sys.stderr)
             case Failed():
                 if event.text and not as_json:
                     print(stream.flush())

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 
 from tqchat import paths
 from tqchat.commands.listing import SHORT_ID, UNTITLED
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database, SearchHit
+from tqchat.terminal import Control, write
 from tqchat.text import one_line
-
-_BOLD, _PLAIN = "\x1b[1m", "\x1b[22m"
 
 
 class BadSearch(TqchatError):
@@ -46,15 +46,16 @@ def main(text: str, limit: int) -> int:
         print(f"{hit.conversation_id[:SHORT_ID]}  {when}  {title}")
         if hit.message_id is not None:
             name = "you" if hit.role == "user" else hit.role
-            print(f"    {name}: {_marked(hit) if bold else hit.snippet}")
+            marks = hit.marks if bold else ()
+            write(sys.stdout, f"    {name}: ", *_marked(hit.snippet, marks), "\n")
     return 0
 
 
-def _marked(hit: SearchHit) -> str:
-    """The snippet (already printable) with the matches in bold."""
+def _marked(snippet: str, marks: Sequence[tuple[int, int]]) -> list[str]:
+    """The snippet with the matches in bold."""
     parts: list[str] = []
     end = 0
-    for start, stop in hit.marks:
-        parts += [hit.snippet[end:start], _BOLD, hit.snippet[start:stop], _PLAIN]
+    for start, stop in marks:
+        parts += [snippet[end:start], Control.BOLD, snippet[start:stop], Control.NOT_BOLD]
         end = stop
-    return "".join([*parts, hit.snippet[end:]])
+    return [*parts, snippet[end:]]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-import logging
 import secrets
 import shlex
+import socket
 import sys
-from collections.abc import Awaitable, Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
@@ -20,19 +16,6 @@ from tqchat.kv.scheme import scheme_setting
 
 LOOPBACK = "127.0.0.1"
 PORT = 8043
-COOKIE = "tqchat_key"
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self' 'unsafe-inline'",
-        "style-src 'self' 'unsafe-inline'",
-        "font-src 'self' data:",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "frame-ancestors 'none'",
-    )
-)
-"""Content security policy: the page may load its own files only, from no other server."""
 
 
 class ServeMissing(TqchatError):
@@ -58,8 +41,7 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter
     """
     if not 0 < port < 65_536:
         raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
-    if host in ("0.0.0.0", "::"):
-        raise CannotServe(f"--host is {host}, but must be the one address that browsers will open.")
+    host = listening_address(host)
     served = server(shlex.join(app_command(model, scheme, adapter)), host, port)
     if not is_loopback(host):
         print(
@@ -99,10 +81,41 @@ def _adapter_folder(place: str) -> Path:
     return adapters.find(place).folder
 
 
+def listening_address(host: str) -> str:
+    """The one address to listen on: a numeric one in its usual form, or a name.
+
+    Raises:
+        CannotServe: if it is not an address of a machine, or stands for all addresses of this one, however it
+            is written: ``0``, ``0x0``, ``::0``, ``::ffff:0.0.0.0``.
+    """
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        # Every form that the system accepts, not only those of ipaddress.
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if host else []
+    except (OSError, UnicodeError, ValueError):
+        raise CannotServe(f"--host is {host}, but must be an address or a name of this machine.") from None
+    numeric = [_address(str(one[4][0])) for one in found]
+    if not numeric or any(address.is_unspecified for address in numeric):
+        raise CannotServe(
+            f"--host is {host or 'empty'}, but must be the one address that browsers will open."
+        )
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except OSError:
+        return host
+    return str(numeric[0])
+
+
+def _address(numeric: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address; one of IPv4 in the form of IPv6 as that of IPv4."""
+    address = ipaddress.ip_address(numeric)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def is_loopback(host: str) -> bool:
     """Whether an address is reachable from this machine only."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return _address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
@@ -110,60 +123,11 @@ def is_loopback(host: str) -> bool:
 def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None = None) -> Any:
     """A server that runs ``command`` for each browser tab that has the key.
 
-    Other users of this machine, and web pages in the user's own browser, can reach loopback too. So the
-    printed link contains a secret key, and requests for another host or from another origin are rejected.
-
     Raises:
         ServeMissing: if textual-serve is not installed.
     """
     try:
-        # Imported by name so that type checking does not need the optional dependency.
-        web: Any = import_module("aiohttp.web")
-        base: Any = import_module("textual_serve.server").Server
+        from tqchat.commands.web_server import Server
     except ImportError as error:
         raise ServeMissing from error
-    secret = key or secrets.token_urlsafe(24)
-
-    class Guarded(base):  # type: ignore[misc]
-        """textual-serve's server, restricted to requests with the key."""
-
-        def initialize_logging(self) -> None:
-            logging.basicConfig(level=logging.WARNING)
-
-        async def on_startup(self, app: Any) -> None:
-            print(f"tqchat is served at {self.public_url}/?key={secret}\nPress Ctrl+C to stop.", flush=True)
-
-        async def _make_app(self) -> Any:
-            app = await super()._make_app()
-
-            async def guard(request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-                return await self.admit(request, handler)
-
-            app.middlewares.append(web.middleware(guard))
-            return app
-
-        async def admit(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
-            """Check host, origin and key of a request; store the key as a cookie."""
-            here = urlsplit(self.public_url).netloc
-            origin = request.headers.get("Origin")
-            given = request.query.get("key") or request.cookies.get(COOKIE, "")
-            if request.host != here or (origin is not None and urlsplit(origin).netloc != here):
-                raise web.HTTPForbidden(
-                    text=f"tqchat is served at {self.public_url} only; open that address."
-                )
-            if not hmac.compare_digest(given.encode(), secret.encode()):
-                raise web.HTTPForbidden(
-                    text="The key is missing or wrong: open the link that `tqchat serve` printed."
-                )
-            if request.path == "/" and "key" in request.query:
-                moved = web.HTTPFound("/")
-                moved.set_cookie(COOKIE, secret, httponly=True, samesite="Strict")
-                raise moved
-            response = await handler(request)
-            if not response.prepared:
-                response.headers["Content-Security-Policy"] = POLICY
-                response.headers["Referrer-Policy"] = "no-referrer"
-            return response
-
-    address = f"[{host}]" if ":" in host else host
-    return Guarded(command, host, port, title="tqchat", public_url=f"http://{address}:{port}")
+    return Server(command, host, port, key or secrets.token_urlsafe(24))

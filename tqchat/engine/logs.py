@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from tqchat.text import printable
+
 LOG_FILE = "engine.log"
 
 
@@ -20,6 +22,13 @@ class _PrivateFileHandler(RotatingFileHandler):
         stream = super()._open()
         os.fchmod(stream.fileno(), 0o600)
         return stream
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Lines that a terminal can show: errors may quote a model's files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextmanager
@@ -34,7 +43,7 @@ def log_to(folder: Path) -> Iterator[None]:
         )
     except OSError:
         handler = logging.NullHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     # Otherwise logging's last-resort handler would print over the application's screen.
     propagated, logger.propagate = logger.propagate, False

@@ -150,7 +150,9 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
 )
 """Marks that some models write around the answer after reasoning."""
 
-_NAMED = re.compile(r"<([\w:.-]*(?:think|thought|reason)[\w:.-]*)>|\[(\w*THINK\w*)\]", re.IGNORECASE)
+_NAMED = re.compile(r"<([\w:.-]++)>|\[(\w++)\]")
+_CLOSING = re.compile(r"</[\w:.-]++>|\[/\w++\]")
+_OF_TAG, _OF_BRACKETS = (re.compile(names, re.IGNORECASE) for names in ("think|thought|reason", "think"))
 _REASONING_HEADER = re.compile(r"analysis|think|thought|reason|to=self\b")
 _TOOL_HEADER = re.compile(r"\bto=(?!user\b|self\b|all\b)")
 _OTHER_ROLE = re.compile(r"\s*(user|system|developer|human)\b", re.IGNORECASE)
@@ -176,12 +178,15 @@ def marks_of(vocabulary: Collection[str], template: str) -> Marks:
     known = [
         pair for pair in PAIRS if not pair.stated or pair.closing in template or pair.opening in template
     ]
+    closings = {*vocabulary, *_CLOSING.findall(template)}
     for source in (*vocabulary, template):
         for match in _NAMED.finditer(source):
+            if not (_OF_TAG.search(match[1]) if match[1] else _OF_BRACKETS.search(match[2])):
+                continue
             pair = tag(match[1]) if match[1] else Pair(f"[{match[2]}]", f"[/{match[2]}]")
-            if pair not in known and (pair.closing in vocabulary or pair.closing in template):
+            if pair.closing in closings:
                 known.append(pair)
-    return Marks(tuple(known), channels)
+    return Marks(tuple(dict.fromkeys(known)), channels)
 
 
 def part_of(header: str) -> Part:
@@ -225,8 +230,12 @@ def split_thought(text: str, opened: Pair | None = None) -> tuple[str, str, str,
             return opening, thought, closing, answer
     if opened is not None:
         # An answer may mention the mark within a line or in a code block.
-        for match in re.finditer(rf"(?m)^[ \t]*(?={re.escape(opened.closing)})", text):
-            thought = text[: match.end()]
-            if thought.count("```") % 2 == 0:
-                return "", thought, opened.closing, text[match.end() + len(opened.closing) :]
+        fences = re.finditer(rf"```|(?m:^)[ \t]*+(?={re.escape(opened.closing)})", text)
+        in_code = False
+        for match in fences:
+            if match[0] == "```":
+                in_code = not in_code
+            elif not in_code:
+                at = match.end()
+                return "", text[:at], opened.closing, text[at + len(opened.closing) :]
     return None

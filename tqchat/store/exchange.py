@@ -140,10 +140,14 @@ def _to_dict(conversation: Conversation, messages: Sequence[Message]) -> dict[st
     exported = {field.name: getattr(conversation, field.name) for field in fields(Conversation)}
     del exported["deleted_at"]
     exported["sampling"] = conversation.sampling.given
-    exported["messages"] = [
-        {f.name: getattr(message, f.name) for f in fields(Message) if f.name != "conversation_id"}
-        for message in messages
-    ]
+    exported["messages"] = []
+    before: set[str] = set()
+    for message in messages:
+        # In a damaged file a parent may come later, even be the message itself. An import would reject that.
+        parent_id = message.parent_id if message.parent_id in before else None
+        one = {f.name: getattr(message, f.name) for f in fields(Message) if f.name != "conversation_id"}
+        exported["messages"].append(one | {"parent_id": parent_id})
+        before.add(message.id)
     return exported
 
 

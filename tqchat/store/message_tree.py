@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from tqchat.store.database_file import DatabaseFile, Rows
 from tqchat.store.errors import UnknownConversation, UnknownMessage
@@ -21,11 +21,15 @@ from tqchat.store.rows import (
 
 _INDEXES = ("messages_index", "titles_index")
 _BRANCH_COLUMNS = ", ".join(f"m.{field.name}" for field in fields(Message))
+# A parent's number is below its children's. Where it is not, in a damaged file, the branch begins: it could
+# otherwise be a circle.
 _BRANCH = """
     WITH RECURSIVE branch (id, depth) AS (
         SELECT head_id, 0 FROM conversations WHERE id = ? AND deleted_at IS NULL
         UNION ALL
-        SELECT m.parent_id, branch.depth + 1 FROM branch JOIN messages m ON m.id = branch.id
+        SELECT parent.id, branch.depth + 1 FROM branch
+        JOIN messages m ON m.id = branch.id
+        JOIN messages parent ON parent.id = m.parent_id AND parent.number < m.number
     )
 """
 
@@ -81,7 +85,7 @@ def newest_leaf_id(file: Rows, message_id: str) -> str:
         """
         WITH RECURSIVE below (id) AS (
             SELECT ?
-            UNION ALL
+            UNION
             SELECT messages.id FROM below JOIN messages ON messages.parent_id = below.id
         )
         SELECT m.id FROM below JOIN messages m ON m.id = below.id ORDER BY m.number DESC LIMIT 1
@@ -166,16 +170,18 @@ def update(connection: sqlite3.Connection, message: Message, changes: Mapping[st
 def delete(connection: sqlite3.Connection, message: Message) -> RemovedMessage:
     """Delete a message and attach its children to its parent."""
     (number,) = connection.execute("SELECT number FROM messages WHERE id = ?", (message.id,)).fetchone()
+    # A message that is its own parent, in a damaged file, would take its children with it.
+    parent_id = None if message.parent_id == message.id else message.parent_id
     rows = connection.execute("SELECT id FROM messages WHERE parent_id = ?", (message.id,)).fetchall()
-    connection.execute(
-        "UPDATE messages SET parent_id = ? WHERE parent_id = ?", (message.parent_id, message.id)
-    )
+    connection.execute("UPDATE messages SET parent_id = ? WHERE parent_id = ?", (parent_id, message.id))
     heads = connection.execute(
         "UPDATE conversations SET head_id = ? WHERE id = ? AND head_id = ?",
-        (message.parent_id, message.conversation_id, message.id),
+        (parent_id, message.conversation_id, message.id),
     )
     connection.execute("DELETE FROM messages WHERE id = ?", (message.id,))
-    return RemovedMessage(message, number, tuple(row["id"] for row in rows), heads.rowcount > 0)
+    return RemovedMessage(
+        replace(message, parent_id=parent_id), number, tuple(row["id"] for row in rows), heads.rowcount > 0
+    )
 
 
 def restore(connection: sqlite3.Connection, removed: RemovedMessage) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from textual import on
 from textual.app import App, SystemCommand
+from textual.filter import LineFilter
 from textual.messages import ExitApp
 from textual.screen import Screen
-from textual.widgets import TextArea
 
 from tqchat.engine import events
 from tqchat.engine.memory import quality_profile
@@ -20,6 +20,7 @@ from tqchat.settings import Settings
 from tqchat.store import unsaved
 from tqchat.store.database import Database, purge_due
 from tqchat.store.write_queue import WriteQueue
+from tqchat.text import stable_width
 from tqchat.ui import themes
 from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
 from tqchat.ui.actions.keys import Keys, bind, validate_keys, without_keys
@@ -30,7 +31,8 @@ from tqchat.ui.bridge import EngineEvent, EngineStopped, WriteProblem, Written
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
-from tqchat.ui.parts import lifecycle
+from tqchat.ui.output_filter import PrintableOnly
+from tqchat.ui.parts import clipboard, lifecycle
 from tqchat.ui.parts.appearance import Appearance
 from tqchat.ui.parts.end_signals import EndSignals
 from tqchat.ui.parts.engine import EngineLauncher
@@ -40,6 +42,8 @@ from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
+
+PRINTABLE_ONLY = PrintableOnly()
 
 
 class TqchatApp(App[None]):
@@ -131,6 +135,19 @@ class TqchatApp(App[None]):
     def get_default_screen(self) -> Screen[None]:
         """The chat."""
         return self.parts.screen
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Filters of every drawn line."""
+        return [*super().get_line_filters(), PRINTABLE_ONLY]
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """Copy what is shown of a text: into the terminal's clipboard (OSC 52) and the desktop's.
+
+        Every way of copying ends here: actions, mouse selection, the keys of input fields.
+        """
+        shown = stable_width(text)
+        super().copy_to_clipboard(shown)
+        self.parts.in_thread(lambda: clipboard.write(shown))
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours for themes that do not set them."""
@@ -239,7 +256,7 @@ class TqchatApp(App[None]):
     def _submit(self, event: Prompt.Submitted) -> None:
         prompt.submit(self._runner, event.text, event.typed)
 
-    @on(TextArea.Changed, "#prompt")
+    @on(Prompt.Changed, "#prompt")
     def _suggest(self) -> None:
         self.parts.completion.update()
 

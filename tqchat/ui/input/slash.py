@@ -59,7 +59,9 @@ def assignments(text: str) -> dict[str, str]:
     """``name=value`` pairs as written; a name without a value clears its setting."""
     return {
         name.strip(): value.strip()
-        for name, _, value in (pair.partition("=") for pair in re.sub(r"\s*=\s*", "=", text).split())
+        for name, _, value in (
+            pair.partition("=") for pair in "=".join(side.strip() for side in text.split("=")).split()
+        )
     }
 
 

@@ -82,8 +82,8 @@ def quit(parts: Parts) -> None:
         leave(parts)
         return
     parts.attempt(parts.unsent.keep)
-    parts.engine.stopping = True
     parts.host.push_screen(SavingDialog())
+    parts.engine.stopping = True
 
     def save() -> None:
         parts.engine.shut_down(SAVE_TIMEOUT_S)

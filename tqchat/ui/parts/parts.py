@@ -16,7 +16,6 @@ from tqchat.store.database import Database
 from tqchat.ui.actions.keys import Keys
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.view import Severity
-from tqchat.ui.parts import clipboard
 from tqchat.ui.parts.appearance import Appearance
 from tqchat.ui.parts.attachment_check import AttachmentCheck
 from tqchat.ui.parts.completion import PromptCompletion
@@ -107,9 +106,8 @@ class Parts:
         self.host.run_worker(function, thread=True)
 
     def copy(self, text: str) -> None:
-        """Put a text on the clipboard, by the terminal (OSC 52) and by the desktop's own program."""
+        """Put a text on the clipboard."""
         self.host.copy_to_clipboard(text)
-        self.in_thread(lambda: clipboard.write(text))
 
     def remember_conversation(self) -> None:
         """Save which conversation is open."""

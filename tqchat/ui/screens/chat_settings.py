@@ -12,7 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, Label, Static, TextArea
+from textual.widgets import Label, Static
 
 from tqchat.errors import TqchatError
 from tqchat.store.database import SamplingChoice
@@ -20,6 +20,7 @@ from tqchat.store.sampling import parse
 from tqchat.ui.input.slash import number
 from tqchat.ui.parts.presets import Preset, Presets
 from tqchat.ui.screens.dialog import Ask, Choose
+from tqchat.ui.widgets.fields import LineField, TextField
 
 NAMES = tuple(field.name for field in fields(SamplingChoice))
 
@@ -58,14 +59,14 @@ class ChatSettings(ModalScreen[Decision | None]):
         with Vertical(classes="box") as box:
             box.border_title = "This conversation"
             yield Static(Content.styled("System prompt", "$quiet"))
-            yield TextArea(self._system_prompt or "", compact=True, highlight_cursor_line=False)
+            yield TextField(self._system_prompt or "", compact=True, highlight_cursor_line=False)
             yield Static(Content.styled("Sampling; empty fields use the settings", "$quiet"))
             with VerticalScroll(classes="numbers", can_focus=False):
                 for name in NAMES:
                     value = self._sampling.given.get(name)
                     with Horizontal(classes="row"):
                         yield Label(name.replace("_", " "), markup=False)
-                        yield Input(
+                        yield LineField(
                             "" if value is None else f"{value:g}",
                             placeholder=self._inherited[name],
                             id=f"set-{name}",
@@ -103,9 +104,9 @@ class ChatSettings(ModalScreen[Decision | None]):
         preset = found[chosen]
         for name in NAMES:
             value = preset.sampling.given.get(name)
-            self.query_one(f"#set-{name}", Input).value = "" if value is None else f"{value:g}"
+            self.query_one(f"#set-{name}", LineField).value = "" if value is None else f"{value:g}"
         if preset.system_prompt is not None:
-            self.query_one(TextArea).text = preset.system_prompt
+            self.query_one(TextField).text = preset.system_prompt
 
     @work
     async def action_keep_preset(self) -> None:
@@ -128,7 +129,7 @@ class ChatSettings(ModalScreen[Decision | None]):
         values: dict[str, object] = {}
         try:
             for name in NAMES:
-                written = self.query_one(f"#set-{name}", Input).value.strip()
+                written = self.query_one(f"#set-{name}", LineField).value.strip()
                 values[name] = number(written)
             sampling = parse(values)
         except ValueError:
@@ -136,7 +137,7 @@ class ChatSettings(ModalScreen[Decision | None]):
         except TqchatError as error:
             self._refuse(str(error))
         else:
-            return Decision(self.query_one(TextArea).text.strip() or None, sampling)
+            return Decision(self.query_one(TextField).text.strip() or None, sampling)
         return None
 
     def _refuse(self, why: str) -> None:

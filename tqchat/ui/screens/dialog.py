@@ -11,8 +11,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
+
+from tqchat.text import one_line
+from tqchat.ui.widgets.fields import LineField
 
 
 class Confirm(ModalScreen[bool]):
@@ -62,7 +65,7 @@ class Ask(ModalScreen[str | None]):
         """Input, explanation, keys."""
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
-            yield Input(self._value, placeholder=self._placeholder, compact=True)
+            yield LineField(self._value, placeholder=self._placeholder, compact=True)
             yield Static(
                 Content.assemble(
                     (f"{self._explanation}\n" if self._explanation else "", "$quiet"),
@@ -71,8 +74,8 @@ class Ask(ModalScreen[str | None]):
                 classes="answers",
             )  # fmt: skip
 
-    @on(Input.Submitted)
-    def _take(self, event: Input.Submitted) -> None:
+    @on(LineField.Submitted)
+    def _take(self, event: LineField.Submitted) -> None:
         self.dismiss(event.value.strip() or None)
 
     def action_cancel(self) -> None:
@@ -91,7 +94,8 @@ class Choose(ModalScreen[str | None]):
 
     def compose(self) -> ComposeResult:
         """The list and its keys."""
-        width = max(len(name) for name, _ in self._options)
+        shown = [(name, one_line(name), one_line(what)) for name, what in self._options]
+        width = max(len(label) for _, label, _ in shown)
         with Vertical(classes="box") as box:
             box.border_title = Content(self._title)
             yield OptionList(
@@ -99,12 +103,12 @@ class Choose(ModalScreen[str | None]):
                     Option(
                         Content.assemble(
                             ("▌ " if name == self._current else "  ", "$accent"),
-                            (f"{name:<{width}}  ", "bold" if name == self._current else ""),
+                            (f"{label:<{width}}  ", "bold" if name == self._current else ""),
                             (what, "$quiet"),
                         ),
                         id=name,
                     )
-                    for name, what in self._options
+                    for name, label, what in shown
                 ),
                 compact=True,
                 markup=False,

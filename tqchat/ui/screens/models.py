@@ -15,7 +15,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.timer import Timer
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tqchat.engine.events import ModelEstimate, ModelProgress
@@ -25,6 +25,7 @@ from tqchat.engine.memory.cache_sizes import Verdict, cache_sizes, sizes_by_laye
 from tqchat.kv.scheme import Scheme
 from tqchat.text import one_line
 from tqchat.ui import figures
+from tqchat.ui.widgets.fields import LineField
 from tqchat.ui.widgets.gauge.drawing import bar
 
 ESTIMATE_DELAY_S = 0.15
@@ -87,7 +88,9 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         """Input, list, details of the marked model, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Models"
-            yield Input(placeholder="filter, or a folder, or a Hugging Face repo: owner/name", compact=True)
+            yield LineField(
+                placeholder="filter, or a folder, or a Hugging Face repo: owner/name", compact=True
+            )
             yield Static("", classes="heading", markup=False)
             yield OptionList(compact=True, markup=False)
             yield Static("", classes="explanation", markup=False)
@@ -151,7 +154,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         return known
 
     def _draw(self) -> None:
-        written = self.query_one(Input).value
+        written = self.query_one(LineField).value
         options = self.query_one(OptionList)
         marked = self._marked
         before = marked.ref if marked else self._current
@@ -189,7 +192,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         return Content.assemble(
             ("▌ " if current else "  ", "$accent"),
             (name, "bold" if current else ""),
-            (f" {size:>8}  {one.quantisation[:6]:<7}{context}", "" if one.folder else "$quiet"),
+            (f" {size:>8}  {one_line(one.quantisation)[:6]:<7}{context}", "" if one.folder else "$quiet"),
             (f"  {state}", style),
         )
 
@@ -292,7 +295,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
 
     # Actions
 
-    @on(Input.Changed)
+    @on(LineField.Changed)
     def _filter(self) -> None:
         self._draw()
 
@@ -316,7 +319,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         else:
             options.action_cursor_up()
 
-    @on(Input.Submitted)
+    @on(LineField.Submitted)
     @on(OptionList.OptionSelected)
     def _take(self) -> None:
         one = self._marked

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.content import Content
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tqchat.kv.scheme import AUTO, SCHEMES
@@ -21,6 +21,7 @@ from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.parts.preferences import Preferences
 from tqchat.ui.screens.dialog import Choose
+from tqchat.ui.widgets.fields import LineField
 
 NAME_WIDTH = 18
 WIDE = 96
@@ -49,7 +50,7 @@ class SettingsScreen(ModalScreen[None]):
             )
             yield OptionList(*self._options(), compact=True, markup=False)
             yield Static("", classes="explanation", markup=False)
-            yield Input(compact=True, id="value")
+            yield LineField(compact=True, id="value")
             yield Static("", classes="problem", markup=False)
             yield Static("", classes="answers", markup=False)
 
@@ -135,7 +136,7 @@ class SettingsScreen(ModalScreen[None]):
         keys = [("Enter", "changes"), ("Esc", "closes")]
         if origin == "here":
             keys.insert(1, ("Backspace", "as in config.toml"))
-        if self.query_one("#value", Input).display:
+        if self.query_one("#value", LineField).display:
             keys = [("Enter", "accepts"), ("Esc", "cancels")]
         self.query_one(".answers", Static).update(
             Content("   ").join([Content.assemble((key, "$accent"), f" {does}") for key, does in keys])
@@ -165,7 +166,7 @@ class SettingsScreen(ModalScreen[None]):
         elif setting.kind == "keys":
             self._show_problem(f"Keys are set in {one_line(str(self._preferences.paths.config_file))}.")
         else:
-            box = self.query_one("#value", Input)
+            box = self.query_one("#value", LineField)
             box.value = one_line(setting.format(getattr(self._preferences.settings, setting.name)))
             box.placeholder = setting.default_text
             self._edit(True)
@@ -180,14 +181,14 @@ class SettingsScreen(ModalScreen[None]):
             self._redraw()
 
     def _edit(self, writing: bool) -> None:
-        box = self.query_one("#value", Input)
+        box = self.query_one("#value", LineField)
         box.display = writing
         (box if writing else self.query_one(OptionList)).focus()
         self._show_problem("")
         self._explain()
 
-    @on(Input.Submitted, "#value")
-    def _take(self, event: Input.Submitted) -> None:
+    @on(LineField.Submitted, "#value")
+    def _take(self, event: LineField.Submitted) -> None:
         setting = self._marked
         assert setting is not None
         if not event.value.strip() and setting.kind != "text":
@@ -214,7 +215,7 @@ class SettingsScreen(ModalScreen[None]):
 
     def action_back(self) -> None:
         """Close the input if it is open, else the screen."""
-        if self.query_one("#value", Input).display:
+        if self.query_one("#value", LineField).display:
             self._edit(False)
         else:
             self.dismiss(None)

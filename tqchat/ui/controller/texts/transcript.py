@@ -40,9 +40,10 @@ def as_markdown(messages: Sequence[Message], assistant: str) -> str:
 
 def code_blocks(markdown: str) -> list[tuple[str, str]]:
     """Language (may be empty) and code of each code block."""
-    from markdown_it import MarkdownIt
+    # Imported late: the parser is not needed to draw an empty chat.
+    from tqchat.ui.markdown import block_parser
 
-    tokens = MarkdownIt().disable("inline").parse(markdown)
+    tokens = block_parser().parse(markdown)
     blocks = [token for token in tokens if token.type in ("fence", "code_block")]
     return [(token.info.strip().partition(" ")[0], token.content.rstrip("\n")) for token in blocks]
 

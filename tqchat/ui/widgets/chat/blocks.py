@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from textual.content import Content
 from textual.highlight import highlight
+
+from tqchat.text import one_line, stable_width
+from tqchat.ui.markdown import block_parser, inline_parser
 
 MAX_INLINE_CHARACTERS = 6_000
 """Longer paragraphs and cells stay plain text: inline parsing takes time quadratic in their length."""
 MAX_HIGHLIGHTED_CHARACTERS = 40_000
 """Longer code blocks are not highlighted."""
+HIGHLIGHTED_AT_ONCE = 4_000
+"""Characters of a long code block that are highlighted together."""
 _URL_SCHEME = re.compile(r"\Ahttps?://|\Amailto:")
 _INLINE_STYLES = {"em_open": "italic", "strong_open": "bold", "s_open": "strike", "link_open": "underline"}
 
@@ -81,17 +84,6 @@ Env = dict[str, Any]
 """markdown-it's environment: link references, shared by the parts of a document."""
 
 
-@cache
-def _parser() -> MarkdownIt:
-    # HTML stays text: parsed, it would vanish from the reply.
-    return MarkdownIt("gfm-like", {"html": False})
-
-
-@cache
-def _outline() -> MarkdownIt:
-    return MarkdownIt("gfm-like", {"html": False}).disable(["inline", "linkify", "text_join"], True)
-
-
 def separated(before: Block, block: Block) -> bool:
     """Whether two blocks are separated by an empty line."""
     return not (isinstance(before, Line) or isinstance(block, Line) or getattr(block, "continues", False))
@@ -104,7 +96,7 @@ def blocks(markdown: str) -> list[Block]:
 
 def blocks_with_lines(markdown: str, env: Env) -> list[tuple[int, Block]]:
     """Blocks of a document or a part of it, each with its first line (from 0)."""
-    tokens = _outline().parse(markdown, env)
+    tokens = block_parser().parse(markdown, env)
     found: list[tuple[int, Block]] = []
     position = 0
     while position < len(tokens):
@@ -117,7 +109,7 @@ def blocks_with_lines(markdown: str, env: Env) -> list[tuple[int, Block]]:
 
 def last_item_line(markdown: str) -> int:
     """First line (from 0) of the last item of the list at the start of a text."""
-    tokens = _outline().parse(markdown)
+    tokens = block_parser().parse(markdown)
     items = (token for token in tokens if token.type == "list_item_open" and token.level == 1)
     return max(item.map[0] for item in items if item.map)
 
@@ -150,11 +142,30 @@ def _blocks(tokens: Sequence[Token], env: Env, depth: int = 0) -> Iterator[Block
 
 def code(text: str, info: str = "", continues: bool = False) -> Code:
     """A code block, highlighted if its language is known."""
-    language = info.split()[0].strip("{.}") if info.strip() else ""
+    language = one_line(info.split()[0].strip("{.}")) if info.strip() else ""
     text = text.removesuffix("\n")
     if not language or len(text) > MAX_HIGHLIGHTED_CHARACTERS:
         return Code(Content(text), language, continues)
-    return Code(highlight(text, language=language), language, continues)
+    return Code(Content("\n").join(_highlighted(text, language)), language, continues)
+
+
+def _highlighted(text: str, language: str) -> Iterator[Content]:
+    """The parts of a text, highlighted one by one: many lexers take time quadratic in the length."""
+    lines = text.split("\n")
+    begin, size = 0, 0
+    for number, line in enumerate(lines):
+        size += len(line) + 1
+        last = number == len(lines) - 1
+        # Preferably between paragraphs: a string or comment that is cut is highlighted wrongly.
+        if last or size > HIGHLIGHTED_AT_ONCE or (size > HIGHLIGHTED_AT_ONCE // 2 and not line.strip()):
+            part = "\n".join(lines[begin : number + 1])
+            if size > 2 * HIGHLIGHTED_AT_ONCE:
+                yield Content(part)
+            else:
+                # highlight() drops line breaks at the end, and counts a tab as several characters.
+                code = part.rstrip("\n")
+                yield Content.assemble(highlight(code, language=language, tab_size=0), part[len(code) :])
+            begin, size = number + 1, 0
 
 
 def _closing(tokens: Sequence[Token], position: int) -> int:
@@ -172,7 +183,7 @@ def _closing(tokens: Sequence[Token], position: int) -> int:
 def _inline(token: Token, env: Env) -> Content:
     if len(token.content) > MAX_INLINE_CHARACTERS:
         return Content(token.content)
-    (parsed,) = _parser().parseInline(token.content, env)
+    (parsed,) = inline_parser().parseInline(token.content, env)
     parts: list[Content] = []
     styles: list[str] = []
     link = ""
@@ -184,7 +195,7 @@ def _inline(token: Token, env: Env) -> Content:
             styles.pop()
             if child.type == "link_close" and not _shows_target(parts[-1].plain if parts else "", link):
                 # Links cannot be opened here, so show the target.
-                parts.append(Content.styled(f" ({link})", "$quiet"))
+                parts.append(Content.styled(f" ({one_line(link)})", "$quiet"))
         else:
             text = {"softbreak": " ", "hardbreak": "\n"}.get(child.type, child.content)
             own = ""
@@ -192,6 +203,8 @@ def _inline(token: Token, env: Env) -> Content:
                 text, own = f"[image: {child.content or child.attrs.get('src', '')}]", "$quiet"
             elif child.type == "code_inline":
                 own = "$warning"
+            # The parser has replaced character references, such as that of a bidirectional override.
+            text = stable_width(text) if "&" in token.content else text
             parts.append(Content.styled(text, " ".join([*styles, own]).strip()))
     return Content("").join(parts)
 

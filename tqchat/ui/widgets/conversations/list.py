@@ -10,12 +10,13 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.message import Message
-from textual.widgets import Input, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from tqchat.store.database import Conversation, SearchHit
 from tqchat.text import one_line
 from tqchat.ui import figures
+from tqchat.ui.widgets.fields import LineField
 
 WIDTH = 26
 PAGE = 200
@@ -50,7 +51,7 @@ class ConversationList(Vertical):
 
     def compose(self) -> ComposeResult:
         """Search box and list."""
-        yield Input(placeholder="search everything", id="search", compact=True)
+        yield LineField(placeholder="search everything", id="search", compact=True)
         yield OptionList(id="titles", compact=True, markup=False)
 
     def show(
@@ -73,13 +74,13 @@ class ConversationList(Vertical):
 
     def search_for(self, text: str) -> None:
         """Search for ``text`` and focus the search box."""
-        box = self.query_one("#search", Input)
+        box = self.query_one("#search", LineField)
         box.value = text
         box.focus()
 
     def _draw(self, cursor: str | None) -> None:
         titles = self.query_one("#titles", OptionList)
-        if (query := self.query_one("#search", Input).value).strip():
+        if (query := self.query_one("#search", LineField).value).strip():
             self._hits = self.find(query)
             self.border_subtitle = f"{len(self._hits)} found"
             before = [None, *(hit.conversation_id for hit in self._hits)]
@@ -131,13 +132,13 @@ class ConversationList(Vertical):
         mark = ("▌ ", "$accent") if current else "  "
         return Content.assemble(mark, (title, "bold" if current else ""), (size, "$quiet"))
 
-    @on(Input.Changed, "#search")
-    def _search(self, event: Input.Changed) -> None:
+    @on(LineField.Changed, "#search")
+    def _search(self, event: LineField.Changed) -> None:
         event.stop()
         self._draw(self._current)
 
-    @on(Input.Submitted, "#search")
-    def _first_found(self, event: Input.Submitted) -> None:
+    @on(LineField.Submitted, "#search")
+    def _first_found(self, event: LineField.Submitted) -> None:
         event.stop()
         if self._hits:
             first = self._hits[0]
@@ -154,5 +155,5 @@ class ConversationList(Vertical):
             return
         conversation_id, _, index = event.option.id.partition("/")
         message_id = self._hits[int(index)].message_id if index and int(index) < len(self._hits) else None
-        query = self.query_one("#search", Input).value
+        query = self.query_one("#search", LineField).value
         self.post_message(self.Chosen(conversation_id, message_id, query))

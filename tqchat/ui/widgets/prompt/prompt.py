@@ -7,7 +7,8 @@ from typing import ClassVar
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.widgets import TextArea
+
+from tqchat.ui.widgets.fields import TextField, entered
 
 LONG_PASTE_CHARACTERS, LONG_PASTE_LINES = 1_500, 15
 """A longer pasted text is folded into a placeholder."""
@@ -24,7 +25,7 @@ KEY_HELP: tuple[tuple[str, str], ...] = (
 """The prompt's own keys, for help."""
 
 
-class Prompt(TextArea):
+class Prompt(TextField):
     """A multi-line input; Enter sends.
 
     Up on the first line recalls earlier messages, Down on the last line later ones.
@@ -100,6 +101,7 @@ class Prompt(TextArea):
 
     def _fold(self, text: str) -> str:
         """Store a long text; its placeholder."""
+        text = entered(text)
         placeholder = f"[pasted text {len(self._pasted) + 1}: {len(text):,} characters]"
         self._pasted[placeholder] = text
         return placeholder
@@ -168,8 +170,7 @@ class Prompt(TextArea):
         # Textual would call the handler of TextArea as well, which inserts the text again.
         event.stop()
         event.prevent_default()
-        # Many terminals send line breaks of a paste as carriage returns.
-        text = event.text.replace("\r\n", "\n").replace("\r", "\n")
+        text = entered(event.text)
         # A placeholder keeps the typed text in view.
         if len(text) > LONG_PASTE_CHARACTERS or text.count("\n") >= LONG_PASTE_LINES:
             text = self._fold(text)
