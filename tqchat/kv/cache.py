@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from contextlib import suppress
 from functools import lru_cache
 from threading import get_ident
 from typing import Any, ClassVar, Self
@@ -14,13 +15,17 @@ from mlx_lm.models.cache import create_attention_mask
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.rope import Rope
+from tqchat.kv.earlier import EarlierSides
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
+from tqchat.kv.rounding import NO_ROUNDING, Rounding
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
 from tqchat.kv.storage.side import Side
 
 MAX_DECODE_ROWS = 16
 """Most query tokens of a decode step, draft tokens included; more are prefill."""
+
+ROLES = "key", "value"
 
 _RAW_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -100,6 +105,8 @@ class SchemeCache:
         query_energy: Sum of squares of the queries observed before the keys are fitted, float32 ``[batch,
             heads, 1, key_dim]``.
         queries_seen: Number of those queries per head.
+        earlier: The sides as they were under earlier schemes.
+        rounding: What the tokens carry from earlier schemes, by role.
     """
 
     is_routed: ClassVar[bool] = False
@@ -114,6 +121,8 @@ class SchemeCache:
         self.query_energy: mx.array | None = None
         self.queries_seen = 0
         self.rope: Rope | None = None
+        self.earlier = EarlierSides()
+        self.rounding = dict.fromkeys(ROLES, NO_ROUNDING)
         self.packs_prompts = False
         self.uses_placeholders = False
         self._packing_deferred = self._was_attended = self._is_shared = False
@@ -222,24 +231,52 @@ class SchemeCache:
             self._sides_before_packing = None
 
     def copy_from(self, old: SchemeCache) -> None:
-        """Take the tokens of another cache: packed where the formats agree, else decoded and raw."""
+        """Take the tokens of another cache.
+
+        A side in the same format is taken as it is; one that an earlier scheme had in that format as it was
+        then, followed by the tokens since. Other tokens are decoded, and the fit is kept where it applies.
+        """
         self.offset, self._dtypes = old.offset, old._dtypes
         self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
         self.packs_prompts, self.uses_placeholders = old.packs_prompts, old.uses_placeholders
-        same_regions = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
-        for target, source in zip(self.sides, old.sides, strict=True):
-            if same_regions and source.spec == target.spec:
+        self.earlier = old.earlier
+        for role, target, source in zip(ROLES, self.sides, old.sides, strict=True):
+            if not source.length:
+                continue
+            target.set_head_dim(source.head_dim)
+            if source.spec == target.spec and source.scheme.sinks == target.scheme.sinks:
                 target.restore(source.arrays(), source.head_dim, source.dtype)
-            elif source.length:
-                target.append(source.fetch(source.dtype))
+                self.rounding[role] = old.rounding[role]
+            else:
+                self._convert_side(role, target, source, old)
+
+    def _convert_side(self, role: str, target: Side, source: Side, old: SchemeCache) -> None:
+        """Fill an empty side with the tokens of one in another format."""
+        first = end = old.offset - source.length
+        rounding = old.rounding_now(role)
+        if (earlier := self.earlier.get(role, target.spec)) is not None:
+            with suppress(OSError):  # without the file they are converted like others
+                end = earlier.restore(target, first)
+                rounding = earlier.rounding.before(end).then(end, rounding)
+        if end < old.offset:
+            target.append(source.fetch(source.dtype)[:, :, end - first :])
+        target.take_fit_of(source)
+        self.rounding[role] = rounding
+
+    def rounding_now(self, role: str) -> Rounding:
+        """What the tokens of a side carry from earlier schemes and their present format."""
+        side = self.key_side if role == "key" else self.value_side
+        begin = self.offset - side.length + side.sinks.length
+        return self.rounding[role].lowered(begin, begin + side.packed.length, side.spec.bits)
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
         self._sides_before_packing = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
-        self.key_side.pack_due(QueryStatistics(energy, self.queries_seen, self.rope, first))
-        self.value_side.pack_due()
+        statistics = QueryStatistics(energy, self.queries_seen, self.rope, first)
+        for role, side in zip(ROLES, self.sides, strict=True):
+            side.pack_due(statistics, self.rounding[role])
         if not self._is_unfitted:
             self.query_energy, self.queries_seen = None, 0
 
@@ -316,6 +353,8 @@ class SchemeCache:
         for side in self.sides:
             side.trim(n)
         self.offset -= n
+        self.earlier = self.earlier.before(self.offset)
+        self.rounding = {role: rounding.before(self.offset) for role, rounding in self.rounding.items()}
         self._fetched_placeholders = self._fetched = self._sides_before_packing = None
         return n
 
@@ -336,7 +375,7 @@ class SchemeCache:
         """A JSON description and named arrays, from which the cache can be restored exactly."""
         arrays = {
             f"{name}_{key}": array
-            for name, side in zip(("key", "value"), self.sides, strict=True)
+            for name, side in zip(ROLES, self.sides, strict=True)
             for key, array in side.arrays().items()
         }
         if self.query_energy is not None:
@@ -354,9 +393,7 @@ class SchemeCache:
         self._init_from(
             description, scheme, None if description["dtype"] is None else _RAW_DTYPES[description["dtype"]]
         )
-        for name, side, (head_dim, dtype) in zip(
-            ("key", "value"), self.sides, description["sides"], strict=True
-        ):
+        for name, side, (head_dim, dtype) in zip(ROLES, self.sides, description["sides"], strict=True):
             arrays_of_side = {
                 k.removeprefix(f"{name}_"): v for k, v in (arrays or {}).items() if k.startswith(f"{name}_")
             }
@@ -365,6 +402,10 @@ class SchemeCache:
         self.queries_seen = int(description["queries_seen"])
         self.rope = None if description["rope"] is None else Rope.from_json(description["rope"])
         self.offset = int(description["offset"])
+        runs = description.get("rounding", [(), ()])  # caches of older versions have none
+        self.rounding = {
+            role: Rounding.from_json(one).before(self.offset) for role, one in zip(ROLES, runs, strict=True)
+        }
         if not self._lengths_agree():
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
 
@@ -376,6 +417,7 @@ class SchemeCache:
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),
             "offset": self.offset,
             "queries_seen": self.queries_seen,
+            "rounding": [list(self.rounding[role].runs) for role in ROLES],
             "rope": self.rope.to_json() if self.rope is not None and self._is_unfitted else None,
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }

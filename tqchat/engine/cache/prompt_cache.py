@@ -19,7 +19,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import attach_ropes, flat_layers
+from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
 
@@ -77,7 +77,7 @@ class PromptCache:
         self.checkpoints = [
             one
             for one in found.checkpoints
-            if [_signature(layer) for layer in checkpoint.replace_layers(cache, one.layers)] == signatures
+            if [_signature(layer) for layer in replace_layers(cache, one.layers)] == signatures
             and _holds(list(one.layers.values()), one.tokens)
         ]
         self.restored = len(tokens)

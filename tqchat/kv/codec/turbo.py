@@ -9,7 +9,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from tqchat.kv.codec.base import Block, FittedFormat
+from tqchat.kv.codec.base import Block, FittedFormat, Format
 from tqchat.kv.codec.codebook import quantise
 from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys, fit_mean
 from tqchat.kv.codec.packing import byte_planes, lookup, pack
@@ -76,6 +76,15 @@ class TurboFormat(FittedFormat):
             return replace(self, mean=fit_mean(x))
         fitted = fit_keys(x, statistics)
         return replace(self, mean=fitted.mean, balance=fitted.balance, metric=fitted.metric)
+
+    def with_fit_of(self, other: Format) -> TurboFormat:
+        if not isinstance(other, TurboFormat):
+            return self
+        return replace(self, mean=other.mean, balance=other.balance, metric=other.metric)
+
+    @property
+    def length_keeping(self) -> TurboFormat:
+        return replace(self, role="key", metric=None)
 
     def encode(self, x: mx.array) -> Block:
         x = self._centre_and_balance(x)

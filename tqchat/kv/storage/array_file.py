@@ -1,0 +1,65 @@
+"""Arrays in an unnamed temporary file."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """Where an array lies in its file, and what it is."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+class ArrayFile:
+    """A temporary file without a name: it vanishes with the last reference to it, after a kill as well.
+
+    Args:
+        folder: Where to make it; by default the system's folder for large temporary files.
+
+    Raises:
+        OSError: if there is no space, here and from ``write``.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or _large_files_folder()
+        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  open as long as it is used
+        self.size = 0
+
+    def write(self, array: mx.array) -> StoredArray:
+        """Append an array."""
+        stored = StoredArray(self.size, array.shape, array.dtype)
+        # A slice of storage with spare capacity is not contiguous.
+        content = np.asarray(mx.contiguous(array).reshape(-1).view(mx.uint8))
+        self._file.seek(stored.offset)
+        self._file.write(memoryview(content))
+        self._file.flush()
+        self.size += content.nbytes
+        return stored
+
+    def read(self, stored: StoredArray) -> mx.array:
+        """The array, evaluated."""
+        content = np.empty(math.prod(stored.shape) * stored.dtype.size, dtype=np.uint8)
+        self._file.seek(stored.offset)
+        if self._file.readinto(memoryview(content)) != content.nbytes:
+            raise OSError(0, "a temporary file is shorter than what was written")
+        array = mx.array(content).view(stored.dtype).reshape(stored.shape)
+        mx.eval(array)
+        return array
+
+
+def _large_files_folder() -> Path:
+    """``/var/tmp`` unless TMPDIR is set, because ``/tmp`` is often in memory."""
+    directory = Path("/var/tmp")
+    usual = "TMPDIR" in os.environ or not os.access(directory, os.W_OK)
+    return Path(tempfile.gettempdir()) if usual else directory
