@@ -226,9 +226,15 @@ class SchemeCache:
             side.release_decoded()
 
     def _on_fetched_freed(self, freed: weakref.ref[mx.array]) -> None:
-        """Release the sides before packing once the arrays fetched from them are freed."""
+        """Release the sides before packing once the arrays fetched from them are freed.
+
+        The decoding graph as well, unless they were attended to here: otherwise it may have been evaluated.
+        """
         if self._fetched is not None and self._fetched[0] is freed:
             self._sides_before_packing = None
+            if not self._was_attended:
+                for side in self.sides:
+                    side.release_decoded()
 
     def copy_from(self, old: SchemeCache) -> None:
         """Take the tokens of another cache.
@@ -262,6 +268,13 @@ class SchemeCache:
             target.append(source.fetch(source.dtype)[:, :, end - first :])
         target.take_fit_of(source)
         self.rounding[role] = rounding
+
+    def mark_rounded(self, bits: tuple[int, int]) -> None:
+        """Record that packed tokens were stored at so few bits (of keys, of values) under earlier schemes."""
+        for role, side, fewest in zip(ROLES, self.sides, bits, strict=True):
+            begin = self.offset - side.length + side.sinks.length
+            end = begin + side.packed.length if side.packed.length else self.offset
+            self.rounding[role] = self.rounding[role].lowered(begin, end, fewest)
 
     def rounding_now(self, role: str) -> Rounding:
         """What the tokens of a side carry from earlier schemes and their present format."""
@@ -366,9 +379,26 @@ class SchemeCache:
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of this layer's arrays; shared rotations excluded."""
+        """Allocated bytes of this layer's arrays; what layers share is excluded."""
         pending = 0 if self.query_energy is None else self.query_energy.nbytes
-        return sum(side.allocated_bytes for side in self.sides) + pending + self._fused.nbytes
+        sides = sum(side.allocated_bytes + side.working_bytes for side in self.sides)
+        return sides + pending + self.launch_bytes
+
+    @property
+    def launch_bytes(self) -> int:
+        """Bytes of the kernels' inputs that are kept between steps."""
+        return self._fused.nbytes
+
+    @property
+    def shared_arrays(self) -> list[mx.array]:
+        """Arrays that layers share: rotations and the kernels' working memory."""
+        rotations = [array for side in self.sides for array in side.format.shared.values()]
+        return rotations + self._fused.workspace.arrays
+
+    def release_working_arrays(self) -> None:
+        """Release what only makes steps faster, except the kernels' inputs."""
+        for side in self.sides:
+            side.release_working_arrays()
 
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:

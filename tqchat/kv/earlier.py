@@ -60,6 +60,11 @@ class EarlierSides:
     def get(self, role: Role, spec: FormatSpec) -> EarlierSide | None:
         return self._sides.get((role, spec))
 
+    @property
+    def formats(self) -> frozenset[tuple[Role, FormatSpec]]:
+        """The formats of which tokens are kept."""
+        return frozenset(self._sides)
+
     def with_side(self, role: Role, spec: FormatSpec, side: EarlierSide) -> EarlierSides:
         return EarlierSides(self._sides | {(role, spec): side})
 

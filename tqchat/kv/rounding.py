@@ -52,9 +52,15 @@ class Rounding:
         lowered = ((low, high, min(bits, held)) for low, high, held in self.spans(start, end))
         return self._of([*self.spans(0, start), *lowered, *self.spans(end, max(end, self._end))])
 
-    def count(self, bits: int) -> int:
-        """Number of tokens that were stored at ``bits`` bits or fewer."""
-        return sum(high - low for low, high, held in self.spans(0, self._end) if held <= bits)
+    def at_most(self, bits: int) -> Self:
+        """Without the tokens that were stored at more than ``bits`` bits: a format of so many is coarser."""
+        spans = self.spans(0, self._end)
+        return self._of((low, high, held if held <= bits else UNROUNDED_BITS) for low, high, held in spans)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that carry any."""
+        return sum(high - low for low, high, bits in self.spans(0, self._end) if bits < UNROUNDED_BITS)
 
     @property
     def fewest(self) -> int:

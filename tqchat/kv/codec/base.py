@@ -46,6 +46,15 @@ class Format(Protocol):
         """
         ...
 
+    @property
+    def working_bytes(self) -> int:
+        """Bytes of the arrays kept between steps beside the fit."""
+        ...
+
+    def release_working_arrays(self) -> None:
+        """Release them; the next step computes them again."""
+        ...
+
     def with_fit_of(self, other: Format) -> Format:
         """This format with the fit of another of the same role; unfitted if it needs more than that has."""
         ...
@@ -147,6 +156,15 @@ class FittedFormat:
     @property
     def length_keeping(self) -> Self:
         return self
+
+    @property
+    def working_bytes(self) -> int:
+        fitted = {id(array) for array in self.fitted.values()}
+        held = (array for array in vars(self).values() if isinstance(array, mx.array))
+        return sum(array.nbytes for array in held if id(array) not in fitted)
+
+    def release_working_arrays(self) -> None:
+        pass
 
     def fold(self, queries: mx.array) -> mx.array:
         return self._to_stored(queries if self.balance is None else queries / self.balance)

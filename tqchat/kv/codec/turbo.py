@@ -119,6 +119,9 @@ class TurboFormat(FittedFormat):
         mx.async_eval(signs)  # type: ignore[no-untyped-call]
         return signs
 
+    def release_working_arrays(self) -> None:
+        vars(self).pop("_fold_signs", None)
+
     def fold(self, queries: mx.array) -> mx.array:
         if self.balance is None or not self.rotation.is_hadamard:
             return super().fold(queries)

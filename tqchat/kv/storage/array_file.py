@@ -42,7 +42,7 @@ class ArrayFile:
         # A slice of storage with spare capacity is not contiguous.
         content = np.asarray(mx.contiguous(array).reshape(-1).view(mx.uint8))
         self._file.seek(stored.offset)
-        self._file.write(memoryview(content))
+        self._file.write(content.data)
         self._file.flush()
         self.size += content.nbytes
         return stored
@@ -51,7 +51,7 @@ class ArrayFile:
         """The array, evaluated."""
         content = np.empty(math.prod(stored.shape) * stored.dtype.size, dtype=np.uint8)
         self._file.seek(stored.offset)
-        if self._file.readinto(memoryview(content)) != content.nbytes:
+        if self._file.readinto(content.data) != content.nbytes:
             raise OSError(0, "a temporary file is shorter than what was written")
         array = mx.array(content).view(stored.dtype).reshape(stored.shape)
         mx.eval(array)

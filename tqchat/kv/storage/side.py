@@ -99,6 +99,19 @@ class Side:
         return sum(store.allocated_bytes for store in self.stores.values()) + self._fitted_bytes
 
     @property
+    def working_bytes(self) -> int:
+        """Bytes of the arrays kept between steps that are computed from the others: float32 copies of sinks
+        and mean, and the format's.
+        """
+        fixed = None if self._fixed_cache is None else self._fixed_cache[3]
+        return (0 if fixed is None else fixed.nbytes) + self.format.working_bytes
+
+    def release_working_arrays(self) -> None:
+        """Release what ``working_bytes`` counts; the next step computes it again."""
+        self._decoded = self._fixed_cache = self._prepared_cache = None
+        self.format.release_working_arrays()
+
+    @property
     def _fitted_bytes(self) -> int:
         return sum(array.nbytes for array in self.format.fitted.values())
 
