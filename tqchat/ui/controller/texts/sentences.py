@@ -35,9 +35,8 @@ def kept_rounding(report: MemoryReport) -> str:
         for name, bits in (("keys", keys), ("values", values))
         if bits < 16
     ]
-    return (
-        f"History keeps its earlier rounding: {figures.tokens(report.rounded_tokens)}, {', '.join(widths)}."
-    )
+    kept = "History keeps its earlier rounding"
+    return f"{kept}: {figures.tokens(report.rounded_tokens)}, {', '.join(widths)}." if widths else f"{kept}."
 
 
 def ending(reason: events.StopReason) -> str | None:
