@@ -14,8 +14,8 @@ from tests.kv import tiny
 from tests.kv.test_cache import logits
 from tqchat.kv import conversion, convert, convert_in_place, make_prompt_cache, memory_report
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.rounding import Rounding
 from tqchat.kv.scheme import TILE, parse_scheme
+from tqchat.kv.storage.rounding_history import Rounding
 
 Change = Callable[[list[Any], str], list[Any]]
 

@@ -15,11 +15,11 @@ from mlx_lm.models.cache import create_attention_mask
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.rope import Rope
-from tqchat.kv.earlier import EarlierSides
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
-from tqchat.kv.rounding import NO_ROUNDING, Rounding
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
+from tqchat.kv.storage.earlier import EarlierSides
+from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.side import Side
 
 MAX_DECODE_ROWS = 16
@@ -255,6 +255,7 @@ class SchemeCache:
                 self.rounding[role] = old.rounding[role]
             else:
                 self._convert_side(role, target, source, old)
+            self.earlier = self.earlier.without(role, target.spec)
 
     def _convert_side(self, role: str, target: Side, source: Side, old: SchemeCache) -> None:
         """Fill an empty side with the tokens of one in another format."""

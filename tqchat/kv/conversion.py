@@ -1,7 +1,7 @@
 """Converting prompt caches to another scheme, layer by layer.
 
 The tokens as they were are written to an unnamed temporary file, from which a later conversion to the same
-formats takes them back exactly (``earlier``).
+formats takes them back exactly (``storage.earlier``).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import mlx.core as mx
 from tqchat.errors import TqchatError
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import ROLES, SchemeCache
-from tqchat.kv.earlier import EarlierSide
 from tqchat.kv.prompt_cache import convert_layer, flat_layers, replace_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
+from tqchat.kv.storage.earlier import EarlierSide
 
 Progress = Callable[[int, int], None]
 

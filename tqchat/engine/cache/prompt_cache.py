@@ -21,7 +21,7 @@ from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
-from tqchat.kv.rounding import UNROUNDED_BITS
+from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
 

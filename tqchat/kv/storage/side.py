@@ -14,8 +14,8 @@ from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
-from tqchat.kv.rounding import NO_ROUNDING, Rounding
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
+from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
 
 PACK_CHUNK_TOKENS = 512

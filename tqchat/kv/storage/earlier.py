@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from tqchat.kv.rounding import Rounding
 from tqchat.kv.scheme import RAW, FormatSpec
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
+from tqchat.kv.storage.rounding_history import Rounding
 from tqchat.kv.storage.side import Side
 
 Role = str
@@ -67,6 +67,9 @@ class EarlierSides:
 
     def with_side(self, role: Role, spec: FormatSpec, side: EarlierSide) -> EarlierSides:
         return EarlierSides(self._sides | {(role, spec): side})
+
+    def without(self, role: Role, spec: FormatSpec) -> EarlierSides:
+        return EarlierSides({key: side for key, side in self._sides.items() if key != (role, spec)})
 
     def before(self, end: int) -> EarlierSides:
         """Without the tokens from position ``end`` on, nor sides that have nothing packed before it."""
