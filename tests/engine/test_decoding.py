@@ -58,7 +58,7 @@ def test_a_draft_that_is_always_wrong_changes_nothing(
     assert said[1][1].counts.drafted > 0
     assert said[1][1].counts.accepted < 0.5 * said[1][1].counts.drafted
     assert held_is_consistent(drafted)
-    assert drafted._drafting is not None and drafted._drafting.scheme == scheme
+    assert drafted._cache.draft is not None and drafted._cache.draft.scheme == scheme
 
 
 def test_a_repetition_penalty_sees_the_same_tokens(starter: LoadedModel) -> None:

@@ -254,7 +254,8 @@ class SaveFailed:
 class SchemeChanged:
     """The live cache was converted (or re-read) to ``scheme``.
 
-    ``kept_rounding``: the new scheme has more bits, but packed tokens keep the old one's rounding error.
+    ``kept_rounding``: tokens keep the rounding of an earlier scheme that is not finer than this one; the
+    report tells how many, and at how many bits.
     """
 
     conversation_id: str

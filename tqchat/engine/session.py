@@ -75,10 +75,9 @@ class Session:
         if draft is not None:
             check_draft(model, draft)
         self.model = model
-        self._cache = PromptCache(model, scheme)
+        self._cache = PromptCache(model, scheme, draft)
         self._memory = MemoryBudget(limits or Limits())
         self._draft = draft
-        self._drafting: PromptCache | None = None
         self.changed = False
         """Whether the cache has unsaved changes."""
         self._prompts = Prompts(model, began)
@@ -108,7 +107,7 @@ class Session:
         return tuple(self._cache.tokens)
 
     def memory(self) -> MemoryReport:
-        """Memory report of the cache."""
+        """Memory report of the cache, the draft model's included."""
         return self._cache.report()
 
     @property
@@ -244,7 +243,7 @@ class Session:
         max_tokens = max(max_tokens, 1)
         if sampling.seed is not None:
             mx.random.seed(sampling.seed)
-        decoder = Decoder(cache, prompt, sampling, max_tokens, self._draft_cache())
+        decoder = Decoder(cache, prompt, sampling, max_tokens, cache.draft)
         reason: StopReason | None = None
         reported = time.perf_counter()
         try:
@@ -275,7 +274,7 @@ class Session:
                         break
                 if now - reported >= REPORT_INTERVAL_S:
                     reported = now
-                    yield MemoryUpdate(conversation_id, cache.report(), reply.decode_speed)
+                    yield MemoryUpdate(conversation_id, self.memory(), reply.decode_speed)
         finally:
             decoder.close()
         rest = text.finish(cut=reason != "stop")
@@ -309,14 +308,6 @@ class Session:
         reply.generated += len(closing)
         for token in closing:
             yield from self._emit(text.add(token), text, conversation_id, reply, time.perf_counter())
-
-    def _draft_cache(self) -> PromptCache | None:
-        """The draft model's cache, under the scheme of the main cache."""
-        if self._draft is None:
-            return None
-        if self._drafting is None or self._drafting.scheme != self.scheme:
-            self._drafting = PromptCache(self._draft, self.scheme)
-        return self._drafting
 
     def _step_down(self, decoder: Decoder, conversation_id: str) -> list[Event]:
         """Convert a cache that has reached its budget to a smaller scheme. Empty if that is impossible."""
@@ -358,7 +349,8 @@ class Session:
         """Change the scheme of the live cache. The last event is ``SchemeChanged`` or ``Failed``.
 
         After an error or a stop the old cache is unchanged. Conversion works layer by layer, so that at most
-        one layer exists twice; re-reading builds a new cache beside the old one.
+        one layer exists twice; re-reading builds a new cache beside the old one. A scheme that does not fit
+        the memory budget is refused, or replaced by a smaller one with a notice, as for a reply.
 
         Args:
             reread: Prefill the transcript again, so that no earlier rounding remains.
@@ -372,15 +364,25 @@ class Session:
         try:
             name = parse_scheme(scheme).name
             if reread:
-                fresh = PromptCache(self.model, name)
                 target = self._prompts.transcript(messages) if messages else list(self._cache.tokens)
+                fresh = PromptCache(self.model, name, self._draft)
+                plan = self._memory.plan(fresh, len(target))
+                if plan.scheme is not None:
+                    yield self._stepped_down(conversation_id, name, plan.scheme)
+                    name = plan.scheme
+                    fresh = PromptCache(self.model, name, self._draft)
+                fresh.pack_prompts(plan.pack_prompts)
                 yield PrefillProgress(conversation_id, 0, len(target))
                 for done in fresh.prefill_in_chunks(target):
                     yield PrefillProgress(conversation_id, done, len(target))
                     if stop is not None and stop.is_set() and done < len(target):
                         raise RereadStopped(previous)
+                fresh.settle(certain=True)
                 self._cache = fresh
             elif name != previous:
+                if (fitting := self._memory.scheme_to_convert_to(self._cache, name)) != name:
+                    yield self._stepped_down(conversation_id, name, fitting)
+                    name = fitting
                 self._cache.convert(name, stop.is_set if stop is not None else lambda: False, progress)
         except Exception as error:
             yield self._failed(error, conversation_id)
@@ -394,11 +396,16 @@ class Session:
             tokens=len(self._cache.tokens),
             seconds=time.perf_counter() - began,
             reread=reread,
-            kept_rounding=self._cache.carries_coarser_rounding(),
+            kept_rounding=report.rounded_tokens > 0,
             bytes_before=before,
             bytes_after=report.bytes,
             report=report,
         )
+
+    @staticmethod
+    def _stepped_down(conversation_id: str, scheme: str, fitting: str) -> Notice:
+        words = f"{scheme} would not fit the cache's memory budget: the scheme changes to {fitting}."
+        return Notice(conversation_id, words, "warning")
 
     def save(
         self, vault: Vault, conversation_id: str, interrupted: Callable[[], bool] = lambda: False

@@ -389,6 +389,8 @@ class Engine:
         if parse_scheme(command.scheme).name != session.scheme:
             for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
                 self._emit(event)
+                if isinstance(event, Failed):
+                    return
         history, beginning = command.messages, ChatMessage("assistant", "")
         if command.continues and history and history[-1].role == "assistant":
             history, beginning = history[:-1], history[-1]

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from tqchat.kv.calibration import forget_queries as forget_queries
     from tqchat.kv.calibration import needs_queries as needs_queries
     from tqchat.kv.calibration import observe_queries as observe_queries
+    from tqchat.kv.conversion import convert as convert
     from tqchat.kv.conversion import convert_in_place as convert_in_place
     from tqchat.kv.memory import LayerReport as LayerReport
     from tqchat.kv.memory import MemoryReport as MemoryReport
     from tqchat.kv.memory import predict_bytes as predict_bytes
-    from tqchat.kv.prompt_cache import convert as convert
     from tqchat.kv.prompt_cache import make_prompt_cache as make_prompt_cache
     from tqchat.kv.prompt_cache import use_placeholders as use_placeholders
     from tqchat.kv.report import memory_report as memory_report
@@ -35,7 +35,7 @@ _MODULE_OF = {
     "LayerReport": "memory",
     "MemoryReport": "memory",
     "predict_bytes": "memory",
-    "convert": "prompt_cache",
+    "convert": "conversion",
     "convert_in_place": "conversion",
     "make_prompt_cache": "prompt_cache",
     "use_placeholders": "prompt_cache",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from contextlib import suppress
 from functools import lru_cache
 from threading import get_ident
 from typing import Any, ClassVar, Self
@@ -17,10 +18,14 @@ from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
+from tqchat.kv.storage.earlier import EarlierSides
+from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.side import Side
 
 MAX_DECODE_ROWS = 16
 """Most query tokens of a decode step, draft tokens included; more are prefill."""
+
+ROLES = "key", "value"
 
 _RAW_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -100,6 +105,8 @@ class SchemeCache:
         query_energy: Sum of squares of the queries observed before the keys are fitted, float32 ``[batch,
             heads, 1, key_dim]``.
         queries_seen: Number of those queries per head.
+        earlier: The sides as they were under earlier schemes.
+        rounding: What the tokens carry from earlier schemes, by role.
     """
 
     is_routed: ClassVar[bool] = False
@@ -114,6 +121,8 @@ class SchemeCache:
         self.query_energy: mx.array | None = None
         self.queries_seen = 0
         self.rope: Rope | None = None
+        self.earlier = EarlierSides()
+        self.rounding = dict.fromkeys(ROLES, NO_ROUNDING)
         self.packs_prompts = False
         self.uses_placeholders = False
         self._packing_deferred = self._was_attended = self._is_shared = False
@@ -217,29 +226,71 @@ class SchemeCache:
             side.release_decoded()
 
     def _on_fetched_freed(self, freed: weakref.ref[mx.array]) -> None:
-        """Release the sides before packing once the arrays fetched from them are freed."""
+        """Release the sides before packing once the arrays fetched from them are freed.
+
+        The decoding graph as well, unless they were attended to here: otherwise it may have been evaluated.
+        """
         if self._fetched is not None and self._fetched[0] is freed:
             self._sides_before_packing = None
+            if not self._was_attended:
+                for side in self.sides:
+                    side.release_decoded()
 
     def copy_from(self, old: SchemeCache) -> None:
-        """Take the tokens of another cache: packed where the formats agree, else decoded and raw."""
+        """Take the tokens of another cache.
+
+        A side in the same format is taken as it is; one that an earlier scheme had in that format as it was
+        then, followed by the tokens since. Other tokens are decoded, and the fit is kept where it applies.
+        """
         self.offset, self._dtypes = old.offset, old._dtypes
         self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
         self.packs_prompts, self.uses_placeholders = old.packs_prompts, old.uses_placeholders
-        same_regions = (old.scheme.tail, old.scheme.sinks) == (self.scheme.tail, self.scheme.sinks)
-        for target, source in zip(self.sides, old.sides, strict=True):
-            if same_regions and source.spec == target.spec:
+        self.earlier = old.earlier
+        for role, target, source in zip(ROLES, self.sides, old.sides, strict=True):
+            if not source.length:
+                continue
+            target.set_head_dim(source.head_dim)
+            if source.spec == target.spec and source.scheme.sinks == target.scheme.sinks:
                 target.restore(source.arrays(), source.head_dim, source.dtype)
-            elif source.length:
-                target.append(source.fetch(source.dtype))
+                self.rounding[role] = old.rounding[role]
+            else:
+                self._convert_side(role, target, source, old)
+            self.earlier = self.earlier.without(role, target.spec)
+
+    def _convert_side(self, role: str, target: Side, source: Side, old: SchemeCache) -> None:
+        """Fill an empty side with the tokens of one in another format."""
+        first = end = old.offset - source.length
+        rounding = old.rounding_now(role)
+        if (earlier := self.earlier.get(role, target.spec)) is not None:
+            with suppress(OSError):  # without the file they are converted like others
+                end = earlier.restore(target, first)
+                rounding = earlier.rounding.before(end).then(end, rounding)
+        if end < old.offset:
+            target.append(source.fetch(source.dtype)[:, :, end - first :])
+        target.take_fit_of(source)
+        self.rounding[role] = rounding
+
+    def mark_rounded(self, bits: tuple[int, int]) -> None:
+        """Record that packed tokens were stored at so few bits (of keys, of values) under earlier schemes."""
+        for role, side, fewest in zip(ROLES, self.sides, bits, strict=True):
+            begin = self.offset - side.length + side.sinks.length
+            end = begin + side.packed.length if side.packed.length else self.offset
+            self.rounding[role] = self.rounding[role].lowered(begin, end, fewest)
+
+    def rounding_now(self, role: str) -> Rounding:
+        """What the tokens of a side carry from earlier schemes and their present format."""
+        side = self.key_side if role == "key" else self.value_side
+        begin = self.offset - side.length + side.sinks.length
+        return self.rounding[role].lowered(begin, begin + side.packed.length, side.spec.bits)
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
         self._sides_before_packing = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
-        self.key_side.pack_due(QueryStatistics(energy, self.queries_seen, self.rope, first))
-        self.value_side.pack_due()
+        statistics = QueryStatistics(energy, self.queries_seen, self.rope, first)
+        for role, side in zip(ROLES, self.sides, strict=True):
+            side.pack_due(statistics, self.rounding[role])
         if not self._is_unfitted:
             self.query_energy, self.queries_seen = None, 0
 
@@ -316,6 +367,8 @@ class SchemeCache:
         for side in self.sides:
             side.trim(n)
         self.offset -= n
+        self.earlier = self.earlier.before(self.offset)
+        self.rounding = {role: rounding.before(self.offset) for role, rounding in self.rounding.items()}
         self._fetched_placeholders = self._fetched = self._sides_before_packing = None
         return n
 
@@ -327,16 +380,33 @@ class SchemeCache:
 
     @property
     def nbytes(self) -> int:
-        """Allocated bytes of this layer's arrays; shared rotations excluded."""
+        """Allocated bytes of this layer's arrays; what layers share is excluded."""
         pending = 0 if self.query_energy is None else self.query_energy.nbytes
-        return sum(side.allocated_bytes for side in self.sides) + pending + self._fused.nbytes
+        sides = sum(side.allocated_bytes + side.working_bytes for side in self.sides)
+        return sides + pending + self.launch_bytes
+
+    @property
+    def launch_bytes(self) -> int:
+        """Bytes of the kernels' inputs that are kept between steps."""
+        return self._fused.nbytes
+
+    @property
+    def shared_arrays(self) -> list[mx.array]:
+        """Arrays that layers share: rotations and the kernels' working memory."""
+        rotations = [array for side in self.sides for array in side.format.shared.values()]
+        return rotations + self._fused.workspace.arrays
+
+    def release_working_arrays(self) -> None:
+        """Release what only makes steps faster, except the kernels' inputs."""
+        for side in self.sides:
+            side.release_working_arrays()
 
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:
         """A JSON description and named arrays, from which the cache can be restored exactly."""
         arrays = {
             f"{name}_{key}": array
-            for name, side in zip(("key", "value"), self.sides, strict=True)
+            for name, side in zip(ROLES, self.sides, strict=True)
             for key, array in side.arrays().items()
         }
         if self.query_energy is not None:
@@ -354,9 +424,7 @@ class SchemeCache:
         self._init_from(
             description, scheme, None if description["dtype"] is None else _RAW_DTYPES[description["dtype"]]
         )
-        for name, side, (head_dim, dtype) in zip(
-            ("key", "value"), self.sides, description["sides"], strict=True
-        ):
+        for name, side, (head_dim, dtype) in zip(ROLES, self.sides, description["sides"], strict=True):
             arrays_of_side = {
                 k.removeprefix(f"{name}_"): v for k, v in (arrays or {}).items() if k.startswith(f"{name}_")
             }
@@ -365,6 +433,10 @@ class SchemeCache:
         self.queries_seen = int(description["queries_seen"])
         self.rope = None if description["rope"] is None else Rope.from_json(description["rope"])
         self.offset = int(description["offset"])
+        runs = description.get("rounding", [(), ()])  # caches of older versions have none
+        self.rounding = {
+            role: Rounding.from_json(one).before(self.offset) for role, one in zip(ROLES, runs, strict=True)
+        }
         if not self._lengths_agree():
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
 
@@ -376,6 +448,7 @@ class SchemeCache:
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),
             "offset": self.offset,
             "queries_seen": self.queries_seen,
+            "rounding": [list(self.rounding[role].runs) for role in ROLES],
             "rope": self.rope.to_json() if self.rope is not None and self._is_unfitted else None,
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }

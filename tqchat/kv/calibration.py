@@ -31,7 +31,8 @@ def _lacks_queries(layer: Any, scheme: Scheme) -> bool:
     if isinstance(layer, (WindowCache, RotatingKVCache)) and not scheme.packable(layer.max_size):
         return False
     if isinstance(layer, SchemeCache):
-        return layer.key_side.spec.kind == "raw" and layer.query_energy is None
+        fitted_before = layer.earlier.get("key", scheme.key) is not None
+        return layer.key_side.spec.kind == "raw" and layer.query_energy is None and not fitted_before
     # mlx-lm's ring buffer holds sliding windows under fp16.
     return type(layer) is RotatingKVCache and not layer.keep and getattr(layer, "query_energy", None) is None
 

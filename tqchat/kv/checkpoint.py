@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.prompt_cache import LatentCache, cache_list, flat_layers
-from tqchat.kv.prompt_cache import convert as convert_cache
+from tqchat.kv.conversion import convert as convert_cache
+from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
 from tqchat.kv.report import memory_report
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 
@@ -77,18 +77,6 @@ def roll_back(cache: Sequence[Any], checkpoint: Checkpoint, surplus: int) -> lis
         if index not in copies:
             layer.trim(surplus)
     return replace_layers(cache, copies)
-
-
-def replace_layers(cache: Sequence[Any], layers: dict[int, Any]) -> list[Any]:
-    """A cache with some of its ``flat_layers`` replaced, given by index."""
-    numbers = iter(range(len(flat_layers(list(cache)))))
-
-    def replace(layer: Any) -> Any:
-        if isinstance(layer, mlx_cache.CacheList):
-            return cache_list([replace(part) for part in layer.caches])
-        return layers.get(next(numbers), layer)
-
-    return [replace(layer) for layer in cache]
 
 
 def convert(checkpoint: Checkpoint, scheme: str) -> Checkpoint:

@@ -1,22 +1,35 @@
-"""Converting a live prompt cache to another scheme in place, layer by layer."""
+"""Converting prompt caches to another scheme, layer by layer.
+
+The tokens as they were are written to an unnamed temporary file, from which a later conversion to the same
+formats takes them back exactly (``storage.earlier``).
+"""
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from tqchat.errors import TqchatError
-from tqchat.files import SPILL_PREFIX, own_prefix, spill_folder
 from tqchat.kv.attention import routing
-from tqchat.kv.prompt_cache import convert_layer, flat_layers
+from tqchat.kv.cache import ROLES, SchemeCache
+from tqchat.kv.prompt_cache import convert_layer, flat_layers, replace_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
+from tqchat.kv.storage.array_file import ArrayFile, StoredArray
+from tqchat.kv.storage.earlier import EarlierSide
 
 Progress = Callable[[int, int], None]
+
+FREE_DISK_FACTOR = 8
+"""Tokens of an earlier scheme stay on disk if this many times their size is free beside them."""
+
+_LAYER = "layer"
 
 
 class ConversionStopped(TqchatError):
@@ -30,6 +43,34 @@ class ConversionFailed(TqchatError):
     """No temporary file could be written; the cache is unchanged."""
 
 
+def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
+    """The same tokens under another scheme, in new caches; the old ones are unchanged.
+
+    Tokens packed in a format that both schemes have are copied as they are, and so are those that an earlier
+    conversion took from such a format. Others are decoded and packed again, so their rounding errors stay.
+    Evaluated layer by layer. To replace a cache: ``cache[:] = convert(cache, "turbo0v4")``.
+
+    Raises:
+        UnknownScheme: if there is no scheme of that name.
+    """
+    scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
+    routing.install()
+    converted = []
+    stored: list[_StoredLayer] = []
+    with suppress(OSError):  # without a file, a later conversion back decodes them
+        file = ArrayFile()
+        stored = [_store(layer, file) for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
+    for layer in cache:
+        new = convert_layer(layer, scheme)
+        mx.eval(new.state)
+        converted.append(new)
+    kept = iter(stored)
+    for old, new in zip(flat_layers(cache), flat_layers(converted), strict=True):
+        if isinstance(old, SchemeCache) and stored:
+            _keep_earlier(old, new, next(kept))
+    return converted
+
+
 def convert_in_place(
     cache: list[Any],
     scheme: str | Scheme,
@@ -38,86 +79,109 @@ def convert_in_place(
     progress: Progress = lambda done, total: None,
     folder: Path | None = None,
 ) -> None:
-    """Convert a prompt cache to another scheme.
+    """Convert a prompt cache to another scheme, as ``convert`` does.
 
-    Peak memory is the larger of old and new cache plus one layer: the old layer is written to a private
-    temporary file, from which it is restored exactly if a later layer fails or ``stopped`` returns true.
+    Peak memory is the larger of old and new cache plus one layer: the old layer is written to the temporary
+    file, from which it is restored exactly if a later layer fails or ``stopped`` returns true.
 
     Args:
         stopped: Called before each layer.
         progress: Called with the number of converted layers and of all layers.
-        folder: Where to make the temporary files; by default the system's folder for large ones.
+        folder: Where to make the temporary file; by default the system's folder for large ones.
 
     Raises:
         UnknownScheme: if there is no scheme of that name.
         ConversionStopped: if ``stopped`` returned true.
-        ConversionFailed: if there is no space for the temporary files.
+        ConversionFailed: if there is no space for the temporary file.
         RuntimeError: if MLX ran out of memory.
     """
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
     try:
-        with tempfile.TemporaryDirectory(
-            prefix=own_prefix(SPILL_PREFIX), dir=folder or spill_folder()
-        ) as directory:
-            _convert(cache, scheme, stopped, progress, Path(directory))
+        _convert(cache, scheme, stopped, progress, ArrayFile(folder))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConversionFailed(f"The cache stays under its scheme: no temporary file ({reason}).") from error
 
 
 def _convert(
-    cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], progress: Progress, directory: Path
+    cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], progress: Progress, file: ArrayFile
 ) -> None:
-    spilled: list[tuple[int, dict[str, Any], list[dict[str, Any]]]] = []
+    replaced: list[list[_StoredLayer]] = []
     try:
         for index in range(len(cache)):
             if stopped():
                 raise ConversionStopped
-            description, attributes = _spill(cache[index], _file(directory, index))
+            stored = [_store(part, file) for part in flat_layers([cache[index]])]
             new = convert_layer(cache[index], scheme)
             mx.eval(new.state)
-            if [_offset(part) for part in flat_layers([new])] != [
-                _offset(part) for part in flat_layers([cache[index]])
-            ]:
+            pairs = list(zip(flat_layers([cache[index]]), flat_layers([new]), strict=True))
+            if any(_offset(old) != _offset(part) for old, part in pairs):
                 raise RuntimeError("a converted layer does not hold the same tokens")
-            spilled.append((index, description, attributes))
+            for (old, part), one in zip(pairs, stored, strict=True):
+                _keep_earlier(old, part, one)
+            replaced.append(stored)
             cache[index] = new
+            del old, part, pairs
             mx.clear_cache()
             progress(index + 1, len(cache))
     except BaseException:
-        for index, description, attributes in spilled:
-            cache[index] = _reload(_file(directory, index), description, attributes)
+        for index, stored in enumerate(replaced):
+            layers = {number: one.rebuild() for number, one in enumerate(stored)}
+            (cache[index],) = replace_layers([cache[index]], layers)
         raise
 
 
-def _file(directory: Path, index: int) -> Path:
-    return directory / f"{index}.safetensors"
+@dataclass(frozen=True)
+class _StoredLayer:
+    """A layer in a file: description, arrays and attributes that are not part of its state."""
+
+    file: ArrayFile
+    description: dict[str, Any]
+    arrays: dict[str, StoredArray]
+    attributes: dict[str, Any]
+
+    def rebuild(self) -> Any:
+        arrays = {name: self.file.read(stored) for name, stored in self.arrays.items()}
+        layer = rebuild_layer(self.description, _LAYER, arrays)
+        for name, value in self.attributes.items():
+            setattr(layer, name, value)
+        if not layer.empty():
+            mx.eval(layer.state)
+        return layer
+
+    def side_arrays(self, role: str) -> dict[str, StoredArray]:
+        """Arrays of ``Side.arrays``."""
+        prefix = f"{_LAYER}.1.{role}_"
+        return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
 
 
-def _spill(layer: Any, file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _store(layer: Any, file: ArrayFile) -> _StoredLayer:
     arrays: dict[str, mx.array] = {}
-    description = describe_layer(layer, "layer", arrays)
-    # One array at a time, because a slice with spare capacity is copied before it is written.
-    for number, array in enumerate(arrays.values()):
-        mx.save_safetensors(str(file.with_suffix(f".{number}.safetensors")), {"x": mx.contiguous(array)})
-    description["files"] = list(arrays)
-    return description, [transient_attributes(part) for part in flat_layers([layer])]
+    description = describe_layer(layer, _LAYER, arrays)
+    stored = {name: file.write(array) for name, array in arrays.items()}
+    return _StoredLayer(file, description, stored, transient_attributes(layer))
 
 
-def _reload(file: Path, description: dict[str, Any], attributes: list[dict[str, Any]]) -> Any:
-    arrays: dict[str, mx.array] = {}
-    for number, name in enumerate(description["files"]):
-        loaded: Any = mx.load(str(file.with_suffix(f".{number}.safetensors")))
-        arrays[f"{name}"] = loaded["x"]
-    mx.eval(arrays)
-    layer = rebuild_layer(description, "layer", arrays)
-    for part, known in zip(flat_layers([layer]), attributes, strict=True):
-        for name, value in known.items():
-            setattr(part, name, value)
-    if not layer.empty():
-        mx.eval(layer.state)
-    return layer
+def _keep_earlier(old: Any, new: Any, stored: _StoredLayer) -> None:
+    """Keep the sides that ``new`` has in another format than ``old``, if the disk has space."""
+    if not (isinstance(old, SchemeCache) and isinstance(new, SchemeCache)) or old is new:
+        return
+    file = stored.file
+    if shutil.disk_usage(file.folder).free < FREE_DISK_FACTOR * file.size:
+        return
+    for role, before, after in zip(ROLES, old.sides, new.sides, strict=True):
+        if before.length and before.spec != after.spec:
+            side = EarlierSide(
+                file,
+                stored.side_arrays(role),
+                before.head_dim,
+                before.dtype,
+                old.offset - before.length,
+                old.offset,
+                old.rounding[role],
+            )
+            new.earlier = new.earlier.with_side(role, before.spec, side)
 
 
 def _offset(layer: Any) -> Any:

@@ -16,11 +16,12 @@ class LayerReport:
 
     Attributes:
         reason: Why the scheme does not apply to this layer; ``None`` where it does.
-            bytes: Bytes of the tokens held. Equals ``key_bytes + value_bytes`` where a layer has keys and
-                values.
+        bytes: Bytes of the tokens held and of what is kept beside them between steps.
         allocated_bytes: The same with the spare capacity of growing arrays.
         fp16_bytes: Bytes of the same tokens at two bytes a value.
         window: Window size of a sliding-window layer that schemes apply to.
+        rounded_tokens: Tokens that were rounded under an earlier scheme at least as coarsely as under this.
+        rounded_bits: The fewest bits of such keys and values; 16 if there are none.
     """
 
     index: int
@@ -40,6 +41,8 @@ class LayerReport:
     key_dim: int
     value_dim: int
     window: int | None = None
+    rounded_tokens: int = 0
+    rounded_bits: tuple[int, int] = (16, 16)
 
     @property
     def compressed(self) -> bool:
@@ -52,10 +55,12 @@ class MemoryReport:
     """Bytes of a whole cache.
 
     Attributes:
-        shared_bytes: Arrays shared by all layers (rotations).
+        shared_bytes: Arrays shared by layers (rotations, the kernels' working memory).
         checkpoint_bytes: Copies of windows and recurrent states.
         peak_bytes: Peak MLX allocation of the turn above its start: cache and temporaries, without weights;
             ``None`` if not measured.
+        earlier: Formats that the cache had before and of which all layers can take back the tokens.
+        draft: Report on the draft model's cache of the conversation.
     """
 
     scheme: str
@@ -64,16 +69,20 @@ class MemoryReport:
     shared_bytes: int = 0
     checkpoint_bytes: int = 0
     peak_bytes: int | None = None
+    earlier: frozenset[tuple[str, FormatSpec]] = frozenset()
+    draft: MemoryReport | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of the tokens held, with everything needed to use them."""
-        return self._common_bytes + sum(layer.bytes for layer in self.layers)
+        draft = self.draft.bytes if self.draft else 0
+        return self._common_bytes + sum(layer.bytes for layer in self.layers) + draft
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the live arrays as allocated, spare capacity included."""
-        return self._common_bytes + sum(layer.allocated_bytes for layer in self.layers)
+        draft = self.draft.allocated_bytes if self.draft else 0
+        return self._common_bytes + sum(layer.allocated_bytes for layer in self.layers) + draft
 
     @property
     def _common_bytes(self) -> int:
@@ -82,7 +91,8 @@ class MemoryReport:
     @property
     def fp16_bytes(self) -> int:
         """Bytes of the same layers and tokens at two bytes a value."""
-        return sum(layer.fp16_bytes for layer in self.layers)
+        draft = self.draft.fp16_bytes if self.draft else 0
+        return sum(layer.fp16_bytes for layer in self.layers) + draft
 
     @property
     def ratio(self) -> float:
@@ -114,6 +124,17 @@ class MemoryReport:
     @property
     def sink_tokens(self) -> int:
         return max((layer.sink_tokens for layer in self.layers), default=0)
+
+    @property
+    def rounded_tokens(self) -> int:
+        """Tokens that carry earlier rounding, in the layer with the most."""
+        return max((layer.rounded_tokens for layer in self.layers), default=0)
+
+    @property
+    def rounded_bits(self) -> tuple[int, int]:
+        """The fewest bits of keys and of values that were rounded earlier; 16 if none were."""
+        bits = [layer.rounded_bits for layer in self.layers] or [(16, 16)]
+        return min(keys for keys, _ in bits), min(values for _, values in bits)
 
     @property
     def layers_compressed(self) -> int:
@@ -153,7 +174,8 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
         if shape not in known:
             known[shape] = _predicted(layer, scheme, rotations)
         total += known[shape]
-    return total + sum(rotation_bytes(dim) for _, dim in rotations)
+    draft = predict_bytes(report.draft, scheme) if report.draft else 0
+    return total + sum(rotation_bytes(dim) for _, dim in rotations) + draft
 
 
 def _predicted(layer: LayerReport, scheme: Scheme, rotations: set[tuple[str, int]]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,26 +87,6 @@ def attach_ropes(cache: list[Any], model: Module) -> list[Any]:
     return cache
 
 
-def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
-    """The same tokens under another scheme, in new caches; the old ones are unchanged.
-
-    Tokens packed in a format that both schemes have are copied as they are; others are decoded and packed
-    again, so their rounding errors stay. Evaluated layer by layer. To replace a cache: ``cache[:] =
-    convert(cache, "turbo0v4")``.
-
-    Raises:
-        UnknownScheme: if there is no scheme of that name.
-    """
-    scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
-    routing.install()
-    converted = []
-    for layer in cache:
-        new = convert_layer(layer, scheme)
-        mx.eval(new.state)
-        converted.append(new)
-    return converted
-
-
 def convert_layer(layer: Any, scheme: Scheme) -> Any:
     """A layer's cache under another scheme, not evaluated; the same object if schemes do not apply."""
     return _replace(layer, lambda old: _convert_replaceable(old, scheme))
@@ -152,6 +132,18 @@ def flat_layers(cache: list[Any]) -> list[Any]:
     for layer in cache:
         flat += flat_layers(list(layer.caches)) if isinstance(layer, mlx_cache.CacheList) else [layer]
     return flat
+
+
+def replace_layers(cache: Sequence[Any], layers: Mapping[int, Any]) -> list[Any]:
+    """A cache with some of its ``flat_layers`` replaced, given by index."""
+    numbers = iter(range(len(flat_layers(list(cache)))))
+
+    def replace(layer: Any) -> Any:
+        if isinstance(layer, mlx_cache.CacheList):
+            return cache_list([replace(part) for part in layer.caches])
+        return layers.get(next(numbers), layer)
+
+    return [replace(layer) for layer in cache]
 
 
 def cache_list(parts: list[Any]) -> Any:

@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 
-from tqchat.kv.cache import SchemeCache
+from tqchat.kv.cache import ROLES, SchemeCache
 from tqchat.kv.memory import LayerKind, LayerReport, MemoryReport
 from tqchat.kv.prompt_cache import LatentCache, flat_layers
 from tqchat.kv.scheme import FP16, Scheme, parse_scheme
@@ -29,12 +29,16 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
     elif isinstance(scheme, str):
         scheme = parse_scheme(scheme)
     reports = tuple(_layer_report(index, layer, scheme) for index, layer in enumerate(layers))
-    shared = {id(a): a.nbytes for c in scheme_caches for s in c.sides for a in s.format.shared.values()}
+    shared = {id(array): array.nbytes for layer in scheme_caches for array in layer.shared_arrays}
+    holding = [layer for layer in scheme_caches if not layer.empty()]
     return MemoryReport(
         scheme=scheme.name,
         tokens=max((layer.tokens for layer in reports), default=0),
         layers=reports,
         shared_bytes=sum(shared.values()),
+        earlier=frozenset.intersection(*(layer.earlier.formats for layer in holding))
+        if holding
+        else frozenset(),
     )
 
 
@@ -49,6 +53,11 @@ def _layer_report(index: int, layer: Any, scheme: Scheme) -> LayerReport:
 def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     keys, values = layer.sides
     pending = 0 if layer.query_energy is None else layer.query_energy.nbytes
+    key_bytes = keys.bytes + keys.working_bytes + pending
+    value_bytes = values.bytes + values.working_bytes
+    carried = [
+        layer.rounding[role].at_most(side.spec.bits) for role, side in zip(ROLES, layer.sides, strict=True)
+    ]
     batch, heads = keys.shape
     heads *= batch
     packed_side = max(layer.sides, key=lambda side: side.packed.length)
@@ -59,9 +68,9 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
         scheme=layer.scheme.name,
         reason=_raw_reason(layer),
         tokens=keys.length,
-        key_bytes=keys.bytes + pending,
-        value_bytes=values.bytes,
-        bytes=keys.bytes + values.bytes + pending,
+        key_bytes=key_bytes,
+        value_bytes=value_bytes,
+        bytes=key_bytes + value_bytes + layer.launch_bytes,
         allocated_bytes=layer.nbytes,
         fp16_bytes=2 * keys.length * heads * (keys.head_dim + values.head_dim),
         packed_tokens=layer.packed_tokens,
@@ -71,6 +80,8 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
         key_dim=keys.head_dim,
         value_dim=values.head_dim,
         window=window,
+        rounded_tokens=max(rounding.tokens for rounding in carried),
+        rounded_bits=(carried[0].fewest, carried[1].fewest),
     )
 
 

@@ -131,7 +131,7 @@ def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict
 
 def transient_attributes(layer: Any) -> dict[str, Any]:
     """Attributes of a layer that are not part of its state and must be copied with it."""
-    names = ("rope", "packs_prompts", "uses_placeholders", "_dtypes")
+    names = ("rope", "earlier", "packs_prompts", "uses_placeholders", "_dtypes")
     return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
 
 

@@ -101,7 +101,10 @@ class Runner:
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def sizes(self) -> tuple[int, int]:
-        """Cache bytes counted from the live arrays, and bytes of the same tokens at FP16."""
+        """Cache bytes at rest, counted from the live arrays, and bytes of the same tokens at FP16."""
+        for layer in flat_layers(self.cache):
+            if isinstance(layer, SchemeCache):
+                layer.release_working_arrays()
         report = kv.memory_report([c for c in self.cache if not isinstance(c, QuantizedKVCache)])
         size, fp16_size = report.bytes, report.fp16_bytes
         for layer in self.cache:

@@ -116,3 +116,35 @@ def test_the_report_has_the_peak_memory(tiny: LoadedModel) -> None:
     report = of(events, Done)[0].report
     assert report.peak_bytes is not None and report.peak_bytes >= report.allocated_bytes
     assert all(update.report.peak_bytes for update in of(events, MemoryUpdate))
+
+
+@pytest.mark.parametrize("step_down", [True, False])
+def test_a_scheme_that_does_not_fit_is_refused_or_replaced(tiny: LoadedModel, step_down: bool) -> None:
+    session = Session(tiny, "turbo4")
+    assert isinstance(answer(session)[-1], Done)
+    tokens, before = session.tokens, session.memory()
+    session.limits = Limits(budget=int(0.7 * before.fp16_bytes), step_down=step_down)
+    events = list(session.set_scheme("fp16"))
+    last = events[-1]
+    if step_down:
+        assert isinstance(last, SchemeChanged)
+        assert "would not fit" in of(events, Notice)[0].text
+        assert last.scheme == session.scheme not in ("fp16", "turbo4")
+        assert session.memory().bytes <= int(0.7 * before.fp16_bytes)
+    else:
+        assert isinstance(last, Failed)
+        assert "under fp16 take" in last.message and "would fit" in last.message
+        assert (session.scheme, session.memory().bytes) == ("turbo4", before.bytes)
+    assert session.tokens == tokens and held_is_consistent(session)
+    session.limits = Limits(budget=1000)
+    (smaller,) = session.set_scheme("turbo2")  # over the budget still, but less so
+    assert isinstance(smaller, SchemeChanged)
+
+
+def test_the_draft_models_cache_counts_against_the_budget(tiny: LoadedModel) -> None:
+    alone, drafted = Session(tiny, "fp16"), Session(tiny, "fp16", draft=tiny)
+    for session in (alone, drafted):
+        session.limits = Limits(budget=int(1.2 * size(tiny, "fp16")))
+    assert isinstance(answer(alone, 1)[-1], Done)
+    failed = answer(drafted, 1)[-1]
+    assert isinstance(failed, Failed) and "would fit" in failed.message

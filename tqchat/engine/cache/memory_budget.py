@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tqchat.engine import backend
 from tqchat.engine.cache.prompt_cache import PromptCache
@@ -64,6 +64,23 @@ class MemoryBudget:
         raw = cache.allocated_bytes + self._predicted_bytes(cache, FP16.name, tokens) * new // max(tokens, 1)
         return PrefillPlan(scheme, self.limits.pack_prompts or raw > budget)
 
+    def scheme_to_convert_to(self, cache: PromptCache, scheme: str) -> str:
+        """The scheme that a conversion to ``scheme`` leads to: a smaller one if that would not fit.
+
+        Raises:
+            OverMemoryBudget: if it would not fit and no smaller scheme is allowed or small enough.
+        """
+        tokens, budget = len(cache.tokens), self.budget_bytes(cache)
+        needed = self._predicted_bytes(cache, scheme, tokens)
+        if budget is None or needed <= max(budget, self._predicted_bytes(cache, cache.scheme, tokens)):
+            return scheme
+        smaller = self._safest(cache, tokens, needed)
+        if smaller == cache.scheme:
+            raise OverMemoryBudget(tokens, scheme, needed, budget, None)
+        if smaller is None or not self.limits.step_down:
+            raise OverMemoryBudget(tokens, scheme, needed, budget, smaller)
+        return smaller
+
     def exceeded(self, cache: PromptCache) -> bool:
         """Whether the cache is larger than its budget."""
         budget = self.budget_bytes(cache)
@@ -71,15 +88,19 @@ class MemoryBudget:
 
     def smaller_scheme(self, cache: PromptCache, tokens: int) -> str | None:
         """The safest scheme that is smaller and leaves room to grow; ``None`` if there is none."""
+        return self._safest(cache, tokens, self._predicted_bytes(cache, cache.scheme, tokens))
+
+    def _safest(self, cache: PromptCache, tokens: int, below: int) -> str | None:
+        """The safest scheme that takes less than ``below`` bytes and leaves room to grow."""
         budget = self.budget_bytes(cache)
-        now = self._predicted_bytes(cache, cache.scheme, tokens)
         for name in SAFEST_FIRST:
             needed = self._predicted_bytes(cache, name, tokens)
-            if needed < now and (budget is None or needed * GROWTH_FACTOR <= budget):
+            if needed < below and (budget is None or needed * GROWTH_FACTOR <= budget):
                 return name
         return None
 
     def _predicted_bytes(self, cache: PromptCache, scheme: str, tokens: int) -> int:
         if self._shapes is None:
-            self._shapes = cache_shapes(cache.model.model)
+            draft = None if cache.draft is None else cache_shapes(cache.draft.model.model)
+            self._shapes = replace(cache_shapes(cache.model.model), draft=draft)
         return predict_bytes(at_length(self._shapes, tokens), parse_scheme(scheme))

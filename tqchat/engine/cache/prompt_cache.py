@@ -17,13 +17,14 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat import kv
 from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
+from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import attach_ropes, flat_layers
+from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
+from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
 
-FULL_PRECISION_BITS = (16, 16)
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
 """Two suffice to regenerate or edit; more are kept while together they are smaller than the cache."""
 
@@ -36,20 +37,20 @@ class PromptCache:
         cache: One cache per layer, as mlx-lm expects them.
         tokens: Token ids in the cache.
         restored: Number of leading tokens that came from disk.
-        rounding: Fewest bits (of keys, of values) of packed tokens under earlier schemes; 16 if none.
         pieces: Segments on disk that hold the cache's first tokens unchanged.
         checkpoints: Copies to go back to where the cache cannot be trimmed, shortest first.
+        draft: The draft model's cache of the same conversation, under the same scheme.
     """
 
-    def __init__(self, model: LoadedModel, scheme: str) -> None:
+    def __init__(self, model: LoadedModel, scheme: str, draft: LoadedModel | None = None) -> None:
         self.model = model
         self.scheme = kv.parse_scheme(scheme).name
         self.cache: list[Any] = []
         self.tokens: list[int] = []
         self.restored = 0
-        self.rounding = FULL_PRECISION_BITS
         self.pieces: Pieces = ()
         self.checkpoints: list[Checkpoint] = []
+        self.draft = None if draft is None else PromptCache(draft, scheme)
         self._other_bytes: int | None = None
         self.clear()
 
@@ -58,9 +59,21 @@ class PromptCache:
         self.cache = kv.make_prompt_cache(self.model.model, self.scheme, dtype=self.model.cache_dtype)
         self.tokens = []
         self.restored = 0
-        self.rounding = FULL_PRECISION_BITS
         self.pieces = ()
         self.checkpoints = []
+
+    @property
+    def _scheme_caches(self) -> list[kv.SchemeCache]:
+        return [layer for layer in flat_layers(self.cache) if isinstance(layer, kv.SchemeCache)]
+
+    @property
+    def rounding(self) -> tuple[int, int]:
+        """Fewest bits (of keys, of values) of tokens packed under earlier schemes; 16 if none."""
+        keys, values = (
+            min((layer.rounding[role].fewest for layer in self._scheme_caches), default=UNROUNDED_BITS)
+            for role in ROLES
+        )
+        return keys, values
 
     def replace_with(self, found: Restored) -> str | None:
         """Take over a cache from disk. Returns the reason if its layers are not this model's."""
@@ -72,12 +85,15 @@ class PromptCache:
             return "The saved cache does not hold the tokens that it should"
         # Rotary embeddings are not saved, and converting to another scheme needs them.
         self.cache = attach_ropes(cache, self.model.model)
-        self.tokens, self.rounding = list(tokens), found.rounding
+        self.tokens = list(tokens)
+        if self.rounding == (UNROUNDED_BITS, UNROUNDED_BITS):  # else each layer tells its own
+            for layer in self._scheme_caches:
+                layer.mark_rounded(found.rounding)
         self.pieces = found.pieces
         self.checkpoints = [
             one
             for one in found.checkpoints
-            if [_signature(layer) for layer in checkpoint.replace_layers(cache, one.layers)] == signatures
+            if [_signature(layer) for layer in replace_layers(cache, one.layers)] == signatures
             and _holds(list(one.layers.values()), one.tokens)
         ]
         self.restored = len(tokens)
@@ -134,14 +150,24 @@ class PromptCache:
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes of the arrays, slack and checkpoints included."""
-        return sum(int(layer.nbytes) for layer in flat_layers(self.cache)) + self._checkpoint_bytes
+        """Bytes of the arrays: slack, checkpoints and the draft model's cache included."""
+        shared = {id(array): array.nbytes for layer in self._scheme_caches for array in layer.shared_arrays}
+        layers = sum(int(layer.nbytes) for layer in flat_layers(self.cache))
+        draft = self.draft.allocated_bytes if self.draft is not None else 0
+        return layers + sum(shared.values()) + self._checkpoint_bytes + draft
 
     def pack_prompts(self, on: bool) -> None:
-        """Set whether prompts are packed during prefill."""
-        for layer in flat_layers(self.cache):
-            if isinstance(layer, kv.SchemeCache):
-                layer.packs_prompts = on
+        """Set whether prompts are packed during prefill, by the draft model's cache as well."""
+        for layer in self._scheme_caches:
+            layer.packs_prompts = on
+        if self.draft is not None:
+            self.draft.pack_prompts(on)
+
+    def pack_due(self) -> None:
+        """Pack what is due. A reply does so with its first token, other prefills when they end."""
+        for layer in self._scheme_caches:
+            if layer.is_due:
+                layer.pack_due()
 
     def reset_peak(self) -> None:
         """Start measuring the peak of allocated memory for ``report``."""
@@ -168,19 +194,24 @@ class PromptCache:
         mx.eval([layer.state for layer in self.cache if not layer.empty()])
 
     def settle(self, certain: bool) -> None:
-        """Evaluate the cache after use, and clear it if it does not hold exactly ``tokens``.
+        """Pack and evaluate the cache after use, and clear it if it does not hold exactly ``tokens``.
 
         Args:
             certain: Whether the last operation completed. If not, a cache with layers that do not count their
                 tokens is cleared, since it cannot be checked.
         """
         try:
+            self.pack_due()
             self.evaluate()
             good = _holds(self.cache, len(self.tokens)) and (certain or _all_count_tokens(self.cache))
         except RuntimeError:
             good = False
         if not good:
             self.clear()
+        for layer in self._scheme_caches:
+            layer.release_working_arrays()
+        if self.draft is not None:
+            self.draft.settle(certain)
 
     def convert(
         self,
@@ -193,8 +224,6 @@ class PromptCache:
         Raises:
             ConversionStopped, ConversionFailed.
         """
-        old = kv.parse_scheme(self.scheme)
-        packed = self.report().packed_tokens > 0
         try:
             if self.tokens and kv.needs_queries(self.cache, scheme):
                 kv.observe_queries(self.model.model, self.tokens, self.cache)
@@ -203,26 +232,21 @@ class PromptCache:
         except BaseException:
             kv.forget_queries(self.cache)
             raise
-        if packed:
-            keys, values = self.rounding
-            self.rounding = (min(keys, old.key.bits), min(values, old.value.bits))
         self.scheme = kv.parse_scheme(scheme).name
         self.pieces, self.checkpoints = (), checkpoints
         kv.use_placeholders(self.model.model, self.cache)
-
-    def carries_coarser_rounding(self) -> bool:
-        """Whether packed tokens were once stored with fewer bits than the current scheme has."""
-        scheme = kv.parse_scheme(self.scheme)
-        keys, values = self.rounding
-        return scheme.key.bits > keys or scheme.value.bits > values
+        if self.draft is not None:  # its prompt is read again when it drafts
+            self.draft.scheme = self.scheme
+            self.draft.clear()
 
     def report(self) -> MemoryReport:
-        """Memory report, with checkpoints and the peak since ``reset_peak``."""
+        """Memory report, with checkpoints, the draft model's cache and the peak since ``reset_peak``."""
         report = kv.memory_report(self.cache, self.scheme)
         peak = None
         if self._other_bytes is not None:
             peak = max(0, mx.get_peak_memory() - self._other_bytes)
-        return replace(report, checkpoint_bytes=self._checkpoint_bytes, peak_bytes=peak)
+        draft = self.draft.report() if self.draft is not None and self.draft.tokens else None
+        return replace(report, checkpoint_bytes=self._checkpoint_bytes, peak_bytes=peak, draft=draft)
 
 
 def prefill_chunk_tokens(model: LoadedModel, cache: list[Any]) -> int:

@@ -29,7 +29,9 @@ def at_length(shapes: MemoryReport, tokens: int) -> MemoryReport:
     Args:
         shapes: Report on any shorter cache of the model that is not empty.
     """
-    return replace(shapes, tokens=tokens, layers=tuple(_layer_at(layer, tokens) for layer in shapes.layers))
+    layers = tuple(_layer_at(layer, tokens) for layer in shapes.layers)
+    draft = None if shapes.draft is None else at_length(shapes.draft, tokens)
+    return replace(shapes, tokens=tokens, layers=layers, draft=draft)
 
 
 def bytes_by_scheme(shapes: MemoryReport, tokens: int) -> dict[str, int]:

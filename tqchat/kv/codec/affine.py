@@ -8,7 +8,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from tqchat.kv.codec.base import Block, FittedFormat
+from tqchat.kv.codec.base import Block, FittedFormat, Format
 from tqchat.kv.codec.fitting import QueryStatistics, fit_keys
 from tqchat.kv.codec.packing import code_floats
 from tqchat.kv.scheme import FormatSpec
@@ -49,6 +49,11 @@ class AffineFormat(FittedFormat):
             return self
         fitted = fit_keys(x, statistics)
         return replace(self, mean=fitted.mean, balance=fitted.balance)
+
+    def with_fit_of(self, other: Format) -> AffineFormat:
+        if self.role == "value" or not isinstance(other, FittedFormat):
+            return self
+        return replace(self, mean=other.mean, balance=other.balance)
 
     @property
     def _group(self) -> int:

@@ -46,6 +46,27 @@ class Format(Protocol):
         """
         ...
 
+    @property
+    def working_bytes(self) -> int:
+        """Bytes of the arrays kept between steps beside the fit."""
+        ...
+
+    def release_working_arrays(self) -> None:
+        """Release them; the next step computes them again."""
+        ...
+
+    def with_fit_of(self, other: Format) -> Format:
+        """This format with the fit of another of the same role; unfitted if it needs more than that has."""
+        ...
+
+    @property
+    def length_keeping(self) -> Format:
+        """Encoder for vectors that were rounded to as few bits before; its blocks are this format's.
+
+        An unbiased gain is longer than the vector, and would grow with each of several roundings.
+        """
+        ...
+
     def encode(self, x: mx.array) -> Block:
         """Encode vectors ``[batch, heads, tokens, head_dim]``."""
         ...
@@ -132,6 +153,19 @@ class FittedFormat:
         named = {"mean": self.mean, "balance": self.balance}
         return {name: array for name, array in named.items() if array is not None}
 
+    @property
+    def length_keeping(self) -> Self:
+        return self
+
+    @property
+    def working_bytes(self) -> int:
+        fitted = {id(array) for array in self.fitted.values()}
+        held = (array for array in vars(self).values() if isinstance(array, mx.array))
+        return sum(array.nbytes for array in held if id(array) not in fitted)
+
+    def release_working_arrays(self) -> None:
+        pass
+
     def fold(self, queries: mx.array) -> mx.array:
         return self._to_stored(queries if self.balance is None else queries / self.balance)
 
@@ -167,6 +201,9 @@ class RawFormat(FittedFormat):
     """Vectors unchanged."""
 
     def fit(self, x: mx.array, statistics: QueryStatistics) -> Self:
+        return self
+
+    def with_fit_of(self, other: Format) -> Self:
         return self
 
     def encode(self, x: mx.array) -> Block:

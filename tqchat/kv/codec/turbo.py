@@ -9,7 +9,7 @@ from typing import Literal
 
 import mlx.core as mx
 
-from tqchat.kv.codec.base import Block, FittedFormat
+from tqchat.kv.codec.base import Block, FittedFormat, Format
 from tqchat.kv.codec.codebook import quantise
 from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys, fit_mean
 from tqchat.kv.codec.packing import byte_planes, lookup, pack
@@ -77,6 +77,15 @@ class TurboFormat(FittedFormat):
         fitted = fit_keys(x, statistics)
         return replace(self, mean=fitted.mean, balance=fitted.balance, metric=fitted.metric)
 
+    def with_fit_of(self, other: Format) -> TurboFormat:
+        if not isinstance(other, TurboFormat):
+            return self
+        return replace(self, mean=other.mean, balance=other.balance, metric=other.metric)
+
+    @property
+    def length_keeping(self) -> TurboFormat:
+        return replace(self, role="key", metric=None)
+
     def encode(self, x: mx.array) -> Block:
         x = self._centre_and_balance(x)
         y = self.rotation.rotate(x)
@@ -109,6 +118,9 @@ class TurboFormat(FittedFormat):
         signs = self.rotation.array / self.balance.astype(mx.float32)
         mx.async_eval(signs)  # type: ignore[no-untyped-call]
         return signs
+
+    def release_working_arrays(self) -> None:
+        vars(self).pop("_fold_signs", None)
 
     def fold(self, queries: mx.array) -> mx.array:
         if self.balance is None or not self.rotation.is_hadamard:

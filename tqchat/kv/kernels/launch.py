@@ -55,7 +55,7 @@ class Layout(NamedTuple):
 class Workspace:
     """Working memory shared by the launches of a model's layers: partial results of the splits.
 
-    Launches that share it are ordered, as a model's layers are anyway. Not counted as cache memory.
+    Launches that share it are ordered, as a model's layers are anyway.
 
     Attributes:
         array: Block counters, zero between launches, and partial results; minimal if another launch merges.
@@ -67,6 +67,11 @@ class Workspace:
     array: mx.array | None = None
     before: mx.array | None = None
     layouts: Callable[..., _LayoutsByTail]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What it holds between steps."""
+        return [array for array in (self.array, self.before) if array is not None]
 
     def reserve(self, floats: int) -> None:
         """Grow the array to at least ``floats``. Existing layouts continue to use the smaller array."""

@@ -15,6 +15,7 @@ from tqchat.kv.codec.formats import make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
+from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
 
 PACK_CHUNK_TOKENS = 512
@@ -98,6 +99,19 @@ class Side:
         return sum(store.allocated_bytes for store in self.stores.values()) + self._fitted_bytes
 
     @property
+    def working_bytes(self) -> int:
+        """Bytes of the arrays kept between steps that are computed from the others: float32 copies of sinks
+        and mean, and the format's.
+        """
+        fixed = None if self._fixed_cache is None else self._fixed_cache[3]
+        return (0 if fixed is None else fixed.nbytes) + self.format.working_bytes
+
+    def release_working_arrays(self) -> None:
+        """Release what ``working_bytes`` counts; the next step computes it again."""
+        self._decoded = self._fixed_cache = self._prepared_cache = None
+        self.format.release_working_arrays()
+
+    @property
     def _fitted_bytes(self) -> int:
         return sum(array.nbytes for array in self.format.fitted.values())
 
@@ -165,11 +179,12 @@ class Side:
         sinks = self.scheme.sinks if not self.sinks.length else 0
         return sinks, self.scheme.packable(self.recent.length - sinks)
 
-    def pack_due(self, statistics: QueryStatistics = NO_STATISTICS) -> None:
+    def pack_due(self, statistics: QueryStatistics = NO_STATISTICS, rounding: Rounding = NO_ROUNDING) -> None:
         """Pack the tokens that have left the tail. The first call fits the format to all raw tokens.
 
         Args:
             statistics: Of the layer's queries; ``first_position`` is the position of the side's first token.
+            rounding: What the tokens carry from earlier schemes, by position.
         """
         sinks, count = self._due
         if not count:
@@ -181,14 +196,25 @@ class Side:
         if isinstance(self.format, RawFormat):
             self.format = make_format(self.spec, self.head_dim, self.role)
         if not self.format.fitted:
-            statistics = replace(statistics, first_position=statistics.first_position + self.sinks.length)
-            self.format = self.format.fit(self.recent.view()[0], statistics)
+            behind_sinks = statistics.first_position + self.sinks.length
+            self.format = self.format.fit(
+                self.recent.view()[0], replace(statistics, first_position=behind_sinks)
+            )
+        first = statistics.first_position + self.sinks.length + self.packed.length
         due = self.recent.take_front(count)
-        for start in range(0, count, PACK_CHUNK_TOKENS):
-            block = encode(self.format, due[0][:, :, start : start + PACK_CHUNK_TOKENS])
-            self.packed.append(block)
-            if count > PACK_CHUNK_TOKENS:
-                mx.eval(self.packed.arrays)
+        for low, high, bits in rounding.spans(first, first + count):
+            encoder = self.format if bits > self.spec.bits else self.format.length_keeping
+            for start in range(low, high, PACK_CHUNK_TOKENS):
+                end = min(start + PACK_CHUNK_TOKENS, high)
+                self.packed.append(encode(encoder, due[0][:, :, start - first : end - first]))
+                if count > PACK_CHUNK_TOKENS:
+                    mx.eval(self.packed.arrays)
+
+    def take_fit_of(self, other: Side) -> None:
+        """Take the fit of a side in another format, unless this one is fitted or needs more."""
+        if self.spec.kind != "raw" and not self.format.fitted:
+            fitted = make_format(self.spec, self.head_dim, self.role).with_fit_of(other.format)
+            self.format = fitted if fitted.fitted else self.format
 
     def drop_front(self, count: int) -> None:
         """Drop the first ``count`` tokens from whichever stores hold them; the format stays fitted."""
@@ -208,6 +234,7 @@ class Side:
             count -= dropped
         if not self.packed.length:
             self._decoded = self._prepared_cache = None
+            self.format = RawFormat()  # fitted anew: what comes next may be another text
         if not self.packed.length and self.sinks.length:
             # With nothing packed, the sinks return to the raw tokens.
             rest = self.recent.view()

@@ -15,8 +15,8 @@ import mlx.core as mx
 
 from tqchat import kv
 from tqchat.engine.models import LoadedModel
-from tqchat.kv.checkpoint import copy_layer, needs_checkpoints, replace_layers
-from tqchat.kv.prompt_cache import flat_layers
+from tqchat.kv.checkpoint import copy_layer, needs_checkpoints
+from tqchat.kv.prompt_cache import flat_layers, replace_layers
 
 NEXT_TOKENS = (5, 77, 901)
 """Tokens that a cache is continued with for its digest."""

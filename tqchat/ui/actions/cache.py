@@ -36,6 +36,7 @@ async def choose_scheme(parts: Parts) -> None:
         chat.schemes.auto_choice,
         chat.models.profile,
         chat.models.prefill_speed,
+        chat.models.memory_budget,
     )
     choice: Choice | None = await parts.ask(picker)
     if choice is not None:

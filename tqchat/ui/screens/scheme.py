@@ -94,10 +94,18 @@ def is_finer(scheme: Scheme, than: Scheme) -> bool:
     return scheme.key.bits > than.key.bits or scheme.value.bits > than.value.bits
 
 
+def returns_to_earlier(scheme: Scheme, now: Scheme, report: MemoryReport) -> bool:
+    """Whether the tokens that the cache held under ``scheme`` are still on disk."""
+    changing = {("key", scheme.key): now.key, ("value", scheme.value): now.value}
+    needed = {format_ for format_, spec in changing.items() if format_[1] != spec}
+    return bool(needed) and needed <= report.earlier
+
+
 class SchemePicker(ModalScreen[Choice | None]):
     """The list of schemes; Enter applies one, r applies it and re-reads the conversation.
 
-    ``live`` tells whether the engine holds the conversation's cache, ``read_speed`` is in tokens per second.
+    ``live`` tells whether the engine holds the conversation's cache, ``read_speed`` is in tokens per second,
+    ``budget`` the bytes that a cache may take.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -113,10 +121,11 @@ class SchemePicker(ModalScreen[Choice | None]):
         choice: SchemeChoice | None = None,
         profile: Profile | None = None,
         read_speed: float | None = None,
+        budget: int | None = None,
     ) -> None:
         super().__init__(classes="dialog picker")
         self._current, self._report, self._live = current, report, live
-        self._read_speed = read_speed
+        self._read_speed, self._budget = read_speed, budget
         self._choice, self._profile = choice, profile
         self._rows = rows(current, report, choice, profile)
         self._in_force = choice.scheme if current == AUTO and choice else current
@@ -190,6 +199,11 @@ class SchemePicker(ModalScreen[Choice | None]):
         if scheme.name == before.name:
             return f"In force. [r] re-reads {history} exactly{time}." if report.packed_tokens else "In force."
         sizes = f"{figures.size(report.bytes)} → ≈ {figures.size(row.bytes or 0)}"
+        if self._budget is not None and (row.bytes or 0) > max(self._budget, report.bytes):
+            limit = figures.size(self._budget)
+            return f"Converts {history}: {sizes}.\nThat is more than the memory budget of {limit}."
+        if returns_to_earlier(scheme, before, report):
+            return f"Converts {history}: {sizes}. What it held under {scheme.name} comes back as it was."
         if report.packed_tokens and is_finer(scheme, before):
             kept = f"History keeps its earlier rounding; [r] re-reads exactly{time}."
             return f"Converts {history}: {sizes}.\n{kept}"

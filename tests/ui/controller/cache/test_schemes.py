@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tests.ui.controller.rig import Rig, turn
 from tests.ui.scripted import report
 from tqchat.engine import commands, events
+from tqchat.ui.controller.texts.sentences import kept_rounding
 
 
 def test_a_scheme_set_before_the_first_message_is_for_this_conversation_only(rig: Rig) -> None:
@@ -31,6 +33,28 @@ def test_a_live_cache_is_converted_and_the_scheme_stored(rig: Rig) -> None:
     rig.chat.schemes.set("turbo0v4", reread=True)
     last = rig.engine.commands[-1]
     assert isinstance(last, commands.SetScheme) and last.reread and len(last.messages) == 2
+
+
+def test_a_smaller_scheme_that_the_engine_chose_instead_is_stored(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.", tokens=900)
+    conversation = rig.chat.shown.conversation
+    assert conversation is not None
+    rig.engine.converts = False
+    rig.chat.schemes.set("fp16")
+    smaller = report(900, "affine8")
+    rig.engine.emit(
+        events.SchemeChanged(
+            conversation.id, "affine8", "turbo0v4", 900, 0.1, False, True, 1, smaller.bytes, smaller
+        )
+    )
+    assert rig.chat.schemes.chosen == "affine8"
+
+
+def test_the_message_tells_which_rounding_is_kept(rig: Rig) -> None:
+    plain = report(900, "turbo4")
+    layers = tuple(replace(layer, rounded_tokens=700, rounded_bits=(16, 2)) for layer in plain.layers)
+    assert kept_rounding(replace(plain, layers=layers)).endswith(": 700 tokens, values at 2 bits.")
 
 
 def test_a_scheme_change_during_a_reply_waits_for_its_end(rig: Rig) -> None:

@@ -156,8 +156,9 @@ class SchemeChanges:
         change, self._converting = self._converting, None
         chosen = self._database.conversation(event.conversation_id).scheme
         self.previous[event.conversation_id] = chosen
-        if change is not None and change.conversation_id == event.conversation_id:
-            self._database.set_scheme(event.conversation_id, change.scheme)
+        asked = change.scheme if change and change.conversation_id == event.conversation_id else None
+        if asked is not None and self.resolve(event.conversation_id, asked) == event.scheme:
+            self._database.set_scheme(event.conversation_id, asked)
         elif self.resolve(event.conversation_id, chosen) != event.scheme:
             self._database.set_scheme(event.conversation_id, event.scheme)
         self._shown.reread()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tqchat.engine import events
+from tqchat.kv.memory import MemoryReport
 from tqchat.ui import figures
 
 
@@ -22,8 +23,20 @@ def scheme_changed(event: events.SchemeChanged) -> str:
         f"{figures.size(event.bytes_before)} → {figures.size(event.bytes_after)}."
     )
     if event.kept_rounding:
-        sentence += " History keeps its earlier rounding."
+        sentence += f" {kept_rounding(event.report)}"
     return sentence if event.reread else f"{sentence} /scheme undo returns to it by re-reading."
+
+
+def kept_rounding(report: MemoryReport) -> str:
+    """How much of the history keeps which rounding of earlier schemes."""
+    keys, values = report.rounded_bits
+    widths = [
+        f"{name} at {bits} bit{'' if bits == 1 else 's'}"
+        for name, bits in (("keys", keys), ("values", values))
+        if bits < 16
+    ]
+    kept = "History keeps its earlier rounding"
+    return f"{kept}: {figures.tokens(report.rounded_tokens)}, {', '.join(widths)}." if widths else f"{kept}."
 
 
 def ending(reason: events.StopReason) -> str | None:

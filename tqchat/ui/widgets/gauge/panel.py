@@ -73,6 +73,7 @@ def _lines(reading: Reading) -> list[Content]:
         _row("packed", figures.tokens(report.packed_tokens)),
         _row("tail", figures.tokens(report.tail_tokens)),
         _row("sinks", figures.tokens(report.sink_tokens)),
+        *([_row("rounded before", _rounded(report))] if report.rounded_tokens else []),
         Content(""),
         _row("layers", f"{reading.coverage} packed"),
         *strip(report, WIDTH),
@@ -82,6 +83,11 @@ def _lines(reading: Reading) -> list[Content]:
         *_others(report),
     ]
     return lines
+
+
+def _rounded(report: MemoryReport) -> str:
+    """Tokens that keep the rounding of earlier schemes, and its fewest bits."""
+    return f"{figures.short(report.rounded_tokens)} at {min(report.rounded_bits)} bit"
 
 
 def _times(report: MemoryReport) -> str:

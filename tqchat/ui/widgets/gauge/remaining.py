@@ -41,6 +41,8 @@ def _shape(report: MemoryReport) -> MemoryReport:
         report,
         tokens=1,
         shared_bytes=0,
+        earlier=frozenset(),
+        draft=None if report.draft is None else _shape(report.draft),
         layers=tuple(
             replace(
                 layer,
@@ -53,6 +55,8 @@ def _shape(report: MemoryReport) -> MemoryReport:
                 packed_tokens=0,
                 tail_tokens=0,
                 sink_tokens=0,
+                rounded_tokens=0,
+                rounded_bits=(16, 16),
             )
             for layer in report.layers
         ),

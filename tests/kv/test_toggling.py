@@ -1,0 +1,213 @@
+"""Changing a cache's scheme there and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from tests.kv import tiny
+from tests.kv.test_cache import logits
+from tqchat.kv import conversion, convert, convert_in_place, make_prompt_cache, memory_report
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.scheme import TILE, parse_scheme
+from tqchat.kv.storage.rounding_history import Rounding
+
+Change = Callable[[list[Any], str], list[Any]]
+
+PAIRS = [
+    ("turbo2", "turbo3"),
+    ("turbo4", "turbo3"),
+    ("affine4", "turbo4"),
+    ("turbo4", "fp16"),
+    ("affine8", "turbo4"),
+    ("turbo8v2", "turbo0v4"),
+    ("turbo4", "turbo4v2"),
+]
+
+
+def in_place(cache: list[Any], scheme: str) -> list[Any]:
+    convert_in_place(cache, scheme)
+    return cache
+
+
+def held(cache: list[Any], count: int) -> list[mx.array]:
+    """The first ``count`` tokens of every side, decoded."""
+    return [side.fetch(mx.float32)[:, :, :count] for layer in cache for side in layer.sides]
+
+
+def read(model: Any, cache: list[Any], tokens: mx.array) -> None:
+    for at in range(tokens.shape[1]):
+        logits(model, cache, tokens[:, at : at + 1])
+
+
+def error(cache: list[Any], raw: list[Any]) -> float:
+    """Relative error of all tokens against a cache that was never rounded."""
+    pairs = list(zip(held(cache, 1 << 20), held(raw, 1 << 20), strict=True))
+    off: Any = sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)
+    return float(off.item())
+
+
+@pytest.mark.parametrize("change", [in_place, convert])
+@pytest.mark.parametrize(("first", "other"), [*PAIRS, *(pair[::-1] for pair in PAIRS[:3])])
+def test_going_back_gives_what_was_there(first: str, other: str, change: Change) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, first)
+    logits(model, cache, tokens[:, :300], 299)
+    packed = 4 + min(parse_scheme(name).packable(300 - 4) for name in (first, other))
+    before = held(cache, packed)
+    for name in (other, first):
+        cache = change(cache, name)
+        read(model, cache, tokens[:, 300:307])
+    assert all(mx.array_equal(a, b) for a, b in zip(before, held(cache, packed), strict=True))
+    assert all(layer.rounding["key"].before(packed) == Rounding() for layer in cache)
+
+
+@pytest.mark.parametrize(("first", "other"), PAIRS)
+def test_errors_do_not_grow_with_the_number_of_changes(first: str, other: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(400)
+    cache, raw = make_prompt_cache(model, first), make_prompt_cache(model, "fp16")
+    for one in (cache, raw):
+        logits(model, one, tokens[:, :300], 299)
+    errors = []
+    for number in range(13):
+        cache = convert(cache, other if number % 2 == 0 else first)
+        errors.append(error(cache, raw))
+        for one in (cache, raw):
+            read(model, one, tokens[:, 300 + 5 * number : 305 + 5 * number])
+    assert max(errors[::2]) < 1.2 * errors[0], errors
+
+
+@pytest.mark.parametrize(("first", "other", "most"), [("turbo2", "turbo3", 1.2), ("turbo4", "turbo3", 1.2)])
+def test_without_a_file_errors_stay_bounded(
+    first: str, other: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "FREE_DISK_FACTOR", 1 << 60)  # the disk is too full to keep tokens
+    model, tokens = tiny.llama(), tiny.tokens(300)
+    cache, raw = make_prompt_cache(model, first), make_prompt_cache(model, "fp16")
+    for one in (cache, raw):
+        logits(model, one, tokens, 299)
+    errors = []
+    for number in range(13):
+        cache = convert(cache, other if number % 2 == 0 else first)
+        errors.append(error(cache, raw))
+    assert max(errors[::2]) < most * errors[0], errors
+
+
+def test_trimmed_tokens_do_not_come_back() -> None:
+    model, tokens, others = tiny.llama(), tiny.tokens(300), tiny.tokens(150, seed=9)
+    cache = make_prompt_cache(model, "turbo4")
+    logits(model, cache, tokens, 299)
+    before = held(cache, 180)
+    convert_in_place(cache, "turbo3")
+    for layer in cache:
+        layer.trim(120)
+    logits(model, cache, others, 149)
+    since = held(cache, 330)
+    convert_in_place(cache, "turbo4")
+    assert [layer.offset for layer in cache] == [330, 330]
+    now = held(cache, 330)
+    assert all(mx.array_equal(a, b[:, :, :180]) for a, b in zip(before, now, strict=True))
+    for a, b in zip(since, now, strict=True):
+        assert mx.abs(a[:, :, 180:] - b[:, :, 180:]).square().mean() < 0.1 * a[:, :, 180:].square().mean()
+
+
+def test_a_window_goes_back_to_what_it_still_holds() -> None:
+    model = tiny.llama(layer_types=["sliding_attention", "full_attention"], sliding_window=256)
+    tokens = tiny.tokens(400)
+    cache = make_prompt_cache(model, "turbo4")
+    logits(model, cache, tokens[:, :330], 329)
+    lengths = [layer.key_side.length for layer in cache]
+    before = held(cache, 1 << 20)
+    convert_in_place(cache, "turbo3")
+    read(model, cache, tokens[:, 330:340])
+    convert_in_place(cache, "turbo4")
+    assert all(layer.offset == 340 for layer in cache)
+    sides = [side for layer in cache for side in layer.sides]
+    for old, side, length in zip(before, sides, [n for n in lengths for _ in range(2)], strict=True):
+        now = side.fetch(mx.float32)
+        dropped = length + 10 - now.shape[2]  # tokens that have left the window
+        unpacked = parse_scheme("turbo4").tail + TILE
+        assert mx.array_equal(
+            now[:, :, : length - unpacked - dropped], old[:, :, dropped : length - unpacked]
+        )
+
+
+def test_the_file_has_no_name_and_goes_with_the_cache(tmp_path: Path) -> None:
+    def open_files() -> int:
+        return sum(1 for _ in Path("/dev/fd").iterdir())
+
+    model = tiny.llama()
+    cache = make_prompt_cache(model, "turbo4")
+    logits(model, cache, tiny.tokens(300), 299)
+    before = open_files()
+    for _ in range(4):
+        for name in ("turbo3", "fp16", "turbo4"):
+            convert_in_place(cache, name, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert open_files() <= before + 3  # one of each other scheme, and of the last change
+    assert memory_report(cache).earlier
+    for layer in cache:
+        layer.trim(300)
+    assert open_files() == before
+
+
+def test_rounding_is_told_by_tokens_and_saved_with_the_cache() -> None:
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, "turbo2")
+    logits(model, cache, tokens[:, :300], 299)
+    convert_in_place(cache, "turbo4")
+    report = memory_report(cache)
+    assert report.rounded_bits == (2, 2) and 200 < report.rounded_tokens < 300
+    restored = memory_report([SchemeCache.from_state(layer.state) for layer in cache])
+    assert (restored.rounded_tokens, restored.rounded_bits) == (report.rounded_tokens, (2, 2))
+    convert_in_place(cache, "affine8")
+    assert memory_report(cache).rounded_bits == (2, 2)
+    convert_in_place(cache, "turbo2")
+    assert memory_report(cache).rounded_tokens == 0
+    convert_in_place(cache, "turbo4")
+    assert memory_report(cache).rounded_tokens == report.rounded_tokens
+    for layer in cache:
+        layer.trim(300)
+    assert memory_report(cache).rounded_tokens == 0
+
+
+def test_runs_of_rounding() -> None:
+    rounding = Rounding().lowered(4, 100, 4).lowered(4, 50, 2)
+    assert rounding.runs == ((4, 16), (50, 2), (100, 4))
+    assert list(rounding.spans(40, 120)) == [(40, 50, 2), (50, 100, 4), (100, 120, 16)]
+    assert rounding.before(60).runs == ((4, 16), (50, 2), (60, 4))
+    assert rounding.then(20, Rounding().lowered(0, 30, 3)).runs == ((4, 16), (20, 2), (30, 3))
+    assert (rounding.at_most(3).tokens, rounding.fewest) == (46, 2)
+    assert Rounding.from_json([list(run) for run in rounding.runs]) == rounding
+    for damaged in ([[5, 4], [5, 3]], [[1, 0]], [[float("inf"), 4]], [[3, 17]], [["3", 4]]):
+        with pytest.raises(ValueError):
+            Rounding.from_json(damaged)
+
+
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v2", "affine4"])
+def test_after_a_trim_to_nothing_packed_the_fit_starts_anew(scheme: str) -> None:
+    model, tokens, others = tiny.llama(), tiny.tokens(300), tiny.tokens(250, seed=7)
+    cache = make_prompt_cache(model, scheme)
+    logits(model, cache, tokens, 299)
+    for layer in cache:
+        layer.trim(297)
+    fresh = make_prompt_cache(model, scheme)
+    logits(model, fresh, tokens[:, :3], 3)
+    if scheme == "turbo4":  # a fit needs the queries of all tokens
+        for layer, new in zip(cache, fresh, strict=True):
+            assert not layer.key_side.format.fitted
+            layer.query_energy, layer.queries_seen = copy.copy(new.query_energy), new.queries_seen
+    for one in (cache, fresh):
+        logits(model, one, others, 249)
+    pairs = zip(cache, fresh, strict=True)
+    for layer, new in pairs:
+        for side, twin in zip(layer.sides, new.sides, strict=True):
+            assert all(
+                mx.allclose(array, twin.format.fitted[name], rtol=1e-2, atol=1e-3)
+                for name, array in side.format.fitted.items()
+            )

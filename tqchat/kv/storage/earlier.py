@@ -1,0 +1,84 @@
+"""Tokens as they were stored under earlier schemes, kept on disk, so that going back to one loses nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from tqchat.kv.scheme import RAW, FormatSpec
+from tqchat.kv.storage.array_file import ArrayFile, StoredArray
+from tqchat.kv.storage.rounding_history import Rounding
+from tqchat.kv.storage.side import Side
+
+Role = str
+"""``key`` or ``value``."""
+
+
+@dataclass(frozen=True)
+class EarlierSide:
+    """A side of a layer as it was when its scheme was changed.
+
+    Attributes:
+        arrays: Of ``Side.arrays``, in ``file``.
+        dtype: Of raw tokens.
+        first: Position of its first token.
+        end: Position after the last token that the conversation still has.
+        rounding: What its tokens carried from still earlier schemes.
+    """
+
+    file: ArrayFile
+    arrays: dict[str, StoredArray]
+    head_dim: int
+    dtype: mx.Dtype
+    first: int
+    end: int
+    rounding: Rounding
+
+    def restore(self, side: Side, first: int) -> int:
+        """Restore an empty side from its tokens at positions from ``first`` on.
+
+        Returns:
+            Position after the last of them.
+
+        Raises:
+            OSError: if the file cannot be read; the side is unchanged.
+        """
+        arrays = {name: self.file.read(stored) for name, stored in self.arrays.items()}
+        side.restore(arrays, self.head_dim, self.dtype)
+        side.trim(self.first + side.length - self.end)
+        side.drop_front(min(side.length, first - self.first))
+        return first + side.length
+
+
+class EarlierSides:
+    """The sides of one layer under earlier schemes, by role and format. Immutable."""
+
+    def __init__(self, sides: dict[tuple[Role, FormatSpec], EarlierSide] | None = None) -> None:
+        self._sides = sides or {}
+
+    def get(self, role: Role, spec: FormatSpec) -> EarlierSide | None:
+        return self._sides.get((role, spec))
+
+    @property
+    def formats(self) -> frozenset[tuple[Role, FormatSpec]]:
+        """The formats of which tokens are kept."""
+        return frozenset(self._sides)
+
+    def with_side(self, role: Role, spec: FormatSpec, side: EarlierSide) -> EarlierSides:
+        return EarlierSides(self._sides | {(role, spec): side})
+
+    def without(self, role: Role, spec: FormatSpec) -> EarlierSides:
+        return EarlierSides({key: side for key, side in self._sides.items() if key != (role, spec)})
+
+    def before(self, end: int) -> EarlierSides:
+        """Without the tokens from position ``end`` on, nor sides that have nothing packed before it."""
+        if not self._sides:
+            return self
+        shorter = {key: replace(side, end=min(side.end, end)) for key, side in self._sides.items()}
+        return EarlierSides({key: side for key, side in shorter.items() if _is_useful(key[1], side)})
+
+
+def _is_useful(spec: FormatSpec, side: EarlierSide) -> bool:
+    sinks = side.arrays.get("sinks_0")
+    return side.end > side.first + (0 if spec == RAW or sinks is None else sinks.shape[2])
