@@ -17,7 +17,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat.errors import TqchatError
 from tqchat.kv.attention import routing
-from tqchat.kv.cache import SchemeCache
+from tqchat.kv.cache import TRANSIENT, SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list
 from tqchat.kv.window import WindowCache
 
@@ -131,8 +131,7 @@ def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict
 
 def transient_attributes(layer: Any) -> dict[str, Any]:
     """Attributes of a layer that are not part of its state and must be copied with it."""
-    names = ("rope", "packs_prompts", "uses_placeholders", "_dtypes")
-    return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    return {name: getattr(layer, name) for name in TRANSIENT if hasattr(layer, name)}
 
 
 def rebuild_layer(description: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:

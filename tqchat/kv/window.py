@@ -33,10 +33,13 @@ class WindowCache(SchemeCache):
             for store in side.stores.values():
                 store.growth = min(store.growth, growth)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if keys.shape[2]:
-            self.keep_last(self.max_size - 1)
-        return super().update_and_fetch(keys, values)
+    @property
+    def tokens_before_append(self) -> int:
+        return min(self.max_size - 1, self.offset)
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        self.keep_last(self.max_size - 1)
+        super().append(keys, values)
 
     def keep_last(self, count: int) -> None:
         """Drop the oldest tokens until at most ``count`` are held."""
