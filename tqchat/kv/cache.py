@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
+from tqchat.kv import untrusted
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
-from tqchat.kv.scheme import FP16, Scheme, parse_scheme
+from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
@@ -369,25 +370,21 @@ class SchemeCache:
     def state(self, state: tuple[str, dict[str, mx.array]]) -> None:
         text, *rest = state
         arrays = rest[0] if rest else {}  # mlx-lm's load_prompt_cache drops an empty dictionary
-        description: dict[str, Any] = json.loads(text)
-        listed = parse_scheme(description["scheme"])
-        scheme = Scheme(
-            listed.name, listed.key, listed.value, int(description["tail"]), int(description["sinks"])
-        )
-        self._init_from(
-            description, scheme, None if description["dtype"] is None else _RAW_DTYPES[description["dtype"]]
-        )
-        for name, side, (head_dim, dtype) in zip(
-            ("key", "value"), self.sides, description["sides"], strict=True
-        ):
-            arrays_of_side = {
-                k.removeprefix(f"{name}_"): v for k, v in arrays.items() if k.startswith(f"{name}_")
-            }
-            side.restore(arrays_of_side, int(head_dim), _RAW_DTYPES[dtype])
+        description: dict[str, Any] = untrusted.parse_json(text)
+        scheme, dtype = untrusted.scheme(description), description["dtype"]
+        self._init_from(description, scheme, None if dtype is None else _RAW_DTYPES[dtype])
+        key, value = description["sides"]
+        for side, (head_dim, raw_dtype) in ((self.key_side, key), (self.value_side, value)):
+            prefix = f"{side.role}_"
+            own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            untrusted.check_side(side.spec, head_dim, side.role, own)
+            side.restore(own, head_dim, _RAW_DTYPES[raw_dtype])
         self.query_energy = arrays.get("query_energy")
-        self.queries_seen = int(description["queries_seen"])
+        if self.query_energy is not None and self.query_energy.shape[2:] != (1, self.key_side.head_dim):
+            raise ValueError("The query statistics do not fit the keys.")
+        self.queries_seen = untrusted.whole(description["queries_seen"])
         self.rope = None if description["rope"] is None else Rope.from_json(description["rope"])
-        self.offset = int(description["offset"])
+        self.offset = untrusted.whole(description["offset"])
         if not self._lengths_agree():
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
 
