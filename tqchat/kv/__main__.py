@@ -21,12 +21,12 @@ def main() -> int:
     except UnknownScheme as error:
         print(error, file=sys.stderr)
         return 2
-    from mlx_lm import cli
+    from mlx_lm.cli import main as run
 
     from tqchat.kv import use_scheme
 
     use_scheme(scheme)
-    cli.main()
+    run()  # type: ignore[no-untyped-call]
     return 0
 
 

@@ -224,7 +224,8 @@ class BatchCache:
 
     def filter(self, batch_indices: Any) -> None:
         """Keep these sequences only."""
-        kept = batch_indices.tolist() if isinstance(batch_indices, mx.array) else list(batch_indices)
+        listed: Any = batch_indices.tolist() if isinstance(batch_indices, mx.array) else batch_indices
+        kept = [int(index) for index in listed]
         self.rows = [self.rows[index] for index in kept]
         self._left_padding = [self._left_padding[index] for index in kept]
         if self._tokens_left is not None:
@@ -296,9 +297,10 @@ def _as_row(cache: Any) -> SchemeCache:
             f"A {type(cache).__name__} cannot be in one batch with a compressed cache. "
             "Make the cache of every sequence with tqchat.kv.make_prompt_cache."
         )
+    own: Any = cache
     row = SchemeCache(FP16)
-    if not cache.empty():
-        row.append(*cache.keys_and_values())
+    if not own.empty():
+        row.append(*own.keys_and_values())
     return row
 
 

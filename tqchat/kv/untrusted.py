@@ -82,21 +82,23 @@ def check_side(
         ValueError: if they are not.
     """
     whole(head_dim, 0, MAX_PACKED_HEAD_DIM if spec.kind != "raw" else MAX_NUMBER)
-    shapes = {f"{store}_0": (head_dim, *_FLOATS) for store in ("sinks", "recent")}
+    shapes: dict[str, tuple[int, tuple[mx.Dtype, ...]]] = {
+        f"{store}_0": (head_dim, _FLOATS) for store in ("sinks", "recent")
+    }
     if spec.saves_memory(head_dim):
         if spec.kind == "affine":
             dim = spec.padded_dim(head_dim)
-            shapes["packed_0"] = (dim * spec.bits // 32, mx.uint32)
+            shapes["packed_0"] = (dim * spec.bits // 32, (mx.uint32,))
             for number in (1, 2):
-                shapes[f"packed_{number}"] = (dim // spec.group_size(head_dim), *_FLOATS)
+                shapes[f"packed_{number}"] = (dim // spec.group_size(head_dim), _FLOATS)
         else:
-            shapes["packed_0"] = (words_per_vector(head_dim, spec.bits), mx.uint32)
-            shapes["packed_1"] = (1, mx.float16)
+            shapes["packed_0"] = (words_per_vector(head_dim, spec.bits), (mx.uint32,))
+            shapes["packed_1"] = (1, (mx.float16,))
     heads: set[tuple[int, int]] = set()
     for name, array in arrays.items():
         store = name.partition("_")[0]
         if store in ("sinks", "recent", "packed"):
-            width, *dtypes = shapes.get(name, (None,))
+            width, dtypes = shapes.get(name, (-1, ()))
             if array.ndim != 4 or array.shape[3] != width or array.dtype not in dtypes:
                 raise ValueError(f"the {role} array {name[:40]} does not fit a head dimension of {head_dim}")
             heads.add(array.shape[:2])

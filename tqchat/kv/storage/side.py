@@ -241,17 +241,17 @@ class Side:
         """Sinks and packed tokens, decoded."""
         store, cached = self.packed, self._decoded
         if cached is not None:
-            thread, arrays, *described, decoded = cached
+            thread, arrays, start, length, cached_dtype, decoded = cached
             same_arrays = thread is thread_key() and arrays is store.arrays
-            if same_arrays and described == [store.start, store.length, dtype]:
+            if same_arrays and (start, length, cached_dtype) == (store.start, store.length, dtype):
                 self._decoded = cached if keep_graph else None
                 return decoded
         parts = [array.astype(dtype) for array in self.sinks.view()]
         for first in range(0, store.length, PACK_CHUNK_TOKENS):
             parts.append(self.format.decode(store.view(first, first + PACK_CHUNK_TOKENS)).astype(dtype))
         decoded = _concatenate(parts, axis=2)
-        described = thread_key(), store.arrays, store.start, store.length, dtype, decoded
-        self._decoded = described if keep_graph else None
+        kept = thread_key(), store.arrays, store.start, store.length, dtype, decoded
+        self._decoded = kept if keep_graph else None
         return decoded
 
     def fold(self, queries: mx.array) -> FoldedQueries:
