@@ -18,6 +18,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.scheme import TILE, parse_scheme
+from tqchat.kv.storage.placeholders import PlaceholderNotAttended
 from tqchat.kv.storage.side import BATCH_PACKING_FROM_TOKENS, GPU_TILES_PER_PACK
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
@@ -341,10 +342,9 @@ def test_with_placeholders_packing_waits_for_the_attention(
         assert caches[0].packed_tokens == caches[1].packed_tokens
     assert caches[1].packed_tokens > 2 * TILE
 
-    # Without attention, packing is deferred only once.
-    while caches[1].key_side.tokens_until_due > 1:
+    # Placeholders that were not attended to cannot have given a valid output.
+    caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])
+    with pytest.raises(PlaceholderNotAttended, match="make_prompt_cache"):
         caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])
-    before = caches[1].packed_tokens
-    for packed in (before, before + TILE):
-        caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])
-        assert caches[1].packed_tokens == packed
+    caches[1].trim(1)
+    caches[1].update_and_fetch(x[:, :, :1], x[:, :, :1])

@@ -45,6 +45,7 @@ def test_kills_at_any_moment_lose_nothing(model: LoadedModel, tmp_path: Path) ->
         assert found.unfinished
         assert found.prefilled_again > 0 or not full_attention(model)
         assert found.checkpoints > 0 or full_attention(model)
+        assert found.scheme_changes and found.branches
 
 
 def test_no_damaged_cache_is_accepted(model: LoadedModel, tmp_path: Path) -> None:

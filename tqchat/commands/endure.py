@@ -68,6 +68,8 @@ def main(options: argparse.Namespace) -> int:
             ("caches that continued bit for bit in the next process", f"{survived.restored_by_chat:,}"),
             ("checkpoints that continued bit for bit", f"{survived.checkpoints:,}"),
             ("fp16 caches equal to a new prefill", f"{survived.prefilled_again:,}"),
+            ("scheme changes among them", f"{survived.scheme_changes:,}"),
+            ("branches among them", f"{survived.branches:,}"),
         ]
     if options.mutations:
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tqchat.kv.memory import LayerReport as LayerReport
     from tqchat.kv.memory import MemoryReport as MemoryReport
     from tqchat.kv.memory import predict_bytes as predict_bytes
+    from tqchat.kv.mlx_lm_caches import use_scheme as use_scheme
     from tqchat.kv.prompt_cache import make_prompt_cache as make_prompt_cache
     from tqchat.kv.prompt_cache import use_placeholders as use_placeholders
     from tqchat.kv.report import memory_report as memory_report
@@ -47,6 +48,7 @@ _MODULE_OF = {
     "forget_queries": "calibration",
     "needs_queries": "calibration",
     "observe_queries": "calibration",
+    "use_scheme": "mlx_lm_caches",
     "CacheFileError": "snapshot",
     "load": "snapshot",
     "save": "snapshot",
@@ -58,4 +60,7 @@ __all__ = list(_MODULE_OF)
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    module = import_module(f"{__name__}.{_MODULE_OF[name]}")
+    if _MODULE_OF[name] not in ("memory", "scheme"):  # which load without MLX
+        import_module(f"{__name__}.mlx_lm_caches").register()
+    return getattr(module, name)

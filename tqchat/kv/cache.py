@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
-from functools import lru_cache
-from threading import get_ident
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
+from tqchat.kv import untrusted
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
-from tqchat.kv.scheme import FP16, Scheme, parse_scheme
+from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSides
+from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.threads import thread_key
+
+if TYPE_CHECKING:
+    from tqchat.kv.attention.routing import Route
 
 MAX_DECODE_ROWS = 16
-"""Most query tokens of a decode step, draft tokens included; more are prefill."""
+"""Most query tokens of a decode step, draft tokens included; more are prefill. See ``_is_decode``."""
+
+MAX_VERIFIED_ROWS = 64
+"""Most query tokens of a step that counts as speculative decoding because a part of it was trimmed."""
+
+TRANSIENT = ("rope", "earlier", "route", "packs_prompts", "uses_placeholders", "_dtypes", "_step_rows")
+"""Attributes that are not part of a cache's state and are copied with it."""
 
 ROLES = "key", "value"
 
@@ -51,44 +62,14 @@ def _attends_packed(rows: int) -> bool:
     return rows <= MAX_DECODE_ROWS or mx.default_device() == mx.cpu
 
 
-@lru_cache(maxsize=8)
-def _nan_array(dtype: mx.Dtype) -> mx.array:
-    array = mx.full((1, 1, 1, 1), mx.nan, dtype=dtype)
-    mx.eval(array)
-    return array
-
-
-PLACEHOLDER_CACHE_SIZE = 8
-"""Sliding-window and full-attention layers alternate, so each length needs its own entry."""
-
-
-class _Placeholders:
-    """NaN keys and values of any length, so that every use of them shows in the output.
-
-    One instance per thread, because lazy arrays of one thread cannot be evaluated by another.
-    """
-
-    def __init__(
-        self, thread: int, heads: tuple[int, int], dims: tuple[int, int], dtypes: tuple[mx.Dtype, mx.Dtype]
-    ) -> None:
-        self._parts = tuple((_nan_array(dtype), heads, dim) for dim, dtype in zip(dims, dtypes, strict=True))
-        # Layers of a step that hold the same number of tokens share the arrays.
-        self.of_length = lru_cache(maxsize=PLACEHOLDER_CACHE_SIZE)(self._make)
-
-    def _make(self, tokens: int) -> tuple[mx.array, mx.array]:
-        keys, values = (mx.broadcast_to(nan, (*heads, tokens, dim)) for nan, heads, dim in self._parts)
-        return keys, values
-
-
-_placeholders_for = lru_cache(maxsize=8)(_Placeholders)
-
-
 class SchemeCache:
     """Keys and values of one layer under a ``Scheme``.
 
-    Prefill keeps tokens raw unless ``packs_prompts`` is set, which packs each chunk after its attention.
-    Otherwise packing starts with decode: each single-token step packs what has left the tail. The step's own
-    attention still uses the tokens as they were, so that it does not wait for the encoding.
+    Prefill keeps tokens raw unless ``packs_prompts`` is set, which packs each chunk after its attention
+    (before the next chunk, where attention is not routed). Otherwise packing starts with decode. A step of a
+    single token packs what has left the tail; its own attention still uses the tokens as they were, so that
+    it does not wait for the encoding. A step of several tokens (speculative decoding) packs what had left the
+    tail before it, because its own tokens may be trimmed again.
 
     ``update_and_fetch`` returns arrays that are valid for any attention; for packed tokens they are lazily
     decoded, at no cost if ``attend`` is used instead. On a GPU even building that graph takes longer than a
@@ -107,10 +88,10 @@ class SchemeCache:
         queries_seen: Number of those queries per head.
         earlier: The sides as they were under earlier schemes.
         rounding: What the tokens carry from earlier schemes, by role.
+        route: The attention of the model that the cache is for; by default that of all of mlx-lm.
     """
 
-    is_routed: ClassVar[bool] = False
-    """Whether mlx-lm's attention is currently routed to caches."""
+    route: Route | None = None
 
     def __init__(self, scheme: Scheme = FP16, dtype: mx.Dtype | None = None) -> None:
         self.scheme = scheme
@@ -125,11 +106,13 @@ class SchemeCache:
         self.rounding = dict.fromkeys(ROLES, NO_ROUNDING)
         self.packs_prompts = False
         self.uses_placeholders = False
-        self._packing_deferred = self._was_attended = self._is_shared = False
+        self._packing_deferred = self._was_attended = self._is_shared = self._awaits_attention = False
+        self._step_rows = MAX_DECODE_ROWS + 1
+        self._step_was_cut = False
         self._sides_before_packing: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
-        self._placeholders: _Placeholders | None = None
+        self._placeholders: Placeholders | None = None
         self._fetched_placeholders: tuple[mx.array, mx.array] | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
         self._fetched_packed = False
@@ -137,6 +120,11 @@ class SchemeCache:
     def share(self, workspace: Workspace) -> None:
         """Use a kernel workspace shared with other layers."""
         self._fused.workspace = workspace
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the model's attention is routed to caches now."""
+        return self.route is not None and self.route.is_active
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -159,12 +147,27 @@ class SchemeCache:
             keys: ``[batch, heads, tokens, key_dim]``.
             values: ``[batch, heads, tokens, value_dim]``.
         """
-        count = keys.shape[2]
-        if not count:
+        if not keys.shape[2]:
             return self.keys_and_values() if self.key_side.length else (keys, values)
+        self.append(keys, values)
+        return self.keys_and_values()
+
+    @property
+    def tokens_before_append(self) -> int:
+        """Tokens that the next step sees before its own."""
+        return self.offset
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        """Append tokens, and pack what is due; arguments as for ``update_and_fetch``, at least one token."""
+        count = keys.shape[2]
+        if self._awaits_attention:
+            raise PlaceholderNotAttended
         self._sides_before_packing = None
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
+        if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_decode(count) and self.is_due)):
+            self.pack_due()
+        self._step_rows, self._step_was_cut = count, False
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
         self.value_side.append(values if dtype is None else values.astype(dtype))
@@ -173,15 +176,22 @@ class SchemeCache:
         if dtypes != self._dtypes:
             self._dtypes, self._placeholders = dtypes, None
         if count > 1 or not self.is_due:
-            return self.keys_and_values()
+            return
         if self.uses_placeholders and self.is_routed and self.packed_tokens and not was_deferred:
             # Only the routed attention reads these tokens; it calls ``finish_attention``.
             self._packing_deferred = True
-            return self.keys_and_values()
+            return
         before = self.key_side.snapshot(), self.value_side.snapshot()
         self.pack_due()
         self._sides_before_packing = before
-        return self.keys_and_values()
+
+    def _is_decode(self, rows: int) -> bool:
+        """Whether a step of several tokens is one of speculative decoding.
+
+        A prompt's last chunk may be as short as such a step, but it does not follow another short step, and
+        only speculative decoding trims a part of a step.
+        """
+        return self._step_was_cut or max(rows, self._step_rows) <= MAX_DECODE_ROWS
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All tokens, in the dtypes that the model last passed.
@@ -192,10 +202,10 @@ class SchemeCache:
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         packed = self._fetched_packed = keys.packed.length > 0 or values.packed.length > 0
         if packed and self.uses_placeholders and self.is_routed:
-            if self._placeholders is None:
+            if self._placeholders is None or self._placeholders.thread is not thread_key():
                 dims = keys.head_dim, values.head_dim
-                self._placeholders = _placeholders_for(get_ident(), keys.shape, dims, self._fetched_dtypes)
-            self._was_attended = False
+                self._placeholders = placeholders_for(keys.shape, dims, self._fetched_dtypes)
+            self._was_attended, self._awaits_attention = False, True
             # Placeholders refer to no storage, so no weak references are needed.
             self._fetched = None
             self._fetched_placeholders = self._placeholders.of_length(keys.length)
@@ -293,6 +303,14 @@ class SchemeCache:
             side.pack_due(statistics, self.rounding[role])
         if not self._is_unfitted:
             self.query_energy, self.queries_seen = None, 0
+        self._submit()
+
+    def _submit(self) -> None:
+        """Start evaluating arrays that no output depends on; a later step may be another thread's."""
+        arrays = [array for side in self.sides for store in side.stores.values() for array in store.arrays]
+        if arrays:
+            fitted = [side.format.fitted for side in self.sides]
+            mx.async_eval(arrays, fitted)  # type: ignore[no-untyped-call]
 
     def observe(self, queries: mx.array) -> None:
         """Add queries to the statistics that keys are fitted to; no effect once they are fitted.
@@ -309,6 +327,7 @@ class SchemeCache:
         energy = squares.sum(axis=2, keepdims=True)
         self.query_energy = energy if self.query_energy is None else self.query_energy + energy
         self.queries_seen += int(rows.shape[2])
+        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``_submit``
 
     @property
     def _is_unfitted(self) -> bool:
@@ -345,6 +364,7 @@ class SchemeCache:
     def finish_attention(self) -> None:
         """Perform packing that was deferred until the last fetch had been attended to."""
         self._sides_before_packing = None
+        self._awaits_attention = False
         if self._packing_deferred:
             self._packing_deferred = False
             self.pack_due()
@@ -369,7 +389,10 @@ class SchemeCache:
         self.offset -= n
         self.earlier = self.earlier.before(self.offset)
         self.rounding = {role: rounding.before(self.offset) for role, rounding in self.rounding.items()}
+        self._step_was_cut = 0 < n < self._step_rows <= MAX_VERIFIED_ROWS
+        self._awaits_attention = False
         self._fetched_placeholders = self._fetched = self._sides_before_packing = None
+        self._submit()
         return n
 
     def size(self) -> int:
@@ -415,24 +438,23 @@ class SchemeCache:
 
     @state.setter
     def state(self, state: tuple[str, dict[str, mx.array]]) -> None:
-        text, arrays = state
-        description: dict[str, Any] = json.loads(text)
-        listed = parse_scheme(description["scheme"])
-        scheme = Scheme(
-            listed.name, listed.key, listed.value, int(description["tail"]), int(description["sinks"])
-        )
-        self._init_from(
-            description, scheme, None if description["dtype"] is None else _RAW_DTYPES[description["dtype"]]
-        )
-        for name, side, (head_dim, dtype) in zip(ROLES, self.sides, description["sides"], strict=True):
-            arrays_of_side = {
-                k.removeprefix(f"{name}_"): v for k, v in (arrays or {}).items() if k.startswith(f"{name}_")
-            }
-            side.restore(arrays_of_side, int(head_dim), _RAW_DTYPES[dtype])
-        self.query_energy = (arrays or {}).get("query_energy")
-        self.queries_seen = int(description["queries_seen"])
+        text, *rest = state
+        arrays = rest[0] if rest else {}  # mlx-lm's load_prompt_cache drops an empty dictionary
+        description: dict[str, Any] = untrusted.parse_json(text)
+        scheme, dtype = untrusted.scheme(description), description["dtype"]
+        self._init_from(description, scheme, None if dtype is None else _RAW_DTYPES[dtype])
+        key, value = description["sides"]
+        for side, (head_dim, raw_dtype) in ((self.key_side, key), (self.value_side, value)):
+            prefix = f"{side.role}_"
+            own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+            untrusted.check_side(side.spec, head_dim, side.role, own)
+            side.restore(own, head_dim, _RAW_DTYPES[raw_dtype])
+        self.query_energy = arrays.get("query_energy")
+        if self.query_energy is not None and self.query_energy.shape[2:] != (1, self.key_side.head_dim):
+            raise ValueError("The query statistics do not fit the keys.")
+        self.queries_seen = untrusted.whole(description["queries_seen"])
         self.rope = None if description["rope"] is None else Rope.from_json(description["rope"])
-        self.offset = int(description["offset"])
+        self.offset = untrusted.whole(description["offset"])
         runs = description.get("rounding", [(), ()])  # caches of older versions have none
         self.rounding = {
             role: Rounding.from_json(one).before(self.offset) for role, one in zip(ROLES, runs, strict=True)
@@ -466,6 +488,25 @@ class SchemeCache:
         cache.state = state
         return cache
 
+    @staticmethod
+    def merge(caches: Sequence[Any]) -> Any:
+        """A batch of copies of these caches, for mlx-lm's ``BatchGenerator``."""
+        from tqchat.kv.batch import BatchCache  # it is made of these
+
+        return BatchCache.merge(caches)
+
+    def to_quantized(self, group_size: int = 64, bits: int = 4) -> Any:
+        """Refused: mlx-lm's quantisation (``kv_bits``) does not apply to a cache under a scheme."""
+        raise NotImplementedError(
+            f"This cache is stored under the scheme {self.scheme.name}, which kv_bits does not apply to. "
+            "Leave kv_bits out; for fewer bits use another scheme, or tqchat.kv.convert."
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A dtype cannot be deep-copied, and rotations stay shared.
-        return type(self).from_state(self.state)
+        copied = type(self).from_state(self.state)
+        for name in TRANSIENT:
+            setattr(copied, name, getattr(self, name))
+        copied._fused.workspace = self._fused.workspace
+        copied._submit()
+        return copied

@@ -18,6 +18,9 @@ from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
+mlx_lm_prompt_cache = mlx_cache.make_prompt_cache
+"""mlx-lm's function, which ``use_scheme`` may replace."""
+
 
 def make_prompt_cache(
     model: Module, scheme: str | Scheme = "fp16", *, dtype: mx.Dtype | None = None
@@ -35,23 +38,24 @@ def make_prompt_cache(
         UnknownScheme: if there is no scheme of that name.
     """
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
-    routing.install()
     cache = _make_layers(model, scheme, dtype)
     use_placeholders(model, cache)
     return cache
 
 
 def use_placeholders(model: Module, cache: list[Any]) -> None:
-    """On a GPU, return placeholders for decoded tokens if ``model`` allows it, and share a kernel workspace.
+    """Route the attention of ``model`` to ``cache``. On a GPU, also return placeholders for decoded tokens if
+    the model allows it, and share a kernel workspace.
 
-    On a CPU the decoding graph is a small part of a step and is reused, so nothing is changed.
+    On a CPU the decoding graph is a small part of a step and is reused.
     """
-    compressing = [
-        layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache) and layer.scheme.compresses
-    ]
+    route = routing.route_of(model)
+    layers = [layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
+    for layer in layers:
+        layer.route = route
+    compressing = [layer for layer in layers if layer.scheme.compresses]
     if not compressing or mx.default_device() == mx.cpu:
         return
-    routing.install()  # Without routing no placeholders are returned, and every model would pass.
     scheme, dtype = replace(compressing[0].scheme, tail=TILE), compressing[0].dtype
 
     def make() -> tuple[list[Any], list[Any]]:
@@ -66,7 +70,7 @@ def use_placeholders(model: Module, cache: list[Any]) -> None:
 
 
 def _make_layers(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:
-    layers = mlx_cache.make_prompt_cache(model)
+    layers = mlx_lm_prompt_cache(model)
     if _has_latent_attention(model):
         return [_mark_latent(layer) for layer in layers]
 

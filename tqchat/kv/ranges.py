@@ -13,10 +13,11 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
+from tqchat.kv import untrusted
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list, flat_layers
-from tqchat.kv.snapshot import CacheFileError, describe_layer, rebuild_layer
+from tqchat.kv.snapshot import DAMAGE, CacheFileError, describe_layer, rebuild_layer
 from tqchat.kv.storage.side import Side
 
 MAX_SINKS = 8
@@ -128,9 +129,13 @@ def rebuild(
         CacheFileError: if the parts do not form such a cache.
     """
     try:
-        numbers = iter(range(1 << 20))
-        cache = [_rebuild(description, numbers, parts, tokens, whole or {}) for description in structure]
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        numbers = iter(range(untrusted.MAX_LAYERS))
+        untrusted.whole(tokens)
+        cache = [
+            _rebuild(description, numbers, parts, tokens, whole or {})
+            for description in untrusted.layers(structure)
+        ]
+    except (*DAMAGE, StopIteration) as error:
         raise CacheFileError(f"These parts do not make a cache: {error}.") from error
     routing.install()
     return cache
@@ -226,7 +231,7 @@ def _rebuild(
         return plain
     if description["class"] != "SchemeCache":
         raise ValueError(f"{description['class']!r} is not a layer stored as ranges")
-    state = json.loads(description["text"])
+    state = untrusted.parse_json(description["text"])
     for role, (head_dim, _) in zip(("key", "value"), state["sides"], strict=True):
         if f"{role}.packed_0" in joined or any(name.startswith(f"{role}.fitted_") for name in joined):
             common = f"shared.{role}.{head_dim}."

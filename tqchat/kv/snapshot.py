@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.errors import TqchatError
+from tqchat.kv import untrusted
 from tqchat.kv.attention import routing
-from tqchat.kv.cache import SchemeCache
+from tqchat.kv.cache import TRANSIENT, SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list
+from tqchat.kv.scheme import UnknownScheme
+from tqchat.kv.untrusted import check_plain, parse_json, unflatten, whole
 from tqchat.kv.window import WindowCache
 
 CODEC_VERSION = 2
@@ -52,6 +55,20 @@ _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4} | {
     "BOOL": 1,
 }
 _MAX_HEADER = 64 << 20
+_MAX_DIMENSIONS = 8
+
+DAMAGE = (
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    AssertionError,
+    UnknownScheme,
+)
+"""What a damaged description may raise while a cache is built from it."""
 
 
 class CacheFileError(TqchatError):
@@ -88,7 +105,7 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     path = Path(path)
     header = _checked_header(path)
     try:
-        description = json.loads(header["__metadata__"]["tqchat"])
+        description = parse_json(header["__metadata__"]["tqchat"])
         if description["codec"] != CODEC_VERSION:
             raise CacheFileError(
                 f"{path.name} was written by codec version {description['codec']}; this is {CODEC_VERSION}."
@@ -99,13 +116,13 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
         mx.eval(arrays)
         cache = [
             rebuild_layer(layer, f"layer.{index}", arrays)
-            for index, layer in enumerate(description["layers"])
+            for index, layer in enumerate(untrusted.layers(description["layers"]))
         ]
         mx.eval([layer.state for layer in cache if not layer.empty()])
         metadata = {str(key): str(value) for key, value in description["metadata"].items()}
     except CacheFileError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+    except DAMAGE as error:
         raise CacheFileError(f"{path.name} is not a cache file that can be used: {error}") from error
     routing.install()
     return cache, metadata
@@ -131,8 +148,7 @@ def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict
 
 def transient_attributes(layer: Any) -> dict[str, Any]:
     """Attributes of a layer that are not part of its state and must be copied with it."""
-    names = ("rope", "earlier", "packs_prompts", "uses_placeholders", "_dtypes")
-    return {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+    return {name: getattr(layer, name) for name in TRANSIENT if hasattr(layer, name)}
 
 
 def rebuild_layer(description: dict[str, Any], prefix: str, arrays: dict[str, mx.array]) -> Any:
@@ -145,11 +161,12 @@ def rebuild_layer(description: dict[str, Any], prefix: str, arrays: dict[str, mx
     leaves = [
         (name.removeprefix(prefix + "."), a) for name, a in arrays.items() if name.startswith(prefix + ".")
     ]
-    leaves += [(key, value) for key, value in description["scalars"]]
-    state = tree_unflatten(sorted(leaves, key=lambda leaf: leaf[0]))
-    if issubclass(_CLASSES[description["class"]], SchemeCache) and len(state) == 1:
-        state = [state[0], {}]
-    return _CLASSES[description["class"]].from_state(state)
+    leaves += [(str(key), value) for key, value in description["scalars"]]
+    state = unflatten(leaves)
+    cache_class = _CLASSES[description["class"]]
+    if not issubclass(cache_class, SchemeCache):
+        check_plain(cache_class, state)
+    return cache_class.from_state(state)
 
 
 def _checked_header(path: Path) -> dict[str, Any]:
@@ -161,7 +178,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if length > min(size - 8, _MAX_HEADER):
                 raise CacheFileError(f"{path.name} is cut off or is not a cache file.")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
     except OSError as error:
         raise CacheFileError(f"{path.name} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
@@ -176,8 +193,10 @@ def _checked_header(path: Path) -> dict[str, Any]:
 
 def _lies_inside(entry: Any, size: int) -> bool:
     try:
-        start, end = entry["data_offsets"]
-        expected = math.prod(entry["shape"]) * _DTYPE_BYTES[entry["dtype"]]
-        return 0 <= start <= end <= size and end - start == expected and all(n >= 0 for n in entry["shape"])
+        start, end = (whole(offset, 0, size) for offset in entry["data_offsets"])
+        shape = [whole(n) for n in entry["shape"]]
+        # The product of a long list of numbers would take minutes.
+        expected = math.prod(shape) * _DTYPE_BYTES[entry["dtype"]] if len(shape) <= _MAX_DIMENSIONS else -1
+        return end - start == expected
     except (KeyError, TypeError, ValueError):
         return False

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import RotatingKVCache
 
+from tqchat.kv import untrusted
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import FP16, TILE, Scheme
 from tqchat.kv.storage.token_store import GROWTH_TOKENS
@@ -33,10 +34,13 @@ class WindowCache(SchemeCache):
             for store in side.stores.values():
                 store.growth = min(store.growth, growth)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        if keys.shape[2]:
-            self.keep_last(self.max_size - 1)
-        return super().update_and_fetch(keys, values)
+    @property
+    def tokens_before_append(self) -> int:
+        return min(self.max_size - 1, self.offset)
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        self.keep_last(self.max_size - 1)
+        super().append(keys, values)
 
     def keep_last(self, count: int) -> None:
         """Drop the oldest tokens until at most ``count`` are held."""
@@ -70,7 +74,7 @@ class WindowCache(SchemeCache):
         return super()._description() | {"max_size": self.max_size}
 
     def _init_from(self, description: dict[str, Any], scheme: Scheme, dtype: mx.Dtype | None) -> None:
-        WindowCache.__init__(self, int(description["max_size"]), scheme, dtype)
+        WindowCache.__init__(self, untrusted.whole(description["max_size"], 1), scheme, dtype)
 
     def _lengths_agree(self) -> bool:
         keys, values = (side.length for side in self.sides)

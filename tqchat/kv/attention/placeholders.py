@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from tqchat.kv.attention.routing import route_of
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import TILE
 
@@ -38,6 +39,9 @@ def accepts_placeholders(model: Module, make: Callable[[], tuple[list[Any], list
 def _same_output_on_nan(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:
     cache, layers = make()
     packed_layers = [layer for layer in layers if isinstance(layer, SchemeCache)]
+    route = route_of(model)  # Without routing no placeholders are returned, and every model would pass.
+    for layer in packed_layers:
+        layer.route = route
     prompt = max(layer.scheme.tail + layer.scheme.sinks for layer in packed_layers) + 2 * TILE
     for count in (prompt, 1):
         model(mx.zeros((1, count), dtype=mx.int32), cache=cache)

@@ -1,73 +1,162 @@
 """The hook into mlx-lm: attention over a packed ``SchemeCache`` is computed by the cache.
 
 mlx-lm's model files import ``scaled_dot_product_attention`` by name, so ``install`` replaces the name in
-every loaded model file and where it is defined. ``uninstall`` restores it.
+every loaded model file and where it is defined, whatever function stands there: mlx-lm's, or that of another
+library. ``uninstall`` restores it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
+from mlx.nn.layers.base import Module
 from mlx_lm.models import base
 
+from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
 _NAME = "scaled_dot_product_attention"
-_original = base.scaled_dot_product_attention
+_is_installed = False
+_outside: set[ModuleType] = set()
+"""Modules of models that are not part of mlx-lm."""
 
 
-def routed_attention(
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    cache: Any,
-    scale: float,
-    mask: Any,
-    sinks: mx.array | None = None,
-) -> mx.array:
-    """Replacement of mlx-lm's ``scaled_dot_product_attention``.
+class RoutedAttention:
+    """Attention that a packed cache computes itself, and another function for all other caches.
 
-    Calls ``cache.attend`` if the cache holds packed tokens and the model passes on the fetched arrays
-    unchanged; mlx-lm's function otherwise.
+    Attributes:
+        original: mlx-lm's ``scaled_dot_product_attention``, or what another library put in its place.
     """
-    if isinstance(cache, SchemeCache):
-        if cache.can_attend(queries, keys, values):
-            return cache.attend(queries, scale, mask, sinks)
-        if cache.is_last_fetch(keys, values):
-            cache.observe(queries)
-            if cache.uses_placeholders:
-                keys, values = cache.decoded()
-            output = _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
-            cache.finish_attention()
-            return output
-    if (shared := cache_of(keys, values)) is not None:
-        shared.mark_shared()
-    return _original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)
+
+    def __init__(self, original: Any) -> None:
+        self.original = original
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """Replacement of mlx-lm's ``scaled_dot_product_attention``.
+
+        Calls ``cache.attend`` if the cache holds packed tokens and the model passes on the fetched arrays
+        unchanged; the original function otherwise.
+        """
+        if not _is_installed:
+            # Another library still calls it.
+            return self._original(queries, keys, values, cache, scale, mask, sinks)
+        if isinstance(cache, SchemeCache):
+            if cache.can_attend(queries, keys, values):
+                return cache.attend(queries, scale, mask, sinks)
+            if cache.is_last_fetch(keys, values):
+                cache.observe(queries)
+                if cache.uses_placeholders:
+                    keys, values = cache.decoded()
+                output = self._original(queries, keys, values, cache, scale, mask, sinks)
+                cache.finish_attention()
+                return output
+        elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
+            return cache.attend(self, queries, scale, mask, sinks)
+        if (shared := cache_of(keys, values)) is not None:
+            shared.mark_shared()
+        return self._original(queries, keys, values, cache, scale, mask, sinks)
+
+    def _original(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        more = {} if sinks is None else {"sinks": sinks}
+        output: mx.array = self.original(queries, keys, values, cache=cache, scale=scale, mask=mask, **more)
+        return output
+
+
+_routed = lru_cache(maxsize=None)(RoutedAttention)
+routed_attention = _routed(base.scaled_dot_product_attention)
+
+
+class Route:
+    """Whether the attention of some modules is routed now.
+
+    Another library may replace it at any time, so it is looked up, not remembered.
+    """
+
+    def __init__(self, modules: Iterable[ModuleType]) -> None:
+        self._namespaces = tuple(vars(module) for module in modules)
+
+    @property
+    def is_active(self) -> bool:
+        return (
+            _is_installed
+            and bool(self._namespaces)
+            and all(isinstance(names.get(_NAME), RoutedAttention) for names in self._namespaces)
+        )
+
+
+SchemeCache.route = Route([base])
+
+
+def attention_modules(model: Module) -> list[ModuleType]:
+    """Python modules of a model's classes that call ``scaled_dot_product_attention``."""
+    parts: list[Any] = model.modules()  # type: ignore[no-untyped-call]
+    names = {cls.__module__ for kind in {type(part) for part in parts} for cls in kind.__mro__}
+    modules = [sys.modules[name] for name in sorted(names) if name in sys.modules]
+    return [module for module in modules if callable(vars(module).get(_NAME))]
+
+
+_routes: dict[int, tuple[weakref.ref[Module], Route, list[ModuleType]]] = {}
+
+
+def route_of(model: Module) -> Route:
+    """The route of a model's own attention, installed."""
+    known = _routes.get(id(model))
+    if known is None or known[0]() is not model:
+        modules = attention_modules(model)
+        known = _routes[id(model)] = weakref.ref(model), Route(modules), modules
+    _, route, modules = known
+    if not route.is_active:
+        install(modules)
+    return route
 
 
 def _model_files() -> Iterator[ModuleType]:
     for name, module in list(sys.modules.items()):
         if name.startswith("mlx_lm.models.") and module is not None:
             yield module
+    yield from _outside
 
 
-def _swap(old: Any, new: Any) -> None:
+def install(modules: Iterable[ModuleType] = ()) -> None:
+    """Route attention in every loaded model file and in ``modules``; call it again after loading others."""
+    global _is_installed
+    _outside.update(module for module in modules if not module.__name__.startswith("mlx_lm.models."))
     for module in _model_files():
-        if getattr(module, _NAME, None) is old:
-            setattr(module, _NAME, new)
-
-
-def install() -> None:
-    """Route attention in every loaded model file; call it again after loading others."""
-    _swap(_original, routed_attention)
-    SchemeCache.is_routed = True
+        found = vars(module).get(_NAME)
+        if callable(found) and not isinstance(found, RoutedAttention):
+            setattr(module, _NAME, _routed(found))
+    _is_installed = True
 
 
 def uninstall() -> None:
-    """Restore mlx-lm's own attention."""
-    SchemeCache.is_routed = False
-    _swap(routed_attention, _original)
+    """Restore the attention that ``install`` replaced."""
+    global _is_installed
+    _is_installed = False
+    for module in _model_files():
+        found = vars(module).get(_NAME)
+        if isinstance(found, RoutedAttention):
+            setattr(module, _NAME, found.original)

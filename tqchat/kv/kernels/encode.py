@@ -15,6 +15,7 @@ from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import words_per_vector
+from tqchat.kv.storage.threads import thread_key
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
     }
 
 
-@lru_cache(maxsize=16)
-def _compiled(plan: EncodePlan, shape: tuple[int, ...]) -> Callable[..., list[mx.array]]:
-    """The launch as a compiled function of its arrays; MLX traces it once per plan and shape."""
+@lru_cache(maxsize=32)
+def _compiled(thread: object, plan: EncodePlan, shape: tuple[int, ...]) -> Callable[..., list[mx.array]]:
+    """The launch as a compiled function of its arrays; MLX traces it once per thread, plan and shape."""
 
     def launch(*inputs: mx.array) -> list[mx.array]:
         device_kernels = kernels()
@@ -135,7 +136,7 @@ def encode(format_: Format, x: mx.array) -> Block:
         return format_.encode(x)
 
     def candidate() -> Block:
-        return tuple(_compiled(plan, x.shape)(*encode_inputs(format_, x)))
+        return tuple(_compiled(thread_key(), plan, x.shape)(*encode_inputs(format_, x)))
 
     if plan in device_kernels.trusted:
         return candidate()

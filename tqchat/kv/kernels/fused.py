@@ -12,6 +12,7 @@ from tqchat.kv.kernels.device import Kernels, kernels
 from tqchat.kv.kernels.launch import StepLauncher, Workspace
 from tqchat.kv.kernels.plan import Plan, plan_for
 from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.threads import thread_key
 
 TOLERANCE = 1e-2
 """Largest error relative to the largest value; products with codes are computed in float16."""
@@ -26,9 +27,9 @@ class FusedAttention:
 
     def __init__(self) -> None:
         self.workspace = Workspace()
-        # By query rows and parts of the tails: steps with and without draft tokens alternate, and so do
-        # layers that share a cache, of which only the first finds a pending token.
-        self._launchers: dict[tuple[int, int, int], StepLauncher] = {}
+        # By thread, query rows and parts of the tails: steps with and without draft tokens alternate, and so
+        # do layers that share a cache, of which only the first finds a pending token.
+        self._launchers: dict[tuple[object, int, int, int], StepLauncher] = {}
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +49,7 @@ class FusedAttention:
 
         Arguments as for ``attention``. Several query rows are supported under the causal mask only.
         """
-        step_key = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        step_key = thread_key(), queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
         launcher = self._launchers.get(step_key)
         output = None if launcher is None else launcher.run(queries, keys, values, scale, mask, sink_logits)
         if output is None:
@@ -81,7 +82,7 @@ class FusedAttention:
             return self(*arguments)
         if plan not in device_kernels.trusted:
             return _verify(device_kernels, plan, queries, keys, values, scale, mask, sink_logits)
-        step_key = queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        step_key = thread_key(), queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
         # Launchers of formats or sinks that the cache no longer has are dropped.
         current = {key: other for key, other in self._launchers.items() if other.matches(keys, values)}
         launcher = StepLauncher(plan, *arguments, self.workspace)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from math import ceil, e, log2
-from threading import get_ident
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -14,6 +14,7 @@ from tqchat.kv.codec.codebook import centroids
 from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_RAW_SPLITS, MAX_SPLITS, MERGE_SIMDS, Plan
 from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.threads import thread_key
 
 
 class PerStore(NamedTuple):
@@ -52,10 +53,11 @@ class Layout(NamedTuple):
     run: Callable[..., list[mx.array]]
 
 
-class Workspace:
+class Workspace(threading.local):
     """Working memory shared by the launches of a model's layers: partial results of the splits.
 
-    Launches that share it are ordered, as a model's layers are anyway.
+    Launches that share it are ordered, as a model's layers are anyway. Each
+    thread has its own attributes, because lazy arrays of one thread cannot be evaluated by another.
 
     Attributes:
         array: Block counters, zero between launches, and partial results; minimal if another launch merges.
@@ -113,7 +115,7 @@ class StepLauncher:
         self._sink_revisions = keys.sinks.front_revision, values.sinks.front_revision
         self._packs_values = bool(plan.value.kind)
         # One factory per thread: lazy arrays of one thread cannot be evaluated by another.
-        self._layout_factory = _layout_factory(get_ident(), plan, queries.shape)
+        self._layout_factory = _layout_factory(thread_key(), plan, queries.shape)
         workspace.reserve(self._layout_factory.floats)
         heads = queries.shape[0] * queries.shape[1] // plan.group
         self._fixed = _fixed_inputs(plan, keys, values, heads, scale, sink_logits)
@@ -204,11 +206,11 @@ class _LayoutFactory:
         floats: Workspace size.
 
     Args:
-        thread: Identifier of the calling thread.
+        thread: ``thread_key`` of the calling thread.
         shape: Of the queries, ``[batch, query_heads, rows, key_dim]``.
     """
 
-    def __init__(self, thread: int, plan: Plan, shape: tuple[int, ...]) -> None:
+    def __init__(self, thread: object, plan: Plan, shape: tuple[int, ...]) -> None:
         self.plan = plan
         self._shape = shape
         self._batch, self._query_heads, self._rows, _ = shape

@@ -16,6 +16,7 @@ from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
+from tqchat.kv.storage.threads import thread_key
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
 
 PACK_CHUNK_TOKENS = 512
@@ -76,7 +77,7 @@ class Side:
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
         self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
-        self._decoded: tuple[Block, int, int, mx.Dtype, mx.array] | None = None
+        self._decoded: tuple[object, Block, int, int, mx.Dtype, mx.array] | None = None
         self._fixed_cache: tuple[object, int, mx.array | None, mx.array | None] | None = None
         self._prepared_cache: tuple[Block, int, int, Block] | None = None
 
@@ -267,15 +268,17 @@ class Side:
         """Sinks and packed tokens, decoded."""
         store, cached = self.packed, self._decoded
         if cached is not None:
-            arrays, start, length, cached_dtype, decoded = cached
-            if arrays is store.arrays and (start, length, cached_dtype) == (store.start, store.length, dtype):
+            thread, arrays, start, length, cached_dtype, decoded = cached
+            same_arrays = thread is thread_key() and arrays is store.arrays
+            if same_arrays and (start, length, cached_dtype) == (store.start, store.length, dtype):
                 self._decoded = cached if keep_graph else None
                 return decoded
         parts = [array.astype(dtype) for array in self.sinks.view()]
         for first in range(0, store.length, PACK_CHUNK_TOKENS):
             parts.append(self.format.decode(store.view(first, first + PACK_CHUNK_TOKENS)).astype(dtype))
         decoded = _concatenate(parts, axis=2)
-        self._decoded = (store.arrays, store.start, store.length, dtype, decoded) if keep_graph else None
+        kept = thread_key(), store.arrays, store.start, store.length, dtype, decoded
+        self._decoded = kept if keep_graph else None
         return decoded
 
     def fold(self, queries: mx.array) -> FoldedQueries:

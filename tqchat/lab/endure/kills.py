@@ -47,6 +47,8 @@ class KillCounts:
         prefilled_again: FP16 caches equal, bit for bit, to a new prefill in the same steps.
         unfinished: Replies cut off by a kill and stored up to the last write.
         restored_by_chat: The same for caches that the next chatting process restored.
+        scheme_changes: Changes of scheme that the processes asked for.
+        branches: Edited messages and other branches that they went to.
     """
 
     kills: int = 0
@@ -56,6 +58,8 @@ class KillCounts:
     prefilled_again: int = 0
     unfinished: int = 0
     restored_by_chat: int = 0
+    scheme_changes: int = 0
+    branches: int = 0
 
 
 class Home:
@@ -86,6 +90,8 @@ class Home:
         require("error" not in said, f"The chat in {self.folder} failed: {said.get('error')}")
         if "message" in said:
             self.messages[said["message"]] = said["content"]
+        counts.scheme_changes += said.get("action") == "scheme change"
+        counts.branches += said.get("action") == "branch"
         if "goes_on" in said:
             digest = said["goes_on"]
             self.digests[digest] = said["plain"] or self.digests.get(digest, False)

@@ -154,11 +154,15 @@ class RandomUser:
             (2, self._branch),
             (3, self._step),
             (2, chat.turns.continue_reply),
-            (2, lambda: chat.schemes.set(rng.choice(SCHEMES), reread=rng.random() < 0.2)),
+            (2, self._change_scheme),
             (3, self._switch),
         ]
         weights, what = zip(*actions, strict=True)
         rng.choices(what, weights)[0]()
+
+    def _change_scheme(self) -> None:
+        tell(action="scheme change")
+        self.chat.schemes.set(self.rng.choice(SCHEMES), reread=self.rng.random() < 0.2)
 
     def _send(self) -> None:
         text = " ".join(self.rng.choices(WORDS, k=self.rng.choice((3, 40, 150))))
@@ -170,15 +174,18 @@ class RandomUser:
     def _edit(self) -> None:
         user_messages = [one for one in self.chat.shown.messages if one.role == "user"]
         if user_messages and self.chat.tree.fork_at(self.rng.choice(user_messages)) is not None:
+            tell(action="branch")
             self._send()
 
     def _branch(self) -> None:
         replies = [one for one in self.chat.shown.messages if one.role == "assistant"]
         if replies and self.chat.tree.fork_at(self.rng.choice(replies)) is not None:
+            tell(action="branch")
             self._send()
 
     def _step(self) -> None:
         if (message := self.chat.tree.latest_with_versions()) is not None:
+            tell(action="branch")
             self.chat.tree.step_version(message.id, self.rng.choice((-1, 1)))
 
     def _switch(self) -> None:
