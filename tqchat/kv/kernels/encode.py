@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, Format
+from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rounding import LEAF_SIZE
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
@@ -73,11 +74,11 @@ class EncodePlan:
 
 def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
     """The kernel for vectors like ``x``; ``None`` where none applies."""
-    if format_.rotation.head_dim > MAX_HEAD_DIM:
+    if format_.rotation.head_dim > MAX_HEAD_DIM or not isinstance(format_.quantiser, ScalarQuantiser):
         return None
     return EncodePlan(
         format_.rotation.head_dim,
-        format_.bits,
+        format_.quantiser.bits,
         format_.role == "key",
         1 if format_.rotation.is_hadamard else 2,
         format_.mean is not None,

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import RawFormat
+from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
@@ -268,10 +269,10 @@ def _side_plan(side: Side) -> SidePlan | None:
     if isinstance(format_, RawFormat) or not side.packed.length:
         return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, writes_tail)
     words = int(side.packed.arrays[0].shape[3])
-    if isinstance(format_, TurboFormat):
+    if isinstance(format_, TurboFormat) and isinstance(format_.quantiser, ScalarQuantiser):
         rotation = 1 if format_.rotation.array.ndim == 1 else 2
         mean = format_.mean is not None
-        return SidePlan(dim, 1, format_.bits, words, 1, mx.float16, mean, rotation, writes_tail)
+        return SidePlan(dim, 1, format_.quantiser.bits, words, 1, mx.float16, mean, rotation, writes_tail)
     if isinstance(format_, AffineFormat) and format_.spec.bits in (4, 8):
         group = format_.spec.group_size(dim)
         mean = format_.mean is not None
