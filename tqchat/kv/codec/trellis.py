@@ -298,6 +298,15 @@ def decoding_table(bits: int) -> mx.array:
     return table
 
 
+def kernel_table(bits: int) -> mx.array:
+    """The table for kernels: two float16 values seen as one float32, by window, at 4 bits by window and
+    detail: ``[256]`` or ``[1024]``.
+    """
+    table = entries(bits)
+    by_window = table.reshape(table.shape[0], -1, 2).transpose(1, 0, 2)
+    return mx.contiguous(by_window).view(mx.float32).reshape(-1)
+
+
 @lru_cache(maxsize=2)
 def _octet_tables(bits: int) -> list[mx.array]:
     """By byte of a word of the second plane: what it adds to eight pairs, a byte each, uint64 ``[256]``."""

@@ -13,8 +13,8 @@ from tqchat.kv.codec.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
 Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode"]
-Kind = Literal[0, 1, 2]
-"""Storage of a side: 0 raw, 1 codebook, 2 affine groups."""
+Kind = Literal[0, 1, 2, 3]
+"""Storage of a side: 0 raw, 1 codebook, 2 affine groups, 3 trellis."""
 
 Constants = tuple[tuple[str, int | mx.Dtype], ...]
 
@@ -34,7 +34,7 @@ class SideArrays:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Input arrays of the side."""
-        packed = ("codes", "scales", "biases")[: (0, 2, 3)[self.kind]]
+        packed = ("codes", "scales", "biases")[: (0, 2, 3, 2)[self.kind]]
         names = (*packed, "tail", "token") if self.writes_tail else (*packed, "tail")
         return tuple(f"{self.name}_{name}" for name in names)
 
@@ -124,7 +124,7 @@ def _header(kernel: Kernel, language: Language) -> str:
     """Language definitions, codebooks and shared functions."""
     levels = _codebook_switch() if kernel == "encode" else ""
     tensor = _read("tensor") if kernel == "attend_tensor" else ""
-    return _read(language) + levels + _read("common") + tensor
+    return _read(language) + levels + _read("trellis") + _read("common") + tensor
 
 
 def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:
