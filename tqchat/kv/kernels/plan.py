@@ -223,9 +223,9 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: K
 
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
-    suits = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind == 1
+    suits = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind in (1, 3)
     return (suits and storage != mx.float32) and (
-        key.kind == 1 or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
+        key.kind in (1, 3) or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
     )
 
 
