@@ -378,13 +378,21 @@ def test_nan_reaches_the_output(emulator, where, dtype):
 
 
 @pytest.mark.parametrize(
-    ("role", "bits", "dim", "fitted"),
-    [("key", 4, 128, True), ("key", 3, 64, True), ("key", 2, 80, False), ("value", 4, 256, True)],
+    ("kind", "role", "bits", "dim", "fitted"),
+    [
+        ("turbo", "key", 4, 128, True),
+        ("turbo", "key", 3, 64, True),
+        ("turbo", "key", 2, 80, False),
+        ("turbo", "value", 4, 256, True),
+        ("trellis", "key", 2, 64, True),
+        ("trellis", "value", 3, 33, True),
+        ("trellis", "key", 4, 80, False),
+    ],
 )
-def test_encoding_matches_plain_operations(emulator, role, bits, dim, fitted):
+def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitted):
     mx.random.seed(9)
     x = (mx.random.normal((2, 2, 40, dim)) * mx.exp(mx.random.normal((1, 2, 1, dim)))).astype(mx.float16)
-    format_ = make_format(FormatSpec("turbo", bits), dim, role)
+    format_ = make_format(FormatSpec(kind, bits), dim, role)
     assert isinstance(format_, TurboFormat)
     if fitted:
         statistics = (

@@ -298,13 +298,16 @@ def decoding_table(bits: int) -> mx.array:
     return table
 
 
+@lru_cache(maxsize=3)
 def kernel_table(bits: int) -> mx.array:
     """The table for kernels: two float16 values seen as one float32, by window, at 4 bits by window and
     detail: ``[256]`` or ``[1024]``.
     """
     table = entries(bits)
     by_window = table.reshape(table.shape[0], -1, 2).transpose(1, 0, 2)
-    return mx.contiguous(by_window).view(mx.float32).reshape(-1)
+    table = mx.contiguous(by_window).view(mx.float32).reshape(-1)
+    mx.eval(table)
+    return table
 
 
 @lru_cache(maxsize=2)

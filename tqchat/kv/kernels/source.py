@@ -12,7 +12,7 @@ import mlx.core as mx
 from tqchat.kv.codec.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
-Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode"]
+Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode_scalar", "encode_trellis"]
 Kind = Literal[0, 1, 2, 3]
 """Storage of a side: 0 raw, 1 codebook, 2 affine groups, 3 trellis."""
 
@@ -103,8 +103,12 @@ class KernelSpec:
 
     def _body(self, language: Language) -> str:
         begin = constants(language, self.constants) + _read(f"{language}_begin")
-        if self.kernel == "encode":
-            return begin + _read("encode")
+        if self.kernel in ("encode_scalar", "encode_trellis"):
+            quantiser = self.kernel.removeprefix("encode_")
+            return begin + "".join(
+                _read(part)
+                for part in ("encode", f"encode_{quantiser}", "encode_gain", f"encode_pack_{quantiser}")
+            )
         if self.kernel == "merge":
             return begin + _read("fixed") + _read("merge_begin") + _read("merge")
         return begin + _read("fixed") + _attend_body(self.kernel, self.sides)
@@ -122,7 +126,7 @@ _FOLDER = Path(__file__).resolve().parent / "shaders"
 
 def _header(kernel: Kernel, language: Language) -> str:
     """Language definitions, codebooks and shared functions."""
-    levels = _codebook_switch() if kernel == "encode" else ""
+    levels = _codebook_switch() if kernel == "encode_scalar" else ""
     tensor = _read("tensor") if kernel == "attend_tensor" else ""
     return _read(language) + levels + _read("trellis") + _read("common") + tensor
 
