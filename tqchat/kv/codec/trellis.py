@@ -23,23 +23,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-STATES = 16
-"""States of the trellis: the values of a nibble."""
-
-WARM_UP_PAIRS = 8
-"""Pairs before and after the ends of a vector from which its first state is estimated.
-
-Mean squared error of 2-bit codes of 64 coordinates with 0 (first state fixed), 4, 8 and all pairs: 0.0823,
-0.0811, 0.0796, 0.0788.
-"""
-
-_IMPOSSIBLE = 1e9
-"""Cost of a state that a path cannot start in."""
+from tqchat.kv.codec.viterbi import PathSearch
 
 _CHUNK_VECTORS = 256
 """Vectors encoded at a time on a CPU, so that the costs of a step stay in its cache."""
@@ -73,6 +60,11 @@ def entries(bits: int) -> mx.array:
     return _tables()[f"bits_{bits}"]
 
 
+@lru_cache(maxsize=3)
+def _search(bits: int) -> PathSearch:
+    return PathSearch(entries(bits).astype(mx.float32))
+
+
 def pairs_of(head_dim: int) -> int:
     """Pairs of coordinates; the last one of an odd dimension is padded with a zero."""
     return -(-head_dim // 2)
@@ -104,7 +96,8 @@ class TrellisQuantiser:
         head_dim = rows.shape[-1]
         padded = mx.pad(rows, [(0, 0), (0, 1)]) if head_dim % 2 else rows
         pairs = padded.reshape(len(rows), -1, 2)
-        nibbles, details = _best_path(mx.abs(pairs) if self.has_signs else pairs, self.bits)
+        search = _search(self.bits)
+        nibbles, details = search.best_path(mx.abs(pairs) if self.has_signs else pairs)
         before = mx.concatenate([nibbles[:, -1:], nibbles[:, :-1]], axis=1)
         values = entries(self.bits)[details, nibbles, before].astype(mx.float32)
         negative = pairs < 0
@@ -177,95 +170,6 @@ class TrellisQuantiser:
         else:
             found = parts[0] + parts[1] + parts[2] + parts[3]
         return found.reshape(*words.shape[:-1], -1).view(mx.uint8)
-
-
-def _best_path(pairs: mx.array, bits: int) -> tuple[mx.array, mx.array]:
-    """Nibbles and details of the cheapest circular path.
-
-    The state before the first pair is that of the cheapest path through the pairs around the vector's ends;
-    the path then starts and ends there.
-
-    On a CPU the steps are done in numpy, whose operations start ten times sooner than MLX's and are three
-    times faster; the functions below take either kind of array.
-
-    Args:
-        pairs: float32 ``[vectors, pairs, 2]``.
-
-    Returns:
-        uint32 ``[vectors, pairs]`` each.
-    """
-    vectors, count, _ = pairs.shape
-    # One more coordinate, whose product with the last column of ``_products`` is an entry's square.
-    targets: Any = mx.concatenate([pairs.transpose(1, 2, 0), mx.ones((count, 1, vectors))], axis=1)
-    on_cpu = mx.default_device() == mx.cpu
-    library: Any = np if on_cpu else mx
-    if on_cpu:
-        targets = np.array(targets)
-    around = min(WARM_UP_PAIRS, count)
-    ends = library.concatenate([targets[count - around :], targets[:around]])
-    free = library.zeros((STATES, vectors), dtype=targets.dtype)
-    costs = _path_costs(ends, free, bits, library)
-    (first, *_), _ = _trace(ends[around:], costs[around:], costs[-1].argmin(axis=0), bits, library)
-    start = _IMPOSSIBLE * (library.arange(STATES)[:, None] != first).astype(targets.dtype)
-    costs = _path_costs(targets, start, bits, library)
-    states, details = _trace(targets, costs, first, bits, library)
-    return tuple(mx.array(library.stack(part, axis=1)).astype(mx.uint32) for part in (states[1:], details))
-
-
-def _path_costs(targets: Any, first: Any, bits: int, library: Any) -> list[Any]:
-    """Cost of the cheapest path to each state, before the first pair and after each.
-
-    Squared errors without the squares of the targets, which all paths share.
-
-    Args:
-        targets: float32 ``[pairs, 3, vectors]``, the last coordinate 1.
-        first: Costs of the states before the first pair, float32 ``[states, vectors]``.
-        library: ``numpy`` or ``mlx.core``.
-    """
-    costs = [first]
-    of_first, *of_others = _products(bits, library)
-    for target in targets:
-        errors = of_first @ target
-        for products in of_others:
-            errors = library.minimum(errors, products @ target)
-        costs.append((errors.reshape(STATES, STATES, -1) + costs[-1][:, None]).min(axis=0))
-    return costs
-
-
-def _trace(targets: Any, costs: list[Any], last: Any, bits: int, library: Any) -> tuple[list[Any], list[Any]]:
-    """Follow the cheapest path that ends in the state ``last``, backwards.
-
-    Returns:
-        States before the first pair and after each, and the detail of each pair, integers ``[vectors]`` each.
-    """
-    first, second, square = _products_by_state(bits, library)
-    states, details = [last], []
-    for target, cost in zip(targets[::-1], costs[-2::-1], strict=True):
-        state = states[-1]
-        errors = first[state] * target[0][:, None] + second[state] * target[1][:, None] + square[state]
-        branches = errors.reshape(len(state), -1, STATES) + cost.T[:, None]
-        best = branches.reshape(len(state), -1).argmin(axis=-1)
-        states.append(best % STATES)
-        details.append(best // STATES)
-    return states[::-1], details[::-1]
-
-
-@lru_cache(maxsize=6)
-def _products(bits: int, library: Any) -> list[Any]:
-    """Matrices for the squared errors of all entries of a detail: ``-2 x, -2 y, x^2 + y^2``, float32
-    ``[preceding nibbles x nibbles, 3]``.
-    """
-    table = np.array(entries(bits).astype(mx.float32)).transpose(0, 2, 1, 3).reshape(-1, STATES * STATES, 2)
-    found = np.concatenate([-2 * table, np.square(table).sum(axis=-1, keepdims=True)], axis=-1)
-    return [library.array(one) for one in found]
-
-
-@lru_cache(maxsize=6)
-def _products_by_state(bits: int, library: Any) -> list[Any]:
-    """The columns of ``_products`` by nibble: float32 ``[nibbles, details x preceding nibbles]``."""
-    rows = np.stack(_products(bits, np)).reshape(-1, STATES, STATES, 3)
-    columns = rows.transpose(3, 2, 0, 1).reshape(3, STATES, -1)
-    return [library.array(column) for column in columns]
 
 
 def _packed(fields: mx.array, shifts: list[int]) -> mx.array:

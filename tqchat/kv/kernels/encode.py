@@ -12,8 +12,9 @@ import mlx.core as mx
 from tqchat.kv.codec.base import Block, Format
 from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rounding import LEAF_SIZE
-from tqchat.kv.codec.trellis import WARM_UP_PAIRS, TrellisQuantiser, kernel_table
+from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.codec.viterbi import WARM_UP_PAIRS
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import FormatSpec
