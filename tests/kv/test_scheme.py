@@ -19,6 +19,9 @@ def test_the_original_schemes_are_listed() -> None:
         ("turbo4", ("turbo", 4), ("turbo", 4)),
         ("turbo8v3", ("affine", 8), ("turbo", 3)),
         (" Turbo0V2 ", ("raw", 16), ("turbo", 2)),
+        ("trellis3", ("trellis", 3), ("trellis", 3)),
+        ("trellis8v2", ("affine", 8), ("trellis", 2)),
+        ("Trellis4v3", ("trellis", 4), ("trellis", 3)),
     ],
 )
 def test_names_give_the_formats_of_keys_and_values(
@@ -31,18 +34,41 @@ def test_names_give_the_formats_of_keys_and_values(
 
 def test_two_spellings_of_one_scheme_are_one_scheme() -> None:
     assert parse_scheme("turbo4v4") == parse_scheme("turbo4")
+    assert parse_scheme("trellis4v4") == parse_scheme("trellis4")
 
 
 @pytest.mark.parametrize(
-    "name", ["", "turbo", "turbo0", "turbo8", "turbo9v4", "turbo4v8", "fp8", "turbo4v", "turbo٤"]
+    "name",
+    [
+        "",
+        "turbo",
+        "turbo0",
+        "turbo8",
+        "turbo9v4",
+        "turbo4v8",
+        "fp8",
+        "turbo4v",
+        "turbo٤",
+        "trellis1",
+        "trellis0",
+        "trellis4v1",
+    ],
 )
 def test_an_unknown_scheme_error_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(UnknownScheme, match="turbo0v4"):
+    with pytest.raises(UnknownScheme, match=r"turbo0v4.*trellis<K>v<V>"):
         parse_scheme(name)
 
 
 @pytest.mark.parametrize(
-    "name, bits", [("fp16", 16), ("affine8", 8.5), ("affine4", 4.5), ("turbo4", 4.125), ("turbo2", 2.125)]
+    "name, bits",
+    [
+        ("fp16", 16),
+        ("affine8", 8.5),
+        ("affine4", 4.5),
+        ("turbo4", 4.125),
+        ("turbo2", 2.125),
+        ("trellis3", 3.125),
+    ],
 )
 def test_bits_per_value_are_exact(name: str, bits: float) -> None:
     assert parse_scheme(name).bits_per_value(128) == bits

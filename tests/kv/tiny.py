@@ -8,7 +8,17 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
-REPRESENTATIVE = ("fp16", "affine8", "affine4", "turbo0v4", "turbo0v2", "turbo8v4", "turbo4", "turbo3v2")
+REPRESENTATIVE = (
+    "fp16",
+    "affine8",
+    "affine4",
+    "turbo0v4",
+    "turbo0v2",
+    "turbo8v4",
+    "turbo4",
+    "turbo3v2",
+    "trellis3v2",
+)
 """Schemes that cover every format and code width on both sides."""
 
 

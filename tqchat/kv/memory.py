@@ -192,7 +192,7 @@ def _predicted(layer: LayerReport, scheme: Scheme, rotations: set[tuple[str, int
         head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
         if packed:
             head_bytes += fitted_bytes(spec, role, dim)
-            if spec.kind == "turbo":
+            if spec.is_rotated:
                 rotations.add((role, dim))
         total += head_bytes * layer.heads
     return total

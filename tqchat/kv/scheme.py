@@ -11,6 +11,9 @@ from tqchat.errors import TqchatError
 TURBO_BITS = (1, 2, 3, 4)
 """Code widths that have a Lloyd-Max codebook."""
 
+TRELLIS_BITS = (2, 3, 4)
+"""Code widths that have a trellis."""
+
 AFFINE_GROUP = 64
 """Values per scale and bias of affine formats; half as many where 64 does not divide the head dimension."""
 
@@ -27,7 +30,8 @@ class UnknownScheme(TqchatError):
         known = ", ".join(scheme.name for scheme in SCHEMES)
         super().__init__(
             f"There is no cache scheme {name!r}. Choose one of: {known}, "
-            "or turbo<K>v<V> with K of 0, 1 to 4 or 8 and V of 1 to 4."
+            "or turbo<K>v<V> with K of 0, 1 to 4 or 8 and V of 1 to 4, "
+            "or trellis<K>v<V> with K of 0, 2 to 4 or 8 and V of 2 to 4."
         )
 
 
@@ -37,10 +41,16 @@ class FormatSpec:
 
     ``raw`` is 16 bits a value. ``affine`` is MLX's group quantisation, with a 16-bit scale and bias per
     group. ``turbo`` is a rotated vector quantised with a Lloyd-Max codebook, with one 16-bit gain per vector.
+    ``trellis`` is the same with a trellis code, of the same size.
     """
 
-    kind: Literal["raw", "affine", "turbo"]
+    kind: Literal["raw", "affine", "turbo", "trellis"]
     bits: int
+
+    @property
+    def is_rotated(self) -> bool:
+        """Whether vectors are rotated and have a gain."""
+        return self.kind in ("turbo", "trellis")
 
     def group_size(self, head_dim: int) -> int:
         """Values per affine scale: 64 where that divides ``head_dim``, else 32."""
@@ -48,7 +58,7 @@ class FormatSpec:
 
     def padded_dim(self, head_dim: int) -> int:
         """Stored width of ``head_dim`` values; affine pads to a multiple of its group size."""
-        unit = {"raw": 1, "affine": self.group_size(head_dim), "turbo": 1}[self.kind]
+        unit = self.group_size(head_dim) if self.kind == "affine" else 1
         return -(-head_dim // unit) * unit
 
     def bytes_per_vector(self, head_dim: int) -> int:
@@ -58,7 +68,13 @@ class FormatSpec:
         if self.kind == "affine":
             dim = self.padded_dim(head_dim)
             return dim * self.bits // 8 + 4 * (dim // self.group_size(head_dim))
-        return 4 * words_per_vector(head_dim, self.bits) + 2
+        return 4 * self.words_per_vector(head_dim) + 2
+
+    def words_per_vector(self, head_dim: int) -> int:
+        """32-bit words of codes of a turbo or trellis vector."""
+        if self.kind == "trellis":
+            return sum(-(-head_dim * width // 32) for width in (2, self.bits - 2))
+        return words_per_vector(head_dim, self.bits)
 
     def bits_per_number(self, head_dim: int) -> float:
         """Exact bits per stored number of a packed vector, its gain or scales included."""
@@ -79,9 +95,9 @@ def plane_widths(bits: int) -> tuple[int, ...]:
 
 
 def fitted_bytes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> int:
-    """Bytes of the fitted float16 vectors per head: mean; for keys also balance and, if turbo, metric."""
-    vectors = {"raw": (0, 0), "affine": (2, 0), "turbo": (3, 1)}[spec.kind][role == "value"]
-    return 2 * head_dim * vectors
+    """Bytes of the fitted float16 vectors per head: mean; for keys also balance and, if rotated, metric."""
+    vectors = (3, 1) if spec.is_rotated else (2, 0) if spec.kind == "affine" else (0, 0)
+    return 2 * head_dim * vectors[role == "value"]
 
 
 def rotation_bytes(head_dim: int) -> int:
@@ -90,7 +106,7 @@ def rotation_bytes(head_dim: int) -> int:
 
 
 def words_per_vector(head_dim: int, bits: int) -> int:
-    """32-bit words that hold ``head_dim`` codes of ``bits`` bits."""
+    """32-bit words that hold ``head_dim`` scalar codes of ``bits`` bits."""
     return sum(-(-head_dim * width // 32) for width in plane_widths(bits))
 
 
@@ -133,23 +149,22 @@ class Scheme:
             return "Nothing compressed: every key and value at 16 bits."
         if self.key.kind == self.value.kind == "affine":
             return f"Keys and values at {self.key.bits} bits, MLX's own quantisation."
-        keys = {
-            "raw": "Keys at 16 bits",
-            "affine": f"Keys at {self.key.bits} bits (affine)",
-            "turbo": f"Keys at {self.key.bits} bits (rotated)",
-        }[self.key.kind]
-        return f"{keys}, values at {self.value.bits} bits (rotated)."
+        how = {"raw": "", "affine": " (affine)", "turbo": " (rotated)", "trellis": " (rotated, trellis)"}
+        keys = f"Keys at {self.key.bits} bits{how[self.key.kind]}"
+        return f"{keys}, values at {self.value.bits} bits{how[self.value.kind]}."
 
 
 RAW = FormatSpec("raw", 16)
 
 
-def _turbo(key_bits: int, value_bits: int, name: str | None = None) -> Scheme:
-    key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec("turbo", key_bits))
+def _rotated(kind: Literal["turbo", "trellis"], key_bits: int, value_bits: int) -> Scheme:
+    """The scheme ``<kind><K>v<V>``, or ``<kind><K>`` if both are equal."""
+    name = f"{kind}{key_bits}" if key_bits == value_bits else f"{kind}{key_bits}v{value_bits}"
+    key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec(kind, key_bits))
     # With packed keys a raw token costs 2.5 to 7.5 packed ones, so the tail is shorter to keep the ratio at
     # 4k tokens. 4-bit keys and values leave room for a longer one.
     tail = 128 if key_bits == 0 else 88 if key_bits == value_bits == 4 else 64
-    return Scheme(name or f"turbo{key_bits}v{value_bits}", key, FormatSpec("turbo", value_bits), tail)
+    return Scheme(name, key, FormatSpec(kind, value_bits), tail)
 
 
 def _affine(bits: int) -> Scheme:
@@ -162,21 +177,19 @@ SCHEMES: tuple[Scheme, ...] = (
     FP16,
     _affine(8),
     _affine(4),
-    *(_turbo(key, value) for key in (0, 8) for value in (4, 3, 2)),
-    _turbo(4, 4, "turbo4"),
-    _turbo(4, 2),
-    _turbo(3, 3, "turbo3"),
-    _turbo(3, 2),
-    _turbo(2, 2, "turbo2"),
+    *(_rotated("turbo", key, value) for key in (0, 8) for value in (4, 3, 2)),
+    *(_rotated("turbo", key, value) for key, value in ((4, 4), (4, 2), (3, 3), (3, 2), (2, 2))),
+    *(_rotated("trellis", key, value) for key, value in ((0, 4), (8, 4), (4, 4), (4, 2), (3, 3), (2, 2))),
 )
 """The schemes shown in lists, in that order."""
 
 _NAMED = {scheme.name: scheme for scheme in SCHEMES}
-_PATTERN = re.compile(r"turbo([0-48])(?:v([1-4]))?", re.ASCII)
+_PATTERN = re.compile(r"(turbo|trellis)([0-48])(?:v([1-4]))?", re.ASCII)
 
 
 def parse_scheme(name: str) -> Scheme:
-    """The scheme of that name: a listed one or any ``turbo<K>v<V>``; ``turbo4`` means ``turbo4v4``.
+    """The scheme of that name: a listed one or any ``turbo<K>v<V>`` or ``trellis<K>v<V>``; ``turbo4`` means
+    ``turbo4v4``.
 
     Raises:
         UnknownScheme: for any other name.
@@ -187,13 +200,13 @@ def parse_scheme(name: str) -> Scheme:
     match = _PATTERN.fullmatch(name)
     if match is None:
         raise UnknownScheme(name)
-    key_bits = int(match[1])
-    if match[2] is None:
-        if key_bits not in TURBO_BITS:
-            raise UnknownScheme(name)
-        return _turbo(key_bits, key_bits, name)
-    value_bits = int(match[2])
-    return _turbo(key_bits, value_bits, f"turbo{key_bits}" if key_bits == value_bits else name)
+    kind: Literal["turbo", "trellis"] = "turbo" if match[1] == "turbo" else "trellis"
+    widths = TURBO_BITS if kind == "turbo" else TRELLIS_BITS
+    key_bits = int(match[2])
+    value_bits = key_bits if match[3] is None else int(match[3])
+    if key_bits not in (0, 8, *widths) or value_bits not in widths:
+        raise UnknownScheme(name)
+    return _rotated(kind, key_bits, value_bits)
 
 
 AUTO = "auto"

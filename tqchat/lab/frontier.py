@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 34, 66, 92
 
 _FAMILIES = {
     "turbo": ("#8250df", "#bc8cff", "rotated keys and values"),
+    "trellis": ("#bf3989", "#ff80c8", "rotated, trellis codes"),
     "mixed": ("#0969da", "#58a6ff", "8-bit keys, rotated values"),
     "values": ("#1a7f37", "#4ac26b", "raw keys, rotated values"),
     "affine": ("#bc4c00", "#f0883e", "affine"),
@@ -203,6 +204,8 @@ def family(scheme: str) -> str:
         return "peer"
     if scheme.startswith("affine"):
         return "affine"
+    if scheme.startswith("trellis"):
+        return "trellis"
     if scheme.startswith("turbo0"):
         return "values"
     return "mixed" if scheme.startswith("turbo8") else "turbo"

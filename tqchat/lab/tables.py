@@ -17,7 +17,7 @@ TYPICAL_KV_HEADS = 8
 def scheme_table() -> str:
     """Every listed scheme: bits, tail, and its compression ratio at 4k and 32k tokens."""
     lengths = [f"at {length // 1024}k" for length in LENGTHS]
-    header = ["scheme", "bits per key", "bits per value", "raw tail", *lengths]
+    header = ["scheme", "key bits", "value bits", "tail", *lengths]
     rows = [
         [
             f"`{scheme.name}`",

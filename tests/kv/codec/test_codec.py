@@ -101,7 +101,9 @@ def test_turbo_decodes_a_zero_vector_to_zero(role: Literal["key", "value"]) -> N
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
-@pytest.mark.parametrize("spec", [FormatSpec("turbo", 3), FormatSpec("affine", 8), FormatSpec("raw", 16)])
+@pytest.mark.parametrize(
+    "spec", [FormatSpec("turbo", 3), FormatSpec("trellis", 3), FormatSpec("affine", 8), FormatSpec("raw", 16)]
+)
 @pytest.mark.parametrize("rows", [1, 3, 20])
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_fold_multiply_sum_and_unfold_match_decoded_vectors(
@@ -112,10 +114,10 @@ def test_fold_multiply_sum_and_unfold_match_decoded_vectors(
     statistics = QueryStatistics(queries.square().mean(axis=2, keepdims=True), 30)
     format_ = make_format(spec, head_dim, role).fit(x, statistics)
     block = format_.encode(x)
-    if spec.kind == "turbo":
+    if isinstance(format_, TurboFormat):
         words, gain = block
-        planes = byte_planes(words, spec.bits, head_dim)
-        stored = lookup(planes, spec.bits, head_dim) * gain.astype(mx.float32)
+        prepared = format_.quantiser.prepare(words, head_dim)
+        stored = format_.quantiser.lookup(prepared, head_dim) * gain.astype(mx.float32)
     elif spec.kind == "affine":
         words, scales, biases = block
         stored = mx.dequantize(words, scales, biases, spec.group_size(head_dim), spec.bits)
@@ -136,7 +138,10 @@ def test_fold_multiply_sum_and_unfold_match_decoded_vectors(
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("name", ["affine8", "affine4", "turbo4", "turbo3", "turbo2", "turbo0v4"])
+@pytest.mark.parametrize(
+    "name",
+    ["affine8", "affine4", "turbo4", "turbo3", "turbo2", "turbo0v4", "trellis4", "trellis3", "trellis2"],
+)
 def test_bytes_per_vector_match_the_encoded_arrays(name: str, head_dim: int) -> None:
     spec = parse_scheme(name).value
     block = make_format(spec, head_dim, "value").encode(mx.ones((1, 1, 8, head_dim), dtype=mx.float16))

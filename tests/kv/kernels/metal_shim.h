@@ -246,6 +246,11 @@ uint tq_halves_of(uint bits) {
 inline float tq_shuffle(float x, int lane) {
     return shim::exchange(x, [=](int first) { return shim::running->fibers[first + lane].value; });
 }
+inline uint tq_shuffle(uint x, int lane) { return as_type<uint>(tq_shuffle(as_type<float>(x), lane)); }
+template <int FIRST, int SECOND>
+uint tq_at_bytes(const uint* column, uint first, uint second, int byte) {
+    return column[(first >> (8 * byte) & 255u) * FIRST + (second >> (8 * byte) & 255u) * SECOND];
+}
 template <int COLUMNS>
 uint tq_at_byte(const uint* column, uint word, int byte) {
     return column[(word >> (8 * byte) & 255u) * COLUMNS];

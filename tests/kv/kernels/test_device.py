@@ -294,7 +294,8 @@ def test_probe_describes_the_kernels():
 
 @pytest.mark.skipif(device.kernels() is None, reason="no GPU")
 @pytest.mark.parametrize(
-    "scheme", ["turbo4", "turbo3", "turbo8v4", "turbo0v2", "affine8", "affine4", "turbo2"]
+    "scheme",
+    ["turbo4", "turbo3", "turbo8v4", "turbo0v2", "affine8", "affine4", "turbo2", "trellis4", "trellis3v2"],
 )
 @pytest.mark.parametrize(("dims", "group"), [((128, 128), 3), ((64, 64), 7), ((96, 80), 2), ((256, 256), 1)])
 def test_the_kernels_of_this_device_agree_with_plain_operations(scheme, dims, group):

@@ -114,6 +114,18 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
         ("turbo4", (1, 1, 2), (64, 128), mx.float16, 1, TENSOR_CORES),
         ("turbo4", (1, 1, 2), (64, 256), mx.float16, 1, METAL),
         ("turbo3", (1, 1, 2), (32, 128), mx.float16, 1, CUDA),
+        ("trellis4", (1, 1, 2), (64, 64), mx.float16, 1, TENSOR_CORES),
+        ("trellis3", (2, 1, 3), (64, 128), mx.bfloat16, 2, TENSOR_CORES),
+        ("trellis4v2", (1, 2, 2), (128, 256), mx.float16, 1, TENSOR_CORES),
+        ("trellis2v4", (1, 1, 3), (256, 128), mx.float16, 1, TENSOR_CORES),
+        ("trellis8v3", (1, 1, 2), (128, 64), mx.float16, 1, TENSOR_CORES),
+        ("trellis0v2", (1, 1, 2), (64, 64), mx.float16, 1, TENSOR_CORES),
+        ("trellis2", (1, 2, 3), (64, 64), mx.float16, 1, METAL),
+        ("trellis3", (1, 1, 2), (80, 80), mx.float16, 1, METAL),
+        ("trellis4v2", (2, 1, 2), (128, 128), mx.bfloat16, 2, METAL),
+        ("trellis8v4", (1, 1, 5), (128, 256), mx.float16, 1, METAL),
+        ("trellis4v3", (1, 2, 2), (56, 96), mx.float16, 1, CUDA),
+        ("trellis0v2", (1, 1, 3), (256, 40), mx.float32, 1, CUDA),
     ],
 )
 def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
@@ -366,13 +378,21 @@ def test_nan_reaches_the_output(emulator, where, dtype):
 
 
 @pytest.mark.parametrize(
-    ("role", "bits", "dim", "fitted"),
-    [("key", 4, 128, True), ("key", 3, 64, True), ("key", 2, 80, False), ("value", 4, 256, True)],
+    ("kind", "role", "bits", "dim", "fitted"),
+    [
+        ("turbo", "key", 4, 128, True),
+        ("turbo", "key", 3, 64, True),
+        ("turbo", "key", 2, 80, False),
+        ("turbo", "value", 4, 256, True),
+        ("trellis", "key", 2, 64, True),
+        ("trellis", "value", 3, 33, True),
+        ("trellis", "key", 4, 80, False),
+    ],
 )
-def test_encoding_matches_plain_operations(emulator, role, bits, dim, fitted):
+def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitted):
     mx.random.seed(9)
     x = (mx.random.normal((2, 2, 40, dim)) * mx.exp(mx.random.normal((1, 2, 1, dim)))).astype(mx.float16)
-    format_ = make_format(FormatSpec("turbo", bits), dim, role)
+    format_ = make_format(FormatSpec(kind, bits), dim, role)
     assert isinstance(format_, TurboFormat)
     if fitted:
         statistics = (

@@ -8,7 +8,9 @@ import mlx.core as mx
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import Format, RawFormat
+from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, draw_rotation, restore_rotation
+from tqchat.kv.codec.trellis import TrellisQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.scheme import FormatSpec
 
@@ -27,7 +29,7 @@ def make_format(
         fitted: ``Format.fitted`` of that format.
 
     Raises:
-        UnsupportedHeadDim: if a turbo format has no rotation of this size.
+        UnsupportedHeadDim: if a turbo or trellis format has no rotation of this size.
     """
     if spec.kind == "raw":
         return RawFormat()
@@ -35,4 +37,5 @@ def make_format(
         return AffineFormat(spec, head_dim, role, **(fitted or {}))
     drawn = draw_rotation(head_dim, KEY_SEED if role == "key" else VALUE_SEED)
     rotation = restore_rotation(shared["rotation"], drawn) if shared else drawn
-    return TurboFormat(spec.bits, rotation, role, **(fitted or {}))
+    quantiser = TrellisQuantiser(spec.bits) if spec.kind == "trellis" else ScalarQuantiser(spec.bits)
+    return TurboFormat(quantiser, rotation, role, **(fitted or {}))

@@ -10,11 +10,9 @@ from typing import Literal
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, FittedFormat, Format
-from tqchat.kv.codec.codebook import quantise
 from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys, fit_mean
-from tqchat.kv.codec.packing import byte_planes, lookup, pack
+from tqchat.kv.codec.quantiser import Quantiser
 from tqchat.kv.codec.rotation import Rotation
-from tqchat.kv.codec.rounding import quantise_shaped
 
 _MAX_TRANSPOSED_ROWS = 4
 """Query rows up to which a CPU's BLAS is up to twice as fast with the long history as left operand."""
@@ -56,7 +54,7 @@ class TurboFormat(FittedFormat):
     2108.08842); rounding in ``rounding``.
     """
 
-    bits: int
+    quantiser: Quantiser
     rotation: Rotation
     role: Literal["key", "value"]
     mean: mx.array | None = None
@@ -91,10 +89,10 @@ class TurboFormat(FittedFormat):
         y = self.rotation.rotate(x)
         norm = mx.linalg.norm(y, axis=-1, keepdims=True)
         unit = y * (self.rotation.head_dim**0.5 / mx.maximum(norm, 1e-20))
-        if self.metric is not None and self.rotation.is_hadamard:
-            codes, centroids = quantise_shaped(unit, self.metric.astype(mx.float32), self.bits)
-        else:
-            codes, centroids = quantise(unit, self.bits)
+        shaped = self.metric is not None and self.rotation.is_hadamard
+        words, centroids = self.quantiser.quantise(
+            unit, self.metric.astype(mx.float32) if self.metric is not None and shaped else None
+        )
         if self.role == "value":
             gain = norm.square() / mx.maximum((y * centroids).sum(axis=-1, keepdims=True), 1e-20)
         elif self.metric is None:
@@ -104,12 +102,12 @@ class TurboFormat(FittedFormat):
             component = (weighted * self.rotation.unrotate(centroids)).sum(axis=-1, keepdims=True)
             gain = (weighted * x).sum(axis=-1, keepdims=True) / mx.maximum(component, 1e-20)
         gain = mx.where(mx.isfinite(norm), mx.minimum(gain, FLOAT16_MAX), mx.nan)
-        return pack(codes, self.bits), gain.astype(mx.float16)
+        return words, gain.astype(mx.float16)
 
     def prepare(self, block: Block) -> Block:
-        """The gain, then the codes as byte planes."""
+        """The gain, then what ``Quantiser.lookup`` needs."""
         words, gain = block
-        return gain, *byte_planes(words, self.bits, self.rotation.head_dim)
+        return gain, *self.quantiser.prepare(words, self.rotation.head_dim)
 
     @cached_property
     def _fold_signs(self) -> mx.array:
@@ -159,4 +157,4 @@ class TurboFormat(FittedFormat):
         return self._lookup(codes) * gain.astype(mx.float32)
 
     def _lookup(self, codes: Sequence[mx.array]) -> mx.array:
-        return lookup(codes, self.bits, self.rotation.head_dim)
+        return self.quantiser.lookup(codes, self.rotation.head_dim)

@@ -10,11 +10,14 @@ from typing import Any
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, Format
+from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rounding import LEAF_SIZE
+from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.codec.viterbi import WARM_UP_PAIRS
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.source import KernelSpec
-from tqchat.kv.scheme import words_per_vector
+from tqchat.kv.scheme import FormatSpec
 from tqchat.kv.storage.threads import thread_key
 
 
@@ -23,6 +26,7 @@ class EncodePlan:
     """Compile-time parameters of the encoding kernel.
 
     Attributes:
+        trellis: Whether the codes are those of a trellis.
         dtype: Of the vectors to encode.
         rotation: 1 Hadamard with signs, 2 dense matrix.
         mean: Whether a mean is subtracted; likewise ``balance`` and ``metric``.
@@ -30,6 +34,7 @@ class EncodePlan:
 
     dim: int
     bits: int
+    trellis: bool
     is_key: bool
     rotation: int
     mean: bool
@@ -42,9 +47,14 @@ class EncodePlan:
         """Number of halvings before coordinates are rounded together (see ``quantise_shaped``)."""
         return (
             (self.dim // LEAF_SIZE).bit_length() - 1
-            if self.metric and self.rotation == 1 and self.dim > LEAF_SIZE
+            if self.metric and not self.trellis and self.rotation == 1 and self.dim > LEAF_SIZE
             else 0
         )
+
+    @property
+    def words(self) -> int:
+        """32-bit words of codes per vector."""
+        return FormatSpec("trellis" if self.trellis else "turbo", self.bits).words_per_vector(self.dim)
 
     @property
     def simds(self) -> int:
@@ -63,22 +73,29 @@ class EncodePlan:
             ("BALANCE", int(self.balance)),
             ("METRIC", int(self.metric)),
             ("LEVELS", self.levels),
-            ("WORDS", words_per_vector(self.dim, self.bits)),
+            ("WORDS", self.words),
+            ("WARM_UP", WARM_UP_PAIRS),
             ("SIMDS", self.simds),
             ("S", self.dtype),
             ("G", mx.float16),
         )
         inputs = "x", "mean", "balance", "metric", "rotation"
-        return KernelSpec("encode", inputs, ("words", "gains"), constants)
+        if self.trellis:
+            return KernelSpec("encode_trellis", (*inputs, "table"), ("words", "gains"), constants)
+        return KernelSpec("encode_scalar", inputs, ("words", "gains"), constants)
 
 
 def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
     """The kernel for vectors like ``x``; ``None`` where none applies."""
-    if format_.rotation.head_dim > MAX_HEAD_DIM:
+    trellis = isinstance(format_.quantiser, TrellisQuantiser)
+    if format_.rotation.head_dim > MAX_HEAD_DIM or not (
+        trellis or isinstance(format_.quantiser, ScalarQuantiser)
+    ):
         return None
     return EncodePlan(
         format_.rotation.head_dim,
-        format_.bits,
+        format_.quantiser.bits,
+        trellis,
         format_.role == "key",
         1 if format_.rotation.is_hadamard else 2,
         format_.mean is not None,
@@ -91,10 +108,12 @@ def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
 def encode_inputs(format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
     """Input arrays of the encoding kernel for vectors ``x`` ``[batch, heads, tokens, head_dim]``."""
     fitted = format_.mean, format_.balance, format_.metric
+    quantiser = format_.quantiser
     return (
         x,
         *(unused_input(mx.float16) if array is None else array for array in fitted),
         format_.rotation.array,
+        *([kernel_table(quantiser.bits).view(mx.uint32)] if isinstance(quantiser, TrellisQuantiser) else []),
     )
 
 
@@ -107,7 +126,7 @@ def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
         "grid": (-(-vectors // plan.simds) * threads, 1, 1),
         "threadgroup": (threads, 1, 1),
         "output_shapes": [
-            (batch, heads, tokens, words_per_vector(plan.dim, plan.bits)),
+            (batch, heads, tokens, plan.words),
             (batch, heads, tokens, 1),
         ],
         "output_dtypes": [mx.uint32, mx.float16],

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from tqchat.kv.codec.codebook import centroids
+from tqchat.kv.codec.trellis import kernel_table
 from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_RAW_SPLITS, MAX_SPLITS, MERGE_SIMDS, Plan
 from tqchat.kv.storage.side import Side
@@ -373,6 +374,7 @@ def _fixed_inputs(
         per_head.append(fold)
     if plan.value.rotation:
         shared.append(values.format.shared["rotation"].T.flatten())
+    shared += [kernel_table(side.bits) for side in (plan.key, plan.value) if side.kind == 3]
     if plan.value.mean:
         per_head.append(values.format.fitted["mean"])
     if sink_logits is not None:

@@ -10,10 +10,14 @@ import mlx.core as mx
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import RawFormat
+from tqchat.kv.codec.quantiser import ScalarQuantiser
+from tqchat.kv.codec.trellis import TrellisQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
 from tqchat.kv.storage.side import Side
+
+_KINDS: dict[type, source.Kind] = {ScalarQuantiser: 1, TrellisQuantiser: 3}
 
 TENSOR_DIMS = (64, 128, 256)
 """Head dimensions that the tensor-core kernel supports."""
@@ -34,7 +38,7 @@ class SidePlan:
     """Compile-time description of one side of a layer.
 
     Attributes:
-        kind: 0 raw, 1 codebook, 2 affine groups.
+        kind: 0 raw, 1 codebook, 2 affine groups, 3 trellis.
         words: 32-bit words per packed vector.
         group: Values per affine scale.
         scale: Dtype of the affine scales.
@@ -219,9 +223,9 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: K
 
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
-    suits = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind == 1
+    suits = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind in (1, 3)
     return (suits and storage != mx.float32) and (
-        key.kind == 1 or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
+        key.kind in (1, 3) or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
     )
 
 
@@ -268,10 +272,20 @@ def _side_plan(side: Side) -> SidePlan | None:
     if isinstance(format_, RawFormat) or not side.packed.length:
         return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, writes_tail)
     words = int(side.packed.arrays[0].shape[3])
-    if isinstance(format_, TurboFormat):
+    if isinstance(format_, TurboFormat) and type(format_.quantiser) in _KINDS:
         rotation = 1 if format_.rotation.array.ndim == 1 else 2
         mean = format_.mean is not None
-        return SidePlan(dim, 1, format_.bits, words, 1, mx.float16, mean, rotation, writes_tail)
+        return SidePlan(
+            dim,
+            _KINDS[type(format_.quantiser)],
+            format_.quantiser.bits,
+            words,
+            1,
+            mx.float16,
+            mean,
+            rotation,
+            writes_tail,
+        )
     if isinstance(format_, AffineFormat) and format_.spec.bits in (4, 8):
         group = format_.spec.group_size(dim)
         mean = format_.mean is not None

@@ -8,7 +8,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.scheme import parse_scheme
 
-SCHEMES = ("turbo4", "turbo8v4")
+SCHEMES = ("turbo4", "turbo8v4", "trellis3")
 
 
 def probe() -> str:

@@ -12,9 +12,9 @@ import mlx.core as mx
 from tqchat.kv.codec.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
-Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode"]
-Kind = Literal[0, 1, 2]
-"""Storage of a side: 0 raw, 1 codebook, 2 affine groups."""
+Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode_scalar", "encode_trellis"]
+Kind = Literal[0, 1, 2, 3]
+"""Storage of a side: 0 raw, 1 codebook, 2 affine groups, 3 trellis."""
 
 Constants = tuple[tuple[str, int | mx.Dtype], ...]
 
@@ -34,7 +34,7 @@ class SideArrays:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Input arrays of the side."""
-        packed = ("codes", "scales", "biases")[: (0, 2, 3)[self.kind]]
+        packed = ("codes", "scales", "biases")[: (0, 2, 3, 2)[self.kind]]
         names = (*packed, "tail", "token") if self.writes_tail else (*packed, "tail")
         return tuple(f"{self.name}_{name}" for name in names)
 
@@ -103,8 +103,12 @@ class KernelSpec:
 
     def _body(self, language: Language) -> str:
         begin = constants(language, self.constants) + _read(f"{language}_begin")
-        if self.kernel == "encode":
-            return begin + _read("encode")
+        if self.kernel in ("encode_scalar", "encode_trellis"):
+            quantiser = self.kernel.removeprefix("encode_")
+            return begin + "".join(
+                _read(part)
+                for part in ("encode", f"encode_{quantiser}", "encode_gain", f"encode_pack_{quantiser}")
+            )
         if self.kernel == "merge":
             return begin + _read("fixed") + _read("merge_begin") + _read("merge")
         return begin + _read("fixed") + _attend_body(self.kernel, self.sides)
@@ -122,9 +126,9 @@ _FOLDER = Path(__file__).resolve().parent / "shaders"
 
 def _header(kernel: Kernel, language: Language) -> str:
     """Language definitions, codebooks and shared functions."""
-    levels = _codebook_switch() if kernel == "encode" else ""
+    levels = _codebook_switch() if kernel == "encode_scalar" else ""
     tensor = _read("tensor") if kernel == "attend_tensor" else ""
-    return _read(language) + levels + _read("common") + tensor
+    return _read(language) + levels + _read("trellis") + _read("common") + tensor
 
 
 def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:

@@ -14,6 +14,7 @@ LEFT, RIGHT, TOP = 96, 70, 66
 BAR, GAP, HEAD = 16, 5, 34
 _COLOURS = {
     "turbo": ("#8250df", "#bc8cff"),
+    "trellis": ("#bf3989", "#ff80c8"),
     "mixed": ("#0969da", "#58a6ff"),
     "values": ("#1a7f37", "#4ac26b"),
     "affine": ("#bc4c00", "#f0883e"),

@@ -1,0 +1,101 @@
+"""The cheapest path of vectors through a trellis: the Viterbi algorithm, for all vectors at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+STATES = 16
+"""States of the trellis: the values of a nibble."""
+
+WARM_UP_PAIRS = 8
+"""Pairs before and after the ends of a vector from which its first state is estimated.
+
+Mean squared error of 2-bit codes of 64 coordinates with 0 (first state fixed), 4, 8 and all pairs: 0.0823,
+0.0811, 0.0796, 0.0788.
+"""
+
+_IMPOSSIBLE = 1e9
+"""Cost of a state that a path cannot start in."""
+
+
+class PathSearch:
+    """Finds paths that minimise the squared error of pairs of coordinates.
+
+    On a CPU the steps are done in numpy, whose operations start ten times sooner than MLX's and are three
+    times faster.
+
+    Args:
+        table: The values of each branch, float32 ``[details, nibbles, preceding nibbles, 2]``.
+    """
+
+    def __init__(self, table: mx.array) -> None:
+        self._on_cpu = mx.default_device() == mx.cpu
+        self._library: Any = np if self._on_cpu else mx
+        entries = np.array(table)
+        # The squared error but for the target's square: product with ``(x, y, 1)``.
+        factors = np.concatenate([-2 * entries, np.square(entries).sum(axis=-1, keepdims=True)], axis=-1)
+        by_origin = factors.transpose(0, 2, 1, 3).reshape(len(entries), STATES * STATES, 3)
+        self._by_detail = [self._library.array(part) for part in by_origin]
+        by_nibble = factors.transpose(3, 1, 0, 2).reshape(3, STATES, -1)
+        self._by_nibble = [self._library.array(part) for part in by_nibble]
+
+    def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
+        """Nibbles and details of the cheapest circular path.
+
+        The state before the first pair is that of the cheapest path through the pairs around the vector's
+        ends; the path then starts and ends there.
+
+        Args:
+            pairs: float32 ``[vectors, pairs, 2]``.
+
+        Returns:
+            uint32 ``[vectors, pairs]`` each.
+        """
+        vectors, count, _ = pairs.shape
+        library = self._library
+        targets: Any = mx.concatenate([pairs.transpose(1, 2, 0), mx.ones((count, 1, vectors))], axis=1)
+        if self._on_cpu:
+            targets = np.array(targets)
+        around = min(WARM_UP_PAIRS, count)
+        ends = library.concatenate([targets[count - around :], targets[:around]])
+        costs = self._path_costs(ends, library.zeros((STATES, vectors), dtype=targets.dtype))
+        (first, *_), _ = self._trace(ends[around:], costs[around:], costs[-1].argmin(axis=0))
+        start = _IMPOSSIBLE * (library.arange(STATES)[:, None] != first).astype(targets.dtype)
+        states, details = self._trace(targets, self._path_costs(targets, start), first)
+        nibbles, chosen = (library.stack(part, axis=1) for part in (states[1:], details))
+        return mx.array(nibbles).astype(mx.uint32), mx.array(chosen).astype(mx.uint32)
+
+    def _path_costs(self, targets: Any, first: Any) -> list[Any]:
+        """Cost of the cheapest path to each state, before the first pair and after each.
+
+        Args:
+            targets: float32 ``[pairs, 3, vectors]``, the last coordinate 1.
+            first: Costs of the states before the first pair, float32 ``[states, vectors]``.
+        """
+        costs = [first]
+        for target in targets:
+            errors, *others = (factors @ target for factors in self._by_detail)
+            for other in others:
+                errors = self._library.minimum(errors, other)
+            costs.append((errors.reshape(STATES, STATES, -1) + costs[-1][:, None]).min(axis=0))
+        return costs
+
+    def _trace(self, targets: Any, costs: list[Any], last: Any) -> tuple[list[Any], list[Any]]:
+        """Follow the cheapest path that ends in the state ``last``, backwards.
+
+        Returns:
+            States before the first pair and after each, and the detail of each pair: integers ``[vectors]``.
+        """
+        x, y, square = self._by_nibble
+        states, details = [last], []
+        for target, cost in zip(targets[::-1], costs[-2::-1], strict=True):
+            state = states[-1]
+            errors = x[state] * target[0][:, None] + y[state] * target[1][:, None] + square[state]
+            branches = errors.reshape(len(state), -1, STATES) + cost.T[:, None]
+            best = branches.reshape(len(state), -1).argmin(axis=-1)
+            states.append(best % STATES)
+            details.append(best // STATES)
+        return states[::-1], details[::-1]
