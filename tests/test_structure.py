@@ -61,7 +61,10 @@ def lineage(name: str, found: dict[str, list[str]]) -> list[str]:
 
 def is_free(name: str, found: dict[str, list[str]]) -> bool:
     """Whether a class is an error, an event, a command or a protocol."""
-    if name.rpartition(".")[2] in FREE_ROOTS or any(base.endswith(".Protocol") for base in found[name]):
+    bases = found[name]
+    if name.rpartition(".")[2] in FREE_ROOTS or any(
+        b == "Exception" or b.endswith(".Protocol") for b in bases
+    ):
         return True
     return any(is_free(base, found) for base in found[name] if base in found)
 
