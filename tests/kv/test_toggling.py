@@ -98,6 +98,22 @@ def test_without_a_file_errors_stay_bounded(
     assert max(errors[::2]) < most * errors[0], errors
 
 
+@pytest.mark.parametrize("scheme", ["turbo3", "turbo0v4", "affine4"])
+def test_a_coarse_scheme_in_between_costs_nothing(scheme: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(320)
+    raw, cache = (make_prompt_cache(model, name) for name in ("fp16", "turbo4"))
+    for one in (cache, raw):
+        logits(model, one, tokens[:, :300], 299)
+    directly = error(convert(cache, scheme), raw)
+    convert_in_place(cache, "turbo2")
+    convert_in_place(cache, scheme)
+    assert error(cache, raw) < 1.02 * directly
+    assert memory_report(cache).rounded_bits[1] == (4 if scheme == "affine4" else 16)
+    for one in (cache, raw):
+        read(model, one, tokens[:, 300:])
+    assert error(cache, raw) < 1.2 * directly
+
+
 def test_trimmed_tokens_do_not_come_back() -> None:
     model, tokens, others = tiny.llama(), tiny.tokens(300), tiny.tokens(150, seed=9)
     cache = make_prompt_cache(model, "turbo4")

@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
@@ -268,30 +269,44 @@ class SchemeCache:
             self.earlier = self.earlier.without(role, target.spec)
 
     def _convert_side(self, role: str, target: Side, source: Side, old: SchemeCache) -> None:
-        """Fill an empty side with the tokens of one in another format."""
+        """Fill an empty side with the tokens of one in another format.
+
+        Those that an earlier scheme had in the target's format come as they were; others are decoded from the
+        finest format that has them.
+        """
         first = end = old.offset - source.length
-        rounding = old.rounding_now(role)
-        if (earlier := self.earlier.get(role, target.spec)) is not None:
-            with suppress(OSError):  # without the file they are converted like others
+        rounding = NO_ROUNDING
+        with suppress(OSError):  # without its file a side is not used
+            if (earlier := self.earlier.get(role, target.spec)) is not None:
                 end = earlier.restore(target, first)
-                rounding = earlier.rounding.before(end).then(end, rounding)
+                rounding = earlier.rounding.before(end)
+        with suppress(OSError):
+            if (found := self.earlier.finer(role, source.spec)) is not None and found[1].end > end:
+                spec, earlier = found
+                finer = Side(replace(self.scheme, key=spec, value=spec), source.role)
+                covered = earlier.restore(finer, first)
+                if covered > end:
+                    target.append(finer.fetch(source.dtype)[:, :, end - first :])
+                    carried = earlier.rounding.lowered(*finer.packed_positions(first), spec.bits)
+                    rounding, end = rounding.then(end, carried.before(covered)), covered
         if end < old.offset:
             target.append(source.fetch(source.dtype)[:, :, end - first :])
+            rounding = rounding.then(end, old.rounding_now(role))
         target.take_fit_of(source)
         self.rounding[role] = rounding
 
     def mark_rounded(self, bits: tuple[int, int]) -> None:
         """Record that packed tokens were stored at so few bits (of keys, of values) under earlier schemes."""
         for role, side, fewest in zip(ROLES, self.sides, bits, strict=True):
-            begin = self.offset - side.length + side.sinks.length
-            end = begin + side.packed.length if side.packed.length else self.offset
+            begin, end = side.packed_positions(self.offset - side.length)
+            end = end if end > begin else self.offset
             self.rounding[role] = self.rounding[role].lowered(begin, end, fewest)
 
     def rounding_now(self, role: str) -> Rounding:
         """What the tokens of a side carry from earlier schemes and their present format."""
         side = self.key_side if role == "key" else self.value_side
-        begin = self.offset - side.length + side.sinks.length
-        return self.rounding[role].lowered(begin, begin + side.packed.length, side.spec.bits)
+        packed = side.packed_positions(self.offset - side.length)
+        return self.rounding[role].lowered(*packed, side.spec.bits)
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""

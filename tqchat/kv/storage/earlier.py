@@ -60,6 +60,12 @@ class EarlierSides:
     def get(self, role: Role, spec: FormatSpec) -> EarlierSide | None:
         return self._sides.get((role, spec))
 
+    def finer(self, role: Role, than: FormatSpec) -> tuple[FormatSpec, EarlierSide] | None:
+        """The side of the finest format, if that has more bits than another."""
+        found = [(spec, side) for (of, spec), side in self._sides.items() if of == role]
+        finest = max(found, key=lambda one: one[0].bits, default=None)
+        return finest if finest is not None and finest[0].bits > than.bits else None
+
     @property
     def formats(self) -> frozenset[tuple[Role, FormatSpec]]:
         """The formats of which tokens are kept."""

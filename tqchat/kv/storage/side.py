@@ -211,6 +211,11 @@ class Side:
                 if count > PACK_CHUNK_TOKENS:
                     mx.eval(self.packed.arrays)
 
+    def packed_positions(self, first: int) -> tuple[int, int]:
+        """Range of the packed tokens' positions; ``first`` is that of the side's first token."""
+        begin = first + self.sinks.length
+        return begin, begin + self.packed.length
+
     def take_fit_of(self, other: Side) -> None:
         """Take the fit of a side in another format, unless this one is fitted or needs more."""
         if self.spec.kind != "raw" and not self.format.fitted:
