@@ -455,7 +455,7 @@ def test_a_download_does_not_delay_shutdown(hub: Hub, heard: Listener, paths: Pa
     assert hub.holding.wait(SECONDS)
     engine.shutdown(SECONDS)
     # The mirror still holds the download back, so nothing waited for its end.
-    assert not engine._thread.is_alive() and not hub.hold.is_set()
+    assert engine._finished.is_set() and not hub.hold.is_set()
 
 
 def test_an_unknown_model_keeps_the_current_one(
