@@ -427,8 +427,8 @@ def test_a_stalled_download_can_be_cancelled(hub: Hub, engine: Engine, heard: Li
     engine.submit(send("a", HELLO, 4))
     assert hub.holding.wait(SECONDS)
     engine.cancel_download()
-    assert "cancelled" in heard.next(ModelFailed, timeout=5).message
-    assert "No model" in heard.next(Failed, timeout=5).message
+    assert "cancelled" in heard.next(ModelFailed).message
+    assert "No model" in heard.next(Failed).message
     engine.submit(LoadModel())
     assert heard.next(ModelReady).info.name == "starter"
     hub.hold.set()
@@ -453,9 +453,9 @@ def test_a_download_does_not_delay_shutdown(hub: Hub, heard: Listener, paths: Pa
     engine.start()
     engine.submit(LoadModel(REPO))
     assert hub.holding.wait(SECONDS)
-    began = time.monotonic()
     engine.shutdown(SECONDS)
-    assert time.monotonic() - began < 5
+    # The mirror still holds the download back, so nothing waited for its end.
+    assert engine._finished.is_set() and not hub.hold.is_set()
 
 
 def test_an_unknown_model_keeps_the_current_one(

@@ -21,7 +21,7 @@ from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.app import TqchatApp
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
-DEADLINE_S = 10.0
+DEADLINE_S = 120.0
 
 
 @dataclass

@@ -110,6 +110,7 @@ class SchemeCache:
         self._packing_deferred = self._was_attended = self._is_shared = self._awaits_attention = False
         self._step_rows = MAX_DECODE_ROWS + 1
         self._step_was_cut = False
+        self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
         self._dtypes: tuple[mx.Dtype, mx.Dtype] | None = None
@@ -167,7 +168,7 @@ class SchemeCache:
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
         if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_decode(count) and self.is_due)):
-            self.pack_due()
+            self._pack()
         self._step_rows, self._step_was_cut = count, False
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
@@ -183,8 +184,11 @@ class SchemeCache:
             self._packing_deferred = True
             return
         before = self.key_side.snapshot(), self.value_side.snapshot()
-        self.pack_due()
+        self._pack()
         self._sides_before_packing = before
+        self._is_submitted = False
+        if not self.is_routed:
+            self._submit()
 
     def _is_decode(self, rows: int) -> bool:
         """Whether a step of several tokens is one of speculative decoding.
@@ -310,6 +314,10 @@ class SchemeCache:
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
+        self._pack()
+        self._submit()
+
+    def _pack(self) -> None:
         self._sides_before_packing = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
@@ -318,14 +326,18 @@ class SchemeCache:
             side.pack_due(statistics, self.rounding[role])
         if not self._is_unfitted:
             self.query_energy, self.queries_seen = None, 0
-        self._submit()
 
-    def _submit(self) -> None:
-        """Start evaluating arrays that no output depends on; a later step may be another thread's."""
+    def _submit(self, output: mx.array | None = None) -> None:
+        """Start evaluating arrays that no output of this step depends on; the next may be another thread's.
+
+        Args:
+            output: Evaluated before them, if it reads tokens as they were: they can then change in place.
+        """
+        self._is_submitted = True
         arrays = [array for side in self.sides for store in side.stores.values() for array in store.arrays]
         if arrays:
             fitted = [side.format.fitted for side in self.sides]
-            mx.async_eval(arrays, fitted)  # type: ignore[no-untyped-call]
+            mx.async_eval(() if output is None else output, arrays, fitted)  # type: ignore[no-untyped-call]
 
     def observe(self, queries: mx.array) -> None:
         """Add queries to the statistics that keys are fitted to; no effect once they are fitted.
@@ -373,16 +385,19 @@ class SchemeCache:
         output = self._fused(queries, keys, values, scale, mask, sink_logits)
         if output is None:
             output = attention(queries, keys, values, scale, mask, sink_logits)
-        self.finish_attention()
+        del keys, values
+        self.finish_attention(output)
         return output
 
-    def finish_attention(self) -> None:
-        """Perform packing that was deferred until the last fetch had been attended to."""
+    def finish_attention(self, output: mx.array) -> None:
+        """Perform packing that was deferred until ``output`` had been computed from the last fetch."""
         self._sides_before_packing = None
         self._awaits_attention = False
         if self._packing_deferred:
-            self._packing_deferred = False
-            self.pack_due()
+            self._packing_deferred = self._is_submitted = False
+            self._pack()
+        if not self._is_submitted:
+            self._submit(output)
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
@@ -449,7 +464,8 @@ class SchemeCache:
         }
         if self.query_energy is not None:
             arrays["query_energy"] = self.query_energy
-        return json.dumps(self._description()), arrays
+        rope = self.rope.json if self.rope is not None and self._is_unfitted else "null"
+        return f'{json.dumps(self._description())[:-1]}, "rope": {rope}}}', arrays
 
     @state.setter
     def state(self, state: tuple[str, dict[str, mx.array]]) -> None:
@@ -486,7 +502,6 @@ class SchemeCache:
             "offset": self.offset,
             "queries_seen": self.queries_seen,
             "rounding": [list(self.rounding[role].runs) for role in ROLES],
-            "rope": self.rope.to_json() if self.rope is not None and self._is_unfitted else None,
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }
 

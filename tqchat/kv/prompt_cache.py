@@ -11,9 +11,10 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.attention import routing
+from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.placeholders import accepts_placeholders
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.codec.rope import model_ropes
+from tqchat.kv.codec.rope import Rope, model_ropes
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
 from tqchat.kv.window import WindowCache, convert_window, make_window
@@ -71,7 +72,7 @@ def use_placeholders(model: Module, cache: list[Any]) -> None:
 
 def _make_layers(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[Any]:
     layers = mlx_lm_prompt_cache(model)
-    if _has_latent_attention(model):
+    if _latent.get(model, lambda: _has_latent_attention(model)):
         return [_mark_latent(layer) for layer in layers]
 
     def make(layer: Any) -> Any:
@@ -82,9 +83,14 @@ def _make_layers(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[
     return attach_ropes([_replace(layer, make) for layer in layers], model)
 
 
+_latent = PerModel[bool]()
+_ropes = PerModel[list[Rope | None]]()
+
+
 def attach_ropes(cache: list[Any], model: Module) -> list[Any]:
     """Give a model's caches the rotary embedding of their layers."""
-    for layer, rope in zip(cache, model_ropes(model, len(cache)), strict=True):
+    ropes = _ropes.get(model, lambda: model_ropes(model, len(cache)))
+    for layer, rope in zip(cache, ropes, strict=True):
         for part in flat_layers([layer]):
             if isinstance(part, (SchemeCache, mlx_cache.RotatingKVCache)):
                 part.rope = rope  # type: ignore[union-attr]

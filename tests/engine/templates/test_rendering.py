@@ -269,10 +269,10 @@ def test_a_template_that_does_not_end_is_refused_at_once(tokenizer: Any) -> None
     import time
 
     tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    began = time.monotonic()
+    began = time.process_time()  # not the clock, which goes on while others have the processor
     with pytest.raises(PromptRejected, match="does not come to an end"):
         render(tokenizer, [user("Hello")])
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
 
 
 def test_a_template_that_takes_only_certain_contents_is_used_for_them(tokenizer: Any) -> None:

@@ -34,10 +34,10 @@ from tqchat.engine.templates.sandbox import clock, literal_text, render_template
     ],
 )
 def test_a_template_that_would_not_end_is_stopped(source: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # not the clock, which goes on while others have the processor
     with pytest.raises(TemplateError):
         render_template(source, {"text": "abc" * 10_000})
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
 
 
 def test_no_single_call_takes_long_or_much_memory() -> None:

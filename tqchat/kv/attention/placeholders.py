@@ -8,18 +8,18 @@ routed attention can be given placeholder arrays of the right shape instead.
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
+from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.routing import route_of
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import TILE
 
-_results: dict[int, tuple[weakref.ref[Module], bool]] = {}
+_results = PerModel[bool]()
 
 
 def accepts_placeholders(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:
@@ -30,10 +30,7 @@ def accepts_placeholders(model: Module, make: Callable[[], tuple[list[Any], list
     Args:
         make: Returns new caches for the model, and their flat list of layers.
     """
-    result = _results.get(id(model))
-    if result is None or result[0]() is not model:
-        result = _results[id(model)] = weakref.ref(model), _same_output_on_nan(model, make)
-    return result[1]
+    return _results.get(model, lambda: _same_output_on_nan(model, make))
 
 
 def _same_output_on_nan(model: Module, make: Callable[[], tuple[list[Any], list[Any]]]) -> bool:

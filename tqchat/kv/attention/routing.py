@@ -8,7 +8,6 @@ library. ``uninstall`` restores it.
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import ModuleType
@@ -18,6 +17,7 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models import base
 
+from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
@@ -63,7 +63,7 @@ class RoutedAttention:
                 if cache.uses_placeholders:
                     keys, values = cache.decoded()
                 output = self._original(queries, keys, values, cache, scale, mask, sinks)
-                cache.finish_attention()
+                cache.finish_attention(output)
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
             return cache.attend(self, queries, scale, mask, sinks)
@@ -119,16 +119,17 @@ def attention_modules(model: Module) -> list[ModuleType]:
     return [module for module in modules if callable(vars(module).get(_NAME))]
 
 
-_routes: dict[int, tuple[weakref.ref[Module], Route, list[ModuleType]]] = {}
+_routes = PerModel[tuple[Route, list[ModuleType]]]()
 
 
 def route_of(model: Module) -> Route:
     """The route of a model's own attention, installed."""
-    known = _routes.get(id(model))
-    if known is None or known[0]() is not model:
+
+    def find_out() -> tuple[Route, list[ModuleType]]:
         modules = attention_modules(model)
-        known = _routes[id(model)] = weakref.ref(model), Route(modules), modules
-    _, route, modules = known
+        return Route(modules), modules
+
+    route, modules = _routes.get(model, find_out)
     if not route.is_active:
         install(modules)
     return route

@@ -5,12 +5,15 @@ Needed because keys reach the cache already rotated, while their mean is best es
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.nn.layers.positional_encoding import RoPE
 
 _PROBE_POSITIONS = (1, 997)
 """Positions at which an embedding is probed: angles are read from the first and verified at the second."""
@@ -36,6 +39,11 @@ class Rope:
     def to_json(self) -> list[list[float]]:
         """JSON form, read by ``from_json``."""
         return [self.angles.tolist(), self.partners.tolist()]
+
+    @cached_property
+    def json(self) -> str:
+        """``to_json`` as text; the layers of a model share it."""
+        return json.dumps(self.to_json())
 
     @classmethod
     def from_json(cls, data: Any) -> Rope:
@@ -129,7 +137,8 @@ def model_ropes(model: Any, layers: int) -> list[Rope | None]:
 
     Attention modules hold it as ``rope``, whose ``dims`` says how many leading channels it rotates.
     """
-    per_layer = [_rope_of(layer) for layer in getattr(model, "layers", ())]
+    probed: dict[Any, Rope | None] = {}  # most layers have equal embeddings
+    per_layer = [_rope_of(layer, probed) for layer in getattr(model, "layers", ())]
     if len(per_layer) == layers:
         return per_layer
     known = [rope for rope in per_layer if rope is not None]
@@ -137,7 +146,7 @@ def model_ropes(model: Any, layers: int) -> list[Rope | None]:
     return [known[0] if all_equal else None] * layers
 
 
-def _rope_of(layer: Any) -> Rope | None:
+def _rope_of(layer: Any, probed: dict[Any, Rope | None]) -> Rope | None:
     modules = layer.modules() if hasattr(layer, "modules") else []
     attentions = [m for m in modules if callable(getattr(m, "rope", None))]
     if len(attentions) != 1 or hasattr(attentions[0], "qk_rope_head_dim"):
@@ -146,4 +155,9 @@ def _rope_of(layer: Any) -> Rope | None:
     dims = getattr(embedding, "dims", getattr(embedding, "dim", None))
     if not isinstance(dims, int) or dims < 2:
         return None
-    return probe_rope(embedding, dims)
+    if type(embedding) is not RoPE:  # others may hold arrays
+        return probe_rope(embedding, dims)
+    key = dims, embedding.traditional, embedding.base, embedding.scale
+    if key not in probed:
+        probed[key] = probe_rope(embedding, dims)
+    return probed[key]

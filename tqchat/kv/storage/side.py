@@ -22,6 +22,9 @@ from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
 PACK_CHUNK_TOKENS = 512
 """Tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
 
+MAX_DECODE_CHUNKS = 4
+"""Most parts in which a side is decoded, if they are longer than ``PACK_CHUNK_TOKENS``."""
+
 GPU_TILES_PER_PACK = 4
 """Tiles packed together during decode on a GPU, where launching costs more than encoding a tile."""
 
@@ -279,8 +282,10 @@ class Side:
                 self._decoded = cached if keep_graph else None
                 return decoded
         parts = [array.astype(dtype) for array in self.sinks.view()]
-        for first in range(0, store.length, PACK_CHUNK_TOKENS):
-            parts.append(self.format.decode(store.view(first, first + PACK_CHUNK_TOKENS)).astype(dtype))
+        # Few chunks: a routed model never evaluates them, but building them takes Python for each.
+        size = max(PACK_CHUNK_TOKENS, -(-store.length // MAX_DECODE_CHUNKS))
+        for first in range(0, store.length, size):
+            parts.append(self.format.decode(store.view(first, first + size)).astype(dtype))
         decoded = _concatenate(parts, axis=2)
         kept = thread_key(), store.arrays, store.start, store.length, dtype, decoded
         self._decoded = kept if keep_graph else None
