@@ -32,7 +32,7 @@ _CHUNK_VECTORS = 256
 """Vectors encoded at a time on a CPU, so that the costs of a step stay in its cache."""
 
 _TABLES = Path(__file__).with_name("trellis_tables.safetensors")
-_TABLES_SHA256 = "ce87daf984e018e335e3b8ad6789632d57b32decfcde3b78029ed9abe8aeb22f"
+_TABLES_SHA256 = "d681060b7c53eee030e4e8cafc895523b00ebbf6981ada1b8c43d5dd4e0622f4"
 
 
 class DamagedTables(RuntimeError):
