@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from tqchat.paths import Paths
 from tqchat.store import unsaved
-from tqchat.store.database import Database, UnknownMessage
+from tqchat.store.database import Database, StoreFull, UnknownMessage
 from tqchat.store.write_queue import WriteQueue
 
 
@@ -195,3 +196,42 @@ def test_kept_conversations_do_not_replace_newer_messages(paths: Paths) -> None:
         unsaved.restore(paths.database, paths.state_dir)
         assert contents(database, chat) == ["newer"]
         assert {contents(database, one.id)[0] for one in database.conversations()} == {"newer", "kept"}
+
+
+def test_a_full_disk_is_reported_and_loses_nothing(writing: Writing, paths: Paths) -> None:
+    database = writing.database
+    chat = database.create("Foxes", None, "fp16").id
+    database.add_message(chat, "user", "A fox. " * 40_000)
+    assert writing.flushed()
+    log = paths.database.with_name(paths.database.name + "-wal")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A limit for the size of files fails writes as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 1, before[1]))
+    try:
+        database.add_message(chat, "assistant", "An answer.")
+        assert writing.problem.wait(30)
+        assert isinstance(writing.problems[0], StoreFull)
+        assert database.messages(chat)[1].content == "An answer."
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert writing.flushed()
+    with Database(paths.database) as elsewhere:
+        assert elsewhere.messages(chat)[1].content == "An answer."
+
+
+def test_what_no_folder_takes_is_said(paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    writing = Writing(paths.database)
+    chat = writing.database.create("Foxes", None, "fp16").id
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    with locked(paths.database):
+        writing.database.add_message(chat, "user", "What is a fox?")
+        assert not writing.database.finish(0.0)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        (sentence,) = unsaved.keep_conversations(writing.database, nowhere / "state")
+        (elsewhere,) = tmp_path.glob("unsaved-*.json")
+        assert f"`tqchat import {elsewhere}`" in sentence
+        monkeypatch.setattr("tempfile.tempdir", str(nowhere))
+        said = unsaved.keep_conversations(writing.database, nowhere / "state")
+        assert "What is a fox?" in said[-1]
+    writing.database.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -52,10 +53,7 @@ class DatabaseFile:
         make_private_folder(path.parent)
         try:
             with _creating:
-                # SQLite creates the WAL files with the mode of the database. An existing file must not be
-                # opened here: closing it would release the locks of this process's other connections.
-                with suppress(FileExistsError):
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+                _create(path)
                 self._connection = sqlite3.connect(
                     path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
                 )
@@ -190,6 +188,23 @@ class DatabaseFile:
             yield
         except sqlite3.DatabaseError as error:
             raise from_sqlite_error(error, self.path) from error
+
+
+def _create(path: Path) -> None:
+    """Create an empty file if there is none.
+
+    Raises:
+        OSError: if it cannot be used.
+    """
+    try:
+        # SQLite creates the WAL files with the mode of the database.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        # Not opened here: closing it would release the locks of this process's other connections.
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

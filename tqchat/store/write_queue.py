@@ -84,8 +84,9 @@ class WriteQueue:
 
     def keep(self, file: Rows, conversation_id: str) -> None:
         """Have a conversation written whole, in case that the file that is at the path now lacks it."""
-        with self.writing(file, conversation_id):
-            pass
+        if not self.has_writes(conversation_id):
+            with self.writing(file, conversation_id):
+                pass
 
     def replicas(self) -> list[Replica]:
         """The conversations that may have writes in the queue."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,6 +45,8 @@ from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 PRINTABLE_ONLY = PrintableOnly()
+EXIT_TIMEOUT_S = 5.0
+"""How long the screen may take to leave the terminal: one that is gone takes nothing any more."""
 
 
 class TqchatApp(App[None]):
@@ -189,6 +192,7 @@ class TqchatApp(App[None]):
     def on_unmount(self) -> None:
         """Write what is still in the queue, however the app ends."""
         lifecycle.close(self.parts)
+        self.signals.end_within(EXIT_TIMEOUT_S, self.return_code or 0)
 
     @on(EngineStopped)
     def _engine_gone(self, message: EngineStopped) -> None:
@@ -249,8 +253,12 @@ class TqchatApp(App[None]):
         self.parts.screen.call_after_refresh(lifecycle.start_engine, self.parts, self._model)
 
     def poll(self) -> None:
-        """Look for changes by other processes."""
-        lifecycle.poll(self.parts)
+        """Look for changes by other processes, and for a terminal or browser that is gone."""
+        keys = getattr(self._driver, "_key_thread", None)
+        if keys is not None and not keys.is_alive() and not self.parts.engine.stopping:
+            lifecycle.end_soon(self.parts, 128 + signal.SIGHUP)
+        else:
+            lifecycle.poll(self.parts)
 
     @on(Prompt.Submitted)
     def _submit(self, event: Prompt.Submitted) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.ui.scripted import ScriptedEngine
 from tqchat.engine.events import TextDelta
 from tqchat.store.database import Database, Message
+from tqchat.store.write_queue import WriteQueue
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.conversation.leases import ConversationLeases
 from tqchat.ui.controller.conversation.open_conversation import OpenConversation
@@ -61,8 +62,15 @@ class Clock:
 class Rig:
     """A controller with a real database and a scripted engine, all on one thread."""
 
-    def __init__(self, path: Path, *, loads: bool = True, system_prompt: str | None = None) -> None:
-        self.database = Database(path)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        loads: bool = True,
+        system_prompt: str | None = None,
+        queue: WriteQueue | None = None,
+    ) -> None:
+        self.database = Database(path, queue)
         self.view, self.clock = RecordingView(), Clock()
         self.chat = Controller(
             self.database, self.view, scheme="turbo0v4", system_prompt=system_prompt, clock=self.clock

@@ -149,8 +149,10 @@ class Controller:
             return
         removed = not self.database.path.exists()
         self.database.follow(set(self._conversations_in_use()))
-        what = "removed; a new one holds" if removed else "replaced; the new one also holds"
-        self.view.say(f"The file of the conversations was {what} the conversation shown here.", "warning")
+        goes_on = "the conversation shown here goes on in" if self.shown.conversation else "tqchat uses"
+        where = "a new one" if removed else "the new one"
+        how = "removed" if removed else "replaced"
+        self.view.say(f"The file of the conversations was {how}; {goes_on} {where}.", "warning")
         self.view.conversations_changed()
 
     def close(self, write_timeout_s: float = 0.0) -> bool:

@@ -48,15 +48,21 @@ class EndSignals:
         # Not the event loop's handlers: this one also runs while the main thread waits for a dead terminal.
         self.installed = True
         for number in SIGNALS:
-            signal.signal(number, self._received)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, self._received)
+
+    def end_within(self, seconds: float, code: int) -> None:
+        """End the process after a time if it has not ended by then."""
+        if self.installed:
+            self.exit_code = self.exit_code or code
+            limit = threading.Timer(seconds, self._end_now)
+            limit.daemon = True
+            limit.start()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code is not None:
             return  # the end has begun
-        self.exit_code = 128 + number
-        limit = threading.Timer(TIME_LIMIT_S, self._end_now)
-        limit.daemon = True
-        limit.start()
+        self.end_within(TIME_LIMIT_S, 128 + number)
         self._on_signal()
 
     def _end_now(self) -> None:
