@@ -10,6 +10,7 @@ import pytest
 
 from tqchat.paths import Paths
 from tqchat.store.database import Database
+from tqchat.store.migrations import MIGRATIONS, migrate
 from tqchat.store.write_queue import WriteQueue
 
 SECRETS = {
@@ -138,13 +139,27 @@ def test_replaced_titles_prompts_and_drafts_are_in_no_file(paths: Paths, home: P
 
 
 def test_what_earlier_versions_left_in_the_index_is_removed(paths: Paths, home: Path) -> None:
-    with Database(paths.database) as database:
-        others(database)
-        chat = secret(database)
-        with database.writing() as connection:
-            connection.execute("UPDATE conversations SET head_id = NULL WHERE id = ?", (chat,))
-            connection.execute("DELETE FROM conversations WHERE id = ?", (chat,))
-            connection.execute("PRAGMA user_version = 4")
+    connection = sqlite3.connect(paths.database, isolation_level=None)
+    connection.execute("PRAGMA secure_delete = ON")
+    migrate(connection, paths.database, MIGRATIONS[:4])
+    for chat, title, content in [
+        ("a", "Foxes", "A fox has cubs."),
+        ("b", SECRETS["title"], SECRETS["reply"]),
+    ]:
+        connection.execute(
+            "INSERT INTO conversations (id, title, title_is_automatic, scheme, created_at, updated_at) "
+            "VALUES (?, ?, 1, 'fp16', 1, 1)",
+            (chat, title),
+        )
+        connection.execute(
+            "INSERT INTO messages (id, conversation_id, role, content, status, created_at) "
+            "VALUES (?, ?, 'user', ?, 'complete', 1)",
+            (f"{chat}1", chat, content),
+        )
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("DELETE FROM conversations WHERE id = 'b'")
+    connection.close()
     assert left(home), "as an earlier version deleted it"
-    Database(paths.database).close()
+    with Database(paths.database) as database:
+        assert database.search("cubs")
     assert left(home) == {}

@@ -15,7 +15,7 @@ import pytest
 
 from tqchat.paths import Paths
 from tqchat.store import unsaved
-from tqchat.store.database import Database, StoreFull, UnknownMessage
+from tqchat.store.database import Database, DatabaseUnreadable, StoreFull, UnknownMessage
 from tqchat.store.write_queue import WriteQueue
 
 
@@ -235,3 +235,26 @@ def test_what_no_folder_takes_is_said(paths: Paths, monkeypatch: pytest.MonkeyPa
         said = unsaved.keep_conversations(writing.database, nowhere / "state")
         assert "What is a fox?" in said[-1]
     writing.database.close()
+
+
+def test_a_file_that_is_no_database_in_its_place_stays_and_what_is_written_is_kept(paths: Paths) -> None:
+    writing = Writing(paths.database)
+    database = writing.database
+    chat = database.create("Foxes", None, "fp16").id
+    database.add_message(chat, "user", "one")
+    assert writing.flushed()
+    paths.database.unlink()
+    paths.database.write_bytes(b"A letter, not a database. " * 400)
+    with pytest.raises(DatabaseUnreadable):
+        database.follow([chat])
+    database.add_message(chat, "user", "two")
+    assert writing.problem.wait(30) and isinstance(writing.problems[0], DatabaseUnreadable)
+    assert contents(database, chat) == ["one", "two"]
+    assert not database.finish(0.0)
+    assert len(unsaved.keep_conversations(database, paths.state_dir)) == 1
+    database.close()
+    assert paths.database.read_bytes().startswith(b"A letter")
+    paths.database.unlink()
+    unsaved.restore(paths.database, paths.state_dir)
+    with Database(paths.database) as restored:
+        assert contents(restored, chat) == ["one", "two"]

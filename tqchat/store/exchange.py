@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -46,10 +46,22 @@ def to_json(database: Database, conversations: Sequence[Conversation]) -> Iterat
     Raises:
         UnknownConversation: if one was deleted meanwhile.
     """
-    yield f'{{"format": "{FORMAT}", "version": {VERSION}, "conversations": ['
-    for index, conversation in enumerate(conversations):
+    yield from as_json(_read(database, conversations))
+
+
+def _read(
+    database: Database, conversations: Sequence[Conversation]
+) -> Iterator[tuple[Conversation, list[Message]]]:
+    for conversation in conversations:
         with database.reading():
-            exported = database.conversation(conversation.id), database.tree(conversation.id)
+            found = database.conversation(conversation.id), database.tree(conversation.id)
+        yield found
+
+
+def as_json(conversations: Iterable[tuple[Conversation, Sequence[Message]]]) -> Iterator[str]:
+    """JSON of conversations with all their messages, yielded in parts."""
+    yield f'{{"format": "{FORMAT}", "version": {VERSION}, "conversations": ['
+    for index, exported in enumerate(conversations):
         body = json.dumps(_to_dict(*exported), ensure_ascii=True, allow_nan=False, indent=1)
         yield (",\n" if index else "\n") + body
     yield "\n]}\n"

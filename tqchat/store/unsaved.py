@@ -12,7 +12,7 @@ from tqchat.paths import make_private_folder
 from tqchat.store.database import Database
 from tqchat.store.database_file import DatabaseFile
 from tqchat.store.errors import StoreError
-from tqchat.store.exchange import insert, to_json, with_new_ids
+from tqchat.store.exchange import as_json, insert, with_new_ids
 from tqchat.store.import_parser import ParsedConversation, parse
 
 _BUSY_TIMEOUT_S = 1.0
@@ -24,7 +24,8 @@ def keep_conversations(database: Database, folder: Path) -> list[str]:
     conversations = database.unwritten()
     if not conversations:
         return []
-    content = "".join(to_json(database, conversations))
+    # From memory alone: the file may be unreadable by now.
+    content = "".join(as_json((one, database.tree(one.id)) for one in conversations))
     written = write_somewhere(content, folder, _SUFFIX)
     if written is None:
         return ["This could not be stored anywhere:", content]
