@@ -28,9 +28,6 @@ import mlx.core as mx
 
 from tqchat.kv.codec.viterbi import PathSearch
 
-_CHUNK_VECTORS = 256
-"""Vectors encoded at a time on a CPU, so that the costs of a step stay in its cache."""
-
 _TABLES = Path(__file__).with_name("trellis_tables.safetensors")
 _TABLES_SHA256 = "d681060b7c53eee030e4e8cafc895523b00ebbf6981ada1b8c43d5dd4e0622f4"
 
@@ -87,13 +84,6 @@ class TrellisQuantiser:
         """
         *leading, head_dim = unit.shape
         rows = unit.reshape(-1, head_dim)
-        step = _CHUNK_VECTORS if mx.default_device() == mx.cpu else len(rows)
-        parts = [self._quantise_rows(rows[i : i + step]) for i in range(0, len(rows), step)]
-        words, values = (mx.concatenate(list(part)) for part in zip(*parts, strict=True))
-        return words.reshape(*leading, -1), values.reshape(*leading, head_dim)
-
-    def _quantise_rows(self, rows: mx.array) -> tuple[mx.array, mx.array]:
-        head_dim = rows.shape[-1]
         padded = mx.pad(rows, [(0, 0), (0, 1)]) if head_dim % 2 else rows
         pairs = padded.reshape(len(rows), -1, 2)
         search = _search(self.bits)
@@ -104,7 +94,8 @@ class TrellisQuantiser:
         if self.has_signs:
             values = mx.where(negative, -values, values)
         words = self.pack(nibbles, details, negative.astype(mx.uint32))
-        return words, values.reshape(len(rows), -1)[:, :head_dim]
+        values = values.reshape(len(rows), -1)[:, :head_dim]
+        return words.reshape(*leading, -1), values.reshape(*leading, head_dim)
 
     def pack(self, nibbles: mx.array, details: mx.array, negative: mx.array) -> mx.array:
         """Pack the codes of vectors along the last axis but that of the pair.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -21,11 +24,20 @@ _IMPOSSIBLE = 1e9
 """Cost of a state that a path cannot start in."""
 
 
+_CHUNK_VECTORS = 256
+"""Vectors searched at a time on a CPU, so that the costs of a step stay in its cache."""
+
+
+@lru_cache(maxsize=1)
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, "trellis")
+
+
 class PathSearch:
     """Finds paths that minimise the squared error of pairs of coordinates.
 
-    On a CPU the steps are done in numpy, whose operations start ten times sooner than MLX's and are three
-    times faster.
+    On a CPU the search is done in numpy, on several threads: its operations start ten times sooner than those
+    of MLX and are several times faster.
 
     Args:
         table: The values of each branch, float32 ``[details, nibbles, preceding nibbles, 2]``.
@@ -55,33 +67,64 @@ class PathSearch:
             uint32 ``[vectors, pairs]`` each.
         """
         vectors, count, _ = pairs.shape
+        targets = mx.concatenate([pairs.transpose(1, 2, 0), mx.ones((count, 1, vectors))], axis=1)
+        if not self._on_cpu:
+            nibbles, details = self._circular(targets)
+            return nibbles.astype(mx.uint32), details.astype(mx.uint32)
+        held = np.array(targets)
+        chunks = [
+            np.ascontiguousarray(held[..., i : i + _CHUNK_VECTORS]) for i in range(0, vectors, _CHUNK_VECTORS)
+        ]
+        # One chunk, as of a tile in a decode step, is not worth waking a thread.
+        found = map(self._circular, chunks) if len(chunks) == 1 else _threads().map(self._circular, chunks)
+        nibbles, details = (np.concatenate(part).astype(np.uint32) for part in zip(*found, strict=True))
+        return mx.array(nibbles), mx.array(details)
+
+    def _circular(self, targets: Any) -> tuple[Any, Any]:
+        """``best_path`` of arrays of ``_library``.
+
+        Args:
+            targets: float32 ``[pairs, 3, vectors]``, the last coordinate 1.
+        """
         library = self._library
-        targets: Any = mx.concatenate([pairs.transpose(1, 2, 0), mx.ones((count, 1, vectors))], axis=1)
-        if self._on_cpu:
-            targets = np.array(targets)
+        count, _, vectors = targets.shape
         around = min(WARM_UP_PAIRS, count)
         ends = library.concatenate([targets[count - around :], targets[:around]])
         costs = self._path_costs(ends, library.zeros((STATES, vectors), dtype=targets.dtype))
         (first, *_), _ = self._trace(ends[around:], costs[around:], costs[-1].argmin(axis=0))
         start = _IMPOSSIBLE * (library.arange(STATES)[:, None] != first).astype(targets.dtype)
         states, details = self._trace(targets, self._path_costs(targets, start), first)
-        nibbles, chosen = (library.stack(part, axis=1) for part in (states[1:], details))
-        return mx.array(nibbles).astype(mx.uint32), mx.array(chosen).astype(mx.uint32)
+        return library.stack(states[1:], axis=1), library.stack(details, axis=1)
 
     def _path_costs(self, targets: Any, first: Any) -> list[Any]:
         """Cost of the cheapest path to each state, before the first pair and after each.
 
         Args:
-            targets: float32 ``[pairs, 3, vectors]``, the last coordinate 1.
             first: Costs of the states before the first pair, float32 ``[states, vectors]``.
         """
+        if self._on_cpu:
+            return self._path_costs_in_place(targets, first)
         costs = [first]
         for target in targets:
             errors, *others = (factors @ target for factors in self._by_detail)
             for other in others:
-                errors = self._library.minimum(errors, other)
+                errors = mx.minimum(errors, other)
             costs.append((errors.reshape(STATES, STATES, -1) + costs[-1][:, None]).min(axis=0))
         return costs
+
+    def _path_costs_in_place(self, targets: np.ndarray, first: np.ndarray) -> list[np.ndarray]:
+        """``_path_costs`` in numpy, without new arrays in its steps."""
+        costs = np.empty((len(targets) + 1, *first.shape), np.float32)
+        costs[0] = first
+        errors, other = np.empty((2, STATES * STATES, first.shape[1]), np.float32)
+        branches = errors.reshape(STATES, STATES, -1)
+        for i, target in enumerate(targets):
+            np.matmul(self._by_detail[0], target, out=errors)
+            for factors in self._by_detail[1:]:
+                np.minimum(errors, np.matmul(factors, target, out=other), out=errors)
+            np.add(branches, costs[i, :, None], out=branches)
+            np.minimum.reduce(branches, axis=0, out=costs[i + 1])
+        return list(costs)
 
     def _trace(self, targets: Any, costs: list[Any], last: Any) -> tuple[list[Any], list[Any]]:
         """Follow the cheapest path that ends in the state ``last``, backwards.
