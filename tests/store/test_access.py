@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tqchat.commands.reading import open_for_reading
 from tqchat.paths import Paths
 from tqchat.store import errors
 from tqchat.store.database import Database, DatabaseUnreadable
-from tqchat.store.read_only import open_for_reading
 
 START_AFRESH = "move it away"
 

@@ -8,9 +8,9 @@ import time
 
 from tqchat import paths, settings
 from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.commands.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Database
-from tqchat.store.read_only import open_for_reading
 from tqchat.store.vault import Vault
 from tqchat.store.vault.budget import GIB, CacheEntry, with_manifest
 from tqchat.text import one_line, single_line

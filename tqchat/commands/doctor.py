@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from tqchat import __version__, paths, settings
 from tqchat.commands.locate import locations, table
+from tqchat.commands.reading import open_for_reading
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
-from tqchat.store.read_only import open_for_reading
 from tqchat.text import single_line
 
 GIB = 1 << 30

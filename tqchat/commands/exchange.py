@@ -10,12 +10,12 @@ from typing import BinaryIO
 
 from tqchat import paths
 from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.commands.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.store import exchange
 from tqchat.store.database import Conversation, Database, UnknownConversation
 from tqchat.store.import_parser import MAX_FILE_BYTES
-from tqchat.store.read_only import open_for_reading
 from tqchat.terminal import for_data
 from tqchat.text import one_line
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from tqchat import paths
+from tqchat.commands.reading import open_for_reading
 from tqchat.store.database import Conversation, UnknownConversation
-from tqchat.store.read_only import open_for_reading
 from tqchat.text import one_line
 
 SHORT_ID = 8

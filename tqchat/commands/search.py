@@ -9,9 +9,9 @@ from datetime import datetime
 
 from tqchat import paths
 from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.commands.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.store.database import SearchHit
-from tqchat.store.read_only import open_for_reading
 from tqchat.terminal import Control, write
 from tqchat.text import one_line
 
