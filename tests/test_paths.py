@@ -62,6 +62,50 @@ def test_ensure_creates_private_folders(home: Path) -> None:
         assert mode(folder) == 0o700
 
 
+@pytest.mark.parametrize("mask", [0, 0o077, 0o277, 0o777])
+def test_new_folders_are_private_whatever_the_umask(home: Path, mask: int) -> None:
+    previous = os.umask(mask)
+    try:
+        paths.make_private_folder(home / "data" / "leases")
+        paths.locate().ensure()
+    finally:
+        os.umask(previous)
+    assert {mode(folder) for folder in (home, *home.rglob("*"))} == {0o700}
+
+
+def test_an_existing_home_is_restricted_unless_it_holds_other_files(home: Path) -> None:
+    home.mkdir()
+    home.chmod(0o755)
+    paths.locate().ensure()
+    assert mode(home) == 0o700
+    home.chmod(0o755)
+    (home / "of the user").touch()
+    paths.locate().ensure()
+    assert mode(home) == 0o755 and mode(home / "data") == 0o700
+
+
+def test_a_home_of_a_user_that_does_not_exist_is_a_folder_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TQCHAT_HOME", "~nosuch/x")
+    assert paths.locate().data_dir == tmp_path / "~nosuch" / "x" / "data"
+
+
+def test_folders_that_the_app_can_do_without_are_reported(home: Path) -> None:
+    places = paths.locate()
+    places.ensure()
+    for folder in (places.log_dir, places.state_dir):
+        folder.rmdir()
+        folder.write_text("in the way")
+    said = "\n".join(places.ensure())
+    assert str(places.log_dir) in said and str(places.state_dir) in said
+    places.data_dir.rmdir()
+    places.data_dir.write_text("in the way")
+    with pytest.raises(paths.UnusableFolder):
+        places.ensure()
+
+
 def test_a_file_in_place_of_a_folder_is_named(home: Path) -> None:
     home.write_text("in the way")
     with pytest.raises(paths.UnusableFolder, match=r"config.*cannot be used.*TQCHAT_HOME"):

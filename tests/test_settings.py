@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import stat
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tqchat import settings
 from tqchat.paths import Paths, bundled
-from tqchat.settings import Settings, SettingsError, State
+from tqchat.settings import Settings, SettingsError, State, read_config
 
 
 def write(paths: Paths, text: str) -> None:
@@ -86,6 +88,63 @@ def test_a_folder_in_place_of_the_file_is_named(paths: Paths) -> None:
     paths.config_file.mkdir()
     with pytest.raises(SettingsError, match="cannot be read"):
         settings.load(paths)
+
+
+HOSTILE = [
+    b"[" * 100_000,
+    b"theme = 0x" + b"f" * 5000,
+    b"theme = " + b"9" * 5000,
+    b"temperature = nan\nseed = 1e400\nmemory_budget = inf\nkeys = []",
+    b"scheme = 'turbo" + b"9" * 5000 + b"'\nmodel_folders = [[[]]]",
+    b"theme = '\\u001b]52;c;eA==\\u0007'\nkeys.a.b.c = 1",
+    "theme = 'x'".encode("utf-16"),
+    b"\x00" * 100,
+    b"\n".join(b"key%d = 1" % number for number in range(5000)),
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+def test_any_content_gives_sentences_and_usable_settings(paths: Paths, content: bytes) -> None:
+    paths.config_file.write_bytes(content)
+    used, problems = read_config(paths)
+    assert problems or used.theme != Settings().theme
+    assert all("\n" not in said and "\x1b" not in said and len(said) < 1000 for said in problems)
+    paths.state_file.write_bytes(content)
+    state, _ = State.read(paths)
+    Settings().with_values(state.settings)
+    kept = paths.state_file.read_bytes()
+    assert State(sidebar=False).save(paths) and not State.load(paths).sidebar
+    others = [file.read_bytes() for file in paths.state_dir.iterdir() if file != paths.state_file]
+    assert kept in others, "what was in the file is still there"
+
+
+def test_all_problems_are_named_and_the_other_values_used(paths: Paths) -> None:
+    sentence = problem(paths, "max_tokens = 0\ntop_p = 7\nzzz = 1\ntemperature = 0.5")
+    for word in ("max_tokens is 0", "top_p is 7", "no setting 'zzz'"):
+        assert word in sentence
+    used, problems = read_config(paths)
+    assert used == Settings(temperature=0.5) and len(problems) == 3
+
+
+def test_the_state_keeps_what_this_version_does_not_know(paths: Paths) -> None:
+    paths.state_file.write_text(
+        'later = "x"\nconversation = "old"\n\n[settings]\nnew_setting = 1\ntemperature = 99\ntheme = "mine"\n'
+    )
+    state, problem = State.read(paths)
+    assert problem is not None and "temperature" in problem
+    replace(state, conversation="new", settings={"seed": 3}).save(paths, state)
+    assert tomllib.loads(paths.state_file.read_text()) == {
+        "later": "x",
+        "conversation": "new",
+        "settings": {"new_setting": 1, "temperature": 99, "seed": 3},
+    }
+
+
+def test_two_processes_keep_each_others_changes(paths: Paths) -> None:
+    start = State()
+    State(settings={"theme": "mine"}).save(paths, start)
+    State(sidebar=False).save(paths, start)
+    assert State.load(paths) == State(sidebar=False, settings={"theme": "mine"})
 
 
 def test_state_survives_a_restart(paths: Paths) -> None:

@@ -46,6 +46,16 @@ Sampling and thinking options default to the settings, then to the model's own v
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+_NO_ACCESS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EISDIR,
+)
+"""Errors of the user's files that no command has a better sentence for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         return EXIT_BROKEN_PIPE
     except OSError as error:
+        if error.errno in _NO_ACCESS and error.filename is not None:
+            _print_error(f"{error.filename} cannot be used ({(error.strerror or str(error)).lower()}).")
+            return EXIT_FAILED
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         _discard_output()

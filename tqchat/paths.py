@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +52,7 @@ class Paths:
         state_dir: State of the app.
         data_dir: Conversations and presets, which cannot be regenerated.
         cache_dir: Saved caches, which can be deleted at any time.
+        home: The folder that holds all of the above, if ``TQCHAT_HOME`` names one.
     """
 
     config_dir: Path
@@ -57,6 +60,7 @@ class Paths:
     data_dir: Path
     cache_dir: Path
     log_dir: Path
+    home: Path | None = None
 
     @property
     def config_file(self) -> Path:
@@ -93,12 +97,16 @@ class Paths:
         """Saved KV caches, one folder per conversation."""
         return self.cache_dir / "conversations"
 
-    def ensure(self) -> None:
+    def ensure(self) -> list[str]:
         """Create the folders, accessible to their owner only.
 
+        Returns:
+            A sentence for each folder that cannot be used and that the app can do without.
+
         Raises:
-            UnusableFolder: if one cannot be created.
+            UnusableFolder: if conversations cannot be stored.
         """
+        failed: dict[Path, UnusableFolder] = {}
         for folder in (
             self.config_dir,
             self.state_dir,
@@ -107,29 +115,69 @@ class Paths:
             self.caches,
             self.log_dir,
         ):
-            make_private_folder(folder)
+            try:
+                make_private_folder(folder)
+            except UnusableFolder as error:
+                failed[folder] = error
+        if self.home is not None:
+            self._restrict(self.home)
+        if self.data_dir in failed:
+            raise next(iter(failed.values()))
+        if self.cache_dir in failed:
+            failed.pop(self.caches, None)  # for the same reason
+        lost = {
+            self.config_dir: "no settings or themes are read",
+            self.state_dir: "changes of settings are forgotten at the end",
+            self.cache_dir: "caches are not saved",
+            self.caches: "caches are not saved",
+            self.log_dir: "no log is written",
+        }
+        return [f"{str(error).split('; ')[0]}: {lost[folder]}." for folder, error in failed.items()]
+
+    def _restrict(self, home: Path) -> None:
+        """Set the home's mode to 0700, unless it holds anything else, as the user's own home would."""
+        own = {folder.name for folder in (self.config_dir, self.state_dir, self.data_dir, self.cache_dir)}
+        with suppress(OSError, UnusableFolder):
+            if {path.name for path in home.iterdir()} <= own | {self.log_dir.name}:
+                make_private_folder(home)
 
 
 def make_private_folder(folder: Path) -> None:
-    """Create a folder and its parents with mode 0700; an existing folder's mode is restricted to that.
+    """Create a folder and its missing parents with mode 0700, whatever the umask.
+
+    An existing folder's mode is restricted to that; its parents stay as they are.
 
     Raises:
         UnusableFolder: if it cannot be created or changed.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        missing = [folder] if not folder.exists() else []
+        for parent in folder.parents if missing else ():
+            if parent.exists():
+                break
+            missing.append(parent)
+        for one in reversed(missing):
+            one.mkdir(mode=0o700, exist_ok=True)
+            one.chmod(0o700)
+        if not stat.S_ISDIR(mode := folder.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        if stat.S_IMODE(mode) & 0o077:
             folder.chmod(0o700)
     except OSError as error:
         raise UnusableFolder(folder, error) from error
+
+
+def expand_user(path: str) -> Path:
+    """A path that a user wrote, with ``~`` resolved; unchanged for a user that does not exist."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises where there is no home
 
 
 def locate() -> Paths:
     """This process's locations: in ``TQCHAT_HOME`` if set, else the platform's standard folders."""
     home = os.environ.get(HOME_VARIABLE)
     if home:
-        root = Path(home).expanduser().absolute()
-        return Paths(root / "config", root / "state", root / "data", root / "cache", root / "logs")
+        root = expand_user(home).absolute()
+        return Paths(root / "config", root / "state", root / "data", root / "cache", root / "logs", root)
     dirs = platformdirs.PlatformDirs("tqchat", appauthor=False)
     return Paths(
         dirs.user_config_path,

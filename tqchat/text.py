@@ -70,6 +70,19 @@ def one_line(text: str) -> str:
     return " ".join(stable_width(text).split())
 
 
+def shown_value(value: object, length: int = 60) -> str:
+    """A value from a file as short text on one line, whatever it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) >= 10**length:
+        return "a number of very many digits"  # Python refuses to print some of them
+    try:
+        text = one_line(repr(value[:length] if isinstance(value, str) else value))
+    except (RecursionError, ValueError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
 class PrintableStream:
     """``printable`` for a stream: recognises escape sequences that are split between pieces."""
 

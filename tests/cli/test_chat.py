@@ -46,11 +46,6 @@ def test_unknown_scheme() -> None:
     assert "'zip'" in refuses(2, "--scheme", "zip")
 
 
-def test_corrupt_config(paths: Paths) -> None:
-    paths.config_file.write_text("max_tokens = 'many'", "utf-8")
-    assert "max_tokens is 'many'" in refuses(2)
-
-
 def test_a_database_of_a_newer_version(paths: Paths) -> None:
     Database(paths.database).close()
     with sqlite3.connect(paths.database) as other:
@@ -59,10 +54,10 @@ def test_a_database_of_a_newer_version(paths: Paths) -> None:
     assert "newer tqchat" in refuses(1)
 
 
-def test_a_folder_that_cannot_be_created(paths: Paths) -> None:
-    paths.log_dir.rmdir()
-    paths.log_dir.write_text("in the way")
-    assert str(paths.log_dir) in refuses(1)
+def test_a_folder_for_conversations_that_cannot_be_created(paths: Paths) -> None:
+    paths.data_dir.rmdir()
+    paths.data_dir.write_text("in the way")
+    assert str(paths.data_dir) in refuses(1)
 
 
 def test_a_dumb_terminal() -> None:

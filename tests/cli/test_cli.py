@@ -155,3 +155,13 @@ def test_output_to_a_full_disk_is_reported() -> None:
     assert result.returncode == 1
     assert result.stderr.startswith("tqchat: Writing failed (no space left")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "ref", ["~nosuch/x", "a--b/c", "x" * 300, "/" + "x" * 300, "a/" + "b" * 300, "a\x1b[0m/b"]
+)
+def test_names_that_are_no_models_are_one_sentence(capsys: Captured, ref: str) -> None:
+    said = fails(capsys, 2, "--model", ref, "run", "hi")
+    assert "There is no model folder" in said and "\x1b" not in said
+    said = fails(capsys, 2, "--adapter", ref, "run", "hi")
+    assert "There is no adapter folder" in said and "\x1b" not in said

@@ -87,3 +87,16 @@ def test_no_color_sends_only_greys() -> None:
         assert terminal.ends() == 0
     for red, green, blue in re.findall(rb"\x1b\[[\d;]*?[34]8;2;(\d+);(\d+);(\d+)", terminal.raw):
         assert red == green == blue
+
+
+def test_the_app_opens_with_a_damaged_home(paths: Paths) -> None:
+    paths.config_file.write_text("max_tokens = 'many'\ntemperature = 0.0\n")
+    paths.state_file.write_bytes(b"\x00[")
+    paths.log_dir.rmdir()
+    paths.log_dir.write_text("in the way")
+    with Terminal() as terminal:
+        terminal.sees("Ask something", "max_tokens is")
+        terminal.press("ctrl+s")
+        terminal.sees("state.toml", "no log is written")
+        terminal.press("escape", "ctrl+q")
+        assert terminal.ends() == 0

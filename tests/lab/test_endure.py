@@ -87,12 +87,14 @@ def test_the_command_prints_its_counts(
     folder = tiny_llama(tmp_path / "model", **LONG_CONTEXT)
     monkeypatch.setattr("tempfile.mkdtemp", lambda prefix: str(tmp_path / "work"))
     options = ["--model", str(folder), "--kills", "2", "--mutations", "20", "--schemes", "turbo0v4"]
+    options += ["--files", "2", "--readers", "config,exports"]
     assert main(["lab", "endure", *options]) == 0
     shown = capsys.readouterr().out
     for part in (
         "kills",
         "committed messages checked, none lost",
         "mutations",
+        "mutated files of exports",
         "saves refused by a full disk",
     ):
         assert part in shown

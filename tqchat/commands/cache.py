@@ -8,11 +8,14 @@ import time
 
 from tqchat import paths, settings
 from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.commands.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault
 from tqchat.store.vault.budget import GIB, CacheEntry, with_manifest
 from tqchat.text import one_line, single_line
+
+MAX_LISTED = 20
 
 
 class ConfirmationRequired(TqchatError):
@@ -25,14 +28,13 @@ def main(options: argparse.Namespace) -> int:
     """Run a subcommand of ``cache`` and return its exit code."""
     locations = paths.locate()
     vault = Vault(locations.caches, settings.load(locations).cache_budget)
-    known = _conversations()
     match options.cache_command:
         case "prune":
-            return _prune(vault, known, dry_run=options.dry_run)
+            return _prune(vault, _conversations(), dry_run=options.dry_run)
         case "wipe":
             return _wipe(vault, confirmed=options.yes)
         case _:
-            return _list(vault, known)
+            return _list(vault, _conversations())
 
 
 def _list(vault: Vault, known: dict[str, Conversation]) -> int:
@@ -51,20 +53,22 @@ def _prune(vault: Vault, known: dict[str, Conversation], *, dry_run: bool) -> in
     orphans = [entry for entry in vault.entries() if known and entry.conversation not in known]
     keep = [*_in_use(known), *(entry.conversation for entry in orphans)]
     chosen = orphans + vault.prune_candidates(keep, -sum(entry.bytes for entry in orphans))
+    failed: list[str] = []
+    deleted = 0
     for entry in chosen:
         line = _line(entry, known)
-        if not dry_run:
-            vault.remove(entry.conversation)
-        print(line)
-    total = _size(sum(entry.bytes for entry in chosen))
+        if dry_run or _remove(vault, entry, failed):
+            deleted += entry.bytes
+            print(line)
     verb = "would be deleted" if dry_run else "deleted"
-    print(f"{total} {verb}." if chosen else "The caches are within the budget; nothing to delete.")
-    return 0
+    print(f"{_size(deleted)} {verb}." if chosen else "The caches are within the budget; nothing to delete.")
+    return _report(vault, failed)
 
 
 def _wipe(vault: Vault, *, confirmed: bool) -> int:
     entries = vault.entries()
     total = _size(sum(entry.bytes for entry in entries))
+    failed: list[str] = []
     if entries and not confirmed:
         if not sys.stdin.isatty():
             raise ConfirmationRequired(
@@ -74,17 +78,38 @@ def _wipe(vault: Vault, *, confirmed: bool) -> int:
         if answer.strip().lower() not in ("y", "yes"):
             print("Nothing was deleted.")
             return 1
-    for entry in entries:
+    deleted = sum(entry.bytes for entry in entries if _remove(vault, entry, failed))
+    vault.remove_empty()
+    print(f"{_size(deleted)} deleted." if entries else "There are no saved caches.")
+    return _report(vault, failed)
+
+
+def _remove(vault: Vault, entry: CacheEntry, failed: list[str]) -> bool:
+    try:
         vault.remove(entry.conversation)
-    print(f"{total} deleted." if entries else "There are no saved caches.")
-    return 0
+    except TqchatError as error:
+        failed.append(str(error))
+        return False
+    return True
+
+
+def _report(vault: Vault, failed: list[str]) -> int:
+    """Say what could not be deleted, and what lies in the folder and is no cache."""
+    for sentence in failed:
+        print(one_line(sentence))
+    foreign = vault.foreign_files()
+    shown = [f"{one_line(path.name)} ({what})" for path, what in list(foreign.items())[:MAX_LISTED]]
+    if foreign:
+        more = f" and {len(foreign) - MAX_LISTED} more" if len(foreign) > MAX_LISTED else ""
+        print(f"Left in {one_line(str(vault.folder))}: {', '.join(shown)}{more}.")
+    return 1 if failed else 0
 
 
 def _conversations() -> dict[str, Conversation]:
     file = paths.locate().database
     if not file.exists():
         return {}
-    with Database(file) as database:
+    with open_for_reading(file) as database:
         return {one.id: one for one in (*database.conversations(), *database.deleted())}
 
 

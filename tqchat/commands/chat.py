@@ -35,7 +35,9 @@ def main(
 
     Raises:
         NoTerminal: if the standard streams are not a usable terminal.
-        SettingsError, UnknownScheme: if a setting or the scheme is invalid.
+        UnknownScheme: if there is no such scheme.
+        UnusableFolder: if conversations cannot be stored. Settings and files that cannot be used are reported
+            in the app.
     """
     if scheme is not None:
         scheme = scheme_setting(scheme)
@@ -45,14 +47,22 @@ def main(
     if not os.environ.get("TEXTUAL_DRIVER") and (os.environ.get("TERM") == "dumb" or not drawn):
         raise NoTerminal
     locations = paths.locate()
-    user_settings = settings.load_config(locations)
-    locations.ensure()
+    user_settings, problems = settings.read_config(locations)
+    problems += locations.ensure()
 
     from tqchat.ui.app import TqchatApp
 
     if pack_prompts:
         user_settings = user_settings.with_values({"pack_prompts": True})
-    app = TqchatApp(locations, user_settings, model=model, scheme=scheme, draft=draft, adapter=adapter)
+    app = TqchatApp(
+        locations,
+        user_settings,
+        model=model,
+        scheme=scheme,
+        draft=draft,
+        adapter=adapter,
+        problems=problems,
+    )
     app.signals.install()
     app.run()
     code = app.signals.exit_code or app.return_code or 0

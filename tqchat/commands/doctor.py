@@ -10,9 +10,9 @@ from typing import TypeVar
 
 from tqchat import __version__, paths, settings
 from tqchat.commands.locate import locations, table
+from tqchat.commands.reading import open_for_reading
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
-from tqchat.store.database import Database
 from tqchat.text import single_line
 
 GIB = 1 << 30
@@ -96,7 +96,7 @@ def _adapter(place: str) -> str:
 def _conversations(file: Path) -> str:
     if not file.exists():
         return "none yet"
-    with Database(file) as database:
+    with open_for_reading(file) as database:
         count = len(database.conversations())
     return f"{count} conversation{'' if count == 1 else 's'}"
 

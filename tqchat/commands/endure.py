@@ -1,4 +1,4 @@
-"""``tqchat lab endure``: tests that conversations and caches survive kills, damage and full disks."""
+"""``tqchat lab endure``: kills, damaged caches, mutated files of every kind, and full disks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tqchat.commands.measuring import Progress, add_command, add_model_option, load
 from tqchat.kv.scheme import parse_scheme
 
-KILLS, MUTATIONS = 30, 500
+KILLS, MUTATIONS, FILES = 30, 500, 10_000
 
 
 def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,6 +30,19 @@ def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help=f"damaged caches to load (default: {MUTATIONS})",
     )
     endure.add_argument(
+        "--files",
+        metavar="N",
+        type=int,
+        default=FILES,
+        help=f"mutated files that each reader of files is fed; the default takes an hour or more "
+        f"(default: {FILES})",
+    )
+    endure.add_argument(
+        "--readers",
+        metavar="A,B,C",
+        help="readers to feed them to, such as config,models (default: all)",
+    )
+    endure.add_argument(
         "--schemes",
         metavar="A,B,C",
         default="fp16,turbo0v4,turbo4",
@@ -41,14 +54,14 @@ def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run all three tests in a temporary folder and print the counts.
+    """Run all tests in a temporary folder and print the counts.
 
     Raises:
         CheckFailed: at the first failure. The temporary folder is then kept for inspection.
     """
     schemes = [parse_scheme(name.strip()).name for name in options.schemes.split(",")]
     model = load(options.model)
-    from tqchat.lab.endure import full_disk, kills, mutations
+    from tqchat.lab.endure import damaged_files, full_disk, kills, mutations
     from tqchat.lab.tables import markdown
 
     folder, progress = Path(tempfile.mkdtemp(prefix="tqchat-endure-")), Progress()
@@ -86,6 +99,17 @@ def main(options: argparse.Namespace) -> int:
             ("without a manifest", f"{found.absent:,}"),
             ("peak memory of a load, relative to the size of its files", f"{found.worst:.1f}"),
         ]
+
+    if options.files:
+        names = damaged_files.chosen(options.readers)
+
+        def fed(name: str, done: int) -> None:
+            progress(f"files: {name}", names.index(name) * options.files + done, len(names) * options.files)
+
+        for count in damaged_files.endure(names, options.files, folder / "files", options.seed, fed):
+            peak = f"at most {count.peak_bytes / 1e6:.0f} MB"
+            outcome = f"{count.used:,} used, {count.refused:,} refused, {peak}"
+            rows.append((f"mutated files of {count.name}: {outcome}", f"{count.files:,}"))
 
     def refused(writes: int) -> None:
         progress.note("full disk")

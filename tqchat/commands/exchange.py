@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from tqchat import paths
 from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.commands.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.store import exchange
@@ -45,7 +48,7 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
         if conversation_id is not None:
             raise UnknownConversation(conversation_id)
         raise TqchatError("There are no conversations to export yet.")
-    with Database(file) as database:
+    with open_for_reading(file) as database:
         chosen = (
             database.conversations() if conversation_id is None else [database.conversation(conversation_id)]
         )
@@ -65,22 +68,34 @@ def import_file(name: str) -> int:
         BadImport: if it is not a valid export.
     """
     try:
-        # One byte more than allowed is enough to detect a file that is too large.
-        if name == "-":
-            content = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-        else:
-            with Path(name).open("rb") as file:
-                content = file.read(MAX_FILE_BYTES + 1)
+        file = _spooled(sys.stdin.buffer) if name == "-" else _opened(Path(name))
     except OSError as error:
         raise BadFile("read", name, error) from error
-    with Database(paths.locate().database) as database:
-        imported = exchange.from_json(database, content)
+    with file, Database(paths.locate().database) as database:
+        imported = exchange.from_json(database, file)
     for one in imported:
         title = one_line(one.conversation.title) or UNTITLED
         print(f"{one.conversation.id[:SHORT_ID]}  {title}{_OUTCOMES[one.outcome]}")
     new = sum(one.outcome != "skipped" for one in imported)
     print(f"{new} imported, {len(imported) - new} already here.")
     return 0
+
+
+def _opened(path: Path) -> BinaryIO:
+    file = path.open("rb")
+    return file if file.seekable() else _spooled(file)
+
+
+def _spooled(stream: BinaryIO) -> BinaryIO:
+    """What a pipe gives, in a temporary file: an export is read twice."""
+    file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
+    # One byte more than allowed is enough to detect a file that is too large.
+    left = MAX_FILE_BYTES + 1
+    while left and (piece := stream.read(min(left, 1 << 20))):
+        file.write(piece)
+        left -= len(piece)
+    file.seek(0)
+    return file
 
 
 def _markdown(database: Database, chosen: list[Conversation]) -> Iterator[str]:

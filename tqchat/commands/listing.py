@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from tqchat import paths
-from tqchat.store.database import Conversation, Database, UnknownConversation
+from tqchat.commands.reading import open_for_reading
+from tqchat.store.database import Conversation, UnknownConversation
 from tqchat.text import one_line
 
 SHORT_ID = 8
@@ -18,7 +19,7 @@ def list_conversations() -> int:
     # Do not create a database just to list it.
     conversations: list[Conversation] = []
     if file.exists():
-        with Database(file) as database:
+        with open_for_reading(file) as database:
             conversations = database.conversations()
     if not conversations:
         print("No conversations yet; start one with `tqchat`.")
@@ -41,7 +42,7 @@ def show(conversation_id: str) -> int:
     file = paths.locate().database
     if not file.exists():
         raise UnknownConversation(conversation_id)
-    with Database(file) as database:
+    with open_for_reading(file) as database:
         conversation = database.conversation(conversation_id)
         messages = database.messages(conversation.id)
     print(one_line(conversation.title) or UNTITLED)

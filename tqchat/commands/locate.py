@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tqchat import paths
+from tqchat.paths import expand_user
 from tqchat.text import single_line
 
 
@@ -33,10 +34,10 @@ def locations() -> list[tuple[str, Path]]:
 def downloads() -> Path:
     """huggingface_hub's cache of downloaded models, which other programs share."""
     if folder := os.environ.get("HF_HUB_CACHE"):
-        return Path(folder).expanduser()
+        return expand_user(folder)
     if folder := os.environ.get("HF_HOME"):
-        return Path(folder).expanduser() / "hub"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return expand_user(folder) / "hub"
+    cache = expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return cache / "huggingface" / "hub"
 
 

@@ -9,8 +9,9 @@ from datetime import datetime
 
 from tqchat import paths
 from tqchat.commands.listing import SHORT_ID, UNTITLED
+from tqchat.commands.reading import open_for_reading
 from tqchat.errors import TqchatError
-from tqchat.store.database import Database, SearchHit
+from tqchat.store.database import SearchHit
 from tqchat.terminal import Control, write
 from tqchat.text import one_line
 
@@ -35,7 +36,7 @@ def main(text: str, limit: int) -> int:
     hits: list[SearchHit] = []
     # Do not create a database just to search it.
     if file.exists():
-        with Database(file) as database:
+        with open_for_reading(file) as database:
             hits = database.search(text, limit)
     if not hits:
         print("Nothing was found.")

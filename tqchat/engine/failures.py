@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqchat.errors import TqchatError
+from tqchat.text import one_line
 
+_MAX_REASON_CHARS = 300
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +60,33 @@ class RereadStopped(TqchatError):
 
     def __init__(self, scheme: str) -> None:
         super().__init__(f"Reading again was stopped; the cache stays under {scheme}.")
+
+
+@contextmanager
+def as_model_error(name: str) -> Iterator[None]:
+    """Turn whatever a model's files make other libraries raise into a sentence.
+
+    Args:
+        name: The model's name, for the sentence.
+
+    Raises:
+        ModelUnusable: in place of any other error.
+    """
+    try:
+        yield
+    except TqchatError:
+        raise
+    except BaseException as error:
+        # A panic of a library written in Rust is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelUnusable(f"{name} cannot be loaded: {reason_of(error)}.") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Kind and first line of an error of another library, for the end of a sentence."""
+    lines = str(error)[:_MAX_REASON_CHARS].splitlines()
+    return one_line(f"{type(error).__name__}: {lines[0] if lines else ''}").rstrip(".: ")
 
 
 def user_message(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """Settings: ``config.toml``, written by the user, and ``state.toml``, written by the app."""
 
-from tqchat.settings.config import Settings, SettingsError, load, load_config
+from tqchat.settings.config import Settings, SettingsError, load, load_config, read_config
 from tqchat.settings.schema import SETTINGS, SETTINGS_BY_NAME, Setting, violation
 from tqchat.settings.state import State
 
@@ -13,5 +13,6 @@ __all__ = [
     "State",
     "load",
     "load_config",
+    "read_config",
     "violation",
 ]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from tqchat.engine.commands import Limits, Sampling, Thinking, ThinkingChoice
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, read_toml
 from tqchat.paths import Paths
 from tqchat.settings.schema import SETTINGS_BY_NAME, ThinkingDisplay, violation
 from tqchat.settings.state import State
+from tqchat.text import shown_value
 
 DEFAULT_SCHEME = "turbo0v4"
 """FP16 keys and 4-bit values: attention averages errors in values, but not in keys."""
+
+
+_MAX_COMPARED_CHARS = 60
+_MAX_PROBLEMS = 20
 
 
 class SettingsError(TqchatError):
@@ -104,43 +108,44 @@ def load_config(paths: Paths) -> Settings:
     """The settings of ``config.toml`` alone.
 
     Raises:
-        SettingsError: if the file is unreadable or invalid; names the file, the key and the allowed values.
+        SettingsError: if the file is unreadable or holds invalid values; names the file, each key and its
+            allowed values.
     """
+    settings, problems = read_config(paths)
+    if problems:
+        raise SettingsError(" ".join(problems))
+    return settings
+
+
+def read_config(paths: Paths) -> tuple[Settings, list[str]]:
+    """The usable settings of ``config.toml``, and a sentence about each value that is not used."""
     file = paths.config_file
-    values = _read(file)
+    try:
+        values = read_toml(file)
+    except FileNotFoundError:
+        return Settings(), []
+    except Unreadable as error:
+        return Settings(), [str(error)]
+    problems: list[str] = []
+    used: dict[str, Any] = {}
     for key, value in values.items():
+        if len(problems) >= _MAX_PROBLEMS:
+            problems.append(f"{file} has more problems than these.")
+            break
         if key not in SETTINGS_BY_NAME:
-            raise SettingsError(f"{file}: there is no setting {key!r}; {_nearest(key)}.")
-        if (allowed := violation(key, value)) is not None:
+            problems.append(f"{file}: there is no setting {shown_value(key)}; {_nearest(key)}.")
+        elif (allowed := violation(key, value)) is not None:
             quoted = (
                 ", in quotes"
                 if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "choice", "scheme")
                 else ""
             )
-            raise SettingsError(f"{file}: {key} is {_shown(value)}, but must be {allowed}{quoted}.")
-    return Settings().with_values(values)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{file} is not valid TOML: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{file} is not UTF-8 text; save it as UTF-8.") from error
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be read ({(error.strerror or str(error)).lower()}).") from error
+            problems.append(f"{file}: {key} is {shown_value(value)}, but must be {allowed}{quoted}.")
+        else:
+            used[key] = value
+    return Settings().with_values(used), problems
 
 
 def _nearest(key: str) -> str:
-    close = difflib.get_close_matches(key, SETTINGS_BY_NAME, n=1)
+    close = difflib.get_close_matches(key[:_MAX_COMPARED_CHARS], SETTINGS_BY_NAME, n=1)
     return f"did you mean {close[0]!r}?" if close else f"the settings are {', '.join(SETTINGS_BY_NAME)}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

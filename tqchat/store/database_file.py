@@ -8,14 +8,15 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from tqchat.paths import make_private_folder
-from tqchat.store.errors import DatabaseUnreadable, from_sqlite_error
-from tqchat.store.migrations import check_version, migrate
+from tqchat.store.errors import DatabaseUnreadable, SearchIndexDamaged, from_os_error, from_sqlite_error
+from tqchat.store.migrations import check_version, migrate, repair_search_index
 
 BUSY_TIMEOUT_S = 5.0
 """How long a write waits for another program's lock."""
@@ -51,6 +52,9 @@ class DatabaseFile:
     def _open(self) -> None:
         path = self.path
         make_private_folder(path.parent)
+        if path.exists() and not path.is_file():
+            reason = "it is a directory" if path.is_dir() else "it is no regular file"
+            raise DatabaseUnreadable(path, reason)
         try:
             with _creating:
                 _create(path)
@@ -58,10 +62,12 @@ class DatabaseFile:
                     path, timeout=self._busy_timeout_s, isolation_level=None, check_same_thread=False
                 )
         except OSError as error:
-            raise DatabaseUnreadable(path, (error.strerror or str(error)).lower()) from error
+            raise from_os_error(error, path) from error
         except sqlite3.Error as error:
             raise from_sqlite_error(error, path) from error
         self._connection.row_factory = sqlite3.Row
+        self._connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+        self._index_is_damaged = False
         try:
             with self._translate_errors():
                 self._prepare()
@@ -107,6 +113,7 @@ class DatabaseFile:
         self._connection.execute("PRAGMA secure_delete = ON")
         self._connection.execute("PRAGMA foreign_keys = OFF")
         migrate(self._connection, self.path)
+        repair_search_index(self._connection)
         self._connection.execute("PRAGMA foreign_keys = ON")
 
     def _use_wal(self) -> None:
@@ -187,7 +194,16 @@ class DatabaseFile:
         try:
             yield
         except sqlite3.DatabaseError as error:
-            raise from_sqlite_error(error, self.path) from error
+            translated = from_sqlite_error(error, self.path)
+            self._index_is_damaged |= isinstance(translated, SearchIndexDamaged)
+            raise translated from error
+        except UnicodeDecodeError as error:  # of names in a damaged schema, which an error names
+            raise DatabaseUnreadable(self.path, "it is damaged") from error
+        finally:
+            if self._index_is_damaged and not self._connection.in_transaction:
+                self._index_is_damaged = False
+                with suppress(sqlite3.DatabaseError):  # the next call finds it damaged again
+                    repair_search_index(self._connection, always=True)
 
 
 def _create(path: Path) -> None:

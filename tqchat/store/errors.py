@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 
 from tqchat.errors import TqchatError
+from tqchat.text import one_line
 
 _MIN_FREE_BYTES = 1 << 20
+_MAX_REASON_CHARS = 200
 
 
 class StoreError(TqchatError):
@@ -40,6 +42,49 @@ class DatabaseUnreadable(StoreError):
         )
 
 
+class DatabaseNotWritable(DatabaseUnreadable):
+    """The file can only be read, or its folder does not allow the files that SQLite needs beside it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        StoreError.__init__(
+            self,
+            f"The conversations in {path} cannot be written ({reason}). `tqchat ls`, `show`, `search` and "
+            "`export` can still read them; make the file and its folder writable, or set TQCHAT_HOME to "
+            "another folder.",
+        )
+
+
+class DatabaseUnavailable(DatabaseUnreadable):
+    """The system does not give access to the file; nothing is known about its content."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        StoreError.__init__(
+            self,
+            f"The conversations in {path} cannot be read ({reason}); allow access to that, or set "
+            "TQCHAT_HOME to another folder.",
+        )
+
+
+class DiskFailed(DatabaseUnreadable):
+    """The disk reports errors."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        StoreError.__init__(
+            self,
+            f"Reading or writing {path} failed ({reason}); check the disk, and copy the file to another one.",
+        )
+
+
+class SearchIndexDamaged(StoreError):
+    """The search index was damaged and has been made anew; the conversations are intact."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"The search index in {path} was damaged; it was made anew from the conversations, which are "
+            "intact. Try again."
+        )
+
+
 class DatabaseBusy(StoreError):
     """Another process held the database's lock until the timeout."""
 
@@ -48,11 +93,14 @@ class DatabaseBusy(StoreError):
 
 
 class StoreFull(StoreError):
-    """The disk is full. Earlier data is intact."""
+    """The disk is full, or cannot hold more files. Earlier data is intact."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
-            f"The disk of {path.parent} is full; free some space and try again. "
+            f"The disk of {path.parent} cannot hold another file (no inodes are free); delete some files and "
+            "try again. Everything saved earlier is intact."
+            if _has_no_inodes(path.parent)
+            else f"The disk of {path.parent} is full; free some space and try again. "
             "Everything saved earlier is intact."
         )
 
@@ -91,12 +139,59 @@ class UnknownMessage(StoreError):
 def from_sqlite_error(error: sqlite3.Error, path: Path) -> StoreError:
     """Translate an SQLite error into a StoreError."""
     # The low byte of an extended code is the primary code.
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    extended = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    code = extended & 0xFF
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _disk_is_full(path)):
         return StoreFull(path)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return DatabaseBusy(path)
-    return DatabaseUnreadable(path, str(error))
+    names_index = any(name in str(error) for name in ("messages_index", "titles_index"))
+    if extended == sqlite3.SQLITE_CORRUPT_VTAB or (code == sqlite3.SQLITE_ERROR and names_index):
+        return SearchIndexDamaged(path)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH):
+        return _no_access(path, str(error))
+    if code == sqlite3.SQLITE_IOERR:
+        return DiskFailed(path, str(error))
+    return DatabaseUnreadable(path, one_line(str(error))[:_MAX_REASON_CHARS])
+
+
+def from_os_error(error: OSError, path: Path) -> StoreError:
+    """Translate an error of opening the database's file into a StoreError."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(path)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return _no_access(path, reason)
+    if error.errno == errno.EIO:
+        return DiskFailed(path, reason)
+    return DatabaseUnreadable(path, reason)
+
+
+def _no_access(path: Path, reason: str) -> StoreError:
+    """Why a database cannot be opened for writing, by looking at it."""
+    try:
+        about = os.statvfs(path.parent)
+        if path.exists() and not path.is_file():
+            return DatabaseUnreadable(path, "it is no regular file")
+        if about.f_flag & os.ST_RDONLY:
+            return DatabaseNotWritable(path, "the disk is read-only")
+    except OSError as error:
+        return DatabaseUnavailable(path, (error.strerror or str(error)).lower())
+    if path.exists() and not os.access(path, os.R_OK):
+        return DatabaseUnavailable(path, "permission denied")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        return DatabaseNotWritable(path, "permission denied")
+    if _has_no_inodes(path.parent):
+        return StoreFull(path)
+    return DatabaseNotWritable(path, reason)
+
+
+def _has_no_inodes(folder: Path) -> bool:
+    try:
+        about = os.statvfs(folder)
+    except OSError:
+        return False
+    return about.f_files > 0 and about.f_favail == 0
 
 
 def _disk_is_full(path: Path) -> bool:

@@ -4,15 +4,16 @@ JSON contains all branches and settings, so an import restores exactly what was 
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from tqchat.store.database import Database
-from tqchat.store.import_parser import FORMAT, VERSION, ParsedConversation, parse
+from tqchat.store.import_parser import FORMAT, VERSION, ParsedConversation, read_conversations
 from tqchat.store.records import Conversation, Message
 from tqchat.store.rows import (
     CONVERSATION_COLUMNS,
@@ -91,15 +92,18 @@ def to_markdown(database: Database, conversation: Conversation) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def from_json(database: Database, content: bytes) -> list[Imported]:
-    """Import all conversations of a JSON file in one transaction.
+def from_json(database: Database, content: bytes | BinaryIO) -> list[Imported]:
+    """Import all conversations of a JSON file in one transaction, one after the other.
+
+    Args:
+        content: The file, seekable; or what is in it.
 
     Raises:
-        BadImport: if the file is not a valid export.
+        BadImport: if the file is not a valid export; nothing is imported then.
     """
-    conversations = parse(content)
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
     with database.writing() as connection:
-        return [_import(database, connection, parsed) for parsed in conversations]
+        return [_import(database, connection, parsed) for parsed in read_conversations(file)]
 
 
 def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedConversation) -> Imported:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
 from tqchat.store.errors import StoreError
 from tqchat.store.reasoning_tags import split_reasoning
-from tqchat.store.records import THINKING_CHOICES, Conversation, Message
+from tqchat.store.records import MAX_TIMESTAMP, THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
 
 FORMAT = "tqchat-conversations"
@@ -28,9 +30,14 @@ MAX_FILE_BYTES = 512 << 20
 """Larger files are rejected before parsing."""
 
 _MAX_CONTENT_CHARS = 16 << 20
+_MAX_SMALL_CHARS = 64 << 10
+_MAX_SHOWN_VERSION = 10**9
+_READ_BYTES = 64 << 10
+_MAX_EXPONENT_CHARS = 8
+"""Characters to look ahead to see that a number has ended."""
+_SPACE = re.compile(r"[ \t\r\n]*")
+_NO_EXPORT = "it is not a tqchat export; create one with `tqchat export --format json`"
 _MAX_NAME_CHARS = 4096
-_MAX_TIMESTAMP = 253_370_764_800.0
-"""Unix time of the year 9999, the last that ``datetime`` supports."""
 
 _MAX_UTC_OFFSET_S = 24 * 3600
 
@@ -134,7 +141,7 @@ def _or_none(check: _Check) -> _Check:
     return lambda value: None if value is None else check(value)
 
 
-_NAME, _CONTENT, _TIME = _text(_MAX_NAME_CHARS), _text(_MAX_CONTENT_CHARS), _number(_MAX_TIMESTAMP)
+_NAME, _CONTENT, _TIME = _text(_MAX_NAME_CHARS), _text(_MAX_CONTENT_CHARS), _number(MAX_TIMESTAMP)
 _MESSAGE: Mapping[str, _Check] = {
     "id": _id,
     "parent_id": _or_none(_id),
@@ -174,43 +181,202 @@ _CONVERSATION: Mapping[str, _Check] = {
 }
 
 
-def parse(content: bytes) -> list[ParsedConversation]:
-    """Parse and validate a JSON export.
+def read_conversations(file: BinaryIO) -> Iterator[ParsedConversation]:
+    """Parse and validate a JSON export, one conversation at a time. Nested values are never held whole.
+
+    Args:
+        file: It must be seekable.
 
     Raises:
         BadImport: naming the first invalid value.
     """
-    if len(content) > MAX_FILE_BYTES:
-        raise BadImport(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
-        whole = json.loads(content.decode("utf-8-sig"))
+        version = _version(_JsonStream(file))
+        file.seek(0)
+        for parsed in _conversations(_JsonStream(file)):
+            if version < REASONING_VERSION:
+                parsed.messages[:] = [_with_reasoning(message) for message in parsed.messages]
+            yield parsed
     except UnicodeDecodeError as error:
         raise BadImport("it is not UTF-8 text") from error
-    except json.JSONDecodeError as error:
-        raise BadImport(f"it is not JSON ({error.msg.lower()} in line {error.lineno})") from error
     except (ValueError, RecursionError) as error:
         raise BadImport("it is not JSON written by tqchat") from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise BadImport("it is not a tqchat export; create one with `tqchat export --format json`")
-    version = whole.get("version")
+
+
+def _version(stream: _JsonStream) -> int:
+    """Version of an export, checked; the other parts of the file are only checked to be there."""
+    found: dict[str, Any] = {}
+    if stream.peek() != "{":
+        raise BadImport(_NO_EXPORT)
+    for key in stream.names():
+        if key in found or key not in ("format", "version", "conversations"):
+            raise BadImport("it is not a tqchat export")
+        if key == "conversations":
+            if {"format", "version"} <= found.keys():
+                found[key] = None
+                break
+            stream.skip()
+        else:
+            found[key] = stream.scalar()
+            if isinstance(found[key], list | dict):
+                raise BadImport("it is not a tqchat export")
+        found.setdefault(key)
+    version = found.get("version")
+    if found.get("format") != FORMAT:
+        raise BadImport(_NO_EXPORT)
     if type(version) is int and version > VERSION:
         raise BadImport(
             f"it was written by a newer tqchat (version {version}; this one supports up to {VERSION})"
+            if version < _MAX_SHOWN_VERSION
+            else "it was written by a newer tqchat"
         )
-    if (
-        type(version) is not int
-        or not 1 <= version <= VERSION
-        or whole.keys() != {"format", "version", "conversations"}
-    ):
+    if type(version) is not int or version < 1 or "conversations" not in found:
         raise BadImport("it is not a tqchat export")
-    conversations = whole["conversations"]
-    if not isinstance(conversations, list):
-        raise BadImport("its conversations must be a list")
-    parsed = [_conversation(value, f"conversation {n}") for n, value in enumerate(conversations, 1)]
-    if version < REASONING_VERSION:
-        for one in parsed:
-            one.messages[:] = [_with_reasoning(message) for message in one.messages]
-    return parsed
+    return version
+
+
+def _conversations(stream: _JsonStream) -> Iterator[ParsedConversation]:
+    seen: set[str] = set()
+    for key in stream.names():
+        if key in seen or key not in ("format", "version", "conversations"):
+            raise BadImport("it is not a tqchat export")
+        seen.add(key)
+        if key != "conversations":
+            stream.skip()
+        elif stream.peek() != "[":
+            raise BadImport("its conversations must be a list")
+        else:
+            for number, _ in enumerate(stream.places(), 1):
+                yield _conversation(stream, f"conversation {number}")
+    if stream.peek():
+        raise BadImport("it is not JSON (there is more after its end)")
+
+
+class _JsonStream:
+    """Reads JSON piece by piece. Every method leaves the position behind what it has read.
+
+    Raises:
+        BadImport: where the text is not JSON, or the file too large.
+        ValueError: for a number of thousands of digits, and text that is not UTF-8.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._decoder = json.JSONDecoder()
+        self._text, self._at, self._ended = "", 0, False
+        self._bytes = self._lines = 0
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def names(self) -> Iterator[str]:
+        """The names in an object; the caller reads the value of each before the next."""
+        self._take("{")
+        if self.peek() != "}":
+            while True:
+                if self.peek() != '"':
+                    self._fail("expecting a name in double quotes")
+                key: str = self.scalar()
+                self._take(":")
+                yield key
+                if self.peek() != ",":
+                    break
+                self._take(",")
+        self._take("}")
+
+    def places(self) -> Iterator[None]:
+        """The places of a list's values; the caller reads each before the next."""
+        self._take("[")
+        if self.peek() != "]":
+            while True:
+                yield
+                if self.peek() != ",":
+                    break
+                self._take(",")
+        self._take("]")
+
+    def scalar(self) -> Any:
+        """A text, number, boolean or null; of a list or an object only its kind: an empty one."""
+        start = self.peek()
+        if start in ("[", "{"):
+            return [] if start == "[" else {}
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    self._fail(error.msg.lower())
+                continue
+            if len(self._text) - end < _MAX_EXPONENT_CHARS and self._more():
+                continue  # a number may go on
+            self._at = end
+            return value
+
+    def small(self) -> Any:
+        """A value of any kind whose text is short.
+
+        Raises:
+            BadImport: if it is longer.
+        """
+        self.peek()
+        while len(self._text) - self._at < _MAX_SMALL_CHARS and self._more():
+            pass
+        text = self._text[self._at : self._at + _MAX_SMALL_CHARS]
+        try:
+            value, end = self._decoder.raw_decode(text)
+        except json.JSONDecodeError as error:
+            self._fail(error.msg.lower())
+        self._at += end
+        return value
+
+    def skip(self) -> None:
+        """Pass over a value of any kind."""
+        depth = 0
+        while True:
+            start = self.peek()
+            if start and start in "[{":
+                self._at += 1
+                depth += 1
+            elif start and start in "]}" and depth:
+                self._at += 1
+                depth -= 1
+            elif start and start in ",:" and depth:
+                self._at += 1
+            else:
+                self.scalar()
+            if not depth:
+                return
+
+    def _take(self, character: str) -> None:
+        if self.peek() != character:
+            self._fail(f"expecting {character!r}")
+        self._at += 1
+
+    def _more(self) -> bool:
+        """Read on; what has been passed is dropped. Doubling keeps the time for long texts linear."""
+        if self._ended:
+            return False
+        left = len(self._text) - self._at
+        content = self._file.read(max(_READ_BYTES, left))
+        self._bytes += len(content)
+        if self._bytes > MAX_FILE_BYTES:
+            raise BadImport(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        self._ended = not content
+        self._lines += self._text.count("\n", 0, self._at)
+        self._text, self._at = self._text[self._at :] + self._decode(content, self._ended), 0
+        return True
+
+    def _fail(self, what: str) -> NoReturn:
+        line = self._lines + self._text.count("\n", 0, self._at) + 1
+        raise BadImport(f"it is not JSON ({what} in line {line})")
 
 
 def _with_reasoning(message: Message) -> Message:
@@ -221,28 +387,60 @@ def _with_reasoning(message: Message) -> Message:
     return message if reasoning is None else replace(message, content=answer, reasoning=reasoning)
 
 
-def _conversation(value: Any, where: str) -> ParsedConversation:
-    if not isinstance(value, dict) or not isinstance(value.get("messages"), list):
+def _conversation(stream: _JsonStream, where: str) -> ParsedConversation:
+    messages: list[Message] | None = None
+    values: dict[str, Any] = {}
+    if stream.peek() != "{":
         raise BadImport(f"{where} must be an object with a list of messages")
-    found = _fields({k: v for k, v in value.items() if k != "messages"}, Conversation, _CONVERSATION, where)
-    conversation = Conversation(**found)
+    for key in stream.names():
+        if key != "messages":
+            values[key] = _read_field(stream, key, _CONVERSATION, where)
+        elif messages is not None or stream.peek() != "[":
+            raise BadImport(f"{where} must be an object with a list of messages")
+        else:
+            messages = _messages(stream, where)
+    if messages is None:
+        raise BadImport(f"{where} must be an object with a list of messages")
+    conversation = Conversation(**_fields(values, Conversation, _CONVERSATION, where))
+    if conversation.head_id is not None and all(one.id != conversation.head_id for one in messages):
+        raise BadImport(f"head_id of {where} is not one of its messages")
+    for message in messages:
+        # They are built before the conversation's id is known, and copies would take as much memory again.
+        object.__setattr__(message, "conversation_id", conversation.id)
+    return ParsedConversation(conversation, messages)
+
+
+def _messages(stream: _JsonStream, where: str) -> list[Message]:
     messages: list[Message] = []
-    seen: set[str | None] = {None}
-    for number, one in enumerate(value["messages"], 1):
+    seen: dict[str, str] = {}
+    for number, _ in enumerate(stream.places(), 1):
         at = f"message {number} of {where}"
-        if not isinstance(one, dict):
+        if stream.peek() != "{":
             raise BadImport(f"{at} must be an object")
-        message = Message(conversation_id=conversation.id, **_fields(one, Message, _MESSAGE, at))
-        if message.id in seen:
+        values = {key: _read_field(stream, key, _MESSAGE, at) for key in stream.names()}
+        found = _fields(values, Message, _MESSAGE, at)
+        if found["id"] in seen:
             raise BadImport(f"{at} has the id of an earlier message")
         # Parents first also rules out cycles.
-        if message.parent_id not in seen:
+        if (parent := found["parent_id"]) is not None and parent not in seen:
             raise BadImport(f"the parent of {at} does not come before it")
-        seen.add(message.id)
-        messages.append(message)
-    if conversation.head_id not in seen:
-        raise BadImport(f"head_id of {where} is not one of its messages")
-    return ParsedConversation(conversation, messages)
+        seen[found["id"]] = found["id"]
+        for name in ("parent_id", "scheme", "model", "role", "status"):  # one text instead of thousands
+            if (text := found.get(name)) is not None:
+                found[name] = seen.get(text) or sys.intern(text)
+        messages.append(Message(conversation_id="", **found))
+    return messages
+
+
+def _read_field(stream: _JsonStream, key: str, checks: Mapping[str, _Check], where: str) -> Any:
+    if key not in checks:
+        raise BadImport(f"{where} has an unknown field {_short(key)}")
+    if key == "sampling":
+        return stream.small()
+    value = stream.scalar()
+    if isinstance(value, list | dict):
+        _check_field(key, value, checks, where)
+    return value
 
 
 def _fields(
@@ -251,19 +449,20 @@ def _fields(
     required = {
         one.name for one in fields(record) if one.default is MISSING and one.default_factory is MISSING
     }
-    for key in value:
-        if key not in checks:
-            raise BadImport(f"{where} has an unknown field {_short(key)}")
     found: dict[str, Any] = {}
-    for key, check in checks.items():
+    for key in checks:
         if key in value:
-            try:
-                found[key] = check(value[key])
-            except _InvalidValue as wrong:
-                raise BadImport(f"{key} of {where} is {_short(value[key])}, but must be {wrong}") from None
+            found[key] = _check_field(key, value[key], checks, where)
         elif key in required:
             raise BadImport(f"{where} has no {key}")
     return found
+
+
+def _check_field(key: str, value: Any, checks: Mapping[str, _Check], where: str) -> Any:
+    try:
+        return checks[key](value)
+    except _InvalidValue as wrong:
+        raise BadImport(f"{key} of {where} is {_short(value)}, but must be {wrong}") from None
 
 
 def _short(value: Any) -> str:

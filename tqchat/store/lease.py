@@ -22,6 +22,9 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _ACQUIRE_TIMEOUT_S = 0.2
 """Retry time, because ``holder_pid`` locks the file for a moment."""
 
+_PID = re.compile(rb"[0-9\n\0]{0,32}")
+"""Content of a lock file; zeros after a power loss."""
+
 _held_files: set[Path] = set()
 """Lock files held by this process, because flock refuses even the holder a second descriptor."""
 
@@ -85,7 +88,7 @@ class Leases:
         while True:
             try:
                 make_private_folder(self.folder)
-                descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                descriptor = _open(file, os.O_RDWR | os.O_CREAT)
             except UnusableFolder as error:
                 raise self._acquire_error(error.error) from error
             except OSError as error:
@@ -127,7 +130,7 @@ class Leases:
         if file in _held_files:
             return os.getpid()
         try:
-            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = _open(file, os.O_RDONLY)
         except OSError:
             return None
         try:
@@ -168,12 +171,31 @@ def _lock(file: Path) -> int:
     Raises:
         OSError: if it is held, or not a regular file.
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = _open(file, os.O_RDWR)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_same_file(descriptor, file):
+        if not _is_same_file(descriptor, file):
             raise OSError(errno.EINVAL, "no lock file")
     except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _open(file: Path, flags: int) -> int:
+    """Open a lock file; never anything else in its place, such as a pipe, a link or somebody's file.
+
+    Raises:
+        OSError: if it cannot be opened or is no lock file.
+    """
+    # A pipe would wait for its other end, and a link may lead to a file that the process id would overwrite.
+    descriptor = os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{file.name} is no regular file", str(file))
+        if not _PID.fullmatch(os.pread(descriptor, 33, 0)):
+            raise OSError(errno.EINVAL, f"{file.name} is no lock file of tqchat", str(file))
+    except BaseException:
         os.close(descriptor)
         raise
     return descriptor

@@ -11,6 +11,8 @@ from tqchat.store.reasoning_tags import TAGS
 APPLICATION_ID = 0x74716368
 """``tqch``: identifies tqchat's databases, so that another program's file is never written."""
 
+SEARCH_INDEXES = ("messages_index", "titles_index")
+
 _V1_TABLES = (
     """
     CREATE TABLE conversations (
@@ -298,6 +300,64 @@ def migrate(
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+
+
+def repair_search_index(connection: sqlite3.Connection, *, always: bool = False) -> bool:
+    """Make a search index anew that is lost or damaged; returns whether one was. Messages are not changed.
+
+    Call it outside a transaction.
+
+    Args:
+        always: Also if a probe of the index succeeds: damage may be anywhere in it.
+    """
+    broken = [table for table in SEARCH_INDEXES if always or not _answers(connection, table)]
+    if not broken:
+        return False
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for table in broken:
+            _drop_index(connection, table)
+            for statement in _index_statements(table):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return True
+
+
+def _answers(connection: sqlite3.Connection, table: str) -> bool:
+    try:
+        connection.execute(f"SELECT rowid FROM {table} WHERE {table} MATCH '\"tqchat\"' LIMIT 1").fetchall()
+    except sqlite3.DatabaseError as error:
+        # Busy, or a disk that cannot be read, is no damage of the index.
+        return error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT)
+    return True
+
+
+def _drop_index(connection: sqlite3.Connection, table: str) -> None:
+    try:
+        connection.execute(f"DROP TABLE IF EXISTS {table}")
+    except sqlite3.DatabaseError:
+        # Without its own tables an FTS5 table cannot be dropped.
+        for suffix in ("data", "idx", "docsize", "config", "content"):
+            connection.execute(f"DROP TABLE IF EXISTS {table}_{suffix}")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("DELETE FROM sqlite_master WHERE name = ?", (table,))
+        connection.execute("PRAGMA writable_schema = RESET")
+
+
+def _index_statements(table: str) -> list[str]:
+    """The statements of the migrations that make and fill an index as it is now."""
+    create, fill = f"CREATE VIRTUAL TABLE {table} ", f"INSERT INTO {table} ({table}"
+    found: list[str] = []
+    for statement in (one.strip() for step in MIGRATIONS for one in step):
+        if statement.startswith(create):
+            found = [statement]
+        elif statement.startswith(fill):
+            found.append(statement)
+    return found
 
 
 def check_version(connection: sqlite3.Connection, path: Path, known: int = len(MIGRATIONS)) -> int:

@@ -12,6 +12,8 @@ THINKING_CHOICES: tuple[ThinkingChoice, ...] = ("on", "off", "low", "medium", "h
 NO_ADAPTER = "off"
 """A conversation's ``adapter`` if it wants none, whatever the settings say."""
 Role = Literal["system", "user", "assistant"]
+MAX_TIMESTAMP = 253_370_764_800.0
+"""Unix time of the year 9999, the last that ``datetime`` supports."""
 Status = Literal["complete", "unfinished", "stopped"]
 
 

@@ -6,11 +6,14 @@ import math
 import re
 import secrets
 import sqlite3
-from collections.abc import Mapping
-from dataclasses import fields
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
+from tqchat.kv.scheme import AUTO, UnknownScheme, scheme_setting
 from tqchat.store import sampling
-from tqchat.store.records import Conversation, Message
+from tqchat.store.records import MAX_TIMESTAMP, THINKING_CHOICES, Conversation, Message
 
 CONVERSATION_COLUMNS = ", ".join(field.name for field in fields(Conversation))
 MESSAGE_COLUMNS = ", ".join(field.name for field in fields(Message))
@@ -33,12 +36,76 @@ def conversation_from_row(row: sqlite3.Row) -> Conversation:
     values = dict(row)
     values["title_is_automatic"] = bool(values["title_is_automatic"])
     values["sampling"] = sampling.from_column(values["sampling"])
+    _mend(values, _CONVERSATION_TYPES)
+    try:
+        values["scheme"] = scheme_setting(values["scheme"])
+    except UnknownScheme:
+        values["scheme"] = AUTO
     return Conversation(**values)
 
 
 def message_from_row(row: sqlite3.Row) -> Message:
     """A row as a Message."""
-    return Message(**dict(row))
+    values = dict(row)
+    _mend(values, _MESSAGE_TYPES)
+    return Message(**values)
+
+
+def _mend(values: dict[str, Any], types: Mapping[str, _Column]) -> None:
+    """Replace what a column of this type cannot hold: SQLite stores anything, and files get damaged."""
+    for name, column in types.items():
+        value = values[name]
+        if type(value) not in column.types or (column.fits is not None and not column.fits(value)):
+            values[name] = _as_text(value) if column.is_text and value is not None else column.default
+
+
+def timestamp(value: object) -> float:
+    """A time as the ``*_at`` columns hold it; 0 for anything else."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= MAX_TIMESTAMP else 0.0
+
+
+def _as_text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The values of a column, and what stands for any other."""
+
+    types: frozenset[type]
+    default: Any = None
+    is_text: bool = False
+    fits: Callable[[Any], bool] | None = None
+
+
+def _column(name: str, declared: str) -> _Column:
+    kind, _, optional = declared.partition(" | ")
+    none = frozenset((type(None),)) if optional else frozenset()
+    if name in _CHOICES:
+        names = _CHOICES[name]
+        default = None if optional else names[0]
+        return _Column(none | {str}, default, fits=lambda value: value is None or value in names)
+    match kind:
+        case "str":
+            return _Column(none | {str}, None if optional else "", is_text=True)
+        case "float":
+            most = MAX_TIMESTAMP if name.endswith("_at") else sys.float_info.max
+            zero = None if optional else 0.0
+            return _Column(none | {float, int}, zero, fits=lambda value: value is None or 0 <= value <= most)
+        case "int":
+            least = None if optional else 0
+            return _Column(none | {int}, least, fits=lambda value: value is None or value >= 0)
+        case _:
+            return _Column(frozenset((bool, sampling.SamplingChoice)))
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "role": ("user", "system", "assistant"),
+    "status": ("complete", "unfinished", "stopped"),
+    "thinking": THINKING_CHOICES,
+}
+_CONVERSATION_TYPES = {field.name: _column(field.name, str(field.type)) for field in fields(Conversation)}
+_MESSAGE_TYPES = {field.name: _column(field.name, str(field.type)) for field in fields(Message)}
 
 
 def insert_conversation(connection: sqlite3.Connection, conversation: Conversation) -> None:

@@ -57,6 +57,7 @@ class TqchatApp(App[None]):
         model: Model to load instead of the one of the settings; likewise ``scheme`` and ``draft``.
         engine: Makes the engine once the screen has been painted; the real one if left out.
         actions: The registry of actions.
+        problems: Sentences about settings and folders that cannot be used.
 
     Attributes:
         signals: The signals that end the app; whoever runs it in a process of its own installs them.
@@ -84,9 +85,10 @@ class TqchatApp(App[None]):
         adapter: str | None = None,
         engine: EngineFactory | None = None,
         actions: Registry = ACTIONS,
+        problems: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        preferences = Preferences(paths, configured)
+        preferences = Preferences(paths, configured, problems)
         wanted = preferences.settings
         self._event_loop: asyncio.AbstractEventLoop | None = None
         self.signals = EndSignals(self._on_signal, lambda: lifecycle.close(self.parts, 0.0))
@@ -100,7 +102,7 @@ class TqchatApp(App[None]):
         self._model = model or wanted.model
         self._draft = draft or wanted.draft
         self._adapter = adapter or wanted.adapter
-        own_keys, problems = validate_keys(actions, wanted.keys)
+        own_keys, key_problems = validate_keys(actions, wanted.keys)
         keys = Keys(actions, own_keys)
         screen = ChatScreen(keys)
         self.chat = screen.chat = Controller(
@@ -126,10 +128,11 @@ class TqchatApp(App[None]):
         )
         self._runner = ActionRunner(actions, self.parts)
         preferences.on_change.append(lambda changed: settings.apply(self.parts, changed))
-        preferences.problems = [
+        preferences.problems += [
             *restored,
+            *filter(None, [self.parts.presets.problem()]),
             *self.parts.appearance.load(wanted.theme),
-            *problems,
+            *key_problems,
             *without_keys(actions, own_keys),
         ]
         bind(self, keys.bindings("app"))

@@ -17,20 +17,30 @@ A file is one theme::
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from textual.color import Color, ColorParseError
+from textual.css.constants import VALID_STYLE_FLAGS
 from textual.theme import Theme
 
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, read_toml
+from tqchat.text import one_line, shown_value
 
 DEFAULT_THEME = "tqchat-dark"
 REQUIRED = ("primary", "accent", "foreground", "background", "surface", "panel", "warning", "error")
 COLORS = (*REQUIRED, "secondary", "success")
+
+_COLOR = re.compile(
+    r"#[0-9a-fA-F]{3,8}|[a-z][a-z0-9_]{0,30}|(?:rgb|hsl)a?\([0-9.]{1,8}(?:,[0-9.]{1,8}%?){2,3}\)", re.ASCII
+)
+_OPACITY = re.compile(r"(.*\S) +(\d{1,3})%", re.ASCII)
+_MAX_NAME_CHARS = 60
+_MAX_FILES = 500
 
 
 class BadTheme(TqchatError):
@@ -49,7 +59,7 @@ def load_all(*folders: Path) -> Themes:
     """Read every ``*.toml`` of the folders; a later folder's theme replaces an earlier one of its name."""
     found = Themes()
     for folder in folders:
-        for file in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+        for file in _files(folder):
             try:
                 theme = load(file)
             except BadTheme as error:
@@ -66,27 +76,38 @@ def load(file: Path) -> Theme:
         BadTheme: if the file is not TOML or not a theme.
     """
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BadTheme(f"The theme {file.name} cannot be read: {error}.") from None
+        data = read_toml(file)
+    except FileNotFoundError:
+        raise BadTheme(f"The theme {one_line(file.name)} cannot be read: it was removed.") from None
+    except Unreadable as error:
+        raise BadTheme(f"The theme {one_line(file.name)} cannot be read: it {error.reason}.") from None
     unknown = set(data) - {"name", "dark", "ansi", "colors", "variables"}
     if unknown:
-        raise BadTheme(f"The theme {file.name} has an unknown entry: {', '.join(sorted(unknown))}.")
+        raise BadTheme(f"The theme {one_line(file.name)} has an unknown entry: {_listed(unknown)}.")
     name, dark, ansi = data.get("name", file.stem), data.get("dark", True), data.get("ansi", False)
     if not isinstance(name, str) or not name.strip() or not isinstance(dark, bool) or type(ansi) is not bool:
-        raise BadTheme(f"The theme {file.name} needs a name in quotes, and dark = true or false.")
+        raise BadTheme(f"The theme {one_line(file.name)} needs a name in quotes, and dark = true or false.")
+    if name != one_line(name) or len(name) > _MAX_NAME_CHARS:
+        raise BadTheme(
+            f"The theme {one_line(file.name)} needs a name on one line, of at most {_MAX_NAME_CHARS} "
+            "characters."
+        )
     colors = _colors(file, data.get("colors", {}))
     missing = [key for key in REQUIRED if key not in colors]
     if missing:
-        raise BadTheme(f"The theme {file.name} lacks these colors: {', '.join(missing)}.")
+        raise BadTheme(f"The theme {one_line(file.name)} lacks these colors: {', '.join(missing)}.")
     variables = _variables(file, data.get("variables", {}))
     return Theme(name=name, dark=dark, ansi=ansi, variables=variables, **colors)
 
 
 def variable_defaults(theme: Theme) -> dict[str, str]:
-    """The two greys ``quiet`` and ``faint``, for themes that do not set them."""
+    """Variables of our style sheet and of Textual's, for themes that do not set them."""
     foreground = theme.foreground or ("#e0e0e0" if theme.dark else "#1f1f1f")
-    return {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
+    greys = {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
+    if not theme.ansi:
+        return greys
+    ground, text = ("ansi_black", "ansi_white") if theme.dark else ("ansi_white", "ansi_black")
+    return greys | {"ansi-background": ground, "ansi-foreground": text}
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -97,7 +118,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
     """Names, times and sizes of the theme files in a folder, to detect changes."""
     try:
-        files = [(file.name, file.stat()) for file in sorted(folder.glob("*.toml"))]
+        files = [(file.name, file.stat()) for file in _files(folder)]
     except OSError:
         return ()  # a file was removed meanwhile: the next call sees it
     return tuple((name, found.st_mtime_ns, found.st_size) for name, found in files)
@@ -105,26 +126,48 @@ def stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 
 def _colors(file: Path, table: Any) -> dict[str, Any]:
     if not isinstance(table, dict):
-        raise BadTheme(f"The theme {file.name} needs a table [colors].")
+        raise BadTheme(f"The theme {one_line(file.name)} needs a table [colors].")
     for key, value in table.items():
         if key not in COLORS:
-            raise BadTheme(f"The theme {file.name} has an unknown color: {key}.")
+            raise BadTheme(f"The theme {one_line(file.name)} has an unknown color: {_listed([key])}.")
         _check_color(file, key, value)
     return table
 
 
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.glob("*.toml"))[:_MAX_FILES]
+    except OSError:
+        return []  # no folder, or one that may not be read
+
+
+def _listed(names: Iterable[str]) -> str:
+    return shown_value(", ".join(one_line(name) for name in sorted(names)[:5])).strip("'\"")
+
+
 def _variables(file: Path, table: Any) -> dict[str, str]:
     if not isinstance(table, dict) or not all(isinstance(value, str) for value in table.values()):
-        raise BadTheme(f"The theme {file.name} needs texts in quotes under [variables].")
+        raise BadTheme(f"The theme {one_line(file.name)} needs texts in quotes under [variables].")
     for key, value in table.items():
-        # A colour that Textual cannot parse would crash the app when the stylesheet is parsed.
+        # What Textual cannot parse would end the app when the style sheet is parsed.
         if not key.endswith(("-style", "-style-hover")):
-            _check_color(file, key, value)
+            opacity = _OPACITY.fullmatch(value)
+            _check_color(file, key, opacity[1] if opacity and int(opacity[2]) <= 100 else value)
+        elif not value.split() or not set(value.split(" ")) <= VALID_STYLE_FLAGS:
+            styles = ", ".join(sorted(flag for flag in VALID_STYLE_FLAGS if len(flag) > 2))
+            raise BadTheme(
+                f"The theme {one_line(file.name)} has no text style for {_listed([key])}: "
+                f"use some of {styles}."
+            )
     return table
 
 
 def _check_color(file: Path, key: str, value: Any) -> None:
     try:
-        Color.parse(value.split()[0] if isinstance(value, str) and value.strip() else "")
-    except (ColorParseError, AttributeError):
-        raise BadTheme(f'The theme {file.name} has no color for {key}: use one like "#7aa2f7".') from None
+        if not isinstance(value, str) or not _COLOR.fullmatch(value):
+            raise ValueError(value)
+        Color.parse(value)
+    except (ColorParseError, ValueError):
+        raise BadTheme(
+            f'The theme {one_line(file.name)} has no color for {_listed([key])}: use one like "#7aa2f7".'
+        ) from None

@@ -404,3 +404,92 @@ def test_a_model_is_checked_without_mlx_and_transformers(folder: Path) -> None:
         "assert not {'mlx.core', 'mlx_lm', 'transformers'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+PLACES = ("chat_template.jinja", "vocab.txt", "tokenizer.model", "merges.bpe", "additional_chat_templates")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_special_files_beside_the_weights_are_not_opened(
+    llama_folder: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "model"
+    for kind in ("pipe", "device", "loop", "folder", "long"):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(llama_folder, folder)
+        path = folder / place
+        match kind:
+            case "pipe":
+                os.mkfifo(path)
+            case "device":
+                path.symlink_to("/dev/zero")
+            case "loop" if place == "additional_chat_templates":
+                continue  # nobody follows it: it is no folder
+            case "loop":
+                path.symlink_to(path)
+            case "folder" if place == "additional_chat_templates":
+                path.mkdir()
+                os.mkfifo(path / "x.jinja")
+            case "folder":
+                path.mkdir()
+            case _:
+                path.touch()
+                os.truncate(path, 1 << 40)
+        with pytest.raises(model_folder.NotAModel):
+            model_folder.check(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("tokenizer_config.json", {"eos_token": "x" * 20_000}, "20,000 characters"),
+        ("special_tokens_map.json", {"pad_token": {"content": "x" * 20_000}}, "20,000 characters"),
+        ("added_tokens.json", {"x" * 20_000: 3}, "20,000 characters"),
+        ("added_tokens.json", {"x": 10**12}, "id 1000000000000"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"99999999999": {"content": "x"}}},
+            "id 99999999999",
+        ),
+        ("tokenizer.json", {"added_tokens": [{"id": 10**10, "content": "x"}]}, "id 10000000000"),
+        (
+            "tokenizer.json",
+            {"model": {"type": "BPE", "vocab": {"a": 10**10}, "merges": []}},
+            "id 10000000000",
+        ),
+    ],
+)
+def test_tokens_beyond_any_tokenizer_are_refused(
+    llama_folder: Path, tmp_path: Path, name: str, changes: dict[str, Any], said: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    path = folder / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | changes))
+    with pytest.raises(model_folder.NotAModel, match=said):
+        models.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 2_000, "num_experts": 16_000},
+        {"architectures": 1.5},
+        {"architectures": [[]]},
+        {"o_groups": 10**9},
+        {"rope_theta": {}},
+        {"rope_scaling": [1]},
+        {"rms_norm_eps": "x"},
+    ],
+)
+def test_values_of_wrong_types_and_sizes_are_one_sentence(
+    llama_folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(llama_folder, folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        models.load(str(folder))
+    except TqchatError as error:
+        assert "\n" not in str(error) and len(str(error)) < 600

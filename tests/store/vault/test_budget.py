@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -150,6 +150,59 @@ def test_prune_deletes_caches_without_a_conversation_and_those_over_budget(
         assert len(two.entries()) == 1
     assert main(["cache", "prune"]) == 0
     assert two.entries() == []
+
+
+def test_wipe_and_prune_do_their_work_beside_anything(
+    two: Vault, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "photo").write_text("mine")
+    (mine / "manifest.json").write_text("mine")
+    (two.folder / "link").symlink_to(mine)
+    (two.folder / "loop").symlink_to(two.folder / "loop")
+    (two.folder / "a name with spaces").mkdir()
+    (two.folder / "photos").mkdir()
+    (two.folder / "photos" / "1.jpg").write_text("mine")
+    (two.folder / "notes").write_text("mine")
+    (two.folder / "\x1b]0;x\x07").write_text("mine")
+    os.mkfifo(two.folder / "pipe")
+    (two.folder / "empty").mkdir()
+    for name in list(names(two)):  # folders, pipes and links where files should be
+        folder = two.folder / name
+        os.mkfifo(folder / "new-pipe.safetensors")
+        (folder / "new-folder.safetensors" / "deep").mkdir(parents=True)
+        (folder / "new-link.safetensors").symlink_to(mine)
+    first = names(two)[0]
+    (two.folder / first / "manifest.json").unlink()
+    (two.folder / first / "manifest.json").mkdir()
+    left = {"link", "loop", "a name with spaces", "photos", "notes", "\x1b]0;x\x07", "pipe"}
+    for command in ("prune", "wipe"):
+        assert main(["cache"]) == 0
+        assert main(["cache", command, *(["--yes"] if command == "wipe" else [])]) == 0
+        shown = capsys.readouterr().out
+        assert "Left in" in shown and "\x1b" not in shown and "photos (not a saved cache)" in shown
+        assert "link (a link)" in shown
+    assert {path.name for path in two.folder.iterdir()} == left
+    assert (mine / "photo").read_text() == (mine / "manifest.json").read_text() == "mine"
+    assert main(["cache", "wipe", "--yes"]) == 0
+
+
+def test_wipe_reports_what_it_cannot_delete_and_deletes_the_rest(
+    two: Vault, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = names(two)[0]
+    rmdir = os.rmdir
+
+    def refuse(path: str, *args: Any, **options: Any) -> None:
+        if str(path).endswith(first):
+            raise PermissionError(1, "Operation not permitted")
+        rmdir(path, *args, **options)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    assert main(["cache", "wipe", "--yes"]) == 1
+    assert "operation not permitted" in capsys.readouterr().out
+    assert [path.name for path in two.folder.iterdir()] == [first]
 
 
 def test_wipe_asks_for_confirmation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ from textual.widgets import Input, TextArea
 
 from tests.ui.conftest import OpenApp
 from tqchat.paths import Paths
+from tqchat.store.sampling import SamplingChoice
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.input import slash
 from tqchat.ui.input.slash import Command
-from tqchat.ui.parts.presets import BUILT_IN, Presets
+from tqchat.ui.parts.presets import BUILT_IN, BadPreset, Preset, Presets
 from tqchat.ui.screens.chat_settings import ChatSettings
 from tqchat.ui.screens.dialog import Ask, Choose
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -57,6 +59,47 @@ def test_the_list_of_commands_has_one_order_and_no_word_twice() -> None:
     assert [ACTIONS.by_word(word) for word in words] == [
         action for word in words for action in ACTIONS if action.slash and action.slash.word == word
     ]
+
+
+DAMAGED = ["mine = [", "[mine]\ntemperature = 0.1\ntemperature = 0.2", "[" * 5000, "a = " + "9" * 5000]
+
+
+@pytest.mark.parametrize("written", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_presets_file_that_cannot_be_read_is_not_overwritten(paths: Paths, written: str) -> None:
+    paths.presets.write_text(written)
+    presets = Presets(paths.presets)
+    preset = Preset(SamplingChoice(seed=1))
+    for change in (lambda: presets.save("new", preset), lambda: presets.delete("mine")):
+        with pytest.raises(BadPreset, match="Nothing was changed"):
+            change()
+    assert paths.presets.read_text() == written
+    assert str(paths.presets) in (presets.problem() or "")
+
+
+def test_saving_a_preset_keeps_everything_else_in_the_file(paths: Paths) -> None:
+    paths.presets.write_text(
+        "later = 1\n\n[mine]\ntemperature = 0.1\nmirostat = 2\ntop_p = 9\n\n[other]\nwhat = 1\n", "utf-8"
+    )
+    presets = Presets(paths.presets)
+    assert presets.get("mine").sampling.given == {"temperature": 0.1}
+    assert "mine.mirostat" in (presets.problem() or "")
+    presets.save("mine", Preset(SamplingChoice(temperature=0.2)))
+    presets.save("new", Preset(SamplingChoice(seed=1)))
+    presets.delete("other")
+    assert tomllib.loads(paths.presets.read_text("utf-8")) == {
+        "later": 1,
+        "mine": {"mirostat": 2, "temperature": 0.2},
+        "new": {"seed": 1},
+    }
+
+
+async def test_a_damaged_presets_file_is_reported_and_kept(open_app: OpenApp, paths: Paths) -> None:
+    paths.presets.write_text("mine = [")
+    async with open_app() as ui:
+        await ui.shows("presets.toml is not valid TOML")
+        await ui.send("/preset save brief")
+        await ui.shows("Nothing was changed")
+    assert paths.presets.read_text() == "mine = ["
 
 
 async def test_commands_change_the_conversation(open_app: OpenApp) -> None:

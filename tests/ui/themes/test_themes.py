@@ -107,6 +107,15 @@ def contrast(one: Color, other: Color) -> float:
         (GOOD + '[variables]\nborder = "blueish"\n', "no color for border"),
         ("sparkle = 1\n" + GOOD, "unknown entry: sparkle"),
         (GOOD.replace('name = "mine"', "name = 3"), "needs a name"),
+        (GOOD.replace("mine", "m\\u001b]0;x\\u0007"), "needs a name on one line"),
+        (GOOD.replace("#ff0000", "#ff0000 50%"), "no color for error"),
+        (GOOD + '[variables]\nborder = "#fff; } * { display: none"\n', "no color for border"),
+        (GOOD + '[variables]\nborder = "#fff 999%"\n', "no color for border"),
+        (GOOD + '[variables]\nblock-cursor-text-style = "shiny"\n', "no text style for block-cursor"),
+        (GOOD + '[variables]\nlink-style = ""\n', "no text style for link-style"),
+        (GOOD + '[variables]\nlink-style = "bold; } * { display: none"\n', "no text style for link-style"),
+        ("a = " + "[" * 5000, "nested too deeply"),
+        ("a = " + "9" * 5000, "cannot be read"),
     ],
 )
 def test_a_bad_theme_is_refused_with_a_reason(tmp_path: Path, text: str, said: str) -> None:
@@ -123,6 +132,17 @@ async def test_a_users_theme_is_used_and_a_bad_one_reported(open_app: OpenApp, p
     async with open_app(settings=Settings(theme="mine")) as ui:
         assert ui.app.theme == "mine"
         await ui.shows("! The theme bad.toml cannot be read")
+
+
+@pytest.mark.parametrize("dark", ["true", "false"])
+async def test_a_theme_of_ansi_colours_may_have_others_and_need_no_variables(
+    open_app: OpenApp, paths: Paths, dark: str
+) -> None:
+    paths.themes.mkdir(parents=True)
+    (paths.themes / "mine.toml").write_text(f"ansi = true\ndark = {dark}\n{GOOD}")
+    async with open_app(settings=Settings(theme="mine")) as ui:
+        assert ui.app.theme == "mine"
+        await ui.shows("Ask something")
 
 
 async def test_an_unknown_theme_is_reported_and_the_default_used(open_app: OpenApp) -> None:

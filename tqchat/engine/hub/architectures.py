@@ -54,8 +54,9 @@ def _module_name(config: dict[str, Any]) -> str:
     """Module that mlx-lm loads an architecture with, by its own tables of other names."""
     by_type, by_class = _remapping()
     kind = str(config.get("model_type"))
-    classes = config.get("architectures") or ()
-    for architecture in (classes,) if isinstance(classes, str) else classes:
+    classes = config.get("architectures")
+    classes = [classes] if isinstance(classes, str) else classes
+    for architecture in classes if isinstance(classes, list) else ():
         if isinstance(architecture, str) and (kind, architecture) in by_class:
             return str(by_class[kind, architecture])
     return str(by_type.get(kind, kind))

@@ -11,7 +11,7 @@ from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import local_cache, model_folder, other_apps
 from tqchat.engine.model_config import context_limit
 from tqchat.errors import TqchatError
-from tqchat.paths import bundled
+from tqchat.paths import bundled, expand_user
 
 Source = Literal["bundled", "folder", "hub"]
 
@@ -49,7 +49,7 @@ def scan(model_folders: Iterable[str] = ()) -> list[LocalModel]:
     found = [describe(bundled("starter"), STARTER, STARTER, "bundled")]
     seen = {folder.resolve() for folder in (bundled("starter"),)}
     for root in (*model_folders, *other_apps.folders()):
-        for folder in _model_folders(_expanded(root)):
+        for folder in _model_folders(expand_user(str(root))):
             if (real := folder.resolve()) not in seen:
                 seen.add(real)
                 found.append(describe(folder, str(folder), folder.name, "folder"))
@@ -121,18 +121,10 @@ def _is_model(folder: Path) -> bool:
 def named_folder(name: str) -> Path | None:
     """The folder that a user names; ``None`` if there is none."""
     try:
-        folder = _expanded(name)
+        folder = expand_user(name)
         return folder if folder.is_dir() else None
     except (OSError, ValueError):
         return None
-
-
-def _expanded(root: object) -> Path:
-    """``root`` with ``~`` resolved, unchanged for a user that does not exist."""
-    try:
-        return Path(str(root)).expanduser()
-    except RuntimeError:
-        return Path(str(root))
 
 
 def _cached() -> Iterator[LocalModel]:

@@ -40,18 +40,23 @@ _OTHER_FORMATS = re.compile(
     re.IGNORECASE,
 )
 
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Least and most of the numbers that decide how much memory a model takes before its weights are looked at.
 _BOUNDS: dict[str, tuple[int, int]] = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), (1, 2_000)),
+    **dict.fromkeys(_LAYERS, (1, 2_000)),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "dim", "model_dim"), (2, 1 << 20)),
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size"), (1, 1 << 22)),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads"), (1, 1 << 14)),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), (0, 1 << 14)),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), (0, 1 << 14)),
+    **dict.fromkeys(_EXPERTS, (0, 1 << 14)),
+    **dict.fromkeys(("o_groups", "n_shared_head", "hc_mult", "num_kv_reuse_layers"), (0, 1 << 10)),
     "head_dim": (2, 1 << 14),
     "vocab_size": (1, 1 << 24),
 }
 _MAX_LISTED_VALUES = 4_096
+_MAX_EXPERTS_OF_ALL_LAYERS = 1 << 20
+"""mlx-lm looks for the weights of each one by name."""
 
 
 def check(
@@ -146,6 +151,15 @@ def _check_numbers(name: str, config: dict[str, Any]) -> None:
                     f"config.json of {name} says {key} is {_short(value, 40)}, but it must be a "
                     f"whole number from {least:,} to {most:,}: download or copy the model again."
                 )
+        layers, experts = (
+            max((n for key in keys if type(n := table.get(key)) is int), default=0)
+            for keys in (_LAYERS, _EXPERTS)
+        )
+        if layers * experts > _MAX_EXPERTS_OF_ALL_LAYERS:
+            raise NotAModel(
+                f"config.json of {name} says that {layers:,} layers have {experts:,} experts each, more than "
+                "any model has: download or copy the model again."
+            )
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if isinstance(heads, int) and isinstance(width, int) and not config.get("head_dim") and width < 2 * heads:
         raise NotAModel(

@@ -29,8 +29,12 @@ WEIGHT_PATTERN = "model*.safetensors"
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model", "spiece.model")
 
-_READ_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.safetensors")
+_READ_PATTERNS = (
+    *("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.bpe", "*.vocab", "*.py"),
+    *("*.safetensors", "additional_chat_templates", "additional_chat_templates/*"),
+)
 _MAX_JSON_BYTES = 256 << 20
+"""Longest file besides the weights: they are read whole."""
 _SHARD = re.compile(r"(model.*)-(\d{1,6})-of-(\d{1,6})\.safetensors")
 
 
@@ -111,7 +115,7 @@ def weight_files(folder: Path) -> list[Path]:
     missing = sorted(named - {path.name for path in weights})
     if missing:
         raise NotAModel(
-            f"{folder} lacks {len(missing)} of {len(named)} weight files ({missing[0]} first): "
+            f"{folder} lacks {len(missing)} of {len(named)} weight files ({missing[0][:100]} first): "
             "download it again."
         )
     return weights
@@ -179,11 +183,16 @@ def _check_regular(folder: Path) -> None:
     for pattern in _READ_PATTERNS:
         for path in folder.glob(pattern):
             try:
-                mode = path.stat().st_mode
+                about = path.stat()
             except OSError as error:
                 raise NotAModel(f"{path} cannot be read: {error.strerror or error}.") from error
-            if not stat.S_ISREG(mode):
+            is_folder = stat.S_ISDIR(about.st_mode)
+            if is_folder != (path.name == "additional_chat_templates") or not (
+                is_folder or stat.S_ISREG(about.st_mode)
+            ):
                 raise NotAModel(f"{path} is no regular file: download or copy the model again.")
+            if about.st_size > _MAX_JSON_BYTES and path.suffix != ".safetensors":
+                raise NotAModel(f"{path} is too long: download or copy the model again.")
 
 
 def _check_tokenizer(folder: Path) -> None:
@@ -205,7 +214,10 @@ def _indexed(index: Path) -> set[str]:
 
 
 def _are_names(values: list[Any]) -> bool:
-    return all(isinstance(name, str) and name and "/" not in name and name.isprintable() for name in values)
+    return all(
+        isinstance(name, str) and name and len(name) <= 255 and "/" not in name and name.isprintable()
+        for name in values
+    )
 
 
 def _says_quantised(config: dict[str, Any], folder: Path) -> bool:

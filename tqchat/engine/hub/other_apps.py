@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tqchat.engine.hub import model_folder
 from tqchat.errors import TqchatError
+from tqchat.paths import expand_user
 
 FOLDERS = (
     "~/.lmstudio/models",
@@ -23,9 +24,9 @@ _LM_STUDIO_SETTINGS = ("~/.lmstudio/settings.json", "~/.cache/lm-studio/settings
 def folders() -> Iterator[Path]:
     """Model folders of other programs, whether or not they are there."""
     for place in FOLDERS:
-        yield Path(place).expanduser()
+        yield expand_user(place)
     for place in _LM_STUDIO_SETTINGS:
-        path = Path(place).expanduser()
+        path = expand_user(place)
         try:
             chosen = model_folder.read_json(path).get("downloadsFolder") if path.is_file() else None
         except (TqchatError, OSError):

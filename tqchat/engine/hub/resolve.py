@@ -9,7 +9,7 @@ from pathlib import Path
 from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import download, local_cache, other_apps
 from tqchat.errors import TqchatError
-from tqchat.paths import bundled
+from tqchat.paths import bundled, expand_user
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -32,13 +32,13 @@ def local_folder(ref: str | None) -> Path | None:
     if ref is None or ref == STARTER:
         return bundled("starter")
     try:
-        folder = Path(ref).expanduser()
+        folder = expand_user(ref)
         if folder.is_dir():
             return folder.resolve()
         if folder.is_file():
             raise ModelNotFound(f"{ref} is a file; name the folder that holds the model.")
-    except (OSError, ValueError, RuntimeError):
-        pass  # not a path: too long, or the home of a user that does not exist
+    except (OSError, ValueError):
+        pass  # not a path: too long
     if ref.startswith(("/", ".", "~")) or not _is_repo_id(ref):
         raise ModelNotFound(
             f"There is no model folder {ref!r}; name a folder, or a Hugging Face model as owner/name."

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqchat.engine import backend
 from tqchat.engine.events import ModelEstimate
-from tqchat.engine.failures import ModelUnusable
+from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
 from tqchat.engine.hub import model_folder
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
 from tqchat.engine.memory.shapes import cache_shapes
@@ -25,7 +25,10 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
     """
     machine = backend.prepare()
     config = model_folder.check(folder)
-    model = model_without_weights(config, model_folder.display_name(folder))
+    name = model_folder.display_name(folder)
+    model = model_without_weights(config, name)
+    with as_model_error(name):
+        shapes = cache_shapes(model)
     weights = sum(file.stat().st_size for file in model_folder.weight_files(folder))
     if machine.name == "cpu":
         dense = float32_bytes(model)
@@ -33,7 +36,7 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
     return ModelEstimate(
         ref=ref,
         weight_bytes=weights,
-        shapes=cache_shapes(model),
+        shapes=shapes,
         context_limit=context_limit(config),
         memory_budget=memory_budget(machine.memory_bytes, weights),
         memory_bytes=machine.memory_bytes,
@@ -51,7 +54,7 @@ def model_without_weights(config: dict[str, Any], name: str) -> Any:
         model = model_class(arguments.from_dict(config))
     except Exception as error:
         kind = config["model_type"]
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = reason_of(error)
         if "not supported" in str(error):
             reason = f"mlx-lm does not know its architecture ({kind}); a newer mlx-lm may"
         raise ModelUnusable(f"{name} cannot be loaded: {reason.rstrip('.')}.") from error

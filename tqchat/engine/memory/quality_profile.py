@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,16 @@ from typing import Any
 from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
 from tqchat.errors import TqchatError
-from tqchat.files import write_atomically
+from tqchat.files import Unreadable, keep_beside, read_json, reason_of, write_atomically
+from tqchat.kv.scheme import UnknownScheme, parse_scheme
 from tqchat.paths import Paths, bundled, make_private_folder
 
 FORMAT_VERSION = 1
+
+_MAX_BYTES = 1 << 20
+_MAX_ROWS = 1_000
+_MAX_TEXT_CHARS = 1_000
+_MAX_COUNT = 1 << 60
 
 
 class ProfileNotSaved(TqchatError):
@@ -68,7 +76,7 @@ def codec_version() -> int:
 
 
 def save(paths: Paths, profile: Profile) -> Path:
-    """Write a profile; returns its file.
+    """Write a profile; returns its file. One of another version is kept under a dated name.
 
     Raises:
         ProfileNotSaved: if it cannot be written.
@@ -76,11 +84,12 @@ def save(paths: Paths, profile: Profile) -> Path:
     place = profiles_folder(paths) / f"{profile.fingerprint}.json"
     try:
         make_private_folder(place.parent)
+        if place.exists() and _read(place) is None:
+            keep_beside(place)
         text = json.dumps({"format": FORMAT_VERSION, **asdict(profile)}, indent=2)
         write_atomically(place, f"{text}\n".encode())
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ProfileNotSaved(f"The profile {place} cannot be written ({reason}).") from error
+        raise ProfileNotSaved(f"The profile {place} cannot be written ({reason_of(error)}).") from error
     return place
 
 
@@ -100,10 +109,49 @@ def load(paths: Paths, fingerprint: str) -> Profile | None:
 
 def _read(place: Path) -> Profile | None:
     try:
-        table: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-        if table.pop("format") != FORMAT_VERSION or table["codec"] != codec_version():
-            return None
-        rows = tuple(SchemeQuality(**row) for row in table.pop("rows"))
-        return Profile(**table, rows=rows)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        table = read_json(place, _MAX_BYTES)
+    except (FileNotFoundError, Unreadable):
         return None
+    if table.pop("format", None) != FORMAT_VERSION or table.get("codec") != codec_version():
+        return None
+    rows = table.pop("rows", None)
+    if not _fits(table, _PROFILE) or not isinstance(rows, list) or len(rows) > _MAX_ROWS:
+        return None
+    if not all(isinstance(row, dict) and _fits(row, _ROW) for row in rows):
+        return None
+    return Profile(**table, rows=tuple(SchemeQuality(**row) for row in rows))
+
+
+def _fits(table: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return table.keys() == checks.keys() and all(check(table[key]) for key, check in checks.items())
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _MAX_TEXT_CHARS
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_COUNT
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _MAX_COUNT and math.isfinite(value)
+
+
+def _scheme(value: Any) -> bool:
+    try:
+        return _text(value) and bool(parse_scheme(value))
+    except UnknownScheme:
+        return False
+
+
+_PROFILE = {"model": _text, "fingerprint": _text, "codec": _count, "tokens": _count}
+_ROW = {
+    "scheme": _scheme,
+    "kld_mean": _number,
+    "kld_p99": _number,
+    "top1": _number,
+    "bytes": _count,
+    "fp16_bytes": _count,
+    "ratio": _number,
+}

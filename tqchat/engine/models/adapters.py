@@ -11,6 +11,7 @@ from typing import Any
 from tqchat.engine.hub import model_folder, safetensors_header
 from tqchat.engine.models.fingerprint import weights_digest
 from tqchat.errors import TqchatError
+from tqchat.paths import expand_user
 from tqchat.store.records import NO_ADAPTER
 from tqchat.text import one_line
 
@@ -54,11 +55,12 @@ def find(place: str) -> Adapter:
     Raises:
         AdapterUnusable: if mlx-lm cannot load it.
     """
+    folder = expand_user(place)
     try:
-        folder = Path(place).expanduser()
-    except RuntimeError as error:
-        raise AdapterUnusable(f"There is no adapter folder {place!r}.") from error
-    if not folder.is_dir():
+        found = folder.is_dir()
+    except OSError:  # a name that is too long, or a folder that may not be read
+        found = False
+    if not found:
         raise AdapterUnusable(
             f"There is no adapter folder {place!r}; it holds {CONFIG_FILE} and {WEIGHTS_FILE}, as mlx-lm "
             "writes them."

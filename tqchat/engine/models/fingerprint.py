@@ -27,7 +27,7 @@ def fingerprint(folder: Path, *traits: str) -> str:
     digest = hashlib.sha256()
     texts = sorted({path for pattern in _TEXT_PATTERNS for path in folder.glob(pattern) if path.is_file()})
     for path in texts:
-        _add(digest, path.name, path.read_bytes())
+        _add(digest, path.name, path.read_bytes())  # the folder's check bounds their size
     for path in sorted(folder.glob("*.safetensors")):
         _add(digest, path.name, weights_digest(path))
     for trait in traits:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from tqchat.engine import backend
 from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
-from tqchat.engine.failures import ModelUnusable
+from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
 from tqchat.engine.hub import download, model_folder
 from tqchat.engine.hub.resolve import resolve
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
 from tqchat.engine.memory.shapes import cache_shapes
 from tqchat.engine.model_config import context_limit
-from tqchat.engine.models import adapters
+from tqchat.engine.models import adapters, token_tables
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.reasoning import ReplyFormat, ends_of, named_eos_tokens
@@ -29,6 +29,7 @@ from tqchat.engine.templates import (
     default_variables,
     thinking_switch,
 )
+from tqchat.text import one_line
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -116,6 +117,16 @@ def load_folder(
     config = model_folder.check(folder)
     added = None if adapter is None else adapters.find(adapter)
     model, config = _load_weights(folder, config)
+    with as_model_error(model_folder.display_name(folder)):
+        plain = _described(folder, ref, machine, model, config)
+        _ = plain.reply_format  # a tokenizer that fails on any text does so here
+    return plain if added is None else with_adapter(plain, added)
+
+
+def _described(
+    folder: Path, ref: str | None, machine: backend.Backend, model: Any, config: dict[str, Any]
+) -> LoadedModel:
+    """The model with its tokenizer and what the program needs to know of it."""
     tokenizer = _load_tokenizer(folder, config)
 
     import mlx.core as mx
@@ -151,8 +162,7 @@ def load_folder(
         thinking_default=default_choice(chat_template(tokenizer), switch, default_variables(tokenizer)),
     )
     mx.clear_cache()
-    plain = LoadedModel(model, tokenizer, info, config, cache_dtype, folder, compute)
-    return plain if added is None else with_adapter(plain, added)
+    return LoadedModel(model, tokenizer, info, config, cache_dtype, folder, compute)
 
 
 def with_adapter(plain: LoadedModel, adapter: adapters.Adapter) -> LoadedModel:
@@ -227,11 +237,11 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
         elif "not in model" in text:
             reason = "its files hold weights that its config.json does not account for"
         elif found := re.search(r"missing \d+ required positional arguments?: (.*)", text):
-            reason = f"its config.json lacks {found[1]}"
+            reason = f"its config.json lacks {one_line(found[1][:200])}"
         elif "shape" in text.lower():
             reason = "its weights do not have the shapes that its config.json says"
         else:
-            reason = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
+            reason = reason_of(error)
         raise ModelUnusable(
             f"{model_folder.display_name(folder)} cannot be loaded: {reason.rstrip('.')}."
         ) from error
@@ -242,6 +252,7 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from mlx_lm.utils import load_tokenizer
 
+    token_tables.check(folder)
     # Its warnings would be printed over the application's screen.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
@@ -254,13 +265,16 @@ def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
             tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_eos_tokens(folder)
         return tokenizer
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if "trust_remote_code" in str(error):
             raise model_folder.NeedsCustomCode(
                 f"{model_folder.display_name(folder)} has a tokenizer with its own Python code, "
                 "which tqchat never runs; choose another version of the model."
             ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        lines = str(error)[:300].splitlines() or [type(error).__name__]
+        reason = one_line(lines[0]).rstrip(".")
         raise ModelUnusable(
             f"The tokenizer of {model_folder.display_name(folder)} cannot be loaded: {reason}."
         ) from error

@@ -297,15 +297,15 @@ def _huge(rng: random.Random, folder: Path, other: Path) -> None:
         text = json.dumps(header).encode()[:length].ljust(length)
         content = content[:8] + text + content[8 + length :]
     path.write_bytes(content)
-    _sign(folder, path)
+    sign(folder, path)
 
 
 def _old_version(rng: random.Random, folder: Path, other: Path) -> None:
-    _rewrite(folder, **{rng.choice(("format", "codec", "mlx_lm")): rng.choice((0, 1, 2, 99, "0.1", None))})
+    rewrite(folder, **{rng.choice(("format", "codec", "mlx_lm")): rng.choice((0, 1, 2, 99, "0.1", None))})
 
 
 def _wrong_model(rng: random.Random, folder: Path, other: Path) -> None:
-    _rewrite(folder, fingerprint="another")
+    rewrite(folder, fingerprint="another")
 
 
 def _forged(rng: random.Random, folder: Path, other: Path) -> None:
@@ -352,7 +352,7 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def _sign(folder: Path, path: Path) -> None:
+def sign(folder: Path, path: Path) -> None:
     """Update size and checksum of a file in every manifest."""
     import hashlib
 
@@ -368,7 +368,8 @@ def _sign(folder: Path, path: Path) -> None:
         manifest.write_text(json.dumps(told | {"digest": digest(told)}))
 
 
-def _rewrite(folder: Path, **changes: Any) -> None:
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change values of the manifest, with a valid checksum."""
     told = json.loads((folder / MANIFEST).read_text())
     del told["digest"]
     told |= changes

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import uuid
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqchat.files import write_atomically
+from tqchat.errors import TqchatError
+from tqchat.files import open_regular, write_atomically
 from tqchat.store.vault.manifest import (
     BRANCH_PREFIX,
     MANIFEST,
@@ -18,6 +20,7 @@ from tqchat.store.vault.manifest import (
     covered_tokens,
     read_manifest,
 )
+from tqchat.store.vault.segments import MAX_HEADER_BYTES
 
 MAX_BRANCHES = 4
 
@@ -117,17 +120,20 @@ def read_tokens(folder: Path, manifest: Manifest) -> list[int]:
         for piece in manifest.pieces:
             tokens += _read_file_tokens(folder / piece.file.name)[: piece.used - piece.start]
         tokens += _read_file_tokens(folder / manifest.rest.name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, EOFError):
+    except (TqchatError, OSError, LookupError, TypeError, ValueError, RecursionError, struct.error):
         pass  # return the tokens read so far
     return tokens
 
 
 def _read_file_tokens(path: Path) -> list[int]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = struct.unpack("<Q", file.read(8))[0]
-        if length > path.stat().st_size:
+        if length > min(size, MAX_HEADER_BYTES):
             raise ValueError(path.name)
         start, end = json.loads(file.read(length))["tokens"]["data_offsets"]
+        if not (type(start) is type(end) is int and 0 <= start <= end <= size):
+            raise ValueError(path.name)
         file.seek(8 + length + start)
         ids = array("I")
         ids.frombytes(file.read(end - start))

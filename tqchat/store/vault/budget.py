@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import stat
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqchat.store.vault.manifest import MANIFEST, ManifestError, read_manifest
+from tqchat.store.vault.manifest import BRANCH_PREFIX, MANIFEST, ManifestError, read_manifest
+from tqchat.store.vault.segments import SUFFIX
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
+"""Ids of conversations, which name their folders."""
+_OWN_FILE = re.compile(rf"\.?{re.escape(MANIFEST)}.*|{BRANCH_PREFIX}.*|.*{re.escape(SUFFIX)}")
 
 GIB = 1 << 30
 DEFAULT_BUDGET_BYTES = 20 * GIB
@@ -34,17 +42,42 @@ class CacheEntry:
 
 def entries(folder: Path) -> list[CacheEntry]:
     """All saved caches in a folder, least recently used first."""
-    found = []
-    try:
-        folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError:
-        folders = []
-    for path in folders:
-        try:
-            found.append(_entry(path))
-        except OSError:
-            continue  # removed meanwhile
+    found = [_entry(path) for path in _listed(folder) if _is_cache(path)]
     return sorted((entry for entry in found if entry.bytes), key=lambda entry: entry.used_at)
+
+
+def empty_entries(folder: Path) -> list[str]:
+    """Ids of the folders of caches that hold nothing."""
+    return [path.name for path in _listed(folder) if _is_cache(path) and not _entry(path).bytes]
+
+
+def foreign_files(folder: Path) -> dict[Path, str]:
+    """What lies beside the caches and is none, each with the reason; it is never deleted."""
+    found = {}
+    for path in _listed(folder):
+        if not _is_cache(path):
+            found[path] = "a link" if path.is_symlink() else "not a saved cache"
+    return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether a folder is a conversation's: by its name, and by holding a file of a cache, or nothing."""
+    try:
+        if not ID.fullmatch(path.name) or not stat.S_ISDIR(path.lstat().st_mode):
+            return False
+        names = [file.name for file in path.iterdir()]
+    except PermissionError:
+        return True  # reported when it cannot be deleted
+    except OSError:
+        return False  # removed meanwhile
+    return not names or any(_OWN_FILE.fullmatch(name) for name in names)
 
 
 def with_manifest(entry: CacheEntry) -> CacheEntry:
@@ -98,13 +131,19 @@ def least_recently_used(
 
 def _entry(folder: Path) -> CacheEntry:
     size, newest, manifest = 0, 0.0, None
-    with os.scandir(folder) as files:
-        for file in files:
-            about = file.stat(follow_symlinks=False)
-            size += about.st_size
-            newest = max(newest, about.st_mtime)
-            if file.name == MANIFEST:
-                manifest = about.st_mtime  # a restore touches it
+    try:
+        with os.scandir(folder) as files:
+            for file in files:
+                about = file.stat(follow_symlinks=False)
+                size += about.st_size
+                newest = max(newest, about.st_mtime)
+                if file.name == MANIFEST:
+                    manifest = about.st_mtime  # a restore touches it
+    except OSError:
+        # Removed meanwhile; or it may not be read, and then its own size stands for it.
+        with suppress(OSError):
+            about = folder.lstat()
+            size, newest = size or about.st_size, newest or about.st_mtime
     return CacheEntry(folder.name, folder, size, newest if manifest is None else manifest)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, read_bytes
 from tqchat.store.vault.segments import SUFFIX, StoredFile
+from tqchat.text import one_line
 
 FORMAT = 3
 """Manifest version; increase it when older manifests would be read differently."""
@@ -24,6 +26,7 @@ BRANCH_PREFIX = "branch-"
 _NAME = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
 _MAX_MANIFEST_BYTES = 8 << 20
 """A hundred times the manifest of a long conversation; larger files are not parsed."""
+_MAX_SHOWN_CHARS = 100
 _MIN_REUSED_TOKENS = 16
 """Tokens of a trimmed segment below which it is rewritten instead of reused."""
 
@@ -148,14 +151,15 @@ class Manifest:
         if self.format != FORMAT or self.codec != codec_version():
             return "The saved cache was written by another version of tqchat"
         if self.mlx_lm != metadata.version("mlx-lm"):
-            return f"The saved cache was made with mlx-lm {self.mlx_lm}, and another version is installed"
+            made = _short(self.mlx_lm)
+            return f"The saved cache was made with mlx-lm {made}, and another version is installed"
         if self.conversation != conversation:
             return "The saved cache belongs to another conversation"
         if self.fingerprint != fingerprint:
-            made = f" ({self.model})" if self.model else ""
+            made = f" ({_short(self.model)})" if self.model else ""
             return f"The saved cache was made with another model or another version of the model{made}"
         if self.scheme != scheme:
-            return f"The saved cache uses scheme {self.scheme}, but this conversation uses {scheme}"
+            return f"The saved cache uses scheme {_short(self.scheme)}, but this conversation uses {scheme}"
         return None
 
 
@@ -163,13 +167,15 @@ def read_manifest(path: Path) -> Manifest:
     """Read a manifest.
 
     Raises:
-        ManifestError: if it is damaged or of another version.
-        OSError: if it cannot be read.
+        ManifestError: if it is damaged, cannot be read, or is of another version.
+        FileNotFoundError: if there is none.
     """
-    if path.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise ManifestError("The manifest of the saved cache is damaged")
     try:
-        data = json.loads(path.read_bytes())
+        content = read_bytes(path, _MAX_MANIFEST_BYTES)
+    except Unreadable as error:
+        raise ManifestError(f"The manifest of the saved cache {error.reason}") from error
+    try:
+        data = json.loads(content)
         if data.pop("digest") != digest(data):
             raise ValueError("digest")
         if data["format"] != FORMAT:
@@ -190,9 +196,13 @@ def read_manifest(path: Path) -> Manifest:
         )
         if covered_tokens(manifest.pieces) > manifest.tokens:
             raise ValueError("tokens")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError("The manifest of the saved cache is damaged") from error
     return manifest
+
+
+def _short(value: object) -> str:
+    return one_line(str(value)[:_MAX_SHOWN_CHARS])
 
 
 def digest(data: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, open_regular
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -40,7 +41,7 @@ _TYPES = {
 }
 _FLUSH_BYTES = 8 << 20
 """Bytes between flushes and between calls of ``interrupted``."""
-_MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 16 << 20
 
 
 class Interrupted(Exception):
@@ -116,13 +117,13 @@ def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
     """
     path = folder / expected.name
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 raise SegmentError("a file has the wrong size")
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > min(size - 8, _MAX_HEADER_BYTES):
+            if length > min(size - 8, MAX_HEADER_BYTES):
                 raise SegmentError("a file is truncated")
             text = file.read(length)
             digest = hashlib.sha256(prefix + text)
@@ -135,6 +136,8 @@ def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
                 arrays[name] = _array(buffer, kind, shape)
     except FileNotFoundError as error:
         raise SegmentError("a file is missing") from error
+    except Unreadable as error:
+        raise SegmentError(f"a file {error.reason}") from error
     except OSError as error:
         raise SegmentError(f"a file cannot be read: {error.strerror or error}") from error
     if digest.hexdigest() != expected.sha256:

@@ -6,8 +6,8 @@ MLX is imported only when tensors are written or read."""
 from __future__ import annotations
 
 import os
-import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.errors import TqchatError
-from tqchat.files import remove_leftovers, write_atomically
+from tqchat.files import reason_of, remove_leftovers, write_atomically
 from tqchat.paths import UnusableFolder, make_private_folder
 from tqchat.store.vault import branches, budget, segments
 from tqchat.store.vault.cache_writer import CacheWriter
@@ -35,7 +35,6 @@ from tqchat.store.vault.segments import Interrupted
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _STALE_TEMPORARY_S = 3600
 """Older temporary files were left by a killed process."""
 _NO_BUDGET_BYTES = 1 << 62
@@ -213,16 +212,25 @@ class Vault:
             VaultError: if they cannot be deleted.
         """
         folder = self._folder(conversation_id)
-        try:
-            # Manifest first: segments without one are never used.
+        failed: list[OSError] = []
+        if folder.is_symlink():
+            raise VaultError(f"{folder} is a link, which tqchat does not make; delete it.")
+
+        def note(function: object, path: object, found: tuple[object, OSError, object]) -> None:
+            failed.append(found[1])
+
+        # Manifest first: segments without one are never used. A folder in its place goes with the rest.
+        with suppress(OSError):
             (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
+        with suppress(OSError):
+            if stat.S_IMODE(folder.lstat().st_mode) & 0o700 != 0o700:
+                make_private_folder(folder)
+        shutil.rmtree(folder, onerror=note)
+        remaining = [error for error in failed if not isinstance(error, FileNotFoundError)]
+        if remaining:
             raise VaultError(
-                f"The cache in {folder} could not be deleted ({error.strerror or error}); delete the folder."
-            ) from error
+                f"The cache in {folder} could not be deleted ({reason_of(remaining[0])}); delete the folder."
+            )
 
     def size(self, conversation_id: str) -> int:
         """Bytes of a conversation's caches on disk."""
@@ -233,6 +241,16 @@ class Vault:
         except OSError:
             pass  # nothing saved, or being replaced
         return total
+
+    def remove_empty(self) -> None:
+        """Delete the folders of caches that hold nothing."""
+        for conversation_id in budget.empty_entries(self.folder):
+            with suppress(OSError):
+                self._folder(conversation_id).rmdir()
+
+    def foreign_files(self) -> dict[Path, str]:
+        """What lies in the folder and is no saved cache, each with the reason; it is never deleted."""
+        return budget.foreign_files(self.folder)
 
     def entries(self) -> list[budget.CacheEntry]:
         """All saved caches, least recently used first."""
@@ -282,7 +300,7 @@ class Vault:
             raise OSError(0, "the disk is almost full")
 
     def _folder(self, conversation_id: str) -> Path:
-        if not _ID.fullmatch(conversation_id):
+        if not budget.ID.fullmatch(conversation_id):
             raise VaultError(f"{conversation_id!r} is not a valid conversation id.")
         return self.folder / conversation_id
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable
-from pathlib import Path
 
+from tqchat.files import reason_of
+from tqchat.paths import expand_user
 from tqchat.store.database import Message
 from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
@@ -16,6 +17,9 @@ from tqchat.ui.screens.dialog import Choose
 
 COPY_ARGUMENTS = ("code", "chat")
 """Arguments of ``/copy``."""
+
+MAX_NAME_CHARS = 60
+"""Length of a file name made from a title."""
 
 
 def copy_reply(parts: Parts, argument: str) -> None:
@@ -83,11 +87,15 @@ def export(parts: Parts, argument: str) -> None:
     conversation = parts.chat.shown.conversation
     if conversation is None:
         raise Refused("There is no conversation to export yet.", "information")
-    title = re.sub(r"[^\w-]+", "-", one_line(conversation.title)).strip("-").lower()
-    file = Path(argument or f"{title or 'conversation'}.md").expanduser().absolute()
-    if file.exists():
-        raise Refused(f"{file} already exists; choose another name.")
-    file.write_text(to_markdown(parts.database, conversation), encoding="utf-8")
+    title = re.sub(r"[^\w-]+", "-", one_line(conversation.title))[:MAX_NAME_CHARS].strip("-").lower()
+    file = expand_user(argument or f"{title or 'conversation'}.md").absolute()
+    try:
+        with file.open("x", encoding="utf-8") as written:
+            written.write(to_markdown(parts.database, conversation))
+    except FileExistsError as error:
+        raise Refused(f"{one_line(str(file))} already exists; choose another name.") from error
+    except OSError as error:
+        raise Refused(f"{one_line(str(file))} cannot be written ({reason_of(error)}).") from error
     parts.say(f"Written to {file}.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 from tqchat.engine.commands import THINKING_CHOICES
 from tqchat.kv.scheme import scheme_setting
@@ -147,11 +148,11 @@ def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
         case "":
             return conversation_settings(parts, "")
         case "save":
-            presets.save(name, Preset(chat.sampling.choice, chat.shown.system_prompt))
-            parts.say(f"Saved as {name}: /preset {name} applies it to any conversation.")
+            kept = presets.save(name, Preset(chat.sampling.choice, chat.shown.system_prompt))
+            parts.say(f"Saved as {name}: /preset {name} applies it to any conversation.{_copied(kept)}")
         case "delete":
-            presets.delete(name)
-            parts.say(f"Deleted the preset {name}.")
+            kept = presets.delete(name)
+            parts.say(f"Deleted the preset {name}.{_copied(kept)}")
         case _:
             found = presets.get(argument)
             if found.system_prompt is not None:
@@ -159,6 +160,10 @@ def preset(parts: Parts, argument: str) -> Awaitable[None] | None:
             chat.sampling.set(found.sampling)
             parts.say(f"{argument}: {found.summary}.")
     return None
+
+
+def _copied(kept: Path | None) -> str:
+    return f" The file as you had edited it is kept as {kept.name}." if kept is not None else ""
 
 
 def preset_values(parts: Parts) -> Sequence[str]:

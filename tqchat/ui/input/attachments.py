@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, read_bytes, reason_of
+from tqchat.paths import expand_user
 from tqchat.text import one_line
 from tqchat.ui import figures
 
@@ -111,7 +112,7 @@ def read_mentioned(
     kept = {one.name: one for one in earlier}
     found: dict[str, Attachment] = {}
     for name in _mentions(text, folder):
-        path = folder / os.path.expanduser(name)  # noqa: PTH111  Path's own fails for ~nobody
+        path = folder / expand_user(name)
         kind = _kind(path)
         if kind == "file":
             found[name] = Attachment(name, _read(path, name))
@@ -128,7 +129,7 @@ def _mentions(text: str, folder: Path) -> Iterator[str]:
     for quoted, plain in _MENTION.findall(text):
         name = quoted or plain
         # Punctuation after a name belongs to the sentence, unless a file has that name.
-        if plain and not _kind(folder / os.path.expanduser(name)):  # noqa: PTH111
+        if plain and not _kind(folder / expand_user(name)):
             name = name.rstrip(".,;:!?)]}'")
         if name:
             yield name
@@ -150,9 +151,11 @@ def _read(path: Path, name: str) -> str:
             raise CannotAttach(
                 f"{name} has {figures.size(size)}; at most {figures.size(MAX_FILE_BYTES)} can be attached."
             )
-        data = path.read_bytes()
+        data = read_bytes(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise CannotAttach(f"{name} cannot be read ({(error.strerror or str(error)).lower()}).") from error
+        raise CannotAttach(f"{name} cannot be read ({reason_of(error)}).") from error
+    except Unreadable as error:
+        raise CannotAttach(f"{name} {error.reason}.") from error
     try:
         if b"\0" in data:
             raise UnicodeDecodeError("utf-8", data, 0, 1, "NUL")

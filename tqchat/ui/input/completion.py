@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqchat.paths import expand_user
 from tqchat.text import single_line
 from tqchat.ui.input import slash
 from tqchat.ui.input.slash import Command
@@ -56,22 +57,20 @@ def is_complete(line: str, commands: Sequence[Command], folder: Path | None = No
             return False
         return not last or command.values is None or last in command.values() or "=" in last[:-1]
     match = _MENTION.search(line)
-    return match is None or not match[1] or ((folder or Path.cwd()) / _home(match[1].strip('"'))).is_file()
+    return (
+        match is None or not match[1] or ((folder or Path.cwd()) / expand_user(match[1].strip('"'))).is_file()
+    )
 
 
 def _is_word(line: str, commands: Sequence[Command]) -> bool:
     return slash.find(line[1:], commands) is not None
 
 
-def _home(path: str) -> str:
-    return os.path.expanduser(path)  # noqa: PTH111  Path.expanduser raises where there is no home
-
-
 def _files(written: str, start: int, folder: Path) -> list[Completion]:
     """Files and folders whose path begins with ``written``."""
     path = written.removeprefix('"')
     head, separator, prefix = path.rpartition("/")
-    directory = folder / _home(head + separator)
+    directory = folder / expand_user(head + separator)
     try:
         with os.scandir(directory) as found:
             entries = sorted(

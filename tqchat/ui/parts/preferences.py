@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,15 @@ class Preferences:
     Attributes:
         configured: The settings of ``config.toml``, which the app only reads.
         settings: The settings in force.
-        problems: Sentences about themes and keys that cannot be used.
+        problems: Sentences about files, themes and keys that cannot be used.
         on_change: Called with the settings in force after one was changed.
     """
 
-    def __init__(self, paths: Paths, configured: Settings) -> None:
+    def __init__(self, paths: Paths, configured: Settings, problems: Sequence[str] = ()) -> None:
         self.paths, self.configured = paths, configured
-        self.state = State.load(paths)
+        self.state, damage = State.read(paths)
         self.settings = configured.with_values(self.state.settings)
-        self.problems: list[str] = []
+        self.problems: list[str] = [*problems, *([damage] if damage else [])]
         self.on_change: list[Callable[[Settings], None]] = []
 
     @property
@@ -57,5 +57,5 @@ class Preferences:
 
     def _save(self, state: State) -> None:
         if state != self.state:
-            self.state = state
-            state.save(self.paths)
+            before, self.state = self.state, state
+            state.save(self.paths, before)
