@@ -69,7 +69,7 @@ def test_compressed_logits_stay_close_and_survive_saving(family: str, name: str,
 
 def reports(cache: list[Any]) -> list[Any]:
     """Layer reports without spare capacity."""
-    return [replace(layer, allocated_bytes=0) for layer in memory_report(cache).layers]
+    return [replace(layer, allocated_bytes=0) for layer in tiny.report_at_rest(cache).layers]
 
 
 def trimmed(cache: list[Any]) -> list[Any]:
@@ -103,7 +103,7 @@ def test_predicted_bytes_match_conversions(family: str) -> None:
     model = families.model(family)
     cache = make_prompt_cache(model, "fp16", dtype=mx.float16)
     run(model, cache)
-    before = memory_report(cache)
+    before = tiny.report_at_rest(cache)
     converted = convert(cache, short("turbo4"))
     assert predict_bytes(before, short("turbo4")) == memory_report(converted).bytes
     assert mx.isfinite(logits(model, converted, tiny.tokens(3, seed=5), 2)).all()

@@ -27,7 +27,7 @@ def test_a_restored_cache_continues_bit_for_bit(tmp_path: Path, scheme: str) -> 
     model, cache, path = saved(tmp_path, scheme)
     restored, metadata = load(path)
     assert metadata == {"model": "tiny"}
-    assert memory_report(restored) == memory_report(cache)
+    assert tiny.report_at_rest(restored) == tiny.report_at_rest(cache)
     more = tiny.tokens(60, seed=4)
     assert mx.array_equal(logits(model, restored, more, 20), logits(model, cache, more, 20))
 
@@ -50,7 +50,7 @@ def test_empty_caches_can_be_saved(tmp_path: Path) -> None:
 
 def test_packed_tokens_stay_packed_on_disk(tmp_path: Path) -> None:
     _, cache, path = saved(tmp_path, "turbo0v2")
-    report = memory_report(cache)
+    report = tiny.report_at_rest(cache)
     assert report.bytes < path.stat().st_size < report.bytes * 1.01 + 8192
 
 

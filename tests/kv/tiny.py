@@ -8,6 +8,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
 
+from tqchat.kv import SchemeCache, memory_report
+from tqchat.kv.memory import MemoryReport
+from tqchat.kv.prompt_cache import flat_layers
+
 REPRESENTATIVE = (
     "fp16",
     "affine8",
@@ -59,3 +63,11 @@ def llama(dtype: mx.Dtype = mx.float32, **changes: Any) -> Any:
 
 def tokens(count: int, seed: int = 1, vocab: int = 97) -> mx.array:
     return mx.random.randint(0, vocab, (1, count), key=mx.random.key(seed))
+
+
+def report_at_rest(cache: list[Any]) -> MemoryReport:
+    """The memory report without the working copies that only make steps faster."""
+    for layer in flat_layers(cache):
+        if isinstance(layer, SchemeCache):
+            layer.release_working_arrays()
+    return memory_report(cache)

@@ -101,7 +101,7 @@ def test_a_restored_cache_gives_identical_logits(vault: Vault, name: str, scheme
     count = keep + 70
     save(vault, cache, count, scheme, trim_pieces(pieces, keep), checkpoints)
     found = restored(vault, count, scheme)
-    assert kv.memory_report(found.cache).bytes == kv.memory_report(cache).bytes
+    assert tiny.report_at_rest(found.cache).bytes == tiny.report_at_rest(cache).bytes
     assert same_logits(model, found.cache, cache)
     for mine, theirs in zip(found.checkpoints, checkpoints, strict=True):
         backs = [
