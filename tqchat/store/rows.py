@@ -56,7 +56,7 @@ def _mend(values: dict[str, Any], types: Mapping[str, _Column]) -> None:
     for name, column in types.items():
         value = values[name]
         if type(value) not in column.types or (column.fits is not None and not column.fits(value)):
-            values[name] = _as_text(value) if column.is_text and value is not None else column.default
+            values[name] = as_text(value) if column.is_text and value is not None else column.default
 
 
 def timestamp(value: object) -> float:
@@ -64,7 +64,8 @@ def timestamp(value: object) -> float:
     return float(value) if isinstance(value, int | float) and 0 <= value <= MAX_TIMESTAMP else 0.0
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value of a text column, which in a damaged file may be anything."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tqchat.store.database_file import DatabaseFile
 from tqchat.store.records import SearchHit
-from tqchat.store.rows import replace_surrogates, timestamp
+from tqchat.store.rows import as_text, replace_surrogates, timestamp
 from tqchat.text import one_line
 
 MIN_INDEXED_CHARS = 3
@@ -115,12 +115,12 @@ def _fts_query(terms: Sequence[str]) -> str:
 
 
 def _hit(row: sqlite3.Row, terms: Sequence[str]) -> SearchHit:
-    content, reasoning = str(row["content"]), row["reasoning"]
+    content, reasoning = as_text(row["content"]), row["reasoning"] and as_text(row["reasoning"])
     in_reasoning = reasoning and not _mentions(content, terms) and _mentions(reasoning, terms)
     line, marks = snippet(reasoning if in_reasoning else content, terms)
     created_at = timestamp(row["created_at"])
     return SearchHit(
-        row["conversation_id"], row["title"], row["message_id"], row["role"], created_at, line, marks
+        row["conversation_id"], as_text(row["title"]), row["message_id"], row["role"], created_at, line, marks
     )
 
 

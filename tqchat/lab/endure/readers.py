@@ -306,6 +306,8 @@ def _read_export(folder: Path) -> None:
     from tqchat.commands import exchange as command
     from tqchat.store.database import Database
 
+    if (folder / "export.json").is_fifo():
+        raise TqchatError("A pipe is read, and waited for, because the user names it.")
     with _home(folder / "home"), contextlib.redirect_stdout(io.StringIO()):
         command.import_file(str(folder / "export.json"))
         with Database(folder / "home" / "data" / "tqchat.db") as database:
@@ -419,7 +421,8 @@ def _mlx() -> Any:
 def _small_model() -> Any:
     from mlx_lm.models import llama
 
-    return llama.Model(llama.ModelArgs.from_dict(_CONFIG))
+    arguments: Any = llama.ModelArgs
+    return llama.Model(arguments.from_dict(_CONFIG))
 
 
 def _write_model(folder: Path) -> dict[Path, Format]:
@@ -427,7 +430,8 @@ def _write_model(folder: Path) -> dict[Path, Format]:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     mx, model = _mlx(), _small_model()
-    weights: Any = {name: array.astype(mx.float16) for name, array in tree_flatten(model.parameters())}
+    flat: Any = tree_flatten(model.parameters())
+    weights = {name: array.astype(mx.float16) for name, array in flat}
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate((*_SPECIAL, *alphabet, "he", "ll"))}

@@ -212,11 +212,11 @@ class Vault:
             VaultError: if they cannot be deleted.
         """
         folder = self._folder(conversation_id)
-        failed: list[OSError] = []
+        failed: list[BaseException] = []
         if folder.is_symlink():
             raise VaultError(f"{folder} is a link, which tqchat does not make; delete it.")
 
-        def note(function: object, path: object, found: tuple[object, OSError, object]) -> None:
+        def note(function: object, path: str, found: tuple[object, BaseException, object]) -> None:
             failed.append(found[1])
 
         # Manifest first: segments without one are never used. A folder in its place goes with the rest.
@@ -226,7 +226,11 @@ class Vault:
             if stat.S_IMODE(folder.lstat().st_mode) & 0o700 != 0o700:
                 make_private_folder(folder)
         shutil.rmtree(folder, onerror=note)
-        remaining = [error for error in failed if not isinstance(error, FileNotFoundError)]
+        remaining = [
+            error
+            for error in failed
+            if isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        ]
         if remaining:
             raise VaultError(
                 f"The cache in {folder} could not be deleted ({reason_of(remaining[0])}); delete the folder."
