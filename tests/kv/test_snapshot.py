@@ -10,7 +10,7 @@ import pytest
 
 from tests.kv import tiny
 from tests.kv.test_cache import logits
-from tqchat.kv import CacheFileError, load, make_prompt_cache, memory_report, save
+from tqchat.kv import CacheFileError, load, make_prompt_cache, save
 
 
 def saved(tmp_path: Path, scheme: str = "turbo0v4", **config: Any) -> tuple[Any, list[Any], Path]:

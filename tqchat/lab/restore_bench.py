@@ -90,6 +90,7 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
     began = time.perf_counter()
     first = _save(held, vault)
     saved = time.perf_counter() - began
+    held.settle(certain=True)  # as after a reply
     memory = held.report().bytes
     times = []
     for _ in range(RESTORE_ROUNDS):

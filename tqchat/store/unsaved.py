@@ -13,7 +13,7 @@ from tqchat.store.database import Database
 from tqchat.store.database_file import DatabaseFile
 from tqchat.store.errors import StoreError
 from tqchat.store.exchange import as_json, insert, with_new_ids
-from tqchat.store.import_parser import ParsedConversation, parse
+from tqchat.store.import_parser import ParsedConversation, read_conversations
 
 _BUSY_TIMEOUT_S = 1.0
 _PREFIX, _SUFFIX = "unsaved-", ".json"
@@ -67,7 +67,9 @@ def restore(path: Path, folder: Path) -> list[str]:
         with DatabaseFile(path, _BUSY_TIMEOUT_S) as file:
             for one in kept:
                 try:
-                    _store(file, parse(one.read_bytes()), one.stat().st_mtime)
+                    with one.open("rb") as content:
+                        kept_conversations = list(read_conversations(content))
+                    _store(file, kept_conversations, one.stat().st_mtime)
                     one.unlink(missing_ok=True)
                 except OSError as error:
                     said.append(f"{one} cannot be read ({(error.strerror or str(error)).lower()}).")

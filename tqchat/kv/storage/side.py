@@ -243,7 +243,8 @@ class Side:
             count -= dropped
         if not self.packed.length:
             self._decoded = self._prepared_cache = None
-            self.format = RawFormat()  # fitted anew: what comes next may be another text
+            if self.format.fitted:
+                self.format = RawFormat()  # fitted anew: what comes next may be another text
         if not self.packed.length and self.sinks.length:
             # With nothing packed, the sinks return to the raw tokens.
             rest = self.recent.view()

@@ -21,6 +21,8 @@ from tqchat.kv.scheme import SCHEMES, Scheme, parse_scheme
 from tqchat.store.database import AUTO
 from tqchat.ui import figures
 
+NAME_WIDTH = 1 + max(len(scheme.name) for scheme in SCHEMES)
+
 DEFAULT_HEAD_DIM = 128
 """Head dimension for the bits column while there is no cache."""
 
@@ -234,7 +236,7 @@ class SchemePicker(ModalScreen[Choice | None]):
 
 
 def _heading(report: MemoryReport | None, profile: Profile | None) -> Content:
-    head = f"{'':2}{'scheme':<9}{'keys':>5}{'values':>7}"
+    head = f"{'':2}{'scheme':<{NAME_WIDTH}}{'keys':>5}{'values':>7}"
     if report is None or not report.tokens:
         head += "  bits"
     else:
@@ -245,7 +247,7 @@ def _heading(report: MemoryReport | None, profile: Profile | None) -> Content:
 def _line(row: Row, report: MemoryReport | None, profile: Profile | None, wide: bool) -> Content:
     parts: list[tuple[str, str]] = [
         ("▌ " if row.current else "  ", "$accent"),
-        (f"{row.name:<9}", "bold" if row.current else ""),
+        (row.name.ljust(NAME_WIDTH), "bold" if row.current else ""),
         (f"{figures.bits(row.key_bits):>5}{figures.bits(row.value_bits):>7}", ""),
     ]
     if row.bytes is not None and row.ratio is not None:

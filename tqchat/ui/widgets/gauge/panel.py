@@ -14,6 +14,7 @@ from tqchat.ui.widgets.gauge.remaining import remaining_tokens
 from tqchat.ui.widgets.gauge.strip import strip
 
 WIDTH = 28
+BAR_WIDTH = 7
 CURVE_HEIGHT = 5
 
 
@@ -125,13 +126,14 @@ def _others(report: MemoryReport) -> list[Content]:
     """A bar for each scheme's predicted size; the active scheme is marked, and its size counted."""
     taken = scheme_sizes(report)
     largest = max(size for _, size, _ in taken)
+    names = 1 + max(len(name) for name, _, _ in taken)
     lines = [Content.styled("the same tokens under", "$quiet")]
     for name, size, in_force in taken:
         lines.append(
             Content.assemble(
-                (f"{name:<9}", "bold $accent" if in_force else ""),
-                bar(size / largest, 8, "$accent" if in_force else "$quiet"),
-                f"{'' if in_force else '≈'}{figures.size(size)}".rjust(WIDTH - 17),
+                (name.ljust(names), "bold $accent" if in_force else ""),
+                bar(size / largest, BAR_WIDTH, "$accent" if in_force else "$quiet"),
+                f"{'' if in_force else '≈'}{figures.size(size)}".rjust(WIDTH - names - BAR_WIDTH),
             )
         )
     return lines
