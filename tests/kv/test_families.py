@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models import cache as mlx_cache
 
 from tests.kv import families, tiny
-from tests.kv.test_cache import logits
+from tests.kv.test_cache import logits, release_working_arrays
 from tqchat.kv import convert, load, make_prompt_cache, memory_report, predict_bytes, save
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
@@ -68,7 +68,8 @@ def test_compressed_logits_stay_close_and_survive_saving(family: str, name: str,
 
 
 def reports(cache: list[Any]) -> list[Any]:
-    """Layer reports without spare capacity."""
+    """Layer reports without spare capacity and working arrays."""
+    release_working_arrays(cache)
     return [replace(layer, allocated_bytes=0) for layer in memory_report(cache).layers]
 
 

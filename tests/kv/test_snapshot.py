@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from tests.kv import tiny
-from tests.kv.test_cache import logits
+from tests.kv.test_cache import logits, release_working_arrays
 from tqchat.kv import CacheFileError, load, make_prompt_cache, memory_report, save
 
 
@@ -17,6 +17,7 @@ def saved(tmp_path: Path, scheme: str = "turbo0v4", **config: Any) -> tuple[Any,
     model = tiny.llama(**config)
     cache = make_prompt_cache(model, scheme, dtype=mx.float16)
     logits(model, cache, tiny.tokens(320), 315)
+    release_working_arrays(cache)
     path = tmp_path / "cache.safetensors"
     save(path, cache, {"model": "tiny"})
     return model, cache, path
