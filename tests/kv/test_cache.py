@@ -17,6 +17,7 @@ from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import Kernels
+from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended
 from tqchat.kv.storage.side import BATCH_PACKING_FROM_TOKENS, GPU_TILES_PER_PACK
@@ -32,6 +33,13 @@ def logits(model: object, cache: list[object], tokens: mx.array, *splits: int) -
         mx.eval(out[-1], [c.state for c in cache])  # type: ignore[attr-defined]
         start += size
     return mx.concatenate(out, axis=1)
+
+
+def release_working_arrays(cache: list[object]) -> None:
+    """Release what a cache computes again at its next step, as it is not saved."""
+    for layer in flat_layers(cache):
+        if isinstance(layer, SchemeCache):
+            layer.release_working_arrays()
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
