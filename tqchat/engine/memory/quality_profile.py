@@ -9,6 +9,7 @@ from typing import Any
 
 from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
+from tqchat.engine.memory.allocation import Sensitivity
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.paths import Paths, bundled, make_private_folder
@@ -42,13 +43,18 @@ class SchemeQuality:
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured schemes of one model, on ``tokens`` tokens of the built-in text."""
+    """Measured schemes of one model, on ``tokens`` tokens of the built-in text.
+
+    Attributes:
+        sensitivity: Of the model's layers; the schemes were measured with bits allocated by it.
+    """
 
     model: str
     fingerprint: str
     codec: int
     tokens: int
     rows: tuple[SchemeQuality, ...]
+    sensitivity: Sensitivity | None = None
 
     def row(self, scheme: str) -> SchemeQuality | None:
         """The measurement of a scheme."""
@@ -104,6 +110,8 @@ def _read(place: Path) -> Profile | None:
         if table.pop("format") != FORMAT_VERSION or table["codec"] != codec_version():
             return None
         rows = tuple(SchemeQuality(**row) for row in table.pop("rows"))
-        return Profile(**table, rows=rows)
+        saved = table.pop("sensitivity", None)
+        sensitivity = None if saved is None else Sensitivity.from_json(saved)
+        return Profile(**table, rows=rows, sensitivity=sensitivity)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
