@@ -55,10 +55,10 @@ def test_a_stop_or_an_error_half_way_leaves_the_cache_unchanged(
 
     real = conversion.convert_layer
 
-    def fails(layer: Any, scheme: Any) -> Any:
+    def fails(layer: Any, scheme: Any, index: int) -> Any:
         if how == "error" and layer is cache[-1]:
             raise RuntimeError("no memory left")
-        return real(layer, scheme)
+        return real(layer, scheme, index)
 
     monkeypatch.setattr(conversion, "convert_layer", fails)
     with pytest.raises(ConversionStopped if how == "stop" else RuntimeError):

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
 
 
-def test_all_means_the_listed_schemes_and_mlx_lms_caches() -> None:
+def test_all_means_the_listed_schemes_and_the_codecs_of_others() -> None:
     names = [candidate.name for candidate in parse_candidates("all")]
-    assert names == [*(scheme.name for scheme in SCHEMES), "mlx8", "mlx4"]
+    others = ["mlx8", "mlx4", "kvarn4", "kvarn3", "kvarn2", "swift4", "swift3", "swift2"]
+    assert names == [*(scheme.name for scheme in SCHEMES), *others]
 
 
 def test_spellings_of_the_same_scheme_are_taken_once() -> None:

@@ -41,7 +41,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--schemes",
         metavar="A,B,C",
         default="all",
-        help="schemes to measure; mlx8 and mlx4 are mlx-lm's own quantised caches (default: all of them)",
+        help="schemes to measure; mlx8 and mlx4 are mlx-lm's own quantised caches, kvarn4 to kvarn2 and "
+        "swift4 to swift2 are published codecs (default: all of them)",
     )
     evaluate.add_argument(
         "--text", metavar="FILE", required=True, type=Path, help="the text to read, in UTF-8 (required)"
@@ -65,6 +66,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="F",
         type=float,
         help="first scale some key channels by this factor, for example 20, to simulate outliers",
+    )
+    evaluate.add_argument(
+        "--uniform",
+        action="store_true",
+        help="give all layers the same bits, whatever the model's profile says",
     )
     evaluate.add_argument("--pack-prompts", action="store_true", help="compress the prompt during prefill")
     _add_one_by_one(evaluate)
@@ -154,6 +160,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     ids, prefill = reading.portion(model, text, options.tokens, options.prefill)
     if options.outliers is not None:
         outliers.add_outliers(model, options.outliers)
+    if not options.uniform:
+        candidates = tuple(
+            replace(one, scheme=model.resolve_scheme(one.scheme.name)) if one.is_ours else one
+            for one in candidates
+        )
     progress = Progress()
     rows, dropped = evaluation.evaluate(
         model,

@@ -57,11 +57,15 @@ def load(ref: str | None, adapter: str | None = None) -> LoadedModel:
     """
     from tqchat import paths, settings
     from tqchat.engine import models
+    from tqchat.engine.memory import quality_profile
 
-    user_settings = settings.load(paths.locate())
+    locations = paths.locate()
+    user_settings = settings.load(locations)
     if ref is None:
         ref, adapter = user_settings.model, user_settings.adapter if adapter is None else adapter
-    return models.load(ref, adapter=adapter)
+    return models.load(
+        ref, adapter=adapter, find_profile=lambda model: quality_profile.find(locations, model)
+    )
 
 
 def check_folder(out: Path | None) -> None:

@@ -130,11 +130,13 @@ def _events(
     # Import MLX (about a second) only after all arguments have been checked.
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
+    from tqchat.engine.memory import quality_profile
 
     loaded = models.load(
         user_settings.model,
         progress=_Download(user_settings.model or STARTER),
         adapter=user_settings.adapter,
+        find_profile=lambda model: quality_profile.find(paths.locate(), model),
     )
     if loaded.info.warning is not None:
         yield Notice(None, loaded.info.warning, "warning")
@@ -145,9 +147,9 @@ def _events(
     from tqchat.engine.session import Session
 
     if scheme == AUTO:
-        from tqchat.engine.memory import auto_scheme, quality_profile
+        from tqchat.engine.memory import auto_scheme
 
-        choice = auto_scheme.choose_for_model(loaded.info, quality_profile.find(paths.locate(), loaded.info))
+        choice = auto_scheme.choose_for_model(loaded.info, loaded.profile)
         print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
     with log_to(paths.locate().log_dir):

@@ -35,6 +35,7 @@ from tqchat.engine.events import (
     MemoryUpdate,
     ModelEstimate,
     ModelFailed,
+    ModelInfo,
     ModelProgress,
     ModelReady,
     Notice,
@@ -50,6 +51,7 @@ from tqchat.kv.scheme import parse_scheme
 from tqchat.store.vault import Vault
 
 if TYPE_CHECKING:
+    from tqchat.engine.memory.quality_profile import Profile
     from tqchat.engine.models import LoadedModel
     from tqchat.engine.models.current import CurrentModel
     from tqchat.engine.session import Session
@@ -99,6 +101,7 @@ class Engine:
         limits: Callable[[], Limits] = Limits,
         draft: str | None = None,
         adapter: str | None = None,
+        find_profile: Callable[[ModelInfo], Profile | None] = lambda info: None,
     ) -> None:
         """
         Args:
@@ -108,6 +111,7 @@ class Engine:
             draft: Name of the draft model, used if it is on this machine.
             adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other;
                 conversations can choose another, or none.
+            find_profile: Finds a model's quality profile, by which bits are given to its layers.
         """
         self._on_event = on_event
         self._paths = paths
@@ -116,6 +120,7 @@ class Engine:
         self._draft_ref = draft
         self._default_adapter = adapter
         self._models: CurrentModel  # made on the engine thread, where its imports do not delay the screen
+        self._find_profile = find_profile
         self._draft: LoadedModel | None = None
         self._queue: queue.SimpleQueue[_Task | DownloadUpdate | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -169,7 +174,7 @@ class Engine:
     def _run(self) -> None:
         from tqchat.engine.models.current import CurrentModel
 
-        self._models = CurrentModel(self._default_adapter)
+        self._models = CurrentModel(self._default_adapter, self._find_profile)
         with log_to(self._paths.log_dir):
             self._prune()
             while (item := self._next()) is not None:

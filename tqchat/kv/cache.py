@@ -496,6 +496,7 @@ class SchemeCache:
     def _description(self) -> dict[str, Any]:
         return {
             "scheme": self.scheme.name,
+            "formats": [self.scheme.key.to_json(), self.scheme.value.to_json()],
             "tail": self.scheme.tail,
             "sinks": self.scheme.sinks,
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),

@@ -13,9 +13,9 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.conversion import convert as convert_cache
-from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
+from tqchat.kv.prompt_cache import LatentCache, convert_layer, flat_layers, replace_layers
 from tqchat.kv.report import memory_report
+from tqchat.kv.scheme import Scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 
 _TRIMMABLE = (SchemeCache, LatentCache, mlx_cache.KVCache, mlx_cache.QuantizedKVCache)
@@ -79,10 +79,11 @@ def roll_back(cache: Sequence[Any], checkpoint: Checkpoint, surplus: int) -> lis
     return replace_layers(cache, copies)
 
 
-def convert(checkpoint: Checkpoint, scheme: str) -> Checkpoint:
-    """The same checkpoint under another scheme."""
-    new = convert_cache(list(checkpoint.layers.values()), scheme)
-    return Checkpoint(checkpoint.tokens, dict(zip(checkpoint.layers, new, strict=True)))
+def convert(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
+    """The same checkpoint under another scheme, evaluated."""
+    layers = {index: convert_layer(layer, scheme, index) for index, layer in checkpoint.layers.items()}
+    mx.eval([layer.state for layer in layers.values()])
+    return Checkpoint(checkpoint.tokens, layers)
 
 
 def copy_layer(layer: Any) -> Any:

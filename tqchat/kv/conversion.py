@@ -18,7 +18,7 @@ import mlx.core as mx
 from tqchat.errors import TqchatError
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import ROLES, SchemeCache
-from tqchat.kv.prompt_cache import convert_layer, flat_layers, replace_layers
+from tqchat.kv.prompt_cache import convert_layer, flat_layers, layer_indices, replace_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
@@ -60,8 +60,8 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
     with suppress(OSError):  # without a file, a later conversion back decodes them
         file = ArrayFile()
         stored = [_store(layer, file) for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
-    for layer in cache:
-        new = convert_layer(layer, scheme)
+    for number, layer in zip(layer_indices(cache), cache, strict=True):
+        new = convert_layer(layer, scheme, number)
         mx.eval(new.state)
         converted.append(new)
     kept = iter(stored)
@@ -109,11 +109,11 @@ def _convert(
 ) -> None:
     replaced: list[list[_StoredLayer]] = []
     try:
-        for index in range(len(cache)):
+        for index, number in enumerate(layer_indices(cache)):
             if stopped():
                 raise ConversionStopped
             stored = [_store(part, file) for part in flat_layers([cache[index]])]
-            new = convert_layer(cache[index], scheme)
+            new = convert_layer(cache[index], scheme, number)
             mx.eval(new.state)
             pairs = list(zip(flat_layers([cache[index]]), flat_layers([new]), strict=True))
             if any(_offset(old) != _offset(part) for old, part in pairs):

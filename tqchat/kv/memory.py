@@ -22,6 +22,7 @@ class LayerReport:
         window: Window size of a sliding-window layer that schemes apply to.
         rounded_tokens: Tokens that were rounded under an earlier scheme at least as coarsely as under this.
         rounded_bits: The fewest bits of such keys and values; 16 if there are none.
+        key_bits, value_bits: Code widths of packed keys and values; 16 if they stay raw.
     """
 
     index: int
@@ -43,6 +44,8 @@ class LayerReport:
     window: int | None = None
     rounded_tokens: int = 0
     rounded_bits: tuple[int, int] = (16, 16)
+    key_bits: int = 16
+    value_bits: int = 16
 
     @property
     def compressed(self) -> bool:
@@ -165,14 +168,15 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
     """
     rotations: set[tuple[str, int]] = set()
     total = 0
-    known: dict[tuple[int, int, int, int, int | None], int] = {}  # most layers share one shape
+    known: dict[tuple[Scheme, int, int, int, int, int | None], int] = {}  # most layers share one shape
     for layer in report.layers:
         if layer.reason is not None and layer.window is None:
             total += layer.bytes
             continue
-        shape = (layer.tokens, layer.heads, layer.key_dim, layer.value_dim, layer.window)
+        own = scheme.of_layer(layer.index)
+        shape = (own, layer.tokens, layer.heads, layer.key_dim, layer.value_dim, layer.window)
         if shape not in known:
-            known[shape] = _predicted(layer, scheme, rotations)
+            known[shape] = _predicted(layer, own, rotations)
         total += known[shape]
     draft = predict_bytes(report.draft, scheme) if report.draft else 0
     return total + sum(rotation_bytes(dim) for _, dim in rotations) + draft

@@ -57,7 +57,7 @@ def use_placeholders(model: Module, cache: list[Any]) -> None:
     compressing = [layer for layer in layers if layer.scheme.compresses]
     if not compressing or mx.default_device() == mx.cpu:
         return
-    scheme, dtype = replace(compressing[0].scheme, tail=TILE), compressing[0].dtype
+    scheme, dtype = replace(compressing[0].scheme, tail=TILE, layers=()), compressing[0].dtype
 
     def make() -> tuple[list[Any], list[Any]]:
         trial = _make_layers(model, scheme, dtype)
@@ -75,12 +75,13 @@ def _make_layers(model: Module, scheme: Scheme, dtype: mx.Dtype | None) -> list[
     if _latent.get(model, lambda: _has_latent_attention(model)):
         return [_mark_latent(layer) for layer in layers]
 
-    def make(layer: Any) -> Any:
+    def make(index: int, layer: Any) -> Any:
+        own = scheme.of_layer(index)
         if isinstance(layer, mlx_cache.RotatingKVCache):
-            return make_window(layer.max_size, scheme, dtype)
-        return SchemeCache(scheme, dtype)
+            return make_window(layer.max_size, own, dtype)
+        return SchemeCache(own, dtype)
 
-    return attach_ropes([_replace(layer, make) for layer in layers], model)
+    return attach_ropes(_replace_each(layers, make), model)
 
 
 _latent = PerModel[bool]()
@@ -97,12 +98,26 @@ def attach_ropes(cache: list[Any], model: Module) -> list[Any]:
     return cache
 
 
-def convert_layer(layer: Any, scheme: Scheme) -> Any:
-    """A layer's cache under another scheme, not evaluated; the same object if schemes do not apply."""
-    return _replace(layer, lambda old: _convert_replaceable(old, scheme))
+def convert_layer(layer: Any, scheme: Scheme, index: int) -> Any:
+    """A layer's cache under another scheme, not evaluated; the same object if schemes do not apply.
+
+    Args:
+        index: Of the layer in ``flat_layers``.
+    """
+    return _replace(layer, index, lambda number, old: _convert_replaceable(old, scheme.of_layer(number)))
 
 
-def _replace(layer: Any, make: Callable[[Any], Any]) -> Any:
+def layer_indices(cache: list[Any]) -> list[int]:
+    """Index of each layer's first cache in ``flat_layers``."""
+    sizes = [len(flat_layers([layer])) for layer in cache]
+    return [sum(sizes[:index]) for index in range(len(sizes))]
+
+
+def _replace_each(cache: list[Any], make: Callable[[int, Any], Any]) -> list[Any]:
+    return [_replace(layer, index, make) for index, layer in zip(layer_indices(cache), cache, strict=True)]
+
+
+def _replace(layer: Any, index: int, make: Callable[[int, Any], Any]) -> Any:
     """``layer`` with its key-value cache replaced, inside a ``CacheList`` too.
 
     A list with two of them is left as it is: the second is an index over the first, and the model reads both.
@@ -111,8 +126,9 @@ def _replace(layer: Any, make: Callable[[Any], Any]) -> Any:
         parts = list(layer.caches)
         if sum(_is_replaceable(part) for part in parts) != 1:
             return layer
-        return cache_list([_replace(part, make) for part in parts])
-    return make(layer) if _is_replaceable(layer) else layer
+        numbers = layer_indices(parts)
+        return cache_list([_replace(part, index + n, make) for n, part in zip(numbers, parts, strict=True)])
+    return make(index, layer) if _is_replaceable(layer) else layer
 
 
 def _is_replaceable(layer: Any) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from tqchat.errors import TqchatError
 
 TURBO_BITS = (1, 2, 3, 4, 5, 6)
 """Code widths that have a Lloyd-Max codebook."""
 
+TURBO_ERRORS = (0.3634, 0.1175, 0.0345, 0.0095, 0.0025, 0.00064)
+"""Mean squared error of those codebooks on the standard normal, in the same order."""
 TRELLIS_BITS = (2, 3, 4)
 """Code widths that have a trellis."""
+TRELLIS_ERRORS = (0.0789, 0.0216, 0.0054)
+"""Mean squared error of trellis codes, in the same order."""
 
 AFFINE_GROUP = 64
 """Values per scale and bias of affine formats; half as many where 64 does not divide the head dimension."""
@@ -55,6 +59,23 @@ class FormatSpec:
         """Whether vectors are rotated and have a gain."""
         return self.kind in ("turbo", "trellis")
 
+    def to_json(self) -> list[str | int]:
+        """For saved caches; see ``from_json``."""
+        return [self.kind, self.bits]
+
+    @classmethod
+    def from_json(cls, saved: Any) -> FormatSpec:
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError: if there is no such format.
+        """
+        kind, bits = saved
+        allowed = {"raw": (16,), "affine": (4, 8), "turbo": TURBO_BITS, "trellis": TRELLIS_BITS}
+        if type(bits) is not int or bits not in allowed.get(kind, ()):
+            raise ValueError(f"no format {kind!r} of {bits!r} bits")
+        return cls(kind, bits)
+
     def group_size(self, head_dim: int) -> int:
         """Values per affine scale: 64 where that divides ``head_dim``, else 32."""
         return AFFINE_GROUP if head_dim % AFFINE_GROUP == 0 else AFFINE_GROUP // 2
@@ -82,6 +103,16 @@ class FormatSpec:
     def bits_per_number(self, head_dim: int) -> float:
         """Exact bits per stored number of a packed vector, its gain or scales included."""
         return 8 * self.bytes_per_vector(head_dim) / head_dim
+
+    @property
+    def error(self) -> float:
+        """Expected squared error of a packed vector relative to its squared length; 0 for ``raw``."""
+        if self.kind == "turbo":
+            return TURBO_ERRORS[TURBO_BITS.index(self.bits)]
+        if self.kind == "trellis":
+            return TRELLIS_ERRORS[TRELLIS_BITS.index(self.bits)]
+        # Uniform steps over a range of about six standard deviations.
+        return 0.0 if self.kind == "raw" else (6 / (1 << self.bits)) ** 2 / 12
 
     def saves_memory(self, head_dim: int) -> bool:
         """Whether a packed vector is smaller than a raw one.
@@ -137,8 +168,11 @@ class Scheme:
     """A named pair of formats, and which tokens stay at 16 bits.
 
     Attributes:
+        key, value: Formats of keys and of values.
         tail: Minimum number of recent tokens kept raw.
         sinks: Number of first tokens that are never packed.
+        layers: Formats of keys and values of each layer of a particular model, by the index of its cache;
+            empty if all layers have ``key`` and ``value`` (see ``allocation``).
     """
 
     name: str
@@ -146,6 +180,14 @@ class Scheme:
     value: FormatSpec
     tail: int = 128
     sinks: int = 4
+    layers: tuple[tuple[FormatSpec, FormatSpec], ...] = ()
+
+    def of_layer(self, index: int) -> Scheme:
+        """The scheme of one layer: the same name, and the formats of that layer for ``key`` and ``value``."""
+        if not self.layers:
+            return self
+        key, value = self.layers[index]
+        return replace(self, key=key, value=value, layers=())
 
     @property
     def compresses(self) -> bool:

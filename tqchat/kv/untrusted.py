@@ -54,9 +54,10 @@ def layers(value: Any) -> list[Any]:
 
 
 def scheme(description: Mapping[str, Any]) -> Scheme:
-    """The scheme that a description names, with its tail and sinks."""
+    """The scheme that a description names, with its formats, tail and sinks."""
     named = parse_scheme(str(description["scheme"]))
-    return Scheme(named.name, named.key, named.value, whole(description["tail"]), whole(description["sinks"]))
+    key, value = (FormatSpec.from_json(one) for one in description["formats"])
+    return Scheme(named.name, key, value, whole(description["tail"]), whole(description["sinks"]))
 
 
 def unflatten(leaves: Sequence[tuple[str, Any]]) -> Any:

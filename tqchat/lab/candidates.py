@@ -17,38 +17,51 @@ class UnknownCandidate(TqchatError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A kind of cache: one of our schemes, or mlx-lm's ``QuantizedKVCache`` at ``mlx_bits``.
+    """A kind of cache: one of our schemes, mlx-lm's ``QuantizedKVCache`` at ``mlx_bits``, or a contestant.
 
-    For mlx-lm's, ``scheme`` is the one that the prompt is read under before mlx-lm converts the cache.
+    For the others, ``scheme`` is the one that the prompt is read under before the cache is converted.
     """
 
     name: str
     scheme: Scheme
     mlx_bits: int | None = None
+    contestant: str | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is one of our schemes."""
+        return self.mlx_bits is None and self.contestant is None
 
 
 MLX_QUANTIZED = (Candidate("mlx8", FP16, 8), Candidate("mlx4", FP16, 4))
 """mlx-lm's ``--kv-bits 8`` and ``--kv-bits 4``."""
 
 
+CONTESTANTS = tuple(f"{family}{bits}" for family in ("kvarn", "swift") for bits in (4, 3, 2))
+"""Published codecs, rebuilt to measure their quality (see ``contestants``)."""
+
+OTHERS = (*MLX_QUANTIZED, *(Candidate(name, FP16, contestant=name) for name in CONTESTANTS))
+"""Everything that is not one of our schemes."""
+
+
 def parse_candidates(names: str) -> tuple[Candidate, ...]:
-    """Parse a comma-separated list; ``all`` means the listed schemes and ``MLX_QUANTIZED``.
+    """Parse a comma-separated list; ``all`` means the listed schemes and ``OTHERS``.
 
     Raises:
         UnknownCandidate: if a name is not known.
     """
-    mlx_caches = {candidate.name: candidate for candidate in MLX_QUANTIZED}
+    others = {candidate.name: candidate for candidate in OTHERS}
     found: dict[str, Candidate] = {}
     for name in (part.strip().lower() for part in names.split(",")):
         if name == "all":
-            chosen = [*(Candidate(scheme.name, scheme) for scheme in SCHEMES), *MLX_QUANTIZED]
-        elif name in mlx_caches:
-            chosen = [mlx_caches[name]]
+            chosen = [*(Candidate(scheme.name, scheme) for scheme in SCHEMES), *OTHERS]
+        elif name in others:
+            chosen = [others[name]]
         else:
             try:
                 scheme = parse_scheme(name)
             except UnknownScheme as error:
-                hint = f"{error} Measurements also accept {', '.join(mlx_caches)} (mlx-lm's caches) and all."
+                hint = f"{error} Measurements also accept {', '.join(others)} (codecs of others) and all."
                 raise UnknownCandidate(hint) from error
             chosen = [Candidate(scheme.name, scheme)]
         found |= {candidate.name: candidate for candidate in chosen}

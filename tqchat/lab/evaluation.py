@@ -22,6 +22,7 @@ from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
 from tqchat.lab.candidates import Candidate, decode_runs
+from tqchat.lab.contestants import ContestantCache, to_contestant
 from tqchat.lab.results import Row, Tally
 
 BLOCK_TOKENS = 64
@@ -80,6 +81,11 @@ class Runner:
             self.cache = [
                 to_mlx_quantized(layer, self.candidate.mlx_bits, self._model) for layer in self.cache
             ]
+        if self.candidate.contestant is not None:
+            self.cache = [
+                to_contestant(layer, self.candidate.contestant, index, len(self.cache))
+                for index, layer in enumerate(self.cache)
+            ]
 
     def decode(self, tokens: Sequence[int]) -> mx.array:
         """Feed tokens as in decoding.
@@ -105,13 +111,10 @@ class Runner:
         for layer in flat_layers(self.cache):
             if isinstance(layer, SchemeCache):
                 layer.release_working_arrays()
-        report = kv.memory_report([c for c in self.cache if not isinstance(c, QuantizedKVCache)])
-        size, fp16_size = report.bytes, report.fp16_bytes
-        for layer in self.cache:
-            if isinstance(layer, QuantizedKVCache):
-                peer_size, peer_fp16_size = _mlx_sizes(layer)
-                size, fp16_size = size + peer_size, fp16_size + peer_fp16_size
-        return size, fp16_size
+        others = [c for c in self.cache if isinstance(c, (QuantizedKVCache, ContestantCache))]
+        report = kv.memory_report([c for c in self.cache if c not in others])
+        sizes = [c.sizes() if isinstance(c, ContestantCache) else _mlx_sizes(c) for c in others]
+        return report.bytes + sum(s for s, _ in sizes), report.fp16_bytes + sum(s for _, s in sizes)
 
     def row(self) -> Row:
         """Results so far."""
@@ -206,7 +209,7 @@ def _compare(
         logprobs = runner.decode(block)
         mx.eval(logprobs)
     except (ValueError, RuntimeError) as error:
-        if runner.candidate.mlx_bits is None:
+        if runner.candidate.is_ours:
             raise
         return f"mlx-lm cannot: {str(error).rstrip('.')}"
     # Tokens of probability 0 under the reference add nothing (some models mask part of the vocabulary).

@@ -19,7 +19,7 @@ _FAMILIES = {
     "mixed": ("#0969da", "#58a6ff", "8-bit keys, rotated values"),
     "values": ("#1a7f37", "#4ac26b", "raw keys, rotated values"),
     "affine": ("#bc4c00", "#f0883e", "affine"),
-    "peer": ("#59636e", "#9198a1", "mlx-lm's own"),
+    "peer": ("#59636e", "#9198a1", "others"),
 }
 """By ``family``, also the CSS class: colour on light, colour on dark, legend."""
 
@@ -200,7 +200,7 @@ def _legend(points: Sequence[Row]) -> Iterator[str]:
 
 def family(scheme: str) -> str:
     """Scheme family, which decides the colour."""
-    if scheme.startswith("mlx"):
+    if scheme.startswith(("mlx", "kvarn", "swift")):
         return "peer"
     if scheme.startswith("affine"):
         return "affine"

@@ -8,9 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tqchat.engine.memory import quality_profile
+from tqchat.engine.memory.allocation import allocate
 from tqchat.engine.memory.quality_profile import Profile, SchemeQuality
+from tqchat.engine.memory.shapes import at_length, cache_shapes
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.models.loading import ALLOCATION_TOKENS
 from tqchat.kv.scheme import SCHEMES
+from tqchat.lab import sensitivity
 from tqchat.lab.candidates import Candidate
 from tqchat.lab.evaluation import Dropped, Progress, evaluate
 from tqchat.lab.reading import encode
@@ -30,7 +34,8 @@ def measure(
     one_by_one: bool | None = None,
     progress: Progress | None = None,
 ) -> tuple[Profile, list[Row], list[Dropped]]:
-    """Evaluate every listed scheme in the chat's decode path.
+    """Measure the layers' sensitivities, then every listed scheme as the chat uses it: in its decode path,
+    with bits allocated by them.
 
     Returns:
         The profile, the rows it was made from, and the schemes that could not be measured.
@@ -43,7 +48,9 @@ def measure(
     if model.context_limit is not None:
         limit = min(limit, model.context_limit)
     ids = encode(model, text)[: limit + 1]
-    candidates = [Candidate(scheme.name, scheme) for scheme in SCHEMES]
+    found = sensitivity.measure(model, ids[:-1], progress or (lambda *_: None))
+    shapes = at_length(model.info.shapes or cache_shapes(model.model), ALLOCATION_TOKENS)
+    candidates = [Candidate(scheme.name, allocate(scheme, found, shapes)) for scheme in SCHEMES]
     rows, dropped = evaluate(
         model, candidates, ids, len(ids) // PREFILL_DIVISOR, one_by_one=one_by_one, progress=progress
     )
@@ -65,5 +72,6 @@ def measure(
         codec=quality_profile.codec_version(),
         tokens=len(ids) - 1,
         rows=measured,
+        sensitivity=found,
     )
     return made, rows, dropped

@@ -85,7 +85,7 @@ def recall(
     Prompts stay raw while they are read, so one prefill is shared by all schemes if every layer has full
     attention; each scheme then packs as in the chat. mlx-lm's own caches are left out. Prompts beyond the
     context limit count as wrong."""
-    ours = [c for c in candidates if c.mlx_bits is None]
+    ours = [c for c in candidates if c.is_ours]
     right = dict.fromkeys((c.name for c in ours), 0)
     for number, prompt in enumerate(asked):
         tokens = render(model.tokenizer, prompt.messages)

@@ -171,6 +171,7 @@ class TqchatApp(App[None]):
             limits=lambda: self.parts.settings.limits,
             draft=self._draft,
             adapter=self._adapter,
+            find_profile=lambda model: quality_profile.find(self.parts.paths, model),
         )
 
     def _from_engine(self, event: events.Event) -> None:

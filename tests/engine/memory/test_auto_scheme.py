@@ -13,6 +13,7 @@ from tqchat.engine.events import ModelInfo
 from tqchat.engine.memory.auto_scheme import (
     KLD_LIMIT,
     SAFEST_FIRST,
+    UNMEASURED,
     choose,
     choose_for_model,
     resolve_scheme,
@@ -48,16 +49,17 @@ def test_a_tight_budget_gets_the_most_accurate_scheme_that_fits() -> None:
     assert "does not fit" in nothing.reason
 
 
-def test_an_unmeasured_model_gets_values_compressed_only() -> None:
+def test_an_unmeasured_model_gets_the_smallest_that_held_everywhere() -> None:
     choice = choose(None, None, NEEDS, 8192)
-    assert choice.scheme == "turbo0v4"
-    assert "tqchat lab profile" in choice.reason
-    assert choose(None, NEEDS["turbo0v4"], NEEDS, 8192).scheme == "turbo0v4"
+    assert choice.scheme == UNMEASURED
+    assert "tqchat lab profile" in choice.reason and "0.002" in choice.reason
+    assert choose(None, NEEDS[UNMEASURED], NEEDS, 8192).scheme == UNMEASURED
 
 
-def test_an_unmeasured_model_gets_a_riskier_scheme_only_if_the_safer_do_not_fit() -> None:
-    chosen = [choose(None, NEEDS[name], NEEDS, 8192).scheme for name in SAFEST_FIRST]
-    assert chosen == list(SAFEST_FIRST)
+def test_an_unmeasured_model_gets_a_smaller_scheme_only_where_that_does_not_fit() -> None:
+    smaller = SAFEST_FIRST[SAFEST_FIRST.index(UNMEASURED) :]
+    chosen = [choose(None, NEEDS[name], NEEDS, 8192).scheme for name in smaller]
+    assert chosen == list(smaller)
     assert choose(None, 0, NEEDS, 8192).scheme == "turbo2"
 
 
@@ -69,34 +71,34 @@ def test_an_explicit_scheme_overrides_profile_and_budget() -> None:
 
 
 def test_auto_uses_profile_and_budget() -> None:
-    assert resolve_scheme(" Auto ").scheme == "turbo0v4"
+    assert resolve_scheme(" Auto ").scheme == UNMEASURED
     assert resolve_scheme("auto", profile=PROFILE, shapes=SHAPES).scheme == "turbo4"
     tight = resolve_scheme("auto", profile=PROFILE, shapes=SHAPES, budget=NEEDS["turbo3"], expected=8192)
     assert tight.scheme == "turbo3"
-    longer = resolve_scheme("auto", shapes=SHAPES, budget=NEEDS["turbo0v4"], expected=16384)
-    assert longer.scheme == "turbo4"
+    longer = resolve_scheme("auto", shapes=SHAPES, budget=NEEDS["turbo4"], expected=16384)
+    assert longer.scheme == "turbo2"
 
 
 def test_the_models_shapes_and_budget_decide_before_the_first_message() -> None:
-    tight = replace(INFO, memory_budget=NEEDS["turbo8v4"])
-    assert choose_for_model(INFO, None).scheme == "turbo0v4"
-    assert choose_for_model(tight, None).scheme == "turbo8v4"
-    assert choose_for_model(INFO, None, budget=NEEDS["turbo8v4"]).scheme == "turbo8v4"
+    tight = replace(INFO, memory_budget=NEEDS["turbo3"])
+    assert choose_for_model(INFO, None).scheme == UNMEASURED
+    assert choose_for_model(tight, None).scheme == "turbo3"
+    assert choose_for_model(INFO, None, budget=NEEDS["turbo3"]).scheme == "turbo3"
 
 
 def test_a_longer_conversation_may_need_a_smaller_scheme() -> None:
-    tight = replace(INFO, memory_budget=NEEDS["turbo0v4"])
-    assert choose_for_model(tight, None).scheme == "turbo0v4"
-    assert choose_for_model(tight, None, tokens=8000).scheme == "turbo4"
+    tight = replace(INFO, memory_budget=NEEDS["turbo4"])
+    assert choose_for_model(tight, None).scheme == "turbo4"
+    assert choose_for_model(tight, None, tokens=8000).scheme == "turbo2"
 
 
 def test_a_profile_overrides_the_order_for_unmeasured_models() -> None:
-    measured = profile(fp16=0.0, turbo0v4=1e-4, turbo4=1e-3, turbo2=0.05)
-    assert choose_for_model(INFO, measured).scheme == "turbo4"
+    measured = profile(fp16=0.0, turbo0v4=1e-4, turbo4=0.004, turbo2=0.05)
+    assert choose_for_model(INFO, measured).scheme == "turbo0v4"
 
 
-def test_without_a_model_the_safest_scheme_is_chosen() -> None:
-    assert choose_for_model(None, None).scheme == SAFEST_FIRST[0]
+def test_without_a_model_the_choice_is_that_of_an_unmeasured_one() -> None:
+    assert choose_for_model(None, None).scheme == UNMEASURED
 
 
 def test_schemes_for_unmeasured_models_have_canonical_names() -> None:

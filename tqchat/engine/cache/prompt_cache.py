@@ -56,7 +56,8 @@ class PromptCache:
 
     def clear(self) -> None:
         """Start over with an empty cache."""
-        self.cache = kv.make_prompt_cache(self.model.model, self.scheme, dtype=self.model.cache_dtype)
+        scheme = self.model.resolve_scheme(self.scheme)
+        self.cache = kv.make_prompt_cache(self.model.model, scheme, dtype=self.model.cache_dtype)
         self.tokens = []
         self.restored = 0
         self.pieces = ()
@@ -224,15 +225,16 @@ class PromptCache:
         Raises:
             ConversionStopped, ConversionFailed.
         """
+        new = self.model.resolve_scheme(scheme)
         try:
-            if self.tokens and kv.needs_queries(self.cache, scheme):
+            if self.tokens and kv.needs_queries(self.cache, new):
                 kv.observe_queries(self.model.model, self.tokens, self.cache)
-            checkpoints = [checkpoint.convert(one, scheme) for one in self.checkpoints]
-            kv.convert_in_place(self.cache, scheme, stopped=stopped, progress=progress)
+            checkpoints = [checkpoint.convert(one, new) for one in self.checkpoints]
+            kv.convert_in_place(self.cache, new, stopped=stopped, progress=progress)
         except BaseException:
             kv.forget_queries(self.cache)
             raise
-        self.scheme = kv.parse_scheme(scheme).name
+        self.scheme = new.name
         self.pieces, self.checkpoints = (), checkpoints
         kv.use_placeholders(self.model.model, self.cache)
         if self.draft is not None:  # its prompt is read again when it drafts
@@ -273,8 +275,13 @@ def _all_count_tokens(cache: list[Any]) -> bool:
 
 
 def _signature(layer: Any) -> Any:
-    """What a saved layer must have in common with the model's own: class, scheme, dtype, window."""
+    """What a saved layer must have in common with the model's own: class, scheme, dtype, window.
+
+    Not its formats: they may have been allocated by an earlier profile.
+    """
     if isinstance(layer, mlx_cache.CacheList):
         return ["CacheList", *(_signature(part) for part in layer.caches)]
-    common = [type(layer).__name__, getattr(layer, "scheme", None), str(getattr(layer, "dtype", None))]
+    scheme = layer.scheme if isinstance(layer, kv.SchemeCache) else None
+    regions = None if scheme is None else (scheme.name, scheme.tail, scheme.sinks)
+    common = [type(layer).__name__, regions, str(getattr(layer, "dtype", None))]
     return [*common, getattr(layer, "max_size", None), getattr(layer, "keep", None)]

@@ -12,17 +12,17 @@ from tqchat.engine.memory.shapes import bytes_by_scheme
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
 
-KLD_LIMIT = 0.002
-"""Largest mean KLD, in nats per token, of a scheme chosen from a profile.
-
-On the bundled model that changes the likeliest next token one time in thirty, and perplexity by 0.2 %."""
+KLD_LIMIT = 0.001
+"""Largest mean KLD, in nats per token, of a scheme chosen from a profile."""
 
 SAFEST_FIRST = ("turbo0v4", "turbo8v4", "turbo4", "turbo3", "turbo2")
-"""Schemes for a model without a profile; the first that fits is chosen.
+"""Schemes by falling quality and size. Values are compressed first because their error averages out on every
+model; low-bit keys are where models break."""
 
-Values are compressed first because their error averages out on every model; low-bit keys are where models
-break.
-"""
+UNMEASURED = "turbo4"
+"""The smallest scheme that stayed within ``UNMEASURED_LIMIT`` on every model in ``CODEC.md``."""
+
+UNMEASURED_LIMIT = 0.002
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def choose(
     """The scheme for a model under a memory budget.
 
     With a profile: the smallest scheme within ``KLD_LIMIT`` that fits, else the most accurate that fits.
-    Without one: the first of ``SAFEST_FIRST`` that fits. If nothing fits: the smallest.
+    Without one: ``UNMEASURED``, or the next smaller that fits. If nothing fits: the smallest.
 
     Args:
         needs: Bytes at ``expected`` tokens, by scheme; a scheme that is missing counts as fitting.
@@ -124,16 +124,16 @@ def _choose_unmeasured(
     fits: Callable[[str], bool], needs: Mapping[str, int], constraint: str
 ) -> SchemeChoice:
     unmeasured = "this model has not been measured (`tqchat lab profile` does)"
-    first = next((scheme for scheme in SAFEST_FIRST if fits(scheme)), None)
+    schemes = SAFEST_FIRST[SAFEST_FIRST.index(UNMEASURED) :]
+    first = next((scheme for scheme in schemes if fits(scheme)), None)
     if first is None:
-        first = min(SAFEST_FIRST, key=lambda scheme: needs.get(scheme, 0))
+        first = min(schemes, key=lambda scheme: needs.get(scheme, 0))
         return SchemeChoice(
             first, f"{first}: the smallest, and even that does not fit{constraint}; {unmeasured}."
         )
-    if first == SAFEST_FIRST[0]:
-        return SchemeChoice(
-            first, f"{first}: {unmeasured}, and values alone can be compressed safely on any."
-        )
+    if first == UNMEASURED:
+        why = f"the smallest within {UNMEASURED_LIMIT} nats of FP16 on all models tried"
+        return SchemeChoice(first, f"{first}: {why}; {unmeasured}.")
     return SchemeChoice(first, f"{first}: the most careful that fits{constraint}; {unmeasured}.")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqchat.engine.commands import STARTER
 from tqchat.engine.events import ModelInfo
+from tqchat.engine.memory.allocation import Sensitivity
 from tqchat.errors import TqchatError
 from tqchat.files import Unreadable, keep_beside, read_json, reason_of, write_atomically
 from tqchat.kv.scheme import UnknownScheme, parse_scheme
@@ -50,13 +51,18 @@ class SchemeQuality:
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured schemes of one model, on ``tokens`` tokens of the built-in text."""
+    """Measured schemes of one model, on ``tokens`` tokens of the built-in text.
+
+    Attributes:
+        sensitivity: Of the model's layers; the schemes were measured with bits allocated by it.
+    """
 
     model: str
     fingerprint: str
     codec: int
     tokens: int
     rows: tuple[SchemeQuality, ...]
+    sensitivity: Sensitivity | None = None
 
     def row(self, scheme: str) -> SchemeQuality | None:
         """The measurement of a scheme."""
@@ -114,12 +120,16 @@ def _read(place: Path) -> Profile | None:
         return None
     if table.pop("format", None) != FORMAT_VERSION or table.get("codec") != codec_version():
         return None
-    rows = table.pop("rows", None)
+    rows, saved = table.pop("rows", None), table.pop("sensitivity", None)
     if not _fits(table, _PROFILE) or not isinstance(rows, list) or len(rows) > _MAX_ROWS:
         return None
     if not all(isinstance(row, dict) and _fits(row, _ROW) for row in rows):
         return None
-    return Profile(**table, rows=tuple(SchemeQuality(**row) for row in rows))
+    try:
+        sensitivity = None if saved is None else Sensitivity.from_json(saved)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    return Profile(**table, rows=tuple(SchemeQuality(**row) for row in rows), sensitivity=sensitivity)
 
 
 def _fits(table: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqchat.engine import backend
 from tqchat.engine.commands import STARTER
 from tqchat.engine.models import adapters
-from tqchat.engine.models.loading import LoadedModel, load_folder, with_adapter, without_adapter
+from tqchat.engine.models.loading import FindProfile, LoadedModel, load_folder, with_adapter, without_adapter
 
 
 class CurrentModel:
@@ -16,12 +16,14 @@ class CurrentModel:
     Args:
         adapter: Folder of the default adapter. It belongs to the first model that is asked for, and to no
             other.
+        find_profile: Finds the quality profile of a model.
 
     Attributes:
         loaded: The model in memory. After ``use_adapter`` an earlier value must not be used any more.
     """
 
-    def __init__(self, adapter: str | None = None) -> None:
+    def __init__(self, adapter: str | None = None, find_profile: FindProfile = lambda info: None) -> None:
+        self._find_profile = find_profile
         self._default = adapter
         self._default_ref: str | None = None
         self._in_use: str | None = None
@@ -38,7 +40,7 @@ class CurrentModel:
             TqchatError: if it cannot be loaded.
         """
         wanted = self._wanted(None, ref or STARTER)
-        self.loaded = load_folder(folder, ref, backend.prepare(), wanted)
+        self.loaded = load_folder(folder, ref, backend.prepare(), wanted, self._find_profile)
         self._in_use = wanted
         return self.loaded
 

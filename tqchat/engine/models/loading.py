@@ -15,8 +15,10 @@ from tqchat.engine.events import ModelInfo
 from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
 from tqchat.engine.hub import download, model_folder
 from tqchat.engine.hub.resolve import resolve
+from tqchat.engine.memory.allocation import allocate
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
-from tqchat.engine.memory.shapes import cache_shapes
+from tqchat.engine.memory.quality_profile import Profile
+from tqchat.engine.memory.shapes import at_length, cache_shapes
 from tqchat.engine.model_config import context_limit
 from tqchat.engine.models import adapters, token_tables
 from tqchat.engine.models.fingerprint import fingerprint
@@ -29,11 +31,18 @@ from tqchat.engine.templates import (
     default_variables,
     thinking_switch,
 )
+from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.text import one_line
 
 if TYPE_CHECKING:
     import mlx.core as mx
     from mlx.nn.layers.base import Module
+
+ALLOCATION_TOKENS = 4096
+"""Length of the cache that bits are allocated for; it matters where windows are shorter."""
+
+FindProfile = Callable[[ModelInfo], Profile | None]
+"""Finds the quality profile of a model."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class LoadedModel:
         compute: Name of the dtype that it computes in.
         adapter: The LoRA adapter that was added.
         replaced: Modules that the adapter replaced.
+        find_profile: Finds the quality profile of a model.
     """
 
     model: Module
@@ -56,6 +66,23 @@ class LoadedModel:
     compute: str
     adapter: adapters.Adapter | None = None
     replaced: Any = None
+    find_profile: FindProfile = lambda info: None
+
+    @cached_property
+    def profile(self) -> Profile | None:
+        """The model's quality profile, if it was measured."""
+        return self.find_profile(self.info)
+
+    def resolve_scheme(self, name: str) -> Scheme:
+        """The scheme of that name, with bits by layer where the model's profile has sensitivities.
+
+        Raises:
+            UnknownScheme: if there is no scheme of that name.
+        """
+        scheme = parse_scheme(name)
+        if self.profile is None or self.info.shapes is None:
+            return scheme
+        return allocate(scheme, self.profile.sensitivity, at_length(self.info.shapes, ALLOCATION_TOKENS))
 
     @property
     def context_limit(self) -> int | None:
@@ -84,6 +111,7 @@ def load(
     progress: download.Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
     adapter: str | None = None,
+    find_profile: FindProfile = lambda info: None,
 ) -> LoadedModel:
     """Find or download a model and load it on this thread.
 
@@ -91,6 +119,7 @@ def load(
 
     Args:
         adapter: Folder of a LoRA adapter to add, or ``NO_ADAPTER``.
+        find_profile: Finds the quality profile of a model.
 
     Raises:
         TqchatError: if it cannot be downloaded or loaded; the message is one sentence.
@@ -99,16 +128,21 @@ def load(
     if adapter is not None:
         adapters.find(adapter)  # before a download
     machine = backend.prepare()
-    return load_folder(resolve(ref, progress, cancelled), ref, machine, adapter)
+    return load_folder(resolve(ref, progress, cancelled), ref, machine, adapter, find_profile)
 
 
 def load_folder(
-    folder: Path, ref: str | None, machine: backend.Backend, adapter: str | None = None
+    folder: Path,
+    ref: str | None,
+    machine: backend.Backend,
+    adapter: str | None = None,
+    find_profile: FindProfile = lambda info: None,
 ) -> LoadedModel:
     """Load the model in a folder; ``ref`` is the name it was asked for by.
 
     Args:
         adapter: Folder of a LoRA adapter to add.
+        find_profile: Called with the loaded model's description.
 
     Raises:
         NotAModel, NeedsCustomCode, UnsupportedModel, ModelUnusable: if it cannot be loaded.
@@ -118,13 +152,18 @@ def load_folder(
     added = None if adapter is None else adapters.find(adapter)
     model, config = _load_weights(folder, config)
     with as_model_error(model_folder.display_name(folder)):
-        plain = _described(folder, ref, machine, model, config)
+        plain = _described(folder, ref, machine, model, config, find_profile)
         _ = plain.reply_format  # a tokenizer that fails on any text does so here
     return plain if added is None else with_adapter(plain, added)
 
 
 def _described(
-    folder: Path, ref: str | None, machine: backend.Backend, model: Any, config: dict[str, Any]
+    folder: Path,
+    ref: str | None,
+    machine: backend.Backend,
+    model: Any,
+    config: dict[str, Any],
+    find_profile: FindProfile,
 ) -> LoadedModel:
     """The model with its tokenizer and what the program needs to know of it."""
     tokenizer = _load_tokenizer(folder, config)
@@ -162,7 +201,9 @@ def _described(
         thinking_default=default_choice(chat_template(tokenizer), switch, default_variables(tokenizer)),
     )
     mx.clear_cache()
-    return LoadedModel(model, tokenizer, info, config, cache_dtype, folder, compute)
+    return LoadedModel(
+        model, tokenizer, info, config, cache_dtype, folder, compute, find_profile=find_profile
+    )
 
 
 def with_adapter(plain: LoadedModel, adapter: adapters.Adapter) -> LoadedModel:
@@ -200,7 +241,7 @@ def without_adapter(loaded: LoadedModel) -> LoadedModel:
         return loaded
     if not loaded.adapter.adds_layers:
         ref = None if loaded.info.ref == STARTER else loaded.info.ref
-        return load_folder(loaded.folder, ref, backend.prepare())
+        return load_folder(loaded.folder, ref, backend.prepare(), find_profile=loaded.find_profile)
     loaded.model.update_modules(loaded.replaced)
     size = weights.weight_bytes(loaded.model)
     info = replace(

@@ -18,7 +18,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
-from tqchat.lab.candidates import MLX_QUANTIZED, Candidate, parse_candidates
+from tqchat.lab.candidates import CONTESTANTS, MLX_QUANTIZED, Candidate, UnknownCandidate, parse_candidates
 from tqchat.lab.evaluation import to_mlx_quantized
 
 REFERENCE = "mlx16"
@@ -49,10 +49,16 @@ def candidates(names: str) -> tuple[Candidate, ...]:
     """Parse a comma-separated list; mlx-lm's caches are added and come first.
 
     Raises:
-        UnknownCandidate: if a name is not known.
+        UnknownCandidate: if a name is not known, or has no speed of its own.
     """
     asked = ",".join(name for name in names.split(",") if name.strip().lower() != REFERENCE)
     chosen = parse_candidates(asked) if asked else ()
+    for name in asked.lower().split(","):
+        if name.strip() in CONTESTANTS:
+            raise UnknownCandidate(
+                f"{name.strip()} is rebuilt to measure its quality, not its speed: use `tqchat lab eval`."
+            )
+    chosen = tuple(candidate for candidate in chosen if candidate.contestant is None)
     return (*MLX_CACHES, *(candidate for candidate in chosen if candidate not in MLX_CACHES))
 
 

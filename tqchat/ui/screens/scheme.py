@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from tqchat.engine.memory.allocation import allocate, describe, layer_bits
 from tqchat.engine.memory.auto_scheme import SchemeChoice
 from tqchat.engine.memory.quality_profile import Profile
 from tqchat.kv.memory import MemoryReport, predict_bytes
@@ -183,6 +184,8 @@ class SchemePicker(ModalScreen[Choice | None]):
     def _explain(self, row: Row) -> None:
         scheme = row.scheme
         what = self._choice.reason if row.name == AUTO and self._choice else scheme.description
+        if words := self._bits_by_layer(scheme):
+            what += f" {words}"
         if row.kld is not None:
             what += f" KLD here {figures.kld(row.kld)}."
         if row.recommended:
@@ -190,6 +193,12 @@ class SchemePicker(ModalScreen[Choice | None]):
         self.query_one(".explanation", Static).update(
             Content("\n").join([Content(what), Content.styled(self._effect(row), "$quiet")])
         )
+
+    def _bits_by_layer(self, scheme: Scheme) -> str | None:
+        """What the profile gives to which layers, if it does."""
+        if self._profile is None or self._report is None:
+            return None
+        return describe(layer_bits(allocate(scheme, self._profile.sensitivity, self._report)))
 
     def _effect(self, row: Row) -> str:
         """What choosing the scheme does to this conversation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from tqchat.engine.memory.allocation import describe
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import SCHEMES, TILE, Scheme
 from tqchat.ui import figures
@@ -45,7 +46,7 @@ class Reading:
 
     @property
     def explanations(self) -> list[str]:
-        """Why nothing is packed yet, and why some layers never are."""
+        """Why nothing is packed yet, why some layers never are, and which have more bits than others."""
         report, scheme = self.report, self.scheme
         if report is None or not scheme.compresses:
             return []
@@ -61,6 +62,8 @@ class Reading:
         reasons = Counter(layer.reason for layer in report.layers if layer.reason is not None)
         for reason, count in reasons.items():
             sentences.append(f"{count} {'layer stays' if count == 1 else 'layers stay'} as is: {reason}")
+        if words := describe([(layer.key_bits, layer.value_bits) for layer in reached]):
+            sentences.append(words)
         return sentences
 
 
