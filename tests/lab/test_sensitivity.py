@@ -43,7 +43,8 @@ def test_measuring_again_gives_the_same(tiny: LoadedModel) -> None:
 def profiled(model: LoadedModel) -> LoadedModel:
     """The model with a profile by which one layer matters far more than the other."""
     found = Sensitivity((1.0, 0.0001), (0.0001, 1.0))
-    return replace(model, profile=Profile("tiny", model.info.fingerprint, 0, 1, (), found))
+    profile = Profile("tiny", model.info.fingerprint, 0, 1, (), found)
+    return replace(model, find_profile=lambda info: profile)
 
 
 def test_a_conversation_gets_bits_by_the_profile_and_keeps_them(tiny: LoadedModel, tmp_path: Path) -> None:
