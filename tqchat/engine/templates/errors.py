@@ -21,5 +21,5 @@ class TemplateLimit(TemplateError):
     """A chat template exceeded the sandbox's limits on time and size."""
 
 
-class TemplateStopped(TemplateLimit):
+class TemplateStopped(Exception):
     """The user stopped the rendering."""

@@ -138,6 +138,19 @@ def one_budget() -> Iterator[Budget]:
         _budget.reset(token)
 
 
+@contextmanager
+def own_budget() -> Iterator[None]:
+    """A new budget that no user stops, for results that are kept."""
+    with stopped_by(lambda: False):
+        budget = Budget()
+    token = _budget.set(budget)
+    try:
+        with budget.timed():
+            yield
+    finally:
+        _budget.reset(token)
+
+
 def spend(steps: int = 1) -> None:
     """Count steps of the rendering under way."""
     if (budget := _budget.get()) is not None:

@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 
 from tqchat.engine.templates import limits
-from tqchat.engine.templates.errors import TemplateError, TemplateLimit
+from tqchat.engine.templates.errors import TemplateError, TemplateLimit, TemplateStopped
 
 MAX_TEMPLATE_LENGTH = 1 << 18
 """Compiling takes time in proportion, and cannot be interrupted."""
@@ -251,7 +251,7 @@ def _compiled(source: str) -> jinja2.Template:
 
 
 def _parsed(source: str) -> nodes.Template:
-    with limits.one_budget() as budget, budget.timed():
+    with limits.own_budget():
         return _environment().parse(source)
 
 
@@ -299,7 +299,7 @@ def render_template(source: str, context: Mapping[str, Any]) -> str:
                 limits.check_weight(length)
                 pieces.append(piece)
             return "".join(pieces)
-    except TemplateError:
+    except (TemplateError, TemplateStopped):
         raise
     except RecursionError as error:
         raise TemplateLimit("it does not come to an end") from error
