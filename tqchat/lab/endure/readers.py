@@ -10,21 +10,24 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 import contextlib
-import io
 import json
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
+from tqchat.files import open_regular
+from tqchat.kv.scheme import AUTO, parse_scheme
 from tqchat.lab.endure import require
 from tqchat.lab.endure.content import Format
 from tqchat.paths import Paths, bundled
+from tqchat.text import one_line, printable
 
 _FINGERPRINT = "f" * 64
 
@@ -226,25 +229,23 @@ def _fill_database(file: Path) -> None:
 
 
 def _read_database(folder: Path) -> None:
-    from tqchat.commands import listing, search
-
-    paths = _paths(folder)
-    _damage_values(paths.database)
-    with _home(folder), contextlib.redirect_stdout(io.StringIO()) as shown:
-        try:
-            listing.list_conversations()
-            for line in shown.getvalue().splitlines():
-                with contextlib.suppress(TqchatError):
-                    listing.show(line.split()[0] if line.split() else "x")
-            search.main("cats", 10)
-        finally:
-            require("\x1b" not in shown.getvalue(), "An escape sequence was printed.")
     from tqchat.store import exchange
     from tqchat.store.database import Database
 
+    paths = _paths(folder)
+    _damage_values(paths.database)
     with Database(paths.database) as database:
+        hits = database.search("cats", 10)
+        _ = [(one_line(hit.title), datetime.fromtimestamp(hit.created_at)) for hit in hits]
         for chat in database.conversations():
+            _ = (
+                one_line(chat.title),
+                datetime.fromtimestamp(chat.updated_at),
+                chat.scheme == AUTO or parse_scheme(chat.scheme),
+            )
             with contextlib.suppress(TqchatError):
+                for message in database.messages(chat.id):
+                    _ = printable(message.content), datetime.fromtimestamp(message.created_at)
                 database.totals(chat.id)
                 database.version_positions(chat.id)
                 "".join(exchange.to_json(database, [chat]))
@@ -276,20 +277,6 @@ def _damage_values(file: Path) -> None:
             connection.close()
 
 
-@contextlib.contextmanager
-def _home(folder: Path) -> Iterator[None]:
-    import os
-
-    before = os.environ.get("TQCHAT_HOME")
-    os.environ["TQCHAT_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("TQCHAT_HOME")
-        if before is not None:
-            os.environ["TQCHAT_HOME"] = before
-
-
 def _write_export(folder: Path) -> dict[Path, Format]:
     from tqchat.store import exchange
     from tqchat.store.database import Database
@@ -303,16 +290,18 @@ def _write_export(folder: Path) -> dict[Path, Format]:
 
 
 def _read_export(folder: Path) -> None:
-    from tqchat.commands import exchange as command
+    from tqchat.store import exchange
     from tqchat.store.database import Database
 
-    if (folder / "export.json").is_fifo():
-        raise TqchatError("A pipe is read, and waited for, because the user names it.")
-    with _home(folder / "home"), contextlib.redirect_stdout(io.StringIO()):
-        command.import_file(str(folder / "export.json"))
-        with Database(folder / "home" / "data" / "tqchat.db") as database:
-            for chat in database.conversations():
-                database.messages(chat.id)
+    if not (folder / "export.json").exists():
+        raise TqchatError("There is no such file.")
+    with (
+        open_regular(folder / "export.json") as file,
+        Database(folder / "home" / "data" / "tqchat.db") as database,
+    ):
+        exchange.from_json(database, file)
+        for chat in database.conversations():
+            database.messages(chat.id)
 
 
 def _write_attachment(folder: Path) -> dict[Path, Format]:
