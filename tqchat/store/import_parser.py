@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import math
 import re
@@ -179,6 +180,15 @@ _CONVERSATION: Mapping[str, _Check] = {
     "adapter": _or_none(_NAME),
     "utc_offset": _or_none(_utc_offset),
 }
+
+
+def parse(content: bytes) -> list[ParsedConversation]:
+    """Parse and validate a JSON export that is in memory.
+
+    Raises:
+        BadImport: naming the first invalid value.
+    """
+    return list(read_conversations(io.BytesIO(content)))
 
 
 def read_conversations(file: BinaryIO) -> Iterator[ParsedConversation]:
