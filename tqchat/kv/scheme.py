@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from tqchat.errors import TqchatError
 
-TURBO_BITS = (1, 2, 3, 4)
+TURBO_BITS = (1, 2, 3, 4, 5, 6)
 """Code widths that have a Lloyd-Max codebook."""
 
 TRELLIS_BITS = (2, 3, 4)
@@ -20,6 +20,9 @@ AFFINE_GROUP = 64
 TILE = 16
 """Tokens packed in one step."""
 
+CENTRES = 16
+"""Centres of a turbo format per head; a power of two, as the index of one takes low bits of the gain."""
+
 
 class UnknownScheme(TqchatError):
     """No scheme has this name."""
@@ -30,7 +33,7 @@ class UnknownScheme(TqchatError):
         known = ", ".join(scheme.name for scheme in SCHEMES)
         super().__init__(
             f"There is no cache scheme {name!r}. Choose one of: {known}, "
-            "or turbo<K>v<V> with K of 0, 1 to 4 or 8 and V of 1 to 4, "
+            "or turbo<K>v<V> with K of 0, 1 to 6 or 8 and V of 1 to 6, "
             "or trellis<K>v<V> with K of 0, 2 to 4 or 8 and V of 2 to 4."
         )
 
@@ -91,13 +94,32 @@ class FormatSpec:
 
 def plane_widths(bits: int) -> tuple[int, ...]:
     """Widths in bits of the planes a code is split into, so that no code crosses a 32-bit word."""
-    return (2, 1) if bits == 3 else (bits,)
+    return {3: (2, 1), 5: (4, 1), 6: (4, 2)}.get(bits, (bits,))
+
+
+class FittedShape(NamedTuple):
+    """Shape of a fitted array per head, and bytes per element."""
+
+    rows: int
+    columns: int
+    itemsize: int
+
+
+def fitted_shapes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> dict[str, FittedShape]:
+    """The arrays that a format is fitted with, by name: centres or mean; for keys also balance and metric."""
+    vector = FittedShape(1, head_dim, 2)
+    if spec.kind == "raw" or (spec.kind == "affine" and role == "value"):
+        return {}
+    if spec.kind == "affine":
+        return {"mean": vector, "balance": vector}
+    centres = {"centres": FittedShape(CENTRES, head_dim, 1), "centre_scales": FittedShape(CENTRES, 1, 2)}
+    return centres if role == "value" else centres | {"balance": vector, "metric": vector}
 
 
 def fitted_bytes(spec: FormatSpec, role: Literal["key", "value"], head_dim: int) -> int:
-    """Bytes of the fitted float16 vectors per head: mean; for keys also balance and, if rotated, metric."""
-    vectors = (3, 1) if spec.is_rotated else (2, 0) if spec.kind == "affine" else (0, 0)
-    return 2 * head_dim * vectors[role == "value"]
+    """Bytes of the fitted arrays per head."""
+    shapes = fitted_shapes(spec, role, head_dim).values()
+    return sum(rows * columns * itemsize for rows, columns, itemsize in shapes)
 
 
 def rotation_bytes(head_dim: int) -> int:
@@ -162,8 +184,13 @@ def _rotated(kind: Literal["turbo", "trellis"], key_bits: int, value_bits: int) 
     name = f"{kind}{key_bits}" if key_bits == value_bits else f"{kind}{key_bits}v{value_bits}"
     key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec(kind, key_bits))
     # With packed keys a raw token costs 2.5 to 7.5 packed ones, so the tail is shorter to keep the ratio at
-    # 4k tokens. 4-bit keys and values leave room for a longer one.
-    tail = 128 if key_bits == 0 else 88 if key_bits == value_bits == 4 else 64
+    # 4k tokens: the more, the fewer bits a packed one has.
+    if key_bits == 0:
+        tail = 128
+    elif key_bits < 8 and min(key_bits, value_bits) >= 4:
+        tail = 80
+    else:
+        tail = 56 if key_bits + value_bits <= 4 else 64
     return Scheme(name, key, FormatSpec(kind, value_bits), tail)
 
 
@@ -178,13 +205,14 @@ SCHEMES: tuple[Scheme, ...] = (
     _affine(8),
     _affine(4),
     *(_rotated("turbo", key, value) for key in (0, 8) for value in (4, 3, 2)),
+    *(_rotated("turbo", bits, bits) for bits in (6, 5)),
     *(_rotated("turbo", key, value) for key, value in ((4, 4), (4, 2), (3, 3), (3, 2), (2, 2))),
     *(_rotated("trellis", key, value) for key, value in ((0, 4), (8, 4), (4, 4), (4, 2), (3, 3), (2, 2))),
 )
 """The schemes shown in lists, in that order."""
 
 _NAMED = {scheme.name: scheme for scheme in SCHEMES}
-_PATTERN = re.compile(r"(turbo|trellis)([0-48])(?:v([1-4]))?", re.ASCII)
+_PATTERN = re.compile(r"(turbo|trellis)([0-68])(?:v([1-6]))?", re.ASCII)
 
 
 def parse_scheme(name: str) -> Scheme:

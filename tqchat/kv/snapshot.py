@@ -24,7 +24,7 @@ from tqchat.kv.scheme import UnknownScheme
 from tqchat.kv.untrusted import check_plain, parse_json, unflatten, whole
 from tqchat.kv.window import WindowCache
 
-CODEC_VERSION = 2
+CODEC_VERSION = 3
 """Increased whenever packed tokens of an older version would be decoded differently."""
 
 _CLASSES: dict[str, type[Any]] = {

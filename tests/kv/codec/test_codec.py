@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tqchat.kv.codec.affine import AffineFormat
+from tqchat.kv.codec.centres import index_of
 from tqchat.kv.codec.codebook import centroids, quantise
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.formats import make_format
@@ -24,16 +26,18 @@ def centroid_array(bits: int) -> mx.array:
     return mx.array(centroids(bits), dtype=mx.float32)
 
 
-@pytest.mark.parametrize("bits, distortion", [(1, 0.3634), (2, 0.1175), (3, 0.0345), (4, 0.0095)])
+@pytest.mark.parametrize(
+    "bits, distortion", [(1, 0.3634), (2, 0.1175), (3, 0.0345), (4, 0.0095), (5, 0.002505), (6, 0.000644)]
+)
 def test_codebooks_have_the_lloyd_max_distortion_of_a_normal(bits: int, distortion: float) -> None:
     # Integrated over the density: exact to the pinned digits.
     x = np.linspace(-9, 9, 600_001)
     density = np.exp(-x * x / 2) / np.sqrt(2 * np.pi)
     nearest = np.abs(x[:, None] - np.array(centroids(bits))).min(axis=1)
-    assert np.trapezoid(nearest**2 * density, x) == pytest.approx(distortion, abs=6e-5)
+    assert np.trapezoid(nearest**2 * density, x) == pytest.approx(distortion, rel=2e-3)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
 def test_quantise_chooses_the_nearest_centroid(bits: int) -> None:
     x = mx.random.normal((4000,), key=mx.random.key(bits)) * 1.5
     nearest = mx.abs(x[:, None] - centroid_array(bits)).min(axis=1)
@@ -43,7 +47,7 @@ def test_quantise_chooses_the_nearest_centroid(bits: int) -> None:
     assert mx.allclose(chosen, nearest, atol=1e-6)
 
 
-@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("head_dim", [*HEAD_DIMS, 48, 33])
 def test_packing_round_trips_in_the_stated_number_of_words(bits: int, head_dim: int) -> None:
     codes = mx.random.randint(0, 2**bits, (2, 3, 5, head_dim), key=mx.random.key(7)).astype(mx.uint32)
@@ -74,7 +78,7 @@ def test_a_head_dim_of_one_is_unsupported() -> None:
         draw_rotation(1, 0)
 
 
-@pytest.mark.parametrize("bits, distortion", [(2, 0.1175), (3, 0.0345), (4, 0.0095)])
+@pytest.mark.parametrize("bits, distortion", [(2, 0.1175), (3, 0.0345), (4, 0.0095), (6, 0.000644)])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_turbo_has_the_codebook_distortion_on_heavy_tailed_vectors(
     bits: int, distortion: float, head_dim: int
@@ -115,32 +119,47 @@ def test_fold_multiply_sum_and_unfold_match_decoded_vectors(
     format_ = make_format(spec, head_dim, role).fit(x, statistics)
     block = format_.encode(x)
     if isinstance(format_, TurboFormat):
+        assert format_.centres is not None
         words, gain = block
         prepared = format_.quantiser.prepare(words, head_dim)
-        stored = format_.quantiser.lookup(prepared, head_dim) * gain.astype(mx.float32)
-    elif spec.kind == "affine":
+        stored = format_.quantiser.lookup(prepared, head_dim) * mx.abs(gain).astype(mx.float32)
+        stored = stored + mx.take_along_axis(format_.centres.vectors, index_of(gain), axis=2)
+    elif isinstance(format_, AffineFormat):
         words, scales, biases = block
         stored = mx.dequantize(words, scales, biases, spec.group_size(head_dim), spec.bits)
+        if format_.mean is not None and format_.balance is not None:
+            padding = stored.shape[-1] - head_dim
+            stored = stored + mx.pad(
+                format_.mean.astype(mx.float32) * format_.balance, [(0, 0)] * 3 + [(0, padding)]
+            )
     else:
         (stored,) = block
-    mean = mx.zeros((1, 2, 1, head_dim)) if format_.mean is None else format_.mean
     folded = format_.fold(queries)
     assert folded.shape == (*queries.shape[:3], stored.shape[-1])
     products = folded @ stored.swapaxes(-1, -2)
-    scores = products + queries @ mean.swapaxes(-1, -2)
-    assert mx.allclose(scores, queries @ format_.decode(block).swapaxes(-1, -2), atol=1e-2)
+    assert mx.allclose(products, queries @ format_.decode(block).swapaxes(-1, -2), atol=1e-2)
     assert mx.allclose(products, format_.multiply(folded, format_.prepare(block)), atol=1e-2)
     weights = mx.random.uniform(shape=(1, 2, 7, 30), key=mx.random.key(4))
     total = weights @ stored
-    sums = format_.unfold(total) + weights.sum(axis=-1, keepdims=True) * mean
-    assert mx.allclose(sums, weights @ format_.decode(block), atol=1e-3)
+    assert mx.allclose(format_.unfold(total), weights @ format_.decode(block), atol=1e-3)
     assert mx.allclose(total, format_.sum(weights, format_.prepare(block)), atol=1e-3)
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize(
     "name",
-    ["affine8", "affine4", "turbo4", "turbo3", "turbo2", "turbo0v4", "trellis4", "trellis3", "trellis2"],
+    [
+        "affine8",
+        "affine4",
+        "turbo6",
+        "turbo5",
+        "turbo4",
+        "turbo3",
+        "turbo2",
+        "trellis4",
+        "trellis3",
+        "trellis2",
+    ],
 )
 def test_bytes_per_vector_match_the_encoded_arrays(name: str, head_dim: int) -> None:
     spec = parse_scheme(name).value
@@ -154,7 +173,7 @@ def test_formats_of_one_head_dim_share_a_rotation() -> None:
     assert one.rotation.array is other.rotation.array
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
 @pytest.mark.parametrize("width", [32, 128])
 def test_shaped_rounding_costs_less_than_nearest_rounding(bits: int, width: int) -> None:
     x = mx.random.normal((500, width), key=mx.random.key(1))

@@ -24,6 +24,7 @@ _TYPES = {
     mx.float32: "float",
     mx.uint32: "uint",
     mx.uint8: "uchar",
+    mx.int8: "int8_t",
 }
 
 

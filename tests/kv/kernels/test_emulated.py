@@ -126,6 +126,9 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
         ("trellis8v4", (1, 1, 5), (128, 256), mx.float16, 1, METAL),
         ("trellis4v3", (1, 2, 2), (56, 96), mx.float16, 1, CUDA),
         ("trellis0v2", (1, 1, 3), (256, 40), mx.float32, 1, CUDA),
+        ("turbo6", (1, 2, 3), (128, 64), mx.float16, 1, CUDA),
+        ("turbo5v4", (1, 1, 2), (64, 128), mx.float16, 2, METAL),
+        ("turbo8v5", (1, 1, 4), (80, 80), mx.bfloat16, 1, METAL),
     ],
 )
 def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
@@ -383,7 +386,10 @@ def test_nan_reaches_the_output(emulator, where, dtype):
         ("turbo", "key", 4, 128, True),
         ("turbo", "key", 3, 64, True),
         ("turbo", "key", 2, 80, False),
+        ("turbo", "key", 2, 80, True),
         ("turbo", "value", 4, 256, True),
+        ("turbo", "value", 6, 64, True),
+        ("turbo", "key", 5, 128, True),
         ("trellis", "key", 2, 64, True),
         ("trellis", "value", 3, 33, True),
         ("trellis", "key", 4, 80, False),

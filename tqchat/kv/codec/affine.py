@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import mlx.core as mx
@@ -35,7 +35,8 @@ def _group_mask(groups: int) -> mx.array:
 class AffineFormat(FittedFormat):
     """MLX's group quantisation. Head dims that groups do not divide are padded with zeros.
 
-    Keys are fitted as in ``TurboFormat``, since one outlier channel would determine the scale of its group.
+    Keys are balanced as in ``TurboFormat``, since one outlier channel would determine the scale of its group,
+    and their mean, float16 ``[batch, heads, 1, head_dim]``, is subtracted and restored exactly in scores.
     """
 
     spec: FormatSpec
@@ -56,12 +57,28 @@ class AffineFormat(FittedFormat):
         return replace(self, mean=other.mean, balance=other.balance)
 
     @property
+    def fitted(self) -> dict[str, mx.array]:
+        return super().fitted | ({} if self.mean is None else {"mean": self.mean})
+
+    @cached_property
+    def _stored_mean(self) -> mx.array:
+        """The mean in the space of stored vectors, float32 ``[batch, heads, 1, stored_dim]``."""
+        assert self.mean is not None
+        mean = self._to_stored(self._balanced(self.mean))
+        mx.async_eval(mean)  # type: ignore[no-untyped-call]  # lazy arrays of one thread cannot be evaluated by another
+        return mean
+
+    def release_working_arrays(self) -> None:
+        vars(self).pop("_stored_mean", None)
+
+    @property
     def _group(self) -> int:
         return self.spec.group_size(self.head_dim)
 
     def encode(self, x: mx.array) -> Block:
         # MLX gives scales the dtype of its input; they are to have the dtype of raw tokens.
-        prepared = self._to_stored(self._centre_and_balance(x)).astype(x.dtype)
+        centred = x if self.mean is None else x.astype(mx.float32) - self.mean
+        prepared = self._to_stored(self._balanced(centred)).astype(x.dtype)
         words, scales, biases = mx.quantize(prepared, self._group, self.spec.bits)
         return words, scales, biases
 
@@ -74,8 +91,10 @@ class AffineFormat(FittedFormat):
 
     def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
         if folded.shape[2] <= _MAX_GROUPWISE_ROWS and mx.default_device() == mx.cpu:
-            return self._multiply_codes(folded, prepared)
-        return self._matmul(folded, prepared, transpose=True)
+            products = self._multiply_codes(folded, prepared)
+        else:
+            products = self._matmul(folded, prepared, transpose=True)
+        return products if self.mean is None else products + folded @ self._stored_mean.swapaxes(-1, -2)
 
     def _multiply_codes(self, x: mx.array, block: Block) -> mx.array:
         """``multiply`` on bare codes, scaled per group afterwards: fastest on a CPU for few rows."""
@@ -89,9 +108,14 @@ class AffineFormat(FittedFormat):
         return scaled + parts.sum(axis=-1) @ biases.astype(mx.float32)
 
     def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
-        return self._matmul(weights, prepared, transpose=False)
+        total = self._matmul(weights, prepared, transpose=False)
+        return total if self.mean is None else total + weights.sum(axis=-1, keepdims=True) * self._stored_mean
 
     def _dequantise(self, prepared: Block) -> mx.array:
+        stored = self._dequantise_groups(prepared)
+        return stored if self.mean is None else stored + self._stored_mean
+
+    def _dequantise_groups(self, prepared: Block) -> mx.array:
         # float32: 16-bit arithmetic would round scale times code once more.
         words, scales, biases = prepared
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
@@ -99,7 +123,7 @@ class AffineFormat(FittedFormat):
 
     def _matmul(self, x: mx.array, block: Block, transpose: bool) -> mx.array:
         if not _has_quantised_matmul():
-            stored = self._dequantise(block)
+            stored = self._dequantise_groups(block)
             return x @ (stored.swapaxes(-1, -2) if transpose else stored)
         words, scales, biases = block
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)

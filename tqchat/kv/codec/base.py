@@ -2,8 +2,7 @@
 
 Every array of an encoded block is ``[batch, heads, tokens, ...]``, so that storage can append, trim and slice
 along the token axis without knowing the format. ``multiply`` and ``sum`` are attention's two products with
-stored vectors. Rotation and balance are applied to queries (``fold``) and undone on sums (``unfold``); the
-caller adds the contribution of the mean to scores and sums.
+stored vectors. Rotation and balance are applied to queries (``fold``) and undone on sums (``unfold``).
 """
 
 from __future__ import annotations
@@ -20,13 +19,6 @@ Block = tuple[mx.array, ...]
 
 class Format(Protocol):
     """Encoder and decoder of vectors, and attention's products with encoded ones."""
-
-    @property
-    def mean(self) -> mx.array | None:
-        """Vector subtracted before encoding, not part of ``multiply`` and ``sum``: float16 ``[batch, heads,
-        1, head_dim]``.
-        """
-        ...
 
     @property
     def shared(self) -> dict[str, mx.array]:
@@ -82,8 +74,8 @@ class Format(Protocol):
     def fold(self, queries: mx.array) -> mx.array:
         """Map queries to the space of stored vectors.
 
-        ``queries @ decode(block)^T == folded @ stored^T + queries @ mean^T``, where ``stored`` is centroids
-        times gain (turbo) or the dequantised groups (affine).
+        ``queries @ decode(block)^T == folded @ stored^T``, where ``stored`` is centroids times gain plus
+        centre (turbo) or the dequantised groups plus mean (affine).
 
         Args:
             queries: float32 ``[batch, heads, rows, head_dim]``.
@@ -94,7 +86,7 @@ class Format(Protocol):
         ...
 
     def unfold(self, total: mx.array) -> mx.array:
-        """Map sums of stored vectors back to the space of values, without the mean.
+        """Map sums of stored vectors back to the space of values.
 
         Args:
             total: Weighted sums of stored vectors, float32 ``[batch, heads, rows, stored_dim]``.
@@ -132,17 +124,20 @@ class Format(Protocol):
 
 
 class FittedFormat:
-    """Common part of the formats: mean and balance.
+    """Common part of the formats: the balance.
 
-    ``mean`` is subtracted from vectors and restored exactly in scores and sums; it absorbs large key biases.
     ``balance`` (keys only) multiplies each channel and divides the queries': sqrt(rms of queries / rms of
     keys) minimises the error of their product among diagonal maps, and makes the codec independent of how a
-    model scales its channels. Both are float16 ``[batch, heads, 1, head_dim]``, and fixed once the first
-    vector is encoded.
+    model scales its channels. It is float16 ``[batch, heads, 1, head_dim]``, and fixed once the first vector
+    is encoded.
     """
 
-    mean: mx.array | None = None
     balance: mx.array | None = None
+
+    @property
+    def mean(self) -> mx.array | None:
+        """Expected vector of keys, float16 ``[batch, heads, 1, head_dim]``; ``None`` if not fitted."""
+        return None
 
     @property
     def shared(self) -> dict[str, mx.array]:
@@ -150,8 +145,7 @@ class FittedFormat:
 
     @property
     def fitted(self) -> dict[str, mx.array]:
-        named = {"mean": self.mean, "balance": self.balance}
-        return {name: array for name, array in named.items() if array is not None}
+        return {} if self.balance is None else {"balance": self.balance}
 
     @property
     def length_keeping(self) -> Self:
@@ -174,17 +168,14 @@ class FittedFormat:
         return total if self.balance is None else total / self.balance
 
     def decode(self, block: Block) -> mx.array:
-        vectors = self.unfold(self._dequantise(self.prepare(block)))
-        return vectors if self.mean is None else vectors + self.mean
+        return self.unfold(self._dequantise(self.prepare(block)))
 
     def prepare(self, block: Block) -> Block:
         return block
 
-    def _centre_and_balance(self, x: mx.array) -> mx.array:
-        """Vectors as they are rotated and quantised: float32, mean subtracted, balanced."""
+    def _balanced(self, x: mx.array) -> mx.array:
+        """Vectors as float32, balanced."""
         x = x.astype(mx.float32)
-        if self.mean is not None:
-            x = x - self.mean
         return x if self.balance is None else x * self.balance
 
     def _to_stored(self, x: mx.array) -> mx.array:

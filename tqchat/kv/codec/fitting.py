@@ -1,4 +1,4 @@
-"""Mean, balance and metric of keys and mean of values, fitted before a head's first vector is packed."""
+"""Mean, balance and metric of keys, fitted before a head's first vector is packed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from tqchat.kv.codec.centres import cluster
 from tqchat.kv.codec.rope import Rope
 
 FLOAT16_MAX = 65504.0
@@ -57,36 +58,26 @@ NO_STATISTICS = QueryStatistics()
 
 @dataclass(frozen=True)
 class KeyFit:
-    """Vectors fitted to keys, float16 ``[batch, heads, 1, head_dim]`` each.
+    """Vectors fitted to keys.
 
     Attributes:
-        mean: Subtracted from keys.
-        balance: Per-channel factor of the centred keys.
-        metric: Cost of a squared error in each balanced channel; mean 1.
+        mean: Expected key, float16 ``[batch, heads, 1, head_dim]``.
+        balance: Per-channel factor, float16 of that shape.
+        metric: Cost of a squared error in each balanced channel, float16 of that shape; mean 1.
+        centres: Of the balanced keys, the first of them the mean, float32 ``[batch, heads, CENTRES,
+            head_dim]``.
     """
 
     mean: mx.array
     balance: mx.array
     metric: mx.array
-
-
-def fit_mean(x: mx.array) -> mx.array:
-    """Mean of the finite vectors.
-
-    Args:
-        x: ``[batch, heads, tokens, head_dim]``, any float dtype.
-
-    Returns:
-        float16 ``[batch, heads, 1, head_dim]``.
-    """
-    x, _, count = _finite(x)
-    return _to_float16(x.sum(axis=2, keepdims=True) / count)
+    centres: mx.array
 
 
 def fit_keys(x: mx.array, statistics: QueryStatistics) -> KeyFit:
     """Fit keys to the queries that will attend to them.
 
-    Mean and channel energies are estimated before the rotary embedding and averaged over the positions to
+    Centres and channel energies are estimated before the rotary embedding and averaged over the positions to
     come: a prompt does not show the later phases of slowly rotating pairs. Both channels of a pair get equal
     energy, as they have over time. If the fast pairs of a head have a larger mean after the rotation than
     before it, its keys were not rotated (some models skip layers), and they are fitted as they are.
@@ -98,22 +89,23 @@ def fit_keys(x: mx.array, statistics: QueryStatistics) -> KeyFit:
     end = statistics.first_position + x.shape[2]
     step = -(-x.shape[2] // MAX_FIT_TOKENS)
     x, finite, count = _finite(x[:, :, ::step])
-    plain_mean = x.sum(axis=2, keepdims=True) / count
-    mean = plain_mean
+    plain_mean = mean = x.sum(axis=2, keepdims=True) / count
     energy = mx.where(finite, x - mean, 0).square().sum(axis=2, keepdims=True) / count
     queries = statistics.query_energy
     rope = statistics.rope.padded_to(x.shape[-1]) if statistics.rope is not None else None
     if rope is not None:
         unrotated = mx.where(finite, rope.unrotate(x, statistics.first_position, step), 0)
         unrotated_mean = unrotated.sum(axis=2, keepdims=True) / count
-        average = rope.average(unrotated_mean, max(MIN_HORIZON_TOKENS, HORIZON_FACTOR * end))
+        horizon = max(MIN_HORIZON_TOKENS, HORIZON_FACTOR * end)
+        average = rope.average(unrotated_mean, horizon)
         unrotated_energy = unrotated.square().sum(axis=2, keepdims=True) / count
         variance = _pair_mean(unrotated_energy, rope) - _pair_mean(average.square(), rope)
         expected_energy = mx.maximum(variance, 0)
         fast = rope.full_turn_within(end - statistics.first_position)
         gained = mx.where(fast, unrotated_mean.square() - plain_mean.square(), 0)
         has_rope = gained.sum(axis=-1, keepdims=True) >= 0
-        mean = mx.where(has_rope, average, mean)
+        x = mx.where(has_rope, unrotated, x)
+        mean = mx.where(has_rope, unrotated_mean, plain_mean)
         energy = mx.where(has_rope, expected_energy, energy)
         if queries is not None:
             queries = mx.where(has_rope, _pair_mean(queries, rope), queries)
@@ -125,7 +117,13 @@ def fit_keys(x: mx.array, statistics: QueryStatistics) -> KeyFit:
     cost = queries / balance.astype(mx.float32).square()
     cost = cost / mx.maximum(cost.mean(axis=-1, keepdims=True), 1e-30)
     metric = METRIC_FLOOR + (1 - METRIC_FLOOR) * cost
-    return KeyFit(_to_float16(mean), balance, _to_float16(metric))
+    # Both channels of a pair have the same balance, so that balancing and the rotary embedding commute.
+    factor = balance.astype(mx.float32)
+    centres = cluster(mx.where(finite, x, mx.nan) * factor, mean * factor)
+    if rope is not None:
+        mean = mx.where(has_rope, rope.average(mean, horizon), mean)
+        centres = mx.where(has_rope, rope.average(centres, horizon), centres)
+    return KeyFit(_to_float16(mean), balance, _to_float16(metric), centres)
 
 
 def _finite(x: mx.array) -> tuple[mx.array, mx.array, mx.array]:

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import Format, RawFormat
+from tqchat.kv.codec.centres import Centres
 from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, draw_rotation, restore_rotation
 from tqchat.kv.codec.trellis import TrellisQuantiser
@@ -38,4 +39,7 @@ def make_format(
     drawn = draw_rotation(head_dim, KEY_SEED if role == "key" else VALUE_SEED)
     rotation = restore_rotation(shared["rotation"], drawn) if shared else drawn
     quantiser = TrellisQuantiser(spec.bits) if spec.kind == "trellis" else ScalarQuantiser(spec.bits)
-    return TurboFormat(quantiser, rotation, role, **(fitted or {}))
+    if not fitted:
+        return TurboFormat(quantiser, rotation, role)
+    centres = Centres(fitted["centres"], fitted["centre_scales"])
+    return TurboFormat(quantiser, rotation, role, centres, fitted.get("balance"), fitted.get("metric"))

@@ -1,7 +1,8 @@
 """Codes of b bits <-> ``uint32`` words.
 
-A word holds ``32 // b`` codes, the first in its lowest bits, for b of 1, 2 and 4. 3-bit codes are stored as
-two planes, magnitudes (2 bits) then signs (1 bit), so that no code crosses a word and no bit is wasted.
+A word holds ``32 // b`` codes, the first in its lowest bits, for b of 1, 2 and 4. Codes of 3, 5 and 6 bits
+are stored as two planes, their low bits (2, 4 and 4) and then their high bits, so that no code crosses a word
+and no bit is wasted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from tqchat.kv.codec.codebook import byte_table, magnitudes_table, nibble_table, pairs_table, signs_table
+from tqchat.kv.codec.codebook import (
+    byte_table,
+    high_bits_table,
+    nibble_table,
+    nibbles_table,
+    pairs_table,
+    signs_table,
+    values_table,
+)
 from tqchat.kv.scheme import plane_widths
 
 
@@ -63,29 +72,35 @@ def byte_planes(words: mx.array, bits: int, head_dim: int) -> tuple[mx.array, ..
         words: ``uint32 [..., words]``, as ``pack`` returns.
 
     Returns:
-        Each plane's bytes, a uint8 view of the words, and its decoding table (3 and 4 bits: one row per
+        Each plane's bytes, a uint8 view of the words, and its decoding table (from 3 bits on: one row per
         vector).
     """
-    if bits != 3:
+    widths = plane_widths(bits)
+    if len(widths) == 1:
         table = byte_table(bits)
         return _byte_indices(words, table) if bits == 4 else (words.view(mx.uint8), table)
-    split = -(-head_dim * 2 // 32)
-    return *_byte_indices(words[..., :split], magnitudes_table()), *_byte_indices(
-        words[..., split:], signs_table()
-    )
+    split = -(-head_dim * widths[0] // 32)
+    high = signs_table() if bits == 3 else high_bits_table(widths[1])
+    return *_byte_indices(words[..., :split], nibbles_table()), *_byte_indices(words[..., split:], high)
 
 
 def lookup(planes: Sequence[mx.array], bits: int, head_dim: int) -> mx.array:
     """Centroids of packed codes: float32 ``[..., head_dim]``, equal to ``centroids[unpack(words)]``.
 
-    A table maps a byte to its centroids, two to an entry (3-bit codes: a byte made of both planes). Entries
-    are taken along an axis, which a CPU does 20 times faster than gathering rows.
+    A table maps a byte to its centroids, two to an entry (3-bit codes: a byte made of both planes), or at 5
+    and 6 bits a code to its centroid. Entries are taken along an axis, which a CPU does 20 times faster than
+    gathering rows.
 
     Args:
         planes: As returned by ``byte_planes``.
     """
     shape = planes[0].shape[:-1]
-    if bits == 3:
+    if bits > 4:
+        low, low_of, high, high_of = planes
+        codes = mx.take_along_axis(low_of, low, axis=-1).view(mx.uint8)
+        above = mx.take_along_axis(high_of, high, axis=-1).view(mx.uint8)
+        entries = _take(values_table(bits), codes + above[..., : codes.shape[-1]])
+    elif bits == 3:
         magnitudes, magnitudes_of, signs, signs_of = planes
         pairs = mx.take_along_axis(magnitudes_of, magnitudes, axis=-1).view(mx.uint32)
         above = mx.take_along_axis(signs_of, signs, axis=-1)

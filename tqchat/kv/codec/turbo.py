@@ -10,7 +10,8 @@ from typing import Literal
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, FittedFormat, Format
-from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys, fit_mean
+from tqchat.kv.codec.centres import Centres, cluster, index_of, join_gain, one_hot, store_centres
+from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys
 from tqchat.kv.codec.quantiser import Quantiser
 from tqchat.kv.codec.rotation import Rotation
 
@@ -42,10 +43,12 @@ class TurboFormat(FittedFormat):
     tokens, 1]``, the factor of a vector's centroids. Lloyd-Max centroids shrink a vector; the gain restores
     its own component, so that neither scores nor sums shrink on average.
 
-    ``fit`` sets ``mean`` and, for keys, ``balance`` and ``metric``, the cost of an error in each balanced
-    channel, float16 of the same shape. Keys are rounded so that errors fall where queries are weak. A key's
-    gain preserves its component under the metric, in which queries that attend to a key are aligned with it.
-    The gain of an unfitted key preserves its length.
+    ``fit`` sets the centres: a vector is encoded relative to its nearest one, whose index is in the sign and
+    the low bits of the gain. One centre is zero for values and the mean for keys. For keys, ``fit`` also sets
+    ``balance`` and ``metric``, the cost of an error in each balanced channel, float16 of the same shape. Keys
+    are rounded so that errors fall where queries are weak. A key's gain preserves its component under the
+    metric, in which queries that attend to a key are aligned with it. The gain of an unfitted key preserves
+    its length.
 
     A non-finite vector decodes to NaN, as from a raw cache, and is left out of the fit, so that other vectors
     are unaffected and nothing of it remains once it is trimmed.
@@ -57,9 +60,15 @@ class TurboFormat(FittedFormat):
     quantiser: Quantiser
     rotation: Rotation
     role: Literal["key", "value"]
-    mean: mx.array | None = None
+    centres: Centres | None = None
     balance: mx.array | None = None
     metric: mx.array | None = None
+
+    @property
+    def mean(self) -> mx.array | None:
+        return (
+            None if self.centres is None else self.unfold(self.centres.vectors[:, :, :1]).astype(mx.float16)
+        )
 
     @property
     def shared(self) -> dict[str, mx.array]:
@@ -67,26 +76,40 @@ class TurboFormat(FittedFormat):
 
     @property
     def fitted(self) -> dict[str, mx.array]:
-        return super().fitted | ({} if self.metric is None else {"metric": self.metric})
+        arrays = {"metric": self.metric}
+        if self.centres is not None:
+            arrays |= {"centres": self.centres.codes, "centre_scales": self.centres.scales}
+        return super().fitted | {name: array for name, array in arrays.items() if array is not None}
 
     def fit(self, x: mx.array, statistics: QueryStatistics) -> TurboFormat:
         if self.role == "value":
-            return replace(self, mean=fit_mean(x))
+            centres = cluster(x.astype(mx.float32), mx.zeros((*x.shape[:2], 1, x.shape[3])))
+            return replace(self, centres=store_centres(self.rotation.rotate(centres)))
         fitted = fit_keys(x, statistics)
-        return replace(self, mean=fitted.mean, balance=fitted.balance, metric=fitted.metric)
+        return replace(
+            self,
+            centres=store_centres(self.rotation.rotate(fitted.centres)),
+            balance=fitted.balance,
+            metric=fitted.metric,
+        )
 
     def with_fit_of(self, other: Format) -> TurboFormat:
         if not isinstance(other, TurboFormat):
             return self
-        return replace(self, mean=other.mean, balance=other.balance, metric=other.metric)
+        return replace(self, centres=other.centres, balance=other.balance, metric=other.metric)
 
     @property
     def length_keeping(self) -> TurboFormat:
         return replace(self, role="key", metric=None)
 
     def encode(self, x: mx.array) -> Block:
-        x = self._centre_and_balance(x)
+        x = self._balanced(x)
         y = self.rotation.rotate(x)
+        index = None
+        if self.centres is not None:
+            index = self.centres.nearest(y)
+            y = y - self.centres.of(index)
+            x = self.rotation.unrotate(y)
         norm = mx.linalg.norm(y, axis=-1, keepdims=True)
         unit = y * (self.rotation.head_dim**0.5 / mx.maximum(norm, 1e-20))
         shaped = self.metric is not None and self.rotation.is_hadamard
@@ -102,12 +125,13 @@ class TurboFormat(FittedFormat):
             component = (weighted * self.rotation.unrotate(centroids)).sum(axis=-1, keepdims=True)
             gain = (weighted * x).sum(axis=-1, keepdims=True) / mx.maximum(component, 1e-20)
         gain = mx.where(mx.isfinite(norm), mx.minimum(gain, FLOAT16_MAX), mx.nan)
-        return words, gain.astype(mx.float16)
+        return words, gain.astype(mx.float16) if index is None else join_gain(gain, index)
 
     def prepare(self, block: Block) -> Block:
-        """The gain, then what ``Quantiser.lookup`` needs."""
+        """The gain as float32, the index of the centre, then what ``Quantiser.lookup`` needs."""
         words, gain = block
-        return gain, *self.quantiser.prepare(words, self.rotation.head_dim)
+        codes = self.quantiser.prepare(words, self.rotation.head_dim)
+        return mx.abs(gain).astype(mx.float32), index_of(gain), *codes
 
     @cached_property
     def _fold_signs(self) -> mx.array:
@@ -126,25 +150,33 @@ class TurboFormat(FittedFormat):
         return mx.hadamard_transform(queries * self._fold_signs)
 
     def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
-        gain, *codes = prepared
-        gain = gain.astype(mx.float32)
         if folded.shape[2] > self.rotation.head_dim:  # fewer values to scale than scores
-            return folded @ (self._lookup(codes) * gain).swapaxes(-1, -2)
+            return folded @ self._dequantise(prepared).swapaxes(-1, -2)
+        gain, index, *codes = prepared
         if folded.shape[2] > _MAX_TRANSPOSED_ROWS or mx.default_device() != mx.cpu:
-            return (folded @ self._lookup(codes).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
-        return ((self._lookup(codes) @ _columns(folded)) * gain).swapaxes(-1, -2)
+            scores = (folded @ self._lookup(codes).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
+        else:
+            scores = ((self._lookup(codes) @ _columns(folded)) * gain).swapaxes(-1, -2)
+        if self.centres is None:
+            return scores
+        of_centres = folded @ self.centres.vectors.swapaxes(-1, -2)
+        return scores + mx.take_along_axis(
+            of_centres, mx.broadcast_to(index.swapaxes(-1, -2), scores.shape), axis=-1
+        )
 
     def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
-        gain, *codes = prepared
-        gain = gain.astype(mx.float32)
+        if weights.shape[2] > self.rotation.head_dim:
+            return weights @ self._dequantise(prepared)
+        gain, index, *codes = prepared
         if depends_on is None or mx.default_device() != mx.cpu:
             stored = self._lookup(codes)
         else:
             with mx.stream(_value_stream()):
                 stored = self._lookup(mx.depends(codes, [depends_on]))
-        if weights.shape[2] > self.rotation.head_dim:
-            return weights @ (stored * gain)
-        return (weights * gain.swapaxes(-1, -2)) @ stored
+        total = (weights * gain.swapaxes(-1, -2)) @ stored
+        if self.centres is None:
+            return total
+        return total + (weights @ one_hot(index).swapaxes(-1, -2)) @ self.centres.vectors
 
     def _to_stored(self, x: mx.array) -> mx.array:
         return self.rotation.rotate(x)
@@ -153,8 +185,9 @@ class TurboFormat(FittedFormat):
         return self.rotation.unrotate(x)
 
     def _dequantise(self, prepared: Block) -> mx.array:
-        gain, *codes = prepared
-        return self._lookup(codes) * gain.astype(mx.float32)
+        gain, index, *codes = prepared
+        stored = self._lookup(codes) * gain
+        return stored if self.centres is None else stored + self.centres.of(index)
 
     def _lookup(self, codes: Sequence[mx.array]) -> mx.array:
         return self.quantiser.lookup(codes, self.rotation.head_dim)

@@ -17,7 +17,7 @@ from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.codec.viterbi import WARM_UP_PAIRS
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
 from tqchat.kv.kernels.source import KernelSpec
-from tqchat.kv.scheme import FormatSpec
+from tqchat.kv.scheme import CENTRES, FormatSpec
 from tqchat.kv.storage.threads import thread_key
 
 
@@ -29,7 +29,8 @@ class EncodePlan:
         trellis: Whether the codes are those of a trellis.
         dtype: Of the vectors to encode.
         rotation: 1 Hadamard with signs, 2 dense matrix.
-        mean: Whether a mean is subtracted; likewise ``balance`` and ``metric``.
+        centres: Number of centres, 0 if the format is not fitted.
+        balance: Whether vectors are balanced; likewise ``metric``.
     """
 
     dim: int
@@ -37,7 +38,7 @@ class EncodePlan:
     trellis: bool
     is_key: bool
     rotation: int
-    mean: bool
+    centres: int
     balance: bool
     metric: bool
     dtype: mx.Dtype
@@ -69,7 +70,7 @@ class EncodePlan:
             ("BITS", self.bits),
             ("KEY", int(self.is_key)),
             ("ROTATION", self.rotation),
-            ("MEAN", int(self.mean)),
+            ("CENTRES", self.centres),
             ("BALANCE", int(self.balance)),
             ("METRIC", int(self.metric)),
             ("LEVELS", self.levels),
@@ -79,7 +80,7 @@ class EncodePlan:
             ("S", self.dtype),
             ("G", mx.float16),
         )
-        inputs = "x", "mean", "balance", "metric", "rotation"
+        inputs = "x", "centres", "centre_scales", "balance", "metric", "rotation"
         if self.trellis:
             return KernelSpec("encode_trellis", (*inputs, "table"), ("words", "gains"), constants)
         return KernelSpec("encode_scalar", inputs, ("words", "gains"), constants)
@@ -98,7 +99,7 @@ def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
         trellis,
         format_.role == "key",
         1 if format_.rotation.is_hadamard else 2,
-        format_.mean is not None,
+        0 if format_.centres is None else CENTRES,
         format_.balance is not None,
         format_.metric is not None,
         x.dtype,
@@ -107,11 +108,17 @@ def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
 
 def encode_inputs(format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
     """Input arrays of the encoding kernel for vectors ``x`` ``[batch, heads, tokens, head_dim]``."""
-    fitted = format_.mean, format_.balance, format_.metric
+    fitted = format_.fitted
+    names = {
+        "centres": mx.int8,
+        "centre_scales": mx.float16,
+        "balance": mx.float16,
+        "metric": mx.float16,
+    }
     quantiser = format_.quantiser
     return (
         x,
-        *(unused_input(mx.float16) if array is None else array for array in fitted),
+        *(fitted[name] if name in fitted else unused_input(dtype) for name, dtype in names.items()),
         format_.rotation.array,
         *([kernel_table(quantiser.bits).view(mx.uint32)] if isinstance(quantiser, TrellisQuantiser) else []),
     )

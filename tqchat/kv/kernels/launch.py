@@ -13,7 +13,7 @@ import mlx.core as mx
 from tqchat.kv.codec.codebook import centroids
 from tqchat.kv.codec.trellis import kernel_table
 from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run, unused_input
-from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_RAW_SPLITS, MAX_SPLITS, MERGE_SIMDS, Plan
+from tqchat.kv.kernels.plan import LEVELS, MAX_BLOCKS, MAX_RAW_SPLITS, MAX_SPLITS, MERGE_SIMDS, Plan, SidePlan
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
 
@@ -358,7 +358,7 @@ def _fixed_inputs(
     shared = [mx.array([scale] + [0.0] * 7)]
     for side in (plan.key, plan.value):
         levels = list(centroids(side.bits)) if side.kind == 1 else []
-        shared.append(mx.array(levels + [0.0] * (16 - len(levels))))
+        shared.append(mx.array(levels + [0.0] * (LEVELS - len(levels))))
     per_head = []
     if plan.key.kind:
         fitted = keys.format.fitted
@@ -371,12 +371,12 @@ def _fixed_inputs(
             shared.append(keys.format.shared["rotation"].flatten())
         if plan.key.mean:
             per_head.append(fitted["mean"].astype(mx.float32) * scale)
+        per_head += _centres(plan.key, keys, heads)
         per_head.append(fold)
     if plan.value.rotation:
         shared.append(values.format.shared["rotation"].T.flatten())
     shared += [kernel_table(side.bits) for side in (plan.key, plan.value) if side.kind == 3]
-    if plan.value.mean:
-        per_head.append(values.format.fitted["mean"])
+    per_head += _centres(plan.value, values, heads)
     if sink_logits is not None:
         logits = mx.pad(
             sink_logits.astype(mx.float32).reshape(-1, plan.group) * log2(e), [(0, 0), (0, -plan.group % 4)]
@@ -392,3 +392,11 @@ def _fixed_inputs(
         else []
     )
     return mx.concatenate([x.astype(mx.float32) for x in shared])
+
+
+def _centres(plan: SidePlan, side: Side, heads: int) -> list[mx.array]:
+    """Centres of a side, four bytes viewed as a float, and their scales, ``[heads, ...]`` each."""
+    if not plan.centres:
+        return []
+    fitted = side.format.fitted
+    return [fitted["centres"].reshape(heads, -1).view(mx.float32), fitted["centre_scales"].reshape(heads, -1)]

@@ -10,17 +10,23 @@ import mlx.core as mx
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import RawFormat
+from tqchat.kv.codec.codebook import MAGNITUDES
 from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.trellis import TrellisQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
+from tqchat.kv.scheme import CENTRES
 from tqchat.kv.storage.side import Side
 
 _KINDS: dict[type, source.Kind] = {ScalarQuantiser: 1, TrellisQuantiser: 3}
 
 TENSOR_DIMS = (64, 128, 256)
 """Head dimensions that the tensor-core kernel supports."""
+MAX_TENSOR_BITS = 4
+"""Largest codes that the tensor-core kernel supports."""
+LEVELS = 1 << max(MAGNITUDES)
+"""Centroids of the largest codebook."""
 MAX_SPLITS = 128
 """Most splits of a context (split-K)."""
 MAX_RAW_SPLITS = 16
@@ -42,7 +48,8 @@ class SidePlan:
         words: 32-bit words per packed vector.
         group: Values per affine scale.
         scale: Dtype of the affine scales.
-        mean: Whether a mean was subtracted.
+        mean: Whether a mean was subtracted (affine).
+        centres: Number of centres (codebook); 0 if the format is not fitted.
         rotation: 0 none, 1 Hadamard with signs, 2 dense matrix.
         writes_tail: Whether the newest token is pending, so that the kernel writes the tail.
     """
@@ -54,6 +61,7 @@ class SidePlan:
     group: int
     scale: mx.Dtype
     mean: bool
+    centres: int
     rotation: int
     writes_tail: bool = False
 
@@ -174,6 +182,7 @@ class Plan:
                 (f"{name}_STRIDE", side.words),
                 (f"{name}_SCALE", side.scale),
                 (f"{name}_MEAN", int(side.mean)),
+                (f"{name}_CENTRES", side.centres),
                 (f"{name}_ROTATION", side.rotation),
             )
         ]
@@ -193,6 +202,7 @@ class Plan:
             ("TILE", self.tile),
             ("SIMDS", self.simds),
             ("HAS_SINK", int(self.has_sink)),
+            ("LEVELS", LEVELS),
             ("MAX_SPLITS", MAX_SPLITS),
             ("MAX_BLOCKS", MAX_BLOCKS),
             ("MERGE_ROWS", merge_rows),
@@ -224,8 +234,10 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: K
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
     suits = key.dim in TENSOR_DIMS and value.dim in TENSOR_DIMS and value.kind in (1, 3)
-    return (suits and storage != mx.float32) and (
-        key.kind in (1, 3) or (key.kind == 2 and key.group == 64) or (key.kind == 0 and storage == mx.float16)
+    return (suits and storage != mx.float32 and value.bits <= MAX_TENSOR_BITS) and (
+        (key.kind in (1, 3) and key.bits <= MAX_TENSOR_BITS)
+        or (key.kind == 2 and key.group == 64)
+        or (key.kind == 0 and storage == mx.float16)
     )
 
 
@@ -270,11 +282,10 @@ def _side_plan(side: Side) -> SidePlan | None:
     if dim % 8 or not 32 <= dim <= MAX_HEAD_DIM:
         return None
     if isinstance(format_, RawFormat) or not side.packed.length:
-        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, writes_tail)
+        return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, 0, writes_tail)
     words = int(side.packed.arrays[0].shape[3])
     if isinstance(format_, TurboFormat) and type(format_.quantiser) in _KINDS:
         rotation = 1 if format_.rotation.array.ndim == 1 else 2
-        mean = format_.mean is not None
         return SidePlan(
             dim,
             _KINDS[type(format_.quantiser)],
@@ -282,7 +293,8 @@ def _side_plan(side: Side) -> SidePlan | None:
             words,
             1,
             mx.float16,
-            mean,
+            False,
+            0 if format_.centres is None else CENTRES,
             rotation,
             writes_tail,
         )
@@ -290,6 +302,6 @@ def _side_plan(side: Side) -> SidePlan | None:
         group = format_.spec.group_size(dim)
         mean = format_.mean is not None
         return SidePlan(
-            dim, 2, format_.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0, writes_tail
+            dim, 2, format_.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0, 0, writes_tail
         )
     return None

@@ -186,7 +186,7 @@ def _strip_comments(text: str) -> str:
 
 def _codebook_switch() -> str:
     """``tq_level(bits, code)``, generated from the codebooks."""
-    lines = ["TQ_FN float tq_level(int bits, int code) {", "    switch (bits * 16 + code) {"]
+    lines = ["TQ_FN float tq_level(int bits, int code) {", "    switch (bits * 64 + code) {"]
     for bits in MAGNITUDES:
-        lines += [f"        case {bits * 16 + i}: return {x!r}f;" for i, x in enumerate(centroids(bits))]
+        lines += [f"        case {bits * 64 + i}: return {x!r}f;" for i, x in enumerate(centroids(bits))]
     return "\n".join([*lines, "    }", "    return 0.0f;", "}\n"])

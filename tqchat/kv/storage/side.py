@@ -14,7 +14,7 @@ from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
-from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme
+from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
@@ -48,13 +48,11 @@ class FoldedQueries:
         raw: The queries, float32 ``[batch, heads, rows, head_dim]``.
         stored: ``Format.fold`` of the queries, float32 ``[batch, heads, rows, stored_dim]``.
         sinks: Scores of the sinks, float32 ``[batch, heads, rows, sinks]``.
-        mean: Score of the removed mean, added to each packed token's, float32 ``[batch, heads, rows, 1]``.
     """
 
     raw: mx.array
     stored: mx.array | None = None
     sinks: mx.array | None = None
-    mean: mx.array | None = None
 
 
 class Side:
@@ -81,7 +79,7 @@ class Side:
         self.packed = TokenStore()
         self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
         self._decoded: tuple[object, Block, int, int, mx.Dtype, mx.array] | None = None
-        self._fixed_cache: tuple[object, int, mx.array | None, mx.array | None] | None = None
+        self._sinks_cache: tuple[object, int, mx.array] | None = None
         self._prepared_cache: tuple[Block, int, int, Block] | None = None
 
     @property
@@ -104,15 +102,15 @@ class Side:
 
     @property
     def working_bytes(self) -> int:
-        """Bytes of the arrays kept between steps that are computed from the others: float32 copies of sinks
-        and mean, and the format's.
+        """Bytes of the arrays kept between steps that are computed from the others: float32 copies of the
+        sinks, and the format's.
         """
-        fixed = None if self._fixed_cache is None else self._fixed_cache[3]
-        return (0 if fixed is None else fixed.nbytes) + self.format.working_bytes
+        sinks = 0 if self._sinks_cache is None else self._sinks_cache[2].nbytes
+        return sinks + self.format.working_bytes
 
     def release_working_arrays(self) -> None:
         """Release what ``working_bytes`` counts; the next step computes it again."""
-        self._decoded = self._fixed_cache = self._prepared_cache = None
+        self._decoded = self._sinks_cache = self._prepared_cache = None
         self.format.release_working_arrays()
 
     @property
@@ -295,12 +293,8 @@ class Side:
     def fold(self, queries: mx.array) -> FoldedQueries:
         """Fold queries, float32 ``[batch, heads, rows, head_dim]``, for ``scores``."""
         stored = self.format.fold(queries) if self.packed.length else None
-        fixed = self._fixed_vectors
-        if fixed is None:
-            return FoldedQueries(queries, stored)
-        products, sinks = queries @ fixed.swapaxes(-1, -2), self.sinks.length
-        mean = products[..., sinks:] if fixed.shape[2] > sinks else None
-        return FoldedQueries(queries, stored, products[..., :sinks], mean)
+        sinks = queries @ self._float_sinks.swapaxes(-1, -2) if self.sinks.length else None
+        return FoldedQueries(queries, stored, sinks)
 
     def scores(self, folded: FoldedQueries, start: int = 0, end: int | None = None) -> mx.array:
         """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""
@@ -311,8 +305,7 @@ class Side:
                 parts.append(folded.sinks[..., low:high])
             elif store is self.packed:
                 assert folded.stored is not None
-                products = self.format.multiply(folded.stored, self._prepared(low, high))
-                parts.append(products if folded.mean is None else products + folded.mean)
+                parts.append(self.format.multiply(folded.stored, self._prepared(low, high)))
             else:
                 parts.append(_RAW.multiply(folded.raw, store.view(low, high)))
         return _concatenate(parts)
@@ -326,26 +319,17 @@ class Side:
             weights: float32 ``[batch, heads, rows, tokens]``.
             depends_on: See ``Format.sum``.
         """
-        fixed, sinks = self._fixed_vectors, self.sinks.length
-        sums, fixed_weights = [], []
-        first = last = sinks
+        sums = []
         offset = 0
         for store, low, high in self._parts(start, end):
             part = weights[..., offset : offset + high - low]
             offset += high - low
             if store is self.sinks:
-                first, last = low, high
-                fixed_weights.append(part)
+                sums.append(part @ self._float_sinks[:, :, low:high])
             elif store is self.packed:
                 sums.append(self.format.unfold(self.format.sum(part, self._prepared(low, high), depends_on)))
-                if self.format.mean is not None:
-                    last = sinks + 1
-                    fixed_weights.append(part.sum(axis=-1, keepdims=True))
             else:
                 sums.append(_RAW.sum(part, store.view(low, high)))
-        if fixed_weights:
-            assert fixed is not None
-            sums.append(_concatenate(fixed_weights) @ fixed[:, :, first:last])
         return sum(sums[1:], sums[0])
 
     def _parts(self, start: int, end: int | None) -> Iterator[tuple[TokenStore, int, int]]:
@@ -359,20 +343,14 @@ class Side:
                 yield store, low, high
 
     @property
-    def _fixed_vectors(self) -> mx.array | None:
-        """Sinks and, last, the mean of the packed tokens: float32 ``[batch, heads, sinks + 1, head_dim]``.
-
-        Cached, because every step needs them and appends do not change them.
-        """
-        mean = self.format.mean if self.packed.length else None
-        cached, front_revision, length = self._fixed_cache, self.sinks.front_revision, self.sinks.length
-        if cached is None or cached[0] is not front_revision or cached[1] != length or cached[2] is not mean:
-            parts = [*self.sinks.view(), *(() if mean is None else (mean,))]
-            fixed = _concatenate([part.astype(mx.float32) for part in parts], axis=2) if parts else None
-            if fixed is not None:
-                mx.async_eval(fixed)  # type: ignore[no-untyped-call]  # lazy arrays of one thread cannot be evaluated by another
-            cached = self._fixed_cache = front_revision, length, mean, fixed
-        return cached[3]
+    def _float_sinks(self) -> mx.array:
+        """The sinks as float32; cached, because every step needs them and appends do not change them."""
+        cached, front_revision, length = self._sinks_cache, self.sinks.front_revision, self.sinks.length
+        if cached is None or cached[0] is not front_revision or cached[1] != length:
+            sinks = self.sinks.view()[0].astype(mx.float32)
+            mx.async_eval(sinks)  # type: ignore[no-untyped-call]  # lazy arrays of one thread cannot be evaluated by another
+            cached = self._sinks_cache = front_revision, length, sinks
+        return cached[2]
 
     def _prepared(self, low: int, high: int) -> Block:
         """``Format.prepare`` of packed tokens ``[low, high)``; cached for the full range."""
@@ -382,7 +360,7 @@ class Side:
         cached = self._prepared_cache
         if cached is None or cached[0] is not store.arrays or cached[1:3] != (store.start, store.length):
             cached = store.arrays, store.start, store.length, self.format.prepare(store.view())
-            mx.async_eval(cached[3])  # type: ignore[no-untyped-call]  # see ``_fixed_vectors``
+            mx.async_eval(cached[3])  # type: ignore[no-untyped-call]  # see ``_float_sinks``
             self._prepared_cache = cached
         return cached[3]
 
@@ -416,8 +394,11 @@ class Side:
         )
         self.set_head_dim(head_dim)
         if "packed_0" in arrays:
-            shape = (*arrays["packed_0"].shape[:2], 1, head_dim)
-            if any(array.shape != shape for array in fitted.values()):
+            expected = {
+                name: (*arrays["packed_0"].shape[:2], shape.rows, shape.columns)
+                for name, shape in fitted_shapes(self.spec, self.role, head_dim).items()
+            }
+            if fitted and {name: array.shape for name, array in fitted.items()} != expected:
                 raise ValueError("the fitted vectors do not match the shape of the packed tokens")
         if shared or fitted or "packed_0" in arrays:
             self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
