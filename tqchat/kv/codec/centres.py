@@ -16,7 +16,7 @@ MAX_FIT_VECTORS = 1024
 """Vectors that centres are fitted to, evenly spaced."""
 
 ITERATIONS = 8
-"""Steps of k-means; further ones gain less than 1 %."""
+"""Steps of k-means."""
 
 _STEP = CENTRES // 2
 """Distance of two gains that name the same centre, in units of the last place of a float16."""

@@ -96,7 +96,10 @@ class TurboFormat(FittedFormat):
     def with_fit_of(self, other: Format) -> TurboFormat:
         if not isinstance(other, TurboFormat):
             return self
-        return replace(self, centres=other.centres, balance=other.balance, metric=other.metric)
+        centres = other.centres
+        if centres is not None and other.rotation is not self.rotation:
+            centres = store_centres(self.rotation.rotate(other.rotation.unrotate(centres.vectors)))
+        return replace(self, centres=centres, balance=other.balance, metric=other.metric)
 
     @property
     def length_keeping(self) -> TurboFormat:

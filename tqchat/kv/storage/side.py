@@ -395,10 +395,10 @@ class Side:
         self.set_head_dim(head_dim)
         if "packed_0" in arrays:
             expected = {
-                name: (*arrays["packed_0"].shape[:2], shape.rows, shape.columns)
+                name: ((*arrays["packed_0"].shape[:2], shape.rows, shape.columns), shape.itemsize)
                 for name, shape in fitted_shapes(self.spec, self.role, head_dim).items()
             }
-            if fitted and {name: array.shape for name, array in fitted.items()} != expected:
+            if fitted and {name: (array.shape, array.itemsize) for name, array in fitted.items()} != expected:
                 raise ValueError("the fitted vectors do not match the shape of the packed tokens")
         if shared or fitted or "packed_0" in arrays:
             self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
