@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tqchat.kv.codec import trellis
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.trellis import DamagedTables, TrellisQuantiser, decoding_table, entries
 from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.codec.viterbi import PathSearch
 from tqchat.kv.scheme import FormatSpec
 
 BITS = (2, 3, 4)
@@ -95,6 +98,19 @@ def test_vectors_are_encoded_alike_alone_and_together(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", BITS)
+def test_a_gpu_without_kernels_finds_the_paths_of_a_cpu(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = mx.abs(normal(50, 20, 2))
+    table = entries(bits).astype(mx.float32)
+    on_cpu = PathSearch(table).best_path(pairs)
+    # Any device but the CPU has MLX operations, which run here too.
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    on_gpu = PathSearch(table).best_path(pairs)
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        assert one.dtype == other.dtype == mx.uint32
+        assert (one == other).mean().item() > 0.99
+
+
+@pytest.mark.parametrize("bits", BITS)
 def test_tables_are_what_a_trained_codebook_is(bits: int) -> None:
     """Every entry is the mean of the pairs coded by it, so that further training changes nothing much."""
     x = normal(600, 64, seed=8)
@@ -124,7 +140,7 @@ def test_scalar_and_trellis_formats_differ_only_in_the_quantiser() -> None:
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_a_damaged_table_file_is_not_used(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_table_file_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = bytearray(trellis._TABLES.read_bytes())
     data[-1] ^= 1
     damaged = tmp_path / "trellis_tables.safetensors"
