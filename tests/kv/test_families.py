@@ -113,7 +113,7 @@ def test_predicted_bytes_match_conversions(family: str) -> None:
 @pytest.mark.parametrize("name", ["affine8", "turbo4"])
 def test_a_batch_of_two_matches_single_conversations(family: str, name: str, tmp_path: Path) -> None:
     model = families.model(family)
-    pair = mx.concatenate([tiny.tokens(COUNT, seed=seed) for seed in (1, 2)])
+    pair = mx.concatenate([tiny.tokens(COUNT, seed=seed) for seed in (2, 3)])
     cache = make_prompt_cache(model, short(name))
     both = logits(model, cache, pair, *PROMPT)
     for row in range(2):
