@@ -12,7 +12,7 @@ from tqchat.store.database import Database
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = "temperature = 0.0\nmax_tokens = 160\n"
+SETTINGS = 'temperature = 0.0\nmax_tokens = 160\nscheme = "turbo0v4"\n'
 RESTORED = re.compile(r"Restored ([\d,]+) tokens, nothing re-read\.")
 
 

@@ -108,7 +108,8 @@ def open_app(paths: Paths) -> OpenApp:
             engines[0].restored = restored
             return engines[0]
 
-        app = TqchatApp(paths, settings or Settings(theme="tqchat-dark"), engine=make, actions=actions)
+        chosen = settings or Settings(theme="tqchat-dark", scheme="turbo0v4")
+        app = TqchatApp(paths, chosen, engine=make, actions=actions)
         async with app.run_test(size=size) as pilot:
             ui = RunningApp(app, pilot, engines)
             await ui.until(lambda: engines and (app.chat.models.current or not loads))

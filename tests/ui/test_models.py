@@ -48,7 +48,7 @@ async def highlight(ui: RunningApp, ref: str) -> None:
 
 
 def settings_with(model_folder: Path) -> Settings:
-    return Settings(theme="tqchat-dark", model_folders=(str(model_folder),))
+    return Settings(theme="tqchat-dark", scheme="turbo0v4", model_folders=(str(model_folder),))
 
 
 async def test_local_models_are_listed_with_an_estimate(open_app: OpenApp, model_folder: Path) -> None:

@@ -10,14 +10,11 @@ from typing import Any
 from tqchat.engine.commands import Limits, Sampling, Thinking, ThinkingChoice
 from tqchat.errors import TqchatError
 from tqchat.files import Unreadable, read_toml
+from tqchat.kv.scheme import AUTO
 from tqchat.paths import Paths
 from tqchat.settings.schema import SETTINGS_BY_NAME, ThinkingDisplay, violation
 from tqchat.settings.state import State
 from tqchat.text import shown_value
-
-DEFAULT_SCHEME = "turbo0v4"
-"""FP16 keys and 4-bit values: attention averages errors in values, but not in keys."""
-
 
 _MAX_COMPARED_CHARS = 60
 _MAX_PROBLEMS = 20
@@ -43,7 +40,7 @@ class Settings:
     adapter: str | None = None
     model_folders: tuple[str, ...] = ()
     system_prompt: str | None = None
-    scheme: str = DEFAULT_SCHEME
+    scheme: str = AUTO
     memory_budget: float | None = None
     step_down: bool = False
     pack_prompts: bool = False

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tqchat.engine.commands import THINKING_CHOICES
-from tqchat.kv.scheme import SCHEMES, UnknownScheme, scheme_setting
+from tqchat.kv.scheme import AUTO, SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
@@ -227,7 +227,7 @@ SETTINGS: tuple[Setting, ...] = (
         "How a conversation's KV cache is stored; auto chooses a scheme for the model and says why.",
         f"auto, or a cache scheme such as {', '.join(scheme.name for scheme in SCHEMES)}",
         _scheme,
-        "turbo0v4",
+        AUTO,
         _NEW,
     ),
     _ranged(
