@@ -147,3 +147,17 @@ def test_a_layer_of_unknown_class_is_not_saved(tmp_path: Path) -> None:
 def test_a_cache_file_must_end_in_safetensors(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match=r"\.safetensors"):
         save(tmp_path / "x.kv", [])
+
+
+def test_a_refusal_quotes_little_of_the_file(tmp_path: Path) -> None:
+    """Names, classes and values of a file may be as long as the file."""
+    _, _, path = saved(tmp_path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for old, new in ((b"SchemeCache", b"S" * 20_000), (b"layer.0.1.", b"layer." + b"9" * 20_000 + b".1.")):
+        header = content[8 : 8 + length].replace(old, new)
+        damaged = tmp_path / "damaged.safetensors"
+        damaged.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+        with pytest.raises(CacheFileError) as refused:
+            load(damaged)
+        assert len(str(refused.value)) < 400

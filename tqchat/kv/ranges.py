@@ -17,7 +17,7 @@ from tqchat.kv import untrusted
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list, flat_layers
-from tqchat.kv.snapshot import DAMAGE, CacheFileError, describe_layer, rebuild_layer
+from tqchat.kv.snapshot import DAMAGE, CacheFileError, describe_layer, rebuild_layer, shown
 from tqchat.kv.storage.side import Side
 
 MAX_SINKS = 8
@@ -136,7 +136,7 @@ def rebuild(
             for description in untrusted.layers(structure)
         ]
     except (*DAMAGE, StopIteration) as error:
-        raise CacheFileError(f"These parts do not make a cache: {error}.") from error
+        raise CacheFileError(f"These parts do not make a cache: {shown(error)}.") from error
     routing.install()
     return cache
 

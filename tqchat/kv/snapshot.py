@@ -23,6 +23,7 @@ from tqchat.kv.prompt_cache import LatentCache, cache_list
 from tqchat.kv.scheme import UnknownScheme
 from tqchat.kv.untrusted import check_plain, parse_json, unflatten, whole
 from tqchat.kv.window import WindowCache
+from tqchat.text import one_line, shown_value
 
 CODEC_VERSION = 3
 """Increased whenever packed tokens of an older version would be decoded differently."""
@@ -55,6 +56,7 @@ _DTYPE_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4} | {
     "BOOL": 1,
 }
 _MAX_HEADER = 64 << 20
+_MAX_SHOWN_CHARS = 200
 _MAX_DIMENSIONS = 8
 
 DAMAGE = (
@@ -73,6 +75,11 @@ DAMAGE = (
 
 class CacheFileError(TqchatError):
     """A cache file that cannot be used: unreadable, truncated or not a cache."""
+
+
+def shown(error: Exception) -> str:
+    """An error about a file's content as short text: it may quote the content."""
+    return one_line(str(error))[:_MAX_SHOWN_CHARS]
 
 
 def save(path: str | Path, cache: list[Any], metadata: dict[str, str] | None = None) -> None:
@@ -107,8 +114,9 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     try:
         description = parse_json(header["__metadata__"]["tqchat"])
         if description["codec"] != CODEC_VERSION:
+            written = shown_value(description["codec"])
             raise CacheFileError(
-                f"{path.name} was written by codec version {description['codec']}; this is {CODEC_VERSION}."
+                f"{path.name} was written by codec version {written}; this is {CODEC_VERSION}."
             )
         loaded: Any = mx.load(str(path))
         arrays: dict[str, mx.array] = dict(loaded)
@@ -123,7 +131,7 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     except CacheFileError:
         raise
     except DAMAGE as error:
-        raise CacheFileError(f"{path.name} is not a cache file that can be used: {error}") from error
+        raise CacheFileError(f"{path.name} is not a cache file that can be used: {shown(error)}") from error
     routing.install()
     return cache, metadata
 
@@ -157,7 +165,9 @@ def rebuild_layer(description: dict[str, Any], prefix: str, arrays: dict[str, mx
         parts = [rebuild_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(description["parts"])]
         return cache_list(parts)
     if description["class"] not in _CLASSES:
-        raise CacheFileError(f"The file names a cache class {description['class']!r} that is not allowed.")
+        raise CacheFileError(
+            f"The file names a cache class {shown_value(description['class'])} that is not allowed."
+        )
     leaves = [
         (name.removeprefix(prefix + "."), a) for name, a in arrays.items() if name.startswith(prefix + ".")
     ]
@@ -187,7 +197,7 @@ def _checked_header(path: Path) -> dict[str, Any]:
         raise CacheFileError(f"{path.name} is damaged: its header is not a table.")
     for name, entry in header.items():
         if name != "__metadata__" and not _lies_inside(entry, size - 8 - length):
-            raise CacheFileError(f"{path.name} is damaged: {name} does not lie inside the file.")
+            raise CacheFileError(f"{path.name} is damaged: {shown_value(name)} does not lie inside the file.")
     return header
 
 
