@@ -215,7 +215,7 @@ def _profile(options: argparse.Namespace) -> int:
     file = quality_profile.save(locations, made)
     print(f"{one_line(made.model)} on the built-in text, {made.tokens:,} tokens held.\n")
     print(result_table(Results(made.model, "the built-in text", made.tokens, tuple(rows))))
-    choice = auto_scheme.resolve_scheme(AUTO, profile=made)
+    choice = auto_scheme.resolve_scheme(AUTO, profile=made, on_cpu=model.on_cpu)
     print(f"\nauto, with memory to spare: {choice.reason}\nSaved to {file}.")
     return _report_dropped(dropped)
 

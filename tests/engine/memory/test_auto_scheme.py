@@ -111,3 +111,14 @@ def test_choosing_does_not_import_mlx() -> None:
         "sys.exit('mlx' in sys.modules or 'numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_trellis_codes_are_not_chosen_on_a_cpu() -> None:
+    """Packing them takes as long as reading there."""
+    measured = profile(fp16=0.0, turbo0v4=1e-5, turbo4=KLD_LIMIT / 2, trellis3=KLD_LIMIT / 2)
+    needs = NEEDS | {"trellis3": NEEDS["turbo3"]}
+    assert choose(measured, None, needs, 8192).scheme == "trellis3"
+    assert choose(measured, None, needs, 8192, on_cpu=True).scheme == "turbo4"
+    on_gpu = replace(INFO, device="cuda: a card")
+    assert choose_for_model(INFO, measured).scheme == "turbo4"
+    assert choose_for_model(on_gpu, measured).scheme == "trellis3"

@@ -52,6 +52,7 @@ def choose_for_model(
         shapes=model.shapes,
         budget=model.memory_budget if budget is None else budget,
         expected=expected_tokens(tokens, model.context_limit),
+        on_cpu=model.device.startswith("cpu"),
     )
 
 
@@ -62,6 +63,7 @@ def resolve_scheme(
     shapes: MemoryReport | None = None,
     budget: int | None = None,
     expected: int = MIN_EXPECTED_TOKENS,
+    on_cpu: bool = False,
 ) -> SchemeChoice:
     """The scheme that a conversation's setting stands for: ``auto`` is resolved, other names are kept.
 
@@ -71,6 +73,7 @@ def resolve_scheme(
         shapes: Report on any cache of this model that is not empty (``shapes.cache_shapes``).
         budget: Bytes that the cache may take; ``None`` if unknown.
         expected: Expected length of the conversation in tokens.
+        on_cpu: Whether the model runs on a CPU, where packing trellis codes takes as long as reading.
 
     Raises:
         UnknownScheme: if ``name`` is neither.
@@ -79,11 +82,15 @@ def resolve_scheme(
     if scheme != AUTO:
         return SchemeChoice(scheme, f"{scheme}: chosen for this conversation.")
     needs = {} if shapes is None else bytes_by_scheme(shapes, expected)
-    return choose(profile, budget, needs, expected)
+    return choose(profile, budget, needs, expected, on_cpu)
 
 
 def choose(
-    profile: Profile | None, budget: int | None, needs: Mapping[str, int], expected: int
+    profile: Profile | None,
+    budget: int | None,
+    needs: Mapping[str, int],
+    expected: int,
+    on_cpu: bool = False,
 ) -> SchemeChoice:
     """The scheme for a model under a memory budget.
 
@@ -93,13 +100,14 @@ def choose(
     Args:
         needs: Bytes at ``expected`` tokens, by scheme; a scheme that is missing counts as fitting.
         expected: Expected length of the conversation in tokens.
+        on_cpu: Leave out trellis codes, whose packing is felt on a CPU.
     """
 
     def fits(scheme: str) -> bool:
         return budget is None or needs.get(scheme, 0) <= budget
 
     constraint = _constraint(budget, expected)
-    rows = [] if profile is None else [row for row in profile.rows if _is_listed(row.scheme)]
+    rows = [] if profile is None else [row for row in profile.rows if _is_eligible(row.scheme, on_cpu)]
     if not rows:
         return _choose_unmeasured(fits, needs, constraint)
     good = [row for row in rows if row.kld_mean <= KLD_LIMIT and fits(row.scheme)]
@@ -137,8 +145,9 @@ def _choose_unmeasured(
     return SchemeChoice(first, f"{first}: the most careful that fits{constraint}; {unmeasured}.")
 
 
-def _is_listed(scheme: str) -> bool:
-    return any(scheme == listed.name for listed in SCHEMES)
+def _is_eligible(name: str, on_cpu: bool) -> bool:
+    scheme = next((listed for listed in SCHEMES if listed.name == name), None)
+    return scheme is not None and not (on_cpu and "trellis" in (scheme.key.kind, scheme.value.kind))
 
 
 def _constraint(budget: int | None, tokens: int) -> str:
