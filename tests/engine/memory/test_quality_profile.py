@@ -24,7 +24,9 @@ def test_only_the_bundled_model_ships_with_a_profile(paths: Paths) -> None:
     assert shipped is not None and shipped.model == STARTER
     assert {row.scheme for row in shipped.rows} == {scheme.name for scheme in SCHEMES}
     assert quality_profile.find(paths, INFO) is None
-    assert choose_for_model(starter, shipped).scheme != choose_for_model(starter, None).scheme
+    assert shipped.sensitivity is not None and any(shipped.sensitivity.keys)
+    assert "measured on this model" in choose_for_model(starter, shipped).reason
+    assert "measured on this model" not in choose_for_model(starter, None).reason
 
 
 def test_the_shipped_profile_has_the_bundled_models_fingerprint(starter: LoadedModel, paths: Paths) -> None:
