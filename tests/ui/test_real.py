@@ -67,7 +67,7 @@ async def test_a_cache_is_converted_saved_and_restored_after_a_restart(paths: Pa
         await until(pilot, app, lambda: app.chat.caches.report and app.chat.caches.report.packed_tokens > 0)
         await until(pilot, app, lambda: "8 of 8 packed" in text(app))
         first = app.chat.caches.report
-        assert first is not None and first.scheme == app.chat.schemes.chosen
+        assert first is not None and first.scheme == app.chat.schemes.in_force
         await pilot.press("ctrl+k", "home", "down", "enter")
         await until(pilot, app, lambda: app.chat.caches.report and app.chat.caches.report.scheme == "fp16")
         await until(pilot, app, lambda: "History keeps its earlier rounding" in notice(app))

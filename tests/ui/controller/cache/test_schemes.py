@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.ui.controller.rig import Rig, turn
 from tests.ui.scripted import report
 from tqchat.engine import commands, events
+from tqchat.engine.memory.auto_scheme import UNMEASURED
 from tqchat.ui.controller.texts.sentences import kept_rounding
 
 
@@ -88,15 +89,15 @@ def test_a_cache_on_disk_is_converted_once_there_is_a_model(path: Path) -> None:
 def test_auto_is_stored_and_resolved_for_the_engine(rig: Rig) -> None:
     rig.chat.schemes.set("auto")
     rig.chat.turns.send("Hello")
-    assert rig.engine.sent()[-1].scheme == "turbo0v4"
+    assert rig.engine.sent()[-1].scheme == UNMEASURED
     rig.engine.reply("Hi.")
     assert rig.chat.shown.conversation is not None and rig.chat.shown.conversation.scheme == "auto"
-    assert rig.chat.schemes.label == "auto: turbo0v4"
-    rig.chat.schemes.set("turbo4")
-    assert rig.chat.shown.conversation.scheme == "turbo4"
+    assert rig.chat.schemes.label == f"auto: {UNMEASURED}"
+    rig.chat.schemes.set("turbo3")
+    assert rig.chat.shown.conversation.scheme == "turbo3"
     rig.chat.schemes.set("auto")
     change = rig.engine.commands[-1]
-    assert isinstance(change, commands.SetScheme) and change.scheme == "turbo0v4"
+    assert isinstance(change, commands.SetScheme) and change.scheme == UNMEASURED
     assert rig.chat.shown.conversation.scheme == "auto", "what was converted is the choice, not its result"
 
 
