@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from typing import Any, Literal, NamedTuple
 
 from tqchat.kv.memory import LayerReport, MemoryReport
 from tqchat.kv.scheme import TRELLIS_BITS, TURBO_BITS, FormatSpec, Scheme
@@ -60,41 +62,32 @@ class _Choice:
     vectors: float
     dim: int
 
-    def gain(self) -> float:
-        """Reduction of the expected KLD per byte of one more bit."""
-        more = self._with_one_more_bit()
-        if more is None:
-            return 0.0
-        return self.weight * (self.spec.error - more.error) / (self.bytes_of(more) - self.bytes)
-
-    @property
-    def bytes(self) -> float:
-        return self.bytes_of(self.spec)
-
     def bytes_of(self, spec: FormatSpec) -> float:
         """Bytes per token under a format."""
         return self.vectors * spec.bytes_per_vector(self.dim)
 
-    def grow(self) -> None:
-        """Use one more bit."""
-        more = self._with_one_more_bit()
-        assert more is not None
-        self.spec = more
-
-    @property
-    def next_bytes(self) -> float:
-        """Bytes per token with one more bit."""
-        more = self._with_one_more_bit()
-        return float("inf") if more is None else self.bytes_of(more)
-
-    def _with_one_more_bit(self) -> FormatSpec | None:
+    def next_step(self) -> _Step | None:
+        """What one more bit changes; ``None`` if no format has it, or it would change nothing."""
         bits = self.spec.bits + 1
         # A trellis has fewer widths; a scalar code of more bits is as large and nearer.
         trellis = self.spec.kind == "trellis" and bits in TRELLIS_BITS
         more = FormatSpec("trellis" if trellis else "turbo", bits)
-        return more if bits in TURBO_BITS and more.saves_memory(self.dim) else None
+        if bits not in TURBO_BITS or not more.saves_memory(self.dim):
+            return None
+        extra = self.bytes_of(more) - self.bytes_of(self.spec)
+        gain = self.weight * (self.spec.error - more.error) / extra
+        return _Step(more, extra, gain) if gain else None
 
 
+class _Step(NamedTuple):
+    """One more bit: the format, its additional bytes per token, and the KLD that each of them saves."""
+
+    spec: FormatSpec
+    bytes: float
+    gain: float
+
+
+@lru_cache(maxsize=64)
 def allocate(scheme: Scheme, sensitivity: Sensitivity | None, shapes: MemoryReport) -> Scheme:
     """The scheme with bits given to each layer and side by their sensitivity.
 
@@ -129,15 +122,20 @@ def allocate(scheme: Scheme, sensitivity: Sensitivity | None, shapes: MemoryRepo
 
 def _distribute(choices: list[_Choice], uniform: FormatSpec) -> None:
     """Give bits to the sides where they reduce the error most, within the bytes of a uniform format."""
-    budget = sum(choice.bytes_of(uniform) for choice in choices)
-    total = sum(choice.bytes for choice in choices)
-    while True:
-        fitting = [c for c in choices if total - c.bytes + c.next_bytes <= budget + 1e-6]
-        best = max(fitting, key=_Choice.gain, default=None)
-        if best is None or not best.gain():
-            return
-        total += best.next_bytes - best.bytes
-        best.grow()
+    left = sum(choice.bytes_of(uniform) - choice.bytes_of(choice.spec) for choice in choices) + 1e-6
+    steps = {index: step for index, choice in enumerate(choices) if (step := choice.next_step())}
+    queue = [(-step.gain, index) for index, step in steps.items()]
+    heapify(queue)
+    while queue:
+        _, index = heappop(queue)
+        step = steps[index]
+        if step.bytes > left:
+            continue  # what is left only shrinks
+        left -= step.bytes
+        choices[index].spec = step.spec
+        if (following := choices[index].next_step()) is not None:
+            steps[index] = following
+            heappush(queue, (-following.gain, index))
 
 
 def _choices(scheme: Scheme, sensitivity: Sensitivity, layers: tuple[LayerReport, ...]) -> list[_Choice]:
