@@ -12,6 +12,9 @@ from pathlib import Path
 import pexpect
 import pyte
 
+from tqchat.paths import Paths
+from tqchat.store.database import Database, Message
+
 TIMEOUT_S = 120.0
 REPOSITORY = Path(__file__).parents[2]
 KEYS = {
@@ -116,3 +119,10 @@ class Terminal:
         else:
             self._held = b""
         self._stream.feed(_UNKNOWN.sub(b"", data))
+
+
+def stored_messages(paths: Paths) -> list[Message]:
+    """The messages of all conversations in the database."""
+    with Database(paths.database) as database:
+        conversations = database.conversations()
+        return [message for one in conversations for message in database.messages(one.id)]

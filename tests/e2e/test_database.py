@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.terminal import Terminal
+from tests.e2e.terminal import Terminal, stored_messages
 from tqchat.paths import Paths
 from tqchat.store.database import Database
 
@@ -28,13 +28,7 @@ def locked(database: Path) -> Iterator[None]:
 
 
 def said(paths: Paths) -> list[str]:
-    with Database(paths.database) as database:
-        return [
-            message.content
-            for conversation in database.conversations()
-            for message in database.messages(conversation.id)
-            if message.status != "unfinished"
-        ]
+    return [message.content for message in stored_messages(paths) if message.status != "unfinished"]
 
 
 def draft(paths: Paths) -> str:

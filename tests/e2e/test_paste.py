@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.terminal import Terminal
+from tests.e2e.terminal import Terminal, stored_messages
 from tqchat.paths import Paths
-from tqchat.store.database import Database
 
 pytestmark = pytest.mark.slow
 
@@ -18,13 +17,7 @@ def paste(text: str) -> str:
 
 
 def sent(paths: Paths) -> list[str]:
-    with Database(paths.database) as database:
-        return [
-            message.content
-            for conversation in database.conversations()
-            for message in database.messages(conversation.id)
-            if message.role == "user"
-        ]
+    return [message.content for message in stored_messages(paths) if message.role == "user"]
 
 
 @pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])

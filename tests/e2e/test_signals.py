@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.terminal import Terminal
+from tests.e2e.terminal import Terminal, stored_messages
 from tests.engine.scripted_model import scripted
 from tests.engine.talk import user
 from tqchat.paths import Paths
-from tqchat.store.database import Database
 from tqchat.store.vault import Vault
 
 pytestmark = pytest.mark.slow
@@ -31,13 +30,7 @@ def model(tmp_path: Path, paths: Paths) -> str:
 
 
 def replies(paths: Paths) -> list[str]:
-    with Database(paths.database) as database:
-        return [
-            message.content
-            for conversation in database.conversations()
-            for message in database.messages(conversation.id)
-            if message.role == "assistant"
-        ]
+    return [message.content for message in stored_messages(paths) if message.role == "assistant"]
 
 
 def ends_in_order(terminal: Terminal, number: signal.Signals) -> None:
