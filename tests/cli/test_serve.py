@@ -14,8 +14,9 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pyte
 import pytest
-from aiohttp import ClientSession, CookieJar, WSMsgType, WSServerHandshakeError
+from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType, WSServerHandshakeError
 from aiohttp.test_utils import TestServer
 
 from tests.adapters import write_adapter
@@ -25,6 +26,7 @@ from tqchat.paths import Paths
 from tqchat.store.database import Database, Message
 
 KEY = "the-key"
+TIMEOUT_S = 120.0
 
 
 _servers: dict[str, web_server.Server] = {}
@@ -49,6 +51,26 @@ async def url() -> AsyncIterator[str]:
 async def browser() -> AsyncIterator[ClientSession]:
     async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
         yield session
+
+
+class Page:
+    """What the terminal in a page shows; the app draws only what changed."""
+
+    def __init__(self, socket: ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._screen = pyte.Screen(100, 30)
+        self._stream = pyte.ByteStream(self._screen)
+
+    async def sees(self, text: str) -> None:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                while text not in (shown := "\n".join(self._screen.display)):
+                    self._stream.feed(await self._socket.receive_bytes())
+        except TimeoutError:
+            pytest.fail(f"{text!r} is not on the screen:\n{shown}")
+
+    async def write(self, text: str) -> None:
+        await self._socket.send_str(json.dumps(["stdin", text]))
 
 
 async def test_requests_without_the_key_are_forbidden(url: str, browser: ClientSession) -> None:
@@ -82,16 +104,11 @@ async def test_the_app_runs_in_the_page(url: str, browser: ClientSession) -> Non
     async with browser.get(f"{url}/?key={KEY}"):
         pass
     async with browser.ws_connect(f"{url}/ws?width=100&height=30", headers={"Origin": url}) as page:
-        shown = b""
-        async for message in page:
-            if message.type == WSMsgType.BINARY:
-                shown += message.data
-            if b"begin" in shown:
-                break
-        assert b"begin" in shown
-        await page.send_str(json.dumps(["stdin", "\x11"]))
-        async for _ in page:
-            pass  # until the app has saved and exited
+        await Page(page).sees("begin")
+        await Page(page).write("\x11")
+        async with asyncio.timeout(TIMEOUT_S):
+            async for _ in page:
+                pass  # until the app has saved and exited
 
 
 @pytest.mark.parametrize(
@@ -146,19 +163,13 @@ async def test_a_closed_tab_ends_the_app_in_order(url: str, browser: ClientSessi
     async with browser.get(f"{url}/?key={KEY}"):
         pass
     async with browser.ws_connect(f"{url}/ws?width=100&height=30", headers={"Origin": url}) as page:
-        shown = b""
-        async for message in page:
-            if message.type == WSMsgType.BINARY:
-                shown += message.data
-            if b"Ready" in shown:
-                break
-        await page.send_str(json.dumps(["stdin", "Not sent yet"]))
-        async for message in page:
-            shown += message.data if message.type == WSMsgType.BINARY else b""
-            if b"yet" in shown:
-                break
-    while not paths.unsent_text.exists():
-        await asyncio.sleep(0.05)
+        terminal = Page(page)
+        await terminal.sees("begin")
+        await terminal.write("Not sent yet")
+        await terminal.sees("Not sent yet")
+    async with asyncio.timeout(TIMEOUT_S):
+        while not paths.unsent_text.exists():
+            await asyncio.sleep(0.05)
     assert paths.unsent_text.read_text() == "Not sent yet"
 
 
@@ -177,16 +188,14 @@ async def test_closing_the_tab_during_a_reply_saves_it_and_ends_the_app(
 
     async with browser.get(f"{url}/?key={KEY}"):
         pass
-    async with asyncio.timeout(120), browser.ws_connect(f"{url}/ws?width=100&height=30") as page:
-        shown = b""
-        while b"begin" not in shown:
-            shown += await page.receive_bytes()
+    async with asyncio.timeout(TIMEOUT_S), browser.ws_connect(f"{url}/ws?width=100&height=30") as page:
+        await Page(page).sees("begin")
         (tab,) = server_of(url)._tabs
         await page.send_str(json.dumps(["stdin", "Tell me a story about a fox."]))
         await page.send_str(json.dumps(["stdin", "\r"]))
         while not any(message.content for message in replies()):
             await page.receive_bytes()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT_S):
         while server_of(url)._tabs:
             await asyncio.sleep(0.05)
     assert tab._process is not None and tab._process.returncode == 0
