@@ -113,7 +113,7 @@ def test_a_file_in_place_of_a_folder_is_named(home: Path) -> None:
 
 
 def test_bundled_resources_exist() -> None:
-    assert (paths.bundled("starter") / "model.safetensors").is_file()
+    assert (paths.bundled("starter") / "config.json").is_file()
     assert list(paths.bundled("themes").glob("*.toml"))
 
 

@@ -18,7 +18,7 @@ def test_doctor_lists_versions_and_locations(capsys: Captured, paths: Paths) -> 
     assert rows["mlx"].startswith(mx.__version__)
     assert rows["backend"] in ("metal", "cuda", "cpu")
     assert rows["memory"].endswith("GiB")
-    assert rows["model"] == "starter (llama)"
+    assert rows["model"] == "SmolLM2-135M-Instruct (llama)"
     assert rows["conversations"] == str(paths.database)
     assert {"device", "blas", "settings", "caches"} <= rows.keys()
 

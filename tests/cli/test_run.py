@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import STARTER_FOLDER
 from tqchat.cli import main
 
 Captured = pytest.CaptureFixture[str]
@@ -121,9 +122,10 @@ def test_an_unreachable_repo(capsys: Captured) -> None:
 
 
 def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
-    # The bundled model: the tiny one finishes before the signal arrives.
+    # The tiny model finishes before the signal arrives.
+    command = [sys.executable, "-m", "tqchat", "run", "Tell me a story about a fox.", "--max-tokens", "400"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tqchat", "run", "Tell me a story about a fox.", "--max-tokens", "400"],
+        [*command, "--model", str(STARTER_FOLDER)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

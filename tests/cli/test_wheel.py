@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+MAX_WHEEL_BYTES = 100_000_000
+MAX_FILE_BYTES = 45_000_000
+"""Of one file of the bundled model: larger ones are a burden in a repository."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_contains_themes_and_the_bundled_model(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    starter = {f"tqchat/assets/starter/{file.name}" for file in (ROOT / "assets" / "starter").iterdir()}
+    files = list((ROOT / "assets" / "starter").iterdir())
+    assert max(file.stat().st_size for file in files) < MAX_FILE_BYTES
+    starter = {f"tqchat/assets/starter/{file.name}" for file in files}
+    assert "tqchat/assets/starter/LICENSE" in starter
+    assert wheel.stat().st_size < MAX_WHEEL_BYTES
     themes = {f"tqchat/themes/{file.name}" for file in (ROOT / "themes").glob("*.toml")}
     assert themes
     assert {

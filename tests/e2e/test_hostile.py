@@ -19,6 +19,7 @@ import tomli_w
 
 from tests import hostile
 from tests.e2e.terminal import Terminal
+from tests.models import STARTER_FOLDER
 from tests.test_text import is_safe
 from tqchat import paths as locations
 from tqchat.paths import Paths
@@ -105,7 +106,7 @@ def settings(places: Paths, model: Path, conversation: str) -> None:
     (profiles / f"{NAME}.json").write_text(json.dumps({"fingerprint": NAME, "model": NAME}))
     listed = model.parent / "listed" / f"quantised {NAME}"
     listed.mkdir(parents=True)
-    for file in locations.bundled("starter").iterdir():
+    for file in STARTER_FOLDER.iterdir():
         (listed / file.name).symlink_to(file)
     config = json.loads((listed / "config.json").read_text())
     (listed / "config.json").unlink()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.terminal import Terminal, stored_messages
@@ -24,16 +26,18 @@ def sent(paths: Paths) -> list[str]:
 @pytest.mark.parametrize(
     "lines", [["git status"], ["def f():", "    return 1", "", "f()"], LINES], ids=["word", "code", "long"]
 )
-def test_a_paste_is_sent_once_with_its_line_breaks(paths: Paths, lines: list[str], line_break: str) -> None:
-    with Terminal() as terminal:
+def test_a_paste_is_sent_once_with_its_line_breaks(
+    paths: Paths, llama_folder: Path, lines: list[str], line_break: str
+) -> None:
+    with Terminal("--model", str(llama_folder)) as terminal:
         terminal.sees("Ask something")
         terminal.press("say ", paste(line_break.join(lines)), " twice", "enter")
         terminal.until(lambda: sent(paths))
     assert sent(paths) == ["say " + "\n".join(lines) + " twice"]
 
 
-def test_a_paste_replaces_the_selection_once(paths: Paths) -> None:
-    with Terminal() as terminal:
+def test_a_paste_replaces_the_selection_once(paths: Paths, llama_folder: Path) -> None:
+    with Terminal("--model", str(llama_folder)) as terminal:
         terminal.sees("Ask something")
         terminal.press("abc", "\x1b[1;2D", "\x1b[1;2D", paste("X"), "enter")  # Shift+Left twice
         terminal.until(lambda: sent(paths))

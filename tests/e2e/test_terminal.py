@@ -1,4 +1,4 @@
-"""End to end in a pseudo-terminal with the starter model: chat, change the scheme, quit, restore."""
+"""End to end in a pseudo-terminal with a small trained model: chat, change the scheme, quit, restore."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import re
 import pytest
 
 from tests.e2e.terminal import Terminal
+from tests.models import STARTER_FOLDER
 from tqchat.paths import Paths
 from tqchat.store.database import Database
 
 pytestmark = pytest.mark.slow
 
-SETTINGS = 'temperature = 0.0\nmax_tokens = 160\nscheme = "turbo0v4"\n'
+SETTINGS = f'model = "{STARTER_FOLDER}"\ntemperature = 0.0\nmax_tokens = 160\nscheme = "turbo0v4"\n'
 RESTORED = re.compile(r"Restored ([\d,]+) tokens, nothing re-read\.")
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.models import STARTER_FOLDER
 from tqchat.engine import backend
 
 # Before anything imports MLX, as in the application.
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def starter() -> LoadedModel:
     from tqchat.engine import models
 
-    return models.load()
+    return models.load(str(STARTER_FOLDER))
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.models import STARTER_FOLDER
 from tqchat.engine.commands import ChatMessage
-from tqchat.paths import bundled
 
 CHATML = (
     "{% for m in messages %}"
@@ -29,9 +29,8 @@ def tokenizer_files(
 ) -> int:
     """Write the starter's tokenizer with more added tokens and another template; its vocabulary's size."""
     folder.mkdir(parents=True, exist_ok=True)
-    starter = bundled("starter")
-    table = json.loads((starter / "tokenizer.json").read_text("utf-8"))
-    told = json.loads((starter / "tokenizer_config.json").read_text("utf-8"))
+    table = json.loads((STARTER_FOLDER / "tokenizer.json").read_text("utf-8"))
+    told = json.loads((STARTER_FOLDER / "tokenizer_config.json").read_text("utf-8"))
     known = {one["content"] for one in table["added_tokens"]}
     size = 1 + max([*table["model"]["vocab"].values(), *(one["id"] for one in table["added_tokens"])])
     for content, is_special in [*((one, True) for one in special), *((one, False) for one in plain)]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import STARTER_FOLDER
 from tqchat.engine import backend
 
 REPLY_SCRIPT = """
@@ -19,7 +20,7 @@ found = backend.prepare()
 from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.session import Session
-session = Session(models.load(), "turbo0v4")
+session = Session(models.load(sys.argv[1]), "turbo0v4")
 texts = []
 for sampling in (Sampling(temperature=0), Sampling(temperature=0.7, top_p=0.9, top_k=20, min_p=0.05, seed=1)):
     *_, done = session.send([ChatMessage("user", "Hello! My name is Ada.")], sampling)
@@ -40,10 +41,10 @@ def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedP
 
 
 def test_decoding_needs_no_compiler_and_leaves_no_compiled_files(tmp_path: Path) -> None:
-    without = run(REPLY_SCRIPT, PATH=str(tmp_path), TMPDIR=str(tmp_path))
+    without = run(REPLY_SCRIPT, str(STARTER_FOLDER), PATH=str(tmp_path), TMPDIR=str(tmp_path))
     assert without.returncode == 0, without.stderr
     assert all(json.loads(without.stdout))
-    with_one = run(REPLY_SCRIPT, TMPDIR=str(tmp_path))
+    with_one = run(REPLY_SCRIPT, str(STARTER_FOLDER), TMPDIR=str(tmp_path))
     assert with_one.stdout == without.stdout
     if backend.prepare().name == "cpu":
         assert not list(tmp_path.rglob("*.so"))

@@ -10,11 +10,11 @@ import pytest
 
 from tests.engine.talk import assistant, greedy, user
 from tests.engine.test_worker import SECONDS, Listener
+from tests.models import STARTER_FOLDER
 from tqchat.engine import backend, models
 from tqchat.engine.commands import ChatMessage, Compose, LoadModel, Send
 from tqchat.engine.composing import PreemptibleStop, compose
 from tqchat.engine.events import Composed, Done, Failed, PrefillProgress, TextDelta
-from tqchat.engine.hub.resolve import local_folder
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.templates import PromptRejected
 from tqchat.engine.worker import Engine
@@ -25,7 +25,7 @@ PROMPT = (user("Sum this up: the fox and the owl met by the river."),)
 
 @pytest.fixture(scope="module")
 def starter() -> LoadedModel:
-    return models.load_folder(local_folder(None), None, backend.prepare())
+    return models.load(str(STARTER_FOLDER))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def received() -> Listener:
 def engine(received: Listener, paths: Paths) -> Iterator[Engine]:
     engine = Engine(received, paths=paths)
     engine.start()
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     yield engine
     engine.shutdown(SECONDS)
 

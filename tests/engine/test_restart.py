@@ -14,6 +14,7 @@ import pytest
 from tests.engine import tiny as tiny_models
 from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, send, user
 from tests.kv.tiny import REPRESENTATIVE
+from tests.models import STARTER_FOLDER
 from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.models import LoadedModel
@@ -31,7 +32,7 @@ from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.session import Session
 from tqchat.store.vault import Vault
-model, vault = models.load(), Vault(Path(sys.argv[1]))
+model, vault = models.load(sys.argv[3]), Vault(Path(sys.argv[1]))
 for scheme, transcript in json.loads(sys.argv[2]).items():
     messages = [ChatMessage(*turn) for turn in transcript]
     session = Session(model, scheme)
@@ -65,8 +66,9 @@ def test_another_process_continues_with_the_same_tokens(starter: LoadedModel, va
     transcripts = {
         scheme: [(message.role, message.content) for message in asked] for scheme, (_, asked) in here.items()
     }
+    arguments = [str(vault.folder), json.dumps(transcripts), str(STARTER_FOLDER)]
     other = subprocess.run(
-        [sys.executable, "-c", CONTINUE_SCRIPT, str(vault.folder), json.dumps(transcripts)],
+        [sys.executable, "-c", CONTINUE_SCRIPT, *arguments],
         capture_output=True,
         text=True,
         env=os.environ,

@@ -15,6 +15,7 @@ import pytest
 
 from tests.engine.hub.stand_in_hub import REPO, Hub, serving
 from tests.engine.talk import assistant, greedy, user
+from tests.models import STARTER_FOLDER
 from tqchat.engine.commands import (
     ChatMessage,
     ForgetConversation,
@@ -111,7 +112,7 @@ def send(
 
 
 def test_a_first_conversation(engine: Engine, heard: Listener, paths: Paths) -> None:
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(OpenConversation("first", (), "turbo0v4"))
     engine.submit(send("first", HELLO))
     assert heard.next(ModelProgress).stage == "loading"
@@ -131,7 +132,7 @@ def test_a_first_conversation(engine: Engine, heard: Listener, paths: Paths) -> 
 def test_the_next_start_prefills_only_new_tokens(heard: Listener, paths: Paths) -> None:
     first = Engine(heard, paths=paths)
     first.start()
-    first.submit(LoadModel())
+    first.submit(LoadModel(str(STARTER_FOLDER)))
     first.submit(send("talk", HELLO))
     said = (*HELLO, assistant(heard.next(Done).text))
     first.shutdown(SECONDS)
@@ -139,7 +140,7 @@ def test_the_next_start_prefills_only_new_tokens(heard: Listener, paths: Paths) 
 
     second = Engine(heard, paths=paths)
     second.start()
-    second.submit(LoadModel())
+    second.submit(LoadModel(str(STARTER_FOLDER)))
     second.submit(OpenConversation("talk", said, "turbo0v4"))
     opened = heard.next(Opened)
     assert (opened.restored, opened.reason) == (tokens, None)
@@ -152,7 +153,7 @@ def test_the_next_start_prefills_only_new_tokens(heard: Listener, paths: Paths) 
 
 
 def test_stop_ends_earlier_commands_but_no_later_ones(engine: Engine, heard: Listener) -> None:
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(send("a", DOG, 400))
     engine.submit(send("b", DOG, 400))
     heard.next(TextDelta)
@@ -205,7 +206,7 @@ def test_opening_another_conversation_saves_this_one(
 def test_a_scheme_change_converts_the_live_cache_and_saves_it(
     engine: Engine, heard: Listener, paths: Paths
 ) -> None:
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(send("a", DOG, 40))
     done = heard.next(Done)
     heard.next(Saved)
@@ -277,7 +278,7 @@ def test_a_model_that_fails_to_load_keeps_the_previous_one(
     broken = tmp_path / "broken"
     shutil.copytree(llama_folder, broken)
     (broken / "model.safetensors").write_bytes(b"")
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(send("a", HELLO, 4))
     engine.submit(LoadModel(str(broken)))
     engine.submit(send("a", HELLO, 4))
@@ -292,7 +293,7 @@ def test_a_model_that_fails_to_load_keeps_the_previous_one(
 def test_another_model_re_reads_the_open_conversation(
     engine: Engine, heard: Listener, llama_folder: Path
 ) -> None:
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(send("a", HELLO, 4))
     engine.submit(LoadModel(str(llama_folder)))
     heard.next(ModelReady)
@@ -374,7 +375,7 @@ def test_a_seed_repeats_a_reply_on_the_engines_thread(
 
 
 def test_an_unfinished_reply_is_continued(engine: Engine, heard: Listener) -> None:
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(send("a", DOG, 20))
     first = heard.next(Done)
     assert first.stop_reason == "length"
@@ -412,7 +413,7 @@ def test_a_download_reports_progress_and_waiting_commands_run_after_it(
 
 def test_the_current_model_answers_during_a_download(hub: Hub, engine: Engine, heard: Listener) -> None:
     hub.hold.clear()
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     engine.submit(LoadModel(REPO))
     engine.submit(send("a", HELLO, 4))
     assert heard.next(Done).model == "starter"
@@ -429,7 +430,7 @@ def test_a_stalled_download_can_be_cancelled(hub: Hub, engine: Engine, heard: Li
     engine.cancel_download()
     assert "cancelled" in heard.next(ModelFailed).message
     assert "No model" in heard.next(Failed).message
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     assert heard.next(ModelReady).info.name == "starter"
     hub.hold.set()
     engine.submit(LoadModel(REPO))
@@ -440,7 +441,7 @@ def test_loading_another_model_cancels_a_download(hub: Hub, engine: Engine, hear
     hub.hold.clear()
     engine.submit(LoadModel(REPO))
     engine.submit(send("a", HELLO, 4))
-    engine.submit(LoadModel())
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
     failed = heard.next(ModelFailed)
     assert (failed.ref, "another model" in failed.message) == (REPO, True)
     heard.next(ModelReady)

@@ -8,8 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.models import TOKENIZER_FILES
-from tqchat.paths import bundled
+from tests.models import STARTER_FOLDER, TOKENIZER_FILES
 
 COMMON: dict[str, Any] = {
     "hidden_size": 64,
@@ -84,5 +83,5 @@ def write(folder: Path, config: dict[str, Any], *, quantised: bool = False, seed
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     for name in TOKENIZER_FILES:
-        shutil.copy(bundled("starter") / name, folder / name)
+        shutil.copy(STARTER_FOLDER / name, folder / name)
     return folder

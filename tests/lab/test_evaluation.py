@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import pytest
 
+from tests.models import STARTER_FOLDER
 from tqchat.engine import models
 from tqchat.lab import evaluation, outliers
 from tqchat.lab.candidates import parse_candidates
@@ -118,7 +119,7 @@ def test_too_little_text_is_refused(tiny: LoadedModel, prose: str) -> None:
 
 def test_key_outliers_do_not_raise_the_divergence(prose: str) -> None:
     names = "turbo4,turbo3,turbo2"
-    starter = models.load()
+    starter = models.load(str(STARTER_FOLDER))
     plain = measure(starter, prose, names, 600)  # with fewer tokens results differ by up to a fifth
     assert outliers.add_outliers(starter, 20.0) == 8
     hard = measure(starter, prose, names, 600)

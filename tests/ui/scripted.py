@@ -11,7 +11,7 @@ from tqchat.kv.scheme import parse_scheme
 HEADS, DIM, LAYERS = 4, 64, 8
 INFO = events.ModelInfo(
     "starter 30M",
-    "starter",
+    commands.STARTER,
     "f00d",
     "llama",
     LAYERS,

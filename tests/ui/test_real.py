@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from textual.pilot import Pilot
 
+from tests.models import STARTER_FOLDER
 from tqchat.kv.scheme import parse_scheme
 from tqchat.paths import Paths
 from tqchat.settings import Settings
@@ -17,11 +18,12 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.status.bars import NoticeLine
 
 DEADLINE_S = 90.0
+SETTINGS = Settings(theme="tqchat-dark", model=str(STARTER_FOLDER), temperature=0.0, max_tokens=200)
 
 
 @asynccontextmanager
 async def running(paths: Paths) -> AsyncIterator[tuple[TqchatApp, Pilot[None]]]:
-    app = TqchatApp(paths, Settings(theme="tqchat-dark", temperature=0.0, max_tokens=200))
+    app = TqchatApp(paths, SETTINGS)
     async with app.run_test(size=(120, 45)) as pilot:
         yield app, pilot
 
@@ -112,6 +114,6 @@ async def test_a_folder_that_is_no_model_leaves_the_app_usable(paths: Paths) -> 
     app = TqchatApp(paths, Settings(theme="tqchat-dark"), model=str(nothing))
     async with app.run_test(size=(120, 45)) as pilot:
         await until(pilot, app, lambda: "✗" in text(app) and "No model." in text(app))
-        app.chat.models.load(None)
+        app.chat.models.load(str(STARTER_FOLDER))
         assert await ask(pilot, app, "Hello")
         await quit_app(pilot, app)

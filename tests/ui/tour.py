@@ -13,13 +13,14 @@ from textual.widgets import Input, TextArea
 
 from tests.ui.conftest import RunningApp
 from tqchat.engine import events
+from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import catalog
 from tqchat.engine.hub.catalog import LocalModel
 from tqchat.ui import figures
 from tqchat.ui.screens.chat import ChatScreen
 
 MODELS = [
-    LocalModel("starter", "starter", "bundled", Path("/models/starter"), 24_300_000, "llama", "6-bit", 4096),
+    LocalModel(STARTER, "starter", "bundled", Path("/models/starter"), 24_300_000, "llama", "6-bit", 4096),
     LocalModel("/models/tiny", "tiny", "folder", Path("/models/tiny"), 1_870_000, "llama", "4-bit", 512),
     LocalModel(
         "/models/half", "half", "folder", Path("/models/half"), 0, problem="The weights are cut short."

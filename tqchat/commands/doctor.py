@@ -74,11 +74,11 @@ def _kernels() -> str:
 
 
 def _model(ref: str | None) -> str:
-    from tqchat.engine.commands import STARTER
+    from tqchat.engine.commands import model_ref
     from tqchat.engine.hub import model_folder
     from tqchat.engine.hub.resolve import local_folder
 
-    name = ref or STARTER
+    name = model_ref(ref)
     folder = local_folder(ref)
     if folder is None:
         return f"{name}, will be downloaded at first use"

@@ -27,7 +27,7 @@ def locations() -> list[tuple[str, Path]]:
         ("caches", places.caches),
         ("logs", places.log_dir),
         ("models", downloads()),
-        ("starter", paths.bundled("starter")),
+        ("bundled model", paths.bundled("starter")),
     ]
 
 

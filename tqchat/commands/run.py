@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
 from tqchat.commands.interruption import Interruption
-from tqchat.engine.commands import STARTER, ChatMessage, Sampling
+from tqchat.engine.commands import ChatMessage, Sampling, model_ref
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
@@ -134,7 +134,7 @@ def _events(
 
     loaded = models.load(
         user_settings.model,
-        progress=_Download(user_settings.model or STARTER),
+        progress=_Download(model_ref(user_settings.model)),
         adapter=user_settings.adapter,
         find_profile=lambda model: quality_profile.find(paths.locate(), model),
     )

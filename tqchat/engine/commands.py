@@ -15,8 +15,16 @@ Part = Literal["reasoning", "answer"]
 """The two parts of a reply."""
 
 
-STARTER = "starter"
+STARTER = "SmolLM2-135M-Instruct"
 """The name of the bundled model."""
+
+_FORMER_NAME = "starter"
+"""What settings and conversations of earlier versions call the bundled model."""
+
+
+def model_ref(ref: str | None) -> str:
+    """The name that a model is known by: ``None`` and a former name stand for the bundled model."""
+    return STARTER if ref is None or ref == _FORMER_NAME else ref
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class LoadModel:
-    """Load a model: ``None`` for the bundled starter, a folder, or a Hugging Face repo id."""
+    """Load a model: ``None`` for the bundled model, a folder, or a Hugging Face repo id."""
 
     ref: str | None = None
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tqchat.engine.commands import (
-    STARTER,
     ChatMessage,
     Command,
     Compose,
@@ -25,6 +24,7 @@ from tqchat.engine.commands import (
     OpenConversation,
     Send,
     SetScheme,
+    model_ref,
 )
 from tqchat.engine.events import (
     Composed,
@@ -245,7 +245,7 @@ class Engine:
         message = user_message(error)
         command = item.command if isinstance(item, _Task) else LoadModel(item.ref)
         if isinstance(command, LoadModel):
-            self._emit(ModelFailed(command.ref or STARTER, message))
+            self._emit(ModelFailed(model_ref(command.ref), message))
         elif not isinstance(command, EstimateModel):
             self._emit(Failed(command.conversation_id, message))
 
@@ -255,7 +255,7 @@ class Engine:
         from tqchat.engine import backend
         from tqchat.engine.hub.resolve import local_folder
 
-        ref = command.ref or STARTER
+        ref = model_ref(command.ref)
         self._emit(ModelProgress(ref, "loading"))
         self._models.ask_for(command.ref)
         backend.prepare()

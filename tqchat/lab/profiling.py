@@ -1,7 +1,7 @@
 """Measures a model's profile for ``auto``: every listed scheme on the built-in text.
 
 ``text.txt`` is from chapter 12 of Mark Twain's "The Prince and the Pauper" (1881), which is in the public
-domain; the starter was not trained on it."""
+domain."""
 
 from __future__ import annotations
 

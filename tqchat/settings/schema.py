@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tqchat.engine.commands import THINKING_CHOICES
+from tqchat.engine.commands import STARTER, THINKING_CHOICES
 from tqchat.kv.scheme import AUTO, SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
@@ -175,10 +175,10 @@ SETTINGS: tuple[Setting, ...] = (
         "model",
         "Model",
         "model",
-        "The model to load at the start: a folder, a Hugging Face repo id, or the bundled starter.",
+        "The model to load at the start: a folder, a Hugging Face repo id, or the bundled model's name.",
         "a folder or a Hugging Face repo id",
         _text,
-        "starter",
+        STARTER,
         _START,
     ),
     Setting(

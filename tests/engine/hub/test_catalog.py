@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.models import tiny_llama
+from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import catalog, local_cache, other_apps
 from tqchat.engine.hub.catalog import LocalModel, quantisation
 
@@ -34,7 +35,7 @@ def in_hub(hub: Path, repo: str, commit: str = "c0ffee" + "0" * 34) -> Path:
 
 def test_the_bundled_model_is_always_listed() -> None:
     found = catalog.scan()
-    assert [one.ref for one in found] == ["starter"]
+    assert [one.ref for one in found] == [STARTER]
     assert found[0].context_limit and found[0].disk_bytes and found[0].quantisation
     assert found[0].problem is None
 
@@ -45,7 +46,7 @@ def test_models_are_found_below_a_folder_and_at_it(tmp_path: Path) -> None:
     (tmp_path / "models" / "notes").mkdir()
     (tmp_path / "models" / "notes" / "config.json").write_text('{"editor": 1}')
     found = by_ref(tmp_path / "models", alone, tmp_path / "not there")
-    assert set(found) == {"starter", str(deep), str(alone)}
+    assert set(found) == {STARTER, str(deep), str(alone)}
     one = found[str(deep)]
     assert (one.name, one.source, one.quantisation, one.context_limit) == ("tiny", "folder", "4-bit", 512)
     assert one.disk_bytes == (deep / "model.safetensors").stat().st_size
@@ -80,7 +81,7 @@ def test_only_complete_models_in_the_hub_cache_are_listed(tmp_path: Path) -> Non
     for stray in ("datasets--org--data", "models--org", "models--org--a--b", "models--"):
         (hub / stray).mkdir()
     found = by_ref()
-    assert set(found) == {"starter", "org/na-me"}
+    assert set(found) == {STARTER, "org/na-me"}
     assert found["org/na-me"].source == "hub"
 
 
@@ -92,7 +93,7 @@ def test_an_unfinished_download_is_listed_and_can_be_deleted(tmp_path: Path) -> 
     one = by_ref()["org/big"]
     assert (one.folder, one.disk_bytes) == (None, 42)
     local_cache.discard_partial("org/big")
-    assert set(by_ref()) == {"starter"}
+    assert set(by_ref()) == {STARTER}
     assert not blobs.parent.exists()
     local_cache.discard_partial("org/big")
 

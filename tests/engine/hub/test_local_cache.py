@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.models import tiny_llama
+from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import catalog, local_cache, other_apps
 from tqchat.engine.hub.resolve import local_folder
 
@@ -66,7 +67,7 @@ def test_a_complete_snapshot_is_found_whatever_the_ref_says(storage: Path, ref: 
         write_ref(storage, ref)
     assert local_cache.cached_folder(REPO) == folder
     assert local_folder(REPO) == folder
-    assert [one.ref for one in catalog.scan()] == ["starter", REPO]
+    assert [one.ref for one in catalog.scan()] == [STARTER, REPO]
 
 
 def test_of_two_complete_snapshots_the_ref_decides_then_the_newest(storage: Path) -> None:

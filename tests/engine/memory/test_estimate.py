@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from tests.kv import families
-from tests.models import tiny_llama
+from tests.models import STARTER_FOLDER, tiny_llama
 from tqchat import kv
 from tqchat.engine import models
 from tqchat.engine.events import ModelEstimate
@@ -21,7 +21,6 @@ from tqchat.engine.memory.estimate import estimate, float32_bytes, model_without
 from tqchat.engine.memory.shapes import cache_shapes
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import FP16, parse_scheme
-from tqchat.paths import bundled
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -59,8 +58,8 @@ def test_estimating_allocates_almost_no_memory() -> None:
 
 
 def test_the_starters_estimate_equals_its_figures_once_loaded() -> None:
-    estimated = estimate(bundled("starter"), "starter")
-    loaded = models.load()
+    estimated = estimate(STARTER_FOLDER, "starter")
+    loaded = models.load(str(STARTER_FOLDER))
     assert estimated.weight_bytes == loaded.info.weight_bytes
     assert estimated.context_limit == loaded.context_limit
     assert estimated.memory_budget == loaded.info.memory_budget

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.adapters import write_adapter
-from tests.models import tiny_llama
+from tests.models import STARTER_FOLDER, tiny_llama
 from tqchat.cli import main
 from tqchat.engine import backend, models
 from tqchat.engine.commands import LoadModel
@@ -222,8 +222,8 @@ def test_the_engine_adds_it_to_the_first_model_only(
     engine = Engine(events.put, paths=paths, adapter=str(adapter))
     engine.start()
     try:
-        for ref, name in ((str(llama_folder), "pirate"), (None, None), (str(llama_folder), "pirate")):
-            engine.submit(LoadModel(ref))
+        for folder, name in ((llama_folder, "pirate"), (STARTER_FOLDER, None), (llama_folder, "pirate")):
+            engine.submit(LoadModel(str(folder)))
             assert ready().adapter == name
     finally:
         engine.shutdown(60)
@@ -234,7 +234,7 @@ def test_an_adapter_that_does_not_fit_fails_in_the_app_as_a_sentence(adapter: Pa
     engine = Engine(events.put, paths=paths, adapter=str(adapter))
     engine.start()
     try:
-        engine.submit(LoadModel(None))
+        engine.submit(LoadModel(str(STARTER_FOLDER)))
         while not isinstance(event := events.get(timeout=60), ModelFailed):
             assert not isinstance(event, ModelReady)
         assert "The adapter pirate does not fit starter" in event.message

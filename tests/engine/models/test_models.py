@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny as tiny_models
-from tests.models import tiny_llama
+from tests.models import STARTER_FOLDER, tiny_llama
 from tqchat.engine import backend, models
-from tqchat.engine.commands import Sampling, resolve_sampling
+from tqchat.engine.commands import STARTER, Sampling, resolve_sampling
 from tqchat.engine.hub.resolve import ModelNotFound, resolve
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.fingerprint import fingerprint
@@ -38,7 +38,7 @@ def test_the_starter_computes_in_float32_and_caches_in_bfloat16(starter: LoadedM
     assert starter.info.weight_bytes == sum(a.nbytes for _, a in tree_flatten(starter.model.parameters()))
     assert starter.info.layers == 8
     assert starter.info.architecture == "llama"
-    assert starter.info.name == starter.info.ref == "starter"
+    assert (starter.info.name, starter.info.ref) == ("starter", str(STARTER_FOLDER))
     assert starter.info.device.startswith("cpu")
 
 
@@ -48,7 +48,7 @@ def test_dequantised_weights_predict_what_the_quantised_ones_do(starter: LoadedM
     from mlx_lm.utils import load_model
 
     tokens = starter.tokenizer.encode("Once upon a time there was a dog.")
-    quantised, _ = load_model(bundled("starter"))
+    quantised, _ = load_model(STARTER_FOLDER)
     quantised.set_dtype(mx.float32)  # the scales, and so what is computed with
     a, b = logits(starter.model, tokens), logits(quantised, tokens)
     assert float(mx.abs(a - b).max()) < 1e-3
@@ -190,8 +190,9 @@ def test_a_file_is_refused_as_a_model(llama_folder: Path) -> None:
         resolve(str(llama_folder / "config.json"))
 
 
-def test_the_starter_needs_no_name() -> None:
-    assert resolve(None) == resolve("starter") == bundled("starter")
+def test_the_bundled_model_needs_no_name() -> None:
+    assert resolve(None) == resolve(STARTER) == bundled("starter")
+    assert resolve("starter") == bundled("starter")  # its name in earlier versions
 
 
 def test_the_starters_own_sampling_is_the_default(starter: LoadedModel) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from tests.engine.talk import user
-from tests.models import TOKENIZER_FILES
+from tests.models import STARTER_FOLDER, TOKENIZER_FILES
 from tqchat.engine.templates import chat_template, render
 from tqchat.engine.templates.sandbox import MAX_TEMPLATE_LENGTH
-from tqchat.paths import bundled
 
 CHAT = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
 REFUSING = "{{ raise_exception('not for chats') }}"
@@ -25,7 +24,7 @@ def loaded(folder: Path, configured: Any = None, **files: str) -> Any:
 
     folder.mkdir()
     for name in TOKENIZER_FILES:
-        shutil.copy(bundled("starter") / name, folder / name)
+        shutil.copy(STARTER_FOLDER / name, folder / name)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config.pop("chat_template")
     if configured is not None:

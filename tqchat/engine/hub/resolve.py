@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from tqchat.engine.commands import STARTER
+from tqchat.engine.commands import STARTER, model_ref
 from tqchat.engine.hub import download, local_cache, other_apps
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled, expand_user
@@ -24,12 +24,13 @@ def local_folder(ref: str | None) -> Path | None:
     """Folder of a model on this machine, ``None`` if it must be downloaded first.
 
     Args:
-        ref: ``None`` or ``"starter"`` for the bundled model, a folder, or a Hugging Face repo id.
+        ref: ``None`` or its name for the bundled model, a folder, or a Hugging Face repo id.
 
     Raises:
         ModelNotFound: if there is no such folder and the name is no repo id either.
     """
-    if ref is None or ref == STARTER:
+    ref = model_ref(ref)
+    if ref == STARTER:
         return bundled("starter")
     try:
         folder = expand_user(ref)

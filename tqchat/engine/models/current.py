@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tqchat.engine import backend
-from tqchat.engine.commands import STARTER
+from tqchat.engine.commands import model_ref
 from tqchat.engine.models import adapters
 from tqchat.engine.models.loading import FindProfile, LoadedModel, load_folder, with_adapter, without_adapter
 
@@ -31,7 +31,7 @@ class CurrentModel:
 
     def ask_for(self, ref: str | None) -> None:
         """A model will be loaded, perhaps after a download."""
-        self._default_ref = self._default_ref or ref or STARTER
+        self._default_ref = self._default_ref or model_ref(ref)
 
     def load(self, ref: str | None, folder: Path) -> LoadedModel:
         """Load a model with its default adapter; the previous one stays if that fails.
@@ -39,7 +39,7 @@ class CurrentModel:
         Raises:
             TqchatError: if it cannot be loaded.
         """
-        wanted = self._wanted(None, ref or STARTER)
+        wanted = self._wanted(None, model_ref(ref))
         self.loaded = load_folder(folder, ref, backend.prepare(), wanted, self._find_profile)
         self._in_use = wanted
         return self.loaded

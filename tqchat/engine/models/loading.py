@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.engine import backend
-from tqchat.engine.commands import STARTER
+from tqchat.engine.commands import model_ref
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
 from tqchat.engine.hub import download, model_folder
@@ -180,13 +180,14 @@ def _described(
         in_half = False
     if not in_half:
         cache_dtype = half
-    name = STARTER if ref is None or ref == STARTER else ref.rstrip("/").rpartition("/")[2] or folder.name
+    ref = model_ref(ref)
+    name = ref.rstrip("/").rpartition("/")[2] or folder.name
     compute = "float32" if not in_half else str(half)
     switch = thinking_switch(chat_template(tokenizer))
     sampling, warning = sampling_defaults(folder)
     info = ModelInfo(
         name=name,
-        ref=STARTER if ref is None else ref,
+        ref=ref,
         fingerprint=_fingerprint(folder, compute, cache_dtype),
         architecture=str(config["model_type"]),
         layers=len(model.layers),
@@ -240,8 +241,8 @@ def without_adapter(loaded: LoadedModel) -> LoadedModel:
     if loaded.adapter is None:
         return loaded
     if not loaded.adapter.adds_layers:
-        ref = None if loaded.info.ref == STARTER else loaded.info.ref
-        return load_folder(loaded.folder, ref, backend.prepare(), find_profile=loaded.find_profile)
+        machine = backend.prepare()
+        return load_folder(loaded.folder, loaded.info.ref, machine, find_profile=loaded.find_profile)
     loaded.model.update_modules(loaded.replaced)
     size = weights.weight_bytes(loaded.model)
     info = replace(

@@ -51,8 +51,8 @@ def float32_bytes(model: Any) -> int:
 def to_float32(model: Any) -> None:
     """Dequantise every quantised layer and widen 16-bit weights, in place and one layer at a time.
 
-    On a CPU, MLX uses BLAS for float32 matrices only: the starter decodes ten times faster this way. Scales
-    are widened before dequantising, so nothing is rounded to 16 bits in between.
+    On a CPU, MLX uses BLAS for float32 matrices only: models decode several times faster this way. Scales are
+    widened before dequantising, so nothing is rounded to 16 bits in between.
     """
     for name, module in list(model.named_modules()):
         if not _is_quantised(module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 
 from tqchat.engine import commands, events
-from tqchat.engine.commands import NO_ADAPTER, STARTER
+from tqchat.engine.commands import NO_ADAPTER, STARTER, model_ref
 from tqchat.engine.hub import catalog, disk_use, local_cache, resolve
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
@@ -69,7 +69,7 @@ def _delete(parts: Parts, ref: str) -> None:
 
 
 def _load(parts: Parts, ref: str) -> None:
-    parts.chat.models.load(None if ref == STARTER else ref)
+    parts.chat.models.load(None if model_ref(ref) == STARTER else ref)
 
 
 def _discard(parts: Parts, ref: str) -> None:

@@ -69,7 +69,7 @@ class ModelState:
     def load(self, ref: str | None) -> None:
         """Load another model; the current one stays until the new one is ready."""
         if self._engine.connected:
-            self.loading = events.ModelProgress(ref or "starter", "loading")
+            self.loading = events.ModelProgress(commands.model_ref(ref), "loading")
             self._engine.submit(commands.LoadModel(ref))
             self._view.figures_changed()
 
