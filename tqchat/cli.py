@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tqchat import __version__, terminal
 from tqchat.commands import lab
@@ -104,7 +105,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--version", action="version", version=f"tqchat {__version__}", help="print the version and exit"
+        "--version",
+        action="version",
+        version=f"tqchat {__version__} from {Path(__file__).parent}",
+        help="print the version and where it is installed, and exit",
     )
     _add_model_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
@@ -169,10 +173,15 @@ def _parser() -> argparse.ArgumentParser:
     imports.add_argument("file", metavar="FILE", help="the file; - reads standard input")
 
     _add_command(commands, "locate", "print where settings, conversations, caches and models are stored")
-    _add_command(
+    doctor = _add_command(
         commands,
         "doctor",
         "check the installation and suggest what would make it faster; exits 1 on problems",
+    )
+    doctor.add_argument(
+        "--report",
+        action="store_true",
+        help="print versions, device and a short benchmark to paste into an issue, without names or paths",
     )
 
     serve = _add_command(commands, "serve", "serve the app to a browser on this machine until Ctrl+C")
@@ -287,7 +296,7 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "doctor":
             from tqchat.commands import doctor
 
-            return doctor.main()
+            return doctor.main(options.report)
         case "serve":
             from tqchat.commands import serve
 

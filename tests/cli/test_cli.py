@@ -30,7 +30,8 @@ def test_version(capsys: Captured) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--version"])
     assert left.value.code == 0
-    assert capsys.readouterr().out == f"tqchat {tqchat.__version__}\n"
+    folder = Path(tqchat.__file__).parent
+    assert capsys.readouterr().out == f"tqchat {tqchat.__version__} from {folder}\n"
 
 
 def test_an_unknown_option_prints_usage(capsys: Captured) -> None:

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import re
+from importlib import metadata
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
 import tqchat
+from tests.models import STARTER_FOLDER
+from tqchat import paths as locations
 from tqchat.cli import main
+from tqchat.commands import doctor
 from tqchat.paths import Paths
 
+ROOT = Path(__file__).parents[2]
 Captured = pytest.CaptureFixture[str]
 
 
@@ -35,3 +43,27 @@ def test_problems_are_listed_after_the_other_rows(capsys: Captured, paths: Paths
     problems = shown[shown.index("Problems to fix:") :]
     assert str(paths.config_file) in problems
     assert str(paths.database) in problems
+
+
+def test_the_report_names_versions_and_speeds_but_no_path(
+    capsys: Captured, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A smaller model in the bundled one's place.
+    monkeypatch.setitem(locations._RESOURCES, "starter", STARTER_FOLDER.relative_to(ROOT))
+    assert main(["doctor", "--report"]) == 0
+    shown = capsys.readouterr().out
+    rows = dict(line.split(maxsplit=1) for line in shown.split("```")[1].splitlines() if line)
+    assert rows["tqchat"] == tqchat.__version__
+    assert rows["mlx"] == metadata.version("mlx") and rows["mlx-lm"] == metadata.version("mlx-lm")
+    assert {"python", "system", "backend", "device", "memory", "blas", "kernels"} <= rows.keys()
+    for scheme in ("mlx16", "turbo4"):
+        assert re.search(rf"`{scheme}` +\| .*\d tok|`{scheme}` .*\d", shown)
+    for own in (ROOT, Path.home(), paths.data_dir):
+        assert str(own) not in shown or str(own) == "/"
+
+
+@pytest.mark.parametrize("path", ["/home/ada/x.so", "~/models/secret", "C:\\Users\\Ada\\x"])
+def test_a_report_hides_paths(path: str) -> None:
+    assert doctor._without_paths(f"cannot open '{path}': 12.5 GB/s, x/s") == (
+        "cannot open '(path)': 12.5 GB/s, x/s"
+    )

@@ -1,10 +1,12 @@
-"""``tqchat doctor``: checks the installation and suggests what would make it faster."""
+"""``tqchat doctor``: checks the installation, suggests what would make it faster, or prints a report."""
 
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,12 +20,24 @@ from tqchat.text import single_line
 GIB = 1 << 30
 UNUSABLE = "problem, see below"
 """Shown in a row whose value could not be determined."""
+LIBRARIES = ("mlx", "mlx-lm", "textual", "transformers", "huggingface_hub")
+REPORT_TOKENS = 512
+"""Tokens in the caches of the report's benchmark: read in seconds on a slow CPU."""
+
+_PATH = re.compile(r"(?:~|[A-Za-z]:)?(?:[/\\\\][^\s/\\\\:;,'\"()]+){2,}")
 T = TypeVar("T")
 
 
-def main() -> int:
-    """Print the findings; returns 1 if there are problems that must be fixed."""
+def main(report: bool = False) -> int:
+    """Print the findings; returns 1 if there are problems that must be fixed.
+
+    Args:
+        report: Print a block for a bug report instead: no names or paths of the user.
+    """
     from tqchat.engine import backend
+
+    if report:
+        return _report()
 
     places = paths.locate()
     problems: list[str] = []
@@ -64,6 +78,62 @@ def main() -> int:
         if lines:
             _print_section("\n".join([title, *(f"  - {single_line(line)}" for line in lines)]))
     return 1 if problems else 0
+
+
+def _report() -> int:
+    """Print versions, device and a short benchmark as one block of Markdown."""
+    from tqchat.engine import backend
+
+    found = backend.prepare()
+    rows = [
+        ("tqchat", __version__),
+        ("python", f"{platform.python_version()}, {platform.python_implementation()}"),
+        ("system", _system()),
+        *((name, metadata.version(name)) for name in LIBRARIES),
+        ("backend", found.name),
+        ("device", found.device),
+        ("memory", f"{found.memory_bytes / GIB:.1f} GiB, {backend.available_memory() / GIB:.1f} GiB free"),
+        ("blas", Path(found.blas).name if found.blas else "none"),
+        ("kernels", _kernels()),
+    ]
+    measured = _without_paths(_benchmark())
+    _print_section(f"```\n{_without_paths(table(rows))}\n```\n\n{measured}")
+    return 0
+
+
+def _system() -> str:
+    try:
+        release = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        release = f"{platform.system()} {platform.mac_ver()[0]}".rstrip()
+    return f"{release}, {platform.machine()}"
+
+
+def _benchmark() -> str:
+    """Decoding with the bundled model under FP16 and under ``turbo4``, as a Markdown table."""
+    from tqchat.commands.measuring import Progress
+    from tqchat.engine import models
+    from tqchat.lab.bench import kv_caches, machine, run
+    from tqchat.lab.bench.results import BenchResults, tables
+
+    progress = Progress()
+    try:
+        model = models.load()
+        wanted = [
+            one for one in kv_caches.candidates("turbo4") if one.name in (kv_caches.REFERENCE, "turbo4")
+        ]
+        plan = run.Plan(["decode"], wanted, [REPORT_TOKENS], 3, run.layer_of(model))
+        rows = tuple(run.rows(model, plan, progress.note))
+        copied = machine.copy_bandwidth()
+    except (TqchatError, RuntimeError) as error:  # MLX raises the latter
+        return f"The benchmark failed: {single_line(str(error))}"
+    finally:
+        progress.end()
+    return tables(BenchResults(machine.device(), model.info.name, copied, rows))
+
+
+def _without_paths(text: str) -> str:
+    return _PATH.sub("(path)", text)
 
 
 def _kernels() -> str:
