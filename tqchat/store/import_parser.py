@@ -17,7 +17,7 @@ from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
 from tqchat.store.errors import StoreError
 from tqchat.store.reasoning_tags import split_reasoning
-from tqchat.store.records import MAX_TIMESTAMP, THINKING_CHOICES, Conversation, Message
+from tqchat.store.records import MAX_TIMESTAMP, MAX_UTC_OFFSET_S, THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
 
 FORMAT = "tqchat-conversations"
@@ -39,8 +39,6 @@ _MAX_EXPONENT_CHARS = 8
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NO_EXPORT = "it is not a tqchat export; create one with `tqchat export --format json`"
 _MAX_NAME_CHARS = 4096
-
-_MAX_UTC_OFFSET_S = 24 * 3600
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
 
@@ -111,8 +109,8 @@ def _count(value: Any) -> int:
 
 
 def _utc_offset(value: Any) -> int:
-    if type(value) is not int or abs(value) > _MAX_UTC_OFFSET_S:
-        raise _InvalidValue(f"a whole number of at most {_MAX_UTC_OFFSET_S} seconds")
+    if type(value) is not int or abs(value) > MAX_UTC_OFFSET_S:
+        raise _InvalidValue(f"a whole number of at most {MAX_UTC_OFFSET_S} seconds")
     return value
 
 

@@ -14,6 +14,7 @@ NO_ADAPTER = "off"
 Role = Literal["system", "user", "assistant"]
 MAX_TIMESTAMP = 253_370_764_800.0
 """Unix time of the year 9999, the last that ``datetime`` supports."""
+MAX_UTC_OFFSET_S = 24 * 3600
 Status = Literal["complete", "unfinished", "stopped"]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqchat.kv.scheme import AUTO, UnknownScheme, scheme_setting
 from tqchat.store import sampling
-from tqchat.store.records import MAX_TIMESTAMP, THINKING_CHOICES, Conversation, Message
+from tqchat.store.records import MAX_TIMESTAMP, MAX_UTC_OFFSET_S, THINKING_CHOICES, Conversation, Message
 
 CONVERSATION_COLUMNS = ", ".join(field.name for field in fields(Conversation))
 MESSAGE_COLUMNS = ", ".join(field.name for field in fields(Message))
@@ -93,6 +93,9 @@ def _column(name: str, declared: str) -> _Column:
             most = MAX_TIMESTAMP if name.endswith("_at") else sys.float_info.max
             zero = None if optional else 0.0
             return _Column(none | {float, int}, zero, fits=lambda value: value is None or 0 <= value <= most)
+        case "int" if name == "utc_offset":
+            bound = MAX_UTC_OFFSET_S
+            return _Column(none | {int}, None, fits=lambda value: value is None or abs(value) <= bound)
         case "int":
             least = None if optional else 0
             return _Column(none | {int}, least, fits=lambda value: value is None or value >= 0)
