@@ -152,7 +152,7 @@ def doing(chat: Controller, key: Callable[[str], str]) -> Content:
             ("Not answered.", "$warning"), (f" {key('regenerate')} answers it.", "$quiet")
         )
     if chat.schemes.chosen == AUTO:
-        return Content.styled(f"auto: {chat.schemes.auto_choice.reason}", "$quiet")
+        return Content.styled(f"Ready. auto: {chat.schemes.auto_choice.reason}", "$quiet")
     return Content.styled("Ready.", "$quiet")
 
 
