@@ -27,6 +27,7 @@ from tqchat.text import one_line
 
 MAX_TOML_BYTES = 1 << 20
 MAX_JSON_BYTES = 16 << 20
+_READ_BYTES = 1 << 16
 _MAX_NESTING = 64
 _MAX_KEY_PARTS = 64
 # tomllib takes quadratic time for one key of very many parts.
@@ -85,14 +86,17 @@ def read_bytes(path: Path, most: int) -> bytes:
     Raises:
         FileNotFoundError, Unreadable: as ``open_regular``, and if it is larger.
     """
+    content = bytearray()
     with open_regular(path) as file:
         try:
-            content = file.read(most + 1)
+            # In pieces: a single read of many bytes allocates all of them first.
+            while len(content) <= most and (piece := file.read(_READ_BYTES)):
+                content += piece
         except OSError as error:
             raise Unreadable(path, f"cannot be read ({reason_of(error)})") from error
     if len(content) > most:
         raise Unreadable(path, f"is too large (at most {most:,} bytes)")
-    return content
+    return bytes(content)
 
 
 def read_toml(path: Path, most: int = MAX_TOML_BYTES) -> dict[str, Any]:
