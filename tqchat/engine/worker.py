@@ -44,7 +44,7 @@ from tqchat.engine.events import (
     SaveFailed,
 )
 from tqchat.engine.failures import DraftMismatch, NoModel, user_message
-from tqchat.engine.hub.download_thread import DownloadThread, DownloadUpdate
+from tqchat.engine.hub.remote.download_thread import DownloadThread, DownloadUpdate
 from tqchat.engine.logs import log_to
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme

@@ -12,8 +12,8 @@ import pytest
 
 from tests.engine.hub.stand_in_hub import COMMIT, REPO, Hub, serving
 from tqchat.engine import models
-from tqchat.engine.hub import transport
-from tqchat.engine.hub.download_errors import DownloadCancelled, DownloadFailed
+from tqchat.engine.hub.remote import transport
+from tqchat.engine.hub.remote.download_errors import DownloadCancelled, DownloadFailed
 from tqchat.engine.hub.resolve import local_folder, resolve
 from tqchat.errors import TqchatError
 

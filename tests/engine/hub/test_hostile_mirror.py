@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engine.hub.stand_in_hub import COMMIT, REPO, Hub, serving
-from tqchat.engine.hub import download, transport
+from tqchat.engine.hub.remote import download, transport
 from tqchat.engine.hub.resolve import resolve
 from tqchat.errors import TqchatError
 
@@ -93,7 +93,7 @@ def test_a_file_longer_than_listed_is_refused_and_not_kept(hub: Hub, cache: Path
 
 
 def test_an_endless_configuration_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tqchat.engine.hub.listing.MAX_CONFIG_BYTES", 1 << 20)
+    monkeypatch.setattr("tqchat.engine.hub.remote.listing.MAX_CONFIG_BYTES", 1 << 20)
     hub.padding["config.json"] = b" " * (2 << 20)
     assert "sends more than 1 MB for config.json" in sentence()
 

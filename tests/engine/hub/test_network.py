@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from tests.engine.hub.stand_in_hub import REPO, Hub, serving
-from tqchat.engine.hub import network, transport
-from tqchat.engine.hub.download_errors import DownloadFailed
+from tqchat.engine.hub.remote import network, transport
+from tqchat.engine.hub.remote.download_errors import DownloadFailed
 from tqchat.engine.hub.resolve import resolve
 from tqchat.errors import TqchatError
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tqchat.engine.hub import model_folder
-from tqchat.engine.hub.download_errors import DownloadFailed
+from tqchat.engine.hub.remote.download_errors import DownloadFailed
 
 PARTIAL_SUFFIX = ".tqchat.incomplete"
 """Suffix of a blob that is still being downloaded."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tqchat.engine.commands import STARTER, model_ref
-from tqchat.engine.hub import download, local_cache, other_apps
+from tqchat.engine.hub import local_cache, other_apps
+from tqchat.engine.hub.remote import download
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled, expand_user
 

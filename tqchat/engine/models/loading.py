@@ -13,7 +13,8 @@ from tqchat.engine import backend
 from tqchat.engine.commands import model_ref
 from tqchat.engine.events import ModelInfo
 from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
-from tqchat.engine.hub import download, model_folder
+from tqchat.engine.hub import model_folder
+from tqchat.engine.hub.remote import download
 from tqchat.engine.hub.resolve import resolve
 from tqchat.engine.memory.allocation import allocate
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget

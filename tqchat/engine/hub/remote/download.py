@@ -13,17 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from tqchat.engine.hub import local_cache, network
-from tqchat.engine.hub.download_errors import (
+from tqchat.engine.hub import local_cache
+from tqchat.engine.hub.local_cache import PARTIAL_SUFFIX
+from tqchat.engine.hub.remote import network
+from tqchat.engine.hub.remote.download_errors import (
     DownloadCancelled,
     DownloadFailed,
     HubAnswer,
     describe,
     http_error,
 )
-from tqchat.engine.hub.listing import RemoteFile, list_files
-from tqchat.engine.hub.local_cache import PARTIAL_SUFFIX
-from tqchat.engine.hub.transport import Hub
+from tqchat.engine.hub.remote.listing import RemoteFile, list_files
+from tqchat.engine.hub.remote.transport import Hub
 from tqchat.files import write_atomically
 
 Progress = Callable[[int, int], None]

@@ -54,14 +54,14 @@ class DownloadThread:
 
     def cancel(self) -> None:
         """Stop the download. The received part stays on disk and the next download resumes it."""
-        from tqchat.engine.hub.download_errors import DownloadCancelled
+        from tqchat.engine.hub.remote.download_errors import DownloadCancelled
 
         self._cancelled.set()
         self._end(error=DownloadCancelled(self.ref))
 
     def _run(self) -> None:
-        from tqchat.engine.hub.download import download
-        from tqchat.engine.hub.download_errors import DownloadFailed
+        from tqchat.engine.hub.remote.download import download
+        from tqchat.engine.hub.remote.download_errors import DownloadFailed
 
         try:
             folder = download(self.ref, self._on_progress, self._cancelled.is_set)

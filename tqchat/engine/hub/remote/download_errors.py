@@ -62,7 +62,7 @@ def describe(repo: str, error: BaseException) -> TqchatError:
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-    from tqchat.engine.hub import network
+    from tqchat.engine.hub.remote import network
 
     if isinstance(error, TqchatError):
         return error
@@ -91,8 +91,8 @@ def describe(repo: str, error: BaseException) -> TqchatError:
 def _describe_answer(repo: str, answer: HubAnswer) -> DownloadFailed:
     from huggingface_hub import constants
 
-    from tqchat.engine.hub import network
-    from tqchat.engine.hub.network import TOKENS_PAGE
+    from tqchat.engine.hub.remote import network
+    from tqchat.engine.hub.remote.network import TOKENS_PAGE
 
     page = f"{constants.ENDPOINT}/{repo}"
     source = answer.token_source

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tqchat.engine.hub.download_errors import DownloadFailed
+from tqchat.engine.hub.remote.download_errors import DownloadFailed
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeVar
 
-from tqchat.engine.hub import network
-from tqchat.engine.hub.download_errors import DownloadCancelled, DownloadFailed, HubAnswer, http_error
+from tqchat.engine.hub.remote import network
+from tqchat.engine.hub.remote.download_errors import DownloadCancelled, DownloadFailed, HubAnswer, http_error
 
 TIMEOUT_S = 15.0
 MAX_LISTING_BYTES = 64 << 20

@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from tqchat.engine.hub import loadable, model_folder, network
-from tqchat.engine.hub.download_errors import DownloadFailed
+from tqchat.engine.hub import loadable, model_folder
 from tqchat.engine.hub.model_errors import UnsupportedModel
-from tqchat.engine.hub.transport import Hub
+from tqchat.engine.hub.remote import network
+from tqchat.engine.hub.remote.download_errors import DownloadFailed
+from tqchat.engine.hub.remote.transport import Hub
 
 DOWNLOAD_PATTERNS = (
     "*.json",

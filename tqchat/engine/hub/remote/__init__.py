@@ -1,0 +1,1 @@
+"""The Hugging Face hub over the network: search, listings, downloads."""
