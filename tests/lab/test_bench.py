@@ -9,7 +9,8 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from tqchat.cli import main
-from tqchat.lab.bench import attention, kv_caches, shapes, timing
+from tqchat.engine import backend
+from tqchat.lab.bench import attention, decode, kv_caches, machine, shapes, timing
 from tqchat.lab.bench.results import BenchResults, BenchRow, tables
 from tqchat.lab.candidates import Candidate
 from tqchat.lab.results import BadResults
@@ -17,6 +18,12 @@ from tqchat.lab.results import BadResults
 KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
 KEYS += ["peak_bytes", "read_bytes", "read_bytes_s"]
 QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
+
+
+@pytest.fixture(autouse=True)
+def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bandwidth of the test's machine is of no interest."""
+    monkeypatch.setitem(machine.COPY_BYTES, backend.prepare().name, 1 << 20)
 
 
 def test_bench_writes_json_svg_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,3 +176,33 @@ def test_events_and_restore_print_their_rows(llama_folder: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("piece of text", "memory report", "look at the budget"))
     assert "**restore**" in printed
+
+
+def test_a_cache_that_does_not_run_here_is_left_out_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("QuantizedMatmul has no CUDA implementation.\nmore")
+
+    monkeypatch.setattr(mx, "quantized_matmul", refuse)
+    monkeypatch.setattr(decode, "DECODED_TOKENS", 2)
+    out = tmp_path / "out.json"
+    asked = ["--what", "decode,prefill,attention", "--context", "64", "--rounds", "1", "--json", str(out)]
+    assert main([*QUICK, *asked]) == 0
+    told = capsys.readouterr()
+    for name in ("mlx8", "mlx4"):
+        sentence = f"tqchat: {name} was left out: it does not run here (QuantizedMatmul has no CUDA"
+        assert told.err.count(sentence) == 1
+    assert "Traceback" not in told.err
+    rows = json.loads(out.read_text("utf-8"))["rows"]
+    assert {row["what"] for row in rows} == {"decode", "prefill", "attention"}
+    assert {row["scheme"] for row in rows} == {"mlx16", "fp16", "turbo4", "turbo4 packed as read"}
+
+
+def test_an_error_of_our_own_caches_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(kv_caches, "make_cache", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main([*QUICK, "--what", "decode", "--rounds", "1"])

@@ -126,3 +126,16 @@ def test_key_outliers_do_not_raise_the_divergence(prose: str) -> None:
     for name, row in hard.items():
         assert row.kld_mean < 1.1 * plain[name].kld_mean
     assert hard["turbo4"].ppl == pytest.approx(plain["turbo4"].ppl, rel=0.01)
+
+
+def test_a_cache_that_does_not_run_here_is_dropped_with_the_reason(
+    tiny: LoadedModel, prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("QuantizedMatmul has no CUDA implementation.")
+
+    monkeypatch.setattr(mx, "quantized_matmul", refuse)
+    ids = encode(tiny, prose)[:161]
+    rows, dropped = evaluate(tiny, parse_candidates("mlx4,turbo4"), ids, 80)
+    assert [row.scheme for row in rows] == ["turbo4"]
+    assert [(one.name, "no CUDA implementation" in one.reason) for one in dropped] == [("mlx4", True)]

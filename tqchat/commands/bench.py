@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqchat.commands.measuring import Progress, add_command, add_model_option, check_folder, load, write
 from tqchat.errors import TqchatError
+from tqchat.text import one_line
 
 if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
@@ -84,8 +86,13 @@ def main(options: argparse.Namespace) -> int:
     progress = Progress()
     copied = machine.copy_bandwidth()
     plan = run.Plan(kinds, candidates, contexts, rounds, layer)
-    rows = tuple(run.rows(model, plan, progress.note))
+    left_out: dict[str, str] = {}
+    rows = tuple(
+        run.rows(model, plan, progress.note, lambda name, error: left_out.setdefault(name, str(error)))
+    )
     progress.end()
+    for cache, reason in left_out.items():
+        print(f"tqchat: {cache} was left out: {one_line(reason)}.", file=sys.stderr)
     name = None if model is None else model.info.name
     results = BenchResults(machine.device(), name, copied, rows)
     if options.json is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tqchat.errors import TqchatError
@@ -31,6 +32,28 @@ class Candidate:
     def is_ours(self) -> bool:
         """Whether it is one of our schemes."""
         return self.mlx_bits is None and self.contestant is None
+
+
+class CannotTakePart(Exception):
+    """A cache that is not ours cannot hold this model's vectors, or does not run on this machine."""
+
+
+@contextmanager
+def may_drop_out(candidate: Candidate) -> Iterator[None]:
+    """Raise errors of a cache that is not ours as ``CannotTakePart``; those of ours are bugs and stay.
+
+    MLX lacks some operations on some devices: quantised attention on CUDA is one.
+
+    Raises:
+        CannotTakePart: with the reason, as the end of a sentence.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        if candidate.is_ours:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CannotTakePart(f"it does not run here ({reason})") from error
 
 
 MLX_QUANTIZED = (Candidate("mlx8", FP16, 8), Candidate("mlx4", FP16, 4))

@@ -21,7 +21,7 @@ from tqchat.errors import TqchatError
 from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import FP16
-from tqchat.lab.candidates import Candidate, decode_runs
+from tqchat.lab.candidates import Candidate, CannotTakePart, decode_runs, may_drop_out
 from tqchat.lab.contestants import ContestantCache, to_contestant
 from tqchat.lab.results import Row, Tally
 
@@ -177,8 +177,9 @@ def evaluate(
             runner = Runner(model, candidate, one_by_one, pack_prompts)
             tell(f"{candidate.name} reads the prompt", done, total)
             try:
-                runner.read(tokens[:prefill])
-            except Unsupported as error:
+                with may_drop_out(candidate):
+                    runner.read(tokens[:prefill])
+            except CannotTakePart as error:
                 dropped.append(Dropped(candidate.name, str(error)))
                 done += len(tokens) - 1
                 continue
@@ -206,12 +207,11 @@ def _compare(
 ) -> str | None:
     """Feed a block and add its divergences to the tally; the reason if the candidate cannot continue."""
     try:
-        logprobs = runner.decode(block)
-        mx.eval(logprobs)
-    except (ValueError, RuntimeError) as error:
-        if runner.candidate.is_ours:
-            raise
-        return f"mlx-lm cannot: {str(error).rstrip('.')}"
+        with may_drop_out(runner.candidate):
+            logprobs = runner.decode(block)
+            mx.eval(logprobs)
+    except CannotTakePart as error:
+        return str(error)
     # Tokens of probability 0 under the reference add nothing (some models mask part of the vocabulary).
     share = mx.exp(reference_logprobs)
     klds = mx.where(share > 0, share * (reference_logprobs - logprobs), 0).sum(axis=-1)
@@ -234,10 +234,6 @@ def _caches_per_pass(reference: Runner, held: int, tokens: int) -> int:
     return max(1, int(budget * held / (max(fp16_size, 1) * tokens)))
 
 
-class Unsupported(Exception):
-    """mlx-lm's quantised cache cannot hold this model's vectors."""
-
-
 class MlxQuantizedCache(QuantizedKVCache):  # type: ignore[misc, unused-ignore]
     """mlx-lm's ``QuantizedKVCache`` that casts to ``dtype`` first: on a CPU models compute in float32."""
 
@@ -256,7 +252,7 @@ def to_mlx_quantized(layer: Any, bits: int, model: LoadedModel) -> Any:
     """Convert a layer's cache as mlx-lm does after the prompt (``KVCache.to_quantized``).
 
     Raises:
-        Unsupported: if no group size divides the head dimension.
+        CannotTakePart: if no group size divides the head dimension.
     """
     if not isinstance(layer, SchemeCache) or layer.empty():
         return layer
@@ -268,7 +264,7 @@ def to_mlx_quantized(layer: Any, bits: int, model: LoadedModel) -> Any:
         if keys.shape[-1] % group == 0 and values.shape[-1] % group == 0:
             break
     else:
-        raise Unsupported(f"mlx-lm cannot quantise heads of {keys.shape[-1]}")
+        raise CannotTakePart(f"mlx-lm cannot quantise heads of {keys.shape[-1]}")
     converted: Any = MlxQuantizedCache(group, bits, keys.dtype)
     converted.offset = layer.offset
     converted.keys, converted.values = mx.quantize(keys, group, bits), mx.quantize(values, group, bits)

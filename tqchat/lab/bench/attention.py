@@ -20,9 +20,9 @@ from tqchat.engine import backend
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.lab.bench import kv_caches, timing
-from tqchat.lab.bench.decode import bench_rows
+from tqchat.lab.bench.decode import LeaveOut, bench_rows
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.candidates import Candidate
+from tqchat.lab.candidates import Candidate, CannotTakePart, may_drop_out
 
 ROUND_TARGET_S = 0.02
 """A round repeats attention until it takes about this long."""
@@ -65,6 +65,7 @@ def attention(
     contexts: Sequence[int],
     rounds: int,
     tell: Callable[[str], None],
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
     """Time attention of one decode step over ``contexts`` random tokens of a layer, host time included.
 
@@ -73,15 +74,22 @@ def attention(
     during decoding. If the device is faster than the host submits, the host's time is measured.
     """
     for context in contexts:
-        yield from _attention_at(layer, candidates, context, rounds, tell)
+        yield from _attention_at(layer, candidates, context, rounds, tell, leave_out)
 
 
 def _attention_at(
-    layer: Layer, candidates: Sequence[Candidate], context: int, rounds: int, tell: Callable[[str], None]
+    layer: Layer,
+    candidates: Sequence[Candidate],
+    context: int,
+    rounds: int,
+    tell: Callable[[str], None],
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
-    caches, queries = _caches_and_queries(candidates, layer, context)
+    queries = _queries(layer)
+    caches, calls = _caches_and_calls(
+        candidates, layer, context, queries, MAX_CALLS, ROUND_TARGET_S, leave_out
+    )
     peaks = dict.fromkeys(caches, 0)
-    calls = {name: _calls_for(cache, queries, MAX_CALLS, ROUND_TARGET_S) for name, cache in caches.items()}
 
     def run(name: str) -> float:
         before = mx.get_active_memory()
@@ -102,6 +110,7 @@ def kernels(
     contexts: Sequence[int],
     rounds: int,
     tell: Callable[[str], None],
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
     """Time the same calls on the device alone: they are queued while it is busy with other work, and timed
     from the end of that work. No rows on a CPU.
@@ -111,19 +120,24 @@ def kernels(
         return
     try:
         for context in contexts:
-            yield from _kernels_at(layer, candidates, context, rounds, tell)
+            yield from _kernels_at(layer, candidates, context, rounds, tell, leave_out)
     except _CannotQueue:
         tell("kernels: this device does not queue calls, so its own time cannot be measured")
 
 
 def _kernels_at(
-    layer: Layer, candidates: Sequence[Candidate], context: int, rounds: int, tell: Callable[[str], None]
+    layer: Layer,
+    candidates: Sequence[Candidate],
+    context: int,
+    rounds: int,
+    tell: Callable[[str], None],
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
-    caches, queries = _caches_and_queries(candidates, layer, context)
+    queries = _queries(layer)
+    caches, calls = _caches_and_calls(
+        candidates, layer, context, queries, MAX_QUEUED_CALLS, MAX_QUEUED_S, leave_out
+    )
     busy_work = _BusyWork()
-    calls = {
-        name: _calls_for(cache, queries, MAX_QUEUED_CALLS, MAX_QUEUED_S) for name, cache in caches.items()
-    }
     runs = {
         name: partial(_time_on_device, cache, queries, max(MIN_QUEUED_CALLS, calls[name]), busy_work)
         for name, cache in caches.items()
@@ -133,16 +147,36 @@ def _kernels_at(
     yield from bench_rows("kernels", context, times, candidates, {}, reads, 1)
 
 
-def _caches_and_queries(
-    candidates: Sequence[Candidate], layer: Layer, context: int
-) -> tuple[dict[str, Any], mx.array]:
-    """A filled cache for each candidate, by name; queries ``[1, query_heads, rows, head_dim]``."""
-    routing.install()
-    caches = {c.name: _layer_cache(c, layer, context) for c in candidates}
+def _queries(layer: Layer) -> mx.array:
+    """Random queries ``[1, query_heads, rows, head_dim]``."""
     dtype = mx.float32 if backend.prepare().name == "cpu" else mx.float16
     queries = mx.random.normal((1, layer.query_heads, layer.rows, layer.head_dim), dtype=dtype)
     mx.eval(queries)
-    return caches, queries
+    return queries
+
+
+def _caches_and_calls(
+    candidates: Sequence[Candidate],
+    layer: Layer,
+    context: int,
+    queries: mx.array,
+    most: int,
+    seconds: float,
+    leave_out: LeaveOut,
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """A filled cache for each candidate that runs here, and the number of calls in a round, by name."""
+    routing.install()
+    caches, calls = {}, {}
+    for candidate in candidates:
+        try:
+            with may_drop_out(candidate):
+                cache = _layer_cache(candidate, layer, context)
+                calls[candidate.name] = _calls_for(cache, queries, most, seconds)
+        except CannotTakePart as error:
+            leave_out(candidate.name, error)
+        else:
+            caches[candidate.name] = cache
+    return caches, calls
 
 
 def _layer_cache(candidate: Candidate, layer: Layer, context: int) -> Any:

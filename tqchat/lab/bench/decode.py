@@ -23,8 +23,8 @@ from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import FP16
 from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.results import BenchRow
-from tqchat.lab.candidates import Candidate
-from tqchat.lab.evaluation import MlxQuantizedCache, Unsupported
+from tqchat.lab.candidates import Candidate, CannotTakePart, may_drop_out
+from tqchat.lab.evaluation import MlxQuantizedCache
 
 DECODED_TOKENS = 32
 """Tokens decoded in a round, enough that every round includes packing."""
@@ -33,6 +33,8 @@ MEMORY_SHARE = 0.5
 """Share of free memory that the caches of one group may take."""
 
 Tell = Callable[[str], None]
+LeaveOut = Callable[[str, CannotTakePart], None]
+"""Called with the name of a cache that cannot be measured here, and the reason."""
 
 
 def decode(
@@ -42,6 +44,7 @@ def decode(
     text: Sequence[int] | None,
     rounds: int,
     tell: Tell,
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
     """Time decoding after ``contexts`` tokens with mlx-lm's asynchronous ``generate_step``, as the chat does.
 
@@ -57,30 +60,40 @@ def decode(
         else:
             base = kv_caches.prefilled(model, text[:context])
         for group in _memory_groups(candidates, base):
-            yield from _decode_group(model, group, base, context, rounds, tell)
+            yield from _decode_group(model, group, base, context, rounds, tell, leave_out)
 
 
 def _decode_group(
-    model: LoadedModel, group: Sequence[Candidate], base: list[Any], context: int, rounds: int, tell: Tell
+    model: LoadedModel,
+    group: Sequence[Candidate],
+    base: list[Any],
+    context: int,
+    rounds: int,
+    tell: Tell,
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
     caches: dict[str, list[Any]] = {}
     for candidate in group:
         try:
-            caches[candidate.name] = kv_caches.make_cache(candidate, base, model)
-        except Unsupported as error:
-            tell(f"{candidate.name} is left out: {error}")
+            with may_drop_out(candidate):
+                caches[candidate.name] = kv_caches.make_cache(candidate, base, model)
+        except CannotTakePart as error:
+            leave_out(candidate.name, error)
     peaks = dict.fromkeys(caches, 0)
 
-    def run(name: str) -> float:
-        cache = caches[name]
+    def run(candidate: Candidate) -> float:
+        name, cache = candidate.name, caches[candidate.name]
         own, before = kv_caches.cache_bytes(cache), mx.get_active_memory()
         mx.reset_peak_memory()
-        seconds = _time_decode(model, cache)
+        with may_drop_out(candidate):
+            seconds = _time_decode(model, cache)
         peaks[name] = max(peaks[name], mx.get_peak_memory() - before + own)
         return seconds
 
-    runs = {name: partial(run, name) for name in caches}
-    times = timing.time_interleaved(runs, rounds, lambda name: tell(f"decode at {context:,}, {name}"))
+    runs = {one.name: partial(run, one) for one in group if one.name in caches}
+    times = timing.time_interleaved(
+        runs, rounds, lambda name: tell(f"decode at {context:,}, {name}"), leave_out
+    )
     weights = model.info.weight_bytes
     reads = {name: kv_caches.cache_bytes(cache) + weights for name, cache in caches.items()}
     yield from bench_rows("decode", context, times, group, peaks, reads, 1)
@@ -107,6 +120,7 @@ def prefill(
     text: Sequence[int] | None,
     rounds: int,
     tell: Tell,
+    leave_out: LeaveOut,
 ) -> Iterator[BenchRow]:
     """Time a prefill in the chat's chunks, with packing after the prompt and while it is read."""
     for context in contexts:
@@ -120,7 +134,7 @@ def prefill(
         variants = [*candidates, *packing]
         peaks = dict.fromkeys((c.name for c in variants), 0)
         runs = {c.name: partial(_time_prefill, model, c, c in packing, prompt, peaks) for c in variants}
-        times = timing.time_interleaved(runs, rounds, partial(_tell_prefill, tell, context))
+        times = timing.time_interleaved(runs, rounds, partial(_tell_prefill, tell, context), leave_out)
         yield from bench_rows("prefill", context, times, variants, peaks, {}, context)
 
 
@@ -140,9 +154,10 @@ def _time_prefill(
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     began = time.perf_counter()
-    for _ in held.prefill_in_chunks(prompt[:-1]):
-        pass
-    held.prefill(prompt[-1:])
+    with may_drop_out(candidate):
+        for _ in held.prefill_in_chunks(prompt[:-1]):
+            pass
+        held.prefill(prompt[-1:])
     seconds = time.perf_counter() - began
     peaks[candidate.name] = max(peaks[candidate.name], mx.get_peak_memory() - before)
     return seconds

@@ -14,6 +14,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.lab import reading, restore_bench, ui_bench
 from tqchat.lab.bench import attention, decode, encode, events, start
 from tqchat.lab.bench.attention import Layer
+from tqchat.lab.bench.decode import LeaveOut
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.candidates import Candidate
 
@@ -37,18 +38,25 @@ class Plan:
     layer: Layer
 
 
-def rows(model: LoadedModel | None, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    """Measure each kind of ``plan``. Without a model, kinds that need one are left out."""
+def rows(
+    model: LoadedModel | None, plan: Plan, tell: Callable[[str], None], leave_out: LeaveOut
+) -> Iterator[BenchRow]:
+    """Measure each kind of ``plan``. Without a model, kinds that need one are left out.
+
+    Args:
+        tell: Called with what is measured next.
+        leave_out: Called for each measurement that a cache cannot take part in.
+    """
     layer = plan.layer
     for kind in plan.kinds:
         match kind:
             case "decode" | "prefill" if model is not None:
                 measure = decode.decode if kind == "decode" else decode.prefill
                 text = None if model.tokenizer is None else _text(model, max(plan.contexts))
-                yield from measure(model, plan.candidates, plan.contexts, text, plan.rounds, tell)
+                yield from measure(model, plan.candidates, plan.contexts, text, plan.rounds, tell, leave_out)
             case "attention" | "kernels":
                 attend = attention.attention if kind == "attention" else attention.kernels
-                yield from attend(layer, plan.candidates, plan.contexts, plan.rounds, tell)
+                yield from attend(layer, plan.candidates, plan.contexts, plan.rounds, tell, leave_out)
             case "encode":
                 yield from encode.encode(layer, plan.candidates, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:

@@ -5,14 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
 
+from tqchat.lab.candidates import CannotTakePart
+
 WARM_UP_ROUNDS = 1
 """Rounds not counted, in which kernels are compiled and prompts packed."""
 
 
 def time_interleaved(
-    runs: Mapping[str, Callable[[], float]], rounds: int, tell: Callable[[str], None] = lambda name: None
+    runs: Mapping[str, Callable[[], float]],
+    rounds: int,
+    tell: Callable[[str], None] = lambda name: None,
+    leave_out: Callable[[str, CannotTakePart], None] = lambda name, error: None,
 ) -> dict[str, list[float]]:
     """Call each of ``runs`` once a round, in rotating order; each returns its own seconds.
+
+    Args:
+        tell: Called with the name of the next run.
+        leave_out: Called with the name of a run that raised ``CannotTakePart``, which has no times then.
 
     Returns:
         Seconds of every round after the warm-up, by name.
@@ -22,8 +31,15 @@ def time_interleaved(
     for number in range(WARM_UP_ROUNDS + rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            if name not in times:
+                continue
             tell(name)
-            seconds = runs[name]()
+            try:
+                seconds = runs[name]()
+            except CannotTakePart as error:
+                del times[name]
+                leave_out(name, error)
+                continue
             if number >= WARM_UP_ROUNDS:
                 times[name].append(seconds)
     return times
