@@ -87,9 +87,11 @@ def main(options: argparse.Namespace) -> int:
     copied = machine.copy_bandwidth()
     plan = run.Plan(kinds, candidates, contexts, rounds, layer)
     left_out: dict[str, str] = {}
-    rows = tuple(
-        run.rows(model, plan, progress.note, lambda name, error: left_out.setdefault(name, str(error)))
-    )
+
+    def leave_out(name: str, error: Exception) -> None:
+        left_out[name] = str(error)
+
+    rows = tuple(run.rows(model, plan, progress.note, leave_out))
     progress.end()
     for cache, reason in left_out.items():
         print(f"tqchat: {cache} was left out: {one_line(reason)}.", file=sys.stderr)

@@ -75,6 +75,14 @@ def prepare() -> Backend:
         return _prepared
 
 
+def free_memory() -> int:
+    """Bytes that a further model and its cache could take on the device now."""
+    machine = prepare()
+    if machine.name == "cuda":  # memory of its own, of which other programs' use is unknown
+        return max(0, machine.memory_bytes - int(_import_mlx().get_active_memory()))
+    return min(machine.memory_bytes, available_memory())
+
+
 def available_memory() -> int:
     """Bytes that can be allocated now without swapping."""
     try:

@@ -8,9 +8,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -22,7 +23,10 @@ class Hub:
     """The server's files, simulated faults and recorded requests.
 
     Attributes:
-        files: Name to content of the only repo.
+        files: Name to content of ``REPO``.
+        others: The same of further repos, by id.
+        downloads: Downloads of repos that a search finds, by id.
+        searches: The parameters of each search.
         gated, missing, broken: Answer with that error instead.
         damaged: Files served with wrong content.
         cut_after: Break the connection after so many bytes of a weight file; each entry is used once.
@@ -42,6 +46,9 @@ class Hub:
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
+        self.others: dict[str, dict[str, bytes]] = {}
+        self.downloads: dict[str, int] = {REPO: 1}
+        self.searches: list[dict[str, str]] = []
         self.gated = False
         self.missing = False
         self.broken = False
@@ -67,23 +74,44 @@ class Hub:
     def is_large(self, name: str) -> bool:
         return name.endswith(".safetensors")
 
-    def etag(self, name: str) -> str:
+    def etag(self, name: str, repo: str = REPO) -> str:
         kind = hashlib.sha256 if self.is_large(name) else hashlib.sha1
-        return kind(self.files[name]).hexdigest()
+        return kind(self.files_of(repo)[name]).hexdigest()
 
-    def listing(self) -> dict[str, Any]:
+    def files_of(self, repo: str) -> dict[str, bytes]:
+        return self.files if repo == REPO else self.others[repo]
+
+    def repo_of(self, path: str) -> str | None:
+        """The repo that a path is about."""
+        parts = path.split("/")
+        named = ("/".join(pair) for pair in pairwise(parts))
+        return next((repo for repo in named if repo == REPO or repo in self.others), None)
+
+    def search(self, query: dict[str, str]) -> list[dict[str, Any]]:
+        """The answer to a search, most downloaded first, as the hub gives it."""
+        self.searches.append(query)
+        found = [
+            {"_id": str(number), "id": repo, "modelId": repo, "downloads": count, "likes": 0, "tags": ["mlx"]}
+            for number, (repo, count) in enumerate(self.downloads.items())
+            if query.get("search", "").lower() in repo.lower()
+            and query.get("author", repo.partition("/")[0]) == repo.partition("/")[0]
+        ]
+        found.sort(key=lambda row: -row["downloads"])
+        return found[: int(query.get("limit", len(found)))]
+
+    def listing(self, repo: str = REPO) -> dict[str, Any]:
         siblings = []
-        for name, content in self.files.items():
-            entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": self.etag(name)}
+        for name, content in self.files_of(repo).items():
+            entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": self.etag(name, repo)}
             if self.is_large(name):
-                entry["lfs"] = {"sha256": self.etag(name), "size": len(content), "pointerSize": 130}
+                entry["lfs"] = {"sha256": self.etag(name, repo), "size": len(content), "pointerSize": 130}
             siblings.append(entry)
         table = {
-            "id": REPO,
-            "modelId": REPO,
+            "id": repo,
+            "modelId": repo,
             "sha": COMMIT,
             "private": False,
-            "tags": [],
+            "tags": ["license:apache-2.0"],
             "siblings": siblings,
         }
         self.change_listing(table)
@@ -105,20 +133,24 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def answer(self, body: bool) -> None:
             path = urlsplit(self.path).path
+            repo = hub.repo_of(path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
             hub.authorizations.append((path, self.headers.get("Authorization")))
             if (answer := hub.answer(path, self.headers.get("Authorization"))) is not None:
                 self.plain(*answer)
             elif hub.broken:
                 self.plain(503, {})
-            elif hub.missing or REPO not in path:
+            elif path == "/api/models":
+                found = hub.search(dict(parse_qsl(urlsplit(self.path).query)))
+                self.plain(200, {"Content-Type": "application/json"}, json.dumps(found).encode())
+            elif hub.missing or repo is None:
                 self.plain(404, {"X-Error-Code": "RepoNotFound"})
             elif hub.gated and "/resolve/" in path:
                 self.plain(403, {"X-Error-Code": "GatedRepo"})
             elif path.startswith("/api/models/"):
-                self.plain(200, {"Content-Type": "application/json"}, json.dumps(hub.listing()).encode())
+                self.plain(200, {"Content-Type": "application/json"}, json.dumps(hub.listing(repo)).encode())
             else:
-                self.file(path.partition("/resolve/")[2].partition("/")[2], body)
+                self.file(repo, path.partition("/resolve/")[2].partition("/")[2], body)
 
         def plain(self, status: int, headers: dict[str, str], content: bytes = b"{}") -> None:
             self.send_response(status)
@@ -128,11 +160,12 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if self.command == "GET":
                 self.wfile.write(content)
 
-        def file(self, name: str, body: bool) -> None:
-            if name not in hub.files:
+        def file(self, repo: str, name: str, body: bool) -> None:
+            files = hub.files_of(repo)
+            if name not in files:
                 self.plain(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
                 return
-            content = hub.files[name]
+            content = files[name]
             if name in hub.damaged:
                 content = bytes(len(content))
             start, given = 0, self.headers.get("Range")
@@ -144,7 +177,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             headers = {
                 "X-Repo-Commit": COMMIT,
-                "ETag": f'"{hub.etag(name)}"',
+                "ETag": f'"{hub.etag(name, repo)}"',
                 "Content-Length": str(len(rest)),
                 "Accept-Ranges": "bytes",
             } | hub.file_headers

@@ -41,14 +41,15 @@ def local_folder(ref: str | None) -> Path | None:
             raise ModelNotFound(f"{ref} is a file; name the folder that holds the model.")
     except (OSError, ValueError):
         pass  # not a path: too long
-    if ref.startswith(("/", ".", "~")) or not _is_repo_id(ref):
+    if ref.startswith(("/", ".", "~")) or not is_repo_id(ref):
         raise ModelNotFound(
             f"There is no model folder {ref!r}; name a folder, or a Hugging Face model as owner/name."
         )
     return local_cache.cached_folder(ref) or other_apps.model_folder_of(ref)
 
 
-def _is_repo_id(ref: str) -> bool:
+def is_repo_id(ref: str) -> bool:
+    """Whether a name has the form of a repo on the hub: ``owner/name``."""
     return bool(_REPO_ID.fullmatch(ref)) and len(ref) <= 96 and "--" not in ref and ".." not in ref
 
 

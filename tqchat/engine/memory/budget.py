@@ -19,6 +19,11 @@ def memory_budget(device_bytes: int, weight_bytes: int, configured: int | None =
     return int(max(0, device_bytes - weight_bytes) * CACHE_SHARE)
 
 
+def weights_in_memory(file_bytes: int, float32_bytes: int, available: int, on_cpu: bool) -> int:
+    """Bytes that weights take once loaded: a CPU keeps them as float32 if these fit."""
+    return float32_bytes if on_cpu and float32_bytes < available * SHARE_OF_AVAILABLE else file_bytes
+
+
 def expected_tokens(tokens: int, context_limit: int | None) -> int:
     """Expected length of a conversation that has ``tokens`` now: twice that, at least 8,192."""
     expected = max(MIN_EXPECTED_TOKENS, 2 * tokens)

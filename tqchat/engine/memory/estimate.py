@@ -9,7 +9,7 @@ from tqchat.engine import backend
 from tqchat.engine.events import ModelEstimate
 from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
 from tqchat.engine.hub import model_folder
-from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE, memory_budget
+from tqchat.engine.memory.budget import memory_budget, weights_in_memory
 from tqchat.engine.memory.shapes import cache_shapes
 from tqchat.engine.model_config import context_limit
 
@@ -29,10 +29,9 @@ def estimate(folder: Path, ref: str) -> ModelEstimate:
     model = model_without_weights(config, name)
     with as_model_error(name):
         shapes = cache_shapes(model)
-    weights = sum(file.stat().st_size for file in model_folder.weight_files(folder))
-    if machine.name == "cpu":
-        dense = float32_bytes(model)
-        weights = dense if dense < backend.available_memory() * SHARE_OF_AVAILABLE else weights
+    files = sum(file.stat().st_size for file in model_folder.weight_files(folder))
+    on_cpu = machine.name == "cpu"
+    weights = weights_in_memory(files, float32_bytes(model), backend.available_memory(), on_cpu)
     return ModelEstimate(
         ref=ref,
         weight_bytes=weights,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tqchat.kv.memory import LayerReport, MemoryReport, predict_bytes
-from tqchat.kv.scheme import SCHEMES
+from tqchat.kv.scheme import FP16, SCHEMES
 
 ASSUMED_WINDOW_TOKENS = 4096
 """Window of a sliding-window layer whose report does not state one."""
@@ -21,6 +21,42 @@ def cache_shapes(model: Any) -> MemoryReport:
     cache = kv.make_prompt_cache(model, "fp16")
     model(mx.array([[0]]), cache=cache)
     return kv.memory_report(cache)
+
+
+def uniform_shapes(
+    layers: int, kv_heads: int, head_dim: int, window: int = 0, full_every: int = 1
+) -> MemoryReport:
+    """What ``cache_shapes`` reports for a model whose layers are alike, without building it.
+
+    Args:
+        window: Tokens that a sliding-window layer keeps; 0 if there are none.
+        full_every: With a window, every n-th layer has full attention.
+    """
+    vector_bytes = 2 * kv_heads * head_dim
+
+    def layer(index: int) -> LayerReport:
+        slides = bool(window) and (index + 1) % full_every != 0
+        return LayerReport(
+            index=index,
+            kind="sliding" if slides else "full",
+            scheme=FP16.name,
+            reason=None,
+            tokens=1,
+            key_bytes=vector_bytes,
+            value_bytes=vector_bytes,
+            bytes=2 * vector_bytes,
+            allocated_bytes=2 * vector_bytes,
+            fp16_bytes=2 * vector_bytes,
+            packed_tokens=0,
+            tail_tokens=1,
+            sink_tokens=0,
+            heads=kv_heads,
+            key_dim=head_dim,
+            value_dim=head_dim,
+            window=window if slides else None,
+        )
+
+    return MemoryReport(FP16.name, 1, tuple(layer(index) for index in range(layers)))
 
 
 def at_length(shapes: MemoryReport, tokens: int) -> MemoryReport:

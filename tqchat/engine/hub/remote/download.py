@@ -57,8 +57,8 @@ def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Pa
     """
     try:
         hub = Hub(repo, cancelled)
-        commit, files = list_files(hub, repo)
-        return _Transfer(hub, repo, commit, progress, cancelled).run(files)
+        found = list_files(hub, repo)
+        return _Transfer(hub, repo, found.commit, progress, cancelled).run(found.files)
     except (http_error(), HubAnswer, OSError, ValueError) as error:
         raise describe(repo, error) from error
     except Exception as error:

@@ -30,6 +30,7 @@ TEMPLATES_FOLDER = "additional_chat_templates"
 
 MAX_CONFIG_BYTES = 16 << 20
 _MAX_FILE_BYTES = 1 << 50
+_MAX_LICENCE_CHARS = 60
 _HASH = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,199}", re.ASCII)
 
@@ -55,15 +56,37 @@ class RemoteFile:
         return fnmatch.fnmatchcase(self.name, model_folder.WEIGHT_PATTERN)
 
 
-def list_files(hub: Hub, repo: str) -> tuple[str, list[RemoteFile]]:
-    """Commit of a repo and the files to download, checked to be a model that tqchat can load.
+@dataclass(frozen=True)
+class Listing:
+    """A version of a repo whose model tqchat can load.
+
+    Attributes:
+        files: Those to download.
+        config: Its ``config.json``.
+        licence: As the repo states it; empty if it states none.
+    """
+
+    commit: str
+    files: list[RemoteFile]
+    config: dict[str, Any]
+    licence: str
+
+    @property
+    def bytes(self) -> int | None:
+        """Bytes of all files; ``None`` if the hub does not list all sizes."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+
+def list_files(hub: Hub, repo: str, limit: int | None = None) -> Listing:
+    """What a repo holds, checked to be a model that tqchat can load.
 
     Reads the configuration of the model and of its tokenizer, not its weights.
 
     Raises:
         DownloadFailed, NotAModel, NeedsCustomCode, UnsupportedModel: if it is not.
     """
-    table = hub.listing()
+    table = hub.listing(limit)
     siblings = table.get("siblings") if isinstance(table, dict) else None
     if not isinstance(siblings, list):
         raise network.portal(repo)
@@ -78,11 +101,20 @@ def list_files(hub: Hub, repo: str) -> tuple[str, list[RemoteFile]]:
             loadable.check_weight_names(repo, names)
         raise DownloadFailed(f"{repo} is no model that tqchat can load: it has no config.json.")
     loadable.check_weight_names(repo, names)
-    _check_configuration(hub, repo, commit, names)
-    return commit, files
+    return Listing(commit, files, _checked_config(hub, repo, commit, names), _licence(table))
 
 
-def _check_configuration(hub: Hub, repo: str, commit: str, names: set[str]) -> None:
+def _licence(table: dict[str, Any]) -> str:
+    card = table.get("cardData")
+    stated = card.get("license") if isinstance(card, dict) else None
+    if not isinstance(stated, str):
+        tags = table.get("tags")
+        texts = (tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()
+        stated = next((tag.removeprefix("license:") for tag in texts if tag.startswith("license:")), "")
+    return stated[:_MAX_LICENCE_CHARS]
+
+
+def _checked_config(hub: Hub, repo: str, commit: str, names: set[str]) -> dict[str, Any]:
     def read(name: str) -> dict[str, Any] | None:
         if name not in names:
             return None
@@ -106,6 +138,7 @@ def _check_configuration(hub: Hub, repo: str, commit: str, names: set[str]) -> N
             f"{repo} has no tokenizer that tqchat can load ({', '.join(model_folder.TOKENIZER_FILES)}); "
             f"{loadable.instead_of(repo)}."
         )
+    return config
 
 
 def _file(repo: str, row: dict[str, Any]) -> RemoteFile | None:

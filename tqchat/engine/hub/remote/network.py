@@ -108,8 +108,13 @@ def session() -> Any:
         ) from error
 
 
-def describe(repo: str, error: BaseException) -> DownloadFailed:
-    """A connection that failed, as a sentence that names what to see to."""
+def describe(repo: str, error: BaseException, *, searching: bool = False) -> DownloadFailed:
+    """A connection that failed, as a sentence that names what to see to.
+
+    Args:
+        repo: What was to be fetched, as the subject of a sentence.
+        searching: Whether it was a search, which needs the hub whatever is on this machine.
+    """
     from huggingface_hub import constants
 
     address = str(constants.ENDPOINT)
@@ -148,13 +153,15 @@ def describe(repo: str, error: BaseException) -> DownloadFailed:
             f"{repo} could not be fetched: {where} did not answer in time; try again later."
         )
     if proxy:
+        lead = "The" if searching else f"{repo} is not (wholly) on this machine, and the"
         return DownloadFailed(
-            f"{repo} is not (wholly) on this machine, and the proxy in {proxy} cannot be reached: correct or "
-            f"unset it, or add {host} to NO_PROXY."
+            f"{lead} proxy in {proxy} cannot be reached: correct or unset it, or add {host} to NO_PROXY."
         )
     unknown = any(isinstance(one, socket.gaierror) for one in causes) or "Name or service not known" in text
     problem = f" (the name {host} is not known here)" if unknown else f" at {host}"
     remedy = "check the connection" if _is_default(address) else "check HF_ENDPOINT and the connection"
+    if searching:
+        return DownloadFailed(f"Hugging Face cannot be reached{problem}: {remedy}.")
     return DownloadFailed(
         f"{repo} is not (wholly) on this machine and Hugging Face cannot be reached{problem}: "
         f"{remedy}, or choose a model folder."

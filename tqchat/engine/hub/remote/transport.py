@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlencode
 
 from tqchat.engine.hub.remote import network
 from tqchat.engine.hub.remote.download_errors import DownloadCancelled, DownloadFailed, HubAnswer, http_error
 
 TIMEOUT_S = 15.0
 MAX_LISTING_BYTES = 64 << 20
-_MAX_RETRIES = 3
+MAX_SEARCH_BYTES = 4 << 20
+MAX_RETRIES = 3
 _MAX_WAIT_S = 60.0
 """A rate limit that lasts longer is reported instead of waited for."""
 
@@ -27,14 +29,25 @@ T = TypeVar("T")
 
 
 class Hub:
-    """Requests for one repo.
+    """Requests for one repo, or for a search.
 
     The token is left out for good after an answer of 401 or 403 to it that a request without it does not get:
     a token that has expired must not hide a public model.
     """
 
-    def __init__(self, repo: str, cancelled: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        repo: str,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        timeout_s: float | None = None,
+        retries: int = MAX_RETRIES,
+    ) -> None:
         """
+        Args:
+            repo: Its id, or what else is asked for, for sentences.
+            timeout_s: Longest time in which the hub must send something; ``TIMEOUT_S`` by default.
+
         Raises:
             DownloadFailed: if this machine's network settings cannot be used, or offline mode is on.
         """
@@ -49,15 +62,18 @@ class Hub:
         self._token, self._token_source = network.token()
         self._repo = repo
         self._cancelled = cancelled
+        self._timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
+        self._retries = retries
 
-    def listing(self) -> Any:
-        """The hub's description of the repo, decoded from JSON."""
+    def listing(self, limit: int | None = None) -> Any:
+        """The hub's description of the repo, decoded from JSON; ``MAX_LISTING_BYTES`` at most by default."""
         url = f"{network.endpoint()}/api/models/{self._repo}?blobs=true"
-        content = self.retry(lambda: self._read(url, MAX_LISTING_BYTES, "the list of its files"))
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError):
-            raise network.portal(self._repo) from None
+        return self._read_json(url, limit or MAX_LISTING_BYTES, f"the list of its files of {self._repo}")
+
+    def search(self, **parameters: str | int) -> Any:
+        """The hub's answer to a search for models, decoded from JSON."""
+        url = f"{network.endpoint()}/api/models?{urlencode(parameters)}"
+        return self._read_json(url, MAX_SEARCH_BYTES, "a search")
 
     def read(self, commit: str, name: str, limit: int) -> bytes:
         """Content of a small file.
@@ -65,7 +81,7 @@ class Hub:
         Raises:
             DownloadFailed: if it is longer than ``limit`` bytes.
         """
-        return self.retry(lambda: self._read(self._file_url(commit, name), limit, name))
+        return self.retry(lambda: self._read(self._file_url(commit, name), limit, f"{name} of {self._repo}"))
 
     @contextmanager
     def stream(self, commit: str, name: str, start: int = 0) -> Iterator[Any]:
@@ -81,7 +97,7 @@ class Hub:
                 return request()
             except (http_error(), HubAnswer) as error:
                 failures += 1
-                self.wait_or_raise(error, failures, _MAX_RETRIES)
+                self.wait_or_raise(error, failures, self._retries)
 
     def wait_or_raise(self, error: Exception, failures: int, most: int) -> None:
         """Wait before another try, as long as the hub asks for; raises the error if a try cannot help."""
@@ -98,6 +114,13 @@ class Hub:
         network.endpoint()
         return str(hf_hub_url(self._repo, name, revision=commit))
 
+    def _read_json(self, url: str, limit: int, what: str) -> Any:
+        content = self.retry(lambda: self._read(url, limit, what))
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            raise network.portal(self._repo) from None
+
     def _read(self, url: str, limit: int, what: str) -> bytes:
         content = bytearray()
         with self._open(url) as response:
@@ -105,8 +128,7 @@ class Hub:
                 content += chunk
                 if len(content) > limit:
                     raise DownloadFailed(
-                        f"The hub sends more than {limit / 1e6:,.0f} MB for {what} of {self._repo}; "
-                        "nothing of it was kept."
+                        f"The hub sends more than {limit / 1e6:,.0f} MB for {what}; nothing of it was kept."
                     )
                 if self._cancelled():
                     raise DownloadCancelled(self._repo)
@@ -122,7 +144,7 @@ class Hub:
         with_token: HubAnswer | None = None
         while True:
             with network.session().stream(
-                "GET", url, headers=self._headers(start), timeout=TIMEOUT_S, follow_redirects=True
+                "GET", url, headers=self._headers(start), timeout=self._timeout_s, follow_redirects=True
             ) as response:
                 if response.status_code in (200, 206):
                     if with_token is not None:
