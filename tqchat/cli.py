@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat import __version__, terminal
-from tqchat.commands import lab
+from tqchat.commands import lab, models
 from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
@@ -192,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--port", type=int, default=8043, help="port to listen on (default: 8043)")
 
+    models.add_parser(commands)
     _add_cache(commands)
     lab.add_parser(commands)
     return parser
@@ -311,6 +312,8 @@ def _dispatch(options: argparse.Namespace) -> int:
             from tqchat.commands import cache
 
             return cache.main(options)
+        case "models":
+            return models.main(options)
         case "lab":
             return lab.main(options)
         case _:

@@ -39,6 +39,7 @@ def test_the_wheel_contains_themes_and_the_bundled_model(wheel: Path) -> None:
     assert {
         "tqchat/py.typed",
         "tqchat/ui/tqchat.tcss",
+        "tqchat/engine/hub/recommended.toml",
         "tqchat/assets/starter-profile.json",
     } | starter | themes <= names
     assert not [name for name in names if name.startswith(("tests/", "themes/", "assets/"))]

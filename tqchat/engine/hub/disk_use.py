@@ -45,8 +45,7 @@ def delete(repo: str, in_use: Collection[Path] = ()) -> int:
     storage = next((folder for name, folder in local_cache.cached_repos() if name == repo), None)
     if storage is None:
         raise NotDeleted(f"{repo} is not in the Hugging Face cache; only models there can be deleted here.")
-    if problem := _problem(repo, storage, in_use):
-        raise NotDeleted(problem)
+    check_deletable(repo, storage, in_use)
     freed = storage_bytes(storage)
     try:
         shutil.rmtree(storage)
@@ -54,6 +53,16 @@ def delete(repo: str, in_use: Collection[Path] = ()) -> int:
     except OSError as error:
         raise NotDeleted(f"{repo} cannot be deleted wholly ({error.strerror or error}).") from error
     return freed
+
+
+def check_deletable(repo: str, storage: Path, in_use: Collection[Path] = ()) -> None:
+    """Check that nothing uses a model of the cache, and that its folder is one.
+
+    Raises:
+        NotDeleted: with the reason.
+    """
+    if problem := _problem(repo, storage, in_use):
+        raise NotDeleted(problem)
 
 
 def _problem(repo: str, storage: Path, in_use: Collection[Path]) -> str | None:
