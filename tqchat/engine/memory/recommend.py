@@ -51,7 +51,7 @@ class Suggestion:
         scheme: What ``auto`` picks for it here.
         estimate: With the free memory as the memory of the machine.
         sizes: Of caches at usual lengths, under ``scheme`` and FP16.
-        obstacle: Why it does not suit this machine, as part of a sentence; empty if it does.
+        obstacle: Why it does not suit this machine; empty if it does.
     """
 
     model: Recommended
@@ -101,7 +101,7 @@ def short_list(found: Sequence[Suggestion]) -> list[Suggestion]:
 
 def _obstacle(model: Recommended, machine: Machine, weights: int, shortest: CacheSize) -> str:
     if weights > machine.free_bytes * SHARE_OF_AVAILABLE or shortest.verdict != "fits":
-        return "too large for the free memory"
+        return "too large"
     if machine.on_cpu and model.parameters_per_token > MAX_CPU_PARAMETERS:
-        return "slow on a CPU"
+        return "too slow"
     return ""

@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Sequence
 from tqchat.engine import commands, events
 from tqchat.engine.commands import NO_ADAPTER, STARTER, model_ref
 from tqchat.engine.hub import catalog, disk_use, local_cache, resolve
+from tqchat.engine.memory import recommend
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Ask, Confirm
-from tqchat.ui.screens.models import ModelChoice, ModelPicker
+from tqchat.ui.screens.models import ModelChoice, ModelPicker, Models
 
 
 def model(parts: Parts, argument: str) -> Awaitable[None] | None:
@@ -29,7 +30,7 @@ async def _choose(parts: Parts) -> None:
     picker = ModelPicker(
         chat.models.current.ref if chat.models.current else None,
         parse_scheme(chat.schemes.in_force),
-        look=lambda: catalog.scan(parts.settings.model_folders),
+        look=lambda: _look(parts.settings.model_folders),
         ask=lambda ref, folder: parts.engine.submit(commands.EstimateModel(ref, folder)),
         loading=chat.models.loading,
     )
@@ -44,6 +45,16 @@ async def _choose(parts: Parts) -> None:
             parts.in_thread(lambda: _discard(parts, ref))
         case ModelChoice(ref, "delete"):
             await _ask_to_delete(parts, ref)
+
+
+def _look(folders: Sequence[str]) -> Models:
+    """Models on this machine, and recommended ones. Runs in a thread."""
+    local = catalog.scan(folders)
+    try:
+        machine = recommend.this_machine()
+    except TqchatError:
+        return Models(local, [], 0)
+    return Models(local, recommend.suggestions(machine), machine.free_bytes)
 
 
 async def _ask_to_delete(parts: Parts, ref: str) -> None:

@@ -1,7 +1,9 @@
-"""Model picker: local models with their memory needs, and downloads by repo id."""
+"""Model picker: recommended models, local models with their memory needs, and search on the hub."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +21,42 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tqchat.engine.events import ModelEstimate, ModelProgress
-from tqchat.engine.hub import catalog
 from tqchat.engine.hub.catalog import LocalModel
-from tqchat.engine.memory.cache_sizes import Verdict, cache_sizes, sizes_by_layer_kind
+from tqchat.engine.hub.remote import search
+from tqchat.engine.hub.remote.search import Hit, RemoteModel
+from tqchat.engine.memory.recommend import Suggestion
+from tqchat.errors import TqchatError
 from tqchat.kv.scheme import Scheme
 from tqchat.text import one_line
-from tqchat.ui import figures
+from tqchat.ui.screens import model_rows
+from tqchat.ui.screens.model_details import details
+from tqchat.ui.screens.model_rows import ModelRow
 from tqchat.ui.widgets.fields import LineField
-from tqchat.ui.widgets.gauge.drawing import bar
 
 ESTIMATE_DELAY_S = 0.15
 """Delay before the memory needs of the model under the cursor are requested."""
-WIDE = 84
-"""Terminal width in cells from which the context column is shown."""
+
+BRIEF_BELOW_HEIGHT = 30
+"""Terminal height below which less is said of a model."""
+
+SEARCH_DELAY_S = 0.4
+"""Time without a key after which the hub is searched."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models to choose from before anything is searched for.
+
+    Attributes:
+        suggestions: All recommended models on this machine.
+        free_bytes: Memory that is free now.
+    """
+
+    local: list[LocalModel]
+    suggestions: list[Suggestion]
+    free_bytes: int
 
 
 @dataclass(frozen=True)
@@ -45,10 +70,10 @@ class ModelChoice:
 
 
 class ModelPicker(ModalScreen[ModelChoice | None]):
-    """The models on this machine, and an input that filters them and accepts any folder or repo id.
+    """Recommended models, the models on this machine, and an input that filters them and searches the hub.
 
-    ``look`` finds the models (called on a thread); ``ask`` requests an estimate of a model's memory from the
-    engine, which arrives through ``estimated``.
+    The input accepts any folder or repo id too. ``look`` finds the models (called on a thread); ``ask``
+    requests an estimate of a model's memory from the engine, which arrives through ``estimated``.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,16 +87,31 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
     class Looked(Message):
         """The search for local models is done."""
 
-        def __init__(self, found: list[LocalModel]) -> None:
+        def __init__(self, found: Models) -> None:
             super().__init__()
             self.found = found
+
+    class Answered(Message):
+        """The hub has answered a search, or said something of a model, or cannot be searched."""
+
+        def __init__(
+            self,
+            search_number: int,
+            *,
+            hits: list[Hit] | None = None,
+            model: RemoteModel | None = None,
+            problem: str | None = None,
+        ) -> None:
+            super().__init__()
+            self.search_number = search_number
+            self.hits, self.model, self.problem = hits, model, problem
 
     def __init__(
         self,
         current: str | None,
         scheme: Scheme,
         *,
-        look: Callable[[], list[LocalModel]],
+        look: Callable[[], Models],
         ask: Callable[[str, Path], None],
         loading: ModelProgress | None = None,
     ) -> None:
@@ -80,37 +120,49 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._look, self._ask = look, ask
         self._estimates: dict[str, ModelEstimate] = {}
         self._loading = loading
-        self._found: list[LocalModel] | None = None
-        self._shown: dict[str, LocalModel] = {}
+        self._found: Models | None = None
+        self._shown: dict[str, ModelRow] = {}
         self._timer: Timer | None = None
+        self._search_timer: Timer | None = None
+        self._search_number = 0
+        self._searched_words = ""
+        self._hits: list[Hit] | None = None
+        self._remotes: dict[str, RemoteModel] = {}
+        self._hub_problem: str | None = None
 
     def compose(self) -> ComposeResult:
-        """Input, list, details of the marked model, keys."""
+        """Input, list, what the hub does, details of the marked model, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Models"
             yield LineField(
-                placeholder="filter, or a folder, or a Hugging Face repo: owner/name", compact=True
+                placeholder="words to search for, a folder, or owner/name",
+                compact=True,
             )
             yield Static("", classes="heading", markup=False)
             yield OptionList(compact=True, markup=False)
+            yield Static("", classes="hub", markup=False)
             yield Static("", classes="explanation", markup=False)
             yield Static("", classes="answers", markup=False)
 
     def on_mount(self) -> None:
-        """Start the search on a thread."""
-        self._search()
+        """Look for models on a thread."""
+        self._look_for_models()
         self._draw()
+
+    def on_unmount(self) -> None:
+        """Give up a search."""
+        self._search_number += 1
 
     def on_resize(self) -> None:
         """Fit the columns to the width."""
         self._draw()
 
     @work(thread=True)
-    def _search(self) -> None:
+    def _look_for_models(self) -> None:
         self.post_message(self.Looked(self._look()))
 
     @on(Looked)
-    def _searched(self, message: Looked) -> None:
+    def _looked(self, message: Looked) -> None:
         self._found = message.found
         self._draw()
 
@@ -127,105 +179,138 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         began = (loading and loading.ref) != (self._loading and self._loading.ref)
         self._loading = loading
         if began:
-            self._search()
+            self._look_for_models()
         self._draw()
+
+    # Search on the hub
+
+    def _search_hub(self) -> None:
+        """Search for the words entered, on a thread that nothing waits for."""
+        self._search_number += 1
+        number, words = self._search_number, self._words
+        self._searched_words = words
+        self._draw_hub()
+        known = set(self._remotes)
+
+        def cancelled() -> bool:
+            return self._search_number != number
+
+        def work() -> None:
+            try:
+                hits = search.search(words, cancelled)
+                self.post_message(self.Answered(number, hits=hits))
+                unknown = [hit.repo for hit in hits if hit.repo not in known]
+                for model in search.inspect_all(unknown, cancelled):
+                    self.post_message(self.Answered(number, model=model))
+            except TqchatError as error:
+                self.post_message(self.Answered(number, problem=str(error)))
+            except Exception as error:
+                _log.error("A search on the hub failed", exc_info=error)
+                problem = f"The hub could not be searched ({type(error).__name__})."
+                self.post_message(self.Answered(number, problem=problem))
+
+        threading.Thread(target=work, name="tqchat-search", daemon=True).start()
+
+    @on(Answered)
+    def _answered(self, message: Answered) -> None:
+        if message.search_number != self._search_number:
+            return
+        self._hub_problem = message.problem
+        if message.hits is not None:
+            self._hits = message.hits
+        if message.model is not None:
+            self._remotes[message.model.repo] = message.model
+        self._draw()
+
+    @property
+    def _is_searchable(self) -> bool:
+        return len(self._words) >= search.MIN_CHARS and not model_rows.is_path(self._words)
+
+    def _draw_hub(self) -> None:
+        """Say what the search does. A hub that cannot be reached is named once, until it answers."""
+        if self._hub_problem is not None:
+            said = Content.styled(f"! {one_line(self._hub_problem)}", "$warning")
+        elif not self._is_searchable:
+            said = Content.styled("Type to search Hugging Face.", "$quiet")
+        elif self._hits is None or self._searched_words != self._words:
+            said = Content.styled("Searching Hugging Face…", "$quiet")
+        else:
+            said = Content.styled(f"{len(self._hits) or 'None'} found on Hugging Face.", "$quiet")
+        self.query_one(".hub", Static).update(said)
 
     # Drawing
 
     @property
-    def _marked(self) -> LocalModel | None:
+    def _words(self) -> str:
+        return self.query_one(LineField).value.strip()
+
+    @property
+    def _marked(self) -> ModelRow | None:
         option = self.query_one(OptionList).highlighted_option
         return self._shown.get(option.id) if option is not None and option.id else None
 
-    def _candidates(self, written: str) -> list[LocalModel]:
-        """Models that match the words entered, and the folder or repo that they name."""
-        found = self._found or []
-        words = written.lower().split()
-        known = [
-            one for one in found if all(word in f"{one.ref} {one.quantisation}".lower() for word in words)
-        ]
-        named = written.strip()
-        if named and ("/" in named or named.startswith("~")) and all(one.ref != named for one in known):
-            folder = catalog.named_folder(named)
-            if folder is not None:
-                known.append(catalog.describe(folder, named, folder.name, "folder"))
-            elif not named.startswith((".", "/", "~")):
-                known.append(LocalModel(named, named, "hub", None, 0))
-        return known
+    def _rows(self) -> list[ModelRow]:
+        found = self._found or Models([], [], 0)
+        local = found.local
+        if self._loading is not None and all(one.ref != self._loading.ref for one in local):
+            local = [*local, model_rows.absent(self._loading.ref)]  # its download has just begun
+        words, hits = self._words, self._hits or []
+        if words != self._searched_words:
+            hits = [hit for hit in hits if model_rows.matches(words, hit.repo)]
+        return model_rows.rows(words, local, found.suggestions, hits, self._remotes)
 
     def _draw(self) -> None:
-        written = self.query_one(LineField).value
-        options = self.query_one(OptionList)
+        options, width = self.query_one(OptionList), self.app.size.width
         marked = self._marked
-        before = marked.ref if marked else self._current
-        candidates = self._candidates(written)
-        self._shown = {one.ref: one for one in candidates}
-        options.set_options([Option(self._line(one), id=one.ref) for one in candidates])
+        before = marked.ref if marked else self._current or (self._loading and self._loading.ref)
+        rows = self._rows()
+        self._shown = {row.ref: row for row in rows}
+        options.set_options(self._options(rows, width))
         if self._found is None:
             options.add_option(Option(Content.styled("Searching…", "$quiet"), disabled=True))
-        elif not candidates:
+        elif not rows:
             text = "No local model matches; owner/name downloads one."
             options.add_option(Option(Content.styled(text, "$quiet"), disabled=True))
-        if candidates:
-            refs = [one.ref for one in candidates]
-            options.highlighted = refs.index(before) if before in refs else 0
-        context = f"{'context':>8}" if self._wide else ""
-        head = f"  {'model':<{self._name_width}} {'weights':>8}  {'':<7}{context}"
-        self.query_one(".heading", Static).update(Content.styled(head, "$quiet"))
+        if rows:
+            first = rows[0].ref if before not in self._shown else before
+            options.highlighted = options.get_option_index(first or rows[0].ref)
+        self.query_one(".heading", Static).update(model_rows.column_heads(width))
+        self._draw_hub()
         self._explain()
 
-    @property
-    def _wide(self) -> bool:
-        return self.app.size.width >= WIDE
-
-    @property
-    def _name_width(self) -> int:
-        return 40 if self._wide else 21
-
-    def _line(self, one: LocalModel) -> Content:
-        current = one.ref == self._current
-        name = figures.fit(one_line(one.ref if one.source == "hub" else one.name), self._name_width)
-        limit = figures.short(one.context_limit) if one.context_limit else ""
-        context = f"{limit:>8}" if self._wide else ""
-        size = figures.size(one.disk_bytes) if one.disk_bytes else ""
-        state, style = self._state(one)
-        return Content.assemble(
-            ("▌ " if current else "  ", "$accent"),
-            (name, "bold" if current else ""),
-            (f" {size:>8}  {one_line(one.quantisation)[:6]:<7}{context}", "" if one.folder else "$quiet"),
-            (f"  {state}", style),
-        )
-
-    def _state(self, one: LocalModel) -> tuple[str, str]:
-        loading = self._loading
-        if loading is not None and loading.ref == one.ref:
-            if loading.stage == "loading":
-                return "loading…", "$accent"
-            share = (loading.done_bytes or 0) / loading.total_bytes if loading.total_bytes else 0
-            return f"{share:.0%}", "$accent"
-        if one.ref == self._current:
-            return "in use", "$accent"
-        if one.problem is not None:
-            return ("! cannot be loaded" if self._wide else "! unusable"), "$warning"
-        if one.folder is None:
-            return ("paused", "$warning") if one.disk_bytes else ("download", "$quiet")
-        return {"bundled": "bundled", "folder": "folder", "hub": ""}[one.source], "$quiet"
+    def _options(self, rows: list[ModelRow], width: int) -> list[Option]:
+        """A line for each model, under headings if they are of several sections."""
+        sections = dict.fromkeys(row.section for row in rows)
+        free = self._found.free_bytes if self._found is not None else 0
+        made: list[Option] = []
+        for section in sections:
+            if len(sections) > 1:
+                made.append(Option(model_rows.heading(section, width, free), disabled=True))
+            made += [
+                Option(model_rows.line(row, width, self._current, self._loading), id=row.ref)
+                for row in rows
+                if row.section == section
+            ]
+        return made
 
     def _explain(self) -> None:
-        one = self._marked
-        said = self._details(one) if one is not None else [Content("")]
+        row = self._marked
+        said = [Content("")]
+        if row is not None:
+            brief = self.app.size.height < BRIEF_BELOW_HEIGHT
+            said = details(row, self._scheme, self._estimates.get(row.ref), self._loading, brief)
         self.query_one(".explanation", Static).update(Content("\n").join(said))
         self.query_one(".answers", Static).update(
             Content("   ").join(
-                [Content.assemble((key, "$accent"), f" {does}") for key, does in self._keys(one)]
+                [Content.assemble((key, "$accent"), f" {does}") for key, does in self._keys(row)]
             )
         )
 
-    def _keys(self, one: LocalModel | None) -> list[tuple[str, str]]:
+    def _keys(self, row: ModelRow | None) -> list[tuple[str, str]]:
         keys = [("Esc", "closes")]
-        if one is None:
+        if row is None:
             return keys
-        loading = self._loading
+        one, loading = row.model, self._loading
         if loading is not None and loading.ref == one.ref:
             if loading.stage == "downloading":
                 return [("^X", "pauses"), ("^D", "cancels and discards"), *keys]
@@ -240,63 +325,14 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
     def _is_deletable(self, one: LocalModel) -> bool:
         return one.source == "hub" and one.folder is not None and one.ref != self._current
 
-    def _details(self, one: LocalModel) -> list[Content]:
-        loading = self._loading
-        if loading is not None and loading.ref == one.ref and loading.stage == "downloading":
-            return _download(loading)
-        if one.problem is not None:
-            return [Content.styled(one_line(one.problem), "$warning")]
-        if one.folder is None:
-            if one.disk_bytes:
-                return [Content(f"{figures.size(one.disk_bytes)} downloaded; the download can be resumed.")]
-            return [
-                Content("Downloads from Hugging Face into its cache, shared with other programs."),
-                Content.styled(
-                    "You can keep chatting. Only weights and data files are fetched, never code.", "$quiet"
-                ),
-            ]
-        estimate = self._estimates.get(one.ref)
-        place = "bundled with tqchat" if one.source == "bundled" else one_line(str(one.folder))
-        where = Content.styled(f"{one.architecture} · {place}", "$quiet")
-        if estimate is None:
-            return [where, Content.styled("Estimating its memory…", "$quiet")]
-        if estimate.problem is not None or estimate.shapes is None:
-            return [where, Content.styled(f"! {one_line(estimate.problem or '')}", "$warning")]
-        return [where, *self._memory(estimate)]
-
-    def _memory(self, estimate: ModelEstimate) -> list[Content]:
-        """Bytes of weights, of caches of several lengths under the scheme and FP16, and of layers by kind."""
-        left = estimate.memory_bytes - estimate.weight_bytes
-        lines = [
-            Content.assemble(
-                f"Weights {figures.size(estimate.weight_bytes)} in memory",
-                (f" of {figures.size(estimate.memory_bytes)}", "$quiet"),
-                (" · too large" if left <= 0 else "", "$error"),
-            ),
-            Content.styled(f"{'cache at':>8}{self._scheme.name:>10}{'':13}{'fp16':>10}", "$quiet"),
-        ]
-        rows = cache_sizes(estimate, self._scheme)
-        for row in rows:
-            lines.append(
-                Content.assemble(
-                    f"{figures.number(row.tokens):>8}{figures.size(row.bytes):>10} ",
-                    _verdict(row.verdict),
-                    f"{figures.size(row.fp16_bytes):>10} ",
-                    _verdict(row.fp16_verdict),
-                )
-            )
-        parts = [
-            f"{kind.layers} {kind.kind}{f' ({figures.short(kind.window)})' if kind.window else ''} "
-            f"{figures.size(kind.bytes)}"
-            for kind in sizes_by_layer_kind(estimate, rows[-1].tokens, self._scheme)
-        ]
-        lines.append(Content.styled(f"layers: {' · '.join(parts)}", "$quiet"))
-        return lines
-
     # Actions
 
     @on(LineField.Changed)
     def _filter(self) -> None:
+        if self._search_timer is not None:
+            self._search_timer.stop()
+        if self._is_searchable and self._words != self._searched_words:
+            self._search_timer = self.set_timer(SEARCH_DELAY_S, self._search_hub)
         self._draw()
 
     @on(OptionList.OptionHighlighted)
@@ -307,9 +343,10 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._timer = self.set_timer(ESTIMATE_DELAY_S, self._request_estimate)
 
     def _request_estimate(self) -> None:
-        one = self._marked
-        if one is not None and one.folder is not None and not one.problem and one.ref not in self._estimates:
-            self._ask(one.ref, one.folder)
+        row = self._marked
+        if row is None or row.model.folder is None or row.problem or row.ref in self._estimates:
+            return
+        self._ask(row.ref, row.model.folder)
 
     def action_move(self, step: int) -> None:
         """Move the list's cursor while the input has focus."""
@@ -322,9 +359,9 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
     @on(LineField.Submitted)
     @on(OptionList.OptionSelected)
     def _take(self) -> None:
-        one = self._marked
-        if one is not None and not (self._loading and self._loading.ref == one.ref):
-            self.dismiss(ModelChoice(one.ref))
+        row = self._marked
+        if row is not None and not (self._loading and self._loading.ref == row.ref):
+            self.dismiss(ModelChoice(row.ref))
 
     def action_pause(self) -> None:
         """Pause the current download and keep its files."""
@@ -333,7 +370,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
 
     def action_discard(self) -> None:
         """Discard the files of the marked download, or delete the marked model of the Hugging Face cache."""
-        one = self._marked
+        one = self._marked.model if self._marked is not None else None
         if one is not None and one.folder is None and (one.disk_bytes or self._loading):
             self.dismiss(ModelChoice(one.ref, "discard"))
         elif one is not None and self._is_deletable(one):
@@ -342,18 +379,3 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
     def action_cancel(self) -> None:
         """Close without a choice."""
         self.dismiss(None)
-
-
-def _verdict(verdict: Verdict) -> tuple[str, str]:
-    style = {"fits": "$success", "tight": "$warning", "does not fit": "$error"}[verdict]
-    return f"{verdict:<12}", style
-
-
-def _download(loading: ModelProgress) -> list[Content]:
-    done, total = loading.done_bytes or 0, loading.total_bytes or 0
-    if not total:
-        return [Content("Listing its files on Hugging Face…")]
-    return [
-        Content.assemble(bar(done / total, 30), f"  {figures.size(done)} of {figures.size(total)}"),
-        Content.styled("It is loaded when complete; you can keep chatting until then.", "$quiet"),
-    ]
