@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 from textual.widgets import Input, OptionList
 
+from tests.engine.hub.stand_in_hub import Hub, serving
 from tests.models import tiny_llama
 from tests.ui.conftest import OpenApp, RunningApp
 from tests.ui.scripted import INFO
 from tqchat.engine import commands, events
 from tqchat.engine.hub import local_cache, other_apps
+from tqchat.engine.hub.remote import search
+from tqchat.engine.memory import recommend
+from tqchat.engine.memory.recommend import Machine
 from tqchat.settings import Settings
 from tqchat.ui.screens.models import ModelPicker
 
@@ -24,6 +30,7 @@ def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model and a broken one; a paused download in the hub cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(other_apps, "folders", tuple)
+    monkeypatch.setattr(recommend, "this_machine", lambda: Machine("a machine", False, 6_000_000_000))
     tiny_llama(tmp_path / "models" / "tiny")
     broken = tiny_llama(tmp_path / "models" / "broken")
     (broken / "model.safetensors").write_bytes(b"abc")
@@ -193,3 +200,89 @@ async def test_the_picker_fits(open_app: OpenApp, model_folder: Path, size: tupl
         await opened(ui)
         for shown in ("in use", "paused", "fits", "Esc closes"):
             await ui.shows(shown)
+
+
+@pytest.fixture
+def hub(llama_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a recommended model, one that tqchat cannot load, and one of another author."""
+    with serving(llama_folder, Path(constants.HF_HUB_CACHE), monkeypatch) as hub:
+        odd = json.loads(hub.files["config.json"]) | {"model_type": "odd"}
+        hub.others = {
+            "mlx-community/Qwen3-8B-4bit": hub.files,
+            "mlx-community/qwen-odd": hub.files | {"config.json": json.dumps(odd).encode()},
+            "owner/qwen-tiny": hub.files,
+        }
+        hub.downloads = {repo: 10**number for number, repo in enumerate(hub.others, 3)}
+        yield hub
+
+
+def listed(ui: RunningApp) -> list[str]:
+    """Refs of the rows, and the headings."""
+    options = ui.app.screen.query_one(OptionList).options
+    return [option.id or str(option.prompt).split(",")[0] for option in options]
+
+
+async def test_recommended_models_come_first_and_typing_searches_the_hub(
+    open_app: OpenApp, model_folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Path(constants.HF_HUB_CACHE) / "models--mlx-community--SmolLM3-3B-4bit"
+    tiny_llama(storage / "snapshots" / "1")
+    async with open_app(settings=settings_with(model_folder)) as ui:
+        await opened(ui)
+        found = listed(ui)
+        assert found[0] == "Recommended for this machine" and found[6] == "On this machine"
+        assert found[1] == "mlx-community/Qwen3-8B-4bit" and "starter" in found[7:]
+        assert found.count("mlx-community/SmolLM3-3B-4bit") == 1
+        for shown in (
+            "6.00 GB free",
+            "cache at 8k, 32k",
+            "in use",
+            "on disk",
+            "Type to search Hugging Face.",
+        ):
+            await ui.shows(shown)
+        await highlight(ui, "mlx-community/Qwen3-8B-4bit")
+        for shown in ("Apache-2.0 · 8.2B parameters", "Weights 4.61 GB in memory of 6.00 GB free", "32,768"):
+            await ui.shows(shown)
+        for shown in (
+            "auto: turbo4",
+            "1.26 GB tight",
+            "4.83 GB does not fit",
+            "checked 20",
+            "Enter downloads",
+        ):
+            await ui.shows(shown)
+
+        await ui.pilot.press(*"qwen")
+        await ui.shows("3 found on Hugging Face.")
+        await ui.shows("! cannot be loaded")
+        first, *rest = (one for one in listed(ui) if "/" in one)
+        assert first == "mlx-community/Qwen3-8B-4bit"
+        assert rest[-2:] == ["mlx-community/qwen-odd", "owner/qwen-tiny"]
+        await highlight(ui, "mlx-community/qwen-odd")
+        for shown in ("10k downloads", "does not know its architecture (odd)"):
+            await ui.shows(shown)
+        await highlight(ui, "owner/qwen-tiny")
+        for shown in ("owner/qwen-tiny · 100k downloads · apache-2.0 · llama", "2.71 MB", "download"):
+            await ui.shows(shown)
+        assert not [path for _, path, _ in hub.requests if path.endswith(".safetensors")]
+
+        ui.app.screen.query_one(Input).value = "no such model"
+        await ui.shows("None found on Hugging Face.")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        await ui.pilot.press("s")
+        await ui.shows("! Offline mode is on (HF_HUB_OFFLINE)")
+        await ui.pilot.press("t")
+        assert "! Offline mode is on" in ui.text()  # it stays until the hub answers
+        ui.app.screen.query_one(Input).value = "tiny"
+        await ui.until(lambda: str(model_folder / "tiny") in listed(ui))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "search", {}.__getitem__)
+            await ui.pilot.press(*" x")
+            await ui.shows("! The hub could not be searched (TypeError).")
+        ui.app.screen.query_one(Input).value = "qwen-tiny"
+        await ui.shows("1 found on Hugging Face.")
+        await ui.until(lambda: "owner/qwen-tiny" in listed(ui))
+        await ui.pilot.press("enter")
+        await ui.until(lambda: ui.engine.commands[-1] == commands.LoadModel("owner/qwen-tiny"))

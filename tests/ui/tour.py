@@ -16,6 +16,8 @@ from tqchat.engine import events
 from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import catalog
 from tqchat.engine.hub.catalog import LocalModel
+from tqchat.engine.memory import recommend
+from tqchat.engine.memory.recommend import Machine
 from tqchat.ui import figures
 from tqchat.ui.screens.chat import ChatScreen
 
@@ -52,6 +54,7 @@ def freeze_cursors_and_clock(patch: pytest.MonkeyPatch) -> None:
 async def visit_screens(ui: RunningApp, patch: pytest.MonkeyPatch) -> AsyncIterator[str]:
     """Visit the screens; yields the name of each once it has settled."""
     patch.setattr(catalog, "scan", lambda folders: MODELS)
+    patch.setattr(recommend, "this_machine", lambda: Machine("a machine", False, 6_000_000_000))
     ui.app.chat.models.memory_budget = 1_000_000_000
     narrow = ui.app.size.width < 88
     await settle(ui, "Everything runs and stays")
