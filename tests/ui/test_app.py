@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from textual.widgets import Input, OptionList
 
 from tests.ui.conftest import OpenApp
+from tests.ui.scripted import INFO, report
 from tqchat.engine import commands, events
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State
@@ -227,6 +230,13 @@ async def test_the_scheme_picker_works_without_a_model(open_app: OpenApp) -> Non
         assert "would take" not in ui.text()
         await ui.pilot.press("home", "down", "enter")
         await ui.until(lambda: ui.app.chat.schemes.chosen == "fp16")
+        # With a model, an empty conversation shows what its cache would take.
+        ui.engine.emit(events.ModelReady(replace(INFO, shapes=report(1)), 0.1))
+        await ui.pilot.press("ctrl+k")
+        await ui.shows("≈ predicted for 4,096 tokens")
+        await ui.shows("≈ 33.6 MB  1.0x")
+        await ui.pilot.press("down")
+        await ui.shows("Applies from the next message.")
 
 
 async def test_a_message_sent_while_the_model_loads_is_answered_later(open_app: OpenApp) -> None:

@@ -21,8 +21,12 @@ async def test_the_welcome_page_is_shown_on_the_first_run_only(
         for shown in (
             "Welcome.",
             "stays on this machine",
-            "^O finds other models",
+            "saved: a restart costs",
+            "starter 30M",
             *EXAMPLES,
+            "Enter asks what you have written",
+            "^O picks a better model",
+            "^K shows what the cache does",
             "F1 all keys",
         ):
             await ui.shows(shown)
@@ -33,14 +37,24 @@ async def test_the_welcome_page_is_shown_on_the_first_run_only(
         assert EXAMPLES[0] not in ui.text()
 
 
-async def test_an_example_is_put_into_the_prompt_by_a_click(open_app: OpenApp) -> None:
+async def test_an_example_is_put_into_the_prompt_by_a_click_or_a_key(open_app: OpenApp) -> None:
     async with open_app() as ui:
         await ui.shows(EXAMPLES[1])
         lines = ui.text().splitlines()
         y = next(y for y, line in enumerate(lines) if EXAMPLES[1] in line)
         await ui.pilot.click(offset=(lines[y].index(EXAMPLES[1]) + 2, y))
-        await ui.until(lambda: ui.app.query_one(Prompt).text == EXAMPLES[1])
-        assert ui.app.query_one(Prompt).has_focus
+        prompt = ui.app.query_one(Prompt)
+        await ui.until(lambda: prompt.text == EXAMPLES[1])
+        assert prompt.has_focus
+        for following in (EXAMPLES[2], EXAMPLES[0]):
+            await ui.pilot.press("alt+e")
+            await ui.until(lambda following=following: prompt.text == following)
+        await ui.pilot.press("x", "alt+e")
+        await ui.shows("Your text is kept")
+        assert prompt.text == f"{EXAMPLES[0]}x"
+        prompt.put("")
+        await ui.pilot.press("alt+e")
+        await ui.until(lambda: prompt.text == EXAMPLES[0])
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.engine.memory.examples import NEEDS, layer
-from tqchat.engine.memory.shapes import bytes_by_scheme
+from tqchat.engine.memory.shapes import at_length, bytes_by_scheme, predicted_report, uniform_shapes
 from tqchat.kv.memory import MemoryReport, predict_bytes
-from tqchat.kv.scheme import SCHEMES
+from tqchat.kv.scheme import FP16, SCHEMES, parse_scheme
 
 
 def test_predicted_bytes_equal_those_of_a_report_of_that_length() -> None:
@@ -26,3 +26,13 @@ def test_a_sliding_window_stops_growing() -> None:
     assert bytes_by_scheme(shapes, 100_000)["fp16"] == bytes_by_scheme(shapes, 1_000_000)["fp16"]
     other = MemoryReport("fp16", 1, (layer(0, kind="other"),))
     assert bytes_by_scheme(other, 2000)["fp16"] == 2 * bytes_by_scheme(other, 1000)["fp16"]
+
+
+def test_a_predicted_report_counts_what_each_scheme_would_take() -> None:
+    shapes = uniform_shapes(4, 2, 64, window=128, full_every=2)
+    report = predicted_report(shapes, 1_000)
+    assert report.tokens == 1_000 and report.scheme == ""
+    assert report.bytes == report.fp16_bytes == predict_bytes(at_length(shapes, 1_000), FP16)
+    assert report.fp16_bytes == 2 * (1_000 + 128) * 2 * 2 * 64 * 2
+    turbo4 = parse_scheme("turbo4")
+    assert predict_bytes(report, turbo4) == predict_bytes(at_length(shapes, 1_000), turbo4)

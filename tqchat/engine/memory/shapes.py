@@ -70,6 +70,17 @@ def at_length(shapes: MemoryReport, tokens: int) -> MemoryReport:
     return replace(shapes, tokens=tokens, layers=layers, draft=draft)
 
 
+def predicted_report(shapes: MemoryReport, tokens: int) -> MemoryReport:
+    """A report on an FP16 cache of ``tokens`` tokens that does not exist; its scheme has no name."""
+    longer = at_length(shapes, tokens)
+
+    def with_bytes(layer: LayerReport) -> LayerReport:
+        size = predict_bytes(replace(longer, layers=(layer,), draft=None), FP16)
+        return replace(layer, bytes=size, allocated_bytes=size, fp16_bytes=size)
+
+    return replace(longer, scheme="", layers=tuple(map(with_bytes, longer.layers)))
+
+
 def bytes_by_scheme(shapes: MemoryReport, tokens: int) -> dict[str, int]:
     """Predicted bytes of ``tokens`` tokens under each listed scheme."""
     longer = at_length(shapes, tokens)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
 
+from tqchat.engine.memory.budget import expected_tokens
+from tqchat.engine.memory.shapes import predicted_report
 from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.scheme import Choice, SchemePicker
@@ -29,10 +31,14 @@ def scheme(parts: Parts, argument: str) -> Awaitable[None] | None:
 async def choose_scheme(parts: Parts) -> None:
     """Let the user choose a scheme in the picker."""
     chat = parts.chat
+    model, report = chat.models.current, chat.caches.report
+    empty = report is None or not report.tokens
+    if empty and model is not None and model.shapes is not None:
+        report = predicted_report(model.shapes, expected_tokens(0, model.context_limit))
     picker = SchemePicker(
         chat.schemes.chosen,
-        chat.caches.report,
-        chat.caches.is_live,
+        report,
+        chat.caches.is_live and not empty,
         chat.schemes.auto_choice,
         chat.models.profile,
         chat.models.prefill_speed,

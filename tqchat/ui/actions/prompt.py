@@ -39,6 +39,15 @@ def _run(runner: ActionRunner, word: str, argument: str) -> None:
 
 
 def example(parts: Parts, argument: str) -> None:
-    """Put an example of the welcome page into the prompt; the argument is its index."""
-    parts.prompt.put(EXAMPLES[int(argument or 0)])
+    """Put an example into the prompt: that of the argument, else the next one. Other text is kept."""
+    written = parts.prompt.text
+    if argument:
+        chosen = EXAMPLES[int(argument)]
+    elif written and written not in EXAMPLES:
+        parts.say("Your text is kept; an example is only put into an empty prompt.")
+        return
+    else:
+        following = EXAMPLES.index(written) + 1 if written else 0
+        chosen = EXAMPLES[following % len(EXAMPLES)]
+    parts.prompt.put(chosen)
     parts.prompt.focus()

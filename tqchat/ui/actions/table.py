@@ -452,10 +452,10 @@ _SCREEN = (
     Action(
         "example",
         "Example",
-        "Put an example of the welcome page into the prompt.",
+        "Put an example into the prompt; again, the next one.",
         "Screen",
         prompt.example,
-        in_palette=False,
+        "alt+e",
     ),
     Action(
         "quit",

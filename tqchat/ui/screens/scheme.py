@@ -174,7 +174,8 @@ class SchemePicker(ModalScreen[Choice | None]):
     def _legend(self) -> str:
         said = []
         if self._report is not None and self._report.tokens:
-            said.append("≈ predicted")
+            exists = bool(self._report.scheme)
+            said.append("≈ predicted" if exists else f"≈ predicted for {figures.tokens(self._report.tokens)}")
         if any(row.recommended for row in self._rows):
             said.append("* recommended: auto's choice")
         if self._profile is None:

@@ -1,4 +1,4 @@
-"""The empty conversation's page: an introduction on the first run, then model and scheme."""
+"""The empty conversation's page: what tqchat is for (on the first run), model and scheme, what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES_MIN_HEIGHT = 24
 
 
 class Welcome(Static):
-    """A few centred lines; the examples can be clicked."""
+    """A few centred lines; everything that they offer has a key, and examples can be clicked too."""
 
     def __init__(self) -> None:
         super().__init__("", id="welcome", markup=False)
@@ -34,34 +34,32 @@ class Welcome(Static):
     def show(self, chat: Controller, key: Callable[[str], str], first_run: bool) -> None:
         """Draw the current model and scheme. ``key`` maps an action to its key's name."""
         scheme = parse_scheme(chat.schemes.in_force)
-        lines = _greeting() if first_run else [Content.styled("Ask something to begin.", "bold")]
+        lines = _purpose() if first_run else [Content.styled("Ask something to begin.", "bold")]
         lines += [
             Content(""),
             _who(chat, key),
             Content.assemble((chat.schemes.label, "$accent"), (f"  {scheme.description}", "$quiet")),
         ]
-        if chat.models.current is not None and chat.models.current.ref == STARTER:
-            small = ["A tiny model: it can chat, but knows little.", f"{key('model')} finds other models."]
-            lines += [Content.styled(line, "$quiet") for line in small]
-            if first_run and self.app.size.height >= EXAMPLES_MIN_HEIGHT:
-                lines += _examples()
-        keys = (("Enter", "sends"), (key("scheme"), "chooses the scheme"), (key("help"), "all keys"))
-        lines += [
-            Content(""),
-            Content("   ").join(
-                [Content.assemble((one, "$accent"), (f" {does}", "$quiet")) for one, does in keys]
-            ),
-        ]
+        is_starter = chat.models.current is not None and chat.models.current.ref == STARTER
+        if is_starter and first_run and self.app.size.height >= EXAMPLES_MIN_HEIGHT:
+            lines += _examples(key("example"))
+        better = "picks a better model: this one is tiny" if is_starter else "picks another model"
+        offers = (
+            ("Enter", "asks what you have written"),
+            (key("model"), better),
+            (key("scheme"), "shows what the cache does"),
+            (key("help"), "all keys"),
+        )
+        lines.append(Content(""))
+        lines += [Content.assemble((one, "$accent"), (f" {does}", "$quiet")) for one, does in offers]
         self.update(Content("\n").join(lines))
 
 
-def _greeting() -> list[Content]:
+def _purpose() -> list[Content]:
     return [
-        Content.styled("Welcome. Ask something to begin.", "bold"),
-        Content(""),
-        Content("Everything runs and stays on this machine."),
-        Content("The gauge shows the size of the conversation's"),
-        Content("cache; the scheme decides how it is compressed."),
+        Content.styled("Welcome. Everything runs and stays on this machine.", "bold"),
+        Content("A chat's cache is compressed: more fits in memory,"),
+        Content("and saved: a restart costs a long chat no time."),
     ]
 
 
@@ -85,8 +83,9 @@ def _who(chat: Controller, key: Callable[[str], str]) -> Content:
     return Content.styled("The model is loading. You can already type.", "$quiet")
 
 
-def _examples() -> list[Content]:
-    lines = [Content(""), Content.styled("For a first try, click one:", "$quiet")]
+def _examples(key: str) -> list[Content]:
+    parts = (("For a first try, ", "$quiet"), (key, "$accent"), (" writes one:", "$quiet"))
+    lines = [Content(""), Content.assemble(*parts)]
     return lines + [
         Content.styled(example, f"@click=app.act('example','{index}')")
         for index, example in enumerate(EXAMPLES)
