@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat import __version__, terminal
-from tqchat.commands import lab, models
+from tqchat.commands import lab
 from tqchat.commands.interruption import Interrupted, end_process
+from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
 

@@ -1,0 +1,1 @@
+"""``tqchat models``: lists, finds, downloads and deletes models."""
