@@ -58,9 +58,12 @@ def refused(capsys: Captured, *arguments: str, code: int = 2) -> str:
 
 def test_search_says_what_can_be_loaded_before_anything_is_fetched(hub: Hub, capsys: Captured) -> None:
     assert main(["models", "search", "tiny"]) == 0
-    _, preferred, other = capsys.readouterr().out.splitlines()
-    assert preferred.startswith(MLX) and "holds GGUF weights only" in preferred
-    assert other.startswith(REPO) and "12k" in other and "apache-2.0" in other and "GGUF" not in other
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    _, preferred, other, _, problem = printed.splitlines()
+    assert preferred.startswith(MLX) and preferred.endswith("no")
+    assert problem.startswith(f"{MLX} holds GGUF weights only")
+    assert other.startswith(REPO) and "12k" in other and "apache-2.0" in other and other.endswith("yes")
     assert main(["models", "search", "tiny", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["repo"], row["loads"]) for row in rows] == [(MLX, False), (REPO, True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tqchat.commands.models.output import print_json, table
+from tqchat.commands.models.output import print_json, print_problems, table
 from tqchat.text import one_line
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def list_models(as_json: bool) -> int:
     print(table(rows, right=(1, 2, 3, 4, 5)))
     print(f"\nComputed from published configurations, checked {recommended.checked()}. On this machine:\n")
     print(table([["model", "size", "format", "context", ""], *map(_local_row, local)], right=(1, 3)))
+    print_problems(one.problem for one in local)
     return 0
 
 
@@ -93,7 +94,7 @@ def _local_row(one: LocalModel) -> list[str]:
     from tqchat.ui import figures
 
     if one.problem is not None:
-        state = one.problem
+        state = "cannot be loaded"
     elif one.folder is None:
         state = "partial download; pull resumes it"
     else:

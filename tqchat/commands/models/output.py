@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from tqchat.errors import TqchatError
@@ -27,6 +28,13 @@ def table(rows: list[list[str]], right: tuple[int, ...]) -> str:
         ]
         lines.append("  ".join([*aligned, row[-1]]).rstrip())
     return "\n".join(lines)
+
+
+def print_problems(problems: Iterable[str | None]) -> None:
+    """Print why models cannot be loaded, under their table."""
+    said = [one_line(problem) for problem in problems if problem is not None]
+    if said:
+        print("", *said, sep="\n")
 
 
 def print_json(content: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tqchat.commands.models.output import BadRequest, print_json, table
+from tqchat.commands.models.output import BadRequest, print_json, print_problems, table
 
 if TYPE_CHECKING:
     from tqchat.engine.hub.remote.search import Hit, RemoteModel
@@ -28,8 +28,9 @@ def search_hub(words: str, limit: int, as_json: bool) -> int:
     if as_json:
         print_json([_hit_json(hit, about.get(hit.repo)) for hit in hits])
     elif hits:
-        head = ["model", "download", "format", "context", "downloads", "licence", ""]
+        head = ["model", "download", "format", "context", "downloads", "licence", "loads"]
         print(table([head, *(_hit_row(hit, about.get(hit.repo)) for hit in hits)], right=(1, 3, 4)))
+        print_problems(about[hit.repo].problem for hit in hits if hit.repo in about)
     else:
         print("Nothing was found.")
     return 0 if hits else 1
@@ -40,7 +41,7 @@ def _hit_row(hit: Hit, one: RemoteModel | None) -> list[str]:
 
     downloads = figures.short(hit.downloads)
     if one is None:
-        return [hit.repo, "", "", "", downloads, "", "the hub says nothing of it"]
+        return [hit.repo, "", "", "", downloads, "", "unknown"]
     return [
         hit.repo,
         "" if one.bytes is None else figures.size(one.bytes),
@@ -48,7 +49,7 @@ def _hit_row(hit: Hit, one: RemoteModel | None) -> list[str]:
         figures.short(one.context_limit) if one.context_limit else "",
         downloads,
         one.licence,
-        one.problem or "",
+        "yes" if one.problem is None else "no",
     ]
 
 

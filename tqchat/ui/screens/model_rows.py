@@ -107,7 +107,13 @@ def rows(
     seen |= {row.ref for row in found}
     if searched:
         found += [
-            ModelRow("hub", absent(hit.repo), known.get(hit.repo), hit, remotes.get(hit.repo))
+            ModelRow(
+                "hub",
+                on_disk.get(hit.repo) or absent(hit.repo),
+                known.get(hit.repo),
+                hit,
+                remotes.get(hit.repo),
+            )
             for hit in hits
             if hit.repo not in seen
         ]
