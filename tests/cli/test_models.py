@@ -19,6 +19,7 @@ from tests.cli.test_cli import Captured
 from tests.engine.hub.stand_in_hub import REPO, Hub, serving
 from tests.models import tiny_llama
 from tqchat.cli import main
+from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import local_cache, other_apps
 
 MLX = "mlx-community/tiny-4bit"
@@ -87,10 +88,10 @@ def test_a_model_is_downloaded_listed_and_deleted(
     assert main(["models"]) == 0
     printed = capsys.readouterr().out
     assert "Recommended for this machine (" in printed and "32k: auto/fp16" in printed
-    assert f"\n{REPO} " in printed and "\nstarter " in printed
+    assert f"\n{REPO} " in printed and f"\n{STARTER} " in printed
     assert main(["models", "list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [(one["ref"], one["source"]) for one in found["local"]] == [("starter", "bundled"), (REPO, "hub")]
+    assert [(one["ref"], one["source"]) for one in found["local"]] == [(STARTER, "bundled"), (REPO, "hub")]
     for one in found["recommended"]:
         assert {"repo", "licence", "bytes", "context", "scheme", "obstacle"} <= one.keys()
         assert [size["tokens"] for size in one["cache"]] == [8192, 32768]
@@ -165,4 +166,4 @@ def test_offline_search_and_pull_say_so_and_the_list_works(
     assert "Offline mode is on (HF_HUB_OFFLINE)" in refused(capsys, "search", "tiny", code=1)
     assert "offline mode is on" in refused(capsys, "pull", REPO, code=1)
     assert main(["models"]) == 0
-    assert "starter" in capsys.readouterr().out
+    assert STARTER in capsys.readouterr().out

@@ -15,6 +15,7 @@ from tests.models import tiny_llama
 from tests.ui.conftest import OpenApp, RunningApp
 from tests.ui.scripted import INFO
 from tqchat.engine import commands, events
+from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import local_cache, other_apps
 from tqchat.engine.hub.remote import search
 from tqchat.engine.memory import recommend
@@ -231,7 +232,7 @@ async def test_recommended_models_come_first_and_typing_searches_the_hub(
         await opened(ui)
         found = listed(ui)
         assert found[0] == "Recommended for this machine" and found[6] == "On this machine"
-        assert found[1] == "mlx-community/Qwen3-8B-4bit" and "starter" in found[7:]
+        assert found[1] == "mlx-community/Qwen3-8B-4bit" and STARTER in found[7:]
         assert found.count("mlx-community/SmolLM3-3B-4bit") == 1
         for shown in (
             "6.00 GB free",

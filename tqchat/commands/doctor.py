@@ -117,19 +117,24 @@ def _benchmark() -> str:
     from tqchat.lab.bench.results import BenchResults, tables
 
     progress = Progress()
+    notes: list[str] = []
+
+    def leave_out(name: str, error: Exception) -> None:
+        notes.append(f"{name} was left out: {single_line(str(error))}.")
+
     try:
         model = models.load()
         wanted = [
             one for one in kv_caches.candidates("turbo4") if one.name in (kv_caches.REFERENCE, "turbo4")
         ]
         plan = run.Plan(["decode"], wanted, [REPORT_TOKENS], 3, run.layer_of(model))
-        rows = tuple(run.rows(model, plan, progress.note))
+        rows = tuple(run.rows(model, plan, progress.note, leave_out))
         copied = machine.copy_bandwidth()
     except (TqchatError, RuntimeError) as error:  # MLX raises the latter
         return f"The benchmark failed: {single_line(str(error))}"
     finally:
         progress.end()
-    return tables(BenchResults(machine.device(), model.info.name, copied, rows))
+    return "\n".join([tables(BenchResults(machine.device(), model.info.name, copied, rows)), *notes])
 
 
 def _without_paths(text: str) -> str:

@@ -15,8 +15,8 @@ from tqchat.ui.controller.controller import Controller
 from tqchat.ui.widgets.gauge.drawing import bar
 
 EXAMPLES = (
-    "Tell me a story about a fox.",
-    "My cat is called Mia. What is my cat called?",
+    "What is the capital of France?",
+    "Write a Python function that adds two numbers.",
     "Why is it good to sleep?",
 )
 """Prompts that suit the bundled model."""
@@ -43,7 +43,7 @@ class Welcome(Static):
         is_starter = chat.models.current is not None and chat.models.current.ref == STARTER
         if is_starter and first_run and self.app.size.height >= EXAMPLES_MIN_HEIGHT:
             lines += _examples(key("example"))
-        better = "picks a better model: this one is tiny" if is_starter else "picks another model"
+        better = "picks a better model: this one is small" if is_starter else "picks another model"
         offers = (
             ("Enter", "asks what you have written"),
             (key("model"), better),
