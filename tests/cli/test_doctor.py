@@ -25,7 +25,7 @@ def test_doctor_lists_versions_and_locations(capsys: Captured, paths: Paths) -> 
     assert rows["tqchat"] == tqchat.__version__
     assert rows["mlx"].startswith(mx.__version__)
     assert rows["backend"] in ("metal", "cuda", "cpu")
-    assert rows["memory"].endswith("GiB")
+    assert rows["memory"].endswith("GB")
     assert rows["model"] == "SmolLM2-135M-Instruct (llama)"
     assert rows["conversations"] == str(paths.database)
     assert {"device", "blas", "settings", "caches"} <= rows.keys()

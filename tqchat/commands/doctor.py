@@ -16,8 +16,8 @@ from tqchat.commands.reading import open_for_reading
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.text import single_line
+from tqchat.units import size
 
-GIB = 1 << 30
 UNUSABLE = "problem, see below"
 """Shown in a row whose value could not be determined."""
 LIBRARIES = ("mlx", "mlx-lm", "textual", "transformers", "huggingface_hub")
@@ -57,7 +57,7 @@ def main(report: bool = False) -> int:
             ("mlx", f"{found.mlx_version}, mlx-lm {found.mlx_lm_version}"),
             ("backend", found.name),
             ("device", found.device),
-            ("memory", f"{found.memory_bytes / GIB:.1f} GiB"),
+            ("memory", size(found.memory_bytes)),
             ("blas", found.blas or absent),
             ("kernels", _kernels()),
         ]

@@ -16,6 +16,7 @@ from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
 from tqchat.terminal import for_data
 from tqchat.text import PrintableStream
+from tqchat.units import size
 
 if TYPE_CHECKING:
     import threading
@@ -198,9 +199,7 @@ class _Download:
         tenths = 10 * done // total if total else 10
         if tenths > self._tenths:
             self._tenths = tenths
-            print(
-                f"tqchat: Downloading {self._name}: {tenths * 10}% of {total / 1e6:,.0f} MB", file=sys.stderr
-            )
+            print(f"tqchat: Downloading {self._name}: {tenths * 10}% of {size(total)}", file=sys.stderr)
 
 
 def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:

@@ -19,6 +19,7 @@ from tqchat.store.errors import StoreError
 from tqchat.store.reasoning_tags import split_reasoning
 from tqchat.store.records import MAX_TIMESTAMP, MAX_UTC_OFFSET_S, THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
+from tqchat.units import size
 
 FORMAT = "tqchat-conversations"
 VERSION = 4
@@ -376,7 +377,7 @@ class _JsonStream:
         content = self._file.read(max(_READ_BYTES, left))
         self._bytes += len(content)
         if self._bytes > MAX_FILE_BYTES:
-            raise BadImport(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+            raise BadImport(f"it is larger than {size(MAX_FILE_BYTES)}")
         self._ended = not content
         self._lines += self._text.count("\n", 0, self._at)
         self._text, self._at = self._text[self._at :] + self._decode(content, self._ended), 0

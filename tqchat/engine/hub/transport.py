@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from tqchat.engine.hub import network
 from tqchat.engine.hub.download_errors import DownloadCancelled, DownloadFailed, HubAnswer, http_error
+from tqchat.units import size
 
 TIMEOUT_S = 15.0
 MAX_LISTING_BYTES = 64 << 20
@@ -105,7 +106,7 @@ class Hub:
                 content += chunk
                 if len(content) > limit:
                     raise DownloadFailed(
-                        f"The hub sends more than {limit / 1e6:,.0f} MB for {what} of {self._repo}; "
+                        f"The hub sends more than {size(limit)} for {what} of {self._repo}; "
                         "nothing of it was kept."
                     )
                 if self._cancelled():
