@@ -127,7 +127,7 @@ def loaded_by(*names: str) -> set[str]:
     [
         "tqchat.cli",
         "tqchat.commands.chat",
-        "tqchat.commands.listing",
+        "tqchat.commands.conversations.listing",
         "tqchat.commands.run",
         "tqchat.engine",
         "tqchat.engine.commands",

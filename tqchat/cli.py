@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,7 +37,8 @@ Sampling and thinking options default to the settings, then to the model's own v
   model        name of the model
   scheme       cache scheme at the end of the reply
   tokens       prompt: tokens of the prompt; prefilled: those that the model read;
-               restored: those that came from a saved cache (always 0 here);
+               restored: those that came from a saved cache (0 without
+               --continue or --conversation);
                generated: tokens of the reply, reasoning included; with a draft
                model also drafted: tokens it proposed; accepted: those that were kept
   speed        prompt_tok_s, decode_tok_s: tokens per second, of prompt and reply
@@ -43,6 +46,9 @@ Sampling and thinking options default to the settings, then to the model's own v
                fp16_bytes: size of the same tokens at 16 bits; ratio: fp16_bytes
                divided by bytes; layers_compressed: layers that hold packed
                tokens; layers_total: all layers"""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{2,63}")
+_HEXADECIMAL = re.compile(r"[0-9a-f]+")
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -62,7 +68,10 @@ _NO_ACCESS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tqchat`` with these arguments (the process's own by default) and return its exit code."""
     terminal.clean_standard_streams()
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    written = list(sys.argv[1:] if arguments is None else arguments)
+    completed = _with_command(parser, written)
+    options = parser.parse_args(completed)
     try:
         code = _dispatch(options)
         sys.stdout.flush()
@@ -71,6 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_process(interrupted.exit_code)
     except TqchatError as error:
         _print_error(str(error))
+        from tqchat.store.errors import UnknownConversation
+
+        if completed != written and isinstance(error, UnknownConversation):
+            _print_error("`tqchat --help` lists the commands.")
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends now
@@ -115,7 +128,30 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _add_command(commands, "run", "answer one question on standard output and exit")
     run.epilog, run.formatter_class = _RUN_EPILOG, argparse.RawDescriptionHelpFormatter
-    run.add_argument("question", nargs="?", help="the question; read from standard input if omitted or -")
+    run.add_argument(
+        "question",
+        nargs="*",
+        help="the question, with or without quotes; @FILE attaches a text file, and so does a pipe. Without "
+        "it, or with -, the question is read from standard input",
+    )
+    run.add_argument(
+        "--file", metavar="FILE", action="append", default=[], help="attach a text file; may be repeated"
+    )
+    stored = run.add_mutually_exclusive_group()
+    stored.add_argument(
+        "-c",
+        "--continue",
+        action="store_true",
+        dest="continues",
+        help="ask in the conversation that was used last; question and reply are stored in it",
+    )
+    stored.add_argument("--conversation", metavar="ID", help=f"ask in this conversation; {_ID_HELP}")
+    run.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="instructions for the model, for this question only, instead of the settings' or conversation's",
+    )
+    run.add_argument("--verbose", action="store_true", help="also say which scheme auto chose, and why")
     # SUPPRESS: the options are accepted before and after the command; without it, the defaults of those
     # after it would overwrite the values given before it.
     _add_model_options(run, default=argparse.SUPPRESS)
@@ -143,11 +179,26 @@ def _parser() -> argparse.ArgumentParser:
         help="print one JSON object instead of text; its fields are described below",
     )
 
-    _add_command(commands, "ls", "list the conversations, most recent first")
+    ls = _add_command(commands, "ls", "list the conversations, most recent first")
+    ls.add_argument(
+        "--json", action="store_true", help="print a JSON array of objects; times are Unix times in seconds"
+    )
+    opens = _add_command(commands, "open", "open a conversation in the app; `tqchat ID` does the same")
+    opens.add_argument("id", help=_ID_HELP)
+    # As for run: these are accepted before and after the command.
+    _add_model_options(opens, default=argparse.SUPPRESS)
     show = _add_command(commands, "show", "print a conversation as plain text")
     show.add_argument("id", help=_ID_HELP)
 
-    search = _add_command(commands, "search", "search titles and messages of all conversations")
+    remove = _add_command(commands, "rm", "delete conversations; for 24 hours they can be restored")
+    remove.add_argument("id", nargs="*", help=_ID_HELP)
+    remove.add_argument(
+        "--undo", action="store_true", help="restore what was deleted; without an id the last conversation"
+    )
+
+    search = _add_command(
+        commands, "search", "search titles and messages of all conversations; exits 1 if nothing is found"
+    )
     search.add_argument(
         "text", nargs="+", help="words that must all occur, in any order; '\"two words\"' searches a phrase"
     )
@@ -168,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "-o", "--output", metavar="FILE", help="file to write; standard output if omitted or -"
     )
+    export.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
     imports = _add_command(commands, "import", "add conversations from a JSON export")
     imports.add_argument("file", metavar="FILE", help="the file; - reads standard input")
@@ -195,6 +247,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_cache(commands)
     lab.add_parser(commands)
     return parser
+
+
+def _with_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``open`` before the id of a conversation that stands in place of a command."""
+    (commands,) = (one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    place = 0
+    while place < len(arguments) and arguments[place].startswith("-") and len(arguments[place]) > 1:
+        action = parser._option_string_actions.get(arguments[place])
+        place += 1 if action is None or action.nargs == 0 else 2
+    found = list(arguments)
+    if place < len(found) and found[place] not in commands and _ID.fullmatch(found[place]):
+        close = difflib.get_close_matches(found[place], commands, n=1)
+        # Hexadecimal digits alone are never a misspelt command.
+        if not close or _HEXADECIMAL.fullmatch(found[place]):
+            found.insert(place, "open")
+    return found
 
 
 def _add_command(
@@ -258,35 +326,31 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "run":
             from tqchat.commands import run
 
-            return run.main(
-                options.question,
-                model=options.model,
-                scheme=options.scheme,
-                draft=options.draft,
-                adapter=options.adapter,
-                pack_prompts=options.pack_prompts,
-                given={name: getattr(options, name) for name in run.OPTIONS},
-                show_thinking=options.show_thinking,
-                as_json=options.json,
-            )
+            return run.main(options)
         case "ls":
-            from tqchat.commands import listing
+            from tqchat.commands.conversations import listing
 
-            return listing.list_conversations()
+            return listing.list_conversations(as_json=options.json)
         case "show":
-            from tqchat.commands import listing
+            from tqchat.commands.conversations import listing
 
             return listing.show(options.id)
         case "search":
-            from tqchat.commands import search
+            from tqchat.commands.conversations import search
 
             return search.main(" ".join(options.text), options.limit)
         case "export":
-            from tqchat.commands import exchange
+            from tqchat.commands.conversations import exchange
 
-            return exchange.export(options.id, file_format=options.format, output=options.output)
+            return exchange.export(
+                options.id, file_format=options.format, output=options.output, force=options.force
+            )
+        case "rm":
+            from tqchat.commands.conversations import removal
+
+            return removal.restore(options.id) if options.undo else removal.remove(options.id)
         case "import":
-            from tqchat.commands import exchange
+            from tqchat.commands.conversations import exchange
 
             return exchange.import_file(options.file)
         case "locate":
@@ -322,6 +386,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 draft=options.draft,
                 adapter=options.adapter,
                 pack_prompts=options.pack_prompts,
+                conversation=options.id if options.command == "open" else None,
             )
 
 
@@ -332,4 +397,5 @@ def _discard_output() -> None:
 
 def _print_error(sentence: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"tqchat: {sentence}", file=sys.stderr)
+        for line in sentence.splitlines():
+            print(f"tqchat: {line}", file=sys.stderr)

@@ -7,8 +7,8 @@ import sys
 import time
 
 from tqchat import paths, settings
-from tqchat.commands.listing import SHORT_ID, UNTITLED
-from tqchat.commands.reading import open_for_reading
+from tqchat.commands.conversations.listing import SHORT_ID, UNTITLED
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault

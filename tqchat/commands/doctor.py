@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from tqchat import __version__, paths, settings
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.commands.locate import locations, table
-from tqchat.commands.reading import open_for_reading
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.text import single_line

@@ -111,7 +111,7 @@ def load_config(paths: Paths) -> Settings:
     """
     settings, problems = read_config(paths)
     if problems:
-        raise SettingsError(" ".join(problems))
+        raise SettingsError("\n".join(problems))
     return settings
 
 

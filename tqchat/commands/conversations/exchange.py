@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tqchat import paths
-from tqchat.commands.listing import SHORT_ID, UNTITLED
-from tqchat.commands.reading import open_for_reading
+from tqchat.commands.conversations.listing import SHORT_ID, UNTITLED
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.store import exchange
@@ -34,11 +34,24 @@ class BadFile(TqchatError):
         super().__init__(f"{file} cannot be {doing} ({(error.strerror or str(error)).lower()}).")
 
 
-def export(conversation_id: str | None, *, file_format: str | None, output: str | None) -> int:
+class FileExists(TqchatError):
+    """An export would replace a file."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(f"{file} exists and was not changed; --force replaces it.")
+
+
+def export(
+    conversation_id: str | None, *, file_format: str | None, output: str | None, force: bool = False
+) -> int:
     """Write one conversation, or all of them if no id is given.
+
+    Args:
+        force: Replace the output file if it exists.
 
     Raises:
         UnknownConversation: if there is no such conversation.
+        FileExists: if the output file exists; it is unchanged.
         BadFile: if the file cannot be written; an existing file is then unchanged.
     """
     if file_format is None:
@@ -56,7 +69,7 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
         if output is None or output == "-":
             for_data(sys.stdout).writelines(pieces)
         else:
-            _write(output, pieces)
+            _write(output, pieces, force)
     return 0
 
 
@@ -103,9 +116,11 @@ def _markdown(database: Database, chosen: list[Conversation]) -> Iterator[str]:
         yield ("\n---\n\n" if index else "") + exchange.to_markdown(database, conversation)
 
 
-def _write(name: str, pieces: Iterator[str]) -> None:
+def _write(name: str, pieces: Iterator[str], force: bool) -> None:
     path = Path(name)
     try:
+        if path.is_file() and not force:
+            raise FileExists(name)
         if path.exists() and not path.is_file():
             # Pipes and devices are written to, not replaced.
             with path.open("w", encoding="utf-8") as file:
