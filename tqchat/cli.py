@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written = list(sys.argv[1:] if arguments is None else arguments)
     completed = _with_command(parser, written)
     options = parser.parse_args(completed)
+    options.without_command = completed != written
     try:
         code = _dispatch(options)
         sys.stdout.flush()
@@ -80,10 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_process(interrupted.exit_code)
     except TqchatError as error:
         _print_error(str(error))
-        from tqchat.store.errors import UnknownConversation
-
-        if completed != written and isinstance(error, UnknownConversation):
-            _print_error("`tqchat --help` lists the commands.")
         return error.exit_code
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends now
@@ -221,8 +218,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
-    imports = _add_command(commands, "import", "add conversations from a JSON export")
-    imports.add_argument("file", metavar="FILE", help="the file; - reads standard input")
+    imports = _add_command(
+        commands, "import", "add conversations of tqchat, ChatGPT, Claude, LM Studio or in Markdown"
+    )
+    imports.add_argument(
+        "file",
+        metavar="FILE",
+        help="a JSON export of tqchat, a data export of ChatGPT or Claude (the zip file or its "
+        "conversations.json), a conversation of LM Studio, a Markdown chat, or a folder of these; - reads "
+        "standard input",
+    )
+    imports.add_argument(
+        "--dry-run", action="store_true", help="say what would be imported, and import nothing"
+    )
 
     _add_command(commands, "locate", "print where settings, conversations, caches and models are stored")
     doctor = _add_command(
@@ -350,9 +358,9 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             return removal.restore(options.id) if options.undo else removal.remove(options.id)
         case "import":
-            from tqchat.commands.conversations import exchange
+            from tqchat.commands.conversations import importing
 
-            return exchange.import_file(options.file)
+            return importing.main(options.file, dry_run=options.dry_run)
         case "locate":
             from tqchat.commands import locate
 
@@ -387,6 +395,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 adapter=options.adapter,
                 pack_prompts=options.pack_prompts,
                 conversation=options.id if options.command == "open" else None,
+                without_command=options.without_command,
             )
 
 

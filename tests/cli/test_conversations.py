@@ -99,9 +99,8 @@ def test_an_id_opens_the_app(capsys: Captured, ids: list[str], arguments: list[s
 
 
 def test_what_is_neither_a_command_nor_an_id(capsys: Captured, ids: list[str]) -> None:
-    assert main(["nonsense"]) == 2
-    shown = capsys.readouterr().err
-    assert "There is no conversation 'nonsense'" in shown and "tqchat --help" in shown
+    shown = fails(capsys, 2, "nonsense")
+    assert "There is no conversation 'nonsense'" in shown and "`tqchat --help` the commands" in shown
     with pytest.raises(SystemExit) as left:
         main(["serch", "fox"])
     assert left.value.code == 2

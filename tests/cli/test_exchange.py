@@ -111,7 +111,7 @@ def test_failing_exports_and_imports(capsys: Captured, paths: Paths, tmp_path: P
         database.create("t", None, "fp16")
     assert "cannot be written" in fails(capsys, 1, "export", "--all", "-o", str(tmp_path / "no" / "x"))
     assert "cannot be read (no such file" in fails(capsys, 1, "import", str(tmp_path / "none"))
-    assert "cannot be read" in fails(capsys, 1, "import", str(tmp_path))
+    assert "holds no conversations" in fails(capsys, 2, "import", str(tmp_path))
     (tmp_path / "bad.json").write_text('{"a": "\x1b"}')
     assert "Nothing was imported" in fails(capsys, 2, "import", str(tmp_path / "bad.json"))
     for arguments in (["export"], ["export", "x", "--all"], ["export", "x", "--format", "pdf"], ["import"]):

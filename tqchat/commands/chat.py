@@ -25,6 +25,15 @@ class NoTerminal(TqchatError):
         )
 
 
+class NoCommand(TqchatError):
+    """What stands in place of a command is no conversation's id."""
+
+    exit_code = 2
+
+    def __init__(self, error: UnknownConversation) -> None:
+        super().__init__(f"{str(error).removesuffix('.')}, and `tqchat --help` the commands.")
+
+
 def main(
     *,
     model: str | None,
@@ -33,15 +42,17 @@ def main(
     adapter: str | None = None,
     pack_prompts: bool = False,
     conversation: str | None = None,
+    without_command: bool = False,
 ) -> int:
     """Open the app, and end the process with its exit code.
 
     Args:
         conversation: Id of the conversation to open, or a unique prefix; by default the one that was open
             last.
+        without_command: Whether the id stands in place of a command, which it may have been meant for.
 
     Raises:
-        UnknownConversation: if there is no such conversation.
+        UnknownConversation, NoCommand: if there is no such conversation.
         NoTerminal: if the standard streams are not a usable terminal.
         UnknownScheme: if there is no such scheme.
         UnusableFolder: if conversations cannot be stored. Settings and files that cannot be used are reported
@@ -50,7 +61,10 @@ def main(
     if scheme is not None:
         scheme = scheme_setting(scheme)
     if conversation is not None:
-        conversation = _find(conversation)
+        try:
+            conversation = _find(conversation)
+        except UnknownConversation as error:
+            raise NoCommand(error) if without_command else error from None
     # Textual reads standard input and draws on standard error; with TEXTUAL_DRIVER (serve) it uses pipes.
     streams = (sys.stdin, sys.stdout, sys.stderr)
     drawn = all(stream is not None and stream.isatty() for stream in streams)
