@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tqchat import __version__, terminal
 from tqchat.commands import lab
+from tqchat.commands.completion import SHELLS
+from tqchat.commands.completion import main as print_completion
 from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
@@ -49,6 +51,11 @@ Sampling and thinking options default to the settings, then to the model's own v
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{2,63}")
 _HEXADECIMAL = re.compile(r"[0-9a-f]+")
+
+_COMPLETION_EPILOG = """\
+bash:  tqchat completion bash > ~/.local/share/bash-completion/completions/tqchat
+zsh:   tqchat completion zsh > FOLDER/_tqchat, with a FOLDER of $fpath
+fish:  tqchat completion fish > ~/.config/fish/completions/tqchat.fish"""
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -252,6 +259,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--port", type=int, default=8043, help="port to listen on (default: 8043)")
 
+    completion = _add_command(commands, "completion", "print a script that completes commands in a shell")
+    completion.epilog = _COMPLETION_EPILOG
+    completion.formatter_class = argparse.RawDescriptionHelpFormatter
+    completion.add_argument("shell", choices=SHELLS)
+
     _add_cache(commands)
     lab.add_parser(commands)
     return parser
@@ -379,6 +391,8 @@ def _dispatch(options: argparse.Namespace) -> int:
                 scheme=options.scheme,
                 adapter=options.adapter,
             )
+        case "completion":
+            return print_completion(_parser(), options.shell)
         case "cache":
             from tqchat.commands import cache
 
