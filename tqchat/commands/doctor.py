@@ -10,7 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from tqchat import __version__, paths, settings
+from tqchat import __version__, paths
+from tqchat.commands.checks import settings_in_force
 from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.commands.locate import locations, table
 from tqchat.engine.commands import NO_ADAPTER
@@ -61,7 +62,8 @@ def main(report: bool = False) -> int:
             ("blas", found.blas or absent),
             ("kernels", _kernels()),
         ]
-    user_settings = _collect_problem(lambda: settings.load(places), problems) or settings.Settings()
+    user_settings, wrong = settings_in_force(places)
+    problems += wrong
     rows += [
         ("model", _collect_problem(lambda: _model(user_settings.model), problems) or UNUSABLE),
     ]
