@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests import exports
+from tests.cli import exports
 from tests.cli.test_cli import Captured, fails
 from tqchat.cli import main
 from tqchat.paths import Paths

@@ -94,7 +94,7 @@ def _report() -> int:
         *((name, metadata.version(name)) for name in LIBRARIES),
         ("backend", found.name),
         ("device", found.device),
-        ("memory", f"{found.memory_bytes / GIB:.1f} GiB, {backend.available_memory() / GIB:.1f} GiB free"),
+        ("memory", f"{size(found.memory_bytes)}, {size(backend.available_memory())} free"),
         ("blas", Path(found.blas).name if found.blas else "none"),
         ("kernels", _kernels()),
     ]
