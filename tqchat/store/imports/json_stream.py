@@ -18,6 +18,8 @@ _MAX_SMALL_CHARS = 64 << 10
 _MAX_ITEMS = 100_000
 """Values of one list or object that ``pick`` keeps; more are in no export of one conversation."""
 _READ_BYTES = 64 << 10
+_MAX_BUFFERED_CHARS = 4 * _READ_BYTES
+"""Bounds the memory of values that are decoded whole."""
 _MAX_EXPONENT_CHARS = 8
 """Characters to look ahead to see that a number has ended."""
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -132,6 +134,8 @@ class JsonStream:
                 is passed over and counts as ``None``.
         """
         start = self.peek()
+        if start and start in "[{" and (whole := self._buffered()) is not None:
+            return _keep(whole, shape)
         if start == "{" and isinstance(shape, Mapping):
             kept: dict[str, Any] = {}
             for name in self.names():
@@ -157,6 +161,8 @@ class JsonStream:
         depth = 0
         while True:
             start = self.peek()
+            if start and start in "[{" and not depth and self._buffered() is not None:
+                return
             if start and start in "[{":
                 self._at += 1
                 depth += 1
@@ -169,6 +175,19 @@ class JsonStream:
                 self.scalar()
             if not depth:
                 return
+
+    def _buffered(self) -> Any:
+        """The list or object here, if all of it has been read and it is small; else ``None``.
+
+        Decoding it whole is many times faster than piece by piece.
+        """
+        if len(self._text) - self._at > _MAX_BUFFERED_CHARS:
+            return None
+        try:
+            value, self._at = self._decoder.raw_decode(self._text, self._at)
+        except (ValueError, RecursionError):
+            return None  # cut off, or read piece by piece for its error
+        return value
 
     def _take(self, character: str) -> None:
         if self.peek() != character:
@@ -192,3 +211,18 @@ class JsonStream:
     def _fail(self, what: str) -> NoReturn:
         line = self._lines + self._text.count("\n", 0, self._at) + 1
         raise BadImport(f"it is not JSON ({what} in line {line})")
+
+
+def _keep(value: Any, shape: object) -> Any:
+    """What ``pick`` keeps of a value that is decoded already."""
+    if isinstance(value, dict):
+        if not isinstance(shape, Mapping):
+            return None
+        return {name: _keep(value[name], shape[name]) for name in value if name in shape}
+    if isinstance(value, list):
+        if not isinstance(shape, list):
+            return None
+        if len(value) > _MAX_ITEMS:
+            raise BadImport(f"it has a list of more than {_MAX_ITEMS:,} values")
+        return [_keep(one, shape[0]) for one in value]
+    return value
