@@ -17,12 +17,13 @@ PACKAGE = Path(tqchat.__file__).parent
 HEAVY = ("mlx", "mlx_lm", "transformers", "numpy")
 
 # What each room may import from tqchat, besides itself. Single modules are rooms of their own.
-GROUND = {"tqchat", "errors", "files", "paths", "text"}
+GROUND = {"tqchat", "errors", "files", "paths", "text", "units"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "files": GROUND,
     "paths": GROUND,
     "text": GROUND,
+    "units": set(),
     "kv": GROUND,
     "store": GROUND | {"kv"},
     "engine": GROUND | {"kv", "store"},
@@ -36,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "tqchat": set(),
 }
 # The thread that they run on need not be theirs, but the screen's library must not be.
-WITHOUT_TEXTUAL = {"kv", "engine", "store", "settings", "paths", "text", "errors", "files", "terminal", "cli"}
+WITHOUT_TEXTUAL = {"kv", "engine", "store", "settings", *GROUND, "terminal", "cli"} - {"tqchat"}
 
 
 def modules() -> list[Path]:
@@ -126,7 +127,7 @@ def loaded_by(*names: str) -> set[str]:
     [
         "tqchat.cli",
         "tqchat.commands.chat",
-        "tqchat.commands.listing",
+        "tqchat.commands.conversations.listing",
         "tqchat.commands.run",
         "tqchat.engine",
         "tqchat.engine.commands",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from pathlib import Path
 
 from tqchat import __version__, terminal
 from tqchat.commands import lab
+from tqchat.commands.completion import SHELLS
+from tqchat.commands.completion import main as print_completion
 from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
@@ -36,7 +40,8 @@ Sampling and thinking options default to the settings, then to the model's own v
   model        name of the model
   scheme       cache scheme at the end of the reply
   tokens       prompt: tokens of the prompt; prefilled: those that the model read;
-               restored: those that came from a saved cache (always 0 here);
+               restored: those that came from a saved cache (0 without
+               --continue or --conversation);
                generated: tokens of the reply, reasoning included; with a draft
                model also drafted: tokens it proposed; accepted: those that were kept
   speed        prompt_tok_s, decode_tok_s: tokens per second, of prompt and reply
@@ -44,6 +49,14 @@ Sampling and thinking options default to the settings, then to the model's own v
                fp16_bytes: size of the same tokens at 16 bits; ratio: fp16_bytes
                divided by bytes; layers_compressed: layers that hold packed
                tokens; layers_total: all layers"""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{2,63}")
+_HEXADECIMAL = re.compile(r"[0-9a-f]+")
+
+_COMPLETION_EPILOG = """\
+bash:  tqchat completion bash > ~/.local/share/bash-completion/completions/tqchat
+zsh:   tqchat completion zsh > FOLDER/_tqchat, with a FOLDER of $fpath
+fish:  tqchat completion fish > ~/.config/fish/completions/tqchat.fish"""
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -63,7 +76,11 @@ _NO_ACCESS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tqchat`` with these arguments (the process's own by default) and return its exit code."""
     terminal.clean_standard_streams()
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    written = list(sys.argv[1:] if arguments is None else arguments)
+    completed = _with_command(parser, written)
+    options = parser.parse_args(completed)
+    options.without_command = completed != written
     try:
         code = _dispatch(options)
         sys.stdout.flush()
@@ -116,7 +133,30 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _add_command(commands, "run", "answer one question on standard output and exit")
     run.epilog, run.formatter_class = _RUN_EPILOG, argparse.RawDescriptionHelpFormatter
-    run.add_argument("question", nargs="?", help="the question; read from standard input if omitted or -")
+    run.add_argument(
+        "question",
+        nargs="*",
+        help="the question, with or without quotes; @FILE attaches a text file, and so does a pipe. Without "
+        "it, or with -, the question is read from standard input",
+    )
+    run.add_argument(
+        "--file", metavar="FILE", action="append", default=[], help="attach a text file; may be repeated"
+    )
+    stored = run.add_mutually_exclusive_group()
+    stored.add_argument(
+        "-c",
+        "--continue",
+        action="store_true",
+        dest="continues",
+        help="ask in the conversation that was used last; question and reply are stored in it",
+    )
+    stored.add_argument("--conversation", metavar="ID", help=f"ask in this conversation; {_ID_HELP}")
+    run.add_argument(
+        "--system",
+        metavar="TEXT",
+        help="instructions for the model, for this question only, instead of the settings' or conversation's",
+    )
+    run.add_argument("--verbose", action="store_true", help="also say which scheme auto chose, and why")
     # SUPPRESS: the options are accepted before and after the command; without it, the defaults of those
     # after it would overwrite the values given before it.
     _add_model_options(run, default=argparse.SUPPRESS)
@@ -144,11 +184,26 @@ def _parser() -> argparse.ArgumentParser:
         help="print one JSON object instead of text; its fields are described below",
     )
 
-    _add_command(commands, "ls", "list the conversations, most recent first")
+    ls = _add_command(commands, "ls", "list the conversations, most recent first")
+    ls.add_argument(
+        "--json", action="store_true", help="print a JSON array of objects; times are Unix times in seconds"
+    )
+    opens = _add_command(commands, "open", "open a conversation in the app; `tqchat ID` does the same")
+    opens.add_argument("id", help=_ID_HELP)
+    # As for run: these are accepted before and after the command.
+    _add_model_options(opens, default=argparse.SUPPRESS)
     show = _add_command(commands, "show", "print a conversation as plain text")
     show.add_argument("id", help=_ID_HELP)
 
-    search = _add_command(commands, "search", "search titles and messages of all conversations")
+    remove = _add_command(commands, "rm", "delete conversations; for 24 hours they can be restored")
+    remove.add_argument("id", nargs="*", help=_ID_HELP)
+    remove.add_argument(
+        "--undo", action="store_true", help="restore what was deleted; without an id the last conversation"
+    )
+
+    search = _add_command(
+        commands, "search", "search titles and messages of all conversations; exits 1 if nothing is found"
+    )
     search.add_argument(
         "text", nargs="+", help="words that must all occur, in any order; '\"two words\"' searches a phrase"
     )
@@ -169,9 +224,21 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "-o", "--output", metavar="FILE", help="file to write; standard output if omitted or -"
     )
+    export.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
-    imports = _add_command(commands, "import", "add conversations from a JSON export")
-    imports.add_argument("file", metavar="FILE", help="the file; - reads standard input")
+    imports = _add_command(
+        commands, "import", "add conversations of tqchat, ChatGPT, Claude, LM Studio or in Markdown"
+    )
+    imports.add_argument(
+        "file",
+        metavar="FILE",
+        help="a JSON export of tqchat, a data export of ChatGPT or Claude (the zip file or its "
+        "conversations.json), a conversation of LM Studio, a Markdown chat, or a folder of these; - reads "
+        "standard input",
+    )
+    imports.add_argument(
+        "--dry-run", action="store_true", help="say what would be imported, and import nothing"
+    )
 
     _add_command(commands, "locate", "print where settings, conversations, caches and models are stored")
     doctor = _add_command(
@@ -194,9 +261,30 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8043, help="port to listen on (default: 8043)")
 
     models.add_parser(commands)
+    completion = _add_command(commands, "completion", "print a script that completes commands in a shell")
+    completion.epilog = _COMPLETION_EPILOG
+    completion.formatter_class = argparse.RawDescriptionHelpFormatter
+    completion.add_argument("shell", choices=SHELLS)
+
     _add_cache(commands)
     lab.add_parser(commands)
     return parser
+
+
+def _with_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``open`` before the id of a conversation that stands in place of a command."""
+    (commands,) = (one.choices for one in parser._actions if isinstance(one, argparse._SubParsersAction))
+    place = 0
+    while place < len(arguments) and arguments[place].startswith("-") and len(arguments[place]) > 1:
+        action = parser._option_string_actions.get(arguments[place])
+        place += 1 if action is None or action.nargs == 0 else 2
+    found = list(arguments)
+    if place < len(found) and found[place] not in commands and _ID.fullmatch(found[place]):
+        close = difflib.get_close_matches(found[place], commands, n=1)
+        # Hexadecimal digits alone are never a misspelt command.
+        if not close or _HEXADECIMAL.fullmatch(found[place]):
+            found.insert(place, "open")
+    return found
 
 
 def _add_command(
@@ -260,37 +348,33 @@ def _dispatch(options: argparse.Namespace) -> int:
         case "run":
             from tqchat.commands import run
 
-            return run.main(
-                options.question,
-                model=options.model,
-                scheme=options.scheme,
-                draft=options.draft,
-                adapter=options.adapter,
-                pack_prompts=options.pack_prompts,
-                given={name: getattr(options, name) for name in run.OPTIONS},
-                show_thinking=options.show_thinking,
-                as_json=options.json,
-            )
+            return run.main(options)
         case "ls":
-            from tqchat.commands import listing
+            from tqchat.commands.conversations import listing
 
-            return listing.list_conversations()
+            return listing.list_conversations(as_json=options.json)
         case "show":
-            from tqchat.commands import listing
+            from tqchat.commands.conversations import listing
 
             return listing.show(options.id)
         case "search":
-            from tqchat.commands import search
+            from tqchat.commands.conversations import search
 
             return search.main(" ".join(options.text), options.limit)
         case "export":
-            from tqchat.commands import exchange
+            from tqchat.commands.conversations import exchange
 
-            return exchange.export(options.id, file_format=options.format, output=options.output)
+            return exchange.export(
+                options.id, file_format=options.format, output=options.output, force=options.force
+            )
+        case "rm":
+            from tqchat.commands.conversations import removal
+
+            return removal.restore(options.id) if options.undo else removal.remove(options.id)
         case "import":
-            from tqchat.commands import exchange
+            from tqchat.commands.conversations import importing
 
-            return exchange.import_file(options.file)
+            return importing.main(options.file, dry_run=options.dry_run)
         case "locate":
             from tqchat.commands import locate
 
@@ -309,6 +393,8 @@ def _dispatch(options: argparse.Namespace) -> int:
                 scheme=options.scheme,
                 adapter=options.adapter,
             )
+        case "completion":
+            return print_completion(_parser(), options.shell)
         case "cache":
             from tqchat.commands import cache
 
@@ -326,6 +412,8 @@ def _dispatch(options: argparse.Namespace) -> int:
                 draft=options.draft,
                 adapter=options.adapter,
                 pack_prompts=options.pack_prompts,
+                conversation=options.id if options.command == "open" else None,
+                without_command=options.without_command,
             )
 
 
@@ -336,4 +424,5 @@ def _discard_output() -> None:
 
 def _print_error(sentence: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"tqchat: {sentence}", file=sys.stderr)
+        for line in sentence.splitlines():
+            print(f"tqchat: {line}", file=sys.stderr)

@@ -25,7 +25,7 @@ def test_doctor_lists_versions_and_locations(capsys: Captured, paths: Paths) -> 
     assert rows["tqchat"] == tqchat.__version__
     assert rows["mlx"].startswith(mx.__version__)
     assert rows["backend"] in ("metal", "cuda", "cpu")
-    assert rows["memory"].endswith("GiB")
+    assert rows["memory"].endswith("GB")
     assert rows["model"] == "SmolLM2-135M-Instruct (llama)"
     assert rows["conversations"] == str(paths.database)
     assert {"device", "blas", "settings", "caches"} <= rows.keys()
@@ -67,3 +67,39 @@ def test_a_report_hides_paths(path: str) -> None:
     assert doctor._without_paths(f"cannot open '{path}': 12.5 GB/s, x/s") == (
         "cannot open '(path)': 12.5 GB/s, x/s"
     )
+
+
+def test_everything_that_is_to_be_put_right_is_listed_at_once(capsys: Captured, paths: Paths) -> None:
+    paths.config_file.write_text(
+        'scheme = "zip"\nmodle = "x"\ntemperature = 99\ntheme = "nowhere"\n[keys]\nschem = "f12"\n', "utf-8"
+    )
+    paths.state_file.write_text('sidebar = "left"\n')
+    paths.presets.write_text("[brief\n")
+    paths.themes.mkdir()
+    (paths.themes / "broken.toml").write_text("= 1")
+    paths.log_dir.rmdir()
+    paths.log_dir.write_text("in the way")
+    assert main(["doctor"]) == 1
+    shown = capsys.readouterr().out
+    problems = shown[shown.index("Problems to fix:") :].split("\n\n")[0].splitlines()[1:]
+    expected = (
+        *(
+            "scheme is 'zip'",
+            "'modle'; did you mean 'model'?",
+            "temperature is 99",
+            "There is no theme 'nowhere'",
+        ),
+        *("no action 'schem'", str(paths.state_file), str(paths.presets), "broken.toml", str(paths.log_dir)),
+    )
+    assert len(problems) == len(expected)
+    for words in expected:
+        assert any(words in line for line in problems), words
+    assert "scheme" in shown and "backend" in shown
+
+
+def test_other_commands_report_all_config_errors_at_once(capsys: Captured, paths: Paths) -> None:
+    paths.config_file.write_text('scheme = "zip"\nmodle = "x"\ntemperature = 99\n', "utf-8")
+    for command in (["run", "hi"], ["cache"]):
+        assert main(command) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 3 and all(line.startswith(f"tqchat: {paths.config_file}: ") for line in lines)

@@ -39,7 +39,7 @@ def test_search(capsys: Captured, talk: str) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["search", "fox", "--limit", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
-    assert main(["search", "badger"]) == 0
+    assert main(["search", "badger"]) == 1
     assert capsys.readouterr().out == "Nothing was found.\n"
 
 
@@ -58,7 +58,7 @@ def test_matches_are_bold_on_a_terminal(monkeypatch: pytest.MonkeyPatch, talk: s
 def test_an_invalid_search(capsys: Captured, home: Path) -> None:
     assert "nothing to search" in fails(capsys, 2, "search", " ")
     assert "--limit" in fails(capsys, 2, "search", "x", "--limit", "0")
-    assert main(["search", "x"]) == 0
+    assert main(["search", "x"]) == 1
     assert not home.exists()
 
 
@@ -75,7 +75,9 @@ def test_export_as_markdown(
     file = tmp_path / "talk.md"
     file.write_text("old")
     monkeypatch.setenv("TQCHAT_HOME", str(tmp_path / "home"))
-    assert main(["export", "--all", "-o", str(file)]) == 0
+    assert "--force" in fails(capsys, 1, "export", "--all", "-o", str(file))
+    assert file.read_text() == "old"
+    assert main(["export", "--all", "--force", "-o", str(file)]) == 0
     assert file.read_text("utf-8") == piped
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
@@ -109,7 +111,7 @@ def test_failing_exports_and_imports(capsys: Captured, paths: Paths, tmp_path: P
         database.create("t", None, "fp16")
     assert "cannot be written" in fails(capsys, 1, "export", "--all", "-o", str(tmp_path / "no" / "x"))
     assert "cannot be read (no such file" in fails(capsys, 1, "import", str(tmp_path / "none"))
-    assert "cannot be read" in fails(capsys, 1, "import", str(tmp_path))
+    assert "holds no conversations" in fails(capsys, 2, "import", str(tmp_path))
     (tmp_path / "bad.json").write_text('{"a": "\x1b"}')
     assert "Nothing was imported" in fails(capsys, 2, "import", str(tmp_path / "bad.json"))
     for arguments in (["export"], ["export", "x", "--all"], ["export", "x", "--format", "pdf"], ["import"]):

@@ -7,12 +7,19 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.cli.test_cli import fails
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
+from tqchat.engine.commands import ChatMessage
+from tqchat.paths import Paths
+from tqchat.store.database import Database, SamplingChoice
+from tqchat.ui.input.attachments import MAX_FILE_BYTES, Attachment, split
 
 Captured = pytest.CaptureFixture[str]
 SHAPE = {
@@ -139,3 +146,163 @@ def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
     assert process.returncode == 130
     assert b"Traceback" not in errors
     assert errors.decode().endswith("tqchat: Interrupted.\n")
+
+
+class Piped:
+    """Sets standard input to a real pipe that holds a text."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, content: bytes) -> None:
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        self._monkeypatch.setattr(sys, "stdin", os.fdopen(reading, encoding="utf-8"))
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Piped:
+    return Piped(monkeypatch)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[ChatMessage]]:
+    """The transcripts that the model gets."""
+    from tqchat.engine.session import Session
+
+    transcripts: list[list[ChatMessage]] = []
+    send = Session.send
+
+    def recording(session: Session, messages: Sequence[ChatMessage], *rest: Any, **named: Any) -> Any:
+        transcripts.append(list(messages))
+        return send(session, messages, *rest, **named)
+
+    monkeypatch.setattr(Session, "send", recording)
+    return transcripts
+
+
+def test_words_files_and_a_pipe_make_one_question(
+    capsys: Captured,
+    llama_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    piped: Piped,
+    asked: list[list[ChatMessage]],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.md").write_text("Foxes are red.\n")
+    (tmp_path / "two words.txt").write_text("```\ncode\n```\n")
+    run(capsys, llama_folder, "Why", "is", "the", "sky", "blue?")
+    assert asked.pop() == [ChatMessage("user", "Why is the sky blue?")]
+    piped(b"diff --git\n+fox\n")
+    run(capsys, llama_folder, "What changed?")
+    question, context = split(asked.pop()[0].content)
+    assert (question, context) == ("What changed?", [Attachment("standard input", "diff --git\n+fox")])
+    piped(b"piped")
+    run(capsys, llama_folder, "Sum", "up", "@notes.md", "--file", "two words.txt", "--system", "Be brief.")
+    system, message = asked.pop()
+    assert system == ChatMessage("system", "Be brief.")
+    question, files = split(message.content)
+    assert question == "Sum up @notes.md"
+    assert [(one.name, one.text) for one in files] == [
+        ("two words.txt", "```\ncode\n```"),
+        ("notes.md", "Foxes are red."),
+        ("standard input", "piped"),
+    ]
+    piped(b"Mail me@example.org about @types/node\n")
+    run(capsys, llama_folder, "-", "--file", "notes.md", "--system", "")
+    question, files = split(asked.pop()[0].content)
+    assert question == "Mail me@example.org about @types/node" and files[0].name == "notes.md"
+
+
+def test_files_and_pipes_that_cannot_be_attached(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piped: Piped
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large.txt").write_text("x" * (MAX_FILE_BYTES + 1))
+    (tmp_path / "binary").write_bytes(b"\0")
+    assert "There is no file gone.md" in fails(capsys, 2, "run", "Sum", "up", "@gone.md")
+    assert "There is no file gone" in fails(capsys, 2, "run", "hi", "--file", "gone")
+    assert "is a folder" in fails(capsys, 2, "run", "hi", "--file", str(tmp_path))
+    assert "at most 1.00 MB" in fails(capsys, 2, "run", "hi", "--file", "large.txt")
+    assert "not a text file" in fails(capsys, 2, "run", "hi", "@binary", "--file", "binary")
+    for content, said in ((b"\xff\xfe", "UTF-8"), (b"a\0b", "UTF-8")):
+        piped(content)
+        assert said in fails(capsys, 2, "run", "hi")
+    with (tmp_path / "large.txt").open(encoding="utf-8") as large:
+        monkeypatch.setattr(sys, "stdin", large)
+        assert "more than 1.00 MB" in fails(capsys, 2, "run", "hi")
+
+
+def test_options_out_of_range_are_reported_together(capsys: Captured) -> None:
+    assert main(["run", "hi", "--temperature", "9", "--top-p", "7", "--max-tokens", "0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["--temperature", "--top-p", "--max-tokens"]
+
+
+def test_a_stored_conversation_is_continued(
+    capsys: Captured, llama_folder: Path, paths: Paths, asked: list[list[ChatMessage]], piped: Piped
+) -> None:
+    assert "no conversation to continue" in fails(capsys, 2, "run", "-c", "hi")
+    with Database(paths.database) as database:
+        talk = database.create("Foxes", None, "fp16", system_prompt="Talk like a fox.")
+        database.add_message(talk.id, "user", "hello")
+        database.add_message(talk.id, "assistant", "Hello fox.", scheme="turbo4")
+        other = database.create("Other", str(llama_folder), "fp16", sampling=SamplingChoice(max_tokens=3))
+    printed = run(capsys, llama_folder, "--conversation", talk.id[:6], "and", "now?")
+    assert asked.pop() == [
+        ChatMessage("system", "Talk like a fox."),
+        ChatMessage("user", "hello"),
+        ChatMessage("assistant", "Hello fox."),
+        ChatMessage("user", "and now?"),
+    ]
+    piped(b"more")
+    figures = json.loads(run(capsys, llama_folder, "--continue", "again", "--json", "--system", "Bark."))
+    assert asked.pop()[0] == ChatMessage("system", "Bark.")
+    with Database(paths.database) as database:
+        messages = database.messages(talk.id)
+        assert database.conversation(talk.id).system_prompt == "Talk like a fox."
+    assert [one.role for one in messages] == ["user", "assistant"] * 3
+    assert messages[3].content.strip() == printed.strip() and messages[3].status == "complete"
+    assert split(messages[4].content) == ("again", [Attachment("standard input", "more")])
+    assert messages[5].content == figures["reply"] and messages[5].tokens == figures["tokens"]["generated"]
+    figures = json.loads(run(capsys, llama_folder, "--conversation", talk.id, "on", "--json"))
+    assert figures["tokens"]["restored"] > 0, "the saved cache is used"
+
+    # The conversation's own model and sampling; a failure takes the question back.
+    assert main(["run", "--conversation", other.id, "hi", "--temperature", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"]["generated"] <= 3
+    assert main(["run", "--conversation", other.id, "fox " * 600]) == 1
+    assert "512" in capsys.readouterr().err
+    with Database(paths.database) as database:
+        assert len(database.messages(other.id)) == 2
+        assert database.leases.holder_pid(other.id) is None
+    assert "tqchat ls" in fails(capsys, 2, "run", "--conversation", "none", "hi")
+
+
+def test_auto_says_what_it_chose_only_when_asked_or_changed(
+    capsys: Captured, llama_folder: Path, paths: Paths
+) -> None:
+    common = ["--model", str(llama_folder), "--max-tokens", "1"]
+    for arguments, says in (([], False), (["--verbose"], True)):
+        assert main(["run", "hi", *arguments, *common]) == 0
+        assert ("auto chose" in capsys.readouterr().err) is says
+    with Database(paths.database) as database:
+        talk = database.create("t", None, "auto")
+        database.add_message(talk.id, "user", "hello")
+        database.add_message(talk.id, "assistant", "Hello.", scheme="turbo2")
+    for says in (True, False):
+        assert main(["run", "-c", "hi", *common]) == 0
+        assert ("auto chose" in capsys.readouterr().err) is says
+
+
+def test_a_pipe_into_the_program(llama_folder: Path) -> None:
+    """The whole way: a shell, a pipe, a process."""
+    line = (
+        f"echo context | {sys.executable} -m tqchat run why so --model {llama_folder} --max-tokens 2 --json"
+    )
+    result = subprocess.run(line, shell=True, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ""
+    alone = len(["why", "so"])
+    assert json.loads(result.stdout)["tokens"]["prompt"] > 10 + alone

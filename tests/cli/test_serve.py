@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pyte
@@ -20,37 +22,54 @@ from aiohttp import ClientSession, ClientWebSocketResponse, CookieJar, WSMsgType
 from aiohttp.test_utils import TestServer
 
 from tests.adapters import write_adapter
+from tests.e2e.terminal import stored_messages
 from tqchat.commands import serve, web_server
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
-from tqchat.store.database import Database, Message
+from tqchat.store.database import Database
 
 KEY = "the-key"
 TIMEOUT_S = 120.0
 
 
-_servers: dict[str, web_server.Server] = {}
-
-
-def server_of(url: str) -> web_server.Server:
-    return _servers[url]
-
-
-@pytest.fixture
-async def url() -> AsyncIterator[str]:
-    guarded = serve.server(shlex.join([sys.executable, "-m", "tqchat"]), key=KEY)
+@asynccontextmanager
+async def serving(*command: str) -> AsyncIterator[web_server.Server]:
+    """A server of this command on a free port; its ``public_url`` is the address."""
+    guarded = serve.server(shlex.join([sys.executable, *command]), key=KEY)
     running = TestServer(await guarded._make_app(), host="127.0.0.1")
     await running.start_server()
     guarded.public_url = f"http://127.0.0.1:{running.port}"
-    _servers[guarded.public_url] = guarded
-    yield guarded.public_url
+    yield guarded
     await running.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[web_server.Server]:
+    async with serving("-m", "tqchat") as running:
+        yield running
+
+
+@pytest.fixture
+def url(server: web_server.Server) -> str:
+    return server.public_url
 
 
 @pytest.fixture
 async def browser() -> AsyncIterator[ClientSession]:
     async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
         yield session
+
+
+@asynccontextmanager
+async def tab_of(
+    server: web_server.Server, browser: ClientSession, width: int = 100, height: int = 30
+) -> AsyncIterator[ClientWebSocketResponse]:
+    """A tab of the browser, which has opened the page with the key."""
+    async with browser.get(f"{server.public_url}/?key={KEY}"):
+        pass
+    address = f"{server.public_url}/ws?width={width}&height={height}"
+    async with browser.ws_connect(address, headers={"Origin": server.public_url}) as page:
+        yield page
 
 
 class Page:
@@ -95,20 +114,6 @@ async def test_another_host_or_origin_is_forbidden(url: str, browser: ClientSess
         pass
     with pytest.raises(WSServerHandshakeError):
         await browser.ws_connect(f"{url}/ws", headers={"Origin": "http://evil.example"})
-
-
-@pytest.mark.slow
-# asyncio warns that the app's process ends after the test's event loop.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_the_app_runs_in_the_page(url: str, browser: ClientSession) -> None:
-    async with browser.get(f"{url}/?key={KEY}"):
-        pass
-    async with browser.ws_connect(f"{url}/ws?width=100&height=30", headers={"Origin": url}) as page:
-        await Page(page).sees("begin")
-        await Page(page).write("\x11")
-        async with asyncio.timeout(TIMEOUT_S):
-            async for _ in page:
-                pass  # until the app has saved and exited
 
 
 @pytest.mark.parametrize(
@@ -158,51 +163,61 @@ def test_an_address_in_use_is_reported() -> None:
 
 
 @pytest.mark.slow
+# asyncio warns that the app's process ends after the test's event loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_a_closed_tab_ends_the_app_in_order(url: str, browser: ClientSession, paths: Paths) -> None:
-    async with browser.get(f"{url}/?key={KEY}"):
-        pass
-    async with browser.ws_connect(f"{url}/ws?width=100&height=30", headers={"Origin": url}) as page:
-        terminal = Page(page)
-        await terminal.sees("begin")
-        await terminal.write("Not sent yet")
-        await terminal.sees("Not sent yet")
-    async with asyncio.timeout(TIMEOUT_S):
-        while not paths.unsent_text.exists():
-            await asyncio.sleep(0.05)
+async def test_the_app_in_the_page_ends_in_order(
+    paths: Paths,
+    server: web_server.Server,
+    browser: ClientSession,
+    llama_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tab that is closed before anything was sent, one that is closed during a reply, one that is quit."""
+    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 60.0)  # an app that is killed after that fails the test
+    # A model that goes on until it is stopped.
+    model = Path(shutil.copytree(llama_folder, paths.data_dir / "endless"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 100_000, "eos_token_id": []})
+    )
+    (model / "generation_config.json").unlink()
+    paths.config_file.write_text(f"model = '{model}'\ntemperature = 0.0\nmax_tokens = 90000\n")
+
+    async with tab_of(server, browser) as page:
+        await Page(page).sees("begin")
+        await Page(page).write("Not sent yet")
+        await Page(page).sees("Not sent yet")
+    await all_ended(server)
     assert paths.unsent_text.read_text() == "Not sent yet"
 
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-async def test_closing_the_tab_during_a_reply_saves_it_and_ends_the_app(
-    paths: Paths, url: str, browser: ClientSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 60.0)  # an app that is killed after that fails the test
-    paths.config_file.write_text("temperature = 0.0\nmax_tokens = 4000\n")
-
-    def replies() -> list[Message]:
-        with Database(paths.database) as database:
-            found = [database.messages(one.id) for one in database.conversations()]
-        return [message for messages in found for message in messages if message.role == "assistant"]
-
-    async with browser.get(f"{url}/?key={KEY}"):
-        pass
-    async with asyncio.timeout(TIMEOUT_S), browser.ws_connect(f"{url}/ws?width=100&height=30") as page:
-        await Page(page).sees("begin")
-        (tab,) = server_of(url)._tabs
-        await page.send_str(json.dumps(["stdin", "Tell me a story about a fox."]))
-        await page.send_str(json.dumps(["stdin", "\r"]))
-        while not any(message.content for message in replies()):
-            await page.receive_bytes()
-    async with asyncio.timeout(TIMEOUT_S):
-        while server_of(url)._tabs:
-            await asyncio.sleep(0.05)
+    async with tab_of(server, browser) as page:
+        await Page(page).sees("Not sent yet")
+        (tab,) = server._tabs
+        await Page(page).write("\r")
+        async with asyncio.timeout(TIMEOUT_S):
+            while not any(one.role == "assistant" and one.content for one in stored_messages(paths)):
+                await page.receive_bytes()
+    await all_ended(server)
     assert tab._process is not None and tab._process.returncode == 0
-    (reply,) = replies()
+    question, reply = stored_messages(paths)
+    assert question.content == "Not sent yet" and not paths.unsent_text.exists()
     assert reply.status == "stopped" and reply.content and reply.tokens
     with Database(paths.database) as database:
         assert database.leases.holder_pid(reply.conversation_id) is None
+
+    async with tab_of(server, browser) as page:
+        await Page(page).sees("Not sent yet")
+        await Page(page).write("\x11")
+        async with asyncio.timeout(TIMEOUT_S):
+            async for _ in page:
+                pass  # until the app has saved and exited
+
+
+async def all_ended(server: web_server.Server) -> None:
+    """Wait until the apps of all tabs have ended."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while server._tabs:
+            await asyncio.sleep(0.02)
 
 
 WILDCARDS = "0 0x0 00.0.0.0 0.0 ::0 0:: [::] [0.0.0.0] ::ffff:0.0.0.0 ::ffff:0:0 0:0:0:0:0:0:0:0"
@@ -306,13 +321,10 @@ while data := os.read(0, 65536):
 
 
 @pytest.fixture
-async def echo() -> AsyncIterator[tuple[str, web_server.Server]]:
-    guarded = serve.server(shlex.join([sys.executable, "-c", PAGE]), key=KEY)
-    running = TestServer(await guarded._make_app(), host="127.0.0.1")
-    await running.start_server()
-    guarded.public_url = f"http://127.0.0.1:{running.port}"
-    yield guarded.public_url, guarded
-    await running.close()
+async def echo(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[web_server.Server]:
+    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 0.2)
+    async with serving("-c", PAGE) as running:
+        yield running
 
 
 WRONG_MESSAGES = (
@@ -321,14 +333,8 @@ WRONG_MESSAGES = (
 )
 
 
-async def test_messages_of_a_tab_are_checked(
-    echo: tuple[str, web_server.Server], browser: ClientSession, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 0.2)
-    url, server = echo
-    async with browser.get(f"{url}/?key={KEY}"):
-        pass
-    async with browser.ws_connect(f"{url}/ws?width=100000&height=100000") as page:
+async def test_messages_of_a_tab_are_checked(echo: web_server.Server, browser: ClientSession) -> None:
+    async with tab_of(echo, browser, width=100_000, height=100_000) as page:
         assert (await page.receive_bytes()) == b"begin 1000"
         for wrong in WRONG_MESSAGES:
             await page.send_str(wrong)
@@ -339,26 +345,20 @@ async def test_messages_of_a_tab_are_checked(
         assert (await page.receive_bytes()).endswith(b"?x")
         await page.send_str(json.dumps(["ping", 7]))
         assert await page.receive_json() == ["pong", 7]
-        (tab,) = server._tabs
+        (tab,) = echo._tabs
         await page.send_str(json.dumps(["stdin", "x" * (web_server.MAX_MESSAGE_BYTES + 1)]))
         assert (await page.receive()).type in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.ERROR)
-    async with asyncio.timeout(20):
-        while server._tabs:
-            await asyncio.sleep(0.02)
+    await all_ended(echo)
     assert tab._process is not None and tab._process.returncode == -signal.SIGKILL
 
 
 async def test_too_many_tabs_get_a_sentence(
-    echo: tuple[str, web_server.Server], browser: ClientSession, monkeypatch: pytest.MonkeyPatch
+    echo: web_server.Server, browser: ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(web_server, "END_TIMEOUT_S", 0.2)
     monkeypatch.setattr(web_server, "MAX_TABS", 1)
-    url, _ = echo
-    async with browser.get(f"{url}/?key={KEY}"):
-        pass
-    async with browser.ws_connect(f"{url}/ws") as first:
+    async with tab_of(echo, browser) as first:
         assert (await first.receive_bytes()).startswith(b"begin")
-        async with browser.ws_connect(f"{url}/ws") as second:
+        async with tab_of(echo, browser) as second:
             assert b"close one" in await second.receive_bytes()
 
 

@@ -98,6 +98,11 @@ class Terminal:
         assert self.process.exitstatus is not None, f"ended by signal {self.process.signalstatus}"
         return int(self.process.exitstatus)
 
+    def quit(self) -> None:
+        """Quit as a user does; the program must end well."""
+        self.press("ctrl+q")
+        assert self.ends() == 0
+
     def resize(self, columns: int, rows: int) -> None:
         self._screen.resize(rows, columns)
         self.process.setwinsize(rows, columns)

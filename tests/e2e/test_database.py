@@ -31,6 +31,13 @@ def said(paths: Paths) -> list[str]:
     return [message.content for message in stored_messages(paths) if message.status != "unfinished"]
 
 
+def answered(terminal: Terminal, question: str, paths: Paths) -> None:
+    """Ask the first question of a conversation, and wait until it and its answer are stored."""
+    terminal.sees("Ask something", "Ready.")
+    terminal.write(question)
+    terminal.until(lambda: len(said(paths)) == 2)
+
+
 def draft(paths: Paths) -> str:
     with Database(paths.database) as database:
         return database.conversations()[0].draft
@@ -57,17 +64,14 @@ def test_a_locked_database_holds_up_no_key_and_loses_no_message(paths: Paths, ll
         terminal.until(lambda: len(said(paths)) == 2)
         assert said(paths)[0] == "What is a fox?"
         terminal.until(lambda: draft(paths) == "And what is a badger?")
-        terminal.press("ctrl+q")
-        assert terminal.ends() == 0
+        terminal.quit()
 
 
 def test_what_a_locked_database_does_not_take_is_stored_at_the_next_start(
     paths: Paths, llama_folder: Path
 ) -> None:
     with Terminal("--model", str(llama_folder)) as terminal:
-        terminal.sees("Ask something", "Ready.")
-        terminal.write("One?")
-        terminal.until(lambda: len(said(paths)) == 2)
+        answered(terminal, "One?", paths)
         with locked(paths.database):
             terminal.write("Two?")
             terminal.sees("Not stored yet")
@@ -81,8 +85,7 @@ def test_what_a_locked_database_does_not_take_is_stored_at_the_next_start(
     assert kept.stat().st_mode & 0o077 == 0
     with Terminal("--model", str(llama_folder)) as terminal:
         terminal.sees("What could not be stored at the last end", "Two?", "Not sent")
-        terminal.press("ctrl+q")
-        assert terminal.ends() == 0
+        terminal.quit()
     assert said(paths)[0] == "One?" and said(paths)[2] == "Two?"
     assert draft(paths) == "Not sent"
     assert not list(paths.state_dir.glob("unsaved-*"))
@@ -92,9 +95,7 @@ def test_a_removed_database_is_created_again_with_the_open_conversation(
     paths: Paths, llama_folder: Path
 ) -> None:
     with Terminal("--model", str(llama_folder)) as terminal:
-        terminal.sees("Ask something", "Ready.")
-        terminal.write("One?")
-        terminal.until(lambda: len(said(paths)) == 2)
+        answered(terminal, "One?", paths)
         terminal.press("Not sent")
         paths.database.unlink()
         terminal.sees("The file of the conversations was removed")
@@ -102,8 +103,7 @@ def test_a_removed_database_is_created_again_with_the_open_conversation(
         terminal.until(lambda: draft(paths) == "Not sent")
         terminal.press("enter")
         terminal.until(lambda: len(said(paths)) == 4)
-        terminal.press("ctrl+q")
-        assert terminal.ends() == 0
+        terminal.quit()
     assert said(paths)[0] == "One?" and said(paths)[2] == "Not sent"
 
 
@@ -113,16 +113,13 @@ def test_a_replaced_database_gets_the_open_conversation(
     with Database(tmp_path / "other" / "tqchat.db") as other:
         other.add_message(other.create("Earlier", None, "fp16").id, "user", "From a backup")
     with Terminal("--model", str(llama_folder)) as terminal:
-        terminal.sees("Ask something", "Ready.")
-        terminal.write("One?")
-        terminal.until(lambda: len(said(paths)) == 2)
+        answered(terminal, "One?", paths)
         shutil.copy(tmp_path / "other" / "tqchat.db", tmp_path / "tqchat.db")
         (tmp_path / "tqchat.db").rename(paths.database)
         terminal.sees("The file of the conversations was replaced", "Earlier")
         terminal.write("Two?")
         terminal.until(lambda: len(said(paths)) == 5)
-        terminal.press("ctrl+q")
-        assert terminal.ends() == 0
+        terminal.quit()
     with Database(paths.database) as database:
         assert database._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
     assert {"One?", "Two?", "From a backup"} <= set(said(paths))
@@ -135,8 +132,7 @@ def test_unsent_text_of_a_new_conversation_survives_quitting_and_a_kill(
         terminal.sees("Ask something")
         terminal.press("Not sent yet")
         terminal.sees("Not sent yet")
-        terminal.press("ctrl+q")
-        assert terminal.ends() == 0
+        terminal.quit()
     with Terminal("--model", str(llama_folder)) as terminal:
         terminal.sees("Not sent yet")
         terminal.press(", and more")
@@ -145,5 +141,4 @@ def test_unsent_text_of_a_new_conversation_survives_quitting_and_a_kill(
         terminal.sees("Not sent yet, and more", "Ready.")
         terminal.press("enter")
         terminal.until(lambda: len(said(paths)) == 2 and not paths.unsent_text.exists())
-        terminal.press("ctrl+q")
-        assert terminal.ends() == 0
+        terminal.quit()

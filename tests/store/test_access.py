@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tqchat.commands.reading import open_for_reading
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.paths import Paths
 from tqchat.store import errors
 from tqchat.store.database import Database, DatabaseUnreadable

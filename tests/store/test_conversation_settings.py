@@ -11,7 +11,7 @@ import pytest
 from tqchat.paths import Paths
 from tqchat.store.database import Database
 from tqchat.store.exchange import from_json, to_json
-from tqchat.store.import_parser import BadImport
+from tqchat.store.imports.json_stream import BadImport
 from tqchat.store.records import NO_ADAPTER
 
 

@@ -14,7 +14,8 @@ from tqchat.paths import Paths
 from tqchat.store import import_parser
 from tqchat.store.database import Database, SamplingChoice, StoreFull
 from tqchat.store.exchange import from_json, to_json, to_markdown
-from tqchat.store.import_parser import BadImport
+from tqchat.store.imports import json_stream
+from tqchat.store.imports.json_stream import BadImport
 
 LETTERS = "abc XYZ\n\täß中文🦊'\"\\%_*`#\x00\x1b\x9b\u2028\u202e\ufeff{}[]"
 
@@ -238,8 +239,8 @@ def test_other_files_are_refused(database: Database, content: bytes) -> None:
 
 
 def test_a_file_over_the_limit_is_not_parsed(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_parser, "MAX_FILE_BYTES", 1 << 20)
-    with pytest.raises(BadImport, match="larger than 1 MiB"):
+    monkeypatch.setattr(json_stream, "MAX_FILE_BYTES", 1 << 20)
+    with pytest.raises(BadImport, match=r"larger than 1\.05 MB"):
         from_json(database, b" " * ((1 << 20) + 1))
 
 

@@ -7,13 +7,14 @@ import sys
 import time
 
 from tqchat import paths, settings
-from tqchat.commands.listing import SHORT_ID, UNTITLED
-from tqchat.commands.reading import open_for_reading
+from tqchat.commands.conversations.listing import SHORT_ID, UNTITLED
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.store.database import Conversation, Database
 from tqchat.store.vault import Vault
-from tqchat.store.vault.budget import GIB, CacheEntry, with_manifest
+from tqchat.store.vault.budget import CacheEntry, with_manifest
 from tqchat.text import one_line, single_line
+from tqchat.units import size
 
 MAX_LISTED = 20
 
@@ -45,7 +46,7 @@ def _list(vault: Vault, known: dict[str, Conversation]) -> int:
     for entry in reversed(entries):
         print(_line(entry, known))
     total = sum(entry.bytes for entry in entries)
-    print(f"\n{_size(total)} of the {_size(vault.budget_bytes())} budget")
+    print(f"\n{size(total)} of the {size(vault.budget_bytes())} budget")
     return 0
 
 
@@ -61,13 +62,13 @@ def _prune(vault: Vault, known: dict[str, Conversation], *, dry_run: bool) -> in
             deleted += entry.bytes
             print(line)
     verb = "would be deleted" if dry_run else "deleted"
-    print(f"{_size(deleted)} {verb}." if chosen else "The caches are within the budget; nothing to delete.")
+    print(f"{size(deleted)} {verb}." if chosen else "The caches are within the budget; nothing to delete.")
     return _report(vault, failed)
 
 
 def _wipe(vault: Vault, *, confirmed: bool) -> int:
     entries = vault.entries()
-    total = _size(sum(entry.bytes for entry in entries))
+    total = size(sum(entry.bytes for entry in entries))
     failed: list[str] = []
     if entries and not confirmed:
         if not sys.stdin.isatty():
@@ -80,7 +81,7 @@ def _wipe(vault: Vault, *, confirmed: bool) -> int:
             return 1
     deleted = sum(entry.bytes for entry in entries if _remove(vault, entry, failed))
     vault.remove_empty()
-    print(f"{_size(deleted)} deleted." if entries else "There are no saved caches.")
+    print(f"{size(deleted)} deleted." if entries else "There are no saved caches.")
     return _report(vault, failed)
 
 
@@ -130,14 +131,7 @@ def _line(entry: CacheEntry, known: dict[str, Conversation]) -> str:
     about = f"{entry.tokens:>9,} tokens  {scheme:<9}" if scheme else f"{'incomplete':>16}  {'':<9}"
     age = _age(time.time() - entry.used_at)
     name = single_line(entry.conversation)[:SHORT_ID]
-    return f"{name}  {_size(entry.bytes):>9}  {about}  {age:>8}  {title}"
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= factor:
-            return f"{count / factor:.1f} {unit}"
-    return f"{count} B"
+    return f"{name}  {size(entry.bytes):>9}  {about}  {age:>8}  {title}"
 
 
 def _age(seconds: float) -> str:

@@ -6,9 +6,11 @@ import os
 import sys
 
 from tqchat import paths, settings
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.commands.interruption import end_process
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
+from tqchat.store.errors import UnknownConversation
 from tqchat.text import printable
 
 
@@ -23,6 +25,15 @@ class NoTerminal(TqchatError):
         )
 
 
+class NoCommand(TqchatError):
+    """What stands in place of a command is no conversation's id."""
+
+    exit_code = 2
+
+    def __init__(self, error: UnknownConversation) -> None:
+        super().__init__(f"{str(error).removesuffix('.')}, and `tqchat --help` the commands.")
+
+
 def main(
     *,
     model: str | None,
@@ -30,10 +41,18 @@ def main(
     draft: str | None = None,
     adapter: str | None = None,
     pack_prompts: bool = False,
+    conversation: str | None = None,
+    without_command: bool = False,
 ) -> int:
     """Open the app, and end the process with its exit code.
 
+    Args:
+        conversation: Id of the conversation to open, or a unique prefix; by default the one that was open
+            last.
+        without_command: Whether the id stands in place of a command, which it may have been meant for.
+
     Raises:
+        UnknownConversation, NoCommand: if there is no such conversation.
         NoTerminal: if the standard streams are not a usable terminal.
         UnknownScheme: if there is no such scheme.
         UnusableFolder: if conversations cannot be stored. Settings and files that cannot be used are reported
@@ -41,6 +60,11 @@ def main(
     """
     if scheme is not None:
         scheme = scheme_setting(scheme)
+    if conversation is not None:
+        try:
+            conversation = _find(conversation)
+        except UnknownConversation as error:
+            raise NoCommand(error) if without_command else error from None
     # Textual reads standard input and draws on standard error; with TEXTUAL_DRIVER (serve) it uses pipes.
     streams = (sys.stdin, sys.stdout, sys.stderr)
     drawn = all(stream is not None and stream.isatty() for stream in streams)
@@ -63,9 +87,20 @@ def main(
         adapter=adapter,
         problems=problems,
     )
+    if conversation is not None:
+        app.parts.preferences.remember_conversation(conversation)
     app.signals.install()
     app.run()
     code = app.signals.exit_code or app.return_code or 0
     for sentence in app.parts.last_words:
         print(f"tqchat: {printable(sentence)}", file=sys.stderr)
     end_process(code)
+
+
+def _find(conversation_id: str) -> str:
+    """The whole id of a conversation."""
+    file = paths.locate().database
+    if not file.exists():
+        raise UnknownConversation(conversation_id)
+    with open_for_reading(file) as database:
+        return database.conversation(conversation_id).id

@@ -10,14 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
-from tqchat import __version__, paths, settings
+from tqchat import __version__, paths
+from tqchat.commands.checks import settings_in_force
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.commands.locate import locations, table
-from tqchat.commands.reading import open_for_reading
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.text import single_line
+from tqchat.units import size
 
-GIB = 1 << 30
 UNUSABLE = "problem, see below"
 """Shown in a row whose value could not be determined."""
 LIBRARIES = ("mlx", "mlx-lm", "textual", "transformers", "huggingface_hub")
@@ -57,11 +58,12 @@ def main(report: bool = False) -> int:
             ("mlx", f"{found.mlx_version}, mlx-lm {found.mlx_lm_version}"),
             ("backend", found.name),
             ("device", found.device),
-            ("memory", f"{found.memory_bytes / GIB:.1f} GiB"),
+            ("memory", size(found.memory_bytes)),
             ("blas", found.blas or absent),
             ("kernels", _kernels()),
         ]
-    user_settings = _collect_problem(lambda: settings.load(places), problems) or settings.Settings()
+    user_settings, wrong = settings_in_force(places)
+    problems += wrong
     rows += [
         ("model", _collect_problem(lambda: _model(user_settings.model), problems) or UNUSABLE),
     ]
@@ -92,7 +94,7 @@ def _report() -> int:
         *((name, metadata.version(name)) for name in LIBRARIES),
         ("backend", found.name),
         ("device", found.device),
-        ("memory", f"{found.memory_bytes / GIB:.1f} GiB, {backend.available_memory() / GIB:.1f} GiB free"),
+        ("memory", f"{size(found.memory_bytes)}, {size(backend.available_memory())} free"),
         ("blas", Path(found.blas).name if found.blas else "none"),
         ("kernels", _kernels()),
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqchat.commands.measuring import Progress, add_command, add_model_option, load
 from tqchat.kv.scheme import parse_scheme
+from tqchat.units import size
 
 KILLS, MUTATIONS, FILES = 30, 500, 10_000
 
@@ -107,7 +108,7 @@ def main(options: argparse.Namespace) -> int:
             progress(f"files: {name}", names.index(name) * options.files + done, len(names) * options.files)
 
         for count in damaged_files.endure(names, options.files, folder / "files", options.seed, fed):
-            peak = f"at most {count.peak_bytes / 1e6:.0f} MB"
+            peak = f"at most {size(count.peak_bytes)}"
             outcome = f"{count.used:,} used, {count.refused:,} refused, {peak}"
             rows.append((f"mutated files of {count.name}: {outcome}", f"{count.files:,}"))
 

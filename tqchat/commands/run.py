@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
+from tqchat.commands import question
 from tqchat.commands.interruption import Interruption
 from tqchat.engine.commands import ChatMessage, Sampling, model_ref
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
@@ -16,12 +18,16 @@ from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
 from tqchat.terminal import for_data
 from tqchat.text import PrintableStream
+from tqchat.units import size
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
+    from tqchat.commands.turn import StoredTurn
     from tqchat.engine.events import Event
+    from tqchat.engine.session import Session
+    from tqchat.store.database import Conversation
 
 _SAMPLING = tuple(field.name for field in fields(Sampling))
 OPTIONS = (*_SAMPLING, "thinking", "thinking_budget")
@@ -34,12 +40,6 @@ CUT_REASONS = {
 }
 
 
-class BadQuestion(TqchatError):
-    """The question is missing, empty or not text."""
-
-    exit_code = 2
-
-
 class BadOption(TqchatError):
     """An option's value is out of range."""
 
@@ -50,48 +50,84 @@ class ReplyFailed(TqchatError):
     """Generation failed."""
 
 
-def main(
-    question: str | None,
-    *,
-    model: str | None,
-    scheme: str | None,
-    draft: str | None,
-    adapter: str | None,
-    pack_prompts: bool,
-    given: dict[str, Any],
-    show_thinking: bool,
-    as_json: bool,
-) -> int:
+def main(options: argparse.Namespace) -> int:
     """Answer one question on standard output and return the exit code.
-
-    Args:
-        given: Values of ``OPTIONS``; ``None`` for those not given.
-        show_thinking: Print the reasoning on standard error.
 
     Raises:
         TqchatError: if the settings, options, model or question are invalid, or generation fails.
         Interrupted: on a signal, after what was generated so far is printed.
     """
-    user_settings = settings.load(paths.locate())
-    name = scheme_setting(scheme if scheme is not None else user_settings.scheme)
-    user_settings = user_settings.with_values(_checked(given))
-    messages = [ChatMessage("user", _question(question))]
-    if user_settings.system_prompt:
-        messages.insert(0, ChatMessage("system", user_settings.system_prompt))
+    locations = paths.locate()
+    user_settings = settings.load(locations)
+    chosen = scheme_setting(options.scheme) if options.scheme is not None else None
+    given = _checked({name: getattr(options, name) for name in OPTIONS})
+    asked = question.read(options.question, options.file)
+    with ExitStack() as stack:
+        turn: StoredTurn | None = None
+        if options.continues or options.conversation is not None:
+            # Its import takes a while, and most questions do not need it.
+            from tqchat.commands.turn import open_turn
 
-    user_settings = user_settings.with_values(
-        {
-            "model": model if model is not None else user_settings.model,
-            "draft": draft if draft is not None else user_settings.draft,
-            "adapter": adapter if adapter is not None else user_settings.adapter,
-            "pack_prompts": pack_prompts or user_settings.pack_prompts,
-        }
-    )
-    with Interruption() as interruption:
-        events = _events(user_settings, name, messages, interruption.stop)
-        done = _print(events, as_json, show_thinking)
-        _report(done, as_json)
+            turn = stack.enter_context(open_turn(locations, options.conversation, user_settings.cache_budget))
+            user_settings = _settings_of(turn.conversation, user_settings)
+        user_settings = user_settings.with_values(given | _named(options, user_settings))
+        request = _Request(user_settings, chosen or user_settings.scheme, asked, turn, options.verbose)
+        with Interruption() as interruption, closing(_events(request, interruption.stop)) as events:
+            done = _print(events, options.json, options.show_thinking)
+            _report(done, options.json)
     return 0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A question with all that its answer depends on.
+
+    Attributes:
+        settings: The settings in force: options, the conversation's, the user's.
+        turn: The stored conversation that it belongs to; ``None`` for a question of its own.
+        verbose: Whether to say which scheme ``auto`` chose.
+    """
+
+    settings: settings.Settings
+    scheme: str
+    question: str
+    turn: StoredTurn | None
+    verbose: bool
+
+
+def _settings_of(conversation: Conversation, user: settings.Settings) -> settings.Settings:
+    """The settings of a conversation: its own, else the user's."""
+    own = {
+        "model": _on_this_machine(conversation.model),
+        "scheme": conversation.scheme,
+        "adapter": conversation.adapter,
+        "thinking": conversation.thinking,
+        "thinking_budget": conversation.thinking_budget,
+    }
+    kept = {name: value for name, value in own.items() if value is not None}
+    return user.with_values(
+        {**kept, **conversation.sampling.given, "system_prompt": conversation.system_prompt}
+    )
+
+
+def _on_this_machine(model: str | None) -> str | None:
+    """The model that answered last, unless it would have to be downloaded."""
+    from tqchat.engine.hub.resolve import local_folder
+
+    try:
+        return model if model is not None and local_folder(model) is not None else None
+    except TqchatError:
+        return None
+
+
+def _named(options: argparse.Namespace, user: settings.Settings) -> dict[str, Any]:
+    """The settings that have options of other names."""
+    named = {name: getattr(options, name) for name in ("model", "draft", "adapter")}
+    named["system_prompt"] = options.system
+    return {
+        **{name: value for name, value in named.items() if value is not None},
+        "pack_prompts": options.pack_prompts or user.pack_prompts,
+    }
 
 
 def _report(done: Done, as_json: bool) -> None:
@@ -124,14 +160,13 @@ def _option(name: str) -> str:
     return f"--{name.replace('thinking', 'think').replace('_', '-')}"
 
 
-def _events(
-    user_settings: settings.Settings, scheme: str, messages: list[ChatMessage], stop: threading.Event
-) -> Iterator[Event]:
+def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
     # Import MLX (about a second) only after all arguments have been checked.
     from tqchat.engine import models
     from tqchat.engine.logs import log_to
     from tqchat.engine.memory import quality_profile
 
+    user_settings, turn = request.settings, request.turn
     loaded = models.load(
         user_settings.model,
         progress=_Download(model_ref(user_settings.model)),
@@ -146,19 +181,39 @@ def _events(
     # After models.load, which prepares the backend before MLX is first imported.
     from tqchat.engine.session import Session
 
+    scheme = request.scheme
     if scheme == AUTO:
         from tqchat.engine.memory import auto_scheme
 
         choice = auto_scheme.choose_for_model(loaded.info, loaded.profile)
-        print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
         scheme = choice.scheme
+        changed = turn is not None and turn.last_scheme not in (None, scheme)
+        if request.verbose or changed:
+            print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
     with log_to(paths.locate().log_dir):
-        session = Session(loaded, scheme, user_settings.limits, draft)
+        began = None if turn is None else turn.conversation.began
+        session = Session(loaded, scheme, user_settings.limits, draft, began)
         session.thinking = user_settings.reasoning
-        events = session.send(messages, user_settings.sampling, stop)
         # At a terminal the answer is shown as it comes; what reads a pipe cannot take anything back.
         doubtful = loaded.reply_format.reasons and session.thinking.choice != "off"
-        yield from _certain(events) if doubtful and not sys.stdout.isatty() else events
+        with closing(_answer(request, session, stop)) as events:
+            yield from _certain(events) if doubtful and not sys.stdout.isatty() else events
+
+
+def _answer(request: _Request, session: Session, stop: threading.Event) -> Generator[Event]:
+    system_prompt, sampling = request.settings.system_prompt, request.settings.sampling
+    if request.turn is None:
+        messages = [ChatMessage("user", request.question)]
+        if system_prompt:
+            messages.insert(0, ChatMessage("system", system_prompt))
+        yield from session.send(messages, sampling, stop)
+        return
+    yield from request.turn.answer(
+        session,
+        request.question,
+        system_prompt,
+        lambda transcript, vault, name: session.send(transcript, sampling, stop, name, vault=vault),
+    )
 
 
 def _certain(events: Iterator[Event]) -> Iterator[Event]:
@@ -198,9 +253,7 @@ class _Download:
         tenths = 10 * done // total if total else 10
         if tenths > self._tenths:
             self._tenths = tenths
-            print(
-                f"tqchat: Downloading {self._name}: {tenths * 10}% of {total / 1e6:,.0f} MB", file=sys.stderr
-            )
+            print(f"tqchat: Downloading {self._name}: {tenths * 10}% of {size(total)}", file=sys.stderr)
 
 
 def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
@@ -265,21 +318,6 @@ def _summary(done: Done) -> dict[str, Any]:
     }
 
 
-def _question(question: str | None) -> str:
-    if question is None or question == "-":
-        if sys.stdin is None or sys.stdin.isatty():
-            raise BadQuestion('There is no question; write `tqchat run "question"` or pipe one in.')
-        try:
-            question = sys.stdin.buffer.read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise BadQuestion(
-                "The question on standard input is not UTF-8 text; convert it to UTF-8."
-            ) from error
-    if not question.strip():
-        raise BadQuestion('The question is empty; write `tqchat run "question"`.')
-    return question.strip("\n")
-
-
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given.
 
@@ -287,7 +325,11 @@ def _checked(options: dict[str, Any]) -> dict[str, Any]:
         BadOption: if one is out of its range.
     """
     given = {key: value for key, value in options.items() if value is not None}
-    for key, value in given.items():
-        if (allowed := settings.violation(key, value)) is not None:
-            raise BadOption(f"{_option(key)} is {value}, but must be {allowed}.")
+    wrong = [
+        f"{_option(key)} is {value}, but must be {allowed}."
+        for key, value in given.items()
+        if (allowed := settings.violation(key, value)) is not None
+    ]
+    if wrong:
+        raise BadOption("\n".join(wrong))
     return given

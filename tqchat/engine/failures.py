@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from tqchat.errors import TqchatError
 from tqchat.text import one_line
+from tqchat.units import size
 
 _MAX_REASON_CHARS = 300
 _log = logging.getLogger(__name__)
@@ -38,9 +39,7 @@ class OverMemoryBudget(TqchatError):
     """The prompt's cache would not fit its memory budget."""
 
     def __init__(self, tokens: int, scheme: str, needed: int, budget: int, fitting: str | None) -> None:
-        problem = (
-            f"{tokens:,} tokens under {scheme} take {_mebibytes(needed)}, more than the {_mebibytes(budget)}"
-        )
+        problem = f"{tokens:,} tokens under {scheme} take {size(needed)}, more than the {size(budget)}"
         remedy = (
             "start a new conversation or raise memory_budget"
             if fitting is None
@@ -101,7 +100,3 @@ def user_message(error: BaseException) -> str:
         "Something unexpected went wrong, and nothing is lost: try again. The log says more; `tqchat locate` "
         "prints where it is."
     )
-
-
-def _mebibytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

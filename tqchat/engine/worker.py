@@ -106,7 +106,7 @@ class Engine:
         """
         Args:
             on_event: Called on the engine thread with each event.
-            cache_budget: GiB of all caches on disk; ``None`` for the vault's default.
+            cache_budget: GB of all caches on disk; ``None`` for the vault's default.
             limits: Called before each reply for the memory limits of its cache.
             draft: Name of the draft model, used if it is on this machine.
             adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other;

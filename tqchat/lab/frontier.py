@@ -115,7 +115,7 @@ def _grid(x: _Axis, y: _Axis, fp16: int) -> Iterator[str]:
         yield _line(LEFT, at, WIDTH - RIGHT, at, "grid")
         yield _text(LEFT - 8, at + 4, f"{10.0**exponent:.{max(0, -exponent)}f}", "faint", "end")
         exponent += 1
-    unit, name = (2**30, "GiB") if fp16 >= 2**31 else (2**20, "MiB") if fp16 >= 2**21 else (2**10, "KiB")
+    unit, name = (10**9, "GB") if fp16 >= 2 * 10**9 else (10**6, "MB") if fp16 >= 2 * 10**6 else (10**3, "kB")
     for step in (m * 10.0**e for e in range(-1, 5) for m in (1, 1.5, 2, 3, 4, 6, 8)):
         if x.low <= step * unit <= x.high:
             at = x(step * unit)

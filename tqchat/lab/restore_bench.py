@@ -14,6 +14,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.lab.reading import encode, read_text
 from tqchat.lab.tables import markdown
 from tqchat.store.vault import Restored, SaveResult, Vault
+from tqchat.units import size
 
 LENGTHS = (1024, 4096)
 LONG_LENGTH = 16384
@@ -68,10 +69,7 @@ def table(rows: Sequence[RestoreRow]) -> str:
             f"{1000 * row.restore_s:.1f} ms",
             f"{row.read_s / row.restore_s:,.0f}",
             f"{1000 * row.save_s:.1f} ms",
-            *(
-                f"{size / (1 << 20):.2f} MiB"
-                for size in (row.memory_bytes, row.disk_bytes, row.turn_written_bytes)
-            ),
+            *(size(count) for count in (row.memory_bytes, row.disk_bytes, row.turn_written_bytes)),
         ]
         for row in rows
     ]

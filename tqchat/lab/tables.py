@@ -70,7 +70,7 @@ def real_ratio(
 def result_table(results: Results) -> str:
     """Table of an evaluation; recall only if measured."""
     asked = any(row.recall is not None for row in results.rows)
-    header = ["scheme", "KLD mean", "median", "p99", "same top-1", "perplexity", "KiB", "ratio"]
+    header = ["scheme", "KLD mean", "median", "p99", "same top-1", "perplexity", "kB", "ratio"]
     rows = [
         [
             f"`{row.scheme}`",
@@ -79,7 +79,7 @@ def result_table(results: Results) -> str:
             f"{row.kld_p99:.4f}",
             f"{100 * row.top1:.2f} %",
             f"{row.ppl:.3f}",
-            f"{row.bytes / 1024:,.0f}",
+            f"{row.bytes / 1000:,.0f}",
             f"{row.ratio:.2f}x",
             *([f"{100 * row.recall:.1f} %" if row.recall is not None else ""] if asked else []),
         ]

@@ -15,6 +15,7 @@ from tqchat.paths import Paths
 from tqchat.settings.schema import SETTINGS_BY_NAME, ThinkingDisplay, violation
 from tqchat.settings.state import State
 from tqchat.text import shown_value
+from tqchat.units import GB
 
 _MAX_COMPARED_CHARS = 60
 _MAX_PROBLEMS = 20
@@ -79,7 +80,7 @@ class Settings:
     @property
     def memory_budget_bytes(self) -> int | None:
         """``memory_budget`` in bytes."""
-        return None if self.memory_budget is None else int(self.memory_budget * 2**30)
+        return None if self.memory_budget is None else int(self.memory_budget * GB)
 
     @property
     def limits(self) -> Limits:
@@ -110,7 +111,7 @@ def load_config(paths: Paths) -> Settings:
     """
     settings, problems = read_config(paths)
     if problems:
-        raise SettingsError(" ".join(problems))
+        raise SettingsError("\n".join(problems))
     return settings
 
 

@@ -233,7 +233,7 @@ SETTINGS: tuple[Setting, ...] = (
     _ranged(
         "memory_budget",
         "Cache",
-        "Memory for one conversation's cache, in GiB; the gauge shows how much still fits.",
+        "Memory for one conversation's cache, in GB; the gauge shows how much still fits.",
         _Range(0, 100_000, above=True),
         "half of the memory left by the weights",
     ),
@@ -252,9 +252,9 @@ SETTINGS: tuple[Setting, ...] = (
     _ranged(
         "cache_budget",
         "Cache",
-        "Disk space for all saved caches, in GiB; the least recently used are deleted first.",
+        "Disk space for all saved caches, in GB; the least recently used are deleted first.",
         _Range(0, 100_000, above=True),
-        "20 GiB, or a quarter of free space",
+        "20 GB, or a quarter of free space",
         _START,
     ),
     Setting(

@@ -1,4 +1,4 @@
-"""Export of conversations as Markdown or JSON, and import of JSON.
+"""Export of conversations as Markdown or JSON, and import of JSON and of other programs' conversations.
 
 JSON contains all branches and settings, so an import restores exactly what was exported."""
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, BinaryIO, Literal
 
-from tqchat.store.database import Database
+from tqchat.store.database import ConversationInUse, Database
 from tqchat.store.import_parser import FORMAT, VERSION, ParsedConversation, read_conversations
 from tqchat.store.records import Conversation, Message
 from tqchat.store.rows import (
@@ -24,7 +24,7 @@ from tqchat.store.rows import (
 )
 from tqchat.text import one_line
 
-Outcome = Literal["added", "copied", "restored", "skipped"]
+Outcome = Literal["added", "copied", "restored", "skipped", "extended", "in use"]
 UNTITLED = "(untitled)"
 
 
@@ -34,11 +34,15 @@ class Imported:
 
     Attributes:
         outcome: ``added``; ``copied`` under a new id because a different conversation has its id;
-            ``restored`` because it was deleted here; ``skipped`` because an identical one exists.
+            ``restored`` because it was deleted here; ``skipped`` because it was imported before;
+            ``extended`` by messages that are new at its source; ``in use`` by another process, which keeps it
+            from being extended.
+        messages: Messages that were added.
     """
 
     conversation: Conversation
     outcome: Outcome
+    messages: int = 0
 
 
 def to_json(database: Database, conversations: Sequence[Conversation]) -> Iterator[str]:
@@ -103,10 +107,11 @@ def from_json(database: Database, content: bytes | BinaryIO) -> list[Imported]:
     """
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     with database.writing() as connection:
-        return [_import(database, connection, parsed) for parsed in read_conversations(file)]
+        return [add(database, connection, parsed) for parsed in read_conversations(file)]
 
 
-def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedConversation) -> Imported:
+def add(database: Database, connection: sqlite3.Connection, parsed: ParsedConversation) -> Imported:
+    """Import a conversation of tqchat's own, within a transaction."""
     conversation = parsed.conversation
     known = database.rows(f"SELECT {CONVERSATION_COLUMNS} FROM conversations WHERE id = ?", conversation.id)
     if known:
@@ -121,6 +126,75 @@ def _import(database: Database, connection: sqlite3.Connection, parsed: ParsedCo
         parsed = with_new_ids(parsed)
     insert(connection, parsed)
     return Imported(parsed.conversation, "copied" if taken else "added")
+
+
+def merge(database: Database, connection: sqlite3.Connection, parsed: ParsedConversation) -> Imported:
+    """Import a conversation of another program, within a transaction. Nothing is imported twice.
+
+    If it was imported before, messages that are new at the source are added; what was renamed, edited or
+    deleted here stays so. A conversation that was deleted here is restored.
+    """
+    conversation = parsed.conversation
+    known = database.rows(f"SELECT {CONVERSATION_COLUMNS} FROM conversations WHERE id = ?", conversation.id)
+    if not known:
+        if any(database.rows("SELECT 1 FROM messages WHERE id = ?", one.id) for one in parsed.messages):
+            parsed = with_new_ids(parsed)
+        insert(connection, parsed)
+        _record(connection, parsed.conversation.id, parsed.messages)
+        return Imported(parsed.conversation, "added", len(parsed.messages))
+    here = conversation_from_row(known[0])
+    before = {
+        row["id"]
+        for table in ("imported", "messages")
+        for row in database.rows(f"SELECT id FROM {table} WHERE conversation_id = ?", here.id)
+    }
+    fresh = [one for one in parsed.messages if one.id not in before]
+    if not fresh and here.deleted_at is None:
+        return Imported(here, "skipped")
+    try:
+        database.leases.check(here.id)
+    except ConversationInUse:
+        return Imported(here, "in use")
+    connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (here.id,))
+    if fresh:
+        _extend(database, connection, here, parsed, fresh)
+    return Imported(here, "extended" if here.deleted_at is None else "restored", len(fresh))
+
+
+def _extend(
+    database: Database,
+    connection: sqlite3.Connection,
+    here: Conversation,
+    parsed: ParsedConversation,
+    fresh: Sequence[Message],
+) -> None:
+    """Insert messages that are new; the head moves if it is one of theirs."""
+    parents = {one.id: one.parent_id for one in parsed.messages}
+    stored = {one.id for one in database.tree(here.id)}
+    for message in fresh:
+        parent = message.parent_id
+        while parent is not None and parent not in stored:
+            parent = parents.get(parent)  # it was deleted here
+        insert_message(connection, replace(message, parent_id=parent))
+        stored.add(message.id)
+    _record(connection, here.id, fresh)
+    head = parsed.conversation.head_id
+    above = head
+    while above is not None and above != here.head_id:
+        above = parents.get(above)
+    if above == here.head_id:
+        connection.execute("UPDATE conversations SET head_id = ? WHERE id = ?", (head, here.id))
+    connection.execute(
+        "UPDATE conversations SET updated_at = max(updated_at, ?) WHERE id = ?",
+        (parsed.conversation.updated_at, here.id),
+    )
+
+
+def _record(connection: sqlite3.Connection, conversation_id: str, messages: Sequence[Message]) -> None:
+    connection.executemany(
+        "INSERT OR IGNORE INTO imported (id, conversation_id) VALUES (?, ?)",
+        ((message.id, conversation_id) for message in messages),
+    )
 
 
 def insert(connection: sqlite3.Connection, parsed: ParsedConversation) -> None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import io
-import json
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any
 
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 from tqchat.store import sampling
-from tqchat.store.errors import StoreError
+from tqchat.store.imports.json_stream import BadImport, JsonStream
 from tqchat.store.reasoning_tags import split_reasoning
 from tqchat.store.records import MAX_TIMESTAMP, MAX_UTC_OFFSET_S, THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
@@ -27,29 +25,12 @@ and no UTC offsets."""
 REASONING_VERSION = 3
 """Older versions have reasoning in the text of replies."""
 
-MAX_FILE_BYTES = 512 << 20
-"""Larger files are rejected before parsing."""
-
 _MAX_CONTENT_CHARS = 16 << 20
-_MAX_SMALL_CHARS = 64 << 10
 _MAX_SHOWN_VERSION = 10**9
-_READ_BYTES = 64 << 10
-_MAX_EXPONENT_CHARS = 8
-"""Characters to look ahead to see that a number has ended."""
-_SPACE = re.compile(r"[ \t\r\n]*")
 _NO_EXPORT = "it is not a tqchat export; create one with `tqchat export --format json`"
 _MAX_NAME_CHARS = 4096
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", re.ASCII)
-
-
-class BadImport(StoreError):
-    """The file is not a valid export; nothing was imported."""
-
-    exit_code = 2
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"The file cannot be imported: {reason}. Nothing was imported.")
 
 
 @dataclass(frozen=True)
@@ -189,7 +170,7 @@ def parse(content: bytes) -> list[ParsedConversation]:
     return list(read_conversations(io.BytesIO(content)))
 
 
-def read_conversations(file: BinaryIO) -> Iterator[ParsedConversation]:
+def read_conversations(file: IO[bytes]) -> Iterator[ParsedConversation]:
     """Parse and validate a JSON export, one conversation at a time. Nested values are never held whole.
 
     Args:
@@ -199,9 +180,9 @@ def read_conversations(file: BinaryIO) -> Iterator[ParsedConversation]:
         BadImport: naming the first invalid value.
     """
     try:
-        version = _version(_JsonStream(file))
+        version = _version(JsonStream(file))
         file.seek(0)
-        for parsed in _conversations(_JsonStream(file)):
+        for parsed in _conversations(JsonStream(file)):
             if version < REASONING_VERSION:
                 parsed.messages[:] = [_with_reasoning(message) for message in parsed.messages]
             yield parsed
@@ -211,7 +192,7 @@ def read_conversations(file: BinaryIO) -> Iterator[ParsedConversation]:
         raise BadImport("it is not JSON written by tqchat") from error
 
 
-def _version(stream: _JsonStream) -> int:
+def _version(stream: JsonStream) -> int:
     """Version of an export, checked; the other parts of the file are only checked to be there."""
     found: dict[str, Any] = {}
     if stream.peek() != "{":
@@ -243,7 +224,7 @@ def _version(stream: _JsonStream) -> int:
     return version
 
 
-def _conversations(stream: _JsonStream) -> Iterator[ParsedConversation]:
+def _conversations(stream: JsonStream) -> Iterator[ParsedConversation]:
     seen: set[str] = set()
     for key in stream.names():
         if key in seen or key not in ("format", "version", "conversations"):
@@ -256,135 +237,7 @@ def _conversations(stream: _JsonStream) -> Iterator[ParsedConversation]:
         else:
             for number, _ in enumerate(stream.places(), 1):
                 yield _conversation(stream, f"conversation {number}")
-    if stream.peek():
-        raise BadImport("it is not JSON (there is more after its end)")
-
-
-class _JsonStream:
-    """Reads JSON piece by piece. Every method leaves the position behind what it has read.
-
-    Raises:
-        BadImport: where the text is not JSON, or the file too large.
-        ValueError: for a number of thousands of digits, and text that is not UTF-8.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
-        self._decoder = json.JSONDecoder()
-        self._text, self._at, self._ended = "", 0, False
-        self._bytes = self._lines = 0
-
-    def peek(self) -> str:
-        """The next character that is no space; empty at the end."""
-        while True:
-            match = _SPACE.match(self._text, self._at)
-            self._at = match.end() if match else self._at
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more():
-                return ""
-
-    def names(self) -> Iterator[str]:
-        """The names in an object; the caller reads the value of each before the next."""
-        self._take("{")
-        if self.peek() != "}":
-            while True:
-                if self.peek() != '"':
-                    self._fail("expecting a name in double quotes")
-                key: str = self.scalar()
-                self._take(":")
-                yield key
-                if self.peek() != ",":
-                    break
-                self._take(",")
-        self._take("}")
-
-    def places(self) -> Iterator[None]:
-        """The places of a list's values; the caller reads each before the next."""
-        self._take("[")
-        if self.peek() != "]":
-            while True:
-                yield
-                if self.peek() != ",":
-                    break
-                self._take(",")
-        self._take("]")
-
-    def scalar(self) -> Any:
-        """A text, number, boolean or null; of a list or an object only its kind: an empty one."""
-        start = self.peek()
-        if start in ("[", "{"):
-            return [] if start == "[" else {}
-        while True:
-            try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
-            except json.JSONDecodeError as error:
-                if not self._more():
-                    self._fail(error.msg.lower())
-                continue
-            if len(self._text) - end < _MAX_EXPONENT_CHARS and self._more():
-                continue  # a number may go on
-            self._at = end
-            return value
-
-    def small(self) -> Any:
-        """A value of any kind whose text is short.
-
-        Raises:
-            BadImport: if it is longer.
-        """
-        self.peek()
-        while len(self._text) - self._at < _MAX_SMALL_CHARS and self._more():
-            pass
-        text = self._text[self._at : self._at + _MAX_SMALL_CHARS]
-        try:
-            value, end = self._decoder.raw_decode(text)
-        except json.JSONDecodeError as error:
-            self._fail(error.msg.lower())
-        self._at += end
-        return value
-
-    def skip(self) -> None:
-        """Pass over a value of any kind."""
-        depth = 0
-        while True:
-            start = self.peek()
-            if start and start in "[{":
-                self._at += 1
-                depth += 1
-            elif start and start in "]}" and depth:
-                self._at += 1
-                depth -= 1
-            elif start and start in ",:" and depth:
-                self._at += 1
-            else:
-                self.scalar()
-            if not depth:
-                return
-
-    def _take(self, character: str) -> None:
-        if self.peek() != character:
-            self._fail(f"expecting {character!r}")
-        self._at += 1
-
-    def _more(self) -> bool:
-        """Read on; what has been passed is dropped. Doubling keeps the time for long texts linear."""
-        if self._ended:
-            return False
-        left = len(self._text) - self._at
-        content = self._file.read(max(_READ_BYTES, left))
-        self._bytes += len(content)
-        if self._bytes > MAX_FILE_BYTES:
-            raise BadImport(f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-        self._ended = not content
-        self._lines += self._text.count("\n", 0, self._at)
-        self._text, self._at = self._text[self._at :] + self._decode(content, self._ended), 0
-        return True
-
-    def _fail(self, what: str) -> NoReturn:
-        line = self._lines + self._text.count("\n", 0, self._at) + 1
-        raise BadImport(f"it is not JSON ({what} in line {line})")
+    stream.expect_end()
 
 
 def _with_reasoning(message: Message) -> Message:
@@ -395,7 +248,7 @@ def _with_reasoning(message: Message) -> Message:
     return message if reasoning is None else replace(message, content=answer, reasoning=reasoning)
 
 
-def _conversation(stream: _JsonStream, where: str) -> ParsedConversation:
+def _conversation(stream: JsonStream, where: str) -> ParsedConversation:
     messages: list[Message] | None = None
     values: dict[str, Any] = {}
     if stream.peek() != "{":
@@ -418,7 +271,7 @@ def _conversation(stream: _JsonStream, where: str) -> ParsedConversation:
     return ParsedConversation(conversation, messages)
 
 
-def _messages(stream: _JsonStream, where: str) -> list[Message]:
+def _messages(stream: JsonStream, where: str) -> list[Message]:
     messages: list[Message] = []
     seen: dict[str, str] = {}
     for number, _ in enumerate(stream.places(), 1):
@@ -440,7 +293,7 @@ def _messages(stream: _JsonStream, where: str) -> list[Message]:
     return messages
 
 
-def _read_field(stream: _JsonStream, key: str, checks: Mapping[str, _Check], where: str) -> Any:
+def _read_field(stream: JsonStream, key: str, checks: Mapping[str, _Check], where: str) -> Any:
     if key not in checks:
         raise BadImport(f"{where} has an unknown field {_short(key)}")
     if key == "sampling":

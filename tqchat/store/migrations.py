@@ -261,6 +261,18 @@ _V6_ADAPTERS_AND_LOCAL_TIME = (
     "ALTER TABLE conversations ADD COLUMN utc_offset INTEGER",
 )
 
+# Ids of the messages that were imported from other programs: one that was deleted here does not come back
+# with the next import.
+_V7_IMPORTED = (
+    """
+    CREATE TABLE imported (
+        id TEXT PRIMARY KEY,
+        conversation_id TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE
+    ) WITHOUT ROWID
+    """,
+    "CREATE INDEX imported_by_conversation ON imported (conversation_id)",
+)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _V1_TABLES,
     _V2_ROW_NUMBERS + _V2_SEARCH_INDEX,
@@ -268,6 +280,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _V4_REASONING,
     _V5_ERASED_INDEX,
     _V6_ADAPTERS_AND_LOCAL_TIME,
+    _V7_IMPORTED,
 )
 """``MIGRATIONS[n]`` migrates version n to n + 1. Append only."""
 

@@ -95,13 +95,13 @@ def test_a_file_longer_than_listed_is_refused_and_not_kept(hub: Hub, cache: Path
 def test_an_endless_configuration_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tqchat.engine.hub.remote.listing.MAX_CONFIG_BYTES", 1 << 20)
     hub.padding["config.json"] = b" " * (2 << 20)
-    assert "sends more than 1 MB for config.json" in sentence()
+    assert "sends more than 1.05 MB for config.json" in sentence()
 
 
 def test_an_endless_listing_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MAX_LISTING_BYTES", 1 << 20)
     hub.answer = lambda path, _: (200, {}, b" " * (2 << 20)) if "/api/" in path else None
-    assert "sends more than 1 MB for the list of its files" in sentence()
+    assert "sends more than 1.05 MB for the list of its files" in sentence()
 
 
 def test_a_compressed_body_counts_as_what_it_expands_to(hub: Hub, cache: Path) -> None:

@@ -18,6 +18,7 @@ from tqchat.paths import Paths
 from tqchat.store.database import Database
 from tqchat.store.vault import Refused, Vault, VaultError, budget
 from tqchat.store.vault.manifest import MANIFEST
+from tqchat.units import GB
 
 backend.prepare()
 
@@ -50,11 +51,11 @@ def test_prune_deletes_the_least_recently_used_first(tmp_path: Path, model: Load
         save(vault, model, name, age * 100)
     assert names(vault) == ["a", "b", "c", "d"]
     one = vault.size("a")
-    vault.budget = 4.5 * one / budget.GIB
+    vault.budget = 4.5 * one / GB
     assert vault.prune() == []
     # A restore counts as a use.
     assert vault.load("a", fingerprint=FINGERPRINT, scheme="turbo0v4") is not None
-    vault.budget = 2.5 * one / budget.GIB
+    vault.budget = 2.5 * one / GB
     assert [entry.conversation for entry in vault.prune_candidates()] == ["b", "c"]
     assert [entry.conversation for entry in vault.prune_candidates(keep=["b"])] == ["c", "d"]
     vault.prune()
@@ -65,13 +66,13 @@ def test_a_save_prunes_other_conversations_only(tmp_path: Path, model: LoadedMod
     vault = Vault(tmp_path / "caches")
     save(vault, model, "open", age=1000)
     save(vault, model, "other", age=10)
-    vault.budget = 2.2 * vault.size("open") / budget.GIB
+    vault.budget = 2.2 * vault.size("open") / GB
     # Its own previous state is the oldest cache, but must survive if the save fails.
     save(vault, model, "open")
     assert "open" in names(vault)
     assert names(vault) == ["open"]
     vault.budget /= 4
-    with pytest.raises(VaultError, match=r"cache budget of .* GiB"):
+    with pytest.raises(VaultError, match=r"cache budget of [0-9.]+ k?B"):
         save(vault, model, "open")
     assert not isinstance(vault.load("open", fingerprint=FINGERPRINT, scheme="turbo0v4"), Refused)
 
@@ -81,14 +82,14 @@ def test_reserved_disk_space_stays_free(
 ) -> None:
     vault = Vault(tmp_path / "caches", budget=5)
     save(vault, model, "old", age=10)
-    free = budget.GIB + 10_000
+    free = GB + 10_000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("U", (), {"total": 100 << 30, "free": free}))
     assert vault.prune() == []
     with pytest.raises(VaultError, match="almost full"):
         save(vault, model, "new")
     assert names(vault) == []
     assert vault.load("new", fingerprint=FINGERPRINT, scheme="turbo0v4") is None
-    assert vault.budget_bytes() == 5 * budget.GIB
+    assert vault.budget_bytes() == 5 * GB
     vault.budget = None
     assert vault.budget_bytes() == free // 4
 
@@ -126,7 +127,7 @@ def two(paths: Paths, model: LoadedModel) -> Vault:
 def test_cache_lists_size_tokens_scheme_and_age(two: Vault, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cache"]) == 0
     gone, dogs, _, total = capsys.readouterr().out.splitlines()
-    for part in ("300 tokens", "turbo0v4", "KiB", "2 h", "About dogs"):
+    for part in ("300 tokens", "turbo0v4", "kB", "2 h", "About dogs"):
         assert part in dogs
     assert "(no such conversation)" in gone
     assert " of " in total

@@ -11,6 +11,7 @@ from tqchat.engine.memory.quality_profile import Profile
 from tqchat.engine.memory.shapes import bytes_by_scheme
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import AUTO, SCHEMES, scheme_setting
+from tqchat.units import size
 
 KLD_LIMIT = 0.001
 """Largest mean KLD, in nats per token, of a scheme chosen from a profile."""
@@ -151,8 +152,4 @@ def _is_eligible(name: str, on_cpu: bool) -> bool:
 
 
 def _constraint(budget: int | None, tokens: int) -> str:
-    return "" if budget is None else f" in {_size(budget)} at {tokens:,} tokens"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return "" if budget is None else f" in {size(budget)} at {tokens:,} tokens"

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqchat.lab.results import BadResults
 from tqchat.lab.tables import markdown
+from tqchat.units import size
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,7 @@ class BenchResults:
 
 def tables(results: BenchResults) -> str:
     """Markdown: the machine, then one table for each kind of measurement."""
-    copy = (
-        "" if results.copy_bytes_s is None else f" It copies {results.copy_bytes_s / 1e9:,.1f} GB a second."
-    )
+    copy = "" if results.copy_bytes_s is None else f" It copies {size(results.copy_bytes_s)} a second."
     model = "" if results.model is None else f", {results.model}"
     parts = [f"{results.device}{model}.{copy}"]
     for what, rows in groupby(results.rows, key=lambda row: row.what):
@@ -94,8 +93,8 @@ def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
         ("tok/s", [_shown(row.tok_s, _speed) for row in rows]),
         ("of FP16", [_shown(row.ratio_fp16, _times) for row in rows]),
         ("of mlx-lm's quantised", [_shown(row.ratio_mlx, _times) for row in rows]),
-        ("peak", [_shown(row.peak_bytes, _size) for row in rows]),
-        ("reads", [_shown(row.read_bytes_s, lambda speed: f"{speed / 1e9:,.1f} GB/s") for row in rows]),
+        ("peak", [_shown(row.peak_bytes, size) for row in rows]),
+        ("reads", [_shown(row.read_bytes_s, lambda speed: f"{size(speed)}/s") for row in rows]),
     ]
     if copy_bytes_s:
         shares = [
@@ -123,7 +122,3 @@ def _speed(value: float) -> str:
 
 def _times(value: float) -> str:
     return f"{value:.2f}x"
-
-
-def _size(value: int) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"

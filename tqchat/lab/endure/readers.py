@@ -24,7 +24,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.errors import TqchatError
 from tqchat.files import open_regular
 from tqchat.kv.scheme import AUTO, parse_scheme
-from tqchat.lab.endure import require
+from tqchat.lab.endure import imports, require
 from tqchat.lab.endure.content import Format
 from tqchat.paths import Paths, bundled
 from tqchat.text import one_line, printable
@@ -525,6 +525,7 @@ READERS: tuple[Reader, ...] = (
     Reader("profiles", _write_profile, _read_profile),
     Reader("database", _write_database, _read_database),
     Reader("exports", _write_export, _read_export),
+    Reader("imports", imports.write, imports.read),
     Reader("attachments", _write_attachment, _read_attachment),
     Reader("saved caches", _write_vault, _read_vault),
     Reader("cache files", _write_cache_file, _read_cache_file),

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from tqchat.store.vault.manifest import BRANCH_PREFIX, MANIFEST, ManifestError, read_manifest
 from tqchat.store.vault.segments import SUFFIX
+from tqchat.units import GB
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 """Ids of conversations, which name their folders."""
 _OWN_FILE = re.compile(rf"\.?{re.escape(MANIFEST)}.*|{BRANCH_PREFIX}.*|.*{re.escape(SUFFIX)}")
 
-GIB = 1 << 30
-DEFAULT_BUDGET_BYTES = 20 * GIB
+DEFAULT_BUDGET_BYTES = 20 * GB
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,17 @@ def with_manifest(entry: CacheEntry) -> CacheEntry:
 
 
 def budget_bytes(folder: Path, budget: float | None = None) -> int:
-    """The cache budget in bytes: ``budget`` GiB; by default 20 GiB, at most a quarter of the disk space that
+    """The cache budget in bytes: ``budget`` GB; by default 20 GB, at most a quarter of the disk space that
     would be free without caches."""
     if budget is not None:
-        return int(budget * GIB)
+        return int(budget * GB)
     used = sum(entry.bytes for entry in entries(folder))
     return min(DEFAULT_BUDGET_BYTES, (_usage(folder)[1] + used) // 4)
 
 
 def reserved_bytes(folder: Path) -> int:
-    """Bytes to leave free on the disk whatever the budget: 1 GiB, at most 5 % of the disk."""
-    return min(GIB, _usage(folder)[0] // 20)
+    """Bytes to leave free on the disk whatever the budget: 1 GB, at most 5 % of the disk."""
+    return min(GB, _usage(folder)[0] // 20)
 
 
 def excess_bytes(folder: Path, limit: int, need: int) -> int:

@@ -31,6 +31,7 @@ from tqchat.store.vault.manifest import (
 )
 from tqchat.store.vault.restore import READ_ERRORS, Refused, Restored, layout, restore
 from tqchat.store.vault.segments import Interrupted
+from tqchat.units import size
 
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ class Vault:
 
     Args:
         folder: The folder; it need not exist.
-        budget: Disk budget in GiB; ``None`` for the default of ``budget.budget_bytes``.
+        budget: Disk budget in GB; ``None`` for the default of ``budget.budget_bytes``.
     """
 
     def __init__(self, folder: Path, budget: float | None = None) -> None:
@@ -299,7 +300,7 @@ class Vault:
         self.prune([conversation_id], need)
         limit = self.budget_bytes()
         if need + writer.reused_bytes > limit:
-            raise OSError(0, f"it needs more than the cache budget of {limit / budget.GIB:.3g} GiB")
+            raise OSError(0, f"it needs more than the cache budget of {size(limit)}")
         if budget.excess_bytes(folder, _NO_BUDGET_BYTES, need):  # only the reserved disk space counts
             raise OSError(0, "the disk is almost full")
 

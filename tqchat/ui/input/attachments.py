@@ -162,3 +162,21 @@ def _read(path: Path, name: str) -> str:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise CannotAttach(f"{name} is not a text file; only those can be attached.") from error
+
+
+def read_file(folder: Path, name: str) -> Attachment:
+    """Read a file to attach.
+
+    Args:
+        folder: Base of a relative path.
+
+    Raises:
+        CannotAttach: if it does not exist, is not text, or is too large.
+    """
+    path = folder / expand_user(name)
+    if (kind := _kind(path)) != "file":
+        shown = one_line(name)
+        raise CannotAttach(
+            f"{shown} is a folder; name a file in it." if kind else f"There is no file {shown} here."
+        )
+    return Attachment(name, _read(path, name))

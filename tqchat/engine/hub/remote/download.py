@@ -26,6 +26,7 @@ from tqchat.engine.hub.remote.download_errors import (
 from tqchat.engine.hub.remote.listing import RemoteFile, list_files
 from tqchat.engine.hub.remote.transport import Hub
 from tqchat.files import write_atomically
+from tqchat.units import size
 
 Progress = Callable[[int, int], None]
 """Called with the bytes received and the total."""
@@ -264,7 +265,7 @@ def _check_disk_space(repo: str, storage: Path, needed: int) -> None:
     if needed > free:
         existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
         raise DownloadFailed(
-            f"{repo} needs {needed / 1e9:.1f} GB and the disk of {existing} has {free / 1e9:.1f} GB left; "
+            f"{repo} needs {size(needed)} and the disk of {existing} has {size(free)} left; "
             "free some and try again."
         )
 

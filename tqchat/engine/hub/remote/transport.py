@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from tqchat.engine.hub.remote import network
 from tqchat.engine.hub.remote.download_errors import DownloadCancelled, DownloadFailed, HubAnswer, http_error
+from tqchat.units import size
 
 TIMEOUT_S = 15.0
 MAX_LISTING_BYTES = 64 << 20
@@ -128,7 +129,7 @@ class Hub:
                 content += chunk
                 if len(content) > limit:
                     raise DownloadFailed(
-                        f"The hub sends more than {limit / 1e6:,.0f} MB for {what}; nothing of it was kept."
+                        f"The hub sends more than {size(limit)} for {what}; nothing of it was kept."
                     )
                 if self._cancelled():
                     raise DownloadCancelled(self._repo)

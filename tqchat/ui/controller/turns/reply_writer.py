@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from tqchat.engine import events
 from tqchat.errors import TqchatError
 from tqchat.store.database import Database
 from tqchat.store.records import Message, MessageChanges
 from tqchat.ui.controller.records import Reply
-from tqchat.ui.controller.view import View
+from tqchat.ui.controller.view import Severity
 
 WRITE_INTERVAL_S = 0.5
 """A kill loses at most this much of a reply."""
+
+
+class Reporter(Protocol):
+    """Where problems of writing are said."""
+
+    def say(self, text: str, severity: Severity = "information") -> None:
+        """Say a sentence."""
 
 
 class ReplyWriter:
@@ -21,7 +29,7 @@ class ReplyWriter:
     A write that fails (a full disk) is reported once for each reply; the reply continues on the screen.
     """
 
-    def __init__(self, database: Database, view: View, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, view: Reporter, clock: Callable[[], float]) -> None:
         self._database, self._view, self._clock = database, view, clock
         self._reported: Reply | None = None
 

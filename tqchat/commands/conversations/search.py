@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from tqchat import paths
-from tqchat.commands.listing import SHORT_ID, UNTITLED
-from tqchat.commands.reading import open_for_reading
+from tqchat.commands.conversations.listing import SHORT_ID, UNTITLED
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.store.database import SearchHit
 from tqchat.terminal import Control, write
@@ -23,7 +23,7 @@ class BadSearch(TqchatError):
 
 
 def main(text: str, limit: int) -> int:
-    """Print the titles and messages that contain every word of a text.
+    """Print the titles and messages that contain every word of a text; returns 1 if there are none.
 
     Raises:
         BadSearch: if the text is empty or the limit out of range.
@@ -40,6 +40,7 @@ def main(text: str, limit: int) -> int:
             hits = database.search(text, limit)
     if not hits:
         print("Nothing was found.")
+        return 1
     bold = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for hit in hits:
         when = datetime.fromtimestamp(hit.created_at).strftime("%Y-%m-%d %H:%M")

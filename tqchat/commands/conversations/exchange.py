@@ -1,30 +1,18 @@
-"""``tqchat export`` and ``tqchat import``."""
+"""``tqchat export``."""
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from tqchat import paths
-from tqchat.commands.listing import SHORT_ID, UNTITLED
-from tqchat.commands.reading import open_for_reading
+from tqchat.commands.conversations.reading import open_for_reading
 from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.store import exchange
 from tqchat.store.database import Conversation, Database, UnknownConversation
-from tqchat.store.import_parser import MAX_FILE_BYTES
 from tqchat.terminal import for_data
-from tqchat.text import one_line
-
-_OUTCOMES = {
-    "added": "",
-    "copied": "  (imported under a new id: another conversation has its id)",
-    "restored": "  (restored: it had been deleted)",
-    "skipped": "  (skipped: already here)",
-}
 
 
 class BadFile(TqchatError):
@@ -34,11 +22,24 @@ class BadFile(TqchatError):
         super().__init__(f"{file} cannot be {doing} ({(error.strerror or str(error)).lower()}).")
 
 
-def export(conversation_id: str | None, *, file_format: str | None, output: str | None) -> int:
+class FileExists(TqchatError):
+    """An export would replace a file."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(f"{file} exists and was not changed; --force replaces it.")
+
+
+def export(
+    conversation_id: str | None, *, file_format: str | None, output: str | None, force: bool = False
+) -> int:
     """Write one conversation, or all of them if no id is given.
+
+    Args:
+        force: Replace the output file if it exists.
 
     Raises:
         UnknownConversation: if there is no such conversation.
+        FileExists: if the output file exists; it is unchanged.
         BadFile: if the file cannot be written; an existing file is then unchanged.
     """
     if file_format is None:
@@ -56,46 +57,8 @@ def export(conversation_id: str | None, *, file_format: str | None, output: str 
         if output is None or output == "-":
             for_data(sys.stdout).writelines(pieces)
         else:
-            _write(output, pieces)
+            _write(output, pieces, force)
     return 0
-
-
-def import_file(name: str) -> int:
-    """Import all conversations of a JSON file, or none.
-
-    Raises:
-        BadFile: if the file cannot be read.
-        BadImport: if it is not a valid export.
-    """
-    try:
-        file = _spooled(sys.stdin.buffer) if name == "-" else _opened(Path(name))
-    except OSError as error:
-        raise BadFile("read", name, error) from error
-    with file, Database(paths.locate().database) as database:
-        imported = exchange.from_json(database, file)
-    for one in imported:
-        title = one_line(one.conversation.title) or UNTITLED
-        print(f"{one.conversation.id[:SHORT_ID]}  {title}{_OUTCOMES[one.outcome]}")
-    new = sum(one.outcome != "skipped" for one in imported)
-    print(f"{new} imported, {len(imported) - new} already here.")
-    return 0
-
-
-def _opened(path: Path) -> BinaryIO:
-    file = path.open("rb")
-    return file if file.seekable() else _spooled(file)
-
-
-def _spooled(stream: BinaryIO) -> BinaryIO:
-    """What a pipe gives, in a temporary file: an export is read twice."""
-    file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115  the caller closes it
-    # One byte more than allowed is enough to detect a file that is too large.
-    left = MAX_FILE_BYTES + 1
-    while left and (piece := stream.read(min(left, 1 << 20))):
-        file.write(piece)
-        left -= len(piece)
-    file.seek(0)
-    return file
 
 
 def _markdown(database: Database, chosen: list[Conversation]) -> Iterator[str]:
@@ -103,9 +66,11 @@ def _markdown(database: Database, chosen: list[Conversation]) -> Iterator[str]:
         yield ("\n---\n\n" if index else "") + exchange.to_markdown(database, conversation)
 
 
-def _write(name: str, pieces: Iterator[str]) -> None:
+def _write(name: str, pieces: Iterator[str], force: bool) -> None:
     path = Path(name)
     try:
+        if path.is_file() and not force:
+            raise FileExists(name)
         if path.exists() and not path.is_file():
             # Pipes and devices are written to, not replaced.
             with path.open("w", encoding="utf-8") as file:

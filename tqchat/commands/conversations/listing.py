@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from datetime import datetime
+from typing import Any
 
 from tqchat import paths
-from tqchat.commands.reading import open_for_reading
-from tqchat.store.database import Conversation, UnknownConversation
+from tqchat.commands.conversations.reading import open_for_reading
+from tqchat.store.database import Conversation, Totals, UnknownConversation
+from tqchat.terminal import for_data
 from tqchat.text import one_line
 
 SHORT_ID = 8
 UNTITLED = "(untitled)"
 
 
-def list_conversations() -> int:
-    """Print one line per conversation, most recent first."""
+def list_conversations(*, as_json: bool = False) -> int:
+    """Print one line per conversation, most recent first, or all of them as a JSON array."""
     file = paths.locate().database
     # Do not create a database just to list it.
     conversations: list[Conversation] = []
     if file.exists():
         with open_for_reading(file) as database:
             conversations = database.conversations()
+            if as_json:
+                return _print_json([_to_json(one, database.totals(one.id)) for one in conversations])
+    if as_json:
+        return _print_json([])
     if not conversations:
         print("No conversations yet; start one with `tqchat`.")
         return 0
@@ -51,6 +59,25 @@ def show(conversation_id: str) -> int:
         note = "" if message.status == "complete" else f", {message.status}"
         name = "you" if message.role == "user" else message.role
         print(f"\n[{name}, {when}{note}]\n{message.content.rstrip()}")
+    return 0
+
+
+def _to_json(conversation: Conversation, totals: Totals) -> dict[str, Any]:
+    return {
+        "id": conversation.id,
+        "title": conversation.title,
+        "model": conversation.model,
+        "scheme": conversation.scheme,
+        "created_at": conversation.created_at,
+        "updated_at": conversation.updated_at,
+        "messages": totals.messages,
+        "tokens": totals.tokens,
+    }
+
+
+def _print_json(values: list[dict[str, Any]]) -> int:
+    # ASCII only: safe for terminals and for every encoding.
+    print(json.dumps(values, indent=1), file=for_data(sys.stdout))
     return 0
 
 

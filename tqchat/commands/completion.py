@@ -1,0 +1,47 @@
+"""``tqchat completion``: prints a script that completes the command line in a shell."""
+
+from __future__ import annotations
+
+import argparse
+
+from tqchat.errors import TqchatError
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+class NoShtab(TqchatError):
+    """The library that writes completion scripts is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Completion scripts need the package shtab; install it with `pip install 'tqchat[completion]'`."
+        )
+
+
+def main(parser: argparse.ArgumentParser, shell: str) -> int:
+    """Print the script that completes commands, options and file names in a shell.
+
+    Raises:
+        NoShtab: if shtab is not installed.
+    """
+    try:
+        import shtab
+    except ImportError as error:
+        raise NoShtab from error
+    _complete_files(parser, shtab.FILE, shtab.DIRECTORY)
+    print(shtab.complete(parser, shell=shell))
+    return 0
+
+
+def _complete_files(parser: argparse.ArgumentParser, files: object, folders: object) -> None:
+    """Let arguments that name files and folders complete as such."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_files(command, files, folders)
+            continue
+        name = action.metavar if isinstance(action.metavar, str) else action.dest
+        if name in ("FOLDER", "MODEL"):
+            action.complete = folders  # type: ignore[attr-defined]
+        elif "FILE" in name or "." in name:
+            action.complete = files  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""Commands on stored conversations: list, show, search, export, import, delete."""

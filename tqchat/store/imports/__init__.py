@@ -1,0 +1,1 @@
+"""Import of conversations of other programs: ChatGPT, Claude, LM Studio, Markdown."""
