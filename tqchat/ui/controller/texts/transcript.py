@@ -41,7 +41,7 @@ def as_markdown(messages: Sequence[Message], assistant: str) -> str:
 def code_blocks(markdown: str) -> list[tuple[str, str]]:
     """Language (may be empty) and code of each code block."""
     # Imported late: the parser is not needed to draw an empty chat.
-    from tqchat.ui.markdown import block_parser
+    from tqchat.ui.markdown.parser import block_parser
 
     tokens = block_parser().parse(markdown)
     blocks = [token for token in tokens if token.type in ("fence", "code_block")]

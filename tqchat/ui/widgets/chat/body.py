@@ -14,7 +14,8 @@ from textual.visual import Visual
 from textual.widget import Widget
 
 from tqchat.ui.widgets.chat.blocks import Block, separated
-from tqchat.ui.widgets.chat.layout import block_lines
+from tqchat.ui.widgets.chat.layout import block_rows
+from tqchat.ui.widgets.chat.rows import Row, blank, selected
 
 
 class Body(Widget):
@@ -33,8 +34,8 @@ class Body(Widget):
         self._before = before
         self._words: re.Pattern[str] | None = None
         self._blocks = list(blocks)
-        self._laid: list[list[Content]] = []
-        self._lines: list[Content] = []
+        self._laid: list[list[Row]] = []
+        self._rows: list[Row] = []
         self._width = 0
 
     @property
@@ -52,15 +53,26 @@ class Body(Widget):
         self._join()
         self.refresh(layout=True)
 
+    @property
+    def continues(self) -> bool:
+        """Whether the text continues that of the widget above, without an empty line between them."""
+        return (
+            self._before is not None and bool(self._blocks) and not separated(self._before, self._blocks[0])
+        )
+
     def lines(self, width: int) -> list[Content]:
+        """What is drawn at a width in cells, line by line."""
+        return [row.content for row in self.rows(width)]
+
+    def rows(self, width: int) -> list[Row]:
         """All lines at a width in cells."""
         if width != self._width:
             self._width = width
             self._laid.clear()
         if len(self._laid) < len(self._blocks):
-            self._laid += [block_lines(block, width) for block in self._blocks[len(self._laid) :]]
+            self._laid += [block_rows(block, width) for block in self._blocks[len(self._laid) :]]
             self._join()
-        return self._lines
+        return self._rows
 
     def emphasise(self, words: re.Pattern[str] | None) -> None:
         """Highlight search matches."""
@@ -68,38 +80,38 @@ class Body(Widget):
         self.refresh()
 
     def _join(self) -> None:
-        self._lines = []
+        self._rows = []
         before = self._before
         for block, laid in zip(self._blocks, self._laid, strict=False):
             if before is not None and separated(before, block):
-                self._lines.append(Content(""))
-            self._lines += laid
+                self._rows.append(blank())
+            self._rows += laid
             before = block
 
     # Textual's interface
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Number of lines at this width."""
-        return len(self.lines(width)) if width > 0 else 0
+        return len(self.rows(width)) if width > 0 else 0
 
     def render_line(self, y: int) -> Strip:
         """One line."""
         width, style = self.size.width, self.visual_style
-        lines = self.lines(width) if width > 0 else []
-        if y >= len(lines):
+        rows = self.rows(width) if width > 0 else []
+        if y >= len(rows):
             return Strip.blank(width, style.rich_style)
-        line = lines[y]
+        row, line = rows[y], rows[y].content
         if self._words is not None:
             for match in self._words.finditer(line.plain):
                 line = line.stylize("bold reverse", *match.span())
         if (selection := self.text_selection) is not None and (span := selection.get_span(y)) is not None:
-            start, end = span
+            begin, end = max(span[0], row.start), row.end if span[1] == -1 else min(span[1], row.end)
             marked = Style.from_styles(self.screen.get_component_styles("screen--selection"))
-            line = line.stylize(marked, start, None if end == -1 else end)
+            line = line.stylize(marked, begin, end) if begin < end else line
         strips = Visual.to_strips(self, line, width, 1, style, apply_selection=False, pad=True)
         strip = strips[0] if strips else Strip.blank(width, style.rich_style)
         return strip.crop(0, width).apply_offsets(0, y)
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
-        """The selected text as laid out."""
-        return selection.extract("\n".join(line.plain.rstrip() for line in self._lines)), "\n"
+        """The selected text as it was written."""
+        return selected(self._rows, selection.start, selection.end), "\n"

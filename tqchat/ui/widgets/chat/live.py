@@ -16,7 +16,7 @@ from tqchat.engine.commands import Part
 from tqchat.engine.events import TextDelta
 from tqchat.store.database import Message
 from tqchat.text import PrintableStream, one_line, stable_width
-from tqchat.ui.widgets.chat.blocks import Block, blocks
+from tqchat.ui.widgets.chat.blocks import Block
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.message import Facts, footer, heading, is_hidden
 from tqchat.ui.widgets.chat.stream import Stream
@@ -166,9 +166,6 @@ class LiveReply(Vertical):
             return
         self._timer.stop()
         self._timer = None
-        if self._stream.has_link_references:
-            self.query(".answer").remove()
-            self._begin_body(Body(blocks(final), classes="answer"))
         self._thinking.finish(self.message)
         self.query_one(".heading", Static).update(heading(self.message, self._assistant))
         self.query_one(".footer", Static).update(footer(self.message, self.facts) or "")
