@@ -48,6 +48,16 @@ def code_blocks(markdown: str) -> list[tuple[str, str]]:
     return [(token.info.strip().partition(" ")[0], token.content.rstrip("\n")) for token in blocks]
 
 
+def tables(markdown: str) -> list[str]:
+    """Each table as lines of cells separated by tabs (TSV)."""
+    from tqchat.ui.widgets.chat.blocks import tables as parsed
+
+    return [
+        "\n".join("\t".join(" ".join(cell.plain.split()) for cell in row) for row in table.rows)
+        for table in parsed(markdown)
+    ]
+
+
 def last_user_index(messages: Sequence[Message]) -> int | None:
     """The index of the last user message, if there is one."""
     for index in range(len(messages) - 1, -1, -1):

@@ -22,20 +22,19 @@ _LINE_BREAK = re.compile(r"\r\n?|\n")
 class Paragraph:
     """Wrapped text.
 
-    ``continues``: it continues the block before it. ``is_open``: a formula that is not closed yet.
+    ``continues``: it continues the block before it. ``is_open``: a formula that is not closed yet. ``aside``:
+    it is about the message and no part of it.
     """
 
     content: Content
     continues: bool = False
     is_open: bool = False
+    aside: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line without space around it, such as a message's heading or footer.
-
-    ``aside``: it is about the message and no part of it.
-    """
+    """A line without space around it, such as a message's heading or footer. ``aside`` as for a paragraph."""
 
     content: Content
     aside: bool = False
@@ -116,6 +115,13 @@ def blocks_with_lines(markdown: str) -> list[tuple[int, Block]]:
     tokens = block_parser().parse(markdown)
     lines = _LINE_BREAK.split(markdown)
     return [(_first_line(part[0]), block) for part in _parts(tokens) for block in _block(part, lines)]
+
+
+def tables(markdown: str) -> list[Table]:
+    """All tables of a document, those in lists and quotes too."""
+    tokens = block_parser().parse(markdown)
+    opened = [index for index, token in enumerate(tokens) if token.type == "table_open"]
+    return [_table(next(iter(_parts(tokens[index:])))[1:-1]) for index in opened]
 
 
 def last_item_line(markdown: str) -> int:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from textual.content import Content
-from textual.geometry import Size
+from textual.events import Click
+from textual.geometry import Offset, Size
 from textual.selection import Selection
 from textual.strip import Strip
 from textual.style import Style
@@ -16,6 +17,10 @@ from textual.widget import Widget
 from tqchat.ui.widgets.chat.blocks import Block, separated
 from tqchat.ui.widgets.chat.layout import block_rows
 from tqchat.ui.widgets.chat.rows import Row, blank, selected
+
+FOLDS = ("▸", "▾")
+"""Begin the title of something that is folded, or unfolded."""
+_WORD = re.compile(r"\w+")
 
 
 class Body(Widget):
@@ -54,11 +59,12 @@ class Body(Widget):
         self.refresh(layout=True)
 
     @property
-    def continues(self) -> bool:
-        """Whether the text continues that of the widget above, without an empty line between them."""
-        return (
-            self._before is not None and bool(self._blocks) and not separated(self._before, self._blocks[0])
-        )
+    def joint(self) -> str:
+        """What joins its text to that of the widget above when both are copied."""
+        before, blocks = self._before, self._blocks
+        if before is None or not blocks or separated(before, blocks[0]):
+            return "\n\n"
+        return (self._rows[0].joint if self._rows else None) or "\n"
 
     def lines(self, width: int) -> list[Content]:
         """What is drawn at a width in cells, line by line."""
@@ -114,4 +120,36 @@ class Body(Widget):
 
     def get_selection(self, selection: Selection) -> tuple[str, str] | None:
         """The selected text as it was written."""
-        return selected(self._rows, selection.start, selection.end), "\n"
+        return self.selected_text(selection) or self.selected_text(selection, asides=True), "\n"
+
+    def selected_text(self, selection: Selection, asides: bool = False) -> str:
+        """The selected text as it was written; with ``asides``, what is selected beside it instead."""
+        return selected(self._rows, selection.start, selection.end, asides)
+
+    def is_fold(self, y: int) -> bool:
+        """Whether a line is the title of something that unfolds."""
+        return y < len(self._rows) and self._rows[y].aside and self._rows[y].content.plain[:1] in FOLDS
+
+    async def _on_click(self, event: Click) -> None:
+        # Textual selects the whole widget with two clicks, and its container with three.
+        if event.chain > 1:
+            event.prevent_default()
+            _, place = self.screen.get_widget_and_offset_at(event.screen_x, event.screen_y)
+            if place is not None and place.y < len(self._rows):
+                found = self._word_at(place) if event.chain == 2 else self._line_at(place.y)
+                self.screen.selections = {self: found}
+
+    def _word_at(self, place: Offset) -> Selection:
+        for word in _WORD.finditer(self._rows[place.y].content.plain):
+            if word.start() <= place.x < word.end():
+                return Selection(Offset(word.start(), place.y), Offset(word.end(), place.y))
+        return Selection(place, Offset(place.x + 1, place.y))
+
+    def _line_at(self, y: int) -> Selection:
+        """The whole line as it was written, of which one drawn line is part."""
+        first = last = y
+        while first and self._rows[first].joint is not None:
+            first -= 1
+        while last + 1 < len(self._rows) and self._rows[last + 1].joint is not None:
+            last += 1
+        return Selection(Offset(self._rows[first].start, first), Offset(self._rows[last].end, last))

@@ -63,10 +63,10 @@ def block_rows(block: Block, width: int) -> list[Row]:
     """The lines of one block."""
     match block:
         case Paragraph():
-            first, *others = wrapped(block.content, width)
+            first, *others = _aside(wrapped(block.content, width), block.aside)
             return [replace(first, joint=" " if block.continues else None), *others]
         case Line():
-            return [replace(row, aside=block.aside) for row in wrapped(block.content, width)]
+            return _aside(wrapped(block.content, width), block.aside)
         case Code():
             return _code(block, width)
         case Quote():
@@ -77,6 +77,10 @@ def block_rows(block: Block, width: int) -> list[Row]:
             return _table(block, width)
         case Rule():
             return [Row(Content.styled("─" * width, "$faint"), 0, width, record="---")]
+
+
+def _aside(rows: list[Row], aside: bool) -> list[Row]:
+    return [replace(row, aside=True) for row in rows] if aside else rows
 
 
 def _quote(block: Quote, width: int) -> list[Row]:

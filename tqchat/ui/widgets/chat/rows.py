@@ -74,21 +74,18 @@ def wrapped(content: Content, width: int, mark: str = "") -> list[Row]:
     return [row for line in lines for row in _wrapped_line(line, max(width, 1), mark)]
 
 
-def selected(rows: Sequence[Row], start: Offset | None, stop: Offset | None) -> str:
+def selected(rows: Sequence[Row], start: Offset | None, stop: Offset | None, asides: bool = False) -> str:
     """The text of the rows from one place to another, ``None`` for the first and the last.
 
-    A place is the number of a character and that of a row. Rows beside the text count only if nothing else is
-    selected.
+    A place is the number of a character and that of a row. ``asides``: take the rows beside the text instead.
     """
     first = start.y if start else 0
     last = min(stop.y if stop else len(rows), len(rows) - 1)
     pieces = [
         (row, start.x if start and y == first else 0, stop.x if stop and y == stop.y else None)
         for y, row in enumerate(rows[first : last + 1], first)
+        if row.aside == asides
     ]
-    texts = [piece for piece in pieces if not piece[0].aside]
-    if any(row.copied(begin, end) for row, begin, end in texts):
-        pieces = texts
     return _joined(pieces)
 
 
