@@ -94,12 +94,11 @@ def _joined(pieces: Sequence[tuple[Row, int, int | None]]) -> str:
     record: str | None = None
     indent = 0
     for index, (row, begin, end) in enumerate(pieces):
-        if row.record is not None and len(pieces) > 1:
-            if row.record is not record:
-                said += ["\n", row.record]
-            record = row.record
+        before, record = record, row.record if len(pieces) > 1 else None
+        if record is not None and record is before:
             continue
-        text, prefix, record = row.copied(begin, end), row.prefix, None
+        text = row.copied(begin, end) if record is None else record
+        prefix = row.prefix
         if index == 0 and (begin >= row.start or not prefix.strip()):
             # Not copied from its margin: then the lines below are not indented by it either.
             indent, prefix = len(prefix), ""
@@ -107,6 +106,7 @@ def _joined(pieces: Sequence[tuple[Row, int, int | None]]) -> str:
             prefix = ""
         else:
             prefix = prefix[min(indent, len(prefix) - len(prefix.lstrip())) :]
+        text = text.replace("\n", f"\n{' ' * len(prefix)}")
         said += ["\n" if row.joint is None else row.joint, prefix + text if text else prefix.rstrip()]
     return "".join(said[1:]).strip("\n")
 
