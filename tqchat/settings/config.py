@@ -36,6 +36,7 @@ class Settings:
 
     theme: str = "tqchat-dark"
     keys: Mapping[str, str] = field(default_factory=dict)
+    mouse: bool = True
     model: str | None = None
     draft: str | None = None
     adapter: str | None = None
@@ -71,11 +72,6 @@ class Settings:
     def reasoning(self) -> Thinking:
         """Whether and how much models reason."""
         return Thinking(self.thinking, self.thinking_budget)
-
-    @property
-    def shows_thinking(self) -> bool:
-        """Whether reasoning is unfolded at first."""
-        return self.show_thinking == "open"
 
     @property
     def memory_budget_bytes(self) -> int | None:

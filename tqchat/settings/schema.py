@@ -15,8 +15,8 @@ Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
 Kind = Literal["theme", "model", "scheme", "text", "choice", "integer", "number", "flag", "folders", "keys"]
 
-ThinkingDisplay = Literal["folded", "open"]
-THINKING_DISPLAYS: tuple[ThinkingDisplay, ...] = ("folded", "open")
+ThinkingDisplay = Literal["folded", "streaming", "open"]
+THINKING_DISPLAYS: tuple[ThinkingDisplay, ...] = ("folded", "streaming", "open")
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,12 @@ SETTINGS: tuple[Setting, ...] = (
         "the keys that F1 shows",
         _START,
     ),
+    _flag(
+        "mouse",
+        "Look",
+        "Whether tqchat takes the mouse; without it, the terminal's own selection works and clicks do not.",
+        "yes",
+    ),
     Setting(
         "model",
         "Model",
@@ -277,8 +283,8 @@ SETTINGS: tuple[Setting, ...] = (
         "show_thinking",
         "Replies",
         "choice",
-        "Whether reasoning is open, or folded to its last lines and then to one line; Space unfolds it.",
-        "folded or open",
+        "Whether reasoning is open always, or while it streams, or folded to its last lines and then to one.",
+        "folded, streaming or open",
         lambda value: isinstance(value, str) and value in THINKING_DISPLAYS,
         "folded",
         "to replies shown from then on",

@@ -250,7 +250,7 @@ class TqchatApp(App[None]):
         if self.signals.installed:
             self.signals.install()  # again: the driver for browsers has set its own handlers
         self._writes.start(purge_due)
-        self.parts.log.shows_thinking = self.parts.settings.shows_thinking
+        settings.apply_to_screen(self.parts, self.parts.settings)
         lifecycle.show_initial(self.parts)
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
         self.set_interval(lifecycle.POLL_INTERVAL_S, self.poll)

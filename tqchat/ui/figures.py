@@ -82,3 +82,10 @@ def fit(text: str, width: int) -> str:
     if cell_len(text) <= width:
         return set_cell_size(text, width)
     return set_cell_size(text, width - 1).rstrip() + "…" if width > 1 else "…"
+
+
+def text_size(text: str) -> str:
+    """``1,234 characters``, and the lines if there are several."""
+    characters = f"{number(len(text))} character" + ("" if len(text) == 1 else "s")
+    lines = text.rstrip("\n").count("\n") + 1
+    return characters if lines == 1 else f"{characters} in {number(lines)} lines"

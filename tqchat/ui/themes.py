@@ -11,8 +11,9 @@ A file is one theme::
 
     ansi = true          # optional: colours are the terminal's own, such as "ansi_cyan"
 
-    [variables]          # optional: any of Textual's theme variables
+    [variables]          # optional: any of Textual's theme variables, and the colours of code
     border = "#2a2f3a"
+    code-keyword = "#c4a0ff"
 """
 
 from __future__ import annotations
@@ -34,6 +35,31 @@ from tqchat.text import one_line, shown_value
 DEFAULT_THEME = "tqchat-dark"
 REQUIRED = ("primary", "accent", "foreground", "background", "surface", "panel", "warning", "error")
 COLORS = (*REQUIRED, "secondary", "success")
+MIN_CODE_CONTRAST = 5.0
+"""Contrast of code with its ground."""
+LIGHT_CODE_COLORS = {
+    "code-keyword": "#c4a0ff",
+    "code-name": "#7fb4ff",
+    "code-builtin": "#5fd3cf",
+    "code-string": "#a9d67c",
+    "code-number": "#f2a869",
+}
+DARK_CODE_COLORS = {
+    "code-keyword": "#8a2cc4",
+    "code-name": "#1c5fc4",
+    "code-builtin": "#00716e",
+    "code-string": "#3b7a1a",
+    "code-number": "#a84b0f",
+}
+"""Of keywords, of functions and other defined names, of builtins, strings and numbers."""
+ANSI_CODE_COLORS = {
+    "code-keyword": "ansi_magenta",
+    "code-name": "ansi_blue",
+    "code-builtin": "ansi_cyan",
+    "code-string": "ansi_green",
+    "code-number": "ansi_yellow",
+    "code-comment": "ansi_bright_black",
+}
 
 _COLOR = re.compile(
     r"#[0-9a-fA-F]{3,8}|[a-z][a-z0-9_]{0,30}|(?:rgb|hsl)a?\([0-9.]{1,8}(?:,[0-9.]{1,8}%?){2,3}\)", re.ASCII
@@ -105,9 +131,42 @@ def variable_defaults(theme: Theme) -> dict[str, str]:
     foreground = theme.foreground or ("#e0e0e0" if theme.dark else "#1f1f1f")
     greys = {"quiet": f"{foreground} 65%", "faint": f"{foreground} 30%"}
     if not theme.ansi:
-        return greys
+        return greys | _code_colors(theme, foreground)
     ground, text = ("ansi_black", "ansi_white") if theme.dark else ("ansi_white", "ansi_black")
-    return greys | {"ansi-background": ground, "ansi-foreground": text}
+    return greys | ANSI_CODE_COLORS | {"ansi-background": ground, "ansi-foreground": text}
+
+
+def contrast(one: Color, other: Color) -> float:
+    """Contrast ratio of two colours (WCAG 2)."""
+    lighter, darker = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(color: Color) -> float:
+    channels = [channel / 255 for channel in color.rgb]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _code_colors(theme: Theme, foreground: str) -> dict[str, str]:
+    """Colours of tokens in code, each made lighter or darker until it is legible on the theme's surface."""
+    surface = Color.parse(theme.to_color_system().generate()["surface"])
+    lighter = _luminance(surface) < 0.18  # above, black has the better contrast
+    colors = LIGHT_CODE_COLORS if lighter else DARK_CODE_COLORS
+    colors |= {"code-comment": Color.parse(foreground).blend(surface, 0.4).hex}
+    return {name: _legible(Color.parse(color), surface, lighter).hex for name, color in colors.items()}
+
+
+def _legible(color: Color, ground: Color, lighter: bool) -> Color:
+    target = Color(255, 255, 255) if lighter else Color(0, 0, 0)
+    return next(
+        (
+            mixed
+            for step in range(20)
+            if contrast(mixed := color.blend(target, step / 20), ground) >= MIN_CODE_CONTRAST
+        ),
+        target,
+    )
 
 
 def in_order(names: Iterable[str]) -> list[str]:

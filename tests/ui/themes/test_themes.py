@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
-from textual.color import Color
+from textual.color import Color, rgb_to_lab
 from textual.filter import Monochrome
+from textual.theme import BUILTIN_THEMES, Theme
 from textual.widgets import OptionList
 
 from tests.ui.conftest import OpenApp
@@ -14,6 +17,7 @@ from tqchat import paths as locations
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State
 from tqchat.ui import themes
+from tqchat.ui.widgets.chat.blocks import Code, blocks
 
 GOOD = """
 name = "mine"
@@ -60,6 +64,38 @@ def test_text_is_legible(name: str) -> None:
             assert ratio >= minimum, f"{text} on {ground} has {ratio:.1f}"
     cursor = [Color.parse(theme.variables[f"block-cursor-{side}"]) for side in ("foreground", "background")]
     assert contrast(*cursor) >= 4.5
+
+
+CODE = ("keyword", "name", "builtin", "string", "number", "comment")
+EVERY_THEME = {**BUILTIN_THEMES, **SHIPPED, "a user's": Theme("mine", "#aabbcc", surface="#4a3a5a")}
+
+
+@pytest.mark.parametrize("name", EVERY_THEME)
+def test_code_has_six_legible_colours(name: str) -> None:
+    theme = EVERY_THEME[name]
+    variables = themes.variable_defaults(theme) | theme.variables
+    colours = [variables[f"code-{kind}"] for kind in CODE]
+    if theme.ansi:
+        assert len(set(colours)) == 6 and all(colour.startswith("ansi_") for colour in colours)
+        return
+    surface = Color.parse(theme.to_color_system().generate()["surface"])
+    for colour in colours:
+        assert contrast(Color.parse(colour), surface) >= (7 if "contrast" in name else 4.5), colour
+    labs = [rgb_to_lab(Color.parse(colour)) for colour in colours]
+    assert min(math.dist(one, other) for one, other in combinations(labs, 2)) > 15
+
+
+def test_tokens_of_six_kinds_have_the_six_colours() -> None:
+    source = 'class Fox:  # red\n    """Quick."""\n\n    def run(self):\n        return print("ran", 42)\n'
+    (code,) = blocks(f"```python\n{source}```")
+    assert isinstance(code, Code)
+    found = {code.content.plain[span.start : span.end]: str(span.style) for span in code.content.spans}
+    expected = {
+        "class": "keyword", "return": "keyword", "Fox": "name", "run": "name", "print": "builtin",
+        "42": "number", "ran": "string", "# red": "comment", '"""Quick."""': "comment",
+    }  # fmt: skip
+    for text, kind in expected.items():
+        assert f"$code-{kind}" in found[text], text
 
 
 def test_the_terminal_theme_has_only_ansi_colours() -> None:

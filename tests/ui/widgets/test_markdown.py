@@ -73,6 +73,10 @@ def streamed(text: str, size: int) -> list[Block]:
     return [*done, *rest]
 
 
+def drawn(found: list[Block], width: int = 60) -> list[str]:
+    return [line.plain.rstrip() for line in lines(found, width)]
+
+
 def words(found: list[Block], width: int = 70) -> list[str]:
     return "\n".join(line.plain for line in lines(found, width)).split()
 
@@ -139,5 +143,5 @@ def test_the_address_of_a_link_is_shown() -> None:
 def test_code_has_its_language_and_colours() -> None:
     (label, *_) = lines(blocks("```python\nreturn 1\n```"), 60)
     assert label.plain.rstrip().endswith("python")
-    assert any("accent" in str(span.style) for span in label.spans)
+    assert any("code-keyword" in str(span.style) for span in label.spans)
     assert isinstance(label, Content)

@@ -27,11 +27,42 @@ def marked(parts: Parts) -> Message:
     return message
 
 
+def is_reply(parts: Parts) -> bool:
+    """Whether the cursor is on a reply."""
+    return is_marked(parts) and marked(parts).role == "assistant"
+
+
+def can_unfold(parts: Parts) -> bool:
+    """Whether part of the message under the cursor is folded at first."""
+    return parts.log.can_unfold
+
+
+def can_open(parts: Parts) -> bool:
+    """Whether ``open_message`` does something."""
+    return is_marked(parts) and (marked(parts).role == "user" or can_unfold(parts))
+
+
+def can_go_on(parts: Parts) -> bool:
+    """Whether the message under the cursor is a reply that can be continued."""
+    return is_marked(parts) and parts.chat.turns.can_continue(marked(parts))
+
+
+def has_versions(parts: Parts) -> bool:
+    """Whether the message under the cursor has other versions."""
+    return is_marked(parts) and parts.chat.tree.version(marked(parts))[1] > 1
+
+
 def cursor_moved(parts: Parts, message: Message | None) -> None:
-    """The cursor is on another message, or on none: show its keys, or return to the prompt."""
-    parts.screen.query_one(Hints).for_message(message is not None)
+    """The cursor is on another message, or on none: show the keys that apply, or return to the prompt."""
+    show_keys(parts)
     if message is None and parts.log.has_focus:
         parts.prompt.focus()
+
+
+def show_keys(parts: Parts) -> None:
+    """Show in the footer the keys that apply."""
+    marked_now = parts.log.marked is not None
+    parts.screen.query_one(Hints).for_message((lambda one: one.suits(parts)) if marked_now else None)
 
 
 def cursor_up(parts: Parts, argument: str) -> None:
@@ -59,20 +90,20 @@ def open_message(parts: Parts, argument: str) -> None:
 
 
 def edit(parts: Parts, argument: str) -> None:
-    """Edit a user message in the prompt; sending it makes another version."""
-    if marked(parts).role == "user":
-        branch(parts, argument)
-    else:
-        parts.say("Only your own messages can be edited; r regenerates this reply.")
+    """Edit the message in the prompt, as another version. A user message is answered, a reply is not."""
+    _fork(parts, parts.chat.tree.edit(marked(parts)))
 
 
 def branch(parts: Parts, argument: str) -> None:
     """Let the next message follow this reply, or replace this user message."""
-    text = parts.chat.tree.fork_at(marked(parts))
+    _fork(parts, parts.chat.tree.fork_at(marked(parts)))
+
+
+def _fork(parts: Parts, text: str | None) -> None:
     if text is None:
         parts.say(BUSY, "warning")
         return
-    parts.unsent.edit(attachments.split(text)[0])
+    parts.unsent.edit(text if parts.chat.tree.edits_reply else attachments.split(text)[0])
     parts.log.mark(None)
     parts.prompt.focus()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tqchat.ui.actions import context_limit
+from tqchat.ui.actions.messages import BUSY
 from tqchat.ui.actions.runner import ActionRunner
 from tqchat.ui.input import slash
 from tqchat.ui.input.attachments import CannotAttach
@@ -13,6 +14,9 @@ from tqchat.ui.widgets.chat.welcome import EXAMPLES
 def submit(runner: ActionRunner, text: str, typed: str) -> None:
     """Run a slash command or send a message. ``typed`` is the text without folded pastes."""
     parts = runner.parts
+    if parts.chat.tree.edits_reply:
+        _save_reply(parts, text)
+        return
     command = slash.read(text)
     if command is not None:
         _run(runner, *command)
@@ -24,6 +28,14 @@ def submit(runner: ActionRunner, text: str, typed: str) -> None:
         parts.say(f"{error}{again}", "warning")
     else:
         context_limit.send(parts, message)
+
+
+def _save_reply(parts: Parts, text: str) -> None:
+    if parts.chat.turns.save_edited_reply(text):
+        parts.unsent.leave_edit()
+        parts.say(f"Saved as another version; {parts.keys.label('previous_version')} shows the one before.")
+    elif not parts.chat.tree.can_change:
+        parts.say(BUSY, "warning")
 
 
 def _run(runner: ActionRunner, word: str, argument: str) -> None:

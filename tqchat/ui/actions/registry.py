@@ -70,6 +70,7 @@ class Action:
         priority: Whether its keys take precedence over the focused widget's.
         slash: Its slash command.
         applies: Whether its keys work now.
+        suits: Whether the footer shows it now, for an action of the marked message.
         choices: Arguments that the palette lists, each with a sentence.
         in_palette: Whether the palette lists it.
         over_dialogs: Whether it works while a dialog is open.
@@ -87,6 +88,7 @@ class Action:
     priority: bool = True
     slash: Slash | None = None
     applies: Callable[[Parts], bool] = always
+    suits: Callable[[Parts], bool] = always
     choices: Callable[[Parts], Iterable[tuple[str, str]]] | None = None
     in_palette: bool = True
     over_dialogs: bool = False

@@ -33,6 +33,10 @@ def page_down(parts: Parts, argument: str) -> None:
 
 def stop(parts: Parts, argument: str) -> None:
     """Close an overlay, else stop the reply or the download, else return to the prompt."""
+    if parts.screen.selections:
+        parts.screen.clear_selection()
+        parts.screen.clear_notice()
+        return
     if parts.screen.close_overlays() or parts.completion.close():
         return
     if parts.log.marked is not None:
@@ -40,6 +44,17 @@ def stop(parts: Parts, argument: str) -> None:
     elif not parts.attempt(parts.chat.turns.stop) and not parts.unsent.leave_edit():
         parts.screen.clear_notice()
         parts.prompt.focus()
+
+
+def toggle_mouse(parts: Parts, argument: str) -> None:
+    """Leave the mouse to the terminal, or take it back."""
+    wanted = not parts.settings.mouse
+    parts.preferences.set("mouse", wanted)
+    key = parts.keys.label("mouse")
+    if wanted:
+        parts.say("tqchat has the mouse again: clicks work, and text that you select is copied as written.")
+    else:
+        parts.say(f"The terminal has the mouse: select as in any other program. {key} takes it back.")
 
 
 def help(parts: Parts, argument: str) -> None:

@@ -15,12 +15,14 @@ from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.actions.registry import Refused
 from tqchat.ui.input import slash
+from tqchat.ui.parts import mouse
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.parts.presets import Preset
 from tqchat.ui.screens.chat_settings import NAMES, ChatSettings, Decision
 from tqchat.ui.screens.dialog import Choose
 from tqchat.ui.screens.settings import SettingsScreen
 from tqchat.ui.screens.theme import ThemePicker
+from tqchat.ui.widgets.status.bars import Hints
 
 DEFAULT = "default"
 BUDGET = "budget"
@@ -48,9 +50,16 @@ def apply(parts: Parts, changed: Settings) -> None:
     parts.appearance.apply(changed)
     parts.chat.use_defaults(scheme_setting(changed.scheme), changed.system_prompt, changed.sampling)
     parts.chat.thinking.defaults = changed.reasoning
-    parts.log.shows_thinking = changed.shows_thinking
     parts.chat.models.memory_budget = changed.memory_budget_bytes
+    apply_to_screen(parts, changed)
     parts.screen.figures_changed()
+
+
+def apply_to_screen(parts: Parts, settings: Settings) -> None:
+    """Apply the settings that the mounted screen needs."""
+    parts.log.thinking = settings.show_thinking
+    mouse.capture(parts.host, settings.mouse)
+    parts.screen.query_one(Hints).mouse_is_captured(settings.mouse)
 
 
 def theme(parts: Parts, argument: str) -> Awaitable[None] | None:

@@ -16,7 +16,7 @@ from tqchat.ui.actions import (
     settings,
     versions,
 )
-from tqchat.ui.actions.registry import Action, Registry, Slash
+from tqchat.ui.actions.registry import Action, Registry, Slash, always
 from tqchat.ui.parts.parts import Parts
 
 _CONVERSATION = (
@@ -201,8 +201,8 @@ _REPLY = (
         "f5",
         slash=Slash(
             "copy",
-            "[code|chat]",
-            "copy the last reply, its code, or the chat",
+            "[plain|code|table|chat]",
+            "copy the last reply, its code or table, or the chat",
             10,
             lambda parts: copying.COPY_ARGUMENTS,
         ),
@@ -243,6 +243,7 @@ def _of_message(
     keys: str,
     hint: str = "",
     in_palette: bool = True,
+    suits: Callable[[Parts], bool] = always,
 ) -> Action:
     """An action of the message under the cursor; its keys work while the cursor is on one."""
     return Action(
@@ -256,6 +257,7 @@ def _of_message(
         hint=hint,
         priority=False,
         applies=messages.is_marked,
+        suits=suits,
         in_palette=in_palette,
     )
 
@@ -284,10 +286,9 @@ _MESSAGE = (
         messages.open_message,
         "enter",
         "open",
+        suits=messages.can_open,
     ),
-    _of_message(
-        "edit", "Edit and resend", "The earlier text stays as another version.", messages.edit, "e", "edit"
-    ),
+    _of_message("edit", "Edit", "The earlier text stays as another version.", messages.edit, "e", "edit"),
     _of_message(
         "answer",
         "Regenerate",
@@ -297,10 +298,27 @@ _MESSAGE = (
         "again",
     ),
     _of_message(
-        "branch", "Branch from here", "The next message follows this one.", messages.branch, "b", "branch"
+        "branch",
+        "Branch from here",
+        "The next message follows this reply.",
+        messages.branch,
+        "b",
+        "branch",
+        suits=messages.is_reply,
     ),
-    _of_message("go_on", "Continue", "A reply that was cut off.", versions.continue_reply, "c", "continue"),
-    _of_message("copy_message", "Copy", "This message.", copying.copy_message, "y", "copy"),
+    _of_message(
+        "go_on",
+        "Continue",
+        "A reply that was cut off.",
+        versions.continue_reply,
+        "c",
+        "continue",
+        suits=messages.can_go_on,
+    ),
+    _of_message("copy_message", "Copy", "This message, as Markdown.", copying.copy_message, "y", "copy"),
+    _of_message(
+        "copy_plain", "Copy as plain text", "Without Markdown's signs.", copying.copy_plain, "p", "plain"
+    ),
     _of_message(
         "copy_code",
         "Copy code",
@@ -308,6 +326,16 @@ _MESSAGE = (
         copying.copy_code,
         "o",
         "code",
+        suits=copying.has_code,
+    ),
+    _of_message(
+        "copy_table",
+        "Copy a table",
+        "As TSV, for a spreadsheet; of several you choose one.",
+        copying.copy_table,
+        "t",
+        "table",
+        suits=copying.has_table,
     ),
     _of_message(
         "delete_message",
@@ -324,12 +352,25 @@ _MESSAGE = (
         messages.unfold,
         "space",
         "unfold",
+        suits=messages.can_unfold,
     ),
     _of_message(
-        "version_before", "Previous version", "With the messages after it.", versions.previous_version, "left"
+        "version_before",
+        "Previous version",
+        "With the messages after it.",
+        versions.previous_version,
+        "left",
+        "version",
+        suits=messages.has_versions,
     ),
     _of_message(
-        "version_after", "Next version", "With the messages after it.", versions.next_version, "right"
+        "version_after",
+        "Next version",
+        "With the messages after it.",
+        versions.next_version,
+        "right",
+        "version",
+        suits=messages.has_versions,
     ),
     _of_message("mark_up", "Message above", "The cursor goes up.", messages.cursor_up, "k", in_palette=False),
     _of_message(
@@ -439,6 +480,16 @@ _SCREEN = (
         "f9",
         slash=Slash("theme", "[NAME]", "choose the colour theme", 12, settings.theme_values),
         choices=settings.theme_choices,
+    ),
+    Action(
+        "mouse",
+        "Mouse",
+        "Leave it to the terminal's own selection.",
+        "Screen",
+        screen.toggle_mouse,
+        "alt+x",
+        hint="mouse",
+        rank=10,
     ),
     Action("page_up", "Scroll back", "One page up.", "Screen", screen.page_up, "pageup"),
     Action(

@@ -10,6 +10,7 @@ from tqchat.engine.commands import Part
 from tqchat.engine.events import Done, Failed, TextDelta
 from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Message
+from tqchat.store.records import Role
 
 Activity = Literal["opening", "reading", "answering", "converting", "summing up"]
 """What the engine is doing for a conversation."""
@@ -139,11 +140,13 @@ class QueuedTurn:
 class Fork:
     """Where the next message begins a branch: the message that it will follow.
 
-    ``edited_id`` is the message of which it is another version, ``None`` for a branch below a reply.
+    ``edited_id`` is the message of which it is another version, ``None`` for a branch below a reply. ``role``
+    is the author of the next message: an edited reply is the model's, and is not answered.
     """
 
     parent_id: str | None
     edited_id: str | None = None
+    role: Role = "user"
 
 
 @dataclass(frozen=True)

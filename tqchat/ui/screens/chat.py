@@ -6,15 +6,19 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message as Posted
 from textual.screen import Screen
+from textual.selection import Selection
+from textual.widget import Widget
 
 from tqchat.engine.events import TextDelta
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.database import Message
+from tqchat.ui import figures
 from tqchat.ui.actions.keys import Keys
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.records import Fork, Reply
 from tqchat.ui.controller.view import Severity
 from tqchat.ui.input import attachments
+from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.chat.message import Facts
 from tqchat.ui.widgets.chat.welcome import Welcome
@@ -81,6 +85,39 @@ class ChatScreen(Screen[None]):
         """List more conversations."""
         self._list_due = True
         self.draw_due()
+
+    # Selected text
+
+    def watch_selections(self, before: dict[Widget, Selection], now: dict[Widget, Selection]) -> None:
+        """Show what can be done with the selected text."""
+        self.query_one(Hints).for_selection(bool(now))
+
+    def get_selected_text(self) -> str | None:
+        """The selected text as it was written; of the conversation, if some of that is selected."""
+        chosen = [(body, one) for body, one in self.selections.items() if isinstance(body, Body)]
+        for asides in (False, True):
+            texts = [
+                (body.joint, text)
+                for body, one in chosen
+                if body.is_attached and (text := body.selected_text(one, asides))
+            ]
+            if texts:
+                return texts[0][1] + "".join(joint + text for joint, text in texts[1:])
+        return super().get_selected_text() or None
+
+    def _key_escape(self) -> None:
+        """Leave Esc to the action ``stop``: Textual would clear the selection and then stop the reply."""
+
+    def action_copy_text(self) -> None:
+        """Copy the selected text, and say how much it is."""
+        super().action_copy_text()
+        self.say(f"Copied {figures.text_size(self.get_selected_text() or '')}.")
+
+    def on_text_selected(self) -> None:
+        """Text was selected with the mouse: what is typed next still goes into the prompt."""
+        log = self.query_one(ChatLog)
+        if self.selections and log.has_focus and log.marked is None:
+            self.query_one(Prompt).focus()
 
     # Side panels
 
@@ -259,6 +296,8 @@ class ChatScreen(Screen[None]):
         since = None if fork is None else (edited, True) if edited else (fork.parent_id, False)
         self.query_one(ChatLog).fade(since)
         what = "" if fork is None else "Edits an earlier message" if edited else "Starts a branch here"
+        if fork is not None and fork.role == "assistant":
+            what = "Edits a reply, which is not answered"
         prompt = self.query_one(Prompt)
         prompt.border_title = what
         prompt.border_subtitle = "Esc cancels" if what else ""

@@ -60,12 +60,29 @@ class TranscriptTree:
 
         Nothing changes until it is sent. Returns the text to edit, ``None`` if this is not possible now.
         """
+        if message.role == "user":
+            return self.edit(message)
         if not self.can_change or message.role == "system":
             return None
-        is_edit = message.role == "user"
-        self._shown.fork = Fork(message.parent_id, message.id) if is_edit else Fork(message.id)
+        self._shown.fork = Fork(message.id)
         self._view.figures_changed()
-        return message.content if is_edit else ""
+        return ""
+
+    def edit(self, message: Message) -> str | None:
+        """Let the next text be another version of a message.
+
+        Nothing changes until it is sent. Returns the text to edit, ``None`` if this is not possible now.
+        """
+        if not self.can_change or message.role == "system":
+            return None
+        self._shown.fork = Fork(message.parent_id, message.id, message.role)
+        self._view.figures_changed()
+        return message.content
+
+    @property
+    def edits_reply(self) -> bool:
+        """Whether the next text is another version of a reply."""
+        return self._shown.fork is not None and self._shown.fork.role == "assistant"
 
     def leave_fork(self) -> bool:
         """Let the next message go to the end again; whether there was a fork."""

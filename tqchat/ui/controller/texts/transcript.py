@@ -41,11 +41,21 @@ def as_markdown(messages: Sequence[Message], assistant: str) -> str:
 def code_blocks(markdown: str) -> list[tuple[str, str]]:
     """Language (may be empty) and code of each code block."""
     # Imported late: the parser is not needed to draw an empty chat.
-    from tqchat.ui.markdown import block_parser
+    from tqchat.ui.markdown.parser import block_parser
 
     tokens = block_parser().parse(markdown)
     blocks = [token for token in tokens if token.type in ("fence", "code_block")]
     return [(token.info.strip().partition(" ")[0], token.content.rstrip("\n")) for token in blocks]
+
+
+def tables(markdown: str) -> list[str]:
+    """Each table as lines of cells separated by tabs (TSV)."""
+    from tqchat.ui.widgets.chat.blocks import tables as parsed
+
+    return [
+        "\n".join("\t".join(" ".join(cell.plain.split()) for cell in row) for row in table.rows)
+        for table in parsed(markdown)
+    ]
 
 
 def last_user_index(messages: Sequence[Message]) -> int | None:

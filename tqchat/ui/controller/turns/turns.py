@@ -80,6 +80,31 @@ class Turns:
         self._queue(QueuedTurn(conversation.id, conversation.head_id, text))
         return True
 
+    def save_edited_reply(self, text: str) -> bool:
+        """Commit the text as another version of the reply that is being edited; it is not answered.
+
+        Reasoning and model are those of the reply. ``False`` if it is not in the database.
+        """
+        fork = self._shown.fork
+        if not text.strip() or fork is None or fork.edited_id is None or not self._tree.can_change:
+            return False
+        try:
+            reply = self._database.message(fork.edited_id)
+            self._database.add_sibling(
+                reply.id,
+                text,
+                model=reply.model,
+                reasoning=reply.reasoning,
+                reasoning_seconds=reply.reasoning_seconds,
+            )
+        except TqchatError as error:
+            self._view.say(str(error), "error")
+            return False
+        self._shown.reread()
+        self._view.transcript_changed()
+        self._view.conversations_changed()
+        return True
+
     def regenerate(self, message: Message | None = None) -> bool:
         """Answer a user message again: the last one, the given one, or the one before a given reply.
 

@@ -5,38 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from markdown_it.token import Token
 from textual.content import Content
-from textual.highlight import highlight
 
-from tqchat.text import one_line, stable_width
-from tqchat.ui.markdown import block_parser, inline_parser
+from tqchat.text import one_line
+from tqchat.ui.markdown import latex
+from tqchat.ui.markdown.parser import block_parser
+from tqchat.ui.widgets.chat.highlighting import highlighted
+from tqchat.ui.widgets.chat.inline import inline
 
-MAX_INLINE_CHARACTERS = 6_000
-"""Longer paragraphs and cells stay plain text: inline parsing takes time quadratic in their length."""
-MAX_HIGHLIGHTED_CHARACTERS = 40_000
-"""Longer code blocks are not highlighted."""
-HIGHLIGHTED_AT_ONCE = 4_000
-"""Characters of a long code block that are highlighted together."""
-_URL_SCHEME = re.compile(r"\Ahttps?://|\Amailto:")
-_INLINE_STYLES = {"em_open": "italic", "strong_open": "bold", "s_open": "strike", "link_open": "underline"}
+_LINE_BREAK = re.compile(r"\r\n?|\n")
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Wrapped text. ``continues``: it continues the block before it."""
+    """Wrapped text.
+
+    ``continues``: it continues the block before it. ``is_open``: a formula that is not closed yet. ``aside``:
+    it is about the message and no part of it.
+    """
 
     content: Content
     continues: bool = False
+    is_open: bool = False
+    aside: bool = False
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line without space around it, such as a message's heading or footer."""
+    """A line without space around it, such as a message's heading or footer. ``aside`` as for a paragraph."""
 
     content: Content
+    aside: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Code:
     """Preformatted lines. ``continues`` as for a paragraph."""
 
     content: Content
-    language: str = ""
+    label: str = ""
     continues: bool = False
 
 
@@ -56,12 +57,29 @@ class Quote:
 
 
 @dataclass(frozen=True)
-class Items:
-    """A list: markers and items. ``loose``: empty lines between items. ``continues`` as for a paragraph."""
+class Item:
+    """An item of a list.
 
-    markers: tuple[str, ...]
-    items: tuple[tuple[Block, ...], ...]
-    loose: bool = False
+    Attributes:
+        marker: Its sign or number on the screen.
+        written: The marker as it was written.
+        gap: Whether an empty line separates it from the item before.
+        spaced: Whether empty lines separate its blocks.
+    """
+
+    marker: str
+    written: str
+    blocks: tuple[Block, ...]
+    gap: bool = False
+    spaced: bool = False
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list. ``counted``: its numbers are counted, not those written. ``continues`` as for a paragraph."""
+
+    items: tuple[Item, ...]
+    counted: bool = False
     continues: bool = False
 
 
@@ -80,8 +98,6 @@ class Rule:
 
 
 Block = Paragraph | Line | Code | Quote | Items | Table | Rule
-Env = dict[str, Any]
-"""markdown-it's environment: link references, shared by the parts of a document."""
 
 
 def separated(before: Block, block: Block) -> bool:
@@ -91,20 +107,21 @@ def separated(before: Block, block: Block) -> bool:
 
 def blocks(markdown: str) -> list[Block]:
     """The blocks of a whole document."""
-    return [block for _, block in blocks_with_lines(markdown, {})]
+    return [block for _, block in blocks_with_lines(markdown)]
 
 
-def blocks_with_lines(markdown: str, env: Env) -> list[tuple[int, Block]]:
+def blocks_with_lines(markdown: str) -> list[tuple[int, Block]]:
     """Blocks of a document or a part of it, each with its first line (from 0)."""
-    tokens = block_parser().parse(markdown, env)
-    found: list[tuple[int, Block]] = []
-    position = 0
-    while position < len(tokens):
-        end = _closing(tokens, position)
-        line = (tokens[position].map or [0])[0]
-        found += [(line, block) for block in _blocks(tokens[position : end + 1], env)]
-        position = end + 1
-    return found
+    tokens = block_parser().parse(markdown)
+    lines = _LINE_BREAK.split(markdown)
+    return [(_first_line(part[0]), block) for part in _parts(tokens) for block in _block(part, lines)]
+
+
+def tables(markdown: str) -> list[Table]:
+    """All tables of a document, those in lists and quotes too."""
+    tokens = block_parser().parse(markdown)
+    opened = [index for index, token in enumerate(tokens) if token.type == "table_open"]
+    return [_table(next(iter(_parts(tokens[index:])))[1:-1]) for index in opened]
 
 
 def last_item_line(markdown: str) -> int:
@@ -114,133 +131,88 @@ def last_item_line(markdown: str) -> int:
     return max(item.map[0] for item in items if item.map)
 
 
-def _blocks(tokens: Sequence[Token], env: Env, depth: int = 0) -> Iterator[Block]:
-    """Convert tokens to blocks; ``depth`` is the nesting depth of lists."""
-    position = 0
-    while position < len(tokens):
-        token = tokens[position]
-        end = _closing(tokens, position)
-        inside = tokens[position + 1 : end]
-        match token.type:
-            case "paragraph_open":
-                yield Paragraph(_inline(inside[0], env))
-            case "heading_open":
-                style = {"h1": "bold underline $accent", "h2": "bold $accent"}.get(token.tag, "bold")
-                yield Paragraph(_inline(inside[0], env).stylize(style))
-            case "fence" | "code_block":
-                yield code(token.content, token.info)
-            case "blockquote_open":
-                yield Quote(tuple(_blocks(inside, env, depth)))
-            case "bullet_list_open" | "ordered_list_open":
-                yield _list(inside, token, env, depth)
-            case "table_open":
-                yield _table(inside, env)
-            case "hr":
-                yield Rule()
-        position = end + 1
-
-
 def code(text: str, info: str = "", continues: bool = False) -> Code:
     """A code block, highlighted if its language is known."""
-    language = one_line(info.split()[0].strip("{.}")) if info.strip() else ""
-    text = text.removesuffix("\n")
-    if not language or len(text) > MAX_HIGHLIGHTED_CHARACTERS:
-        return Code(Content(text), language, continues)
-    return Code(Content("\n").join(_highlighted(text, language)), language, continues)
+    language = info.split()[0].strip("{.}") if info.strip() else ""
+    return Code(highlighted(text.removesuffix("\n"), language), one_line(info), continues)
 
 
-def _highlighted(text: str, language: str) -> Iterator[Content]:
-    """The parts of a text, highlighted one by one: many lexers take time quadratic in the length."""
-    lines = text.split("\n")
-    begin, size = 0, 0
-    for number, line in enumerate(lines):
-        size += len(line) + 1
-        last = number == len(lines) - 1
-        # Preferably between paragraphs: a string or comment that is cut is highlighted wrongly.
-        if last or size > HIGHLIGHTED_AT_ONCE or (size > HIGHLIGHTED_AT_ONCE // 2 and not line.strip()):
-            part = "\n".join(lines[begin : number + 1])
-            if size > 2 * HIGHLIGHTED_AT_ONCE:
-                yield Content(part)
-            else:
-                # highlight() drops line breaks at the end, and counts a tab as several characters.
-                code = part.rstrip("\n")
-                yield Content.assemble(highlight(code, language=language, tab_size=0), part[len(code) :])
-            begin, size = number + 1, 0
-
-
-def _closing(tokens: Sequence[Token], position: int) -> int:
-    """Index of the token that closes the one at ``position``; ``position`` itself if it needs no closing."""
-    if tokens[position].nesting != 1:
-        return position
-    depth = 0
-    for index in range(position, len(tokens)):
-        depth += tokens[index].nesting
+def _parts(tokens: Sequence[Token]) -> Iterator[Sequence[Token]]:
+    """The tokens of each block, up to the one that closes it."""
+    begin = depth = 0
+    for index, token in enumerate(tokens):
+        depth += token.nesting
         if depth == 0:
-            return index
-    return len(tokens) - 1
+            yield tokens[begin : index + 1]
+            begin = index + 1
 
 
-def _inline(token: Token, env: Env) -> Content:
-    if len(token.content) > MAX_INLINE_CHARACTERS:
-        return Content(token.content)
-    (parsed,) = inline_parser().parseInline(token.content, env)
-    parts: list[Content] = []
-    styles: list[str] = []
-    link = ""
-    for child in parsed.children or ():
-        if child.type in _INLINE_STYLES:
-            styles.append(_INLINE_STYLES[child.type])
-            link = str(child.attrs.get("href", "")) if child.type == "link_open" else link
-        elif child.type.endswith("_close"):
-            styles.pop()
-            if child.type == "link_close" and not _shows_target(parts[-1].plain if parts else "", link):
-                # Links cannot be opened here, so show the target.
-                parts.append(Content.styled(f" ({one_line(link)})", "$quiet"))
-        else:
-            text = {"softbreak": " ", "hardbreak": "\n"}.get(child.type, child.content)
-            own = ""
-            if child.type == "image":
-                text, own = f"[image: {child.content or child.attrs.get('src', '')}]", "$quiet"
-            elif child.type == "code_inline":
-                own = "$warning"
-            # The parser has replaced character references, such as that of a bidirectional override.
-            text = stable_width(text) if "&" in token.content else text
-            parts.append(Content.styled(text, " ".join([*styles, own]).strip()))
-    return Content("").join(parts)
+def _first_line(token: Token) -> int:
+    return token.map[0] if token.map else 0
 
 
-def _shows_target(text: str, link: str) -> bool:
-    """Whether a link's text shows its target."""
-    shown, real = (_URL_SCHEME.sub("", one).rstrip("/") for one in (text, link))
-    return not link or shown == real
+def _blocks(tokens: Sequence[Token], lines: Sequence[str], depth: int) -> tuple[Block, ...]:
+    return tuple(block for part in _parts(tokens) for block in _block(part, lines, depth))
 
 
-def _list(tokens: Sequence[Token], opening: Token, env: Env, depth: int) -> Items:
-    ordered = opening.type.startswith("ordered")
-    number = int(opening.attrGet("start") or 1) if ordered else 1
-    markers: list[str] = []
-    items: list[tuple[Block, ...]] = []
-    loose = False
-    position = 0
-    while position < len(tokens):
-        end = _closing(tokens, position)
-        inside = tokens[position + 1 : end]
-        # In a tight list markdown-it hides the paragraphs.
-        loose = loose or any(token.type == "paragraph_open" and not token.hidden for token in inside[:1])
-        item = tuple(_blocks(inside, env, depth + 1))
-        mark = f"{number}." if ordered else "•◦▪"[depth % 3]
-        if item and isinstance(item[0], Paragraph) and item[0].content.plain[:4] in ("[ ] ", "[x] ", "[X] "):
-            first = item[0].content
-            mark = "☐" if first.plain[1] == " " else "☑"
-            item = (replace(item[0], content=first[4:]), *item[1:])
-        markers.append(mark)
-        items.append(item)
-        number += 1
-        position = end + 1
-    return Items(tuple(markers), tuple(items), loose)
+def _block(tokens: Sequence[Token], lines: Sequence[str], depth: int = 0) -> Iterator[Block]:
+    """Convert the tokens of one block; ``depth`` is the nesting depth of lists."""
+    first, inside = tokens[0], tokens[1:-1]
+    match first.type:
+        case "paragraph_open":
+            yield Paragraph(inline(inside[0].content))
+        case "heading_open":
+            style = {"h1": "bold underline $accent", "h2": "bold $accent"}.get(first.tag, "bold")
+            yield Paragraph(inline(inside[0].content).stylize(style))
+        case "fence" | "code_block":
+            yield code(first.content, first.info)
+        case latex.BLOCK:
+            yield Paragraph(Content(first.content), is_open=first.info == latex.OPEN)
+        case "blockquote_open":
+            yield Quote(_blocks(inside, lines, depth))
+        case "bullet_list_open" | "ordered_list_open":
+            yield _list(inside, lines, depth)
+        case "table_open":
+            yield _table(inside)
+        case "hr":
+            yield Rule()
 
 
-def _table(tokens: Sequence[Token], env: Env) -> Table:
+def _list(tokens: Sequence[Token], lines: Sequence[str], depth: int) -> Items:
+    parts = list(_parts(tokens))
+    numbers = [int(part[0].info or 1) for part in parts]
+    # Who writes 1. 1. 1. wants the items to be counted; other numbers may mean something.
+    counted = bool(parts[0][0].info) and len(numbers) > 1 and numbers[0] == numbers[1]
+    items = []
+    for index, part in enumerate(parts):
+        number = str(numbers[0] + index) if counted else part[0].info
+        item = _item(part, lines, depth, number)
+        items.append(replace(item, gap=index > 0 and _is_blank(lines, _first_line(part[0]) - 1)))
+    return Items(tuple(items), counted)
+
+
+def _item(tokens: Sequence[Token], lines: Sequence[str], depth: int, number: str) -> Item:
+    opening, inside = tokens[0], tokens[1:-1]
+    found = _blocks(inside, lines, depth + 1)
+    starts = [_first_line(part[0]) for part in _parts(inside)][1:]
+    spaced = any(_is_blank(lines, start - 1) for start in starts)
+    is_ordered = bool(number)
+    marker = f"{number}{opening.markup}" if is_ordered else "•◦▪"[depth % 3]
+    written = marker if is_ordered else opening.markup
+    if found and isinstance(found[0], Paragraph) and found[0].content.plain[:4] in ("[ ] ", "[x] ", "[X] "):
+        first = found[0].content
+        box = "☐" if first.plain[1] == " " else "☑"
+        marker, written = f"{marker} {box}" if is_ordered else box, f"{written} {first.plain[:3]}"
+        found = (replace(found[0], content=first[4:]), *found[1:])
+    return Item(marker, written, found, spaced=spaced)
+
+
+def _is_blank(lines: Sequence[str], line: int) -> bool:
+    """Whether a source line is empty, in a quote too."""
+    return not lines[line].strip(" \t>")
+
+
+def _table(tokens: Sequence[Token]) -> Table:
     rows: list[list[Content]] = []
     heads = 0
     aligns: list[str] = []
@@ -251,7 +223,7 @@ def _table(tokens: Sequence[Token], env: Env) -> Table:
             wanted = str(token.attrs.get("style", ""))
             aligns.append(">" if "right" in wanted else "^" if "center" in wanted else "<")
         elif token.type == "inline" and rows:
-            rows[-1].append(_inline(token, env))
+            rows[-1].append(inline(token.content))
         elif token.type == "thead_close":
             heads = len(rows)
     return Table(tuple(tuple(row) for row in rows), heads, "".join(aligns))

@@ -14,9 +14,10 @@ from textual.widgets import Static
 
 from tqchat.engine.commands import Part
 from tqchat.engine.events import TextDelta
+from tqchat.settings.schema import ThinkingDisplay
 from tqchat.store.database import Message
 from tqchat.text import PrintableStream, one_line, stable_width
-from tqchat.ui.widgets.chat.blocks import Block, blocks
+from tqchat.ui.widgets.chat.blocks import Block
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.message import Facts, footer, heading, is_hidden
 from tqchat.ui.widgets.chat.stream import Stream
@@ -33,9 +34,9 @@ MAX_BODY_LINES = 80
 
 
 class LiveReply(Vertical):
-    """A reply while it streams, and after it has ended. ``shows_thinking`` unfolds its reasoning."""
+    """A reply while it streams, and after it has ended."""
 
-    def __init__(self, name: str, waiting: str = "", shows_thinking: bool = False) -> None:
+    def __init__(self, name: str, waiting: str = "", thinking: ThinkingDisplay = "folded") -> None:
         super().__init__(classes="message assistant live")
         self.message: Message | None = None
         self.facts: Facts | None = None
@@ -44,7 +45,7 @@ class LiveReply(Vertical):
         self._pieces: list[TextDelta] = []
         self._printable: dict[Part, PrintableStream] = {}
         self._stream = Stream()
-        self._thinking = Thinking(shows_thinking)
+        self._thinking = Thinking(thinking)
         self._body = Body(classes="answer")
         self._done: list[Block] = []
         self._unread = ""
@@ -166,9 +167,6 @@ class LiveReply(Vertical):
             return
         self._timer.stop()
         self._timer = None
-        if self._stream.has_link_references:
-            self.query(".answer").remove()
-            self._begin_body(Body(blocks(final), classes="answer"))
         self._thinking.finish(self.message)
         self.query_one(".heading", Static).update(heading(self.message, self._assistant))
         self.query_one(".footer", Static).update(footer(self.message, self.facts) or "")

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.events import Blur, Click
 from textual.message import Message as Posted
 from textual.widget import Widget
 from textual.widgets import Static
 
 from tqchat.engine.events import TextDelta
+from tqchat.settings.schema import ThinkingDisplay
 from tqchat.store.database import Message
 from tqchat.ui import figures
 from tqchat.ui.actions.keys import bind
@@ -45,8 +47,8 @@ class Earlier(Static):
 class ChatLog(VerticalScroll):
     """A scrolling log that follows the reply until the user scrolls away from its end.
 
-    A cursor moves over its messages; ``bindings`` are the keys of message actions. ``shows_thinking`` unfolds
-    the reasoning of replies that are mounted from then on.
+    A cursor moves over its messages; ``bindings`` are the keys of message actions. ``thinking`` is how the
+    reasoning of replies is shown that are mounted from then on.
     """
 
     can_focus = True
@@ -61,7 +63,7 @@ class ChatLog(VerticalScroll):
     def __init__(self, bindings: Iterable[Binding] = ()) -> None:
         super().__init__(id="log")
         bind(self, bindings)
-        self.shows_thinking = False
+        self.thinking: ThinkingDisplay = "folded"
         self._older: list[Message] = []
         self._views: list[FrozenMessage | LiveReply] = []
         self._assistant = "assistant"
@@ -107,7 +109,7 @@ class ChatLog(VerticalScroll):
     def start_reply(self, assistant: str, waiting: str) -> None:
         """Append an empty reply with a status."""
         self._assistant = assistant
-        self._reply = LiveReply(assistant, waiting, self.shows_thinking)
+        self._reply = LiveReply(assistant, waiting, self.thinking)
         self._views.append(self._reply)
         self.mount(self._reply)
 
@@ -172,7 +174,32 @@ class ChatLog(VerticalScroll):
         """The message under the cursor."""
         return self._marked.message if self._marked is not None else None
 
-    def mark(self, message_id: str | None) -> bool:
+    @property
+    def can_unfold(self) -> bool:
+        """Whether part of the message under the cursor is folded at first."""
+        return self._marked is not None and self._marked.can_unfold
+
+    def on_click(self, event: Click) -> None:
+        """Mark the message clicked on; a click on the title of something folded unfolds it."""
+        if event.chain != 1 or self.screen.selections:
+            return  # text was selected
+        body = event.widget
+        view = next(
+            (view for view in self._views if body is not None and view in body.ancestors_with_self), None
+        )
+        self.mark(view.message.id if view is not None and view.message else None, scroll=False)
+        if view and isinstance(body, Body) and body.is_fold(event.get_content_offset_capture(body).y):
+            view.unfold()
+
+    def on_blur(self, event: Blur) -> None:
+        """Mark none while something else beside the log is used."""
+        self.call_after_refresh(self._unmark_unused)
+
+    def _unmark_unused(self) -> None:
+        if self.screen.is_current and self.screen.focused not in (None, self):
+            self.mark(None)
+
+    def mark(self, message_id: str | None, scroll: bool = True) -> bool:
         """Mark a message, or none; whether the message was found."""
         found = next((view for view in self._views if view.message and view.message.id == message_id), None)
         if self._marked is not None:
@@ -181,7 +208,8 @@ class ChatLog(VerticalScroll):
         if found is not None:
             found.add_class("marked")
             self.focus(scroll_visible=False)
-            self.call_after_refresh(self.scroll_to_widget, found, animate=False)
+            if scroll:
+                self.call_after_refresh(self.scroll_to_widget, found, animate=False)
         if found is None and self._emphasised:
             self.emphasise(())
         if changed:
@@ -225,7 +253,7 @@ class ChatLog(VerticalScroll):
             self.load_earlier()
 
     def _frozen(self, message: Message) -> FrozenMessage:
-        return FrozenMessage(message, self._assistant, self._facts(message), self.shows_thinking)
+        return FrozenMessage(message, self._assistant, self._facts(message), self.thinking == "open")
 
     def _unmount_earliest(self) -> None:
         """Unmount the earliest page, unless the user has scrolled up."""

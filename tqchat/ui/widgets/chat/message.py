@@ -11,7 +11,7 @@ from tqchat.store.database import Message
 from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
 from tqchat.ui.input import attachments
-from tqchat.ui.widgets.chat.blocks import Block, Line, Paragraph, blocks
+from tqchat.ui.widgets.chat.blocks import Block, Line, blocks
 from tqchat.ui.widgets.chat.body import Body
 from tqchat.ui.widgets.chat.thinking import reasoning_of, thoughts_of
 
@@ -100,12 +100,12 @@ class FrozenMessage(Body):
         own = message.role == "user"
         said = self._user_blocks() if own else self._reply_blocks()
         if not said:
-            said = [Line(Content.styled("(empty)", "$quiet"))]
+            said = [Line(Content.styled("(empty)", "$quiet"), aside=True)]
         foot = footer(message, self._facts) if not own else None
         return [
-            Line(heading(message, self._assistant, self._facts)),
+            Line(heading(message, self._assistant, self._facts), aside=True),
             *said,
-            *([Line(foot)] if foot is not None else []),
+            *([Line(foot, aside=True)] if foot is not None else []),
         ]
 
     def _user_blocks(self) -> list[Block]:
@@ -118,9 +118,9 @@ class FrozenMessage(Body):
         self._folded_text = "" if self._unfolded else self.message.content
         found: list[Block] = [Line(Content(shown))] if shown.strip() else []
         if left:
-            found.append(Line(_folded(f"{figures.number(left)} more characters")))
+            found.append(_folded(f"{figures.number(left)} more characters"))
         for file in files:
-            found.append(Line(_folded(file.label, self._unfolded > 0)))
+            found.append(_folded(file.label, self._unfolded > 0))
             if self._unfolded:
                 found.append(Line(Content.styled(stable_width(file.text), "$quiet")))
         return found
@@ -134,10 +134,10 @@ class FrozenMessage(Body):
         self._folded_text = ("" if unfolded else thought) + answer[len(shown) :]
         found: list[Block] = []
         if thought:
-            found.append(Paragraph(thoughts_of(self.message, unfolded)))
+            found += thoughts_of(self.message, unfolded)
         found += blocks(shown)
         if left:
-            found.append(Line(_folded(f"{figures.number(left)} more characters")))
+            found.append(_folded(f"{figures.number(left)} more characters"))
         return found
 
 
@@ -160,5 +160,5 @@ def beginning(text: str, lines: int | None, characters: int) -> tuple[str, int]:
     return cut, len(text) - len(cut)
 
 
-def _folded(what: str, unfolded: bool = False) -> Content:
-    return Content.styled(f"▾ {what}" if unfolded else f"▸ {what}", "$quiet")
+def _folded(what: str, unfolded: bool = False) -> Line:
+    return Line(Content.styled(f"▾ {what}" if unfolded else f"▸ {what}", "$quiet"), aside=True)

@@ -8,16 +8,15 @@ from dataclasses import replace
 from textual.content import Content
 
 from tqchat.ui.widgets.chat.blocks import (
-    MAX_INLINE_CHARACTERS,
     Block,
     Code,
-    Env,
     Items,
     Paragraph,
     blocks_with_lines,
     code,
     last_item_line,
 )
+from tqchat.ui.widgets.chat.inline import MAX_INLINE_CHARACTERS
 
 MAX_OPEN_LINES = 40
 """Lines above which the beginning of an unfinished list or code block counts as complete."""
@@ -26,26 +25,23 @@ _PARAGRAPH_ENDS = re.compile(r"\n[ \t]*\n")
 
 
 class Stream:
-    """Splits streamed text into complete blocks and the last, still changing one.
+    """Splits streamed text into complete blocks and the last ones, which can still change.
 
-    More text can only change the last block of a document, so only that one is kept as text. A very long one
-    is cut between lines of code, list items or words.
+    A complete line can only change the last block of a document. The line that is being written may turn out
+    to belong to the block before it: ``2`` after an empty line to a list, when it becomes ``2. two``. So may
+    a formula that is not closed. Only what can change is kept as text. A very long block is cut between lines
+    of code, list items or words.
     """
 
     def __init__(self) -> None:
         self.source = ""
         self._rest = ""
-        self._env: Env = {}
-        self._continues = self._plain = self._loose = False
+        self._continues = self._plain = self._gap = False
         self._next: int | None = None
-
-    @property
-    def has_link_references(self) -> bool:
-        """Whether the text defines link references, which change links in earlier blocks."""
-        return bool(self._env.get("references"))
+        """The number of the first item in the rest, if the list that was cut has counted numbers."""
 
     def feed(self, text: str) -> tuple[list[Block], list[Block]]:
-        """Add text; returns newly complete blocks, and the block that may still change (one or none)."""
+        """Add text; returns newly complete blocks, and those that may still change (two at most)."""
         self.source += text
         self._rest += text
         done: list[Block] = []
@@ -54,17 +50,23 @@ class Stream:
                 done += self._plain_blocks()
                 if self._rest and self._plain:
                     return done, [Paragraph(Content(self._rest), continues=True)]
-            found = blocks_with_lines(self._rest, self._env)
+            found = blocks_with_lines(self._rest)
             if not found:
                 return done, []
-            *before, last = [block for _, block in found]
-            self._rest = _from_line(self._rest, found[-1][0])
-            if before:
-                done += [self._joined(before[0]), *before[1:]]
+            lines = [line for line, _ in found]
+            found_blocks = [self._joined(found[0][1]), *(block for _, block in found[1:])]
+            is_written = lines[-1] == self._rest.count("\n")
+            is_open = len(found) > 1 and (is_written or getattr(found[-1][1], "is_open", False))
+            keep = len(found) - (2 if is_open else 1)
+            if keep:
+                done += found_blocks[:keep]
+                self._rest = _from_line(self._rest, lines[keep])
                 self._continues = False
-            last = self._joined(last)
-            if (beginning := self._cut(last)) is None:
-                return done, [last]
+            if is_open:
+                return done, found_blocks[keep:]
+            self._rest = _from_line(self._rest, 0 if keep else lines[0])
+            if (beginning := self._cut(found_blocks[-1])) is None:
+                return done, found_blocks[-1:]
             done.append(beginning)
             self._continues = True
 
@@ -73,10 +75,15 @@ class Stream:
         if not self._continues:
             return block
         if isinstance(block, Items):
-            markers = block.markers
+            first, *others = block.items
+            items = (replace(first, gap=self._gap), *others)
             if self._next is not None:
-                markers = tuple(f"{self._next + index}." for index in range(len(markers)))
-            return replace(block, continues=True, loose=block.loose or self._loose, markers=markers)
+                items = tuple(
+                    replace(item, marker=number, written=number)
+                    for index, item in enumerate(items)
+                    for number in [f"{self._next + index}{item.marker[-1]}"]
+                )
+            return replace(block, items=items, continues=True)
         return replace(block, continues=True) if isinstance(block, Code) else block
 
     @property
@@ -92,11 +99,12 @@ class Stream:
                 self._rest = "\n".join([first, *lines[MAX_OPEN_LINES:]])
                 return code("\n".join(body), opening[2], last.continues)
             case Items() if self._long and len(last.items) > 1:
-                self._loose = last.loose
-                number = last.markers[-1].removesuffix(".")
-                self._next = int(number) if number.isdecimal() else None
+                *items, kept = last.items
+                self._gap = kept.gap
+                is_counted = last.counted or (last.continues and self._next is not None)
+                self._next = int(kept.marker.split()[0][:-1]) if is_counted else None
                 self._rest = _from_line(self._rest, last_item_line(self._rest))
-                return replace(last, markers=last.markers[:-1], items=last.items[:-1])
+                return replace(last, items=tuple(items))
             case Paragraph() if len(self._rest) > MAX_INLINE_CHARACTERS:
                 # As in blocks(): so long a paragraph is not parsed for inline markup.
                 self._plain = True

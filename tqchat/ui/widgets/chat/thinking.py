@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.content import Content
 
+from tqchat.settings.schema import ThinkingDisplay
 from tqchat.store.database import Message
 from tqchat.text import stable_width
 from tqchat.ui import figures
@@ -30,27 +31,28 @@ def summary(text: str, seconds: float | None = None, cut: bool = False) -> str:
     return f"{'Thinking cut off' if cut else 'Thought'}, {count}"
 
 
-def thoughts(text: str, unfolded: bool, seconds: float | None = None, cut: bool = False) -> Content:
+def thoughts(text: str, unfolded: bool, seconds: float | None = None, cut: bool = False) -> list[Block]:
     """The reasoning of a reply that has ended: a summary, or all of it below the summary."""
     title = summary(text, seconds, cut)
     if not unfolded:
-        return Content.styled(f"▸ {title}", "$quiet")
-    return Content.styled(f"▾ {title}\n{text}", _STYLE)
+        return [Paragraph(Content.styled(f"▸ {title}", "$quiet"), aside=True)]
+    return [Line(Content.styled(f"▾ {title}", _STYLE), aside=True), Paragraph(Content.styled(text, _STYLE))]
 
 
-def thoughts_of(message: Message, unfolded: bool) -> Content:
+def thoughts_of(message: Message, unfolded: bool) -> list[Block]:
     """The reasoning of a stored reply."""
     text, cut = reasoning_of(message), not message.content.strip()
     return thoughts(text, unfolded, message.reasoning_seconds, cut)
 
 
 class Thinking(Body):
-    """The reasoning of a reply that streams. ``unfolded`` shows all of it instead of its end."""
+    """The reasoning of a reply that streams: its end, unless all of it is to be shown."""
 
-    def __init__(self, unfolded: bool = False) -> None:
+    def __init__(self, display: ThinkingDisplay = "folded") -> None:
         super().__init__(classes="thinking")
         self.text = ""
-        self._unfolded = unfolded
+        self._unfolded = display != "folded"
+        self._folds_itself = display == "streaming"
         self._complete_lines: list[Block] = []
         self._last_line = ""
 
@@ -69,17 +71,19 @@ class Thinking(Body):
         else:
             tail = self.text[-_TAIL_CHARACTERS:].strip().split("\n")[-TAIL_LINES:]
             lines = [Line(Content.styled("\n".join(tail), _STYLE))]
-        self._show([Line(Content.styled("▾ Thinking…", _STYLE)), *lines])
+        self._show([Line(Content.styled("▾ Thinking…", _STYLE), aside=True), *lines])
 
     def close(self) -> None:
         """The answer begins."""
-        self._show([Paragraph(thoughts(self.text.strip(), self._unfolded))])
+        self._fold()
+        self._show(thoughts(self.text.strip(), self._unfolded))
 
     def finish(self, message: Message) -> None:
         """The reply has ended: show the reasoning that was stored."""
         self.text = reasoning_of(message)
+        self._fold()
         if self.text:
-            self._show([Paragraph(thoughts_of(message, self._unfolded))])
+            self._show(thoughts_of(message, self._unfolded))
         else:
             self.display = False
 
@@ -87,6 +91,11 @@ class Thinking(Body):
         """Unfold or fold it."""
         self._unfolded = not self._unfolded
         self.finish(message)
+
+    def _fold(self) -> None:
+        """Fold it, if it is to be open only while it streams."""
+        if self._folds_itself:
+            self._unfolded = self._folds_itself = False
 
     def _show(self, blocks: list[Block]) -> None:
         self.display = True

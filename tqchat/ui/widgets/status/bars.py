@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from rich.cells import cell_len
 from textual.content import Content
@@ -13,6 +13,7 @@ from tqchat.store.database import AUTO
 from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.actions.keys import Keys, key_label
+from tqchat.ui.actions.registry import Action
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.texts.titles import UNTITLED
 from tqchat.ui.controller.view import Severity
@@ -198,25 +199,47 @@ class Hints(Static):
     def __init__(self, keys: Keys) -> None:
         super().__init__("", id="hints", markup=False)
         self._keys = keys
-        self._of_message = False
+        self._of_message: Callable[[Action], bool] | None = None
+        self._of_selection = False
+        self._has_mouse = True
         self._click_targets: list[tuple[int, str]] = []
         """End column of each hint, and the action of a click before it."""
 
-    def for_message(self, marked: bool) -> None:
-        """Switch between hints for a marked message and for the chat."""
-        if marked != self._of_message:
-            self._of_message = marked
+    def for_message(self, suits: Callable[[Action], bool] | None) -> None:
+        """Show the actions of the marked message that apply; ``None``: those of the chat."""
+        self._of_message = suits
+        self.on_resize()
+
+    def for_selection(self, selected: bool) -> None:
+        """Show what can be done with selected text, or no longer."""
+        if selected != self._of_selection:
+            self._of_selection = selected
             self.on_resize()
+
+    def mouse_is_captured(self, captured: bool) -> None:
+        """Show first how to take the mouse back, if the terminal has it."""
+        self._has_mouse = captured
+        self.on_resize()
+
+    def _hints(self) -> Iterator[tuple[str, str, str]]:
+        """Key, word and action of each hint, most important first."""
+        if self._of_selection:
+            yield "^C", "copy", ""
+            yield key_label(self._keys.of("stop")[0]), "unselect", ""
+            yield self._keys.label("mouse"), "select with the terminal instead", ""
+            return
+        if not self._has_mouse:
+            yield self._keys.label("mouse"), "takes the mouse from the terminal", "mouse"
+        suits = self._of_message
+        for action in self._keys.actions.footer("app" if suits is None else "message"):
+            if (keys := self._keys.of(action.name)) and (suits is None or suits(action)):
+                yield key_label(keys[0]), action.hint, action.name
 
     def on_resize(self) -> None:
         """Show the hints of the highest ranks that fit."""
         width = self.size.width
         shown: list[tuple[str, str, str]] = []
-        for action in self._keys.actions.footer("message" if self._of_message else "app"):
-            keys = self._keys.of(action.name)
-            if not keys:
-                continue
-            hint = (key_label(keys[0]), action.hint, action.name)
+        for hint in self._hints():
             if sum(cell_len(key) + cell_len(word) + 4 for key, word, _ in [*shown, hint]) - 3 > width:
                 break
             shown.append(hint)
@@ -233,7 +256,7 @@ class Hints(Static):
         """Run the action of the hint clicked on."""
         x = event.get_content_offset_capture(self).x
         name = next((name for end, name in self._click_targets if x < end), None)
-        if name is not None:
+        if name:
             await self.run_action(f"app.act('{name}')")
 
 
