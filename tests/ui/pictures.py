@@ -16,7 +16,6 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from tqchat.engine.commands import Sampling
 from tqchat.paths import HOME_VARIABLE, locate
 from tqchat.settings import Settings
 from tqchat.ui.app import TqchatApp
@@ -26,11 +25,30 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 
 SCREENS = Path(__file__).parents[2] / "assets" / "screens"
 WIDE, NARROW = (120, 38), (72, 24)
-EARLIER = ("What can you tell me about the moon?", "Name three animals that live in a river.")
-STORY = (
-    "Tell me a story about a fox.",
-    "Tell me a story about an owl and a bell.",
-    "Tell me a story about a whale.",
+EARLIER = ("What is the capital of France?", "Who wrote Romeo and Juliet?")
+PAGE = """\
+Otters are carnivorous mammals in the weasel family. There are fourteen species, and all of them live
+partly in water. Sea otters spend almost their whole life in the Pacific Ocean. They sleep floating on their
+backs, often wrapped in kelp so that they do not drift away. River otters live in burrows called holts on the
+banks of rivers in Europe, Asia and the Americas.
+
+Otters eat mostly fish, but also crabs, frogs and birds. Sea otters eat sea urchins and clams, which they open
+with a stone that they keep in a pouch of skin under the arm. An adult sea otter eats a quarter of its weight
+every day, because it has no blubber to keep it warm: it relies on its fur, the densest of any animal, with up
+to a million hairs on a square inch. River otters hunt at night and at dusk. They can hold their breath for up
+to eight minutes and swim at seven miles an hour.
+
+A mother carries her pup on her chest for the first months. When she dives for food she leaves it at the
+surface, wrapped in kelp. Young river otters learn to swim when they are about two months old, and stay with
+their mother for a year. Groups of otters are called rafts in the water and romps on land.
+
+Otters were hunted for their fur until few were left. Since 1911 a treaty protects sea otters, and some
+populations have recovered. Where sea otters return, sea urchins become fewer and forests of kelp grow again,
+which shelter fish and take up carbon. Today otters suffer from polluted rivers, oil spills and nets."""
+TALK = (
+    f"Summarise this page in two sentences:\n\n{PAGE}",
+    "What do sea otters eat?",
+    "How long can river otters hold their breath?",
 )
 
 
@@ -41,7 +59,7 @@ class Screenshots:
         self.app, self.pilot, self.folder = app, pilot, folder
 
     async def until(self, condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not condition():
             if time.monotonic() > deadline:
                 raise SystemExit("Timed out; no picture was made.")
@@ -68,7 +86,7 @@ async def make(folder: Path) -> None:
     """Save all pictures."""
     paths = locate()
     paths.ensure()
-    settings = Settings(theme="tqchat-dark", scheme="turbo0v4", max_tokens=Sampling().max_tokens, seed=5)
+    settings = Settings(theme="tqchat-dark", scheme="turbo0v4", max_tokens=80, seed=5)
     app = TqchatApp(paths, settings)
     async with app.run_test(size=WIDE) as pilot:
         shots = Screenshots(app, pilot, folder)
@@ -78,11 +96,11 @@ async def make(folder: Path) -> None:
             await pilot.press("ctrl+n")
             await shots.send(text)
         await pilot.press("ctrl+n")
-        for text in STORY[:-1]:
+        for text in TALK[:-1]:
             await shots.send(text)
         app.chat.schemes.set("turbo4")
         await shots.until(lambda: app.chat.caches.report and app.chat.caches.report.scheme == "turbo4")
-        await shots.send(STORY[-1])
+        await shots.send(TALK[-1])
         await shots.save("chat")
         app.theme = "tqchat-light"
         await shots.save("chat-light")
