@@ -25,7 +25,7 @@ from tqchat.ui.screens.scheme import SchemePicker
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 SCREENS = Path(__file__).parents[2] / "assets" / "screens"
-WIDE, NARROW = (120, 38), (72, 24)
+WIDE, NARROW = (150, 42), (72, 24)
 EARLIER = ("What can you tell me about the moon?", "Name three animals that live in a river.")
 STORY = (
     "Tell me a story about a fox.",
