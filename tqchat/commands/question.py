@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat.errors import TqchatError
+from tqchat.text import with_newlines
 from tqchat.ui.input.attachments import (
     MAX_FILE_BYTES,
     Attachment,
@@ -18,7 +19,6 @@ from tqchat.ui.input.attachments import (
     read_file,
     read_mentioned,
 )
-from tqchat.text import with_newlines
 from tqchat.units import size
 
 STANDARD_INPUT = "standard input"
