@@ -49,6 +49,11 @@ def without_controls(text: str) -> str:
     return _SURROGATE.sub("\ufffd", _UNSAFE.sub("", text))
 
 
+def with_newlines(text: str) -> str:
+    """The text with CRLF and CR as newlines."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def stable_width(text: str) -> str:
     """Printable text whose width in cells is the same in all terminals.
 

@@ -104,7 +104,9 @@ async def test_the_key_opens_the_page_with_a_content_security_policy(
     async with browser.get(f"{url}/?key={KEY}") as answer:
         assert answer.status == 200 and str(answer.url) == f"{url}/", "the key does not stay in the address"
         assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-        assert "tqchat" in await answer.text()
+        page = await answer.text()
+        assert "<title>tqchat</title>" in page
+        assert "xterm-helper-textarea" in page, "the terminal has the keyboard from the start"
 
 
 async def test_another_host_or_origin_is_forbidden(url: str, browser: ClientSession) -> None:

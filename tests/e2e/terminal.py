@@ -39,7 +39,7 @@ class Terminal:
     def __init__(
         self,
         *arguments: str,
-        columns: int = 120,
+        columns: int = 150,
         rows: int = 40,
         folder: Path = REPOSITORY,
         **environment: str,

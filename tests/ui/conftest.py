@@ -94,7 +94,7 @@ def open_app(paths: Paths) -> OpenApp:
 
     @asynccontextmanager
     async def opened(
-        size: tuple[int, int] = (120, 40),
+        size: tuple[int, int] = (160, 40),
         *,
         loads: bool = True,
         settings: Settings | None = None,

@@ -24,7 +24,7 @@ from tqchat.ui.screens.scheme import SchemePicker
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 SCREENS = Path(__file__).parents[2] / "assets" / "screens"
-WIDE, NARROW = (120, 38), (72, 24)
+WIDE, NARROW = (150, 42), (72, 24)
 EARLIER = ("What is the capital of France?", "Who wrote Romeo and Juliet?")
 PAGE = """\
 Otters are carnivorous mammals in the weasel family. There are fourteen species, and all of them live

@@ -388,7 +388,7 @@ async def test_hidden_panels_of_a_wide_terminal_are_remembered(open_app: OpenApp
 
 
 async def test_resizing_moves_the_gauge_between_panel_and_line(open_app: OpenApp) -> None:
-    async with open_app((120, 40)) as ui:
+    async with open_app((160, 40)) as ui:
         await ui.turn("About foxes", "Red ones.", tokens=900)
         await ui.shows("FP16 would take")
         await ui.pilot.resize_terminal(70, 24)

@@ -24,7 +24,7 @@ SETTINGS = Settings(theme="tqchat-dark", model=str(STARTER_FOLDER), temperature=
 @asynccontextmanager
 async def running(paths: Paths) -> AsyncIterator[tuple[TqchatApp, Pilot[None]]]:
     app = TqchatApp(paths, SETTINGS)
-    async with app.run_test(size=(120, 45)) as pilot:
+    async with app.run_test(size=(150, 45)) as pilot:
         yield app, pilot
 
 
@@ -112,7 +112,7 @@ async def test_a_folder_that_is_no_model_leaves_the_app_usable(paths: Paths) -> 
     nothing = paths.data_dir / "nothing"
     nothing.mkdir()
     app = TqchatApp(paths, Settings(theme="tqchat-dark"), model=str(nothing))
-    async with app.run_test(size=(120, 45)) as pilot:
+    async with app.run_test(size=(150, 45)) as pilot:
         await until(pilot, app, lambda: "✗" in text(app) and "No model." in text(app))
         app.chat.models.load(str(STARTER_FOLDER))
         assert await ask(pilot, app, "Hello")

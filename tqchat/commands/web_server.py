@@ -39,6 +39,25 @@ POLICY = "; ".join(
 )
 """Content security policy: the page may load its own files only, from no other server."""
 
+HEAD = """
+<title>tqchat</title>
+<script>
+  addEventListener("DOMContentLoaded", () => {
+    // The terminal makes this field when it opens, and takes keys only while the field has the focus.
+    const focus = () => document.querySelector(".xterm-helper-textarea")?.focus();
+    const opened = (changes, observer) => {
+      if (document.querySelector(".xterm-helper-textarea")) {
+        observer.disconnect();
+        focus();
+      }
+    };
+    new MutationObserver(opened).observe(document.body, { childList: true, subtree: true });
+    addEventListener("focus", focus);
+  });
+</script>
+"""
+"""What textual-serve's page lacks: a title, and keys without a click first."""
+
 MAX_TABS = 8
 """Tabs served at a time; each runs an app with a model of its own."""
 MAX_UNADMITTED = 64
@@ -289,6 +308,12 @@ class Server(_Server):  # type: ignore[misc]
         if not response.prepared:
             response.headers["Content-Security-Policy"] = POLICY
             response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    async def handle_index(self, request: Any) -> Any:
+        """The page of a tab."""
+        response = await super().handle_index(request)
+        response.text = response.text.replace("<head>", f"<head>{HEAD}", 1)
         return response
 
     async def handle_websocket(self, request: Any) -> Any:

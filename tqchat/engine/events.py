@@ -105,13 +105,15 @@ class ModelEstimate:
 class Opened:
     """A conversation is current.
 
-    ``restored`` tokens came from disk; ``reason`` says why some are missing.
+    ``restored`` of its ``tokens`` came from disk; ``reason`` says why some are missing. ``tokens`` is 0 if
+    they have not been counted.
     """
 
     conversation_id: str
     restored: int
     seconds: float
     reason: str | None = None
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Session:
         self._memory = MemoryBudget(limits or Limits())
         self._draft = draft
         self.changed = False
+        self.transcript_tokens = 0
         """Whether the cache has unsaved changes."""
         self._prompts = Prompts(model, began)
 
@@ -434,4 +435,5 @@ class Session:
             wanted = self._prompts.render(messages, add_generation_prompt=False)
         except TqchatError:
             wanted = []  # an empty conversation, or one that sending will explain
+        self.transcript_tokens = len(wanted)
         return persistence.restore(self._cache, vault, conversation_id, messages, wanted)

@@ -370,7 +370,8 @@ class Engine:
         session.thinking = command.thinking
         restored, reason = session.restore(self._vault, conversation_id, messages)
         self._current = _Current(conversation_id, messages, session, command.adapter)
-        self._emit(Opened(conversation_id, restored, time.perf_counter() - started, reason))
+        seconds = time.perf_counter() - started
+        self._emit(Opened(conversation_id, restored, seconds, reason, session.transcript_tokens))
         self._emit(MemoryUpdate(conversation_id, session.memory()))
         return self._current
 

@@ -19,13 +19,17 @@ class State:
     Attributes:
         conversation: Id of the conversation that was open last.
         sidebar: Whether the list of conversations is shown on wide screens.
+        sidebar_width: Its width in cells.
         gauge: Whether the gauge panel is shown.
+        sort: Order of that list; empty for the default.
         settings: Settings changed in the app, by name; they override ``config.toml``.
     """
 
     conversation: str | None = None
     sidebar: bool = True
+    sidebar_width: int = 30
     gauge: bool = True
+    sort: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -73,7 +77,7 @@ class State:
 
 
 def _apply_changes(table: dict[str, Any], old: State, new: State) -> None:
-    for name in ("conversation", "sidebar", "gauge"):
+    for name in _KINDS.keys() - {"settings"}:
         if (value := getattr(new, name)) != getattr(old, name):
             _put(table, name, value)
     changed = {
@@ -96,4 +100,11 @@ def _put(table: dict[str, Any], name: str, value: object) -> None:
         table[name] = value
 
 
-_KINDS: Mapping[str, type] = {"conversation": str, "sidebar": bool, "gauge": bool, "settings": dict}
+_KINDS: Mapping[str, type] = {
+    "conversation": str,
+    "sidebar": bool,
+    "sidebar_width": int,
+    "gauge": bool,
+    "sort": str,
+    "settings": dict,
+}

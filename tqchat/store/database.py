@@ -254,6 +254,10 @@ class Database(DatabaseFile):
         """Save a conversation's unsent text (not related to draft models)."""
         self._set(conversation_id, "draft = ?", text)
 
+    def set_pinned(self, conversation_id: str, pinned: bool) -> None:
+        """Pin a conversation to the top of the list, or no longer."""
+        self._set(conversation_id, "pinned_at = ?", time.time() if pinned else None)
+
     def delete(self, conversation_id: str) -> None:
         """Delete a conversation with all branches. ``undelete`` can restore it for 24 hours."""
         self._set(conversation_id, "deleted_at = ?", time.time())

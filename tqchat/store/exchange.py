@@ -116,7 +116,10 @@ def add(database: Database, connection: sqlite3.Connection, parsed: ParsedConver
     known = database.rows(f"SELECT {CONVERSATION_COLUMNS} FROM conversations WHERE id = ?", conversation.id)
     if known:
         here = conversation_from_row(known[0])
-        if replace(here, deleted_at=None) == conversation and database.tree(here.id) == parsed.messages:
+        if (
+            replace(here, deleted_at=None, pinned_at=conversation.pinned_at) == conversation
+            and database.tree(here.id) == parsed.messages
+        ):
             connection.execute("UPDATE conversations SET deleted_at = NULL WHERE id = ?", (here.id,))
             return Imported(conversation, "skipped" if here.deleted_at is None else "restored")
     taken = known or any(

@@ -17,11 +17,12 @@ from tqchat.store.imports.json_stream import BadImport, JsonStream
 from tqchat.store.reasoning_tags import split_reasoning
 from tqchat.store.records import MAX_TIMESTAMP, MAX_UTC_OFFSET_S, THINKING_CHOICES, Conversation, Message
 from tqchat.store.rows import replace_surrogates
+from tqchat.text import with_newlines
 
 FORMAT = "tqchat-conversations"
-VERSION = 4
+VERSION = 5
 """Version 1 has no draft-model and cache figures of replies, version 2 no reasoning, version 3 no adapters
-and no UTC offsets."""
+and no UTC offsets, version 4 no pins."""
 REASONING_VERSION = 3
 """Older versions have reasoning in the text of replies."""
 
@@ -52,7 +53,7 @@ def _text(longest: int) -> _Check:
     def check(value: Any) -> str:
         if not isinstance(value, str) or len(value) > longest:
             raise _InvalidValue(f"a text of at most {longest:,} characters")
-        return replace_surrogates(value)
+        return with_newlines(replace_surrogates(value))
 
     return check
 
@@ -158,6 +159,7 @@ _CONVERSATION: Mapping[str, _Check] = {
     "thinking_budget": _or_none(_count),
     "adapter": _or_none(_NAME),
     "utc_offset": _or_none(_utc_offset),
+    "pinned_at": _or_none(_TIME),
 }
 
 

@@ -273,6 +273,8 @@ _V7_IMPORTED = (
     "CREATE INDEX imported_by_conversation ON imported (conversation_id)",
 )
 
+_V8_PINS = ("ALTER TABLE conversations ADD COLUMN pinned_at REAL",)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _V1_TABLES,
     _V2_ROW_NUMBERS + _V2_SEARCH_INDEX,
@@ -281,6 +283,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     _V5_ERASED_INDEX,
     _V6_ADAPTERS_AND_LOCAL_TIME,
     _V7_IMPORTED,
+    _V8_PINS,
 )
 """``MIGRATIONS[n]`` migrates version n to n + 1. Append only."""
 

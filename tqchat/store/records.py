@@ -30,6 +30,7 @@ class Conversation:
         thinking: Whether and how much the model reasons; ``None`` leaves it to the settings.
         thinking_budget: Most tokens of reasoning; ``None`` leaves it to the settings.
         adapter: Folder of its LoRA adapter, or ``NO_ADAPTER``; ``None`` leaves it to the settings.
+        pinned_at: When it was pinned to the top of the list; ``None`` if it is not.
         utc_offset: Seconds of local time ahead of UTC when it was created; ``None`` if not recorded.
     """
 
@@ -49,6 +50,7 @@ class Conversation:
     thinking_budget: int | None = None
     adapter: str | None = None
     utc_offset: int | None = None
+    pinned_at: float | None = None
 
     @property
     def began(self) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
+from textual import events as textual_events
 from textual import on
 from textual.app import App, SystemCommand
 from textual.filter import LineFilter
@@ -24,7 +26,8 @@ from tqchat.store.write_queue import WriteQueue
 from tqchat.text import stable_width
 from tqchat.ui import themes
 from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
-from tqchat.ui.actions.keys import Keys, bind, validate_keys, without_keys
+from tqchat.ui.actions import screen as screen_actions
+from tqchat.ui.actions.keys import ALT_PREFIX, Keys, bind, validate_keys, without_keys
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.runner import ActionRunner
 from tqchat.ui.actions.table import ACTIONS
@@ -32,6 +35,7 @@ from tqchat.ui.bridge import EngineEvent, EngineStopped, WriteProblem, Written
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
+from tqchat.ui.input.alt_prefix import AltPrefix
 from tqchat.ui.output_filter import PrintableOnly
 from tqchat.ui.parts import clipboard, lifecycle
 from tqchat.ui.parts.appearance import Appearance
@@ -127,6 +131,11 @@ class TqchatApp(App[None]):
             appearance=Appearance(self, preferences),
         )
         self._runner = ActionRunner(actions, self.parts)
+        self._alt_prefix = AltPrefix(
+            lambda: keys.of(ALT_PREFIX),
+            lambda: screen_actions.nothing_to_cut(self.parts),
+            lambda waits: screen_actions.show_alt_keys(self.parts, waits),
+        )
         preferences.on_change.append(lambda changed: settings.apply(self.parts, changed))
         preferences.problems += [
             *restored,
@@ -217,11 +226,27 @@ class TqchatApp(App[None]):
             event.prevent_default()
             lifecycle.end_soon(self.parts, None)
 
-    # Actions
+    # Keys and actions
+
+    async def on_event(self, event: textual_events.Event) -> None:
+        """Read a prefix key before keys are bound to anything."""
+        if isinstance(event, textual_events.Key) and not event.is_forwarded:
+            meant = self._alt_prefix.read(event)
+            if meant is None:
+                return
+            event = meant
+        await super().on_event(event)
 
     def action_act(self, name: str, argument: str = "") -> None:
-        """Run an action of the registry: key bindings and clicks call this."""
-        self._runner.run(name, argument)
+        """Run an action of the registry: key bindings and clicks call this.
+
+        It runs behind the keys that the focused widget has not handled yet, and before later ones.
+        """
+        (self.focused or self).call_later(self._act, name, argument)
+
+    def _act(self, name: str, argument: str) -> None:
+        if self._runner.allowed(name):  # a key before this one may have opened a dialog
+            self._runner.run(name, argument)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Whether an action applies now."""
@@ -237,12 +262,6 @@ class TqchatApp(App[None]):
         """Replace Textual's own way of quitting."""
         lifecycle.quit(self.parts)
 
-    def action_help_quit(self) -> None:
-        """Say how to quit: Textual looks for a key of its own action."""
-        keys = self.parts.keys.of("quit")
-        if keys:
-            self.notify(f"Press [b]{keys[0]}[/b] to quit the app", title="Do you want to quit?")
-
     # Messages of widgets
 
     @on(ChatScreen.Ready)
@@ -250,6 +269,9 @@ class TqchatApp(App[None]):
         if self.signals.installed:
             self.signals.install()  # again: the driver for browsers has set its own handlers
         self._writes.start(purge_due)
+        self.parts.prompt.submit = partial(prompt.submit, self._runner)
+        self.parts.prompt.suggest = self.parts.completion.update
+        self.parts.prompt.choose = self.parts.completion.choose
         settings.apply_to_screen(self.parts, self.parts.settings)
         lifecycle.show_initial(self.parts)
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
@@ -264,21 +286,18 @@ class TqchatApp(App[None]):
         else:
             lifecycle.poll(self.parts)
 
-    @on(Prompt.Submitted)
-    def _submit(self, event: Prompt.Submitted) -> None:
-        prompt.submit(self._runner, event.text, event.typed)
-
     @on(Prompt.Changed, "#prompt")
-    def _suggest(self) -> None:
+    def _prompt_changed(self) -> None:
         self.parts.completion.update()
-
-    @on(Prompt.Completing)
-    def _complete(self, event: Prompt.Completing) -> None:
-        self.parts.completion.choose(event.step)
+        self.parts.attachments.update()
 
     @on(ConversationList.Chosen)
     def _open(self, event: ConversationList.Chosen) -> None:
         conversations.open_found(self.parts, event)
+
+    @on(ConversationList.Resized)
+    def _list_resized(self, event: ConversationList.Resized) -> None:
+        screen_actions.resize_list(self.parts, event.width)
 
     @on(ChatLog.Marked)
     def _marked(self, event: ChatLog.Marked) -> None:

@@ -53,7 +53,7 @@ async def test_the_cursor_selects_a_message_to_edit(open_app: OpenApp) -> None:
 
 
 async def test_a_cut_off_reply_is_continued_by_key(open_app: OpenApp) -> None:
-    async with open_app() as ui:
+    async with open_app((160, 40)) as ui:
         await ui.send("Count")
         await ui.until(lambda: ui.engine.sent())
         ui.engine.done("one, two", "length")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import combinations
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from tests.ui.conftest import OpenApp
 from tqchat.settings import Settings
 from tqchat.ui.actions.keys import SCOPES, Keys, validate_keys, without_keys
+from tqchat.ui.actions.registry import Action, Registry
 from tqchat.ui.actions.table import ACTIONS
+from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.scheme import SchemePicker
 
@@ -83,3 +86,41 @@ async def test_the_footer_survives_a_resize_under_a_dialog(open_app: OpenApp) ->
         await ui.pilot.resize_terminal(100, 30)
         await ui.pilot.press("escape")
         await ui.shows("^K scheme")
+
+
+async def test_every_key_with_alt_or_ctrl_and_an_arrow_has_another(open_app: OpenApp) -> None:
+    """On a Mac, Alt types characters, and Ctrl with an arrow belongs to the system."""
+    done: list[str] = []
+
+    def probe(name: str) -> Action:
+        def run(parts: Parts, argument: str) -> None:
+            done.append(name)
+
+        return dataclasses.replace(ACTIONS[name], run=run)
+
+    needs_alt = {
+        action.name: [key for key in action.default_keys if key.startswith("alt+")] for action in ACTIONS
+    }
+    probes = [probe(action.name) if needs_alt[action.name] else action for action in ACTIONS]
+    async with open_app(actions=Registry(probes)) as ui:
+        for name, keys in needs_alt.items():
+            for key in keys:
+                await ui.pilot.press("a", "ctrl+x", key.removeprefix("alt+"))
+                await ui.until(lambda name=name: done[-1:] == [name])
+        assert set(ui.app.parts.prompt.text) == {"a"}
+        await ui.pilot.press("ctrl+x", "escape", "m")
+        await ui.until(lambda: ui.app.parts.prompt.text.endswith("m"))
+        assert "context limit" not in ui.text()
+    arrows = [f"ctrl+{arrow}" for arrow in ("up", "down", "left", "right")]
+    for action in ACTIONS:
+        if set(action.default_keys) & set(arrows):
+            assert set(action.default_keys) - set(arrows), action.name
+
+
+def test_hints_on_a_mac_name_keys_that_need_no_alt(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = Keys(ACTIONS)
+    assert (keys.label("make_room"), keys.label("previous")) == ("Alt+M", "Alt+↑")
+    assert keys.labels("make_room") == ["Alt+M", "^X m"]
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert (keys.label("make_room"), keys.label("previous")) == ("^X m", "Ctrl+PgUp")
+    assert Keys(ACTIONS, {"alt_prefix": "f12", "make_room": "alt+j"}).label("make_room") == "F12 j"

@@ -48,23 +48,42 @@ def test_files_mentioned_in_a_text_are_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says", "can_send_anyway"),
+    ("text", "says"),
     [
-        ("@gone.md", "There is no file gone.md", True),
-        ("@src", "is a folder", True),
-        ("@picture.png", "is not a text file", False),
-        ("@big.txt", "at most 1.00 MB", False),
-        ("@" + "x/" * 5000, "There is no file", True),
-        ("@a\0b/c", "There is no file", True),
+        ("@gone.md", "There is no file gone.md"),
+        ("@src", "is a folder"),
+        ("@picture.png", "is not a text file"),
+        ("@big.txt", "at most 1.00 MB"),
+        ("@" + "x/" * 5000, "There is no file"),
+        ("@a\0b/c", "There is no file"),
     ],
 )
-def test_a_file_that_cannot_be_attached_is_an_error(
-    folder: Path, text: str, says: str, can_send_anyway: bool
+def test_a_typed_name_that_cannot_be_attached_is_an_error_until_it_is_sent_as_words(
+    folder: Path, text: str, says: str
 ) -> None:
     (folder / "big.txt").write_bytes(b"x" * (attachments.MAX_FILE_BYTES + 1))
-    with pytest.raises(CannotAttach, match=says) as error:
+    with pytest.raises(CannotAttach, match=says):
         attachments.read_mentioned(text, folder)
-    assert error.value.can_send_anyway is can_send_anyway
+    assert attachments.read_mentioned(text, folder, strict=False) == []
+    assert attachments.read_mentioned(text, folder, known_text=f"pasted {text}") == []
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])
+def test_line_breaks_of_files_are_newlines(folder: Path, line_break: str) -> None:
+    (folder / "lines.txt").write_bytes(line_break.join(["one", "two", ""]).encode())
+    assert attachments.read_mentioned("@lines.txt", folder)[0].text == "one\ntwo\n"
+
+
+def test_previews_say_what_sending_will_do(folder: Path) -> None:
+    text = "See @notes.md, @picture.png, @src, @gone.md, @property, ann@example.org and @types/node"
+    shown = [(one.label, one.attached) for one in attachments.preview(text, folder)]
+    assert shown == [
+        ("notes.md · 6 lines · 34 B", True),
+        ("sent as words: picture.png is not a text file; only those can be attached.", False),
+    ]
+    (words,) = attachments.preview("@notes.md", folder, as_words={"notes.md"})
+    assert not words.attached and "sent as words" in words.label
+    assert attachments.read_mentioned("@notes.md", folder, as_words={"notes.md"}) == []
 
 
 def test_a_deleted_file_is_attached_as_it_was_before(folder: Path) -> None:

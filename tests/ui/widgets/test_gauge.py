@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.ui.conftest import OpenApp
+from tests.ui.conftest import OpenApp, RunningApp
 from tests.ui.scripted import report
 from tqchat.engine import events
 from tqchat.engine.memory.auto_scheme import SchemeChoice
@@ -19,7 +19,7 @@ from tqchat.ui.controller.records import History, Sample
 from tqchat.ui.screens.scheme import rows
 from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
 from tqchat.ui.widgets.gauge.reading import Reading, bits
-from tqchat.ui.widgets.gauge.remaining import remaining_tokens
+from tqchat.ui.widgets.gauge.remaining import RemainingTokens, remaining_tokens
 from tqchat.ui.widgets.gauge.strip import strip
 
 
@@ -47,7 +47,34 @@ async def test_a_cache_that_is_not_compressed_yet_is_explained(open_app: OpenApp
         await ui.turn("Go", "Well.", tokens=60)
         await ui.shows("0 of 8 packed")
         scheme = parse_scheme("turbo0v4")
-        await ui.shows(f"Packs after {scheme.sinks + scheme.tail + TILE} tokens.")
+        more = scheme.sinks + scheme.tail + TILE - 60
+        await ui.until(lambda: f"Compression starts after {more} more tokens." in said(ui))
+        assert "saved" not in said(ui) and "as FP16" not in said(ui)
+        await ui.pilot.press("f3")
+        await ui.shows(f"compression starts after {more} more tokens")
+
+
+def said(ui: RunningApp) -> str:
+    return ui.said("#gauge-panel").replace("\n", " ")
+
+
+def test_what_ends_first_is_the_smaller_of_memory_and_context() -> None:
+    remaining = RemainingTokens(2_400_000, 900_000)
+    assert remaining.within(None) == (remaining, False)
+    assert remaining.within(3_000_000) == (remaining, False)
+    assert remaining.within(1_000_000) == ((1_000_000, 900_000), True)
+    assert remaining.within(3_500) == ((3_500, 3_500), True)
+    assert remaining.within(-4) == ((0, 0), True)
+
+
+async def test_the_gauge_says_what_ends_first(open_app: OpenApp) -> None:
+    async with open_app((160, 60)) as ui:
+        ui.app.parts.preferences.set("memory_budget", 1.0)
+        await ui.turn("Go", "Well.", tokens=1900)
+        await ui.until(lambda: "2,196 more" in said(ui) and "the context" in said(ui))
+        ui.app.parts.preferences.set("memory_budget", 0.02)
+        await ui.until(lambda: "the memory" in said(ui))
+        assert "2,196 more" not in said(ui)
 
 
 def test_uncompressed_layers_are_explained() -> None:
@@ -125,7 +152,7 @@ def test_the_layer_strip_distinguishes_kinds_of_layers() -> None:
 
 
 async def test_the_panel_shows_predicted_sizes_and_speed(open_app: OpenApp) -> None:
-    async with open_app((120, 60)) as ui:
+    async with open_app((160, 60)) as ui:
         await ui.turn("Go", "Well. " * 30, tokens=1900)
         for scheme in SCHEMES:
             if scheme.name != "turbo0v4":
@@ -134,7 +161,7 @@ async def test_the_panel_shows_predicted_sizes_and_speed(open_app: OpenApp) -> N
 
 
 async def test_a_hidden_gauge_is_one_line_and_a_click_opens_it(open_app: OpenApp) -> None:
-    async with open_app((120, 40)) as ui:
+    async with open_app((150, 40)) as ui:
         await ui.turn("Go", "Well. " * 30, tokens=1900)
         await ui.shows("FP16 would take")
         await ui.hides("of 15.6 MB FP16")

@@ -13,6 +13,7 @@ from typing import Literal
 from tqchat.kv.scheme import AUTO
 from tqchat.store.records import MAX_TIMESTAMP, Conversation, Message, Role, Status
 from tqchat.store.rows import replace_surrogates
+from tqchat.text import with_newlines
 
 MAX_CONTENT_CHARS = 16 << 20
 _MAX_NAME_CHARS = 4096
@@ -112,11 +113,11 @@ def to_conversation(transcript: Transcript, now: float) -> tuple[Conversation, l
                 conversation_id,
                 None if group.parent is None else local_id(transcript.source, transcript.key, group.parent),
                 role,
-                replace_surrogates(text),
+                with_newlines(replace_surrogates(text)),
                 (group.last or group.first).status,
                 times[key],
                 model=_name(group.first.model or (group.last or group.first).model),
-                reasoning=replace_surrogates(reasoning) or None,
+                reasoning=with_newlines(replace_surrogates(reasoning)) or None,
             )
         )
     head = group_of.get(transcript.head) if transcript.head is not None else None
@@ -131,7 +132,7 @@ def to_conversation(transcript: Transcript, now: float) -> tuple[Conversation, l
         _time(transcript.updated_at, max(times.values())),
         local_id(transcript.source, transcript.key, head),
         not title,
-        replace_surrogates(transcript.system_prompt) if transcript.system_prompt else None,
+        with_newlines(replace_surrogates(transcript.system_prompt)) if transcript.system_prompt else None,
     )
     return conversation, messages
 

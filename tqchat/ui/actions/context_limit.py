@@ -36,6 +36,7 @@ def _send_now(parts: Parts, text: str) -> None:
     chat = parts.chat
     if chat.turns.send(text):
         parts.prompt.clear_sent()
+        parts.unsent.settle()
         parts.remember_conversation()
     elif chat.turns.shown_reply or chat.turns.shown_waiting or chat.context.summing_up:
         parts.say("One message at a time: Esc stops the reply or summary.", "warning")

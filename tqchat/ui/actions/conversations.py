@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 from tqchat.store.database import Conversation
 from tqchat.store.search import query_words
 from tqchat.text import one_line
+from tqchat.ui.actions.registry import Refused
 from tqchat.ui.actions.screen import toggle_list
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import Ask, Confirm
 from tqchat.ui.widgets.conversations.list import ConversationList
+from tqchat.ui.widgets.conversations.order import SORTS, grouped
 
 
 def new(parts: Parts, argument: str) -> None:
@@ -69,6 +71,7 @@ async def _delete(parts: Parts, conversation: Conversation) -> None:
     question = f"“{title}”: its cache is deleted now; its messages can be restored for 24 hours."
     if not await parts.ask(Confirm("Delete this conversation?", question, "delete")):
         return
+    parts.attempt(parts.unsent.keep)
     shown = parts.chat.shown.conversation is not None and parts.chat.shown.conversation.id == conversation.id
     parts.attempt(parts.chat.deletion.delete, conversation.id)
     if shown:
@@ -84,6 +87,37 @@ def undelete(parts: Parts, argument: str) -> None:
     parts.unsent.show()
 
 
+def pin(parts: Parts, argument: str) -> None:
+    """Pin the conversation under the list's cursor, else the open one, to the top; or no longer."""
+    conversation = parts.conversations.marked or parts.chat.shown.conversation
+    if conversation is None:
+        parts.say("A conversation can be pinned from its first message on.")
+        return
+    pinned = conversation.pinned_at is None
+    parts.database.set_pinned(conversation.id, pinned)
+    parts.chat.shown.reread()
+    parts.screen.conversations_changed()
+    title = one_line(conversation.title)
+    parts.say(f"“{title}” is pinned to the top of the list." if pinned else f"“{title}” is no longer pinned.")
+
+
+def sort(parts: Parts, argument: str) -> None:
+    """Sort the list as the argument says, else in the next way."""
+    names = list(SORTS)
+    if argument and argument not in names:
+        raise Refused(f"The list can be sorted by {', '.join(names[:-1])} or {names[-1]}.")
+    listed = parts.conversations
+    listed.sort = argument or names[(names.index(listed.sort) + 1) % len(names)]
+    parts.preferences.remember_panels(sort=listed.sort)
+    parts.screen.conversations_changed()
+    parts.say(f"The list shows {SORTS[listed.sort]}.")
+
+
+def sorts(parts: Parts) -> list[tuple[str, str]]:
+    """The ways to sort the list."""
+    return [(name, f"The list shows {how}.") for name, how in SORTS.items()]
+
+
 def search(parts: Parts, argument: str) -> None:
     """Show the list filtered by words, or with its filter ready for typing."""
     found = parts.conversations
@@ -93,7 +127,10 @@ def search(parts: Parts, argument: str) -> None:
 
 
 def _step(parts: Parts, step: int) -> None:
-    ids = [one.id for one in parts.database.conversations()]
+    found = parts.conversations
+    sizes = parts.screen.cache_sizes
+    groups = grouped(parts.database.conversations(), found.sort, sizes)
+    ids = [one.id for _, members in groups for one in members]
     current = parts.chat.shown.conversation
     index = ids.index(current.id) + step if current and current.id in ids else 0
     if 0 <= index < len(ids):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import string
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +16,8 @@ from textual.keys import _character_to_key
 
 from tqchat.ui.actions.registry import Action, Registry, Scope
 
+ALT_PREFIX = "alt_prefix"
+"""The action whose key stands for Alt with the next key."""
 SCOPES: tuple[Scope, ...] = ("app", "message")
 _KEY = re.compile(r"[a-z0-9_+]+", re.ASCII)
 _MODIFIERS = ("ctrl", "alt", "shift", "super", "hyper", "meta")
@@ -54,9 +57,17 @@ class Keys:
         return self._bound.get(name, [])
 
     def label(self, name: str) -> str:
-        """The first key of an action as hints show it; ``?`` if it has none."""
-        keys = self.of(name)
-        return key_label(keys[0]) if keys else "?"
+        """A key of an action as hints show it; ``?`` if it has none. On a Mac one that needs no Alt."""
+        labels = self.labels(name)
+        usable = [one for one in labels if not one.startswith("Alt+")] if sys.platform == "darwin" else []
+        return next(iter(usable or labels), "?")
+
+    def labels(self, name: str) -> list[str]:
+        """The keys of an action as help shows them; if all need Alt, also with the prefix key."""
+        keys, prefixes = self.of(name), self.of(ALT_PREFIX)
+        needs_alt = bool(prefixes) and all(key.startswith("alt+") for key in keys)
+        after = [key.removeprefix("alt+") for key in keys] if needs_alt else []
+        return [*map(key_label, keys), *(f"{key_label(prefixes[0])} {key_label(one)}" for one in after)]
 
     def bindings(self, scope: Scope) -> list[Binding]:
         """The default key bindings of a scope; Textual's keymap replaces them with the user's."""

@@ -24,8 +24,7 @@ def submit(runner: ActionRunner, text: str, typed: str) -> None:
     try:
         message = parts.attachments.with_files(slash.message(text), typed)
     except CannotAttach as error:
-        again = " Enter again sends it as it is." if error.can_send_anyway else ""
-        parts.say(f"{error}{again}", "warning")
+        parts.say(f"{error} Enter again sends it as words.", "warning")
     else:
         context_limit.send(parts, message)
 
@@ -48,6 +47,12 @@ def _run(runner: ActionRunner, word: str, argument: str) -> None:
     prompt.clear_sent()
     if not runner.run(action.name, argument):
         prompt.restore_sent()
+
+
+def attach(parts: Parts, argument: str) -> None:
+    """Send the names of files in the prompt as words, or attach the files again."""
+    if not parts.attachments.toggle():
+        parts.say("The prompt names no file with @.")
 
 
 def example(parts: Parts, argument: str) -> None:

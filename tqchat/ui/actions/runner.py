@@ -45,6 +45,8 @@ class ActionRunner:
             return False
         if inspect.isawaitable(waiting):
             parts.host.run_worker(self._finish(waiting))
+        else:
+            parts.unsent.settle()
         return True
 
     async def _finish(self, waiting: Awaitable[None]) -> None:
@@ -52,6 +54,7 @@ class ActionRunner:
             await waiting
         except (TqchatError, OSError) as error:
             self._report(error)
+        self.parts.unsent.settle()
 
     def _report(self, error: Exception) -> None:
         severity = error.severity if isinstance(error, Refused) else "error"

@@ -18,6 +18,7 @@ from tqchat.ui.actions import (
 )
 from tqchat.ui.actions.registry import Action, Registry, Slash, always
 from tqchat.ui.parts.parts import Parts
+from tqchat.ui.widgets.conversations.order import SORTS
 
 _CONVERSATION = (
     Action(
@@ -56,6 +57,41 @@ _CONVERSATION = (
         "Conversation",
         conversations.following,
         "alt+down,ctrl+pagedown",
+    ),
+    Action(
+        "pin",
+        "Pin",
+        "To the top of the list, or no longer.",
+        "Conversation",
+        conversations.pin,
+        "alt+p",
+        slash=Slash("pin", "", "pin this conversation to the top of the list, or no longer", 12),
+    ),
+    Action(
+        "sort",
+        "Sort the list",
+        "By last change, creation, title or cache size.",
+        "Conversation",
+        conversations.sort,
+        "alt+s",
+        slash=Slash("sort", "[ORDER]", "sort the list of conversations", 12, lambda parts: list(SORTS)),
+        choices=conversations.sorts,
+    ),
+    Action(
+        "widen_list",
+        "Wider list",
+        "The list of conversations.",
+        "Conversation",
+        screen.widen_list,
+        "alt+w",
+    ),
+    Action(
+        "narrow_list",
+        "Narrower list",
+        "The list of conversations.",
+        "Conversation",
+        screen.narrow_list,
+        "alt+n",
     ),
     Action(
         "settings",
@@ -491,6 +527,26 @@ _SCREEN = (
         hint="mouse",
         rank=10,
     ),
+    Action(
+        "interrupt",
+        "Stop or clear",
+        "The reply, else the text in the prompt; twice within two seconds offers to quit.",
+        "Screen",
+        screen.interrupt,
+        "ctrl+c",
+        applies=screen.nothing_to_copy,
+        in_palette=False,
+    ),
+    Action(
+        "alt_prefix",
+        "Alt",
+        "The next key counts as pressed with Alt, for keyboards whose Alt types characters.",
+        "Screen",
+        screen.alt_prefix,
+        "ctrl+x",
+        applies=screen.nothing_to_cut,
+        in_palette=False,
+    ),
     Action("page_up", "Scroll back", "One page up.", "Screen", screen.page_up, "pageup"),
     Action(
         "page_down",
@@ -499,6 +555,13 @@ _SCREEN = (
         "Screen",
         screen.page_down,
         "pagedown",
+    ),
+    Action(
+        "attach",
+        "Attach files or not",
+        "Send @names of files in the prompt as words, or attach the files again.",
+        "Screen",
+        prompt.attach,
     ),
     Action(
         "example",

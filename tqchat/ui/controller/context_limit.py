@@ -56,15 +56,12 @@ class ContextLimit:
     @property
     def used(self) -> int:
         """Tokens of the shown conversation: counted in the cache, else estimated from its characters."""
-        report = self._caches.report
-        counted = report.tokens if report is not None and not self.is_estimate else 0
-        return counted or self._estimate(self._characters)
+        return self._estimate(self._characters) if self.is_estimate else self._caches.tokens
 
     @property
     def is_estimate(self) -> bool:
         """Whether ``used`` is estimated: the report on another branch does not count."""
-        report = self._caches.report
-        return report is None or report is self._outdated_report
+        return not self._caches.tokens or self._caches.report is self._outdated_report
 
     @property
     def is_nearly_full(self) -> bool:
@@ -91,9 +88,9 @@ class ContextLimit:
 
     @property
     def _characters_per_token(self) -> float:
-        report, characters = self._caches.report, self._characters
-        if report is not None and not self.is_estimate and report.tokens >= RATIO_MIN_TOKENS and characters:
-            self._ratio = min(max(characters / report.tokens, 1.0), 8.0)
+        tokens, characters = self._caches.tokens, self._characters
+        if tokens >= RATIO_MIN_TOKENS and not self.is_estimate and characters:
+            self._ratio = min(max(characters / tokens, 1.0), 8.0)
         return self._ratio
 
     def kept_when_dropping(self) -> list[Message]:

@@ -74,7 +74,7 @@ class Controller:
             work,
             scheme=scheme,
             system_prompt=system_prompt,
-            on_branch_changed=lambda conversation_id: self.caches.reload_history(conversation_id),
+            on_branch_changed=lambda conversation_id: self.caches.branch_changed(conversation_id),
         )
         self.sampling = SamplingSettings(database, shown, models, sampling)
         self.thinking = ThinkingSettings(database, shown, models, thinking)

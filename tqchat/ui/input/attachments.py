@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqchat.errors import TqchatError
 from tqchat.files import Unreadable, read_bytes, reason_of
 from tqchat.paths import expand_user
-from tqchat.text import one_line
+from tqchat.text import one_line, with_newlines
 from tqchat.ui import figures
 
 _HEADER = re.compile(r"Attached file (\S.*):")
@@ -23,11 +23,7 @@ MAX_FILE_BYTES = 1_000_000
 
 
 class CannotAttach(TqchatError):
-    """A file that a message names cannot be attached. ``can_send_anyway``: perhaps no file was meant."""
-
-    def __init__(self, sentence: str, can_send_anyway: bool = False) -> None:
-        super().__init__(sentence)
-        self.can_send_anyway = can_send_anyway
+    """A file that a message names cannot be attached."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Attachment:
     @property
     def label(self) -> str:
         """``notes.md · 120 lines · 4.2 kB``."""
-        count = self.text.count("\n") + 1
+        count = self.text.removesuffix("\n").count("\n") + 1
         lines = "1 line" if count == 1 else f"{figures.number(count)} lines"
         return f"{one_line(self.name)} · {lines} · {figures.size(len(self.text.encode(errors='replace')))}"
 
@@ -97,35 +93,94 @@ def split(message: str) -> tuple[str, list[Attachment]]:
 
 
 def read_mentioned(
-    text: str, folder: Path, earlier: Sequence[Attachment] = (), *, strict: bool = True
+    text: str,
+    folder: Path,
+    earlier: Sequence[Attachment] = (),
+    *,
+    strict: bool = True,
+    known_text: str = "",
+    as_words: Collection[str] = (),
 ) -> list[Attachment]:
     """Read the files that a text names with ``@path`` or ``@"a path"``, each once.
 
     Args:
         folder: Base of relative paths.
         earlier: Files attached before, used where one no longer exists.
-        strict: Whether a name that looks like a path but does not exist is an error.
+        strict: Whether a name that looks like a path, but cannot be attached, is an error.
+        known_text: Text whose names are never errors, such as pasted code.
+        as_words: Names that are not attached.
 
     Raises:
         CannotAttach: if a file does not exist, is not text, or is too large.
     """
-    kept = {one.name: one for one in earlier}
+    known = set(mentions(known_text, folder)) if known_text else set()
     found: dict[str, Attachment] = {}
-    for name in _mentions(text, folder):
-        path = folder / expand_user(name)
-        kind = _kind(path)
-        if kind == "file":
-            found[name] = Attachment(name, _read(path, name))
-        elif name in kept:
-            found[name] = kept[name]
-        elif strict and kind == "folder":
-            raise CannotAttach(f"{name} is a folder; name a file in it.", can_send_anyway=True)
-        elif strict and _PATH_LIKE.search(name):
-            raise CannotAttach(f"There is no file {one_line(name)} here.", can_send_anyway=True)
+    for name in mentions(text, folder):
+        if name in found or name in as_words:
+            continue
+        try:
+            file = _attachment(name, folder, earlier)
+        except CannotAttach:
+            if strict and name not in known:
+                raise
+        else:
+            if file is not None:
+                found[name] = file
     return list(found.values())
 
 
-def _mentions(text: str, folder: Path) -> Iterator[str]:
+@dataclass(frozen=True)
+class Preview:
+    """A name in the prompt that stands for a file: what sending will do with it."""
+
+    name: str
+    label: str
+    attached: bool
+
+
+def preview(
+    text: str, folder: Path, earlier: Sequence[Attachment] = (), as_words: Collection[str] = ()
+) -> list[Preview]:
+    """What ``read_mentioned`` will attach, and the files that it cannot attach."""
+    found: dict[str, Preview] = {}
+    for name in mentions(text, folder):
+        if name in found:
+            continue
+        try:
+            file = _attachment(name, folder, earlier)
+        except CannotAttach as error:
+            if _kind(folder / expand_user(name)) == "file":
+                found[name] = Preview(name, f"sent as words: {error}", False)
+            continue
+        if file is not None:
+            words = name in as_words
+            found[name] = Preview(
+                name, f"sent as words: {one_line(name)}" if words else file.label, not words
+            )
+    return list(found.values())
+
+
+def _attachment(name: str, folder: Path, earlier: Sequence[Attachment]) -> Attachment | None:
+    """The file of a name; ``None`` if the name is only words."""
+    path = folder / expand_user(name)
+    kind = _kind(path)
+    if kind == "file":
+        return Attachment(name, _read(path, name))
+    before = next((one for one in earlier if one.name == name), None)
+    if before is None and kind == "folder":
+        raise CannotAttach(f"{name} is a folder; name a file in it.")
+    if before is None and _PATH_LIKE.search(name):
+        raise CannotAttach(f"There is no file {one_line(name)} here.")
+    return before
+
+
+def written_names(text: str) -> tuple[str, ...]:
+    """What follows an ``@`` in a text, whether there are such files or not."""
+    return tuple(quoted or plain for quoted, plain in _MENTION.findall(text)) if "@" in text else ()
+
+
+def mentions(text: str, folder: Path) -> Iterator[str]:
+    """The names after an ``@`` in a text."""
     for quoted, plain in _MENTION.findall(text):
         name = quoted or plain
         # Punctuation after a name belongs to the sentence, unless a file has that name.
@@ -159,7 +214,7 @@ def _read(path: Path, name: str) -> str:
     try:
         if b"\0" in data:
             raise UnicodeDecodeError("utf-8", data, 0, 1, "NUL")
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        return with_newlines(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise CannotAttach(f"{name} is not a text file; only those can be attached.") from error
 

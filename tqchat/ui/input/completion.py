@@ -12,27 +12,39 @@ from pathlib import Path
 from tqchat.paths import expand_user
 from tqchat.text import single_line
 from tqchat.ui.input import slash
+from tqchat.ui.input.file_tree import Ignored, fuzzy_matches
 from tqchat.ui.input.slash import Command
 
 MAX_FOLDER_ENTRIES = 2_000
 """Entries of a folder that are searched."""
+_ELSEWHERE = ("/", "~", ".")
+"""Beginnings of paths that are completed folder by folder: not below the start folder, or hidden."""
 _MENTION = re.compile(r'(?:^|\s)@("[^"]*|[^\s"]*)$')
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion: ``insert`` replaces the line from ``start`` to the cursor."""
+    """One completion: ``insert`` replaces the line from ``start`` to the cursor.
+
+    ``continues``: what is written is its beginning, not only contained in it.
+    """
 
     label: str
     help: str
     start: int
     insert: str
+    continues: bool = True
 
 
 def completions(
-    line: str, commands: Sequence[Command], *, first_line: bool = True, folder: Path | None = None
+    line: str,
+    commands: Sequence[Command],
+    *,
+    first_line: bool = True,
+    folder: Path | None = None,
+    paths: Sequence[str] = (),
 ) -> list[Completion]:
-    """The completions of ``line``, the text before the cursor."""
+    """The completions of ``line``, the text before the cursor. ``paths``: those below ``folder``."""
     if first_line and line.startswith("/"):
         return [
             Completion(
@@ -43,8 +55,24 @@ def completions(
             )
             for found in slash.suggestions(line, commands)
         ]
+    written = mention(line)
+    if written is None:
+        return []
+    found = _files(written, folder or Path.cwd())
+    name = written.removeprefix('"')
+    if name and not name.startswith(_ELSEWHERE):
+        found += [path for path in fuzzy_matches(name, paths) if path not in found and path != name]
+    start = len(line) - len(written)
+    # Other names cannot be written in the prompt.
+    return [
+        _completion(path, written, start) for path in found if '"' not in path and single_line(path) == path
+    ]
+
+
+def mention(line: str) -> str | None:
+    """What is written of a path after an ``@`` at the end of a line; ``None`` if there is no such ``@``."""
     match = _MENTION.search(line)
-    return _files(match[1], match.start(1), folder or Path.cwd()) if match else []
+    return match[1] if match else None
 
 
 def is_complete(line: str, commands: Sequence[Command], folder: Path | None = None) -> bool:
@@ -56,21 +84,29 @@ def is_complete(line: str, commands: Sequence[Command], folder: Path | None = No
         if command is None:
             return False
         return not last or command.values is None or last in command.values() or "=" in last[:-1]
-    match = _MENTION.search(line)
-    return (
-        match is None or not match[1] or ((folder or Path.cwd()) / expand_user(match[1].strip('"'))).is_file()
-    )
+    written = mention(line)
+    return not written or ((folder or Path.cwd()) / expand_user(written.strip('"'))).is_file()
 
 
 def _is_word(line: str, commands: Sequence[Command]) -> bool:
     return slash.find(line[1:], commands) is not None
 
 
-def _files(written: str, start: int, folder: Path) -> list[Completion]:
-    """Files and folders whose path begins with ``written``."""
+def _completion(path: str, written: str, start: int) -> Completion:
+    is_file = not path.endswith("/")
+    quoted = " " in path or written.startswith('"')
+    end = (" " if is_file else "") if not quoted else ('" ' if is_file else "")
+    continues = path.lower().startswith(written.removeprefix('"').lower())
+    insert = ('"' if quoted else "") + path + end
+    return Completion(f"@{path}", "" if is_file else "folder", start, insert, continues)
+
+
+def _files(written: str, folder: Path) -> list[str]:
+    """Paths in one folder that begin with ``written``; those of folders end with a slash."""
     path = written.removeprefix('"')
     head, separator, prefix = path.rpartition("/")
     directory = folder / expand_user(head + separator)
+    ignored = Ignored.of(directory)
     try:
         with os.scandir(directory) as found:
             entries = sorted(
@@ -78,16 +114,8 @@ def _files(written: str, start: int, folder: Path) -> list[Completion]:
                 for entry in itertools.islice(found, MAX_FOLDER_ENTRIES)
                 if entry.name.lower().startswith(prefix.lower())
                 and (prefix.startswith(".") or not entry.name.startswith("."))
+                and not ignored.excludes(entry.name, entry.is_dir())
             )
     except OSError:
         return []
-    completed: list[Completion] = []
-    for is_file, name in entries:
-        target = f"{head}{separator}{name}" + ("" if is_file else "/")
-        quoted = " " in target or written.startswith('"')
-        end = (" " if is_file else "") if not quoted else ('" ' if is_file else "")
-        insert = ('"' if quoted else "") + target + end
-        # Other names cannot be written in the prompt.
-        if '"' not in name and single_line(name) == name:
-            completed.append(Completion(f"@{target}", "" if is_file else "folder", start, insert))
-    return completed
+    return [f"{head}{separator}{name}" + ("" if is_file else "/") for is_file, name in entries]

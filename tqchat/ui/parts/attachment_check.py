@@ -1,34 +1,88 @@
-"""Reads the files that a message names before it is sent."""
+"""The files that the prompt names: shown before a message is sent, read when it is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.input import attachments
 from tqchat.ui.input.attachments import CannotAttach
+from tqchat.ui.widgets.prompt.attached import AttachedFiles
+from tqchat.ui.widgets.prompt.prompt import Prompt
 
 
 class AttachmentCheck:
-    """Adds attached files to messages. A name that may not be a file is an error only the first time."""
+    """Shows the files that the prompt names, and adds them to messages.
 
-    def __init__(self, chat: Controller) -> None:
-        self._chat = chat
+    A typed name of a file that cannot be attached is an error the first time; a pasted one is only words.
+
+    Args:
+        in_thread: Runs a blocking function in a thread.
+        on_screen: Calls a function on the screen's thread.
+    """
+
+    def __init__(
+        self,
+        chat: Controller,
+        prompt: Callable[[], Prompt],
+        shown: Callable[[], AttachedFiles],
+        in_thread: Callable[[Callable[[], object]], None],
+        on_screen: Callable[[Callable[[], object]], object],
+    ) -> None:
+        self._chat, self._prompt, self._shown = chat, prompt, shown
+        self._in_thread, self._on_screen = in_thread, on_screen
         self._refused = ""
+        self._as_words: frozenset[str] = frozenset()
+        self._previewed: tuple[object, ...] = ()
+
+    def update(self) -> None:
+        """Show the files that the text in the prompt names. Files are read in a thread."""
+        text = self._prompt().text
+        names = attachments.written_names(text)
+        if not text:
+            self._as_words = frozenset()
+        earlier, as_words = self._earlier(), self._as_words
+        wanted = (names, as_words, tuple(one.name for one in earlier))
+        if wanted == self._previewed:
+            return
+        self._previewed = wanted
+        if not names:
+            self._shown().show([])
+            return
+
+        def read() -> None:
+            found = attachments.preview(text, Path.cwd(), earlier, as_words)
+            self._on_screen(lambda: self._shown().show(found) if self._previewed == wanted else None)
+
+        self._in_thread(read)
+
+    def toggle(self) -> bool:
+        """Send the names of files as words, or attach the files again; whether there are any."""
+        names = frozenset(file.name for file in self._shown().files if file.attached)
+        self._as_words = frozenset() if self._as_words else names
+        self.update()
+        return bool(self._shown().files)
 
     def with_files(self, text: str, typed: str) -> str:
         """The message with the files that ``typed`` names, which is the text without folded pastes.
 
         Raises:
-            CannotAttach: if one cannot be attached; the same text is accepted the second time if
-                ``can_send_anyway`` is set.
+            CannotAttach: if one cannot be attached; the same text is accepted the second time.
         """
         strict = typed != self._refused
         self._refused = ""
         try:
-            files = attachments.read_mentioned(typed, Path.cwd(), self._earlier(), strict=strict)
-        except CannotAttach as error:
-            self._refused = typed if error.can_send_anyway else ""
+            files = attachments.read_mentioned(
+                typed,
+                Path.cwd(),
+                self._earlier(),
+                strict=strict,
+                known_text=self._prompt().known_text,
+                as_words=self._as_words,
+            )
+        except CannotAttach:
+            self._refused = typed
             raise
         return attachments.join(text, files)
 

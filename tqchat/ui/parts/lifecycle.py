@@ -12,6 +12,7 @@ from tqchat.ui.parts import leftovers
 from tqchat.ui.parts.engine import SAVE_TIMEOUT_S
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import SavingDialog
+from tqchat.ui.widgets.conversations.order import DEFAULT_SORT, SORTS
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 POLL_INTERVAL_S = 1.5
@@ -27,6 +28,8 @@ def show_initial(parts: Parts) -> None:
     screen, state = parts.screen, parts.preferences.state
     screen.query_one("#conversations").set_class(not state.sidebar, "folded")
     screen.query_one("#gauge").set_class(not state.gauge, "folded")
+    parts.conversations.sort = state.sort if state.sort in SORTS else DEFAULT_SORT
+    screen.place_panels(state.sidebar_width)
     _reopen(parts)
     if problems := parts.preferences.problems:
         more = len(problems) - 1

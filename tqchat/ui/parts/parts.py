@@ -26,6 +26,7 @@ from tqchat.ui.parts.unsent import UnsentText
 from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
+from tqchat.ui.widgets.prompt.attached import AttachedFiles
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Parts:
         keys: The keys in force, for sentences that name one.
         last_words: Sentences that are printed after the app has left the terminal.
         closed: Whether the database is closed.
+        interrupted_at: Clock time of the last key press that asked to interrupt.
     """
 
     host: App[None]
@@ -53,6 +55,7 @@ class Parts:
     appearance: Appearance
     last_words: list[str] = field(default_factory=list)
     closed: bool = False
+    interrupted_at: float = float("-inf")
     unsent: UnsentText = field(init=False)
     attachments: AttachmentCheck = field(init=False)
     presets: Presets = field(init=False)
@@ -60,9 +63,17 @@ class Parts:
 
     def __post_init__(self) -> None:
         self.unsent = UnsentText(self.chat, lambda: self.prompt, self.paths.unsent_text, self.in_thread)
-        self.attachments = AttachmentCheck(self.chat)
+        self.attachments = AttachmentCheck(
+            self.chat,
+            lambda: self.prompt,
+            lambda: self.screen.query_one(AttachedFiles),
+            self.in_thread,
+            self.host.call_later,
+        )
         self.presets = Presets(self.paths.presets)
-        self.completion = PromptCompletion(self.screen, lambda: self.keys.actions.commands(self))
+        self.completion = PromptCompletion(
+            self.screen, lambda: self.keys.actions.commands(self), self.in_thread, self.host.call_later
+        )
 
     @property
     def prompt(self) -> Prompt:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State
+
+
+class Panels(TypedDict, total=False):
+    """What is saved about the side panels; see ``State``."""
+
+    sidebar: bool
+    sidebar_width: int
+    gauge: bool
+    sort: str
 
 
 class Preferences:
@@ -46,14 +55,9 @@ class Preferences:
         """Save at once which conversation is open, so that it reopens after a kill."""
         self._save(replace(self.state, conversation=conversation_id))
 
-    def remember_panels(self, *, sidebar: bool | None = None, gauge: bool | None = None) -> None:
-        """Save which side panels are shown."""
-        state = self.state
-        if sidebar is not None:
-            state = replace(state, sidebar=sidebar)
-        if gauge is not None:
-            state = replace(state, gauge=gauge)
-        self._save(state)
+    def remember_panels(self, **panels: Unpack[Panels]) -> None:
+        """Save which side panels are shown, and how."""
+        self._save(replace(self.state, **panels))
 
     def _save(self, state: State) -> None:
         if state != self.state:

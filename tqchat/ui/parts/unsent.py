@@ -31,14 +31,13 @@ class UnsentText:
         self._chat, self._prompt = chat, prompt
         self._file, self._in_thread = file, in_thread
         self._aside = self._saved = ""
-
-    @property
-    def _editing(self) -> bool:
-        return self._chat.shown.fork is not None and self._chat.shown.fork.edited_id is not None
+        self._edited_id: str | None = None
 
     def keep(self) -> None:
         """Save it with the open conversation; during an edit, the text that was set aside."""
-        self._chat.shown.keep_unsent_text(self._aside if self._editing else self._prompt().full_text)
+        self.settle()
+        text = self._aside if self._edited_id is not None else self._prompt().full_text
+        self._chat.shown.keep_unsent_text(text)
         text = self._chat.shown.new_text
         if text != self._saved:
             self._saved = text
@@ -72,19 +71,30 @@ class UnsentText:
 
     def show(self) -> None:
         """Put the open conversation's unsent text into the prompt."""
-        self._prompt().put(self._chat.shown.unsent_text)
+        self._edited_id = None
+        self._prompt().put_back(self._chat.shown.unsent_text)
 
     def edit(self, text: str) -> None:
         """Put the text of an edited message into the prompt, if any, and set the current text aside."""
-        self._aside = self._prompt().full_text
-        if text:
-            self._prompt().put(text)
+        was_editing = self._edited_id is not None
+        if not was_editing:
+            self._aside = self._prompt().full_text
+        fork = self._chat.shown.fork
+        self._edited_id = fork.edited_id if fork else None
+        if self._edited_id is not None:
+            self._prompt().put_back(text)
+        elif was_editing:
+            self._prompt().put_back(self._aside)
 
     def leave_edit(self) -> bool:
         """Leave a branch or edit, and put back the text from before; ``False`` if there was none."""
-        editing = self._editing
-        if not self._chat.tree.leave_fork():
-            return False
-        if editing:
-            self._prompt().put(self._aside)
-        return True
+        left = self._chat.tree.leave_fork()
+        self.settle()
+        return left
+
+    def settle(self) -> None:
+        """Put back the text from before an edit that has ended: sent, left, or another branch is shown."""
+        fork = self._chat.shown.fork
+        if self._edited_id is not None and (fork is None or fork.edited_id != self._edited_id):
+            self._edited_id = None
+            self._prompt().put_back(self._aside)

@@ -26,10 +26,13 @@ from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.gauge.line import GaugeLine
 from tqchat.ui.widgets.gauge.panel import GaugePanel
 from tqchat.ui.widgets.gauge.reading import Reading
+from tqchat.ui.widgets.prompt.attached import AttachedFiles
 from tqchat.ui.widgets.prompt.prompt import Prompt
 from tqchat.ui.widgets.prompt.suggestions import Suggestions
 from tqchat.ui.widgets.status.bars import Hints, NoticeLine, StatusLine, TopBar, doing
 
+MIN_CHAT_COLUMNS = 80
+"""Width of the conversation that the gauge leaves; otherwise only its line is shown."""
 DRAWS_PER_SECOND = 4
 """Maximum draws of figures and list per second."""
 
@@ -51,7 +54,6 @@ class ChatScreen(Screen[None]):
         self._keys = keys
         self.chat: Controller | None = None
         self._figures_due = self._list_due = True
-        self._drawn_fork: Fork | None = None
         self._first_run = False
 
     def compose(self) -> ComposeResult:
@@ -65,6 +67,7 @@ class ChatScreen(Screen[None]):
                 yield NoticeLine()
                 yield GaugeLine()
                 yield Suggestions()
+                yield AttachedFiles()
                 yield Prompt()
             with VerticalScroll(id="gauge"):
                 yield GaugePanel()
@@ -79,7 +82,7 @@ class ChatScreen(Screen[None]):
 
     def on_resize(self) -> None:
         """Redraw the gauge: panel or line depends on the width."""
-        self._figures_due = True
+        self.place_panels()
 
     def on_conversation_list_more(self) -> None:
         """List more conversations."""
@@ -126,10 +129,25 @@ class ChatScreen(Screen[None]):
         """Whether list and gauge are overlays instead of columns."""
         return self.has_class("-narrow")
 
+    @property
+    def has_gauge_beside(self) -> bool:
+        """Whether the gauge, if it is not folded, is a column and no overlay."""
+        return not self.has_class("-gauge-over")
+
+    def place_panels(self, list_width: int | None = None) -> None:
+        """Let the gauge be a column if the conversation keeps ``MIN_CHAT_COLUMNS`` beside it."""
+        listed, gauge = self.query_one(ConversationList), self.query_one("#gauge")
+        if list_width is not None:
+            listed.resize(list_width)
+        taken = 0 if self.is_narrow or listed.has_class("folded") else _width(listed)
+        fits = self.app.size.width - taken - _width(gauge) >= MIN_CHAT_COLUMNS
+        self.set_class(not fits, "-gauge-over")
+        self._figures_due = True
+
     def toggle(self, side: str) -> bool:
         """Show or hide a side panel; whether it is shown now."""
         part = self.query_one(side)
-        beside = self.has_class("-wide") or (side == "#conversations" and not self.is_narrow)
+        beside = self.has_gauge_beside if side == "#gauge" else not self.is_narrow
         if beside:
             part.toggle_class("folded")
             shown = not part.has_class("folded")
@@ -137,7 +155,7 @@ class ChatScreen(Screen[None]):
             shown = not part.has_class("over")
             self.close_overlays()
             part.set_class(shown, "over")
-        self._figures_due = True
+        self.place_panels()
         if not shown:
             self.query_one(Prompt).focus()
         elif side == "#conversations":
@@ -159,8 +177,8 @@ class ChatScreen(Screen[None]):
     # View
 
     def conversations_changed(self) -> None:
-        """Redraw the list at the next tick: titles and sizes change often during a save."""
-        self._list_due = True
+        """Redraw list and title at the next tick: titles and sizes change often during a save."""
+        self._list_due = self._figures_due = True
 
     def transcript_changed(self) -> None:
         """Show another conversation or branch."""
@@ -168,7 +186,6 @@ class ChatScreen(Screen[None]):
         reply = chat.turns.shown_reply
         unwritten = reply.message_id if reply else None
         shown = [message for message in chat.shown.messages if message.id != unwritten]
-        self._drawn_fork = None
         log.show(shown, self._assistant, self.facts)
         if reply is not None:
             self.reply_started(reply)
@@ -248,6 +265,13 @@ class ChatScreen(Screen[None]):
     def _assistant(self) -> str:
         return self._chat.models.label(self._chat.shown.adapter) or "assistant"
 
+    @property
+    def cache_sizes(self) -> dict[str, int]:
+        """Cache bytes by conversation, in memory or on disk."""
+        caches = self._chat.caches
+        counted = {key: report.bytes for key, report in caches.reports.items() if report.tokens}
+        return caches.disk_bytes | counted
+
     def _show_log(self) -> None:
         empty = not any(message.role != "system" for message in self._chat.shown.messages)
         self.query_one(Welcome).display = empty
@@ -274,24 +298,23 @@ class ChatScreen(Screen[None]):
             chat.schemes.label,
             chat.models.memory_budget_in_force,
             chat.replies.decode_speed if chat.caches.is_live else None,
+            chat.context.tokens_left(),
         )
         gauge = self.query_one("#gauge")
-        self.query_one(GaugeLine).display = not (gauge.display and self.has_class("-wide"))
+        self.query_one(GaugeLine).display = not (gauge.display and self.has_gauge_beside)
         if gauge.display:
             self.query_one(GaugePanel).show(reading)
         self.query_one(GaugeLine).show(reading)
         self.query_one(TopBar).show(chat)
         self.query_one(StatusLine).show(chat)
         self.query_one(Welcome).show(chat, self._keys.label, self._first_run)
-        if chat.shown.fork != self._drawn_fork:
-            self._draw_fork(chat.shown.fork)
+        self._draw_fork(chat.shown.fork)
         reply = self.query_one(ChatLog).reply
         if reply is not None and chat.turns.shown_reply and chat.turns.shown_reply.is_empty:
             reply.wait_for(doing(chat, self._keys.label))
 
     def _draw_fork(self, fork: Fork | None) -> None:
         """Fade messages that the next message replaces or branches off from, and say so at the prompt."""
-        self._drawn_fork = fork
         edited = fork.edited_id if fork else None
         since = None if fork is None else (edited, True) if edited else (fork.parent_id, False)
         self.query_one(ChatLog).fade(since)
@@ -303,10 +326,14 @@ class ChatScreen(Screen[None]):
         prompt.border_subtitle = "Esc cancels" if what else ""
 
     def _draw_list(self, chat: Controller) -> None:
-        counted = {key: report.bytes for key, report in chat.caches.reports.items() if report.tokens}
-        sizes = chat.caches.disk_bytes | counted
         current = chat.shown.conversation.id if chat.shown.conversation else None
         conversations = chat.database.conversations()
         if self._first_run != (not conversations):
             self._first_run, self._figures_due = not conversations, True
-        self.query_one(ConversationList).show(conversations, current, sizes)
+        self.query_one(ConversationList).show(conversations, current, self.cache_sizes)
+
+
+def _width(panel: Widget) -> int:
+    """The width that a side panel is set to, shown or not."""
+    width = panel.styles.width
+    return int(width.value) if width is not None else 0

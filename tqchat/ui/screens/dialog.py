@@ -15,20 +15,28 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from tqchat.text import one_line
+from tqchat.ui.actions.keys import bind
 from tqchat.ui.widgets.fields import LineField
 
 
 class Confirm(ModalScreen[bool]):
-    """A yes/no question. Only y means yes, so that Enter cannot delete anything by accident."""
+    """A yes/no question. Only y means yes, so that Enter cannot delete anything by accident.
+
+    ``also``: other keys that mean yes, for a question about nothing that could be lost.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "answer(True)", "Yes"),
         Binding("n,escape,enter", "answer(False)", "No"),
     ]
 
-    def __init__(self, title: str, question: str, yes: str) -> None:
+    def __init__(
+        self, title: str, question: str, yes: str, no: str = "keep it", also: str | None = None
+    ) -> None:
         super().__init__(classes="dialog")
-        self._title, self._question, self._yes = title, question, yes
+        self._title, self._question, self._yes, self._no = title, question, yes, no
+        if also:
+            bind(self, [Binding(also, "answer(True)", "Yes")])
 
     def compose(self) -> ComposeResult:
         """The question and its answers."""
@@ -37,7 +45,7 @@ class Confirm(ModalScreen[bool]):
             yield Static(Content(self._question), markup=False)
             yield Static(
                 Content.assemble(
-                    ("y", "$error bold"), (f" {self._yes}   ", ""), ("Esc", "$accent"), (" keep it", "")
+                    ("y", "$error bold"), (f" {self._yes}   ", ""), ("Esc", "$accent"), (f" {self._no}", "")
                 ),
                 classes="answers",
             )

@@ -78,8 +78,8 @@ class KeyList(Static):
         for group in GROUPS:
             rows.append((group, "", ""))
             for action in self._keys.actions:
-                if action.group == group and (keys := self._keys.of(action.name)):
-                    rows.append((" ".join(map(key_label, keys)), action.title, action.help))
+                if action.group == group and (labels := self._keys.labels(action.name)):
+                    rows.append(("  ".join(labels), action.title, action.help))
         rows.append(("Slash commands", "", ""))
         rows += [
             (f"/{slash.word} {slash.argument}".rstrip(), _sentence(slash.help), "")

@@ -188,7 +188,7 @@ class SchemePicker(ModalScreen[Choice | None]):
         if words := self._bits_by_layer(scheme):
             what += f" {words}"
         if row.kld is not None:
-            what += f" KLD here {figures.kld(row.kld)}."
+            what += f" {kld_sentence(row.kld)}"
         if row.recommended:
             what += " Recommended."
         self.query_one(".explanation", Static).update(
@@ -243,6 +243,11 @@ class SchemePicker(ModalScreen[Choice | None]):
     def action_cancel(self) -> None:
         """Close without a choice."""
         self.dismiss(None)
+
+
+def kld_sentence(nats: float) -> str:
+    """What the column of KLDs says."""
+    return f"KLD here: its next-token probabilities are {figures.kld(nats)} nats from FP16's on this model."
 
 
 def _heading(report: MemoryReport | None, profile: Profile | None) -> Content:

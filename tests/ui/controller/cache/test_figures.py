@@ -26,6 +26,27 @@ def test_a_note_says_how_much_was_restored_or_why_not(path: Path) -> None:
     assert rig.chat.caches.restore_notes[one].startswith("This cache was made with another model")
 
 
+def test_the_context_counts_what_the_next_message_reads(path: Path) -> None:
+    rig = Rig(path)
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.", 300)
+    assert rig.chat.shown.conversation is not None
+    one = rig.chat.shown.conversation.id
+    rig.chat.shown.new()
+    rig.chat.turns.send("Another")
+    rig.engine.reply("Hi.")
+    rig.engine.restored = events.Opened(one, 0, 0.1, "221 tokens are read again.", 221)
+    rig.chat.shown.open(one)
+    rig.engine.emit(events.MemoryUpdate(one, report(0)))
+    assert (rig.chat.context.used, rig.chat.context.is_estimate) == (221, False)
+    rig.chat.turns.send("More")
+    rig.engine.reply("Hi.", 340)
+    assert (rig.chat.context.used, rig.chat.context.is_estimate) == (340, False)
+    rig.chat.turns.regenerate()
+    rig.engine.reply("Hi.", 330)
+    assert rig.chat.context.used == 330, "what was counted at the start is forgotten"
+
+
 def test_another_model_clears_the_figures(rig: Rig) -> None:
     rig.chat.turns.send("Hello")
     rig.engine.reply("Hi.")

@@ -18,6 +18,7 @@ class CacheFigures:
         reports: The last report on a cache in memory.
         histories: Cache size over the tokens of the shown branch.
         disk_bytes: Bytes of a saved cache.
+        transcript_tokens: Tokens of a conversation when it was opened, until its cache changes.
         restore_notes: A sentence on how a cache was restored when its conversation was opened.
     """
 
@@ -29,6 +30,7 @@ class CacheFigures:
         self.histories: dict[str, History] = {}
         self.disk_bytes: dict[str, int] = {}
         self.restore_notes: dict[str, str] = {}
+        self.transcript_tokens: dict[str, int] = {}
 
     @property
     def report(self) -> MemoryReport | None:
@@ -58,6 +60,11 @@ class CacheFigures:
         self.reports[conversation_id] = report
         self.histories.setdefault(conversation_id, History()).add(report)
 
+    def branch_changed(self, conversation_id: str) -> None:
+        """Another branch of the conversation is shown: what was counted is that of the one before."""
+        self.transcript_tokens.pop(conversation_id, None)
+        self.reload_history(conversation_id)
+
     def reload_history(self, conversation_id: str) -> None:
         """Rebuild a history from the replies of the branch, which also survives a restart."""
         if self._models.current is None:
@@ -67,16 +74,32 @@ class CacheFigures:
         adapter = self._database.conversation(conversation_id).adapter
         self.histories[conversation_id] = History.of(messages, self._models.label(adapter))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the shown conversation: those in its cache, and those that the next message reads."""
+        unread = self.transcript_tokens.get(self._shown.id, 0) if self._shown.id else 0
+        return max(self.report.tokens if self.report else 0, unread)
+
+    def opened(self, event: events.Opened) -> None:
+        """A conversation is open in the engine: note its tokens."""
+        self.transcript_tokens[event.conversation_id] = event.tokens
+
     def saved(self, event: events.Saved) -> None:
         """A cache is on disk."""
         self.disk_bytes[event.conversation_id] = event.bytes
 
     def forget(self, conversation_id: str) -> None:
         """Drop all figures of a deleted conversation."""
-        for known in (self.reports, self.histories, self.restore_notes, self.disk_bytes):
+        for known in (
+            self.reports,
+            self.histories,
+            self.restore_notes,
+            self.disk_bytes,
+            self.transcript_tokens,
+        ):
             known.pop(conversation_id, None)
 
     def forget_live(self) -> None:
         """Drop the figures of all caches in memory: another model cannot use them."""
-        for known in (self.reports, self.histories, self.restore_notes):
+        for known in (self.reports, self.histories, self.restore_notes, self.transcript_tokens):
             known.clear()

@@ -58,6 +58,7 @@ class CacheRestore:
 
     def opened(self, event: events.Opened) -> None:
         """A conversation is open in the engine."""
+        self._caches.opened(event)
         if (note := sentences.opened(event)) is not None:
             self._caches.restore_notes[event.conversation_id] = note
         if self._work.activity == "opening":

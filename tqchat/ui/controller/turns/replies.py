@@ -82,6 +82,7 @@ class Replies:
             reply.message_id, reply.text, reply.continued = last.id, last.content, last
             reply.reasoning = last.reasoning or ""
         self._work.reply, self.decode_speed = reply, None
+        self._caches.transcript_tokens.pop(conversation.id, None)
         self._work.begin("answering", conversation.id)
         if self._shown.is_shown(conversation.id):
             if turn.continues:

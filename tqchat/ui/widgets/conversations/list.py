@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import date
 
+from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.events import Click, MouseDown, MouseMove, MouseUp
 from textual.message import Message
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
@@ -16,9 +17,10 @@ from textual.widgets.option_list import Option
 from tqchat.store.database import Conversation, SearchHit
 from tqchat.text import one_line
 from tqchat.ui import figures
+from tqchat.ui.widgets.conversations.order import DEFAULT_SORT, grouped
 from tqchat.ui.widgets.fields import LineField
 
-WIDTH = 26
+MIN_WIDTH, MAX_WIDTH = 20, 60
 PAGE = 200
 """Conversations listed at first and added per request; thousands at once would block the screen."""
 _MORE = "more"
@@ -28,6 +30,7 @@ class ConversationList(Vertical):
     """A search box above the conversations with their cache sizes, or above the search results."""
 
     BORDER_TITLE = "Conversations"
+    ALLOW_SELECT = False
 
     class Chosen(Message):
         """A conversation was selected, with the message found by ``query``, if it was a search result."""
@@ -39,6 +42,13 @@ class ConversationList(Vertical):
     class More(Message):
         """More conversations were requested: ``limit`` has grown."""
 
+    class Resized(Message):
+        """The user has set another width."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width = width
+
     def __init__(self) -> None:
         super().__init__(id="conversations")
         self.find: Callable[[str], list[SearchHit]] = lambda text: []
@@ -46,6 +56,9 @@ class ConversationList(Vertical):
         self._conversations: Sequence[Conversation] = ()
         self._sizes: Mapping[str, int] = {}
         self._current: str | None = None
+        self._dragged = False
+        self._place: tuple[str | None, int | None] = (None, None)
+        self.sort = DEFAULT_SORT
         self.limit = PAGE
         """Maximum conversations listed; pass one more to ``show`` to indicate that there are others."""
 
@@ -54,12 +67,52 @@ class ConversationList(Vertical):
         yield LineField(placeholder="search everything", id="search", compact=True)
         yield OptionList(id="titles", compact=True, markup=False)
 
+    def on_resize(self) -> None:
+        """Fit the rows to the new width."""
+        self._draw(self._current)
+
+    # The width
+
+    def resize(self, width: int) -> int:
+        """Set the width in cells, within bounds; the width that was set."""
+        width = max(MIN_WIDTH, min(width, MAX_WIDTH))
+        self.styles.width = width
+        return width
+
+    def on_mouse_down(self, event: MouseDown) -> None:
+        """Begin to drag the right border."""
+        if event.x == self.outer_size.width - 1:
+            self._dragged = True
+            self.capture_mouse()
+            event.stop()
+
+    def on_mouse_move(self, event: MouseMove) -> None:
+        """Drag the right border."""
+        if self._dragged:
+            self.resize(event.x + 1)
+
+    def on_mouse_up(self, event: MouseUp) -> None:
+        """End dragging."""
+        if self._dragged:
+            self._dragged = False
+            self.release_mouse()
+            self.post_message(self.Resized(self.resize(event.x + 1)))
+
+    async def on_click(self, event: Click) -> None:
+        """Fold the panel at a click on its title."""
+        if event.screen_y == self.region.y:  # not at the top of a child
+            await self.run_action("app.act('toggle_list')")
+
+    # Rows
+
     def show(
         self, conversations: Sequence[Conversation], current: str | None, sizes: Mapping[str, int]
     ) -> None:
         """Draw the list. ``sizes`` are cache bytes by conversation, where known."""
         # Keep the cursor when the list is redrawn for the same conversation.
         marked = self.marked if current == self._current else None
+        if current != self._current and current not in [hit.conversation_id for hit in self._hits]:
+            self.query_one("#search", LineField).value = ""  # it would hide what was opened
         self._conversations, self._current, self._sizes = conversations, current, sizes
         self._draw(marked.id if marked else current)
 
@@ -91,13 +144,13 @@ class ConversationList(Vertical):
         self._hits, self.border_subtitle = [], ""
         scroll = titles.scroll_y
         options: list[Option] = []
-        heading, today = "", date.today()
-        for conversation in self._conversations[: self.limit]:
-            day = figures.day(conversation.updated_at, today)
-            if day != heading:
-                heading = day
-                options.append(Option(Content.styled(day, "$quiet"), disabled=True))
-            options.append(Option(self._line(conversation), id=conversation.id))
+        left = self.limit
+        for heading, members in grouped(self._conversations, self.sort, self._sizes):
+            if left <= 0:
+                break
+            options.append(Option(Content.styled(heading, "$quiet"), disabled=True))
+            options += [Option(self._line(one), id=one.id) for one in members[:left]]
+            left -= len(members)
         if len(self._conversations) > self.limit:
             options.append(Option(Content.styled("▾ show earlier", "$quiet"), id=_MORE))
         if not options:
@@ -105,11 +158,16 @@ class ConversationList(Vertical):
         titles.set_options(options)
         if cursor and any(option.id == cursor for option in options):
             titles.highlighted = titles.get_option_index(cursor)
-        titles.scroll_to(y=scroll, animate=False)
+        place = self._current, titles.highlighted
+        if place == self._place:
+            titles.scroll_to(y=scroll, animate=False)  # else setting the cursor has scrolled to it
+        elif titles.highlighted is not None and titles.highlighted <= 1:
+            titles.scroll_to(y=0, animate=False)  # with the heading above it
+        self._place = place
 
     def _hit(self, hit: SearchHit, index: int, before: str | None) -> Option:
         """A search result: title, unless the result above has the same, and the matching message text."""
-        title = Content.styled(figures.fit(one_line(hit.title), WIDTH - 2), "bold")
+        title = Content.styled(figures.fit(one_line(hit.title), self._columns), "bold")
         if hit.message_id is None:
             return Option(title, id=f"{hit.conversation_id}/{index}")
         mark = hit.marks[0][0] if hit.marks else 0
@@ -120,17 +178,26 @@ class ConversationList(Vertical):
             if first >= start:
                 line = line.stylize("bold underline $accent", first - start, last - start)
         who = "you: " if hit.role == "user" else ""
-        line = Content.assemble((who, "$quiet"), line).truncate(WIDTH, ellipsis=True)
+        line = Content.assemble((who, "$quiet"), line).truncate(self._columns, ellipsis=True)
         lines = [line] if before == hit.conversation_id else [title, line]
         return Option(Content("\n").join(lines), id=f"{hit.conversation_id}/{index}")
 
+    @property
+    def _columns(self) -> int:
+        """Width of a row in cells."""
+        return self.query_one("#titles", OptionList).scrollable_content_region.width
+
     def _line(self, conversation: Conversation) -> Content:
+        """Mark, title and cache size; the size is left out where it would shorten the title."""
         current = conversation.id == self._current
         held = self._sizes.get(conversation.id)
         size = f" {figures.size(held)}" if held else ""
-        title = figures.fit(one_line(conversation.title), WIDTH - 2 - len(size))
+        title, width = one_line(conversation.title), self._columns - 2
+        if cell_len(title) + len(size) > width:
+            size = ""
         mark = ("▌ ", "$accent") if current else "  "
-        return Content.assemble(mark, (title, "bold" if current else ""), (size, "$quiet"))
+        fitted = figures.fit(title, width - len(size))
+        return Content.assemble(mark, (fitted, "bold" if current else ""), (size, "$quiet"))
 
     @on(LineField.Changed, "#search")
     def _search(self, event: LineField.Changed) -> None:

@@ -36,14 +36,13 @@ class GaugeLine(Static):
             return
         report = reading.report
         if report is None or not report.tokens:
-            parts = ["no cache yet", reading.scheme.name]
+            parts = ["no cache yet", reading.scheme.name, *([_start(reading)] if reading.is_waiting else [])]
+        elif reading.is_waiting:
+            parts = [figures.size(report.bytes), _start(reading)]
         else:
             parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16"]
             parts.append(figures.ratio(report.ratio))
-            waits = reading.explanations and not report.packed_tokens
-            parts.append(
-                reading.explanations[0].rstrip(".").lower() if waits else f"{reading.coverage} layers"
-            )
+            parts.append(f"{reading.coverage} layers")
             parts.append(f"saved {figures.size(report.saved_bytes)}")
         track = 16 if width >= 76 else 10
         while len(parts) > 1 and track + 3 + len(" · ".join(parts)) > width:
@@ -57,3 +56,7 @@ class GaugeLine(Static):
                 *((f" · {part}", "$quiet") for part in parts[1:]),
             )
         )
+
+
+def _start(reading: Reading) -> str:
+    return reading.start.rstrip(".").lower()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from textual.content import Content
+from textual.events import Click
 from textual.widgets import Static
 
 from tqchat.kv.memory import MemoryReport
@@ -27,6 +28,11 @@ class GaugePanel(Static):
         super().__init__("", id="gauge-panel", markup=False)
         self._shown: Reading | None = None
 
+    async def on_click(self, event: Click) -> None:
+        """Fold the panel at a click on its title."""
+        if event.y == 0:
+            await self.run_action("app.act('toggle_gauge')")
+
     def show(self, reading: Reading) -> None:
         """Show a reading."""
         if reading == self._shown:
@@ -44,13 +50,13 @@ def _lines(reading: Reading) -> list[Content]:
             bar(0, WIDTH),
             Content(""),
             Content.styled("Counted from the live arrays as soon as there is a cache.", "$quiet"),
+            *([Content(""), Content.styled(reading.start, "$quiet")] if reading.is_waiting else []),
             *_disk(reading),
         ]
     lines = [
-        _row(figures.size(report.bytes), _times(report), "bold", "$accent bold"),
+        _row(figures.size(report.bytes), _times(reading, report), "bold", "$accent bold"),
         bar(reading.fraction, WIDTH),
-        _row("FP16 would take", figures.size(report.fp16_bytes)),
-        _row("saved" if report.saved_bytes >= 0 else "more than FP16", figures.size(abs(report.saved_bytes))),
+        *_saved(reading, report),
         _row("allocated", figures.size(report.allocated_bytes)),
         *([_row("peak of the turn", figures.size(report.peak_bytes))] if report.peak_bytes else []),
         *_disk(reading),
@@ -91,7 +97,19 @@ def _rounded(report: MemoryReport) -> str:
     return f"{figures.short(report.rounded_tokens)} at {min(report.rounded_bits)} bit"
 
 
-def _times(report: MemoryReport) -> str:
+def _saved(reading: Reading, report: MemoryReport) -> list[Content]:
+    """What FP16 would take and what is saved; before anything is, when that begins."""
+    if reading.is_waiting:
+        return [Content.styled(reading.start, "$quiet")]
+    return [
+        _row("FP16 would take", figures.size(report.fp16_bytes)),
+        _row("saved" if report.saved_bytes >= 0 else "more than FP16", figures.size(abs(report.saved_bytes))),
+    ]
+
+
+def _times(reading: Reading, report: MemoryReport) -> str:
+    if reading.is_waiting:
+        return "at 16 bits"
     if report.ratio >= 1.05:
         return f"{figures.ratio(report.ratio)} smaller"
     return "as FP16" if report.ratio > 0.95 else f"{figures.ratio(1 / report.ratio)} larger"
@@ -109,16 +127,18 @@ def _side(side: str, report: MemoryReport) -> Content:
 
 
 def _remaining(reading: Reading) -> list[Content]:
-    """Tokens that still fit into the memory budget, under the scheme and under FP16."""
+    """Tokens that still fit under the scheme and under FP16, and whether memory or context ends first."""
     if reading.report is None or reading.budget is None:
         return []
     found = remaining_tokens(reading.report, reading.budget)
     if found is None:
         return []
+    found, context_ends = found.within(reading.context_left)
     return [
         Content(""),
         _row("room for", f"{figures.short(found.in_scheme)} more"),
         _row("  under FP16", f"{figures.short(found.in_fp16)} more"),
+        _row("  ends first", "the context" if context_ends else "the memory"),
     ]
 
 

@@ -22,6 +22,7 @@ class Reading:
         label: Shown instead of the scheme's name if not empty.
         budget: Memory budget in bytes.
         speed: Decode speed in tokens per second.
+        context_left: Tokens until the context limit; ``None`` without a limit.
     """
 
     scheme: Scheme
@@ -31,6 +32,7 @@ class Reading:
     label: str = ""
     budget: int | None = None
     speed: float | None = None
+    context_left: int | None = None
 
     @property
     def fraction(self) -> float:
@@ -45,20 +47,30 @@ class Reading:
         return f"{report.layers_compressed} of {report.layers_total}" if report else ""
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether a scheme that compresses has not compressed anything yet."""
+        report = self.report
+        if not self.scheme.compresses or (report is not None and report.packed_tokens):
+            return False
+        return report is None or not report.tokens or any(layer.reason is None for layer in report.layers)
+
+    @property
+    def start(self) -> str:
+        """When the first tokens will be compressed."""
+        start = self.scheme.sinks + self.scheme.tail + TILE
+        held = self.report.tokens if self.report else 0
+        if held >= start:
+            return "Compression starts with the next reply."
+        return f"Compression starts after {figures.number(start - held)} {'more ' if held else ''}tokens."
+
+    @property
     def explanations(self) -> list[str]:
-        """Why nothing is packed yet, why some layers never are, and which have more bits than others."""
-        report, scheme = self.report, self.scheme
-        if report is None or not scheme.compresses:
+        """Why some layers are never packed, and which have more bits than others."""
+        report = self.report
+        if report is None or not self.scheme.compresses:
             return []
         sentences = []
         reached = [layer for layer in report.layers if layer.reason is None]
-        start = scheme.sinks + scheme.tail + TILE
-        if reached and not report.packed_tokens:
-            sentences.append(
-                f"Packs after {figures.tokens(start)}."
-                if report.tokens < start
-                else "Packs with the next reply."
-            )
         reasons = Counter(layer.reason for layer in report.layers if layer.reason is not None)
         for reason, count in reasons.items():
             sentences.append(f"{count} {'layer stays' if count == 1 else 'layers stay'} as is: {reason}")

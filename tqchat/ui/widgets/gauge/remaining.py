@@ -18,6 +18,13 @@ class RemainingTokens(NamedTuple):
     in_scheme: int
     in_fp16: int
 
+    def within(self, context_left: int | None) -> tuple[RemainingTokens, bool]:
+        """The tokens that fit into the context, too; whether that, not memory, is what ends first."""
+        if context_left is None or context_left >= self.in_scheme:
+            return self, False
+        left = max(0, context_left)
+        return RemainingTokens(left, min(left, self.in_fp16)), True
+
 
 def remaining_tokens(report: MemoryReport, budget: int) -> RemainingTokens | None:
     """Tokens that still fit into ``budget`` bytes.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
-from textual.message import Message
 
 from tqchat.ui.widgets.fields import TextField, entered
 
@@ -36,23 +36,6 @@ class Prompt(TextField):
         Binding("shift+enter,ctrl+j,alt+enter", "newline", "New line", show=False),
     ]
 
-    class Submitted(Message):
-        """The text was submitted. It stays in the prompt until ``Prompt.clear_sent``.
-
-        ``typed`` is the text with placeholders instead of folded pastes.
-        """
-
-        def __init__(self, text: str, typed: str) -> None:
-            super().__init__()
-            self.text, self.typed = text, typed
-
-    class Completing(Message):
-        """A completion was requested (step 0), or the selection moves by ``step``."""
-
-        def __init__(self, step: int = 0) -> None:
-            super().__init__()
-            self.step = step
-
     def __init__(self) -> None:
         super().__init__(
             id="prompt",
@@ -64,11 +47,21 @@ class Prompt(TextField):
         self._position: int | None = None
         self._unsent = ""
         self._pasted: dict[str, str] = {}
-        self._sent: tuple[str, dict[str, str], tuple[int, int]] = ("", {}, (0, 0))
+        self._sent: tuple[str, dict[str, str], list[str], tuple[int, int]] = ("", {}, [], (0, 0))
+        self.submit: Callable[[str, str], None] = lambda text, typed: None
+        """Sends the text; ``typed`` is the text with placeholders instead of folded pastes. Called within the
+        handler of the key, so that text typed behind Enter belongs to the next message."""
+        self.suggest: Callable[[], None] = lambda: None
+        """Updates the suggestions for the text as it is now."""
+        self.choose: Callable[[int], None] = lambda step: None
+        """Moves among the suggestions by a step; 0 inserts the chosen one."""
         self.has_suggestions = False
         """Whether completions are shown, so that arrows move through them."""
         self.enter_completes = False
         """Whether Enter accepts a completion instead of sending."""
+        self.ends_with_paste = False
+        """Whether the last change was a paste: Enter does not complete a name in it."""
+        self._known: list[str] = []
 
     @property
     def full_text(self) -> str:
@@ -88,6 +81,16 @@ class Prompt(TextField):
         self.text = self._fold(text) if len(text) > LONG_TEXT_CHARACTERS else text
         self.move_cursor(self.document.end)
 
+    def put_back(self, text: str) -> None:
+        """``put`` a text that was in the prompt before: unsent, sent, or being edited."""
+        self._known = [text]
+        self.put(text)
+
+    @property
+    def known_text(self) -> str:
+        """What was pasted or put back, not typed: an ``@name`` in it need not be meant as a file."""
+        return "\n".join(self._known)
+
     def complete(self, start: int, insert: str) -> None:
         """Replace the text from column ``start`` to the cursor with a completion."""
         row, column = self.cursor_location
@@ -99,6 +102,12 @@ class Prompt(TextField):
         row, column = self.cursor_location
         return self.document.get_line(row)[:column]
 
+    @property
+    def is_in_word(self) -> bool:
+        """Whether the cursor is before more of a word: what is before it alone is not to be completed."""
+        row, column = self.cursor_location
+        return bool(self.document.get_line(row)[column : column + 1].strip())
+
     def _fold(self, text: str) -> str:
         """Store a long text; its placeholder."""
         text = entered(text)
@@ -109,19 +118,20 @@ class Prompt(TextField):
     def prepend(self, text: str) -> None:
         """Put an unanswered message back, before any text written since."""
         written = self.text
-        self.put(f"{text}\n\n{written}" if written.strip() else text)
+        self.put_back(f"{text}\n\n{written}" if written.strip() else text)
 
     def clear_sent(self) -> None:
         """Clear the prompt and add its text to the history."""
-        self._sent = self.text, dict(self._pasted), self.cursor_location
+        self._sent = self.text, dict(self._pasted), list(self._known), self.cursor_location
         self._history.append(self.full_text)
         self._position, self._unsent = None, ""
         self._pasted.clear()
+        self._known.clear()
         self.clear()
 
     def restore_sent(self) -> None:
         """Undo ``clear_sent``: the submitted text was refused."""
-        text, self._pasted, cursor = self._sent
+        text, self._pasted, self._known, cursor = self._sent
         self._history.pop()
         self.text = text
         self.move_cursor(cursor)
@@ -129,7 +139,7 @@ class Prompt(TextField):
     def action_send(self) -> None:
         """Submit the text unless it is blank."""
         if self.text.strip():
-            self.post_message(self.Submitted(self.full_text, self.text))
+            self.submit(self.full_text, self.text)
 
     def action_newline(self) -> None:
         """Insert a line break."""
@@ -138,13 +148,18 @@ class Prompt(TextField):
     async def _on_key(self, event: events.Key) -> None:
         # TextArea inserts Enter before bindings are checked. Its own handler runs after this one.
         own = True
+        if event.key == "tab":
+            self.ends_with_paste = False
+        if event.key in ("tab", "enter", "up", "down"):
+            self.suggest()
         if event.key == "tab" or (event.key == "enter" and self.enter_completes):
-            self.post_message(self.Completing())
+            self.choose(0)
         elif event.key == "enter":
             self.action_send()
         elif event.key in ("up", "down") and self.has_suggestions:
-            self.post_message(self.Completing(-1 if event.key == "up" else 1))
+            self.choose(-1 if event.key == "up" else 1)
         else:
+            self.ends_with_paste = False
             own = event.key in ("backspace", "delete") and self._delete_placeholder(event.key == "backspace")
         if own:
             event.stop()
@@ -174,6 +189,9 @@ class Prompt(TextField):
         # A placeholder keeps the typed text in view.
         if len(text) > LONG_PASTE_CHARACTERS or text.count("\n") >= LONG_PASTE_LINES:
             text = self._fold(text)
+        else:
+            self._known.append(text)
+        self.ends_with_paste = bool(text)
         self.move_cursor(self.replace(text, *self.selection).end_location)
 
     def action_cursor_up(self, select: bool = False) -> None:
@@ -203,5 +221,5 @@ class Prompt(TextField):
         if self._position is None:
             self._unsent = self.text
         self._position = None if there == len(self._history) else there
-        self.put(self._unsent if self._position is None else self._history[there])
+        self.put_back(self._unsent if self._position is None else self._history[there])
         return True

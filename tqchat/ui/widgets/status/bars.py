@@ -71,7 +71,10 @@ class TopBar(_Line):
         )
 
     async def on_click(self, event: Click) -> None:
-        """Open the picker of the model or scheme clicked on."""
+        """Open the picker of the model or scheme clicked on; at the left end, show or fold the list."""
+        if event.get_content_offset_capture(self).x < len("tqchat"):
+            await self.run_action("app.act('toggle_list')")
+            return
         model, _, scheme = self._right.plain.partition(SEPARATOR)
         from_right = self.size.width - event.get_content_offset_capture(self).x
         if from_right <= len(scheme):

@@ -1,0 +1,93 @@
+"""Typing in a pseudo-terminal: bursts, names after an @, Ctrl+C, keys for keyboards without Alt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.terminal import Terminal, stored_messages
+from tqchat.paths import Paths
+from tqchat.ui.input.attachments import MAX_FILE_BYTES
+
+pytestmark = pytest.mark.slow
+
+ONLY_WORDS = [
+    '@app.route("/items")\ndef items():\n    return []',
+    "@pytest.fixture\ndef x(): ...",
+    "npm install @types/node @babel/core",
+    "write to ann@example.org or to @ann",
+    "@src def x(): ...",
+    "see @gone.md",
+    "the data in @big.csv are too many",
+]
+
+
+def paste(text: str) -> str:
+    return f"\x1b[200~{text}\x1b[201~"
+
+
+def sent(paths: Paths) -> list[str]:
+    return [message.content for message in stored_messages(paths) if message.role == "user"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, paths: Paths) -> Path:
+    paths.config_file.write_text("max_tokens = 1\n")
+    folder = tmp_path / "here"
+    (folder / "src" / "deep").mkdir(parents=True)
+    (folder / "src" / "deep" / "fox_den.py").write_text("print('fox')\n")
+    (folder / "built").mkdir()
+    (folder / "built" / "fox_den.js").write_text("fox()")
+    (folder / ".gitignore").write_text("/built/\n")
+    (folder / "notes.md").write_text("the red fox\n")
+    (folder / "big.csv").write_text("1" * (MAX_FILE_BYTES + 1))
+    return folder
+
+
+def test_typing_and_pasting(paths: Paths, folder: Path) -> None:
+    with Terminal(folder=folder) as terminal:
+        terminal.sees("Ask something")
+        for number, text in enumerate(ONLY_WORDS, 1):
+            terminal.press("ctrl+n", paste(text.replace("\n", "\r")), "enter")
+            terminal.until(lambda number=number: len(sent(paths)) == number)
+        assert sorted(sent(paths)) == sorted(ONLY_WORDS), "one Enter, no file attached"
+
+        # A file is shown before it is sent, and only then.
+        terminal.press("ctrl+n", paste("see @notes.md"))
+        terminal.sees("▸ notes.md · 1 line · 12 B")
+        terminal.press("enter")
+        terminal.until(lambda: any("the red fox" in text for text in sent(paths)))
+        terminal.press("ctrl+n", "the @big.csv ", "enter")
+        terminal.sees("Enter again sends it as words")
+        terminal.press("enter")
+        terminal.until(lambda: "the @big.csv " in sent(paths))
+
+        # Fuzzy completion below the start folder, without what .gitignore excludes.
+        terminal.press("ctrl+n", "see @fxden")
+        terminal.sees("@src/deep/fox_den.py")
+        assert "built" not in terminal.text()
+        terminal.press("\t")
+        terminal.sees("▸ src/deep/fox_den.py · 1 line")
+
+        # A burst keeps its order, whatever kind of key is in it; Ctrl+C clears, and undo brings it back.
+        terminal.press("ctrl+c")
+        terminal.sees("Cleared")
+        terminal.sees_no("fox_den")
+        terminal.press("abc\x7f\x7f\x7fxyz\x1b[D\x1b[D-\x01=\rnext\x0elast")
+        terminal.until(lambda: "=x-yz" in sent(paths))
+        terminal.sees("last")
+        terminal.press("ctrl+c", "\x1a")  # Ctrl+Z
+        terminal.sees_no("Write a message")
+        assert "last" in terminal.text()
+
+        # Ctrl+X and a letter are Alt and that letter.
+        terminal.press("ctrl+x", "m")
+        terminal.sees("The context holds")
+        terminal.press("escape")
+        terminal.sees_no("The context holds")
+        terminal.press("ctrl+c", "ctrl+c")
+        terminal.sees("Quit tqchat?")
+        terminal.press("enter")
+        assert terminal.ends() == 0
+    assert "next" not in sent(paths), "typed behind Enter, for the next message"
