@@ -35,7 +35,6 @@ def keep_an_earlier_talk(paths: Paths, llama_folder: Path) -> None:
 def test_the_bundled_model_answers_and_is_restored_under_another_scheme(
     paths: Paths, llama_folder: Path
 ) -> None:
-    paths.config_file.write_text("temperature = 0.0\n")
     with Terminal() as terminal:
         terminal.sees("Ask something", STARTER, "auto")
         terminal.write("What is the capital of France?")
