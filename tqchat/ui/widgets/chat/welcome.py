@@ -57,7 +57,8 @@ class Welcome(Static):
 
 def _purpose() -> list[Content]:
     return [
-        Content.styled("Welcome. Everything runs and stays on this machine.", "bold"),
+        Content.styled("Welcome. Ask something to begin.", "bold"),
+        Content("Everything runs and stays on this machine."),
         Content("A chat's cache is compressed: more fits in memory,"),
         Content("and saved: a restart costs a long chat no time."),
     ]
