@@ -47,8 +47,8 @@ populations have recovered. Where sea otters return, sea urchins become fewer an
 which shelter fish and take up carbon. Today otters suffer from polluted rivers, oil spills and nets."""
 TALK = (
     f"Summarise this page in two sentences:\n\n{PAGE}",
-    "What do sea otters eat?",
-    "How long can river otters hold their breath?",
+    "Write a Python function that reverses a string.",
+    "Why is the sky blue?",
 )
 
 
@@ -86,7 +86,7 @@ async def make(folder: Path) -> None:
     """Save all pictures."""
     paths = locate()
     paths.ensure()
-    settings = Settings(theme="tqchat-dark", scheme="turbo0v4", max_tokens=80, seed=5)
+    settings = Settings(theme="tqchat-dark", scheme="turbo0v4", max_tokens=160, seed=5)
     app = TqchatApp(paths, settings)
     async with app.run_test(size=WIDE) as pilot:
         shots = Screenshots(app, pilot, folder)
