@@ -98,6 +98,7 @@ def test_the_app_opens_with_a_damaged_home(paths: Paths) -> None:
     with Terminal() as terminal:
         terminal.sees("Ask something", "max_tokens is")
         terminal.press("ctrl+s")
-        terminal.sees("state.toml", "no log is written")
+        for text in ("state.toml", "nologiswritten"):  # paths may be wrapped anywhere
+            terminal.until(lambda text=text: text in re.sub(r"[\s│]", "", terminal.text()))
         terminal.press("escape", "ctrl+q")
         assert terminal.ends() == 0

@@ -119,7 +119,7 @@ def test_answers_that_are_none_are_reported_in_one_sentence(
     assert "limits the number of searches" in failure()
     answer_with(hub, b" " * 2_000)
     monkeypatch.setattr(transport, "MAX_SEARCH_BYTES", 1_000)
-    assert "sends more than 0 MB for a search" in failure()
+    assert "sends more than 1.00 kB for a search" in failure()
 
 
 def test_without_a_connection_a_search_says_what_to_check(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
