@@ -31,7 +31,7 @@ WAVE = Action(
 async def test_an_added_action_is_in_keys_footer_palette_slash_commands_completion_and_help(
     open_app: OpenApp,
 ) -> None:
-    async with open_app((120, 120), actions=Registry([*ACTIONS, WAVE])) as ui:
+    async with open_app((120, 140), actions=Registry([*ACTIONS, WAVE])) as ui:
         await ui.shows("F12 wave")
         await ui.pilot.press("f12")
         await ui.shows("Waved to everyone.")
