@@ -133,7 +133,7 @@ async def test_a_conversation_is_exported(open_app: OpenApp, tmp_path: Path) -> 
         await ui.until(file.exists)
         assert "Red ones." in file.read_text()
         await ui.send(f"/export {file}")
-        await ui.shows("exists; choose another name.")
+        await ui.shows("exists;")
 
 
 async def test_a_long_paste_is_folded_and_sent_in_full(open_app: OpenApp) -> None:
