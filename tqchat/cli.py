@@ -18,6 +18,7 @@ from tqchat.commands import lab
 from tqchat.commands.completion import SHELLS
 from tqchat.commands.completion import main as print_completion
 from tqchat.commands.interruption import Interrupted, end_process
+from tqchat.commands.measuring import add_command
 from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
@@ -131,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(parser)
     commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
-    run = _add_command(commands, "run", "answer one question on standard output and exit")
+    run = add_command(commands, "run", "answer one question on standard output and exit")
     run.epilog, run.formatter_class = _RUN_EPILOG, argparse.RawDescriptionHelpFormatter
     run.add_argument(
         "question",
@@ -184,24 +185,24 @@ def _parser() -> argparse.ArgumentParser:
         help="print one JSON object instead of text; its fields are described below",
     )
 
-    ls = _add_command(commands, "ls", "list the conversations, most recent first")
+    ls = add_command(commands, "ls", "list the conversations, most recent first")
     ls.add_argument(
         "--json", action="store_true", help="print a JSON array of objects; times are Unix times in seconds"
     )
-    opens = _add_command(commands, "open", "open a conversation in the app; `tqchat ID` does the same")
+    opens = add_command(commands, "open", "open a conversation in the app; `tqchat ID` does the same")
     opens.add_argument("id", help=_ID_HELP)
     # As for run: these are accepted before and after the command.
     _add_model_options(opens, default=argparse.SUPPRESS)
-    show = _add_command(commands, "show", "print a conversation as plain text")
+    show = add_command(commands, "show", "print a conversation as plain text")
     show.add_argument("id", help=_ID_HELP)
 
-    remove = _add_command(commands, "rm", "delete conversations; for 24 hours they can be restored")
+    remove = add_command(commands, "rm", "delete conversations; for 24 hours they can be restored")
     remove.add_argument("id", nargs="*", help=_ID_HELP)
     remove.add_argument(
         "--undo", action="store_true", help="restore what was deleted; without an id the last conversation"
     )
 
-    search = _add_command(
+    search = add_command(
         commands, "search", "search titles and messages of all conversations; exits 1 if nothing is found"
     )
     search.add_argument(
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
         "--limit", metavar="N", type=int, default=20, help="maximum number of results (default: 20)"
     )
 
-    export = _add_command(commands, "export", "write conversations to a file or to standard output")
+    export = add_command(commands, "export", "write conversations to a file or to standard output")
     which = export.add_mutually_exclusive_group(required=True)
     which.add_argument("id", nargs="?", help=f"{_ID_HELP}; give an id or --all")
     which.add_argument("--all", action="store_true", help="export all conversations")
@@ -226,7 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--force", action="store_true", help="replace FILE if it exists")
 
-    imports = _add_command(
+    imports = add_command(
         commands, "import", "add conversations of tqchat, ChatGPT, Claude, LM Studio or in Markdown"
     )
     imports.add_argument(
@@ -240,8 +241,8 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="say what would be imported, and import nothing"
     )
 
-    _add_command(commands, "locate", "print where settings, conversations, caches and models are stored")
-    doctor = _add_command(
+    add_command(commands, "locate", "print where settings, conversations, caches and models are stored")
+    doctor = add_command(
         commands,
         "doctor",
         "check the installation and suggest what would make it faster; exits 1 on problems",
@@ -252,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print versions, device and a short benchmark to paste into an issue, without names or paths",
     )
 
-    serve = _add_command(commands, "serve", "serve the app to a browser on this machine until Ctrl+C")
+    serve = add_command(commands, "serve", "serve the app to a browser on this machine until Ctrl+C")
     serve.add_argument(
         "--host",
         default="127.0.0.1",
@@ -261,7 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8043, help="port to listen on (default: 8043)")
 
     models.add_parser(commands)
-    completion = _add_command(commands, "completion", "print a script that completes commands in a shell")
+    completion = add_command(commands, "completion", "print a script that completes commands in a shell")
     completion.epilog = _COMPLETION_EPILOG
     completion.formatter_class = argparse.RawDescriptionHelpFormatter
     completion.add_argument("shell", choices=SHELLS)
@@ -285,14 +286,6 @@ def _with_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> 
         if not close or _HEXADECIMAL.fullmatch(found[place]):
             found.insert(place, "open")
     return found
-
-
-def _add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
-) -> argparse.ArgumentParser:
-    """Add a command whose summary is also the first line of its own help."""
-    description = f"{summary[0].upper()}{summary[1:]}."
-    return commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
 
 
 def _add_model_options(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -329,16 +322,16 @@ def _add_model_options(parser: argparse.ArgumentParser, default: str | None = No
 
 
 def _add_cache(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    cache = _add_command(commands, "cache", "list, prune or delete the KV caches saved on disk")
+    cache = add_command(commands, "cache", "list, prune or delete the KV caches saved on disk")
     below = cache.add_subparsers(dest="cache_command", metavar="command", title="commands")
-    _add_command(below, "list", "list size, tokens, scheme, age and conversation of each cache (the default)")
-    prune = _add_command(
+    add_command(below, "list", "list size, tokens, scheme, age and conversation of each cache (the default)")
+    prune = add_command(
         below,
         "prune",
         "delete caches without a conversation, then the least recently used ones over the budget",
     )
     prune.add_argument("--dry-run", action="store_true", help="list what would be deleted, delete nothing")
-    wipe = _add_command(below, "wipe", "delete all saved caches; the conversations stay")
+    wipe = add_command(below, "wipe", "delete all saved caches; the conversations stay")
     wipe.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 

@@ -54,6 +54,17 @@ def with_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def decode_text(content: bytes) -> str:
+    """UTF-8 text, with or without a byte order mark, with its line ends as newlines.
+
+    Raises:
+        UnicodeDecodeError: if it is no such text; with a NUL it is not.
+    """
+    if b"\0" in content:
+        raise UnicodeDecodeError("utf-8", content, 0, 1, "NUL")
+    return with_newlines(content.decode("utf-8-sig"))
+
+
 def stable_width(text: str) -> str:
     """Printable text whose width in cells is the same in all terminals.
 

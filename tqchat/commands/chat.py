@@ -6,7 +6,7 @@ import os
 import sys
 
 from tqchat import paths, settings
-from tqchat.commands.conversations.reading import open_for_reading
+from tqchat.commands.conversations.reading import open_conversation
 from tqchat.commands.interruption import end_process
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
@@ -62,7 +62,8 @@ def main(
         scheme = scheme_setting(scheme)
     if conversation is not None:
         try:
-            conversation = _find(conversation)
+            with open_conversation(conversation) as (_, found):
+                conversation = found.id
         except UnknownConversation as error:
             raise NoCommand(error) if without_command else error from None
     # Textual reads standard input and draws on standard error; with TEXTUAL_DRIVER (serve) it uses pipes.
@@ -95,12 +96,3 @@ def main(
     for sentence in app.parts.last_words:
         print(f"tqchat: {printable(sentence)}", file=sys.stderr)
     end_process(code)
-
-
-def _find(conversation_id: str) -> str:
-    """The whole id of a conversation."""
-    file = paths.locate().database
-    if not file.exists():
-        raise UnknownConversation(conversation_id)
-    with open_for_reading(file) as database:
-        return database.conversation(conversation_id).id

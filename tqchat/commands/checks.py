@@ -8,20 +8,19 @@ from pathlib import Path
 
 from tqchat import settings
 from tqchat.paths import Paths, bundled
-from tqchat.text import one_line
 
 
 def settings_in_force(places: Paths) -> tuple[settings.Settings, list[str]]:
     """The settings as the app uses them, and a sentence for each thing in the user's files that it cannot."""
-    configured, problems = settings.read_config(places)
-    state, damage = settings.State.read(places)
-    found = configured.with_values(state.settings)
-    problems += [
-        *([damage] if damage else []),
-        *_problems_of_the_screen(places, found),
+    from tqchat.ui.parts.preferences import Preferences
+
+    found = Preferences(places, *settings.read_config(places))
+    problems = [
+        *found.problems,
+        *_problems_of_the_screen(places, found.settings),
         *_unusable_folders(places),
     ]
-    return found, problems
+    return found.settings, problems
 
 
 def _problems_of_the_screen(places: Paths, found: settings.Settings) -> Iterator[str]:
@@ -36,7 +35,7 @@ def _problems_of_the_screen(places: Paths, found: settings.Settings) -> Iterator
     loaded = themes.load_all(bundled("themes"), places.themes)
     yield from loaded.problems
     if found.theme not in loaded.themes and found.theme not in BUILTIN_THEMES:
-        yield f"There is no theme {one_line(found.theme)!r}; {themes.DEFAULT_THEME} is used instead."
+        yield themes.no_theme(found.theme)
     if problem := Presets(places.presets).problem():
         yield problem
 

@@ -1,4 +1,4 @@
-"""Shared parts of the ``lab`` commands: loading the model, writing results, progress."""
+"""Shared parts of commands: their parsers, loading the model, writing results, progress."""
 
 from __future__ import annotations
 

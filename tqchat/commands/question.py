@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat.errors import TqchatError
-from tqchat.text import with_newlines
+from tqchat.text import decode_text
 from tqchat.ui.input.attachments import (
     MAX_FILE_BYTES,
     Attachment,
@@ -86,9 +86,7 @@ def _read(most: int) -> bytes:
 
 def _text(content: bytes) -> str:
     try:
-        if b"\0" in content:
-            raise UnicodeDecodeError("utf-8", content, 0, 1, "NUL")
-        return with_newlines(content.decode("utf-8-sig"))
+        return decode_text(content)
     except UnicodeDecodeError as error:
         raise BadQuestion("The question on standard input is not UTF-8 text; convert it to UTF-8.") from error
 

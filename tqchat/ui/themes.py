@@ -81,6 +81,11 @@ class Themes:
     problems: list[str] = field(default_factory=list)
 
 
+def no_theme(name: str) -> str:
+    """A sentence about a theme that does not exist."""
+    return f"There is no theme {one_line(name)!r}; {DEFAULT_THEME} is used instead."
+
+
 def load_all(*folders: Path) -> Themes:
     """Read every ``*.toml`` of the folders; a later folder's theme replaces an earlier one of its name."""
     found = Themes()

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from tqchat import paths
-from tqchat.commands.conversations.reading import open_for_reading
-from tqchat.store.database import Conversation, Totals, UnknownConversation
+from tqchat.commands.conversations.reading import open_conversation, open_for_reading
+from tqchat.store.database import Conversation, Totals
 from tqchat.terminal import for_data
 from tqchat.text import one_line
 
@@ -47,11 +47,7 @@ def show(conversation_id: str) -> int:
     Raises:
         UnknownConversation: if none or several ids match.
     """
-    file = paths.locate().database
-    if not file.exists():
-        raise UnknownConversation(conversation_id)
-    with open_for_reading(file) as database:
-        conversation = database.conversation(conversation_id)
+    with open_conversation(conversation_id) as (database, conversation):
         messages = database.messages(conversation.id)
     print(one_line(conversation.title) or UNTITLED)
     for message in messages:

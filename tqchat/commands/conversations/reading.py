@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tqchat import paths
 from tqchat.files import Unreadable, open_regular
 from tqchat.paths import UnusableFolder
-from tqchat.store.database import Database
+from tqchat.store.database import Conversation, Database, UnknownConversation
 from tqchat.store.errors import DatabaseNotWritable, StoreFull
 
 
@@ -39,6 +40,21 @@ def open_for_reading(path: Path) -> Iterator[Database]:
         return
     with database:
         yield database
+
+
+@contextmanager
+def open_conversation(conversation_id: str) -> Iterator[tuple[Database, Conversation]]:
+    """The database, for reading, and the conversation with this id or unique prefix of an id.
+
+    Raises:
+        UnknownConversation: if none or several ids match.
+        StoreError, UnusableFolder: if the database cannot be read.
+    """
+    file = paths.locate().database
+    if not file.exists():  # none is created just to look into it
+        raise UnknownConversation(conversation_id)
+    with open_for_reading(file) as database:
+        yield database, database.conversation(conversation_id)
 
 
 def _copy(path: Path, copy: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from tqchat.commands.measuring import add_command
 from tqchat.commands.models import files, listing, searching
 
 _REPO_HELP = "Hugging Face repo id: owner/name"
@@ -15,10 +16,7 @@ cache holds, for 8,192 and 32,768 tokens, the bytes under scheme (what auto pick
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``models`` to the commands."""
-    summary = "list, find, download and delete models"
-    models = commands.add_parser(
-        "models", help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False
-    )
+    models = add_command(commands, "models", "list, find, download and delete models")
     models.add_argument("--json", action="store_true", help=argparse.SUPPRESS)
     below = models.add_subparsers(dest="models_command", metavar="command", title="commands")
     listing = _add(below, "list", "list models that suit this machine, then those on disk (the default)")
@@ -38,9 +36,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add(
     below: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
 ) -> argparse.ArgumentParser:
-    parser = below.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False
-    )
+    parser = add_command(below, name, summary)
     # SUPPRESS keeps a --json that was given before the command.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     return parser

@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 
 from tqchat.commands.models.output import BadRequest, print_json
 from tqchat.text import one_line
+from tqchat.units import size
 
 POLL_INTERVAL_S = 0.1
 
@@ -36,7 +37,6 @@ def _download(repo: str) -> Path:
     from tqchat.commands.interruption import Interruption
     from tqchat.commands.measuring import Progress
     from tqchat.engine.hub.remote.download_thread import DownloadThread, DownloadUpdate
-    from tqchat.ui import figures
 
     updates: SimpleQueue[DownloadUpdate] = SimpleQueue()
     progress, download = Progress(), DownloadThread(repo, updates.put)
@@ -52,7 +52,7 @@ def _download(repo: str) -> Path:
                 continue
             if update.progress:
                 done, total = download.progress
-                progress(f"{figures.size(done)} of {figures.size(total)}", done, total)
+                progress(f"{size(done)} of {size(total)}", done, total)
                 continue
             progress.end()
             if interruption.stop.is_set():
@@ -77,7 +77,6 @@ def remove(repo: str, confirmed: bool, as_json: bool) -> int:
         NotDeleted: if it is not in the cache, or in use.
     """
     from tqchat.engine.hub import disk_use, local_cache
-    from tqchat.ui import figures
 
     _check_repo(repo)
     storage = next((folder for name, folder in local_cache.cached_repos() if name == repo), None)
@@ -85,9 +84,9 @@ def remove(repo: str, confirmed: bool, as_json: bool) -> int:
     if storage is not None and not confirmed:
         if as_json or not sys.stdin.isatty():
             raise BadRequest("Nothing can be asked here; pass --yes to delete the model.")
-        size = figures.size(disk_use.storage_bytes(storage))
+        bytes_there = size(disk_use.storage_bytes(storage))
         shared = "the Hugging Face cache, which other programs use too"
-        if input(f"Delete {repo} ({size}) from {shared}? [y/N] ").strip().lower() not in ("y", "yes"):
+        if input(f"Delete {repo} ({bytes_there}) from {shared}? [y/N] ").strip().lower() not in ("y", "yes"):
             print("Nothing was deleted.")
             return 1
     if storage is not None and partial and local_cache.partial_bytes(storage):
@@ -100,7 +99,7 @@ def remove(repo: str, confirmed: bool, as_json: bool) -> int:
     if as_json:
         print_json({"repo": repo, "freed_bytes": freed})
     else:
-        print(f"Deleted {repo}; {figures.size(freed)} are free again.")
+        print(f"Deleted {repo}; {size(freed)} are free again.")
     return 0
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from tqchat.store.imports.json_stream import JsonStream
 from tqchat.store.imports.transcript import (
-    BadConversation,
+    ROLES,
     Piece,
-    SourceRole,
     Transcript,
     as_text,
     fenced,
+    require,
     unix_time,
 )
 
@@ -41,12 +41,6 @@ _NODE = {
         },
     },
 }
-_ROLES: Mapping[object, SourceRole] = {
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
 _NOT_SAID = ("user_editable_context", "model_editable_context", "reasoning_recap")
 """Contents that are no part of what was said: custom instructions, memories, "Thought for 5 s"."""
 _CITATION = re.compile("\ue200[^\ue200\ue201]*+\ue201")
@@ -59,9 +53,7 @@ def read_pieces(stream: JsonStream) -> list[Piece]:
     Raises:
         BadConversation: if it is no object.
     """
-    if stream.peek() != "{":
-        stream.skip()
-        raise BadConversation("has a mapping that is no object")
+    require(stream, "{", "has a mapping that is no object")
     return [_piece(key, stream.pick(_NODE)) for key in stream.names()]
 
 
@@ -89,7 +81,7 @@ def _piece(key: str, node: Any) -> Piece:
     if not isinstance(message, dict):
         return Piece(key, parent, "system", "")
     author, content, metadata = (_object(message, name) for name in ("author", "content", "metadata"))
-    role = _ROLES.get(as_text(author.get("role")))
+    role = ROLES.get(as_text(author.get("role")))
     hidden = metadata.get("is_visually_hidden_from_conversation") is True
     if role is None or hidden or content.get("content_type") in _NOT_SAID:
         return Piece(key, parent, "system", "")

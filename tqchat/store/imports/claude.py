@@ -7,13 +7,13 @@ from typing import Any
 
 from tqchat.store.imports.json_stream import JsonStream
 from tqchat.store.imports.transcript import (
-    BadConversation,
     Piece,
     SourceRole,
     Transcript,
     as_text,
     attached_file,
     fenced,
+    require,
     unix_time,
 )
 
@@ -45,9 +45,7 @@ def read_pieces(stream: JsonStream) -> list[Piece]:
     Raises:
         BadConversation: if they are no list.
     """
-    if stream.peek() != "[":
-        stream.skip()
-        raise BadConversation("has chat_messages that are no list")
+    require(stream, "[", "has chat_messages that are no list")
     pieces: list[Piece] = []
     known: set[str] = set()
     for number, _ in enumerate(stream.places()):

@@ -7,14 +7,14 @@ from typing import Any
 
 from tqchat.store.imports.json_stream import JsonStream
 from tqchat.store.imports.transcript import (
-    BadConversation,
+    ROLES,
     Piece,
-    SourceRole,
     Transcript,
     as_text,
     chained,
     fenced,
     local_id,
+    require,
     unix_time,
 )
 from tqchat.store.reasoning_tags import split_reasoning
@@ -38,12 +38,6 @@ _MESSAGE = {
 CONFIGURATION = {"fields": [{"key": None, "value": None}]}
 """Shape of ``perChatPredictionConfig``."""
 _SYSTEM_PROMPT = "llm.prediction.systemPrompt"
-_ROLES: Mapping[object, SourceRole] = {
-    "user": "user",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-}
 
 
 def read_pieces(stream: JsonStream) -> list[Piece]:
@@ -54,9 +48,7 @@ def read_pieces(stream: JsonStream) -> list[Piece]:
     Raises:
         BadConversation: if they are no list.
     """
-    if stream.peek() != "[":
-        stream.skip()
-        raise BadConversation("has messages that are no list")
+    require(stream, "[", "has messages that are no list")
     pieces: list[Piece] = []
     parent: str | None = None
     for number, _ in enumerate(stream.places()):
@@ -100,7 +92,7 @@ def _system_prompt(values: Mapping[str, Any]) -> str | None:
 
 
 def _piece(key: str, parent: str | None, version: Mapping[str, Any]) -> Piece:
-    role = _ROLES.get(as_text(version.get("role")), "assistant")
+    role = ROLES.get(as_text(version.get("role")), "assistant")
     answer, reasoning = [_content(version.get("content"))], list[str]()
     model: str | None = None
     status = ""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
 from tqchat.kv.scheme import AUTO
+from tqchat.store.imports.json_stream import JsonStream
 from tqchat.store.records import MAX_TIMESTAMP, Conversation, Message, Role, Status
 from tqchat.store.rows import replace_surrogates
 from tqchat.text import with_newlines
@@ -20,10 +21,28 @@ _MAX_NAME_CHARS = 4096
 _ID_CHARS = 32
 
 SourceRole = Literal["system", "user", "assistant", "tool"]
+ROLES: Mapping[object, SourceRole] = {
+    "user": "user",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+"""The names of roles in most programs."""
 
 
 class BadConversation(Exception):
     """A conversation cannot be read; the text completes the sentence "conversation 3 ..."."""
+
+
+def require(stream: JsonStream, opening: str, problem: str) -> None:
+    """Check that the next value begins with a bracket; pass over it if not.
+
+    Raises:
+        BadConversation: with ``problem``, if it does not.
+    """
+    if stream.peek() != opening:
+        stream.skip()
+        raise BadConversation(problem)
 
 
 class NoMessages(BadConversation):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqchat.errors import TqchatError
 from tqchat.files import Unreadable, read_bytes, reason_of
 from tqchat.paths import expand_user
-from tqchat.text import one_line, with_newlines
+from tqchat.text import decode_text, one_line
 from tqchat.ui import figures
 
 _HEADER = re.compile(r"Attached file (\S.*):")
@@ -167,10 +167,8 @@ def _attachment(name: str, folder: Path, earlier: Sequence[Attachment]) -> Attac
     if kind == "file":
         return Attachment(name, _read(path, name))
     before = next((one for one in earlier if one.name == name), None)
-    if before is None and kind == "folder":
-        raise CannotAttach(f"{name} is a folder; name a file in it.")
-    if before is None and _PATH_LIKE.search(name):
-        raise CannotAttach(f"There is no file {one_line(name)} here.")
+    if before is None and (kind == "folder" or _PATH_LIKE.search(name)):
+        raise _no_file(name, kind)
     return before
 
 
@@ -212,9 +210,7 @@ def _read(path: Path, name: str) -> str:
     except Unreadable as error:
         raise CannotAttach(f"{name} {error.reason}.") from error
     try:
-        if b"\0" in data:
-            raise UnicodeDecodeError("utf-8", data, 0, 1, "NUL")
-        return with_newlines(data.decode("utf-8-sig"))
+        return decode_text(data)
     except UnicodeDecodeError as error:
         raise CannotAttach(f"{name} is not a text file; only those can be attached.") from error
 
@@ -230,8 +226,13 @@ def read_file(folder: Path, name: str) -> Attachment:
     """
     path = folder / expand_user(name)
     if (kind := _kind(path)) != "file":
-        shown = one_line(name)
-        raise CannotAttach(
-            f"{shown} is a folder; name a file in it." if kind else f"There is no file {shown} here."
-        )
+        raise _no_file(name, kind)
     return Attachment(name, _read(path, name))
+
+
+def _no_file(name: str, kind: str) -> CannotAttach:
+    """Why a name that stands for no file, but for ``kind``, cannot be attached."""
+    shown = one_line(name)
+    return CannotAttach(
+        f"{shown} is a folder; name a file in it." if kind else f"There is no file {shown} here."
+    )

@@ -7,7 +7,6 @@ from textual.theme import Theme
 
 from tqchat import paths as locations
 from tqchat.settings import Settings
-from tqchat.text import one_line
 from tqchat.ui import themes
 from tqchat.ui.parts.preferences import Preferences
 
@@ -44,10 +43,7 @@ class Appearance:
         if self.use(wanted):
             return found.problems
         self._host.theme = themes.DEFAULT_THEME
-        return [
-            *found.problems,
-            f"There is no theme {one_line(wanted)!r}; {themes.DEFAULT_THEME} is used instead.",
-        ]
+        return [*found.problems, themes.no_theme(wanted)]
 
     def use(self, name: str) -> bool:
         """Use a theme; ``False`` if there is none of that name."""

@@ -44,11 +44,6 @@ def lines(blocks: Sequence[Block], width: int) -> list[Content]:
     return [row.content for row in rows(blocks, width)]
 
 
-def block_lines(block: Block, width: int) -> list[Content]:
-    """What is drawn of one block, line by line."""
-    return [row.content for row in block_rows(block, width)]
-
-
 def rows(blocks: Sequence[Block], width: int) -> list[Row]:
     """Lines of several blocks, with empty lines between separated ones."""
     laid: list[Row] = []
