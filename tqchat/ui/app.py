@@ -133,7 +133,7 @@ class TqchatApp(App[None]):
         self._runner = ActionRunner(actions, self.parts)
         self._alt_prefix = AltPrefix(
             lambda: keys.of(ALT_PREFIX),
-            lambda: screen_actions.nothing_to_cut(self.parts),
+            lambda: self._runner.allowed(ALT_PREFIX),
             lambda waits: screen_actions.show_alt_keys(self.parts, waits),
         )
         preferences.on_change.append(lambda changed: settings.apply(self.parts, changed))

@@ -12,7 +12,7 @@ class AltPrefix:
 
     Args:
         keys: The prefix keys in force.
-        is_free: Whether the prefix is not needed by the focused widget now.
+        is_free: Whether the prefix applies now: no dialog is open, the focused widget does not need it.
         on_change: Called with whether the next key is awaited.
     """
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
@@ -44,10 +44,10 @@ class SettingsScreen(ModalScreen[None]):
         """Problems, settings, details of the marked one, input, keys."""
         with Vertical(classes="box") as box:
             box.border_title = "Settings"
-            yield Static(
-                Content("\n").join(Content(f"! {one_line(said)}") for said in self._preferences.problems),
-                classes="problems",
-            )
+            with VerticalScroll(classes="problems"):
+                yield from (
+                    Static(f"! {one_line(said)}", markup=False) for said in self._preferences.problems
+                )
             yield OptionList(*self._options(), compact=True, markup=False)
             yield Static("", classes="explanation", markup=False)
             yield LineField(compact=True, id="value")
