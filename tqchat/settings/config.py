@@ -37,6 +37,7 @@ class Settings:
     theme: str = "tqchat-dark"
     keys: Mapping[str, str] = field(default_factory=dict)
     mouse: bool = True
+    update_check: bool = True
     model: str | None = None
     draft: str | None = None
     adapter: str | None = None

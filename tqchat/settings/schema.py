@@ -177,6 +177,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Whether tqchat takes the mouse; without it, the terminal's own selection works and clicks do not.",
         "yes",
     ),
+    _flag(
+        "update_check",
+        "Look",
+        "Whether a newer version is looked for once a week, with pip; a line above the prompt names it.",
+        "yes",
+    ),
     Setting(
         "model",
         "Model",

@@ -22,6 +22,7 @@ class State:
         sidebar_width: Its width in cells.
         gauge: Whether the gauge panel is shown.
         sort: Order of that list; empty for the default.
+        version_checked: When a newer version was looked for, in seconds since 1970; 0 for never.
         settings: Settings changed in the app, by name; they override ``config.toml``.
     """
 
@@ -30,6 +31,7 @@ class State:
     sidebar_width: int = 30
     gauge: bool = True
     sort: str = ""
+    version_checked: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -106,5 +108,6 @@ _KINDS: Mapping[str, type] = {
     "sidebar_width": int,
     "gauge": bool,
     "sort": str,
+    "version_checked": int,
     "settings": dict,
 }

@@ -8,7 +8,7 @@ from tqchat.errors import TqchatError
 from tqchat.store import unsaved
 from tqchat.store.vault import Vault
 from tqchat.ui.bridge import EngineStopped
-from tqchat.ui.parts import leftovers
+from tqchat.ui.parts import leftovers, updates
 from tqchat.ui.parts.engine import SAVE_TIMEOUT_S
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.screens.dialog import SavingDialog
@@ -60,6 +60,8 @@ def start_engine(parts: Parts, model: str | None) -> None:
     parts.chat.caches.disk_bytes.update((one, size) for one in known if (size := vault.size(one)))
     parts.in_thread(lambda: leftovers.remove(parts.paths, known))
     parts.screen.conversations_changed()
+    if updates.is_due(parts.preferences):
+        updates.look(lambda said: parts.host.call_later(parts.say, said))
     try:
         engine = parts.engine.start()
     except TqchatError as error:

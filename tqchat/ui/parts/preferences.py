@@ -55,6 +55,10 @@ class Preferences:
         """Save at once which conversation is open, so that it reopens after a kill."""
         self._save(replace(self.state, conversation=conversation_id))
 
+    def remember_version_check(self, seconds: int) -> None:
+        """Save when a newer version was looked for."""
+        self._save(replace(self.state, version_checked=seconds))
+
     def remember_panels(self, **panels: Unpack[Panels]) -> None:
         """Save which side panels are shown, and how."""
         self._save(replace(self.state, **panels))
