@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class Terminal:
         columns: int = 150,
         rows: int = 40,
         folder: Path = REPOSITORY,
+        ignores_hangup: bool = False,
         **environment: str,
     ) -> None:
         self._screen = pyte.Screen(columns, rows)
@@ -58,13 +60,18 @@ class Terminal:
             env=env,
             timeout=None,
             cwd=str(folder),
+            # The tests may run under nohup, whose ignored hang-ups are inherited.
+            preexec_fn=(lambda: None) if ignores_hangup else _heed_hangup,
         )
 
     def __enter__(self) -> Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.close(force=True)
+        if self.process.isalive():
+            self.process.kill(signal.SIGKILL)
+            self.process.wait()
+        self.process.close()
 
     def text(self) -> str:
         return "\n".join(self._screen.display)
@@ -94,6 +101,8 @@ class Terminal:
     def ends(self) -> int:
         """Read until the program exits; its exit code."""
         self.until(lambda: not self.process.isalive())
+        while self._read():
+            pass
         self.process.close()
         assert self.process.exitstatus is not None, f"ended by signal {self.process.signalstatus}"
         return int(self.process.exitstatus)
@@ -107,14 +116,15 @@ class Terminal:
         self._screen.resize(rows, columns)
         self.process.setwinsize(rows, columns)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Read what there is; whether there was anything."""
         try:
             piece = self.process.read_nonblocking(65_536, timeout=0.1)
         except pexpect.TIMEOUT:
-            return
+            return False
         except pexpect.EOF:
             time.sleep(0.05)
-            return
+            return False
         self.raw += piece
         data = self._held + piece
         cut = data.rfind(b"\x1b")
@@ -124,6 +134,11 @@ class Terminal:
         else:
             self._held = b""
         self._stream.feed(_UNKNOWN.sub(b"", data))
+        return True
+
+
+def _heed_hangup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def stored_messages(paths: Paths) -> list[Message]:

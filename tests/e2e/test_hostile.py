@@ -182,7 +182,7 @@ def test_the_app(places: Paths, settings: None, tmp_path: Path) -> None:
     (folder / f"name{NAME}").write_text("x")
     (folder / "named").write_text("x")
     with Terminal(folder=folder) as terminal:
-        terminal.sees("F1 help", "Fox", "No model.")
+        terminal.sees("F1 help", "Fox", "No model.", "cannot be loaded")
         for keys, seen in (
             (["f5"], "Copied the reply"),
             (["\x1bc"], "Copied the code"),

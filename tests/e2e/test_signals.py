@@ -74,14 +74,19 @@ def test_a_signal_while_idle_keeps_the_unsent_text(number: signal.Signals, model
     assert paths.unsent_text.read_text() == "Not sent yet"
 
 
-def test_a_closed_terminal_ends_the_app_and_saves_the_reply(model: str, paths: Paths) -> None:
-    with Terminal("--model", model) as terminal:
+@pytest.mark.parametrize("ignores_hangup", [False, True], ids=["", "nohup"])
+def test_a_closed_terminal_ends_the_app_and_saves_the_reply(
+    ignores_hangup: bool, model: str, paths: Paths
+) -> None:
+    with Terminal("--model", model, ignores_hangup=ignores_hangup) as terminal:
         terminal.sees("Ask something", "Ready.")
         terminal.write(QUESTION)
         terminal.sees("word9 ")
         terminal.process.ptyproc.fileobj.close()
         _, status = os.waitpid(terminal.process.pid, 0)
-        terminal.process.ptyproc.closed = terminal.process.ptyproc.terminated = True
+        terminal.process.ptyproc.closed = terminal.process.ptyproc.terminated = (
+            terminal.process.terminated
+        ) = True
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     (reply,) = replies(paths)
     assert "word9" in reply

@@ -281,7 +281,8 @@ class TqchatApp(App[None]):
     def poll(self) -> None:
         """Look for changes by other processes, and for a terminal or browser that is gone."""
         keys = getattr(self._driver, "_key_thread", None)
-        if keys is not None and not keys.is_alive() and not self.parts.engine.stopping:
+        is_gone = (keys is not None and not keys.is_alive()) or self.signals.terminal_is_gone()
+        if is_gone and not self.parts.engine.stopping:
             lifecycle.end_soon(self.parts, 128 + signal.SIGHUP)
         else:
             lifecycle.poll(self.parts)

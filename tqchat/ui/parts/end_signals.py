@@ -59,6 +59,10 @@ class EndSignals:
             limit.daemon = True
             limit.start()
 
+    def terminal_is_gone(self) -> bool:
+        """Whether there was a terminal and is none any more: nohup and shells may keep its signal away."""
+        return self._terminal is not None and _attributes() is None
+
     def _received(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code is not None:
             return  # the end has begun
