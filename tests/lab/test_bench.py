@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache
 
+from tests.models import STARTER_FOLDER
 from tqchat.cli import main
 from tqchat.engine import backend
 from tqchat.lab.bench import attention, decode, kv_caches, machine, shapes, timing
@@ -16,7 +17,7 @@ from tqchat.lab.candidates import Candidate
 from tqchat.lab.results import BadResults
 
 KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
-KEYS += ["peak_bytes", "read_bytes", "read_bytes_s"]
+KEYS += ["peak_bytes", "read_bytes", "read_bytes_s", "ratio_fresh", "memory_ratio"]
 QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
 
 
@@ -47,6 +48,17 @@ def test_bench_writes_json_svg_and_tables(tmp_path: Path, capsys: pytest.Capture
     ElementTree.fromstring(plot.read_text("utf-8"))
     assert "| `turbo4`" in capsys.readouterr().out
     assert BenchResults.read(out).rows[0].scheme == "mlx16"
+
+
+def test_a_day_of_chatting_leaves_a_cache_like_a_fresh_one(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    asked = ["--what", "day", "--model", str(STARTER_FOLDER), "--schemes", "turbo4", "--context", "80"]
+    assert main(["lab", "bench", *asked, "--rounds", "1", "--json", str(out)]) == 0
+    (row,) = json.loads(out.read_text("utf-8"))["rows"]
+    assert row["what"] == "day" and row["scheme"] == "turbo4" and row["context"] > 20
+    assert row["ratio_fresh"] > 0 and row["median_s"] > 0
+    # What else lives in the process of the tests adds to it.
+    assert row["memory_ratio"] > 0.99
 
 
 @pytest.mark.parametrize(

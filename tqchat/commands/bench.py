@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
     from tqchat.lab.bench.attention import Layer
 
-KINDS = ("decode", "prefill", "attention", "kernels", "encode", "restore", "events", "ui", "start")
-NEED_A_MODEL = {"decode", "prefill", "restore", "events"}
+KINDS = ("decode", "prefill", "attention", "kernels", "encode", "restore", "day", "events", "ui", "start")
+NEED_A_MODEL = {"decode", "prefill", "restore", "day", "events"}
 
 
 class BadOption(TqchatError):
@@ -41,7 +41,12 @@ def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default="all",
         help="schemes to measure (default: all); mlx-lm's 16-, 8- and 4-bit caches are always included",
     )
-    bench.add_argument("--context", metavar="N,M", default="2048", help="tokens in the cache (default: 2048)")
+    bench.add_argument(
+        "--context",
+        metavar="N,M",
+        default="2048",
+        help="tokens in the cache; for day, of the whole conversation, branches included (default: 2048)",
+    )
     bench.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default: 5)")
     which = bench.add_mutually_exclusive_group()
     add_model_option(which)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
 from tqchat.lab import reading, restore_bench, ui_bench
-from tqchat.lab.bench import attention, decode, encode, events, start
+from tqchat.lab.bench import attention, day, decode, encode, events, start
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.decode import LeaveOut
 from tqchat.lab.bench.results import BenchRow
@@ -61,6 +61,8 @@ def rows(
                 yield from encode.encode(layer, plan.candidates, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:
                 yield from _restore(model, plan, tell)
+            case "day" if model is not None and model.tokenizer is not None:
+                yield from day.day(model, plan.candidates, plan.contexts, _built_in_text(), plan.rounds, tell)
             case "events" if model is not None and model.tokenizer is not None:
                 context = plan.contexts[0]
                 yield from events.events(model, plan.candidates, context, _text(model, context), plan.rounds)
@@ -94,5 +96,9 @@ def layer_of(model: LoadedModel | None) -> Layer:
 
 def _text(model: LoadedModel, count: int) -> list[int]:
     """``count`` tokens of the built-in text, repeated as needed: the time does not depend on the tokens."""
-    ids = reading.encode(model, reading.read_text(Path(reading.__file__).with_name("text.txt")))
+    ids = reading.encode(model, _built_in_text())
     return (ids * (count // len(ids) + 1))[:count]
+
+
+def _built_in_text() -> str:
+    return reading.read_text(Path(reading.__file__).with_name("text.txt"))
