@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -95,9 +96,11 @@ def test_a_damaged_file_raises_cache_file_error(tmp_path: Path, kind: str) -> No
         load(path)
 
 
-def test_a_missing_file_raises_cache_file_error(tmp_path: Path) -> None:
-    with pytest.raises(CacheFileError, match="cannot be read"):
-        load(tmp_path / "none.safetensors")
+def test_a_missing_file_and_a_pipe_raise_cache_file_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    for name in ("none", "pipe"):
+        with pytest.raises(CacheFileError, match="cannot be read"):
+            load(tmp_path / f"{name}.safetensors")
 
 
 def test_a_file_cannot_name_an_unknown_class(tmp_path: Path) -> None:

@@ -67,7 +67,21 @@ async def test_pipes_folders_and_loops_in_place_of_files(paths: Paths) -> None:
     (paths.themes / "folder.toml").mkdir()
     os.mkfifo(paths.themes / "pipe.toml")
     os.mkfifo(paths.log_dir / "engine.log")
-    await starts(paths, "config.toml", "state.toml", "presets.toml", "folder.toml", "pipe.toml")
+    os.mkfifo(paths.state_dir / "unsaved-pipe.json")
+    paths.unsent_text.mkdir()
+    (paths.unsent_text / "mine").write_text("important")
+    await starts(
+        paths, "config.toml", "state.toml", "presets.toml", "folder.toml", "pipe.toml", "unsaved-pipe.json"
+    )
+    (kept,) = paths.state_dir.glob("unsent.*.txt/mine")
+    assert kept.read_text() == "important"
+
+
+async def test_unsent_text_that_is_no_utf_8_is_not_lost(open_app: OpenApp, paths: Paths) -> None:
+    paths.unsent_text.write_bytes(b"caf\xe9 and more")
+    async with open_app() as ui:
+        await ui.shows("caf\ufffd and more")
+    assert paths.unsent_text.read_text() == "caf\ufffd and more"
 
 
 async def test_files_in_place_of_folders(paths: Paths) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, open_regular
 from tqchat.kv import untrusted
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import TRANSIENT, SchemeCache
@@ -182,13 +184,15 @@ def rebuild_layer(description: dict[str, Any], prefix: str, arrays: dict[str, mx
 def _checked_header(path: Path) -> dict[str, Any]:
     """Header of a safetensors file, verified: each array lies inside the file and matches its shape."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if length > min(size - 8, _MAX_HEADER):
                 raise CacheFileError(f"{path.name} is cut off or is not a cache file.")
             header = parse_json(file.read(length))
+    except Unreadable as error:
+        raise CacheFileError(f"{path.name} {error.reason}.") from error
     except OSError as error:
         raise CacheFileError(f"{path.name} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

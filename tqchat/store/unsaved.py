@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat.errors import TqchatError
+from tqchat.files import Unreadable, open_regular
 from tqchat.paths import make_private_folder
 from tqchat.store.database import Database
 from tqchat.store.database_file import DatabaseFile
@@ -67,13 +68,13 @@ def restore(path: Path, folder: Path) -> list[str]:
         with DatabaseFile(path, _BUSY_TIMEOUT_S) as file:
             for one in kept:
                 try:
-                    with one.open("rb") as content:
+                    with open_regular(one) as content:
                         kept_conversations = list(read_conversations(content))
                     _store(file, kept_conversations, one.stat().st_mtime)
                     one.unlink(missing_ok=True)
                 except OSError as error:
                     said.append(f"{one} cannot be read ({(error.strerror or str(error)).lower()}).")
-                except StoreError as error:
+                except (StoreError, Unreadable) as error:
                     said.append(f"{one} is not stored yet: {error}")
                 else:
                     said.append("What could not be stored at the last end is stored now.")

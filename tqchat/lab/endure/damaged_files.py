@@ -11,6 +11,7 @@ import resource
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,9 @@ ADDRESS_SPACE_BYTES = 4 << 30
 """Address space that a process may take beyond what its libraries need."""
 MAX_MEMORY_RATIO, MEMORY_SLACK_BYTES = 20, 256 << 20
 """Memory limit of one file: this multiple of its size, plus a constant."""
-_SPECIAL_SHARE = 0.04
+_SPECIAL_SHARE = 0.05
+_SPARSE_BYTES = 1 << 41
+"""Length of a file that has holes: none of it may be read at once, or to the end."""
 
 
 @dataclass
@@ -166,17 +169,18 @@ def _prepare(reader: Reader, folder: Path) -> dict[Path, Format]:
 
 
 def _read_mutated(
-    reader: Reader, folder: Path, formats: Mapping[Path, Format], seed: str, files: int, results: TextIO
+    reader: Reader, folder: Path, formats: Mapping[Path, Format], seed: str, count: int, results: TextIO
 ) -> None:
     intact, case = folder / "intact", folder / "case"
-    for index in range(files):
+    for index in range(count):
         rng = random.Random(f"{seed} {reader.name} {index}")
         shutil.rmtree(case)
         shutil.copytree(intact, case)
-        file = rng.choice(list(formats))
-        mutation = f"{file} of mutation {index}"
-        _mutate(rng, case / file, formats[file])
-        size = sum(path.lstat().st_size for path in case.rglob("*"))
+        files = rng.sample(list(formats), min(rng.choice((1, 1, 1, 1, 2, 3)), len(formats)))
+        mutation = f"{', '.join(map(str, files))} of mutation {index}"
+        for file in files:
+            _mutate(rng, case / file, formats[file])
+        size = sum(path.lstat().st_blocks << 9 for path in case.rglob("*"))
         before = _start_measuring()
         signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
         try:
@@ -207,19 +211,38 @@ def _mutate(rng: random.Random, file: Path, form: Format) -> None:
     if rng.random() >= _SPECIAL_SHARE:
         file.write_bytes(content.mutate(rng, file.read_bytes(), form))
         return
+    if rng.random() < 0.3:
+        os.truncate(file, _SPARSE_BYTES)
+        return
     file.unlink()
-    kind = rng.choice(("pipe", "folder", "loop", "device", "folder link", "missing"))
+    kind = rng.choice(("pipe", "socket", "folder", "full folder", "loop", "device", "folder link", "missing"))
     match kind:
         case "pipe":
             os.mkfifo(file)
+        case "socket":
+            _make_socket(file)
         case "folder":
             file.mkdir()
+        case "full folder":
+            (file / file.name / "x").mkdir(parents=True)
         case "loop":
             file.symlink_to(file)
         case "device":
-            file.symlink_to("/dev/zero")
+            file.symlink_to(rng.choice(("/dev/zero", "/dev/full", "/dev/null", "/dev/tty", "/dev/stdin")))
         case "folder link":
-            file.symlink_to(file.parent)
+            file.symlink_to(rng.choice((file.parent, Path("/"), Path("/nosuch"))))
+
+
+def _make_socket(file: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        # A relative name: that of a socket is limited to about a hundred bytes.
+        folder = os.open(".", os.O_RDONLY)
+        try:
+            os.chdir(file.parent)
+            made.bind(file.name)
+        finally:
+            os.fchdir(folder)
+            os.close(folder)
 
 
 def _limit() -> None:

@@ -122,15 +122,18 @@ def read(folder: Path) -> None:
     from tqchat.store.imports.sources import OWN, files_of
 
     refused: BadImport | None = None
+    stored: set[str] = set()
     with Database(folder / "tqchat.db") as database:
-        for again in (False, True):
+        for _ in range(2):
             for file in files_of(folder / "samples", 1.0):
                 try:
                     with database.writing() as connection:
                         for one in file.read():
                             if one.parsed is not None and one.source != OWN:
                                 outcome = exchange.merge(database, connection, one.parsed).outcome
-                                require(not again or outcome == "skipped", f"{file.name} was imported twice")
+                                twice = file.name in stored and outcome != "skipped"
+                                require(not twice, f"{file.name} was imported twice")
+                    stored.add(file.name)
                 except BadImport as error:
                     refused = error
         for chat in database.conversations():

@@ -30,6 +30,8 @@ from tqchat.paths import Paths, bundled
 from tqchat.text import one_line, printable
 
 _FINGERPRINT = "f" * 64
+_MAX_BYTES = 1 << 30
+"""Longer files are not read here; what reads them must refuse them by itself."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _require_kept(file: Path, before: bytes | None) -> None:
 
 
 def _regular_content(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
+    return file.read_bytes() if file.is_file() and file.stat().st_size < _MAX_BYTES else None
 
 
 def _require_sentences(problems: list[str]) -> None:
@@ -343,7 +345,7 @@ def _read_vault(folder: Path) -> None:
     # With valid checksums, so that what is behind them is read as well.
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         talk = folder / "vault" / "talk"
-        if all(file.is_file() for file in talk.iterdir()):
+        if all(_regular_content(file) is not None for file in talk.iterdir()):
             for file in talk.glob("*.safetensors"):
                 mutations.sign(talk, file)
             mutations.rewrite(talk)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from tqchat.errors import TqchatError
-from tqchat.files import write_atomically
+from tqchat.files import Unreadable, keep_beside, read_bytes, write_atomically
 from tqchat.paths import make_private_folder
 from tqchat.store.unsaved import write_somewhere
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.widgets.prompt.prompt import Prompt
+
+_MAX_BYTES = 64 << 20
 
 
 class UnsentText:
@@ -46,9 +49,14 @@ class UnsentText:
     def load(self) -> None:
         """Read the text that was typed for a new conversation and not sent before the last end."""
         try:
-            self._saved = self._chat.shown.new_text = self._file.read_text("utf-8")
-        except (OSError, ValueError):
-            pass  # there was none
+            text = read_bytes(self._file, _MAX_BYTES).decode("utf-8", "replace")
+        except FileNotFoundError:
+            return
+        except Unreadable:
+            with contextlib.suppress(OSError):
+                keep_beside(self._file)  # the next text must not replace it
+            return
+        self._saved = self._chat.shown.new_text = text
 
     def close(self) -> list[str]:
         """Save the text for a new conversation before the end; sentences for the user if that failed."""
