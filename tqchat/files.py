@@ -120,7 +120,8 @@ def read_toml(path: Path, most: int = MAX_TOML_BYTES) -> dict[str, Any]:
         raise Unreadable(path, "is not valid TOML: it is nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits, a date that does not exist
         raise Unreadable(path, f"is not valid TOML: {_short(str(error))}") from error
-    _check_nesting(path, table)
+    if is_nested_deeply(table):
+        raise Unreadable(path, "is nested too deeply")
     return table
 
 
@@ -137,6 +138,8 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
         raise Unreadable(path, "is no valid JSON") from error
     if not isinstance(table, dict):
         raise Unreadable(path, "is no JSON table")
+    if is_nested_deeply(table):
+        raise Unreadable(path, "is nested too deeply")
     return table
 
 
@@ -287,18 +290,23 @@ def _dated(path: Path) -> Path:
     return kept
 
 
-def _check_nesting(path: Path, table: Mapping[str, Any]) -> None:
-    level: list[Any] = [table]
+def is_nested_deeply(table: object) -> bool:
+    """Whether lists and tables lie in each other more deeply than any file of ours or of a model has them.
+
+    Whatever walks them later, a library's code included, may call itself at each level.
+    """
+    level = [table]
     for _ in range(_MAX_NESTING):
         level = [
             below
             for one in level
+            if isinstance(one, dict | list)
             for below in (one.values() if isinstance(one, dict) else one)
             if isinstance(below, dict | list)
         ]
         if not level:
-            return
-    raise Unreadable(path, "is nested too deeply")
+            return False
+    return True
 
 
 def _short(text: str, most: int = 200) -> str:

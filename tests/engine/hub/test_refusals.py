@@ -327,6 +327,14 @@ def test_what_is_no_regular_file_is_refused_without_opening_it(folder: Path, nam
     assert "no regular file" in text or "cannot be read" in text
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_tables_that_are_nested_deeply_are_refused(folder: Path, name: str) -> None:
+    table = json.loads((folder / name).read_text())
+    table["rope_scaling"] = json.loads('[{"a":' * 300 + "1" + "}]" * 300)
+    (folder / name).write_text(json.dumps(table))
+    assert f"{name} is nested too deeply" in sentence(lambda: model_folder.check(folder))
+
+
 @pytest.mark.parametrize(
     "header",
     [

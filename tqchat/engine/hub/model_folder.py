@@ -10,6 +10,7 @@ from typing import Any
 
 from tqchat.engine.hub import loadable, safetensors_header
 from tqchat.engine.hub.model_errors import NeedsCustomCode, NotAModel, UnsupportedModel
+from tqchat.files import is_nested_deeply
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -139,6 +140,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise NotAModel(f"{path} is no valid JSON: download or copy the model again.") from error
     if not isinstance(table, dict):
         raise NotAModel(f"{path} is no JSON table: download or copy the model again.")
+    if is_nested_deeply(table):
+        raise NotAModel(f"{path} is nested too deeply: download or copy the model again.")
     return table
 
 

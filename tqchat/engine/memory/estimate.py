@@ -58,7 +58,8 @@ def model_without_weights(config: dict[str, Any], name: str) -> Any:
             reason = f"mlx-lm does not know its architecture ({kind}); a newer mlx-lm may"
         raise ModelUnusable(f"{name} cannot be loaded: {reason.rstrip('.')}.") from error
     zero = mx.zeros((), dtype=mx.float16)
-    model.update(tree_map(lambda weight: mx.broadcast_to(zero, weight.shape), model.parameters()))
+    with as_model_error(name):
+        model.update(tree_map(lambda weight: mx.broadcast_to(zero, weight.shape), model.parameters()))
     return model
 
 

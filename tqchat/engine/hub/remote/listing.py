@@ -13,6 +13,7 @@ from tqchat.engine.hub.model_errors import UnsupportedModel
 from tqchat.engine.hub.remote import network
 from tqchat.engine.hub.remote.download_errors import DownloadFailed
 from tqchat.engine.hub.remote.transport import Hub
+from tqchat.files import is_nested_deeply
 
 DOWNLOAD_PATTERNS = (
     "*.json",
@@ -124,6 +125,8 @@ def _checked_config(hub: Hub, repo: str, commit: str, names: set[str]) -> dict[s
             table = None
         if not isinstance(table, dict):
             raise UnsupportedModel(f"{name} of {repo} is no JSON table; choose another version of the model.")
+        if is_nested_deeply(table):
+            raise UnsupportedModel(f"{name} of {repo} is nested too deeply; choose another model.")
         return table
 
     config = read("config.json") or {}
