@@ -76,6 +76,7 @@ _NO_ACCESS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tqchat`` with these arguments (the process's own by default) and return its exit code."""
+    terminal.open_closed_streams()
     terminal.clean_standard_streams()
     parser = _parser()
     written = list(sys.argv[1:] if arguments is None else arguments)

@@ -7,8 +7,10 @@ error are cleaned as a whole; control sequences of tqchat itself are written wit
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 from tqchat.text import printable
@@ -40,6 +42,21 @@ class CleanStream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.unclean, name)
+
+
+def open_closed_streams() -> None:
+    """Put the null device in the place of standard streams that are closed.
+
+    The next file that is opened, such as the database, would get the number of one of them, and what a
+    library prints would be written into it.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    null = Path(os.devnull)
+    sys.stdin = sys.stdin or null.open(encoding="utf-8")  # Python has none in place of a closed one
+    sys.stdout = sys.stdout or null.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or null.open("w", encoding="utf-8")
 
 
 def clean_standard_streams() -> None:

@@ -147,6 +147,12 @@ def test_a_closed_pipe_exits_with_141(paths: Paths) -> None:
     process.stderr.close()
 
 
+def test_closed_standard_streams_are_no_error(paths: Paths) -> None:
+    line = 'exec "$@" <&- >&- 2>&-'
+    done = subprocess.run(["sh", "-c", line, "sh", sys.executable, "-m", "tqchat", "ls"], check=False)
+    assert done.returncode == 0
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_to_a_full_disk_is_reported() -> None:
     with Path("/dev/full").open("wb") as full:

@@ -184,7 +184,11 @@ class Session:
         self._cache.restored = 0
         plan = self._memory.plan(self._cache, len(prompt))
         if plan.scheme is not None:
-            yield from self.set_scheme(plan.scheme, conversation_id=conversation_id)
+            for event in self.set_scheme(plan.scheme, stop=stop, conversation_id=conversation_id):
+                if isinstance(event, Failed):
+                    yield self._done("stopped", conversation_id, reply) if stop.is_set() else event
+                    return
+                yield event
             words = f"The prompt would not fit the cache's memory budget: it is read under {plan.scheme}."
             yield Notice(conversation_id, words, "warning")
         self._cache.pack_prompts(plan.pack_prompts)

@@ -393,7 +393,9 @@ class Engine:
         session = current.session
         session.limits = self._limits()
         if parse_scheme(command.scheme).name != session.scheme:
-            for event in session.set_scheme(command.scheme, conversation_id=command.conversation_id):
+            for event in session.set_scheme(
+                command.scheme, stop=stop, conversation_id=command.conversation_id
+            ):
                 self._emit(event)
                 if isinstance(event, Failed):
                     return
