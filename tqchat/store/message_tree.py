@@ -227,6 +227,8 @@ def require_change(cursor: sqlite3.Cursor, conversation_id: str) -> None:
 
 
 def _position(message_id: str, group: list[str]) -> VersionPosition:
+    if message_id not in group:  # the file is damaged: an index does not agree with its table
+        return VersionPosition(1, 1, None, None)
     at = group.index(message_id)
     previous_id = group[at - 1] if at else None
     next_id = group[at + 1] if at + 1 < len(group) else None

@@ -50,10 +50,13 @@ class Replica:
         self._connection.row_factory = sqlite3.Row
         for row in file.rows(_SCHEMA):
             self._connection.execute(row["sql"])
+        # Rows of a damaged file are copied as they are; what is written later is checked.
+        self._connection.execute("PRAGMA ignore_check_constraints = ON")
         self._connection.execute("BEGIN")
         for sql, rows in _copy(file, conversation_id):
             self._connection.executemany(sql, rows)
         self._connection.execute("COMMIT")
+        self._connection.execute("PRAGMA ignore_check_constraints = OFF")
         self._connection.execute("PRAGMA foreign_keys = ON")
 
     def rows(self, statement: str, *values: object) -> list[sqlite3.Row]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqchat.errors import TqchatError
 from tqchat.store.database_file import DatabaseFile, Rows
+from tqchat.store.errors import from_sqlite_error
 from tqchat.store.message_tree import erase_from_index
 from tqchat.store.replica import Replica, Statement
 
@@ -71,13 +72,20 @@ class WriteQueue:
     def writing(
         self, file: Rows, conversation_id: str, creates: bool = False
     ) -> Iterator[sqlite3.Connection]:
-        """A transaction on a conversation: done in its replica now, and queued for the file."""
+        """A transaction on a conversation: done in its replica now, and queued for the file.
+
+        Raises:
+            StoreError: if it cannot be done, such as in a damaged conversation.
+        """
         with self._state:
             replica = self._replicas.get(conversation_id)
-            if replica is None:
-                replica = Replica(file, conversation_id)
-            with replica.writing() as connection:
-                yield connection
+            try:
+                if replica is None:
+                    replica = Replica(file, conversation_id)
+                with replica.writing() as connection:
+                    yield connection
+            except sqlite3.Error as error:
+                raise from_sqlite_error(error, self._path) from error
             self._replicas[conversation_id] = replica
             self._writes.append(_Write(conversation_id, replica.recorded, creates))
             self._state.notify_all()

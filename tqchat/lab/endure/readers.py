@@ -233,6 +233,7 @@ def _fill_database(file: Path) -> None:
 def _read_database(folder: Path) -> None:
     from tqchat.store import exchange
     from tqchat.store.database import Database
+    from tqchat.store.write_queue import WriteQueue
 
     paths = _paths(folder)
     _damage_values(paths.database)
@@ -253,6 +254,13 @@ def _read_database(folder: Path) -> None:
                 "".join(exchange.to_json(database, [chat]))
                 exchange.to_markdown(database, chat)
                 database.add_message(chat.id, "user", "One more.")
+    # As the app writes: through a queue, here without its thread.
+    with Database(paths.database, WriteQueue(paths.database, print, print)) as database:
+        for chat in database.conversations():
+            with contextlib.suppress(TqchatError):
+                database.add_message(chat.id, "user", "And one more.")
+                database.messages(chat.id)
+                database.unwritten()
 
 
 _WEIRD_VALUES: tuple[Any, ...] = (
