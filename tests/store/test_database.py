@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import re
 import sqlite3
 import stat
 import subprocess
@@ -27,6 +29,7 @@ from tqchat.store.database import (
     UnknownMessage,
     VersionPosition,
 )
+from tqchat.store.errors import StoreError
 
 
 @pytest.fixture
@@ -504,6 +507,21 @@ def test_a_new_database_has_the_application_id_and_newest_version(database: Data
     assert connection.execute("PRAGMA application_id").fetchone()[0] == migrations.APPLICATION_ID
     assert connection.execute("PRAGMA user_version").fetchone()[0] == len(migrations.MIGRATIONS)
     assert connection.execute("PRAGMA foreign_keys").fetchone()[0] == 1
+
+
+def test_indexes_that_do_not_agree_with_their_tables_are_survived(paths: Paths) -> None:
+    with Database(paths.database) as database:
+        chat = database.create("Damaged", None, "fp16")
+        message = database.add_message(chat.id, "user", "one")
+    intact = paths.database.read_bytes()
+    places = [found.start() for found in re.finditer(message.id.encode(), intact)]
+    assert len(places) > 1
+    for place in places:
+        paths.database.write_bytes(intact[:place] + b"\0" + intact[place + 1 :])
+        with contextlib.suppress(StoreError), Database(paths.database) as database:
+            database.messages(chat.id)
+            database.version_positions(chat.id)
+            database.add_message(chat.id, "user", "two")
 
 
 @pytest.mark.parametrize("circle", [1, 2, 4])

@@ -258,3 +258,24 @@ def test_a_file_that_is_no_database_in_its_place_stays_and_what_is_written_is_ke
     unsaved.restore(paths.database, paths.state_dir)
     with Database(paths.database) as restored:
         assert contents(restored, chat) == ["one", "two"]
+
+
+def test_a_damaged_row_does_not_keep_a_conversation_from_being_written(
+    writing: Writing, paths: Paths
+) -> None:
+    database = writing.database
+    damaged, broken = (database.create(title, None, "fp16").id for title in ("Damaged", "Broken"))
+    for chat in (damaged, broken):
+        database.add_message(chat, "user", "one")
+    assert writing.flushed()
+    database.changed()
+    other = sqlite3.connect(paths.database)
+    other.execute("PRAGMA ignore_check_constraints = ON")
+    other.execute("UPDATE messages SET status = 'burnt' WHERE conversation_id = ?", (damaged,))
+    other.execute("UPDATE conversations SET head_id = 'nosuch' WHERE id = ?", (broken,))
+    other.commit()
+    other.close()
+    database.add_message(damaged, "user", "two")
+    assert writing.flushed() and "two" in contents(database, damaged)
+    with pytest.raises(DatabaseUnreadable, match="FOREIGN KEY"):
+        database.add_message(broken, "user", "two")
