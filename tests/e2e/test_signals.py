@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.terminal import Terminal, stored_messages
+from tests.engine.hub.stand_in_hub import REPO, serving
 from tests.engine.scripted_model import scripted
 from tests.engine.talk import user
+from tests.models import tiny_llama
 from tqchat.paths import Paths
 from tqchat.store.vault import Vault
 
@@ -90,6 +92,79 @@ def test_a_closed_terminal_ends_the_app_and_saves_the_reply(
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
     (reply,) = replies(paths)
     assert "word9" in reply
+
+
+def hidden_files(paths: Paths) -> list[Path]:
+    """The temporary files that a killed process could leave behind."""
+    assert paths.home is not None
+    return [path for path in paths.home.rglob(".*") if path.is_file()]
+
+
+def answered(paths: Paths, question: str) -> bool:
+    messages = stored_messages(paths)
+    asked = {message.id for message in messages if message.content == question}
+    return any(one.parent_id in asked and one.status == "complete" for one in messages)
+
+
+def test_signals_while_a_model_is_downloaded_a_prompt_read_a_scheme_changed_and_a_cache_saved(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each start goes on where the one before was ended, and the last leaves nothing behind."""
+    paths.config_file.write_text('temperature = 0.0\nmax_tokens = 4\nscheme = "fp16"\n')
+    folder, temporary = tiny_llama(tmp_path / "long", max_position_embeddings=32_768), tmp_path / "temporary"
+    temporary.mkdir()
+    with serving(folder, tmp_path / "hub", monkeypatch) as hub:
+        environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "TMPDIR": str(temporary)}
+        hub.hold.clear()
+        with Terminal("--model", REPO, **environment) as terminal:
+            terminal.sees("Ask something")
+            terminal.until(hub.holding.is_set)
+            terminal.write("What is a fox?")
+            terminal.until(lambda: stored_messages(paths))
+            terminal.press("Not sent")
+            terminal.sees("Not sent")
+            terminal.process.kill(signal.SIGTERM)
+            ends_in_order(terminal, signal.SIGTERM)
+        hub.hold.set()
+
+        with Terminal("--model", REPO, **environment) as terminal:
+            terminal.sees("Not sent", "Not answered")
+            terminal.press("ctrl+n")
+            terminal.sees("Ask something")
+            terminal.press("\x1b[200~" + "a fox " * 6_000 + "\x1b[201~")
+            terminal.sees("[pasted text 1")
+            terminal.press("enter")
+            terminal.until(lambda: any("a fox a fox" in one.content for one in stored_messages(paths)))
+            terminal.press("Neither this")
+            terminal.sees("Neither this")
+            terminal.process.kill(signal.SIGHUP)
+            ends_in_order(terminal, signal.SIGHUP)
+        resumed = [given for _, path, given in hub.requests if path.endswith(".safetensors") and given]
+        assert resumed == [f"bytes={len(hub.files['model.safetensors']) // 2}-"]
+
+        with Terminal("--model", REPO, **environment) as terminal:
+            terminal.sees("Neither this")
+            terminal.press("ctrl+n")
+            terminal.sees("Ask something")
+            terminal.write("What is an owl?")
+            terminal.until(lambda: answered(paths, "What is an owl?"))
+            terminal.press("/scheme turbo4", "enter")
+            terminal.process.kill(signal.SIGQUIT)
+            ends_in_order(terminal, signal.SIGQUIT)
+
+        with Terminal("--model", REPO, **environment) as terminal:
+            terminal.sees("What is an owl?")
+            terminal.press("Not sent either")
+            terminal.sees("Not sent either")
+            terminal.process.kill(signal.SIGINT)  # while the model is loaded, or soon after
+            ends_in_order(terminal, signal.SIGINT)
+
+    with Terminal("--model", REPO, TMPDIR=str(temporary)) as terminal:
+        terminal.sees("What is an owl?", "Not sent either")
+        terminal.until(lambda: any(said in terminal.text() for said in ("Restored", "The saved cache")))
+        terminal.until(lambda: not hidden_files(paths))
+        terminal.quit()
+    assert not hidden_files(paths) + list((paths.data_dir / "leases").iterdir()) + list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -95,7 +95,7 @@ class TqchatApp(App[None]):
         preferences = Preferences(paths, configured, problems)
         wanted = preferences.settings
         self._event_loop: asyncio.AbstractEventLoop | None = None
-        self.signals = EndSignals(self._on_signal, lambda: lifecycle.close(self.parts, 0.0))
+        self.signals = EndSignals(self._on_signal, lambda: lifecycle.save_at_once(self.parts))
         restored = unsaved.restore(paths.database, paths.state_dir)
         self._writes = WriteQueue(
             paths.database,

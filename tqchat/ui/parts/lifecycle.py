@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 from tqchat.errors import TqchatError
@@ -100,9 +101,7 @@ def quit(parts: Parts) -> None:
 
 def leave(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S, code: int | None = None) -> None:
     """Close the conversation and end the app."""
-    if parts.screen.query(Prompt):
-        parts.attempt(parts.unsent.keep)
-        parts.remember_conversation()
+    _remember(parts)
     close(parts, write_timeout_s)
     parts.host.exit(return_code=code or (1 if parts.last_words else 0))
 
@@ -112,6 +111,7 @@ def end_soon(parts: Parts, code: int | None) -> None:
     if parts.engine.stopping or not parts.engine.running:
         leave(parts, SHORT_WRITE_TIMEOUT_S, code)
         return
+    _remember(parts)  # at once: the process may be ended before the engine has stopped
     parts.engine.stopping = True
 
     def save() -> None:
@@ -119,6 +119,21 @@ def end_soon(parts: Parts, code: int | None) -> None:
         parts.host.post_message(EngineStopped(SHORT_WRITE_TIMEOUT_S, code))
 
     threading.Thread(target=save, daemon=True).start()
+
+
+def save_at_once(parts: Parts) -> None:
+    """Save what can be saved without the screen's thread, which does not answer."""
+    if not parts.closed:
+        with contextlib.suppress(Exception):
+            _remember(parts)
+    close(parts, 0.0)
+
+
+def _remember(parts: Parts) -> None:
+    """Save the unsent text and which conversation is open."""
+    if parts.screen.query(Prompt):
+        parts.attempt(parts.unsent.keep)
+        parts.remember_conversation()
 
 
 def close(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S) -> None:
