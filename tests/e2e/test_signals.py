@@ -16,6 +16,7 @@ from tests.engine.scripted_model import scripted
 from tests.engine.talk import user
 from tests.models import tiny_llama
 from tqchat.paths import Paths
+from tqchat.store.database import Database
 from tqchat.store.vault import Vault
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,12 @@ def hidden_files(paths: Paths) -> list[Path]:
     return [path for path in paths.home.rglob(".*") if path.is_file()]
 
 
+def unsent_texts(paths: Paths) -> str:
+    with Database(paths.database) as database:
+        drafts = [one.draft for one in database.conversations()]
+    return "\n".join([*drafts, paths.unsent_text.read_text() if paths.unsent_text.exists() else ""])
+
+
 def answered(paths: Paths, question: str) -> bool:
     messages = stored_messages(paths)
     asked = {message.id for message in messages if message.content == question}
@@ -143,9 +150,11 @@ def test_signals_while_a_model_is_downloaded_a_prompt_read_a_scheme_changed_and_
         assert resumed == [f"bytes={len(hub.files['model.safetensors']) // 2}-"]
 
         with Terminal("--model", REPO, **environment) as terminal:
-            terminal.sees("Neither this")
-            terminal.press("ctrl+n")
-            terminal.sees("Ask something")
+            # A first message that nothing was read of goes back into the prompt, before the text there.
+            terminal.until(lambda: "Neither this" in unsent_texts(paths))
+            terminal.until(lambda: "Ready." in terminal.text() or "Not answered" in terminal.text())
+            terminal.press("ctrl+c", "ctrl+n")
+            terminal.sees("Ask something", "Write a message")
             terminal.write("What is an owl?")
             terminal.until(lambda: answered(paths, "What is an owl?"))
             terminal.press("/scheme turbo4", "enter")
