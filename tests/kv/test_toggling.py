@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import RotatingKVCache
 
 from tests.kv import tiny
 from tests.kv.test_cache import logits
-from tqchat.kv import conversion, convert, convert_in_place, make_prompt_cache, memory_report
+from tqchat.kv import checkpoint, conversion, convert, convert_in_place, make_prompt_cache, memory_report
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.kv.storage.rounding_history import Rounding
+from tqchat.kv.window import as_window
 
 Change = Callable[[list[Any], str], list[Any]]
 
@@ -151,6 +153,33 @@ def test_a_window_goes_back_to_what_it_still_holds() -> None:
         assert mx.array_equal(
             now[:, :, : length - unpacked - dropped], old[:, :, dropped : length - unpacked]
         )
+
+
+@pytest.mark.parametrize("first", ["fp16", "turbo4"])
+def test_windows_and_checkpoints_go_back_as_well(first: str) -> None:
+    model = tiny.llama(layer_types=["sliding_attention", "full_attention"], sliding_window=256)
+    cache = make_prompt_cache(model, first)
+    logits(model, cache, tiny.tokens(300), 299)
+    if first == "turbo4":
+        cache = convert(cache, first)  # packs what the prompt left raw
+    taken = [checkpoint.take(cache, 300)]
+    assert (type(cache[0]) is RotatingKVCache) == (first == "fp16")
+    (before,) = stored(cache[:1])
+    (other,) = stored(convert(cache[:1], "turbo3"))
+    for _ in range(2):
+        cache, taken = convert(cache, "turbo3"), checkpoint.convert(taken, parse_scheme("turbo3"))
+        assert stored(cache[:1]) == stored(taken[0].layers.values()) == [other]
+        cache, taken = convert(cache, first), checkpoint.convert(taken, parse_scheme(first))
+        assert stored(cache[:1]) == stored(taken[0].layers.values()) == [before]
+
+
+def stored(layers: Iterable[Any]) -> list[list[Any]]:
+    """The last 256 tokens of each layer's keys and values, as they are stored."""
+    kept = []
+    for layer in layers:
+        window = layer if isinstance(layer, SchemeCache) else as_window(layer)
+        kept.append([x[:, :, -256:].astype(mx.float32).tolist() for x in window.decoded()])
+    return kept
 
 
 def test_the_file_has_no_name_and_goes_with_the_cache(tmp_path: Path) -> None:

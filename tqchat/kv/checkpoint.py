@@ -13,7 +13,8 @@ import mlx.core as mx
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.prompt_cache import LatentCache, convert_layer, flat_layers, replace_layers
+from tqchat.kv.conversion import convert_keeping, temporary_file
+from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
 from tqchat.kv.report import memory_report
 from tqchat.kv.scheme import Scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
@@ -79,11 +80,16 @@ def roll_back(cache: Sequence[Any], checkpoint: Checkpoint, surplus: int) -> lis
     return replace_layers(cache, copies)
 
 
-def convert(checkpoint: Checkpoint, scheme: Scheme) -> Checkpoint:
-    """The same checkpoint under another scheme, evaluated."""
-    layers = {index: convert_layer(layer, scheme, index) for index, layer in checkpoint.layers.items()}
-    mx.eval([layer.state for layer in layers.values()])
-    return Checkpoint(checkpoint.tokens, layers)
+def convert(checkpoints: Sequence[Checkpoint], scheme: Scheme) -> list[Checkpoint]:
+    """The same checkpoints under another scheme, evaluated, each layer as ``conversion.convert`` does."""
+    file = temporary_file() if checkpoints else None
+    return [
+        Checkpoint(
+            one.tokens,
+            {index: convert_keeping(layer, scheme, index, file) for index, layer in one.layers.items()},
+        )
+        for one in checkpoints
+    ]
 
 
 def copy_layer(layer: Any) -> Any:

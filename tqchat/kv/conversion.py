@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import RotatingKVCache
 
 from tqchat.errors import TqchatError
 from tqchat.kv.attention import routing
@@ -23,6 +24,7 @@ from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
 from tqchat.kv.storage.earlier import EarlierSide
+from tqchat.kv.window import WindowCache, as_window
 
 Progress = Callable[[int, int], None]
 
@@ -55,20 +57,34 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
     """
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
-    converted = []
-    stored: list[_StoredLayer] = []
-    with suppress(OSError):  # without a file, a later conversion back decodes them
-        file = ArrayFile()
-        stored = [_store(layer, file) for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
-    for number, layer in zip(layer_indices(cache), cache, strict=True):
-        new = convert_layer(layer, scheme, number)
-        mx.eval(new.state)
-        converted.append(new)
-    kept = iter(stored)
-    for old, new in zip(flat_layers(cache), flat_layers(converted), strict=True):
-        if isinstance(old, SchemeCache) and stored:
-            _keep_earlier(old, new, next(kept))
-    return converted
+    file = temporary_file()
+    return [
+        convert_keeping(layer, scheme, number, file)
+        for number, layer in zip(layer_indices(cache), cache, strict=True)
+    ]
+
+
+def temporary_file() -> ArrayFile | None:
+    """For ``convert_keeping``; ``None`` if none can be made: later conversions back then decode tokens."""
+    with suppress(OSError):
+        return ArrayFile()
+    return None
+
+
+def convert_keeping(layer: Any, scheme: Scheme, index: int, file: ArrayFile | None) -> Any:
+    """One layer as ``convert`` does, evaluated.
+
+    Args:
+        index: Of the layer in ``flat_layers``.
+        file: Where its tokens are kept as they were; ``None`` to keep none.
+    """
+    new = convert_layer(layer, scheme, index)
+    mx.eval(new.state)
+    if file is not None:
+        with suppress(OSError):
+            for old, part in zip(flat_layers([layer]), flat_layers([new]), strict=True):
+                _keep_earlier(old, part, file)
+    return new
 
 
 def convert_in_place(
@@ -119,7 +135,7 @@ def _convert(
             if any(_offset(old) != _offset(part) for old, part in pairs):
                 raise RuntimeError("a converted layer does not hold the same tokens")
             for (old, part), one in zip(pairs, stored, strict=True):
-                _keep_earlier(old, part, one)
+                _keep_earlier(old, part, file, one)
             replaced.append(stored)
             cache[index] = new
             del old, part, pairs
@@ -163,13 +179,19 @@ def _store(layer: Any, file: ArrayFile) -> _StoredLayer:
     return _StoredLayer(file, description, stored, transient_attributes(layer))
 
 
-def _keep_earlier(old: Any, new: Any, stored: _StoredLayer) -> None:
-    """Keep the sides that ``new`` has in another format than ``old``, if the disk has space."""
+def _keep_earlier(old: Any, new: Any, file: ArrayFile, stored: _StoredLayer | None = None) -> None:
+    """Keep the sides that ``new`` has in another format than ``old``, if the disk has space.
+
+    Args:
+        stored: ``old`` in ``file``, if it was written already.
+    """
+    if isinstance(old, RotatingKVCache) and isinstance(new, WindowCache):
+        old, stored = as_window(old), None
     if not (isinstance(old, SchemeCache) and isinstance(new, SchemeCache)) or old is new:
         return
-    file = stored.file
     if shutil.disk_usage(file.folder).free < FREE_DISK_FACTOR * file.size:
         return
+    stored = stored or _store(old, file)
     for role, before, after in zip(ROLES, old.sides, new.sides, strict=True):
         if before.length and before.spec != after.spec:
             side = EarlierSide(

@@ -98,28 +98,38 @@ def make_window(
 
 
 def convert_window(old: WindowCache | RotatingKVCache, scheme: Scheme) -> WindowCache | RotatingKVCache:
-    """The same tokens under another scheme, from and to mlx-lm's ring buffer."""
-    new = make_window(old.max_size, scheme, old.dtype if isinstance(old, WindowCache) else None)
+    """The same tokens under another scheme, from and to mlx-lm's ring buffer.
+
+    A ``WindowCache`` stays one: a ring buffer has no place for what a later conversion goes back to.
+    """
+    if isinstance(old, WindowCache):
+        new: WindowCache | RotatingKVCache = WindowCache(old.max_size, scheme, old.dtype)
+    else:
+        new = make_window(old.max_size, scheme)
     if old.empty() or (isinstance(old, WindowCache) and not old.key_side.length):
         return new
     if isinstance(new, WindowCache):
-        if isinstance(old, WindowCache):
-            new.copy_from(old)
-        else:
-            for side, x in zip(new.sides, _in_temporal_order(old), strict=True):
-                side.append(x)
-            new.offset = old.offset
-            # Set by ``observe_queries``.
-            new.query_energy = getattr(old, "query_energy", None)
-            new.queries_seen = getattr(old, "queries_seen", 0)
-            new.rope = getattr(old, "rope", None)
+        new.copy_from(old if isinstance(old, WindowCache) else as_window(old))
         new.keep_last(new.max_size)
         new.pack_due()
         return new
-    keys, values = old.decoded() if isinstance(old, WindowCache) else _in_temporal_order(old)
-    new.keys, new.values = (mx.contiguous(x[:, :, -new.max_size :]) for x in (keys, values))
+    assert isinstance(old, RotatingKVCache)
+    new.keys, new.values = (mx.contiguous(x[:, :, -new.max_size :]) for x in _in_temporal_order(old))
     new.offset, new._idx = old.offset, new.keys.shape[2]
     return new
+
+
+def as_window(ring: RotatingKVCache) -> WindowCache:
+    """The tokens of mlx-lm's ring buffer, raw, in a ``WindowCache``; not evaluated."""
+    window = WindowCache(ring.max_size)
+    for side, x in zip(window.sides, _in_temporal_order(ring), strict=True):
+        side.append(x)
+    window.offset = ring.offset
+    # Set by ``observe_queries``.
+    window.query_energy = getattr(ring, "query_energy", None)
+    window.queries_seen = getattr(ring, "queries_seen", 0)
+    window.rope = getattr(ring, "rope", None)
+    return window
 
 
 def _in_temporal_order(ring: RotatingKVCache) -> tuple[mx.array, mx.array]:

@@ -229,7 +229,7 @@ class PromptCache:
         try:
             if self.tokens and kv.needs_queries(self.cache, new):
                 kv.observe_queries(self.model.model, self.tokens, self.cache)
-            checkpoints = [checkpoint.convert(one, new) for one in self.checkpoints]
+            checkpoints = checkpoint.convert(self.checkpoints, new)
             kv.convert_in_place(self.cache, new, stopped=stopped, progress=progress)
         except BaseException:
             kv.forget_queries(self.cache)
