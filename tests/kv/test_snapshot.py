@@ -33,6 +33,18 @@ def test_a_restored_cache_continues_bit_for_bit(tmp_path: Path, scheme: str) -> 
     assert mx.array_equal(logits(model, restored, more, 20), logits(model, cache, more, 20))
 
 
+@pytest.mark.parametrize("head_dim", [40, 100])
+@pytest.mark.parametrize("scheme", ["turbo3", "trellis4", "affine4"])
+def test_head_dimensions_that_fill_no_whole_words_are_restored(
+    tmp_path: Path, scheme: str, head_dim: int
+) -> None:
+    model, cache, path = saved(tmp_path, scheme, head_dim=head_dim)
+    restored, _ = load(path)
+    assert restored[0].packed_tokens
+    more = tiny.tokens(8, seed=4)
+    assert mx.array_equal(logits(model, restored, more), logits(model, cache, more))
+
+
 @pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
 def test_sliding_window_layers_are_restored(tmp_path: Path, scheme: str) -> None:
     config = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}

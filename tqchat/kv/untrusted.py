@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 from mlx_lm.models import cache as mlx_cache
 
-from tqchat.kv.scheme import FormatSpec, Scheme, parse_scheme, words_per_vector
+from tqchat.kv.scheme import FormatSpec, Scheme, parse_scheme
 
 MAX_NUMBER = 2**31 - 1
 """Largest count of tokens or other number."""
@@ -93,7 +93,7 @@ def check_side(
             for number in (1, 2):
                 shapes[f"packed_{number}"] = (dim // spec.group_size(head_dim), _FLOATS)
         else:
-            shapes["packed_0"] = (words_per_vector(head_dim, spec.bits), (mx.uint32,))
+            shapes["packed_0"] = (spec.words_per_vector(head_dim), (mx.uint32,))
             shapes["packed_1"] = (1, (mx.float16,))
     heads: set[tuple[int, int]] = set()
     for name, array in arrays.items():
