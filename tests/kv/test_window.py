@@ -13,7 +13,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from tests.kv import families, tiny
 from tests.kv.test_cache import logits
 from tests.kv.test_families import make_raw, short
-from tqchat.kv import convert, make_prompt_cache, memory_report, needs_queries, observe_queries
+from tqchat.kv import checkpoint, convert, make_prompt_cache, memory_report, needs_queries, observe_queries
 from tqchat.kv.scheme import FP16, TILE, Scheme, parse_scheme
 from tqchat.kv.window import WindowCache
 
@@ -287,3 +287,22 @@ def test_spare_capacity_is_proportional_to_the_window() -> None:
     cache.update_and_fetch(keys[:, :, 299:], values[:, :, 299:])
     assert cache.key_side.recent.capacity < 128 + 2 * TILE
     assert cache.value_side.packed.capacity < 128 + TILE
+
+
+@pytest.mark.parametrize("name", ["mlx-lm", "fp16", "affine8", "turbo4"])
+@pytest.mark.parametrize("feed", [(100,), (20, 100), (100, 1), (20,)])
+def test_a_checkpoint_holds_no_more_than_the_window(name: str, feed: tuple[int, ...]) -> None:
+    cache: Any = ring(32) if name == "mlx-lm" else WindowCache(32, short(name), mx.float32)
+    keys, values = stream(200)
+    start = 0
+    for count in feed:
+        cache.update_and_fetch(keys[:, :, start : start + count], values[:, :, start : start + count])
+        start += count
+    taken = checkpoint.take([cache], start)
+    (again,) = checkpoint.roll_back([cache], taken, 0)
+    assert taken.bytes <= max(cache.nbytes, 2 * keys[:, :, :48].nbytes)
+    for count in (1, 5, 40, 1):
+        part = slice(start, start + count)
+        ours, theirs = (one.update_and_fetch(keys[:, :, part], values[:, :, part]) for one in (again, cache))
+        assert all(mx.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        start += count

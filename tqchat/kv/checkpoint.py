@@ -15,9 +15,9 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.conversion import convert_keeping, temporary_file
 from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
-from tqchat.kv.report import memory_report
 from tqchat.kv.scheme import Scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
+from tqchat.kv.window import only_window
 
 _TRIMMABLE = (SchemeCache, LatentCache, mlx_cache.KVCache, mlx_cache.QuantizedKVCache)
 """Cache classes that hold all tokens, so that any number of the last ones can be trimmed."""
@@ -38,8 +38,8 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Bytes in memory."""
-        return memory_report(list(self.layers.values())).bytes
+        """Bytes of the live arrays as allocated, spare capacity included."""
+        return sum(layer.nbytes for layer in self.layers.values())
 
 
 def needs_checkpoints(cache: Sequence[Any]) -> bool:
@@ -56,14 +56,15 @@ def can_trim(cache: Sequence[Any]) -> bool:
 
 
 def take(cache: Sequence[Any], tokens: int) -> Checkpoint:
-    """Copy the layers that cannot be trimmed, evaluated.
+    """Copy the layers that cannot be trimmed, evaluated. Windows lose what has left them.
 
     Raises:
         CacheFileError: if a layer's class is not supported.
     """
     flat = flat_layers(list(cache))
     return Checkpoint(
-        tokens, {i: copy_layer(layer) for i, layer in enumerate(flat) if type(layer) not in _TRIMMABLE}
+        tokens,
+        {i: copy_layer(only_window(layer)) for i, layer in enumerate(flat) if type(layer) not in _TRIMMABLE},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -130,6 +131,27 @@ def as_window(ring: RotatingKVCache) -> WindowCache:
     window.queries_seen = getattr(ring, "queries_seen", 0)
     window.rope = getattr(ring, "rope", None)
     return window
+
+
+def only_window(layer: Any) -> Any:
+    """The cache without tokens that have left its window; the same object if there are none.
+
+    After a prompt a window holds the whole of its last chunk until the next step.
+    """
+    if type(layer) is RotatingKVCache and layer.keys is not None and layer.keys.shape[2] > layer.max_size:
+        ring = copy.copy(layer)
+        ring.keys, ring.values = (
+            mx.concatenate([x[:, :, : layer.keep], x[:, :, layer.keep - layer.max_size :]], axis=2)
+            for x in _in_temporal_order(layer)
+        )
+        ring._idx = layer.max_size
+        return ring
+    if isinstance(layer, WindowCache) and layer.key_side.length > layer.max_size:
+        window = copy.copy(layer)
+        window.key_side, window.value_side = (side.snapshot() for side in layer.sides)
+        window.keep_last(window.max_size)
+        return window
+    return layer
 
 
 def _in_temporal_order(ring: RotatingKVCache) -> tuple[mx.array, mx.array]:
