@@ -256,3 +256,23 @@ def test_after_a_trim_to_nothing_packed_the_fit_starts_anew(scheme: str) -> None
                 mx.allclose(array, twin.format.fitted[name], rtol=1e-2, atol=1e-3)
                 for name, array in side.format.fitted.items()
             )
+
+
+@pytest.mark.parametrize("before", ["affine8", "affine4", "turbo8v2"])
+def test_keys_of_an_affine_scheme_are_fitted_to_the_queries_that_it_was_fitted_to(before: str) -> None:
+    keys, values, queries = mx.random.normal((3, 1, 2, 300, 64), key=mx.random.key(2))
+    scale = mx.exp(mx.random.normal((64,), key=mx.random.key(3)))
+    caches = [SchemeCache(parse_scheme(name)) for name in ("turbo3", before)]
+    for cache in caches:
+        cache.append(keys, values)
+        cache.observe(queries * scale)
+        cache.pack_due()
+    direct, (converted,) = caches[0], convert(caches[1:], "turbo3")
+    assert converted.earlier_balance is None
+    fits = [cache.key_side.format.fitted for cache in (direct, converted)]
+    assert mx.allclose(*(fit["balance"] for fit in fits), rtol=0.05)
+    assert mx.allclose(*(fit["metric"] for fit in fits), rtol=0.1)
+    off, direct_off = (
+        ((cache.decoded()[0] - keys) * scale).square().mean().item() for cache in (converted, direct)
+    )
+    assert off < {"affine4": 1.6}.get(before, 1.1) * direct_off

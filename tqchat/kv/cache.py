@@ -34,7 +34,16 @@ MAX_DECODE_ROWS = 16
 MAX_VERIFIED_ROWS = 64
 """Most query tokens of a step that counts as speculative decoding because a part of it was trimmed."""
 
-TRANSIENT = ("rope", "earlier", "route", "packs_prompts", "uses_placeholders", "_dtypes", "_step_rows")
+TRANSIENT = (
+    "rope",
+    "earlier",
+    "earlier_balance",
+    "route",
+    "packs_prompts",
+    "uses_placeholders",
+    "_dtypes",
+    "_step_rows",
+)
 """Attributes that are not part of a cache's state and are copied with it."""
 
 ROLES = "key", "value"
@@ -87,6 +96,8 @@ class SchemeCache:
         query_energy: Sum of squares of the queries observed before the keys are fitted, float32 ``[batch,
             heads, 1, key_dim]``.
         queries_seen: Number of those queries per head.
+        earlier_balance: The keys' balance under an earlier scheme whose fit does not serve this one, until
+            they are fitted.
         earlier: The sides as they were under earlier schemes.
         rounding: What the tokens carry from earlier schemes, by role.
         route: The attention of the model that the cache is for; by default that of all of mlx-lm.
@@ -102,6 +113,7 @@ class SchemeCache:
         self.value_side = Side(scheme, "value")
         self.query_energy: mx.array | None = None
         self.queries_seen = 0
+        self.earlier_balance: mx.array | None = None
         self.rope: Rope | None = None
         self.earlier = EarlierSides()
         self.rounding = dict.fromkeys(ROLES, NO_ROUNDING)
@@ -297,6 +309,8 @@ class SchemeCache:
             target.append(source.fetch(source.dtype)[:, :, end - first :])
             rounding = rounding.then(end, old.rounding_now(role))
         target.take_fit_of(source)
+        if role == "key" and self._is_unfitted:
+            self.earlier_balance = source.format.fitted.get("balance", old.earlier_balance)
         self.rounding[role] = rounding
 
     def mark_rounded(self, bits: tuple[int, int]) -> None:
@@ -321,11 +335,11 @@ class SchemeCache:
         self._sides_before_packing = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
-        statistics = QueryStatistics(energy, self.queries_seen, self.rope, first)
+        statistics = QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
         for role, side in zip(ROLES, self.sides, strict=True):
             side.pack_due(statistics, self.rounding[role])
         if not self._is_unfitted:
-            self.query_energy, self.queries_seen = None, 0
+            self.query_energy, self.queries_seen, self.earlier_balance = None, 0, None
 
     def _submit(self, output: mx.array | None = None) -> None:
         """Start evaluating arrays that no output of this step depends on; the next may be another thread's.
@@ -434,9 +448,14 @@ class SchemeCache:
     @property
     def nbytes(self) -> int:
         """Allocated bytes of this layer's arrays; what layers share is excluded."""
-        pending = 0 if self.query_energy is None else self.query_energy.nbytes
         sides = sum(side.allocated_bytes + side.working_bytes for side in self.sides)
-        return sides + pending + self.launch_bytes
+        return sides + self.statistics_bytes + self.launch_bytes
+
+    @property
+    def statistics_bytes(self) -> int:
+        """Bytes of what the keys will be fitted with."""
+        held = (self.query_energy, self.earlier_balance)
+        return sum(array.nbytes for array in held if array is not None)
 
     @property
     def launch_bytes(self) -> int:

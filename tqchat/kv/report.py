@@ -52,8 +52,7 @@ def _layer_report(index: int, layer: Any, scheme: Scheme) -> LayerReport:
 
 def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     keys, values = layer.sides
-    pending = 0 if layer.query_energy is None else layer.query_energy.nbytes
-    key_bytes = keys.bytes + keys.working_bytes + pending
+    key_bytes = keys.bytes + keys.working_bytes + layer.statistics_bytes
     value_bytes = values.bytes + values.working_bytes
     carried = [
         layer.rounding[role].at_most(side.spec.bits) for role, side in zip(ROLES, layer.sides, strict=True)

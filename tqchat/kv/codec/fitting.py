@@ -43,12 +43,15 @@ class QueryStatistics:
         query_energy: Mean square of each coordinate of the observed queries, float32 ``[batch, heads, 1,
             head_dim]``; ``None`` if no query was observed.
         query_rows: Number of observed queries per head.
+        balance: Of an earlier fit of these keys, which tells the energies of its queries; used if no query
+            was observed since.
         rope: Rotary embedding of queries and keys; ``None`` if unknown.
         first_position: Position of the first key.
     """
 
     query_energy: mx.array | None = None
     query_rows: int = 0
+    balance: mx.array | None = None
     rope: Rope | None = None
     first_position: int = 0
 
@@ -112,7 +115,12 @@ def fit_keys(x: mx.array, statistics: QueryStatistics) -> KeyFit:
     # Prior: queries have the energies of keys, which leaves every channel's scale as it is. Its weight falls
     # with the square of the number of queries, because it is far off where channels are outliers.
     confidence = statistics.query_rows**2 / (statistics.query_rows**2 + PRIOR_QUERIES**2)
-    queries = energy if queries is None else _blend(energy, queries, confidence)
+    if queries is not None:
+        queries = _blend(energy, queries, confidence)
+    elif statistics.balance is not None:
+        queries = energy * statistics.balance.astype(mx.float32) ** 4  # the inverse of ``_balance``
+    else:
+        queries = energy
     balance = _balance(queries, energy)
     cost = queries / balance.astype(mx.float32).square()
     cost = cost / mx.maximum(cost.mean(axis=-1, keepdims=True), 1e-30)
