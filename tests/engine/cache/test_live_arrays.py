@@ -85,27 +85,6 @@ def test_everything_alive_after_a_command_is_counted(
     assert again.memory().packed_tokens and uncounted(again, known) == 0
 
 
-def test_checkpoints_of_windows_are_counted_and_hold_no_more_than_the_window(tmp_path: Path) -> None:
-    window = 256
-    config = small.SLIDING | {"sliding_window": window, "num_hidden_layers": 2}
-    model = models.load(str(small.write(tmp_path / "model", config)))
-    for scheme in ("turbo4", "turbo3"):  # makes their tables
-        send(Session(model, scheme), STORY, greedy(1))
-    held = arrays()
-    known = {id(array) for array in held}
-    session = Session(model, "turbo4")
-    done = send(session, STORY, greedy(8))
-    assert uncounted(session, known) <= 0
-    kept = [layer.key_side.length for one in session._cache.checkpoints for layer in one.layers.values()]
-    assert set(kept) == {window}
-    send(session, [*STORY, assistant(done.text), user("And then?")], greedy(8))
-    assert uncounted(session, known) <= 0
-    send(session, [*STORY, assistant("No."), user("Why?")], greedy(8))  # rolls back
-    for other in ("turbo3", "turbo4"):
-        list(session.set_scheme(other))
-        assert uncounted(session, known) <= 0
-
-
 def test_a_draft_models_cache_is_counted(starter: LoadedModel, known: set[int]) -> None:
     session = Session(starter, "turbo4", draft=starter)
     send(session, STORY, greedy(24))
@@ -172,3 +151,24 @@ def test_a_re_read_packs_and_consults_the_budget(tiny: LoadedModel) -> None:
     (failed,) = session.set_scheme("turbo4", reread=True)
     assert "memory_budget" in failed.message  # type: ignore[union-attr]
     assert session.memory().packed_tokens == replied.packed_tokens
+
+
+def test_checkpoints_of_windows_are_counted_and_hold_no_more_than_the_window(tmp_path: Path) -> None:
+    window = 256
+    config = small.SLIDING | {"sliding_window": window, "num_hidden_layers": 2}
+    model = models.load(str(small.write(tmp_path / "model", config)))
+    for scheme in ("turbo4", "turbo3"):  # makes their tables
+        send(Session(model, scheme), STORY, greedy(1))
+    held = arrays()
+    known = {id(array) for array in held}
+    session = Session(model, "turbo4")
+    done = send(session, STORY, greedy(8))
+    assert uncounted(session, known) <= 0
+    kept = [layer.key_side.length for one in session._cache.checkpoints for layer in one.layers.values()]
+    assert set(kept) == {window}
+    send(session, [*STORY, assistant(done.text), user("And then?")], greedy(8))
+    assert uncounted(session, known) <= 0
+    send(session, [*STORY, assistant("No."), user("Why?")], greedy(8))  # rolls back
+    for other in ("turbo3", "turbo4"):
+        list(session.set_scheme(other))
+        assert uncounted(session, known) <= 0
