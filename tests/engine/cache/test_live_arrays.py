@@ -51,10 +51,15 @@ def uncounted(session: Session, known: set[int]) -> int:
 
 
 @pytest.fixture(scope="module")
-def known(starter: LoadedModel) -> Iterator[set[int]]:
-    """Weights and tables that outlive conversations."""
+def tables(starter: LoadedModel) -> None:
+    """Makes the tables that outlive conversations."""
     for scheme in ("turbo4", "turbo0v2", "turbo3", "affine4"):
         send(Session(starter, scheme, draft=starter), STORY, greedy(4))
+
+
+@pytest.fixture
+def known(tables: None) -> Iterator[set[int]]:
+    """Weights, tables, and what other tests hold."""
     held = arrays()
     yield {id(array) for array in held}
     del held
