@@ -14,6 +14,7 @@ from mlx_lm.models.cache import create_attention_mask
 
 from tqchat.kv import untrusted
 from tqchat.kv.attention.reference import attention
+from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
@@ -121,7 +122,8 @@ class SchemeCache:
         self.uses_placeholders = False
         self._packing_deferred = self._was_attended = self._is_shared = self._awaits_attention = False
         self._step_rows = MAX_DECODE_ROWS + 1
-        self._step_was_cut = False
+        self._step_was_cut = self._is_verifying = False
+        self._energy_by_row: tuple[mx.array, int] | None = None
         self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
@@ -179,7 +181,8 @@ class SchemeCache:
         self._sides_before_packing = None
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
-        if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_decode(count) and self.is_due)):
+        self._is_verifying, self._energy_by_row = count > 1 and self._is_decode(count), None
+        if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_verifying and self.is_due)):
             self._pack()
         self._step_rows, self._step_was_cut = count, False
         dtype = self.dtype
@@ -209,6 +212,15 @@ class SchemeCache:
         only speculative decoding trims a part of a step.
         """
         return self._step_was_cut or max(rows, self._step_rows) <= MAX_DECODE_ROWS
+
+    @property
+    def attends_row_by_row(self) -> bool:
+        """Whether this step's tokens get the bits of single steps, so that verified tokens are the same.
+
+        Only on a CPU: there its other operations give rows the same bits as well (up to 12 rows with
+        OpenBLAS), and a row of attention takes as long alone as among others.
+        """
+        return self._is_verifying and mx.default_device() == mx.cpu
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All tokens, in the dtypes that the model last passed.
@@ -332,7 +344,7 @@ class SchemeCache:
         self._submit()
 
     def _pack(self) -> None:
-        self._sides_before_packing = None
+        self._sides_before_packing = self._energy_by_row = None
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
         statistics = QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
@@ -356,17 +368,28 @@ class SchemeCache:
     def observe(self, queries: mx.array) -> None:
         """Add queries to the statistics that keys are fitted to; no effect once they are fitted.
 
+        Those of tokens that are trimmed in the next step are taken back.
+
         Args:
             queries: ``[batch, query_heads, rows, key_dim]``. Rows that are not finite are ignored.
         """
         if not self._is_unfitted:
             return
         batch, heads = self.key_side.shape
+        count = queries.shape[2]
         rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
         squares = rows.square()
         squares = mx.where(mx.isfinite(squares.sum(axis=-1, keepdims=True)), squares, 0)
-        energy = squares.sum(axis=2, keepdims=True)
-        self.query_energy = energy if self.query_energy is None else self.query_energy + energy
+        if self._is_verifying:
+            by_row = squares.reshape(batch, heads, -1, count, self.key_side.head_dim).sum(axis=2)
+            if self.query_energy is not None:
+                by_row = mx.concatenate([self.query_energy, by_row], axis=2)
+            by_row = mx.cumsum(by_row, axis=2)
+            self._energy_by_row = by_row, int(rows.shape[2]) // count
+            self.query_energy = by_row[:, :, -1:]
+        else:
+            energy = squares.sum(axis=2, keepdims=True)
+            self.query_energy = energy if self.query_energy is None else self.query_energy + energy
         self.queries_seen += int(rows.shape[2])
         mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``_submit``
 
@@ -397,7 +420,14 @@ class SchemeCache:
         self._was_attended = True
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         output = self._fused(queries, keys, values, scale, mask, sink_logits)
-        if output is None:
+        if output is None and self.attends_row_by_row:
+
+            def attend(row: mx.array, seen: int, own: mx.array | None) -> mx.array:
+                own_keys, own_values = keys.first(seen), values.first(seen)
+                return attention(row, own_keys, own_values, scale, own, sink_logits)
+
+            output = row_by_row(queries, keys.length, mask, attend)
+        elif output is None:
             output = attention(queries, keys, values, scale, mask, sink_logits)
         del keys, values
         self.finish_attention(output)
@@ -428,6 +458,7 @@ class SchemeCache:
     def trim(self, n: int) -> int:
         """Drop the last ``n`` tokens; returns how many were dropped."""
         n = min(self.offset, n)
+        self._forget_queries_of_last(n)
         for side in self.sides:
             side.trim(n)
         self.offset -= n
@@ -438,6 +469,17 @@ class SchemeCache:
         self._fetched_placeholders = self._fetched = self._sides_before_packing = None
         self._submit()
         return n
+
+    def _forget_queries_of_last(self, n: int) -> None:
+        """Take back the statistics of the last ``n`` tokens' queries, if they are of the last step."""
+        observed, self._energy_by_row = self._energy_by_row, None
+        if observed is None or not 0 < n < self._step_rows:
+            return
+        by_row, queries_per_token = observed
+        kept = by_row.shape[2] - n
+        self.query_energy = by_row[:, :, kept - 1 : kept]
+        self.queries_seen -= queries_per_token * n
+        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``_submit``
 
     def size(self) -> int:
         return self.offset

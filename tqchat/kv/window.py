@@ -43,6 +43,11 @@ class WindowCache(SchemeCache):
         self.keep_last(self.max_size - 1)
         super().append(keys, values)
 
+    @property
+    def attends_row_by_row(self) -> bool:
+        """Never: windows do not verify tokens, since they cannot be trimmed once they are full."""
+        return False
+
     def keep_last(self, count: int) -> None:
         """Drop the oldest tokens until at most ``count`` are held."""
         for side in self.sides:

@@ -18,6 +18,7 @@ from mlx.nn.layers.base import Module
 from mlx_lm.models import base
 
 from tqchat.kv.attention.per_model import PerModel
+from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
@@ -62,7 +63,7 @@ class RoutedAttention:
                 cache.observe(queries)
                 if cache.uses_placeholders:
                     keys, values = cache.decoded()
-                output = self._original(queries, keys, values, cache, scale, mask, sinks)
+                output = self._of_raw_tokens(queries, keys, values, cache, scale, mask, sinks)
                 cache.finish_attention(output)
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
@@ -70,6 +71,24 @@ class RoutedAttention:
         if (shared := cache_of(keys, values)) is not None:
             shared.mark_shared()
         return self._original(queries, keys, values, cache, scale, mask, sinks)
+
+    def _of_raw_tokens(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: SchemeCache,
+        scale: float,
+        mask: Any,
+        sinks: mx.array | None,
+    ) -> mx.array:
+        if not cache.attends_row_by_row:
+            return self._original(queries, keys, values, cache, scale, mask, sinks)
+
+        def attend(row: mx.array, seen: int, own: mx.array | None) -> mx.array:
+            return self._original(row, keys[:, :, :seen], values[:, :, :seen], cache, scale, own, sinks)
+
+        return row_by_row(queries, keys.shape[2], mask, attend)
 
     def _original(
         self,

@@ -134,6 +134,16 @@ class Side:
         copied.recent = self.recent.snapshot()
         return copied
 
+    def first(self, count: int) -> Self:
+        """The side without its last tokens, which are recent; valid until the side changes."""
+        if count == self.length:
+            return self
+        shortened = copy.copy(self)
+        self.recent.write_pending()
+        shortened.recent = copy.copy(self.recent)
+        shortened.recent.length -= self.length - count
+        return shortened
+
     def append(self, x: mx.array) -> None:
         """Append vectors ``[batch, heads, tokens, head_dim]`` of one float dtype."""
         if not self.head_dim:
