@@ -10,13 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import mlx.core as mx
-
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
-from tqchat.engine.decoding import Decoder, check_draft
+from tqchat.engine.decoding import Decoder, can_draft, check_draft
 from tqchat.engine.events import (
     Done,
     Event,
@@ -61,6 +59,7 @@ class Session:
         limits: Limits | None = None,
         draft: LoadedModel | None = None,
         began: float | None = None,
+        lookup: bool = False,
     ) -> None:
         """
         Args:
@@ -68,6 +67,7 @@ class Session:
             draft: Draft model of the same vocabulary.
             began: Start of the conversation, as returned by ``wall_clock``; by default now. Chat templates
                 that write the date get this one, so that prompts do not change from day to day.
+            lookup: Whether tokens are proposed from the conversation itself where there is no draft model.
 
         Raises:
             DraftMismatch: if the vocabularies differ.
@@ -78,6 +78,7 @@ class Session:
         self._cache = PromptCache(model, scheme, draft)
         self._memory = MemoryBudget(limits or Limits())
         self._draft = draft
+        self._lookup = lookup
         self.changed = False
         self.transcript_tokens = 0
         """Whether the cache has unsaved changes."""
@@ -106,6 +107,11 @@ class Session:
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the cache."""
         return tuple(self._cache.tokens)
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether tokens can be proposed to this model: not if its cache cannot be trimmed."""
+        return can_draft(self._cache)
 
     def memory(self) -> MemoryReport:
         """Memory report of the cache, the draft model's included."""
@@ -246,9 +252,7 @@ class Session:
         limit = self.model.context_limit
         max_tokens = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
         max_tokens = max(max_tokens, 1)
-        if sampling.seed is not None:
-            mx.random.seed(sampling.seed)
-        decoder = Decoder(cache, prompt, sampling, max_tokens, cache.draft)
+        decoder = Decoder(cache, prompt, sampling, max_tokens, self._lookup)
         reason: StopReason | None = None
         reported = time.perf_counter()
         try:

@@ -420,15 +420,9 @@ class SchemeCache:
         self._was_attended = True
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         output = self._fused(queries, keys, values, scale, mask, sink_logits)
-        if output is None and self.attends_row_by_row:
-
-            def attend(row: mx.array, seen: int, own: mx.array | None) -> mx.array:
-                own_keys, own_values = keys.first(seen), values.first(seen)
-                return attention(row, own_keys, own_values, scale, own, sink_logits)
-
-            output = row_by_row(queries, keys.length, mask, attend)
-        elif output is None:
-            output = attention(queries, keys, values, scale, mask, sink_logits)
+        if output is None:
+            attend = _attention_by_row if self.attends_row_by_row else attention
+            output = attend(queries, keys, values, scale, mask, sink_logits)
         del keys, values
         self.finish_attention(output)
         return output
@@ -602,3 +596,19 @@ class SchemeCache:
         copied._fused.workspace = self._fused.workspace
         copied._submit()
         return copied
+
+
+def _attention_by_row(
+    queries: mx.array,
+    keys: Side,
+    values: Side,
+    scale: float,
+    mask: mx.array | str | None,
+    sink_logits: mx.array | None,
+) -> mx.array:
+    """``attention``, each row of which has the bits of a step of its own."""
+
+    def attend(row: mx.array, seen: int, own: mx.array | None) -> mx.array:
+        return attention(row, keys.first(seen), values.first(seen), scale, own, sink_logits)
+
+    return row_by_row(queries, keys.length, mask, attend)
