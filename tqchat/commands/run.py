@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqchat import paths, settings
 from tqchat.commands import question
 from tqchat.commands.interruption import Interruption
-from tqchat.engine.commands import ChatMessage, Sampling, model_ref
+from tqchat.engine.commands import ChatMessage, Sampling, drafting_of, model_ref
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
@@ -175,12 +175,15 @@ def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
     )
     if loaded.info.warning is not None:
         yield Notice(None, loaded.info.warning, "warning")
-    draft = None
-    if user_settings.draft is not None:
-        draft = models.load(user_settings.draft, progress=_Download(user_settings.draft))
+    drafting, draft = drafting_of(user_settings.draft), None
+    if drafting.model is not None:
+        draft = models.load(drafting.model, progress=_Download(drafting.model))
     # After models.load, which prepares the backend before MLX is first imported.
+    from tqchat.engine.decoding import no_draft_reason
     from tqchat.engine.session import Session
 
+    if drafting.is_asked_for and (reason := no_draft_reason(loaded)) is not None:
+        yield Notice(None, reason, "warning")
     scheme = request.scheme
     if scheme == AUTO:
         from tqchat.engine.memory import auto_scheme
@@ -192,7 +195,7 @@ def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
             print(f"tqchat: auto chose {choice.reason}", file=sys.stderr)
     with log_to(paths.locate().log_dir):
         began = None if turn is None else turn.conversation.began
-        session = Session(loaded, scheme, user_settings.limits, draft, began)
+        session = Session(loaded, scheme, user_settings.limits, draft, began, drafting.lookup)
         session.thinking = user_settings.reasoning
         # At a terminal the answer is shown as it comes; what reads a pipe cannot take anything back.
         doubtful = loaded.reply_format.reasons and session.thinking.choice != "off"
@@ -296,7 +299,7 @@ def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
 
 def _summary(done: Done) -> dict[str, Any]:
     counts = done.counts
-    # Only if a draft model was used.
+    # Only if tokens were proposed.
     drafted = {"drafted": counts.drafted, "accepted": counts.accepted} if counts.drafted else {}
     return {
         "reply": done.text,

@@ -28,6 +28,34 @@ def model_ref(ref: str | None) -> str:
 
 
 @dataclass(frozen=True)
+class Drafting:
+    """What proposes the tokens of replies.
+
+    Attributes:
+        model: Name of the draft model; ``None`` for none.
+        lookup: Whether proposals are looked up in the conversation.
+        is_asked_for: Whether the user chose it. If not, a model that nothing can be proposed to is no news.
+    """
+
+    model: str | None = None
+    lookup: bool = True
+    is_asked_for: bool = False
+
+
+_DRAFTING = {
+    None: Drafting(),
+    "auto": Drafting(),
+    "prompt": Drafting(is_asked_for=True),
+    "none": Drafting(lookup=False),
+}
+
+
+def drafting_of(setting: str | None) -> Drafting:
+    """What the setting ``draft`` means: ``auto``, ``prompt``, ``none``, or a draft model's name."""
+    return _DRAFTING.get(setting) or Drafting(setting, lookup=False, is_asked_for=True)
+
+
+@dataclass(frozen=True)
 class ChatMessage:
     """A message as the chat template gets it. ``reasoning`` precedes a reply, without its marks."""
 

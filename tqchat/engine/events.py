@@ -174,7 +174,7 @@ class TokenCounts:
         restored: Came from disk.
         reused: Were in the live cache.
         prefilled: Were read now.
-        drafted, accepted: Proposed by the draft model; generated as proposed.
+        drafted, accepted: Proposed by a draft model or from the conversation; generated as proposed.
     """
 
     prompt: int

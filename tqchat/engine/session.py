@@ -14,7 +14,7 @@ from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
-from tqchat.engine.decoding import Decoder, can_draft, check_draft
+from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.events import (
     Done,
     Event,
@@ -107,11 +107,6 @@ class Session:
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the cache."""
         return tuple(self._cache.tokens)
-
-    @property
-    def can_draft(self) -> bool:
-        """Whether tokens can be proposed to this model: not if its cache cannot be trimmed."""
-        return can_draft(self._cache)
 
     def memory(self) -> MemoryReport:
         """Memory report of the cache, the draft model's included."""

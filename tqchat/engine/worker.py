@@ -24,6 +24,7 @@ from tqchat.engine.commands import (
     OpenConversation,
     Send,
     SetScheme,
+    drafting_of,
     model_ref,
 )
 from tqchat.engine.events import (
@@ -108,7 +109,7 @@ class Engine:
             on_event: Called on the engine thread with each event.
             cache_budget: GB of all caches on disk; ``None`` for the vault's default.
             limits: Called before each reply for the memory limits of its cache.
-            draft: Name of the draft model, used if it is on this machine.
+            draft: What proposes tokens, see ``drafting_of``; a draft model is used if it is on this machine.
             adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other;
                 conversations can choose another, or none.
             find_profile: Finds a model's quality profile, by which bits are given to its layers.
@@ -117,7 +118,7 @@ class Engine:
         self._paths = paths
         self._vault = Vault(paths.caches, cache_budget)
         self._limits = limits
-        self._draft_ref = draft
+        self._drafting = drafting_of(draft)
         self._default_adapter = adapter
         self._models: CurrentModel  # made on the engine thread, where its imports do not delay the screen
         self._find_profile = find_profile
@@ -315,6 +316,7 @@ class Engine:
         self._emit(ModelReady(model.info, time.perf_counter() - began))
         if model.info.warning is not None:
             self._emit(Notice(None, model.info.warning, "warning"))
+        self._notice_undraftable(model)
         if current is not None:
             self._reopen(current)
 
@@ -339,20 +341,28 @@ class Engine:
         from tqchat.engine import backend, decoding, models
         from tqchat.engine.hub.resolve import local_folder
 
-        if self._draft_ref is None:
+        ref = self._drafting.model
+        if ref is None:
             return None
         try:
-            folder = local_folder(self._draft_ref)
+            folder = local_folder(ref)
             if folder is None:
                 raise DraftMismatch(
-                    f"The draft model {self._draft_ref} is not on this machine; load it once to download it."
+                    f"The draft model {ref} is not on this machine; load it once to download it."
                 )
-            draft = self._draft or models.load_folder(folder, self._draft_ref, backend.prepare())
+            draft = self._draft or models.load_folder(folder, ref, backend.prepare())
             decoding.check_draft(model, draft)
         except TqchatError as error:
             self._emit(Notice(None, str(error), "warning"))
             return None
         return draft
+
+    def _notice_undraftable(self, model: LoadedModel) -> None:
+        """Say so if the user asked for drafts that this model's cache cannot take back."""
+        from tqchat.engine.decoding import no_draft_reason
+
+        if self._drafting.is_asked_for and (reason := no_draft_reason(model)) is not None:
+            self._emit(Notice(None, reason, "warning"))
 
     # Conversations.
 
@@ -366,7 +376,8 @@ class Engine:
         self._current = None
         self._models.use_adapter(command.adapter)
         conversation_id, messages = command.conversation_id, command.messages
-        session = Session(self._model, scheme, self._limits(), self._draft, command.began)
+        lookup = self._drafting.lookup
+        session = Session(self._model, scheme, self._limits(), self._draft, command.began, lookup)
         session.thinking = command.thinking
         restored, reason = session.restore(self._vault, conversation_id, messages)
         self._current = _Current(conversation_id, messages, session, command.adapter)

@@ -197,10 +197,10 @@ SETTINGS: tuple[Setting, ...] = (
         "draft",
         "Model",
         "model",
-        "A draft model: a small model with the same vocabulary that proposes tokens, for faster replies.",
-        "a folder or a Hugging Face repo id",
+        "Faster replies: prompt proposes tokens that the conversation repeats; or a small model, or none.",
+        "auto, prompt, none, or a draft model: a folder or a Hugging Face repo id",
         _text,
-        "none",
+        AUTO,
         _START,
     ),
     Setting(

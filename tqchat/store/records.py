@@ -71,7 +71,7 @@ class Message:
         status: ``unfinished`` if the process ended during the reply, ``stopped`` if the user stopped it.
         tokens: Tokens of this message.
         prompt_tokens: Tokens before it when it was generated.
-        drafted: Tokens that the draft model proposed.
+        drafted: Tokens that a draft model or the conversation proposed.
         accepted: Proposed tokens that became part of the reply.
         cache_bytes: Cache size at the end of the reply.
         fp16_bytes: Size of an FP16 cache of the same tokens.

@@ -7,5 +7,5 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 from tqchat.engine.decoding.decoder import Decoder as Decoder
-from tqchat.engine.decoding.decoder import can_draft as can_draft
+from tqchat.engine.decoding.decoder import no_draft_reason as no_draft_reason
 from tqchat.engine.decoding.draft_model import check_draft as check_draft

@@ -19,7 +19,8 @@ from tqchat.engine.commands import Sampling
 from tqchat.engine.decoding.draft_model import DraftModel
 from tqchat.engine.decoding.prompt_lookup import PromptLookup
 from tqchat.engine.decoding.proposer import Proposer
-from tqchat.engine.decoding.sampling import TokenSampler
+from tqchat.engine.decoding.sampling import TokenSampler, token_ids
+from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
 from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.prompt_cache import flat_layers
@@ -31,6 +32,16 @@ STEPS_PER_CLEAR = 256
 def can_draft(held: PromptCache) -> bool:
     """Whether proposed tokens can be trimmed: not from recurrent states, nor from full windows."""
     return not held.needs_checkpoints and checkpoint.can_trim(held.cache)
+
+
+def no_draft_reason(model: LoadedModel) -> str | None:
+    """A sentence if nothing can be proposed to a model, else ``None``."""
+    if can_draft(PromptCache(model, "fp16")):
+        return None
+    return (
+        f"{model.info.name} replies without drafts: its sliding windows or recurrent layers "
+        "cannot take rejected tokens back."
+    )
 
 
 class Decoder:
@@ -156,7 +167,7 @@ class Decoder:
             # The next step is submitted before this one's token is known, unless a proposal may follow it.
             waits = proposer is not None and proposer.expects(self._sequence)
             following = None if waits else self._submit(pending, self._number + 1, pending)
-            token = int(pending.item())
+            (token,) = token_ids(pending)
             if following is not None:
                 held.tokens.append(token)
             seconds, known_at = self._since(known_at)
@@ -202,7 +213,7 @@ class Decoder:
         with mx.stream(generation_stream):
             rows = held.model.model(tokens[None], cache=held.cache)[0]
             sampled = self._sampler.sample_rows(rows, self._number, self._sequence, proposed)
-            found: list[int] = sampled.tolist()
+            found = token_ids(sampled)
         agreeing = 0
         while agreeing < len(proposed) and proposed[agreeing] == found[agreeing]:
             agreeing += 1

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.decoding.sampling import PENALTY_WINDOW, TokenSampler
+from tqchat.engine.decoding.sampling import PENALTY_WINDOW, TokenSampler, token_ids
 from tqchat.engine.failures import DraftMismatch
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.sequences import common_prefix
@@ -71,7 +71,7 @@ class DraftModel:
                 ahead = mx.concatenate(sampled) if sampled else None
                 token = self._sampler.sample(logits, number + step, before, ahead)
                 sampled.append(token)
-            proposed: list[int] = mx.concatenate(sampled).tolist()
+            proposed = token_ids(mx.concatenate(sampled))
         cache.tokens.extend(unread[-1:] + proposed[:-1])
         return proposed
 

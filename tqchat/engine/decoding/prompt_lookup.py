@@ -127,7 +127,7 @@ class PromptLookup:
         if not self._lost_place or self._changed > MAX_CHANGED_TOKENS:
             return 0
         old = tokens[self._lost_place : self._lost_place + MAX_CHANGED_TOKENS]
-        if self._changed > 1 and tokens[-1] in old:
+        if tokens[-1] in old:
             return self._lost_place + old.index(tokens[-1]) + 1
         # Perhaps a token was replaced by as many.
         return self._lost_place + self._changed

@@ -8,6 +8,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import random
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -104,3 +105,9 @@ class TokenSampler:
         while len(self._seeds) <= number:
             self._seeds.append(self._random.getrandbits(SEED_BITS))
         return self._seeds[number]
+
+
+def token_ids(tokens: mx.array) -> list[int]:
+    """The ids in an array of one dimension, once they are computed."""
+    ids: Any = tokens.tolist()
+    return list(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 
 from tqchat.engine import commands, events
-from tqchat.engine.commands import NO_ADAPTER, STARTER, model_ref
+from tqchat.engine.commands import NO_ADAPTER, STARTER, drafting_of, model_ref
 from tqchat.engine.hub import catalog, disk_use, local_cache, resolve
 from tqchat.engine.memory import recommend
 from tqchat.errors import TqchatError
@@ -68,9 +68,8 @@ def _delete(parts: Parts, ref: str) -> None:
     """Delete a model of the Hugging Face cache. Runs in a thread."""
     current = parts.chat.models.current
     try:
-        loaded = [
-            resolve.local_folder(one) for one in (current.ref if current else None, parts.settings.draft)
-        ]
+        draft = drafting_of(parts.settings.draft).model
+        loaded = [resolve.local_folder(one) for one in (current.ref if current else None, draft)]
         freed = disk_use.delete(ref, [folder for folder in loaded if folder is not None])
     except TqchatError as error:
         parts.host.call_from_thread(parts.say, str(error), "error")

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from tests.engine.talk import send, user
 from tqchat.engine.commands import Sampling, resolve_sampling
+from tqchat.engine.decoding.sampling import TokenSampler, token_ids
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.session import Session
@@ -96,3 +98,31 @@ def test_what_is_left_open_comes_from_the_model() -> None:
     chosen = resolve_sampling(Sampling(top_k=9, max_tokens=5, seed=1), defaults)
     assert chosen == replace(defaults, top_k=9, max_tokens=5, seed=1)
     assert resolve_sampling(Sampling(temperature=0.0), defaults) == Sampling(temperature=0.0)
+
+
+def test_a_proposal_is_accepted_as_often_as_it_would_be_sampled() -> None:
+    """Rows are sampled by the exact rule: each follows its own distribution, whatever was proposed."""
+    wanted = [[0.6, 0.3, 0.1, 0.0], [0.1, 0.2, 0.3, 0.4]]
+    logits = mx.log(mx.array(wanted) + 1e-9)
+    runs = 600
+    seen = [[0] * 4, [0] * 4]
+    for seed in range(runs):
+        sampler = TokenSampler(Sampling(temperature=1.0, seed=seed), 4)
+        rows = token_ids(sampler.sample_rows(logits, 3, [1, 2], [0]))
+        alone = TokenSampler(Sampling(temperature=1.0, seed=seed), 4)
+        assert rows[0] == token_ids(alone.sample(logits[:1], 3, [1, 2]))[0]
+        assert rows[1] == token_ids(alone.sample(logits[1:], 4, [1, 2, 0]))[0]
+        seen[0][rows[0]] += 1
+        if rows[0] == 0:  # the proposal was accepted
+            seen[1][rows[1]] += 1
+    for counts, shares in zip(seen, wanted, strict=True):
+        total = sum(counts)
+        expected = [max(total * share, 1e-9) for share in shares]
+        chi_squared = sum((n - m) ** 2 / m for n, m in zip(counts, expected, strict=True) if m > 1)
+        assert total >= 300 and chi_squared < 16.3, counts  # 0.1 % of correct samplers exceed it
+
+
+def test_penalties_see_what_was_proposed_before_each_row() -> None:
+    sampler = TokenSampler(Sampling(temperature=0.0, repetition_penalty=2.0), 4)
+    logits = mx.array([[1.0, 0.9, 0.8, 0.1]] * 3)
+    assert token_ids(sampler.sample_rows(logits, 0, [3], [0, 1])) == [0, 1, 2]

@@ -1,0 +1,79 @@
+"""Steps of several tokens give the bits of single steps on a CPU, so verified tokens are the plain ones."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models import base
+
+from tqchat.kv.attention import routing
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.scheme import parse_scheme
+
+ROWS = 7
+
+
+@pytest.fixture(autouse=True)
+def routed() -> None:
+    if mx.default_device() != mx.cpu:
+        pytest.skip("a GPU's products of several rows have other bits")
+    routing.install()
+
+
+def filled(scheme: str, tokens: int, packs: bool) -> SchemeCache:
+    cache = SchemeCache(parse_scheme(scheme), mx.float16)
+    attend(cache, random_tokens(tokens, 20), 0, tokens)
+    if packs:
+        cache.pack_due()
+    attend(cache, random_tokens(1, 30), 0, 1)
+    return cache
+
+
+def random_tokens(count: int, seed: int) -> list[mx.array]:
+    """Keys, values and queries."""
+    return [
+        mx.random.normal((1, heads, count, 64), key=mx.random.key(seed + number))
+        for number, heads in enumerate((2, 2, 6))
+    ]
+
+
+def attend(cache: SchemeCache, tokens: list[mx.array], begin: int, end: int) -> mx.array:
+    keys, values, queries = (array[:, :, begin:end] for array in tokens)
+    mask = cache.make_mask(end - begin)
+    fetched = cache.update_and_fetch(keys, values)
+    output = base.scaled_dot_product_attention(queries, *fetched, cache=cache, scale=0.1, mask=mask)
+    mx.eval(output)
+    return output
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "turbo4", "affine4", "trellis3"])
+def test_rows_have_the_bits_of_single_steps(scheme: str) -> None:
+    tokens = random_tokens(ROWS, 9)
+    alone, together = filled(scheme, 200, packs=True), filled(scheme, 200, packs=True)
+    assert (alone.packed_tokens > 0) == (scheme != "fp16")
+    single = mx.concatenate([attend(alone, tokens, n, n + 1) for n in range(ROWS)], axis=2)
+    assert mx.array_equal(attend(together, tokens, 0, ROWS), single)
+    # Rejected tokens leave nothing behind.
+    together.trim(3)
+    assert mx.array_equal(attend(together, tokens, ROWS - 3, ROWS), single[:, :, -3:])
+
+
+def test_queries_of_rejected_tokens_are_not_fitted_to() -> None:
+    tokens = random_tokens(ROWS, 9)
+    alone, together = filled("turbo4", 30, packs=False), filled("turbo4", 30, packs=False)
+    for number in range(2):
+        attend(alone, tokens, number, number + 1)
+    attend(together, tokens, 0, ROWS)
+    together.trim(ROWS - 2)
+    assert together.queries_seen == alone.queries_seen
+    assert together.query_energy is not None and alone.query_energy is not None
+    assert mx.array_equal(together.query_energy, alone.query_energy)
+
+
+def test_a_prompt_is_not_read_row_by_row() -> None:
+    cache = SchemeCache(parse_scheme("fp16"))
+    attend(cache, random_tokens(40, 3), 0, 40)
+    assert not cache.attends_row_by_row
+    attend(cache, random_tokens(40, 4), 0, 1)
+    attend(cache, random_tokens(40, 5), 0, 5)
+    assert cache.attends_row_by_row
