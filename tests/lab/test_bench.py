@@ -11,13 +11,13 @@ from mlx_lm.models.cache import KVCache
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
 from tqchat.engine import backend
-from tqchat.lab.bench import attention, decode, kv_caches, machine, shapes, timing
+from tqchat.lab.bench import attention, decode, drafting, kv_caches, machine, shapes, timing
 from tqchat.lab.bench.results import BenchResults, BenchRow, tables
 from tqchat.lab.candidates import Candidate
 from tqchat.lab.results import BadResults
 
 KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
-KEYS += ["peak_bytes", "read_bytes", "read_bytes_s", "ratio_fresh", "memory_ratio"]
+KEYS += ["peak_bytes", "read_bytes", "read_bytes_s", "ratio_fresh", "memory_ratio", "ratio_plain"]
 QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
 
 
@@ -188,6 +188,18 @@ def test_events_and_restore_print_their_rows(llama_folder: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("piece of text", "memory report", "look at the budget"))
     assert "**restore**" in printed
+
+
+def test_drafting_is_timed_beside_plain_decoding(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(drafting, "REPLY_TOKENS", 24)
+    out = tmp_path / "out.json"
+    asked = ["--model", str(llama_folder), "--what", "drafting", "--context", "100", "--rounds", "1"]
+    assert main(["lab", "bench", *asked, "--schemes", "turbo4", "--json", str(out)]) == 0
+    rows = {row["scheme"]: row for row in json.loads(out.read_text("utf-8"))["rows"]}
+    assert list(rows) == [f"turbo4 {task} {how}" for task in ("edit", "prose") for how in ("plain", "prompt")]
+    assert all((row["ratio_plain"] == 1) or name.endswith("prompt") for name, row in rows.items())
 
 
 def test_a_cache_that_does_not_run_here_is_left_out_with_a_sentence(

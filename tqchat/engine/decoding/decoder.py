@@ -7,7 +7,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 
 import mlx.core as mx
@@ -19,7 +19,7 @@ from tqchat.engine.commands import Sampling
 from tqchat.engine.decoding.draft_model import DraftModel
 from tqchat.engine.decoding.prompt_lookup import PromptLookup
 from tqchat.engine.decoding.proposer import Proposer
-from tqchat.engine.decoding.sampling import TokenSampler, token_ids
+from tqchat.engine.decoding.sampling import Sampler, TokenSampler, token_ids
 from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
 from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
@@ -65,7 +65,7 @@ class Decoder:
         sampling: Sampling,
         max_tokens: int,
         lookup: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
+        sampler: Sampler | None = None,
     ) -> None:
         """
         Args:
@@ -74,7 +74,7 @@ class Decoder:
             sampling: From ``resolve_sampling``.
             max_tokens: The most tokens to sample.
             lookup: Whether proposals are looked up in prompt and reply, without a draft model.
-            clock: Times the steps.
+            sampler: Used instead of that of ``sampling``.
         """
         self._held = held
         self._sequence = list(prompt)
@@ -82,13 +82,12 @@ class Decoder:
         self._tokens_left = max_tokens
         ends = held.model.reply_format.end_tokens
         self._ends = frozenset(ends)
-        self._sampler = TokenSampler(sampling, len(held.model.tokenizer), ends)
+        self._sampler: Sampler = sampler or TokenSampler(sampling, len(held.model.tokenizer), ends)
         self._proposer: Proposer | None = None
         if can_draft(held) and held.draft is not None:
             self._proposer = DraftModel(held.draft, self._sampler)
         elif can_draft(held) and lookup:
             self._proposer = PromptLookup()
-        self._clock = clock
         self._paused = False
         self.drafted = 0
         self.accepted = 0
@@ -145,13 +144,13 @@ class Decoder:
         held, proposer = self._held, self._proposer
         pending: mx.array | None = None
         was_read_ahead, steps = False, 0
-        known_at = self._clock()
+        known_at = time.perf_counter()
         while self._tokens_left > 0:
             if pending is None:
                 # Nothing is proposed for the first token: it does not wait for a draft model's prefill.
                 if steps and proposer is not None and (proposed := self._proposed(proposer)):
                     tokens = self._verify(proposed)
-                    seconds, known_at = self._since(known_at)
+                    seconds, known_at = _since(known_at)
                     self.drafted += len(proposed)
                     proposer.verified(len(proposed), len(tokens) - 1, seconds)
                     for number, token in enumerate(tokens):
@@ -170,7 +169,7 @@ class Decoder:
             (token,) = token_ids(pending)
             if following is not None:
                 held.tokens.append(token)
-            seconds, known_at = self._since(known_at)
+            seconds, known_at = _since(known_at)
             if proposer is not None and steps:  # the first step ends a prefill
                 proposer.stepped(seconds, was_read_ahead)
             steps += 1
@@ -180,10 +179,6 @@ class Decoder:
             if steps % STEPS_PER_CLEAR == 0:
                 mx.clear_cache()
             pending, was_read_ahead = following, following is not None
-
-    def _since(self, known_at: float) -> tuple[float, float]:
-        now = self._clock()
-        return now - known_at, now
 
     def _submit(self, token: mx.array, number: int, pending: mx.array | None = None) -> mx.array:
         """Start a step over one token. Returns the token that it samples, not waited for.
@@ -221,6 +216,12 @@ class Decoder:
             mlx_cache.trim_prompt_cache(held.cache, len(proposed) - agreeing)
         held.tokens.extend(self._sequence[-1:] + proposed[:agreeing])
         return found[: agreeing + 1]
+
+
+def _since(then: float) -> tuple[float, float]:
+    """Seconds that have passed, and the time now."""
+    now = time.perf_counter()
+    return now - then, now
 
 
 def _steps_until_packing(held: PromptCache) -> int:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.decoding.sampling import PENALTY_WINDOW, TokenSampler, token_ids
+from tqchat.engine.decoding.sampling import PENALTY_WINDOW, Sampler, token_ids
 from tqchat.engine.failures import DraftMismatch
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.sequences import common_prefix
@@ -40,7 +40,7 @@ class DraftModel:
     It samples with the model's seeds: where the two models have the same distribution, they sample the same.
     """
 
-    def __init__(self, cache: PromptCache, sampler: TokenSampler) -> None:
+    def __init__(self, cache: PromptCache, sampler: Sampler) -> None:
         """
         Args:
             cache: The draft model's cache, with any tokens.

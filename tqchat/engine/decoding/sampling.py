@@ -8,7 +8,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
@@ -22,6 +22,18 @@ XTC_THRESHOLD = 0.1
 """mlx-lm's default."""
 
 SEED_BITS = 63
+
+
+class Sampler(Protocol):
+    """Chooses the tokens of a reply, one at a time or several; see ``TokenSampler``."""
+
+    def sample(
+        self, logits: mx.array, number: int, before: Sequence[int], pending: mx.array | None = None
+    ) -> mx.array: ...
+
+    def sample_rows(
+        self, logits: mx.array, number: int, before: Sequence[int], then: Sequence[int]
+    ) -> mx.array: ...
 
 
 class TokenSampler:

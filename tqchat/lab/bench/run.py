@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
 from tqchat.lab import reading, restore_bench, ui_bench
-from tqchat.lab.bench import attention, day, decode, encode, events, start
+from tqchat.lab.bench import attention, day, decode, drafting, encode, events, start
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.decode import LeaveOut
 from tqchat.lab.bench.results import BenchRow
@@ -63,6 +63,9 @@ def rows(
                 yield from _restore(model, plan, tell)
             case "day" if model is not None and model.tokenizer is not None:
                 yield from day.day(model, plan.candidates, plan.contexts, _built_in_text(), plan.rounds, tell)
+            case "drafting" if model is not None and model.tokenizer is not None:
+                schemes = _own_schemes(plan)
+                yield from drafting.drafting(model, schemes, plan.contexts, plan.rounds, tell)
             case "events" if model is not None and model.tokenizer is not None:
                 context = plan.contexts[0]
                 yield from events.events(model, plan.candidates, context, _text(model, context), plan.rounds)
@@ -78,9 +81,13 @@ def rows(
                 pass  # needs a model, or a tokenizer (models with random weights have none)
 
 
+def _own_schemes(plan: Plan) -> list[str]:
+    """Schemes of the candidates that are not mlx-lm's own caches."""
+    return [c.scheme.name for c in plan.candidates if c.name == c.scheme.name]
+
+
 def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    schemes = [c.scheme.name for c in plan.candidates if c.name == c.scheme.name]
-    for row in restore_bench.measure(model, schemes, plan.contexts, tell):
+    for row in restore_bench.measure(model, _own_schemes(plan), plan.contexts, tell):
         yield BenchRow("restore", row.scheme, row.tokens, row.restore_s, 0.0, row.tokens / row.restore_s)
 
 
