@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
     from tqchat.lab.bench.attention import Layer
 
-KINDS = ("decode", "prefill", "attention", "kernels", "encode", "restore", "day", "drafting", "events")
-KINDS += ("ui", "start")
+KINDS = (
+    "decode",
+    "prefill",
+    "attention",
+    "kernels",
+    "encode",
+    "restore",
+    "day",
+    "drafting",
+    "events",
+    "ui",
+    "start",
+)
 NEED_A_MODEL = {"decode", "prefill", "restore", "day", "drafting", "events"}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -65,6 +65,23 @@ def cache_of(keys: mx.array, values: mx.array) -> SchemeCache | None:
     return cache if cache is not None and cache.is_last_fetch(keys, values) else None
 
 
+@contextmanager
+def verifying(layers: Iterable[Any]) -> Iterator[None]:
+    """Steps inside read proposed tokens, some of which may be trimmed: they are read as in single steps.
+
+    Args:
+        layers: Of a prompt cache, those of mlx-lm included.
+    """
+    caches = [layer for layer in layers if isinstance(layer, SchemeCache)]
+    for cache in caches:
+        cache.is_verifying = True
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.is_verifying = False
+
+
 def _attends_packed(rows: int) -> bool:
     """Whether attention of so many query tokens works from packed storage.
 
@@ -101,6 +118,7 @@ class SchemeCache:
             they are fitted.
         earlier: The sides as they were under earlier schemes.
         rounding: What the tokens carry from earlier schemes, by role.
+        is_verifying: Whether steps are of proposed tokens (see ``verifying``).
         route: The attention of the model that the cache is for; by default that of all of mlx-lm.
     """
 
@@ -122,7 +140,8 @@ class SchemeCache:
         self.uses_placeholders = False
         self._packing_deferred = self._was_attended = self._is_shared = self._awaits_attention = False
         self._step_rows = MAX_DECODE_ROWS + 1
-        self._step_was_cut = self._is_verifying = False
+        self._step_was_cut = False
+        self.is_verifying = False
         self._energy_by_row: tuple[mx.array, int] | None = None
         self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
@@ -181,8 +200,8 @@ class SchemeCache:
         self._sides_before_packing = None
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
-        self._is_verifying, self._energy_by_row = count > 1 and self._is_decode(count), None
-        if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_verifying and self.is_due)):
+        self._energy_by_row = None
+        if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_decode(count) and self.is_due)):
             self._pack()
         self._step_rows, self._step_was_cut = count, False
         dtype = self.dtype
@@ -220,7 +239,7 @@ class SchemeCache:
         Only on a CPU: there its other operations give rows the same bits as well (up to 12 rows with
         OpenBLAS), and a row of attention takes as long alone as among others.
         """
-        return self._is_verifying and mx.default_device() == mx.cpu
+        return self.is_verifying and mx.default_device() == mx.cpu
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All tokens, in the dtypes that the model last passed.
@@ -380,7 +399,7 @@ class SchemeCache:
         rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
         squares = rows.square()
         squares = mx.where(mx.isfinite(squares.sum(axis=-1, keepdims=True)), squares, 0)
-        if self._is_verifying:
+        if self.is_verifying:
             by_row = squares.reshape(batch, heads, -1, count, self.key_side.head_dim).sum(axis=2)
             if self.query_energy is not None:
                 by_row = mx.concatenate([self.query_energy, by_row], axis=2)

@@ -22,7 +22,7 @@ from tqchat.engine.decoding.proposer import Proposer
 from tqchat.engine.decoding.sampling import Sampler, TokenSampler, token_ids
 from tqchat.engine.models import LoadedModel
 from tqchat.kv import checkpoint
-from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, verifying
 from tqchat.kv.prompt_cache import flat_layers
 
 STEPS_PER_CLEAR = 256
@@ -206,7 +206,8 @@ class Decoder:
         held = self._held
         tokens = mx.array(self._sequence[-1:] + proposed)
         with mx.stream(generation_stream):
-            rows = held.model.model(tokens[None], cache=held.cache)[0]
+            with verifying(flat_layers(held.cache)):
+                rows = held.model.model(tokens[None], cache=held.cache)[0]
             sampled = self._sampler.sample_rows(rows, self._number, self._sequence, proposed)
             found = token_ids(sampled)
         agreeing = 0
