@@ -15,7 +15,7 @@ from tests.engine.talk import TALE, assistant, held_is_consistent, send, user
 from tqchat.cli import main
 from tqchat.engine import models
 from tqchat.engine.commands import Sampling, drafting_of
-from tqchat.engine.decoding import no_draft_reason
+from tqchat.engine.decoding import no_draft_reason, prompt_lookup
 from tqchat.engine.decoding.payoff import Payoff
 from tqchat.engine.decoding.prompt_lookup import PromptLookup, TokenIndex
 from tqchat.engine.events import Done, Event
@@ -46,8 +46,9 @@ def lookup() -> PromptLookup:
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Propose as much as possible, whatever it costs on a machine that is busy."""
+    """Propose as much as possible, mostly in vain, whatever it costs on a machine that is busy."""
     monkeypatch.setattr(Payoff, "proposals", lambda self, most, established: most)
+    monkeypatch.setattr(prompt_lookup, "MATCH_TOKENS", 1)
 
 
 def test_what_followed_the_last_tokens_is_proposed(lookup: PromptLookup) -> None:
