@@ -43,8 +43,8 @@ Sampling and thinking options default to the settings, then to the model's own v
   tokens       prompt: tokens of the prompt; prefilled: those that the model read;
                restored: those that came from a saved cache (0 without
                --continue or --conversation);
-               generated: tokens of the reply, reasoning included; if tokens were
-               proposed also drafted: how many; accepted: those that were kept
+               generated: tokens of the reply, reasoning included; if --draft names what
+               proposes tokens also drafted: how many; accepted: those that were kept
   speed        prompt_tok_s, decode_tok_s: tokens per second, of prompt and reply
   memory       bytes: size of the cache; allocated_bytes: the same with spare capacity;
                fp16_bytes: size of the same tokens at 16 bits; ratio: fp16_bytes

@@ -74,7 +74,7 @@ def main(options: argparse.Namespace) -> int:
         request = _Request(user_settings, chosen or user_settings.scheme, asked, turn, options.verbose)
         with Interruption() as interruption, closing(_events(request, interruption.stop)) as events:
             done = _print(events, options.json, options.show_thinking)
-            _report(done, options.json)
+            _report(done, options.json, drafting_of(user_settings.draft).is_asked_for)
     return 0
 
 
@@ -130,11 +130,16 @@ def _named(options: argparse.Namespace, user: settings.Settings) -> dict[str, An
     }
 
 
-def _report(done: Done, as_json: bool) -> None:
-    """Print the figures for ``--json``, or why the reply was cut off."""
+def _report(done: Done, as_json: bool, with_drafts: bool) -> None:
+    """Print the figures for ``--json``, or why the reply was cut off.
+
+    Args:
+        with_drafts: Whether drafts are part of the figures. Where they come by themselves they are not, so
+            that the fields do not depend on what was said.
+    """
     if as_json:
         # ASCII only: safe for terminals and for every encoding.
-        print(json.dumps(_summary(done)), file=for_data(sys.stdout))
+        print(json.dumps(_summary(done, with_drafts)), file=for_data(sys.stdout))
     elif done.stop_reason in CUT_REASONS:
         before = ", before its answer" if done.reasoning and not done.text.strip() else ""
         print(
@@ -297,10 +302,9 @@ def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
     return done
 
 
-def _summary(done: Done) -> dict[str, Any]:
+def _summary(done: Done, with_drafts: bool) -> dict[str, Any]:
     counts = done.counts
-    # Only if tokens were proposed.
-    drafted = {"drafted": counts.drafted, "accepted": counts.accepted} if counts.drafted else {}
+    drafted = {"drafted": counts.drafted, "accepted": counts.accepted} if with_drafts else {}
     return {
         "reply": done.text,
         "reasoning": done.reasoning,

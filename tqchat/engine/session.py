@@ -279,6 +279,8 @@ class Session:
                 if now - reported >= REPORT_INTERVAL_S:
                     reported = now
                     yield MemoryUpdate(conversation_id, self.memory(), reply.decode_speed)
+            if reason != "memory":
+                decoder.complete()
         finally:
             decoder.close()
         rest = text.finish(cut=reason != "stop")

@@ -129,6 +129,15 @@ class Decoder:
         if len(self._held.tokens) > len(self._sequence):
             self._held.trim_to(len(self._sequence))
 
+    def complete(self) -> None:
+        """End the reply with its last token in the cache, which plain decoding reads ahead."""
+        held = self._held
+        self.close()
+        if self._proposer is not None and self._number and len(held.tokens) == len(self._sequence) - 1:
+            held.pack_due()
+            self._submit(mx.array(self._sequence[-1:]), self._number)
+            held.tokens.append(self._sequence[-1])
+
     @property
     def _number(self) -> int:
         """Number of the next token in the reply."""
