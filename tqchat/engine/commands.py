@@ -94,20 +94,26 @@ class Thinking:
     budget: int | None = None
 
 
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_DEFAULTED = tuple(
+    field.name for field in fields(Sampling) if field.name not in ("temperature", "max_tokens", "seed")
+)
+
+
 def resolve_sampling(sampling: Sampling, defaults: Sampling) -> Sampling:
     """``sampling`` with the model's ``defaults`` for parameters that are ``None``.
 
-    At temperature 0 decoding is greedy, and the other defaults do not apply.
+    At temperature 0 decoding is greedy. Of the other defaults only the penalties of a model that is greedy by
+    itself apply then: who asks for temperature 0 gets the most likely token.
     """
     temperature = defaults.temperature if sampling.temperature is None else sampling.temperature
-    if not temperature:
-        return replace(sampling, temperature=0.0)
+    if not temperature and sampling.temperature is not None:
+        return sampling
+    names = _DEFAULTED if temperature else _PENALTIES
     chosen: dict[str, Any] = {
-        field.name: getattr(defaults, field.name)
-        for field in fields(Sampling)
-        if field.name not in ("temperature", "max_tokens", "seed") and getattr(sampling, field.name) is None
+        name: getattr(defaults, name) for name in names if getattr(sampling, name) is None
     }
-    return replace(sampling, temperature=temperature, **chosen)
+    return replace(sampling, temperature=temperature or 0.0, **chosen)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tqchat.engine.decoding.sampling import TokenSampler, token_ids
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.session import Session
+from tqchat.paths import bundled
 
 ASKED = [user("Tell me a story about a dog.")]
 DRAWN = Sampling(temperature=1.0, max_tokens=24, seed=7)
@@ -98,6 +99,16 @@ def test_what_is_left_open_comes_from_the_model() -> None:
     chosen = resolve_sampling(Sampling(top_k=9, max_tokens=5, seed=1), defaults)
     assert chosen == replace(defaults, top_k=9, max_tokens=5, seed=1)
     assert resolve_sampling(Sampling(temperature=0.0), defaults) == Sampling(temperature=0.0)
+
+
+def test_a_model_that_is_greedy_by_itself_keeps_its_penalties() -> None:
+    defaults = Sampling(temperature=0.0, top_p=0.9, repetition_penalty=1.1)
+    assert resolve_sampling(Sampling(), defaults) == Sampling(temperature=0.0, repetition_penalty=1.1)
+    assert resolve_sampling(Sampling(repetition_penalty=1.0), defaults).repetition_penalty == 1.0
+    assert resolve_sampling(Sampling(temperature=0.0), defaults) == Sampling(temperature=0.0)
+    assert resolve_sampling(Sampling(temperature=0.5), defaults).repetition_penalty == 1.1
+    defaults, problem = sampling_defaults(bundled("starter"))
+    assert problem is None and resolve_sampling(Sampling(), defaults).repetition_penalty == 1.1
 
 
 def test_a_proposal_is_accepted_as_often_as_it_would_be_sampled() -> None:
