@@ -76,6 +76,10 @@ class Terminal:
     def text(self) -> str:
         return "\n".join(self._screen.display)
 
+    def background(self, column: int, row: int) -> str:
+        """Background colour of a cell."""
+        return str(self._screen.buffer[row][column].bg)
+
     def press(self, *keys: str) -> None:
         for key in keys:
             self.process.send(KEYS.get(key, key))

@@ -50,6 +50,14 @@ class Mouse:
             self._send(0, self.find(text))
             self._send(0, self.find(text), "m")
 
+    def select(self, text: str, times: int, within: str, beyond: str) -> None:
+        """Click, and wait until what is ``within`` is highlighted and what is ``beyond`` is not."""
+        self.click(text, times)
+        self._terminal.until(lambda: self._background(within) != self._background(beyond))
+
+    def _background(self, text: str) -> str:
+        return self._terminal.background(*self.find(text))
+
     def drag(self, begin: tuple[int, int], end: tuple[int, int]) -> None:
         self._send(0, begin)
         self._send(32, ((begin[0] + end[0]) // 2, end[1]))
@@ -104,9 +112,9 @@ def test_text_is_selected_copied_and_edited_as_it_was_written(model: str, paths:
         mouse.drag((x - 1, y), (end + 40, last))
         assert copied(terminal, "\x03") == CODE
         terminal.sees(f"Copied {len(CODE)} characters in 3 lines.")
-        mouse.click("brown", times=2)
+        mouse.select("brown", 2, within="brown", beyond="jumps")
         assert copied(terminal, "\x03") == "brown"
-        mouse.click("brown", times=3)
+        mouse.select("brown", 3, within="jumps", beyond="Or so")
         assert copied(terminal, "\x03") == PROSE
 
         # A click selects the message; the footer shows the actions that apply.
