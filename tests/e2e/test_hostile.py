@@ -211,7 +211,7 @@ def test_the_app(places: Paths, settings: None, tmp_path: Path) -> None:
         terminal.sees("@named")
         terminal.press("\t")
         terminal.press("ctrl+q")
-        terminal.until(lambda: not terminal.process.isalive())
+        terminal.ends()
     found = list(copied(terminal.raw))
     assert len(found) >= 4 and all(map(is_safe, found)) and all("ls xgpjxy" in text for text in found)
     drawn = re.sub(rb"\x1b\]52;c;[A-Za-z0-9+/=]*\x07", b"", terminal.raw)
