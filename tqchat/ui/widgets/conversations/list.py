@@ -68,8 +68,8 @@ class ConversationList(Vertical):
         yield OptionList(id="titles", compact=True, markup=False)
 
     def on_resize(self) -> None:
-        """Fit the rows to the new width."""
-        self._draw(self._current)
+        """Fit the rows to the new width, once the list inside has it too: a hidden one has none."""
+        self.call_after_refresh(lambda: self._draw(self._current))
 
     # The width
 
