@@ -26,6 +26,16 @@ PAGE = 200
 _MORE = "more"
 
 
+class _Titles(OptionList):
+    """Says when its size has changed."""
+
+    class Resized(Message):
+        """The list has another size."""
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
+
+
 class ConversationList(Vertical):
     """A search box above the conversations with their cache sizes, or above the search results."""
 
@@ -58,6 +68,7 @@ class ConversationList(Vertical):
         self._current: str | None = None
         self._dragged = False
         self._place: tuple[str | None, int | None] = (None, None)
+        self._drawn_columns = 0
         self.sort = DEFAULT_SORT
         self.limit = PAGE
         """Maximum conversations listed; pass one more to ``show`` to indicate that there are others."""
@@ -65,11 +76,13 @@ class ConversationList(Vertical):
     def compose(self) -> ComposeResult:
         """Search box and list."""
         yield LineField(placeholder="search everything", id="search", compact=True)
-        yield OptionList(id="titles", compact=True, markup=False)
+        yield _Titles(id="titles", compact=True, markup=False)
 
-    def on_resize(self) -> None:
-        """Fit the rows to the new width, once the list inside has it too: a hidden one has none."""
-        self.call_after_refresh(lambda: self._draw(self._current))
+    @on(_Titles.Resized)
+    def _fit(self) -> None:
+        """Fit the rows to the width that the list inside has now: a hidden one has none."""
+        if self._columns != self._drawn_columns:
+            self._draw(self._current)
 
     # The width
 
@@ -133,6 +146,7 @@ class ConversationList(Vertical):
 
     def _draw(self, cursor: str | None) -> None:
         titles = self.query_one("#titles", OptionList)
+        self._drawn_columns = self._columns
         if (query := self.query_one("#search", LineField).value).strip():
             self._hits = self.find(query)
             self.border_subtitle = f"{len(self._hits)} found"
