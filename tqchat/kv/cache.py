@@ -14,7 +14,7 @@ from mlx_lm.models.cache import create_attention_mask
 
 from tqchat.kv import untrusted
 from tqchat.kv.attention.reference import attention
-from tqchat.kv.attention.row_by_row import row_by_row
+from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
@@ -440,7 +440,7 @@ class SchemeCache:
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         output = self._fused(queries, keys, values, scale, mask, sink_logits)
         if output is None:
-            attend = _attention_by_row if self.attends_row_by_row else attention
+            attend = attention_by_row if self.attends_row_by_row else attention
             output = attend(queries, keys, values, scale, mask, sink_logits)
         del keys, values
         self.finish_attention(output)
@@ -615,19 +615,3 @@ class SchemeCache:
         copied._fused.workspace = self._fused.workspace
         copied._submit()
         return copied
-
-
-def _attention_by_row(
-    queries: mx.array,
-    keys: Side,
-    values: Side,
-    scale: float,
-    mask: mx.array | str | None,
-    sink_logits: mx.array | None,
-) -> mx.array:
-    """``attention``, each row of which has the bits of a step of its own."""
-
-    def attend(row: mx.array, seen: int, own: mx.array | None) -> mx.array:
-        return attention(row, keys.first(seen), values.first(seen), scale, own, sink_logits)
-
-    return row_by_row(queries, keys.length, mask, attend)

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
+from tqchat.kv.attention.reference import attention
+from tqchat.kv.storage.side import Side
+
 
 def row_by_row(
     queries: mx.array,
@@ -37,3 +40,19 @@ def row_by_row(
             own = (mask if mask.shape[-2] == 1 else mask[..., row : row + 1, :])[..., :seen]
         outputs.append(attend(queries[:, :, row : row + 1], seen, own))
     return mx.concatenate(outputs[::-1], axis=2)
+
+
+def attention_by_row(
+    queries: mx.array,
+    keys: Side,
+    values: Side,
+    scale: float,
+    mask: mx.array | str | None,
+    sink_logits: mx.array | None = None,
+) -> mx.array:
+    """``attention``, each row of which has the bits of a step of its own."""
+
+    def attend(row: mx.array, seen: int, own: mx.array | None) -> mx.array:
+        return attention(row, keys.first(seen), values.first(seen), scale, own, sink_logits)
+
+    return row_by_row(queries, keys.length, mask, attend)

@@ -9,6 +9,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 import gc
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 
 import mlx.core as mx
@@ -136,7 +137,7 @@ def _row(
         return 1 / reply(sessions[name], messages, next(seeds[name])).decode_tokens_per_second
 
     times = timing.time_interleaved(
-        {name: lambda name=name: seconds_per_token(name) for name in sessions},  # type: ignore[misc]
+        {name: partial(seconds_per_token, name) for name in sessions},
         rounds,
         lambda name: tell(f"{scheme}: {name}"),
     )
