@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import pytest
 from textual.content import Content
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
 
 from tests.ui.scripted import ScriptedEngine
 from tqchat.engine import events
@@ -19,6 +19,7 @@ from tqchat.settings import Settings
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.app import TqchatApp
+from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 DEADLINE_S = 120.0
@@ -71,8 +72,16 @@ class RunningApp:
         self.engine.reply(reply, tokens)
         await self.until(lambda: self.app.chat.work.reply is None)
 
+    def listed(self, width: int = 28) -> list[str]:
+        """All headings and rows of the list of conversations, fitted to a width in cells."""
+        prompts = [option.prompt for option in self.app.query_one("#titles", OptionList).options]
+        return [str(row.fit(width) if isinstance(row, Fitted) else row) for row in prompts]
+
     def said(self, selector: str) -> str:
-        content = self.app.screen.query_one(selector, Static).content
+        widget = self.app.screen.query_one(selector, Static)
+        content = widget.content
+        if isinstance(content, Fitted):
+            content = content.fit(widget.size.width)
         return content.plain if isinstance(content, Content) else str(content)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 
-from textual.widgets import OptionList
-
 from tests.ui.conftest import OpenApp, RunningApp
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.fields import LineField
@@ -73,13 +71,12 @@ WALK: list[tuple[str, Step]] = [
 def shown(ui: RunningApp) -> dict[str, object]:
     """What the screen shows of the conversation, without what only a cache in memory has."""
     prompt, listed = ui.app.query_one(Prompt), ui.app.query_one(ConversationList)
-    titles = listed.query_one("#titles", OptionList)
     return {
         "top": ui.said("#top"),
         "prompt": prompt.text,
         "label": str(prompt.border_title or ""),
         "filter": listed.query_one("#search", LineField).value,
-        "list": [SIZE.sub("", str(option.prompt)) for option in titles.options],
+        "list": [SIZE.sub("", row) for row in ui.listed()],
         "messages": [message.content for message in ui.app.chat.shown.messages],
         "faded": len(ui.app.query(".faded")),
     }

@@ -33,10 +33,6 @@ def rows(ui: RunningApp) -> list[str]:
     return [strip.crop(region.x, region.right).text for strip in strips]
 
 
-def prompts(ui: RunningApp) -> list[str]:
-    return [str(option.prompt) for option in ui.app.query_one("#titles", OptionList).options]
-
-
 async def redrawn(ui: RunningApp) -> None:
     ui.app.parts.screen.conversations_changed()
     ui.app.parts.screen.draw_due()
@@ -54,8 +50,7 @@ async def test_a_row_is_one_line_at_every_width(open_app: OpenApp, many: list[st
             await redrawn(ui)
             assert titles.show_vertical_scrollbar
             columns = titles.scrollable_content_region.width
-            for row in titles.options:
-                assert cell_len(str(row.prompt)) <= columns, width
+            assert all(cell_len(row) <= columns for row in ui.listed(columns)), width
             assert titles.virtual_size.height == len(titles.options), "no row takes two lines"
             drawn = [row for row in rows(ui) if "x " in row or "About" in row]
             assert drawn and all(
@@ -64,6 +59,20 @@ async def test_a_row_is_one_line_at_every_width(open_app: OpenApp, many: list[st
             whole = [row for row in rows(ui) if "About" in row]
             assert all("…" in row or "dens" in row for row in whole)
             assert not any("…" in row and "MB" in row for row in rows(ui)), "titles are shortened last"
+
+
+async def test_rows_drawn_while_the_list_is_hidden_are_whole_once_it_shows(
+    open_app: OpenApp, many: list[str]
+) -> None:
+    async with open_app((60, 24)) as ui:
+        screen, listed = ui.app.parts.screen, ui.app.query_one(ConversationList)
+        await redrawn(ui)
+        assert not listed.display
+        screen._compositor._full_map_invalidated = True  # scrolling does this
+        screen.toggle("#conversations")
+        ui.app.stylesheet.update(screen)
+        assert listed.region, "Textual has seen the list before its next layout: it reports no new size"
+        await ui.until(lambda: any("x 59" in row for row in rows(ui)))
 
 
 async def test_pins_and_orders_stay_over_a_restart(open_app: OpenApp, many: list[str], paths: Paths) -> None:
@@ -76,7 +85,7 @@ async def test_pins_and_orders_stay_over_a_restart(open_app: OpenApp, many: list
         ui.app.query_one("#prompt").insert("/sort title")  # type: ignore[attr-defined]
         await ui.pilot.press("enter")
         await ui.until(
-            lambda: [row[:13].strip() for row in prompts(ui)[1:4]] == ["x 7", "By title", "About foxes"]
+            lambda: [row[:13].strip() for row in ui.listed()[1:4]] == ["x 7", "By title", "About foxes"]
         )
         await ui.pilot.press("alt+w")
         width = ui.app.query_one(ConversationList).outer_size.width
@@ -84,7 +93,7 @@ async def test_pins_and_orders_stay_over_a_restart(open_app: OpenApp, many: list
     state = State.load(paths)
     assert (state.sort, state.sidebar_width) == ("title", width)
     async with open_app((160, 24)) as ui:
-        await ui.until(lambda: [row.strip() for row in prompts(ui)[:3]] == ["Pinned", "x 7", "By title"])
+        await ui.until(lambda: [row.strip() for row in ui.listed()[:3]] == ["Pinned", "x 7", "By title"])
         assert ui.app.query_one(ConversationList).outer_size.width == width
 
 

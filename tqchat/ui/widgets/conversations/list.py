@@ -19,21 +19,12 @@ from tqchat.text import one_line
 from tqchat.ui import figures
 from tqchat.ui.widgets.conversations.order import DEFAULT_SORT, grouped
 from tqchat.ui.widgets.fields import LineField
+from tqchat.ui.widgets.fitted import Fitted
 
 MIN_WIDTH, MAX_WIDTH = 20, 60
 PAGE = 200
 """Conversations listed at first and added per request; thousands at once would block the screen."""
 _MORE = "more"
-
-
-class _Titles(OptionList):
-    """Says when its size has changed."""
-
-    class Resized(Message):
-        """The list has another size."""
-
-    def on_resize(self) -> None:
-        self.post_message(self.Resized())
 
 
 class ConversationList(Vertical):
@@ -68,7 +59,6 @@ class ConversationList(Vertical):
         self._current: str | None = None
         self._dragged = False
         self._place: tuple[str | None, int | None] = (None, None)
-        self._drawn_columns = 0
         self.sort = DEFAULT_SORT
         self.limit = PAGE
         """Maximum conversations listed; pass one more to ``show`` to indicate that there are others."""
@@ -76,13 +66,7 @@ class ConversationList(Vertical):
     def compose(self) -> ComposeResult:
         """Search box and list."""
         yield LineField(placeholder="search everything", id="search", compact=True)
-        yield _Titles(id="titles", compact=True, markup=False)
-
-    @on(_Titles.Resized)
-    def _fit(self) -> None:
-        """Fit the rows to the width that the list inside has now: a hidden one has none."""
-        if self._columns != self._drawn_columns:
-            self._draw(self._current)
+        yield OptionList(id="titles", compact=True, markup=False)
 
     # The width
 
@@ -146,7 +130,6 @@ class ConversationList(Vertical):
 
     def _draw(self, cursor: str | None) -> None:
         titles = self.query_one("#titles", OptionList)
-        self._drawn_columns = self._columns
         if (query := self.query_one("#search", LineField).value).strip():
             self._hits = self.find(query)
             self.border_subtitle = f"{len(self._hits)} found"
@@ -181,37 +164,32 @@ class ConversationList(Vertical):
 
     def _hit(self, hit: SearchHit, index: int, before: str | None) -> Option:
         """A search result: title, unless the result above has the same, and the matching message text."""
-        title = Content.styled(figures.fit(one_line(hit.title), self._columns), "bold")
-        if hit.message_id is None:
-            return Option(title, id=f"{hit.conversation_id}/{index}")
-        mark = hit.marks[0][0] if hit.marks else 0
-        start = mark and hit.snippet.rfind(" ", 0, max(0, mark - 4)) + 1
-        start = start if mark - start <= 12 else mark
-        line = Content(hit.snippet[start:])
-        for first, last in hit.marks:
-            if first >= start:
-                line = line.stylize("bold underline $accent", first - start, last - start)
-        who = "you: " if hit.role == "user" else ""
-        line = Content.assemble((who, "$quiet"), line).truncate(self._columns, ellipsis=True)
-        lines = [line] if before == hit.conversation_id else [title, line]
-        return Option(Content("\n").join(lines), id=f"{hit.conversation_id}/{index}")
+        title, text = one_line(hit.title), _matching_text(hit)
+        is_titled = text is None or before != hit.conversation_id
 
-    @property
-    def _columns(self) -> int:
-        """Width of a row in cells."""
-        return self.query_one("#titles", OptionList).scrollable_content_region.width
+        def fit(width: int) -> Content:
+            lines = [Content.styled(figures.fit(title, width), "bold")] if is_titled else []
+            lines += [text.truncate(width, ellipsis=True)] if text is not None else []
+            return Content("\n").join(lines)
 
-    def _line(self, conversation: Conversation) -> Content:
+        row = Fitted(int(is_titled) + int(text is not None), fit)
+        return Option(row, id=f"{hit.conversation_id}/{index}")
+
+    def _line(self, conversation: Conversation) -> Fitted:
         """Mark, title and cache size; the size is left out where it would shorten the title."""
         current = conversation.id == self._current
+        mark = ("▌ ", "$accent") if current else "  "
+        title = one_line(conversation.title)
         held = self._sizes.get(conversation.id)
         size = f" {figures.size(held)}" if held else ""
-        title, width = one_line(conversation.title), self._columns - 2
-        if cell_len(title) + len(size) > width:
-            size = ""
-        mark = ("▌ ", "$accent") if current else "  "
-        fitted = figures.fit(title, width - len(size))
-        return Content.assemble(mark, (fitted, "bold" if current else ""), (size, "$quiet"))
+
+        def fit(width: int) -> Content:
+            left = width - 2
+            shown = size if cell_len(title) + len(size) <= left else ""
+            fitted = figures.fit(title, left - len(shown))
+            return Content.assemble(mark, (fitted, "bold" if current else ""), (shown, "$quiet"))
+
+        return Fitted(1, fit)
 
     @on(LineField.Changed, "#search")
     def _search(self, event: LineField.Changed) -> None:
@@ -238,3 +216,17 @@ class ConversationList(Vertical):
         message_id = self._hits[int(index)].message_id if index and int(index) < len(self._hits) else None
         query = self.query_one("#search", LineField).value
         self.post_message(self.Chosen(conversation_id, message_id, query))
+
+
+def _matching_text(hit: SearchHit) -> Content | None:
+    """The text of a message around what was found in it; None where the title alone matches."""
+    if hit.message_id is None:
+        return None
+    mark = hit.marks[0][0] if hit.marks else 0
+    start = mark and hit.snippet.rfind(" ", 0, max(0, mark - 4)) + 1
+    start = start if mark - start <= 12 else mark
+    text = Content(hit.snippet[start:])
+    for first, last in hit.marks:
+        if first >= start:
+            text = text.stylize("bold underline $accent", first - start, last - start)
+    return Content.assemble(("you: " if hit.role == "user" else "", "$quiet"), text)

@@ -6,6 +6,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from tqchat.ui import figures
+from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.gauge.drawing import bar
 from tqchat.ui.widgets.gauge.reading import Reading
 
@@ -15,47 +16,38 @@ class GaugeLine(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="gauge-line", markup=False)
-        self._reading: Reading | None = None
 
     def show(self, reading: Reading) -> None:
         """Show a reading."""
-        self._reading = reading
-        self._draw()
-
-    def on_resize(self) -> None:
-        """Fit the parts to the new width."""
-        self._draw()
+        self.update(Fitted(1, lambda width: _fit(reading, width)))
 
     async def on_click(self) -> None:
         """Open the panel."""
         await self.run_action("app.act('toggle_gauge')")
 
-    def _draw(self) -> None:
-        reading, width = self._reading, self.size.width
-        if reading is None or width <= 0:
-            return
-        report = reading.report
-        if report is None or not report.tokens:
-            parts = ["no cache yet", reading.scheme.name, *([_start(reading)] if reading.is_waiting else [])]
-        elif reading.is_waiting:
-            parts = [figures.size(report.bytes), _start(reading)]
-        else:
-            parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16"]
-            parts.append(figures.ratio(report.ratio))
-            parts.append(f"{reading.coverage} layers")
-            parts.append(f"saved {figures.size(report.saved_bytes)}")
-        track = 16 if width >= 76 else 10
-        while len(parts) > 1 and track + 3 + len(" · ".join(parts)) > width:
-            parts.pop()
-        self.update(
-            Content.assemble(
-                ("▕", "$faint"),
-                bar(reading.fraction, track),
-                ("▏ ", "$faint"),
-                (parts[0], ""),
-                *((f" · {part}", "$quiet") for part in parts[1:]),
-            )
-        )
+
+def _fit(reading: Reading, width: int) -> Content:
+    """Bar and as many parts as fit, most important first."""
+    report = reading.report
+    if report is None or not report.tokens:
+        parts = ["no cache yet", reading.scheme.name, *([_start(reading)] if reading.is_waiting else [])]
+    elif reading.is_waiting:
+        parts = [figures.size(report.bytes), _start(reading)]
+    else:
+        parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16"]
+        parts.append(figures.ratio(report.ratio))
+        parts.append(f"{reading.coverage} layers")
+        parts.append(f"saved {figures.size(report.saved_bytes)}")
+    track = 16 if width >= 76 else 10
+    while len(parts) > 1 and track + 3 + len(" · ".join(parts)) > width:
+        parts.pop()
+    return Content.assemble(
+        ("▕", "$faint"),
+        bar(reading.fraction, track),
+        ("▏ ", "$faint"),
+        (parts[0], ""),
+        *((f" · {part}", "$quiet") for part in parts[1:]),
+    )
 
 
 def _start(reading: Reading) -> str:

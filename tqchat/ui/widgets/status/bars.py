@@ -17,6 +17,7 @@ from tqchat.ui.actions.registry import Action
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.texts.titles import UNTITLED
 from tqchat.ui.controller.view import Severity
+from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.gauge.drawing import bar
 
 
@@ -30,26 +31,17 @@ def _justified(left: Content, right: Content, width: int, urgent: bool = False) 
 
 
 class _Line(Static):
-    """One line laid out again for each width."""
+    """One line laid out for the width at which it is drawn."""
 
     def __init__(self, id: str) -> None:
         super().__init__("", id=id, markup=False)
         self._left = self._right = Content("")
-        self._urgent = False
 
     def put(self, left: Content, right: Content, urgent: bool = False) -> None:
         """Show both texts; if they do not fit, an ``urgent`` left one takes the whole line."""
         if not (left.is_same(self._left) and right.is_same(self._right)):
-            self._left, self._right, self._urgent = left, right, urgent
-            self._draw()
-
-    def on_resize(self) -> None:
-        """Lay the line out again."""
-        self._draw()
-
-    def _draw(self) -> None:
-        if self.size.width > 0:
-            self.update(_justified(self._left, self._right, self.size.width, self._urgent))
+            self._left, self._right = left, right
+            self.update(Fitted(1, lambda width: _justified(left, right, width, urgent)))
 
 
 SEPARATOR = " · "
