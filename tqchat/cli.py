@@ -78,6 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``tqchat`` with these arguments (the process's own by default) and return its exit code."""
     terminal.open_closed_streams()
     terminal.clean_standard_streams()
+    # Where PyTorch is installed, transformers would load it, which takes longer than all else at the start.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     parser = _parser()
     written = list(sys.argv[1:] if arguments is None else arguments)
     completed = _with_command(parser, written)

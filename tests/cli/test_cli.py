@@ -172,3 +172,17 @@ def test_names_that_are_no_models_are_one_sentence(capsys: Captured, ref: str) -
     assert "There is no model folder" in said and "\x1b" not in said
     said = fails(capsys, 2, "--adapter", ref, "run", "hi")
     assert "There is no adapter folder" in said and "\x1b" not in said
+
+
+def test_pytorch_is_not_loaded_where_it_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('loaded')")
+    code = (
+        "import tqchat.cli\n"
+        "try: tqchat.cli.main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "import transformers.utils.import_utils as found, mlx_lm.utils\n"
+        "assert not found.is_torch_available()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)

@@ -178,6 +178,7 @@ def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
         adapter=user_settings.adapter,
         find_profile=lambda model: quality_profile.find(paths.locate(), model),
     )
+    _tell_of_compilation()
     if loaded.info.warning is not None:
         yield Notice(None, loaded.info.warning, "warning")
     drafting, draft = drafting_of(user_settings.draft), None
@@ -206,6 +207,21 @@ def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
         doubtful = loaded.reply_format.reasons and session.thinking.choice != "off"
         with closing(_answer(request, session, stop)) as events:
             yield from _certain(events) if doubtful and not sys.stdout.isatty() else events
+
+
+def _tell_of_compilation() -> None:
+    """Say so once if kernels have to be compiled for the reply: the first one takes up to a minute."""
+    from tqchat.engine.models import warm_up
+
+    said = threading.Event()
+
+    def say(count: int) -> None:
+        if not said.is_set():
+            said.set()
+            print(f"tqchat: {warm_up.COMPILING}", file=sys.stderr)
+
+    if (folder := warm_up.kernel_folder()) is not None:
+        warm_up.KernelWatch(folder, say)
 
 
 def _answer(request: _Request, session: Session, stop: threading.Event) -> Generator[Event]:

@@ -7,12 +7,14 @@ import os
 import platform
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from tqchat.errors import TqchatError
+from tqchat.paths import UnusableFolder, locate, make_private_folder
 
 _BLAS_NAMES = (
     "libopenblas.so.0",
@@ -27,6 +29,8 @@ _BLAS_FOLDERS = (
     "/opt/OpenBLAS/lib",
     "/home/linuxbrew/.linuxbrew/lib",
 )
+KERNEL_FOLDER_VARIABLE = "MLX_PTX_CACHE_DIR"
+"""MLX's variable for the folder of compiled CUDA kernels."""
 FEW_CORES = 2
 """With at most this many cores, OpenBLAS's spinning idle threads slow decoding; with four they do not."""
 
@@ -119,6 +123,8 @@ def _prepare() -> Backend:
             )
     if name == "metal":
         _keep_weights_resident(mx)
+    if name == "cuda":
+        _keep_kernels(mx)
     device, memory = _device(mx, name)
     return Backend(
         name=name,
@@ -195,6 +201,19 @@ def _keep_weights_resident(mx: Any) -> None:
             mx.set_wired_limit(recommended)
         except (RuntimeError, ValueError):
             pass  # before macOS 15 there is no such limit
+
+
+def _keep_kernels(mx: Any) -> None:
+    """Let MLX keep compiled kernels in the user's cache folder, not in one for temporary files.
+
+    That one is emptied at a restart of the machine, and others could put code there. The compiled code is of
+    one architecture.
+    """
+    architecture = str(mx.device_info().get("architecture", "unknown"))
+    folder = locate().cache_dir / "kernels" / f"mlx-{metadata.version('mlx')}-{architecture}"
+    with suppress(UnusableFolder):
+        make_private_folder(folder)
+        os.environ.setdefault(KERNEL_FOLDER_VARIABLE, str(folder))
 
 
 def _device(mx: Any, name: str) -> tuple[str, int]:

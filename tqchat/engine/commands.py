@@ -217,4 +217,13 @@ class ForgetConversation:
     conversation_id: str
 
 
-Command = LoadModel | EstimateModel | OpenConversation | Send | SetScheme | Compose | ForgetConversation
+@dataclass(frozen=True)
+class WarmUp:
+    """Compile the kernels of a reply under this scheme, if need be: on CUDA, once per machine and model."""
+
+    scheme: str
+
+
+Command = (
+    LoadModel | EstimateModel | OpenConversation | Send | SetScheme | Compose | ForgetConversation | WarmUp
+)

@@ -24,6 +24,7 @@ from tqchat.engine.commands import (
     OpenConversation,
     Send,
     SetScheme,
+    WarmUp,
     drafting_of,
     model_ref,
 )
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from tqchat.engine.memory.quality_profile import Profile
     from tqchat.engine.models import LoadedModel
     from tqchat.engine.models.current import CurrentModel
+    from tqchat.engine.models.warm_up import KernelWatch
     from tqchat.engine.session import Session
 
 _log = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ class Engine:
     ) -> None:
         """
         Args:
-            on_event: Called on the engine thread with each event.
+            on_event: Called with each event, on the engine thread but for notices of compiled kernels.
             cache_budget: GB of all caches on disk; ``None`` for the vault's default.
             limits: Called before each reply for the memory limits of its cache.
             draft: What proposes tokens, see ``drafting_of``; a draft model is used if it is on this machine.
@@ -131,6 +133,7 @@ class Engine:
         self._closing = threading.Event()
         self._finished = threading.Event()
         self._current: _Current | None = None
+        self._kernels: KernelWatch | None = None
         self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
 
     # Called from any thread.
@@ -230,10 +233,12 @@ class Engine:
                 self._compose(command, task.stop)
             case ForgetConversation() as command:
                 self._forget(command.conversation_id)
+            case WarmUp() as command:
+                self._warm_up(command, task.stop)
 
     def _needs_pending_model(self, task: _Task) -> bool:
         """Whether a command needs the model that is being downloaded."""
-        needs_model = isinstance(task.command, OpenConversation | Send | SetScheme | Compose)
+        needs_model = isinstance(task.command, OpenConversation | Send | SetScheme | Compose | WarmUp)
         return needs_model and self._model is None and self._download is not None
 
     def _emit(self, event: Event) -> None:
@@ -247,7 +252,7 @@ class Engine:
         command = item.command if isinstance(item, _Task) else LoadModel(item.ref)
         if isinstance(command, LoadModel):
             self._emit(ModelFailed(model_ref(command.ref), message))
-        elif not isinstance(command, EstimateModel):
+        elif not isinstance(command, EstimateModel | WarmUp):
             self._emit(Failed(command.conversation_id, message))
 
     # Models.
@@ -260,6 +265,7 @@ class Engine:
         self._emit(ModelProgress(ref, "loading"))
         self._models.ask_for(command.ref)
         backend.prepare()
+        self._watch_kernels()
         folder = local_folder(command.ref)
         self._cancel_replaced_download()
         if folder is not None:
@@ -463,6 +469,25 @@ class Engine:
             self._vault.remove(conversation_id)
         except TqchatError as error:
             self._emit(Notice(conversation_id, str(error), "warning"))
+
+    def _warm_up(self, command: WarmUp, stop: threading.Event) -> None:
+        from tqchat.engine.models import warm_up
+
+        if self._model is not None and warm_up.is_needed(self._model, command.scheme):
+            warm_up.warm_up(self._model, command.scheme, stop)
+            self._emit(
+                Notice(None, "The kernels for this card are compiled; later starts take them from disk.")
+            )
+
+    def _watch_kernels(self) -> None:
+        """Say how far the compilation of CUDA kernels is, as long as the engine runs."""
+        from tqchat.engine.models import warm_up
+
+        folder = warm_up.kernel_folder()
+        if folder is not None and self._kernels is None:
+            self._kernels = warm_up.KernelWatch(
+                folder, lambda count: self._emit(Notice(None, warm_up.sentence(count)))
+            )
 
     def _prune(self) -> None:
         try:

@@ -12,9 +12,10 @@ import pytest
 
 from tests.engine.talk import send, user
 from tqchat.engine.commands import Sampling, resolve_sampling
-from tqchat.engine.decoding.sampling import TokenSampler, token_ids
+from tqchat.engine.decoding.sampling import TokenSampler
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.sampling_defaults import sampling_defaults
+from tqchat.engine.models.token_arrays import token_ids
 from tqchat.engine.session import Session
 from tqchat.paths import bundled
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.ui.controller.rig import Rig, turn
-from tests.ui.scripted import report
+from tests.ui.scripted import INFO, report
 from tqchat.engine import commands, events
 from tqchat.store.database import StoreFull
 
@@ -104,3 +105,10 @@ def test_every_command_states_when_the_conversation_began_in_local_time(
         commands.SetScheme,
     }
     assert {command.began for command in told} == {first.created_at + 9 * 3600}
+
+
+def test_kernels_are_compiled_while_the_user_types(path: Path) -> None:
+    rig = Rig(path)
+    assert not any(isinstance(command, commands.WarmUp) for command in rig.engine.commands)
+    rig.engine.ready(replace(INFO, device="cuda: a card"))
+    assert rig.engine.commands[-1] == commands.WarmUp("turbo0v4")

@@ -16,6 +16,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat import kv
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.models.token_arrays import token_array
 from tqchat.kv import checkpoint
 from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
@@ -178,7 +179,7 @@ class PromptCache:
     def prefill(self, tokens: Sequence[int]) -> None:
         """Run the model over ``tokens``; they are in the cache and evaluated on return."""
         with mx.stream(generation_stream):
-            self.model.model(mx.array(list(tokens))[None], cache=self.cache)
+            self.model.model(token_array(tokens)[None], cache=self.cache)
             self.evaluate()
         self.tokens.extend(tokens)
         mx.clear_cache()

@@ -19,8 +19,9 @@ from tqchat.engine.commands import Sampling
 from tqchat.engine.decoding.draft_model import DraftModel
 from tqchat.engine.decoding.prompt_lookup import PromptLookup
 from tqchat.engine.decoding.proposer import Proposer
-from tqchat.engine.decoding.sampling import Sampler, TokenSampler, token_ids
+from tqchat.engine.decoding.sampling import Sampler, TokenSampler
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.kv import checkpoint
 from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, verifying
 from tqchat.kv.prompt_cache import flat_layers
@@ -135,7 +136,7 @@ class Decoder:
         self.close()
         if self._proposer is not None and self._number and len(held.tokens) == len(self._sequence) - 1:
             held.pack_due()
-            self._submit(mx.array(self._sequence[-1:]), self._number)
+            self._submit(token_array(self._sequence[-1:]), self._number)
             held.tokens.append(self._sequence[-1])
 
     @property
@@ -169,7 +170,7 @@ class Decoder:
                             return
                     held.pack_due()
                     continue
-                pending = self._submit(mx.array(self._sequence[-1:]), self._number)
+                pending = self._submit(token_array(self._sequence[-1:]), self._number)
                 held.tokens.append(self._sequence[-1])
                 was_read_ahead = False
             # The next step is submitted before this one's token is known, unless a proposal may follow it.
@@ -213,7 +214,7 @@ class Decoder:
     def _verify(self, proposed: list[int]) -> list[int]:
         """Read proposed tokens in one step. Returns those that the model samples, too, and one more."""
         held = self._held
-        tokens = mx.array(self._sequence[-1:] + proposed)
+        tokens = token_array(self._sequence[-1:] + proposed)
         with mx.stream(generation_stream):
             with verifying(flat_layers(held.cache)):
                 rows = held.model.model(tokens[None], cache=held.cache)[0]

@@ -12,9 +12,10 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from tqchat.engine.cache.prompt_cache import PromptCache
-from tqchat.engine.decoding.sampling import PENALTY_WINDOW, Sampler, token_ids
+from tqchat.engine.decoding.sampling import PENALTY_WINDOW, Sampler
 from tqchat.engine.failures import DraftMismatch
 from tqchat.engine.models import LoadedModel
+from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.engine.sequences import common_prefix
 
 MAX_DRAFTED_TOKENS = 4
@@ -62,7 +63,7 @@ class DraftModel:
         unread = list(tokens[len(cache.tokens) :])
         for _ in cache.prefill_in_chunks(unread[:-1]):
             pass
-        token = mx.array(unread[-1:])
+        token = token_array(unread[-1:])
         sampled: list[mx.array] = []
         before = tokens[-PENALTY_WINDOW:]
         with mx.stream(generation_stream):

@@ -8,12 +8,13 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
 from tqchat.engine.commands import Sampling
+from tqchat.engine.models.token_arrays import token_array
 
 PENALTY_WINDOW = 20
 """Recent tokens that penalties apply to."""
@@ -84,9 +85,9 @@ class TokenSampler:
             pending: A sampled token between those and this one, ``[1]``.
         """
         if self._penalties:
-            recent = mx.array(list(before[-PENALTY_WINDOW:]), dtype=mx.int32)
+            recent = token_array(before[-PENALTY_WINDOW:])
             if pending is not None:
-                recent = mx.concatenate([recent, pending.astype(mx.int32)])
+                recent = mx.concatenate([recent, pending])
             for penalise in self._penalties:
                 logits = penalise(recent, logits)
         if not self._is_greedy:
@@ -117,9 +118,3 @@ class TokenSampler:
         while len(self._seeds) <= number:
             self._seeds.append(self._random.getrandbits(SEED_BITS))
         return self._seeds[number]
-
-
-def token_ids(tokens: mx.array) -> list[int]:
-    """The ids in an array of one dimension, once they are computed."""
-    ids: Any = tokens.tolist()
-    return list(ids)

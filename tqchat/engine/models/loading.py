@@ -151,6 +151,10 @@ def load_folder(
     """
     config = model_folder.check(folder)
     added = None if adapter is None else adapters.find(adapter)
+    if machine.name == "cuda":
+        from tqchat.engine.models import cuda_products
+
+        cuda_products.install()
     model, config = _load_weights(folder, config)
     with as_model_error(model_folder.display_name(folder)):
         plain = _described(folder, ref, machine, model, config, find_profile)

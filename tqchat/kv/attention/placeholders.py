@@ -41,7 +41,7 @@ def _same_output_on_nan(model: Module, make: Callable[[], tuple[list[Any], list[
         layer.route = route
     prompt = max(layer.scheme.tail + layer.scheme.sinks for layer in packed_layers) + 2 * TILE
     for count in (prompt, 1):
-        model(mx.zeros((1, count), dtype=mx.int32), cache=cache)
+        model(mx.zeros((1, count), dtype=mx.uint32), cache=cache)
         mx.eval([layer.state for layer in cache])
     if not any(layer.packed_tokens for layer in packed_layers):
         return False
@@ -52,5 +52,5 @@ def _same_output_on_nan(model: Module, make: Callable[[], tuple[list[Any], list[
         for layer in trial_layers:
             if isinstance(layer, SchemeCache):
                 layer.uses_placeholders = uses_placeholders
-        outputs.append(model(mx.zeros((1, 1), dtype=mx.int32), cache=trial_cache))
+        outputs.append(model(mx.zeros((1, 1), dtype=mx.uint32), cache=trial_cache))
     return bool(mx.array_equal(*outputs).item())

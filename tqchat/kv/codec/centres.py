@@ -72,7 +72,8 @@ def cluster(x: mx.array, first: mx.array) -> mx.array:
     finite = mx.isfinite(x.square().sum(axis=-1, keepdims=True))
     x = mx.where(finite, x, first)
     count = x.shape[2]
-    start = x[:, :, [count * i // (CENTRES - 1) for i in range(CENTRES - 1)]]
+    spread = mx.array([count * i // (CENTRES - 1) for i in range(CENTRES - 1)], dtype=mx.uint32)
+    start = mx.take(x, spread, axis=2)
     centres = mx.concatenate([first, start], axis=2)
     for _ in range(ITERATIONS):
         members = one_hot(_nearest(x, centres))

@@ -68,7 +68,7 @@ class Rope:
 
     def partner(self, x: mx.array) -> mx.array:
         """Channels of ``x`` ``[..., head_dim]`` permuted to their partners."""
-        return mx.take(x, mx.array(self.partners), axis=-1)
+        return mx.take(x, mx.array(self.partners, dtype=mx.uint32), axis=-1)
 
     def unrotate(self, x: mx.array, first: int, step: int = 1) -> mx.array:
         """Vectors ``[..., tokens, head_dim]`` at positions ``first``, ``first + step``, ... before their
@@ -128,7 +128,7 @@ def probe_rope(embedding: Callable[..., Any], head_dim: int) -> Rope | None:
 
 
 def _matrix(embedding: Callable[..., Any], head_dim: int, position: int) -> np.ndarray:
-    units = mx.eye(head_dim).reshape(head_dim, 1, 1, head_dim)
+    units = mx.array(np.eye(head_dim, dtype=np.float32)).reshape(head_dim, 1, 1, head_dim)
     return np.array(embedding(units, offset=position).astype(mx.float32)).reshape(head_dim, head_dim)
 
 

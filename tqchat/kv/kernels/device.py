@@ -12,6 +12,7 @@ from typing import Any, TypedDict, TypeVar
 import mlx.core as mx
 
 from tqchat.kv.kernels import source
+from tqchat.kv.kernels.cuda_cache import generated_text, keep_compiled
 
 SIMD_WIDTH = 32
 MAX_HEAD_DIM = 256
@@ -92,11 +93,11 @@ class Kernels:
         text = spec.source(self.language)
         content = repr((text, spec.inputs, _launch_bounds(spec.threads)))
         digest = hashlib.sha256(content.encode()).hexdigest()
-        # MLX caches kernels by name, on CUDA on disk, so the name contains a digest of the source.
+        # MLX caches kernels by name, so the name contains a digest of the source.
         name = f"tqchat_{spec.kernel}_{digest[:16]}"
         if self.language == "cuda" and spec.threads:
             text = _with_launch_bounds(name, spec.threads, text)
-        return make_kernel(
+        kernel: Any = make_kernel(
             name=name,
             input_names=list(spec.inputs),
             output_names=list(spec.outputs),
@@ -104,6 +105,19 @@ class Kernels:
             header=text.header,
             ensure_row_contiguous=False,
         )
+        return kernel if self.language == "metal" else _kept_on_disk(kernel, name, spec, text)
+
+
+def _kept_on_disk(kernel: Callable[..., Any], name: str, spec: source.KernelSpec, text: source.Source) -> Any:
+    """A kernel whose machine code is put where MLX finds it before it is first launched."""
+
+    def launch(inputs: list[mx.array], **parameters: Any) -> Any:
+        outputs = zip(spec.outputs, parameters["output_dtypes"], strict=True)
+        named = zip(spec.inputs, inputs, strict=True)
+        keep_compiled(name, generated_text(name, text.header, text.body, list(named), list(outputs)))
+        return kernel(inputs=inputs, **parameters)
+
+    return launch
 
 
 def _with_launch_bounds(name: str, threads: int, text: source.Source) -> source.Source:

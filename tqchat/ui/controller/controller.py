@@ -175,6 +175,8 @@ class Controller:
             case events.ModelReady():
                 self.models.ready(event)
                 self.schemes.model_changed()
+                if event.info.device.startswith("cuda"):
+                    self._engine.submit(commands.WarmUp(self.schemes.in_force))
                 self.caches.forget_live()  # The engine restores the cache of the open conversation by itself.
                 self.work.start_next()
             case events.ModelFailed():
