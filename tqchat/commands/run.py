@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ from tqchat.text import PrintableStream
 from tqchat.units import size
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Generator, Iterator
 
     from tqchat.commands.turn import StoredTurn
@@ -215,10 +215,10 @@ def _tell_of_compilation() -> None:
 
     said = threading.Event()
 
-    def say(count: int) -> None:
+    def say(text: str) -> None:
         if not said.is_set():
             said.set()
-            print(f"tqchat: {warm_up.COMPILING}", file=sys.stderr)
+            print(f"tqchat: {warm_up.COMPILING} this takes up to a minute.", file=sys.stderr)
 
     if (folder := warm_up.kernel_folder()) is not None:
         warm_up.KernelWatch(folder, say)

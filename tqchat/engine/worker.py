@@ -475,9 +475,6 @@ class Engine:
 
         if self._model is not None and warm_up.is_needed(self._model, command.scheme):
             warm_up.warm_up(self._model, command.scheme, stop)
-            self._emit(
-                Notice(None, "The kernels for this card are compiled; later starts take them from disk.")
-            )
 
     def _watch_kernels(self) -> None:
         """Say how far the compilation of CUDA kernels is, as long as the engine runs."""
@@ -485,9 +482,7 @@ class Engine:
 
         folder = warm_up.kernel_folder()
         if folder is not None and self._kernels is None:
-            self._kernels = warm_up.KernelWatch(
-                folder, lambda count: self._emit(Notice(None, warm_up.sentence(count)))
-            )
+            self._kernels = warm_up.KernelWatch(folder, lambda text: self._emit(Notice(None, text)))
 
     def _prune(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -28,19 +29,19 @@ def test_a_model_and_scheme_is_warmed_up_once(
     assert send(Session(starter, "turbo4"), [user("Hi.")]).text == before
 
 
-def test_compiled_kernels_are_counted_as_they_come(tmp_path: Path) -> None:
-    (tmp_path / "before.ptx").touch()
-    counts: list[int] = []
-    came = threading.Event()
-
-    def say(count: int) -> None:
-        counts.append(count)
-        came.set()
-
-    warm_up.KernelWatch(tmp_path, say)
-    for name in ("one", "two"):
-        came.clear()
-        (tmp_path / f"{name}.ptx").touch()
-        (tmp_path / f"{name}.txt").touch()
-        assert came.wait(60)
-    assert counts == [1, 2]
+@pytest.mark.parametrize("had_some", [False, True])
+def test_compiled_kernels_are_counted_as_they_come(
+    had_some: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(warm_up, "POLL_INTERVAL_S", 0.01)
+    if had_some:
+        (tmp_path / "before.ptx").touch()
+    said: SimpleQueue[str] = SimpleQueue()
+    warm_up.KernelWatch(tmp_path, said.put)
+    (tmp_path / "one.ptx").touch()
+    (tmp_path / "one.txt").touch()
+    assert said.get(timeout=60).endswith("1 so far." if had_some else " 1 of about 16")
+    assert said.get(timeout=60) == warm_up.COMPILED
+    (tmp_path / "two.ptx").touch()
+    assert "2" in said.get(timeout=60)
+    assert said.get(timeout=60) == warm_up.COMPILED
