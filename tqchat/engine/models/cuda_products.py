@@ -15,8 +15,6 @@ from mlx.nn.layers.quantized import QuantizedLinear
 
 MAX_ROWS = 7
 """Most rows that MLX multiplies with a quantised matrix without compiling a kernel."""
-MAX_PIECES = 3
-"""Most products of so many rows that take less time than decoding the matrix: enough for drafted tokens."""
 
 _multiply: Callable[[Any, mx.array], mx.array] = QuantizedLinear.__call__
 
@@ -28,13 +26,8 @@ def install() -> None:
 
 def multiply(layer: Any, x: mx.array) -> mx.array:
     """The layer's product with ``x``, ``[..., input_dims]``; it has the shape ``[..., output_dims]``."""
-    rows = x.size // x.shape[-1]
-    if rows <= MAX_ROWS:
+    if x.size <= MAX_ROWS * x.shape[-1]:
         return _multiply(layer, x)
-    if rows <= MAX_ROWS * MAX_PIECES:
-        flat = x.reshape(rows, -1)
-        pieces = [_multiply(layer, flat[start : start + MAX_ROWS]) for start in range(0, rows, MAX_ROWS)]
-        return mx.concatenate(pieces).reshape(*x.shape[:-1], -1)
     matrix = mx.dequantize(
         layer["weight"],
         layer["scales"],

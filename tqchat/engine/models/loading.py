@@ -171,7 +171,7 @@ def _described(
     find_profile: FindProfile,
 ) -> LoadedModel:
     """The model with its tokenizer and what the program needs to know of it."""
-    tokenizer = _load_tokenizer(folder, config)
+    tokenizer = _load_tokenizer(folder)
 
     import mlx.core as mx
 
@@ -294,7 +294,7 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
         ) from error
 
 
-def _load_tokenizer(folder: Path, config: dict[str, Any]) -> Any:
+def _load_tokenizer(folder: Path) -> Any:
     import transformers
     from huggingface_hub.errors import StrictDataclassError
     from mlx_lm.utils import load_tokenizer
