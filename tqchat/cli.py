@@ -22,6 +22,7 @@ from tqchat.commands.measuring import add_command
 from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
 from tqchat.errors import TqchatError
+from tqchat.text import one_line
 
 _ID_HELP = "id of the conversation, or a unique prefix of it"
 _EPILOG = """\
@@ -94,6 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TqchatError as error:
         _print_error(str(error))
         return error.exit_code
+    except ImportError as error:
+        reason = one_line(str(error))
+        _print_error(f"The installation is incomplete ({reason}): install tqchat again with its packages.")
+        return EXIT_FAILED
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends now
         _print_error("Interrupted.")

@@ -186,3 +186,15 @@ def test_pytorch_is_not_loaded_where_it_is_installed(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
+
+
+def test_a_package_that_is_missing_is_one_sentence(paths: Paths, tmp_path: Path) -> None:
+    (tmp_path / "mlx_lm.py").write_text("import no_such_package")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "tqchat", "run", "Hi."]
+    ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(
+        "tqchat: The installation is incomplete (No module named 'no_such_package'"
+    )
+    assert ended.stderr.count("\n") == 1
