@@ -39,6 +39,7 @@ DRAWN = Sampling(temperature=1.0, max_tokens=24, seed=7)
         ({"repetition_penalty": 1e6}, "repetition_penalty", None, True),
         ({"temperature": -1.0}, "temperature", 0.7, True),
         ({"temperature": "0.6"}, "temperature", 0.7, True),
+        ({"temperature": 10**400}, "temperature", 0.7, True),
         ({"temperature": float("nan")}, "temperature", 0.7, True),
         ({"temperature": None, "top_p": None}, "temperature", 0.7, False),
         ({"temperature": 0.6, "do_sample": False}, "temperature", 0.0, False),

@@ -173,6 +173,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another rank": (parameters(rank=8), "do not have the rank 8"),
     "scale": (parameters(scale="x"), "scale is x"),
     "infinite scale": (parameters(scale=float("inf")), "scale is inf"),
+    "huge scale": (parameters(scale=10**400), "scale is 1000"),
     "dropout": (parameters(dropout=2), "dropout is 2"),
     "keys": (parameters(keys=5), "keys is 5"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import pytest
-from mlx.nn.layers.quantized import QuantizedLinear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
 
 from tqchat.engine.models import cuda_products
 
@@ -19,6 +19,11 @@ def test_a_decoded_matrix_gives_the_same_product(
     if bias:
         layer["bias"] = mx.random.normal((64,))
     x = mx.random.normal(shape)
-    expected, product = layer(x), cuda_products.multiply(layer, x)
+    assert_same(layer(x), cuda_products.linear(layer, x))
+    embedding = QuantizedEmbedding(64, 128, bits=bits, group_size=group, mode=mode)
+    assert_same(embedding.as_linear(x), cuda_products.as_linear(embedding, x))
+
+
+def assert_same(expected: mx.array, product: mx.array) -> None:
     assert product.shape == expected.shape and product.dtype == expected.dtype
     assert mx.abs(product - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()

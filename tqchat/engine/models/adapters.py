@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,10 @@ def _check_config(folder: Path, config: dict[str, Any], header: dict[str, dict[s
     if type(rank) is not int or not 1 <= rank <= _MAX_RANK:
         raise _wrong(folder, "rank", rank, f"a whole number from 1 to {_MAX_RANK:,}")
     for key in ("scale", "dropout"):
-        value = table.get(key)
-        number = type(value) in (int, float) and math.isfinite(value or 0.0)
-        if not number or (key == "dropout" and not 0 <= (value or 0.0) < 1):
+        value: Any = table.get(key)
+        # Compared before it is converted: a very large integer does not fit a float.
+        number = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        if not number or (key == "dropout" and not 0 <= value < 1):
             raise _wrong(folder, key, value, "a number from 0, below 1" if key == "dropout" else "a number")
     if keys is not None and not (isinstance(keys, list) and all(isinstance(one, str) for one in keys)):
         raise _wrong(folder, "keys", keys, "a list of names")

@@ -260,8 +260,10 @@ def _plan(
     lanes = min(SIMD_WIDTH, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
     # Two large codebook tables and eight long queries exceed threadgroup memory.
     tables = {side.bits for side in (key, value) if side.kind == 1}
-    blocks = ceil(all_rows / (4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else 8))
-    rows = ceil(all_rows / blocks)
+    most = 4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else 8
+    blocks = ceil(all_rows / most)
+    # Blocks of steps with drafted tokens all have the same size: on CUDA each size is a kernel to compile.
+    rows = all_rows if blocks == 1 else most
     unroll = 4 if lanes <= 16 else 2
     # 12 simd groups of tensor-core work fit the registers of a CUDA multiprocessor: as two threadgroups, or
     # as one where there are so few heads that merging more splits would dominate. Register-heavy shapes fit
