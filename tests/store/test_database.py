@@ -179,6 +179,16 @@ def test_conversation_settings_are_stored(paths: Paths) -> None:
             database.create("t", None, "zip")
 
 
+def test_a_column_whose_name_is_damaged_counts_as_empty(database: Database) -> None:
+    conversation = database.create("A title", "starter", "turbo4")
+    database.add_message(conversation.id, "user", "Hello.")
+    database._connection.execute("ALTER TABLE messages RENAME COLUMN prompt_tokens TO prompt_tokent")
+    database._connection.execute("ALTER TABLE conversations RENAME COLUMN utc_offset TO utc_offsat")
+    (found,) = database.conversations()
+    assert (found.title, found.utc_offset) == ("A title", None)
+    assert [message.content for message in database.messages(conversation.id)] == ["Hello."]
+
+
 def test_a_conversation_with_damaged_sampling_opens(database: Database) -> None:
     conversation = database.create("t", None, "fp16")
     for damaged in ("{", "null", "[1]", '{"seed": -1}', '{"zip": 1}', "[" * 100_000):

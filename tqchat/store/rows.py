@@ -33,10 +33,10 @@ def replace_surrogates(text: str) -> str:
 
 def conversation_from_row(row: sqlite3.Row) -> Conversation:
     """A row as a Conversation."""
-    values = dict(row)
-    values["title_is_automatic"] = bool(values["title_is_automatic"])
-    values["sampling"] = sampling.from_column(values["sampling"])
-    _mend(values, _CONVERSATION_TYPES)
+    held = dict(row)
+    held["title_is_automatic"] = bool(held.get("title_is_automatic"))
+    held["sampling"] = sampling.from_column(held.get("sampling"))
+    values = _mended(held, _CONVERSATION_TYPES)
     try:
         values["scheme"] = scheme_setting(values["scheme"])
     except UnknownScheme:
@@ -46,17 +46,20 @@ def conversation_from_row(row: sqlite3.Row) -> Conversation:
 
 def message_from_row(row: sqlite3.Row) -> Message:
     """A row as a Message."""
-    values = dict(row)
-    _mend(values, _MESSAGE_TYPES)
-    return Message(**values)
+    return Message(**_mended(dict(row), _MESSAGE_TYPES))
 
 
-def _mend(values: dict[str, Any], types: Mapping[str, _Column]) -> None:
-    """Replace what a column of this type cannot hold: SQLite stores anything, and files get damaged."""
+def _mended(held: Mapping[str, Any], types: Mapping[str, _Column]) -> dict[str, Any]:
+    """The columns, with what one cannot hold replaced: SQLite stores anything, and files get damaged.
+
+    Even the name of a column can be.
+    """
+    values: dict[str, Any] = {}
     for name, column in types.items():
-        value = values[name]
+        value = values[name] = held.get(name)
         if type(value) not in column.types or (column.fits is not None and not column.fits(value)):
             values[name] = as_text(value) if column.is_text and value is not None else column.default
+    return values
 
 
 def timestamp(value: object) -> float:
