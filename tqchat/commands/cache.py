@@ -53,16 +53,23 @@ def _list(vault: Vault, known: dict[str, Conversation]) -> int:
 def _prune(vault: Vault, known: dict[str, Conversation], *, dry_run: bool) -> int:
     orphans = [entry for entry in vault.entries() if known and entry.conversation not in known]
     keep = [*_in_use(known), *(entry.conversation for entry in orphans)]
-    chosen = orphans + vault.prune_candidates(keep, -sum(entry.bytes for entry in orphans))
+    freed = sum(entry.bytes for entry in orphans)
+    chosen = orphans + vault.prune_candidates(keep, -freed)
     failed: list[str] = []
-    deleted = 0
+    deleted = vault.prune_earlier(-freed, dry_run=dry_run)
+    if deleted:
+        print(f"{size(deleted):>15}  tokens as they were under earlier schemes")
     for entry in chosen:
         line = _line(entry, known)
         if dry_run or _remove(vault, entry, failed):
             deleted += entry.bytes
             print(line)
     verb = "would be deleted" if dry_run else "deleted"
-    print(f"{size(deleted)} {verb}." if chosen else "The caches are within the budget; nothing to delete.")
+    print(
+        f"{size(deleted)} {verb}."
+        if chosen or deleted
+        else "The caches are within the budget; nothing to delete."
+    )
     return _report(vault, failed)
 
 

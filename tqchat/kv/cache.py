@@ -49,8 +49,6 @@ TRANSIENT = (
 
 ROLES = "key", "value"
 
-_RAW_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
-
 
 def _dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
@@ -547,13 +545,13 @@ class SchemeCache:
         arrays = rest[0] if rest else {}  # mlx-lm's load_prompt_cache drops an empty dictionary
         description: dict[str, Any] = untrusted.parse_json(text)
         scheme, dtype = untrusted.scheme(description), description["dtype"]
-        self._init_from(description, scheme, None if dtype is None else _RAW_DTYPES[dtype])
+        self._init_from(description, scheme, None if dtype is None else untrusted.FLOATS[dtype])
         key, value = description["sides"]
         for side, (head_dim, raw_dtype) in ((self.key_side, key), (self.value_side, value)):
             prefix = f"{side.role}_"
             own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
             untrusted.check_side(side.spec, head_dim, side.role, own)
-            side.restore(own, head_dim, _RAW_DTYPES[raw_dtype])
+            side.restore(own, head_dim, untrusted.FLOATS[raw_dtype])
         self.query_energy = arrays.get("query_energy")
         if self.query_energy is not None and self.query_energy.shape[2:] != (1, self.key_side.head_dim):
             raise ValueError("The query statistics do not fit the keys.")

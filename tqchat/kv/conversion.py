@@ -67,7 +67,7 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
 def temporary_file() -> ArrayFile | None:
     """For ``convert_keeping``; ``None`` if none can be made: later conversions back then decode tokens."""
     with suppress(OSError):
-        return ArrayFile()
+        return ArrayFile.temporary()
     return None
 
 
@@ -114,7 +114,7 @@ def convert_in_place(
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
     try:
-        _convert(cache, scheme, stopped, progress, ArrayFile(folder))
+        _convert(cache, scheme, stopped, progress, ArrayFile.temporary(folder))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConversionFailed(f"The cache stays under its scheme: no temporary file ({reason}).") from error
@@ -152,13 +152,12 @@ def _convert(
 class _StoredLayer:
     """A layer in a file: description, arrays and attributes that are not part of its state."""
 
-    file: ArrayFile
     description: dict[str, Any]
     arrays: dict[str, StoredArray]
     attributes: dict[str, Any]
 
     def rebuild(self) -> Any:
-        arrays = {name: self.file.read(stored) for name, stored in self.arrays.items()}
+        arrays = {name: stored.read() for name, stored in self.arrays.items()}
         layer = rebuild_layer(self.description, _LAYER, arrays)
         for name, value in self.attributes.items():
             setattr(layer, name, value)
@@ -176,7 +175,7 @@ def _store(layer: Any, file: ArrayFile) -> _StoredLayer:
     arrays: dict[str, mx.array] = {}
     description = describe_layer(layer, _LAYER, arrays)
     stored = {name: file.write(array) for name, array in arrays.items()}
-    return _StoredLayer(file, description, stored, transient_attributes(layer))
+    return _StoredLayer(description, stored, transient_attributes(layer))
 
 
 def _keep_earlier(old: Any, new: Any, file: ArrayFile, stored: _StoredLayer | None = None) -> None:
@@ -194,14 +193,15 @@ def _keep_earlier(old: Any, new: Any, file: ArrayFile, stored: _StoredLayer | No
     stored = stored or _store(old, file)
     for role, before, after in zip(ROLES, old.sides, new.sides, strict=True):
         if before.length and before.spec != after.spec:
+            arrays = stored.side_arrays(role)
             side = EarlierSide(
-                file,
-                stored.side_arrays(role),
+                arrays,
                 before.head_dim,
                 before.dtype,
                 old.offset - before.length,
                 old.offset,
                 old.rounding[role],
+                min(array.offset for array in arrays.values()),
             )
             new.earlier = new.earlier.with_side(role, before.spec, side)
 

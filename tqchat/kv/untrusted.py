@@ -19,7 +19,9 @@ MAX_PACKED_HEAD_DIM = 1024
 MAX_LAYERS = 4096
 MAX_ITEMS = 64
 """Arrays and numbers of one level of a layer's state."""
-_FLOATS = (mx.float16, mx.bfloat16, mx.float32)
+FLOATS = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+"""Dtypes of raw tokens, by name."""
+_FLOATS = tuple(FLOATS.values())
 
 
 def parse_json(text: str | bytes) -> Any:

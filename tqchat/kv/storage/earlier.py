@@ -1,7 +1,11 @@
-"""Tokens as they were stored under earlier schemes, kept on disk, so that going back to one loses nothing."""
+"""Tokens as they were stored under earlier schemes, kept on disk, so that going back to one loses nothing.
+
+Written to a temporary file when the scheme changes, and saved with the cache (``earlier_files``).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -20,20 +24,25 @@ class EarlierSide:
     """A side of a layer as it was when its scheme was changed.
 
     Attributes:
-        arrays: Of ``Side.arrays``, in ``file``.
+        arrays: Of ``Side.arrays``, all in one file.
         dtype: Of raw tokens.
         first: Position of its first token.
         end: Position after the last token that the conversation still has.
         rounding: What its tokens carried from still earlier schemes.
+        number: Tells it from other sides in the file.
     """
 
-    file: ArrayFile
     arrays: dict[str, StoredArray]
     head_dim: int
     dtype: mx.Dtype
     first: int
     end: int
     rounding: Rounding
+    number: int
+
+    @property
+    def file(self) -> ArrayFile:
+        return next(iter(self.arrays.values())).file
 
     def restore(self, side: Side, first: int) -> int:
         """Restore an empty side from its tokens at positions from ``first`` on.
@@ -42,9 +51,9 @@ class EarlierSide:
             Position after the last of them.
 
         Raises:
-            OSError: if the file cannot be read; the side is unchanged.
+            OSError: if the file cannot be read or is not what was written; the side is unchanged.
         """
-        arrays = {name: self.file.read(stored) for name, stored in self.arrays.items()}
+        arrays = {name: stored.read() for name, stored in self.arrays.items()}
         side.restore(arrays, self.head_dim, self.dtype)
         side.trim(self.first + side.length - self.end)
         side.drop_front(min(side.length, first - self.first))
@@ -65,6 +74,10 @@ class EarlierSides:
         found = [(spec, side) for (of, spec), side in self._sides.items() if of == role]
         finest = max(found, key=lambda one: one[0].bits, default=None)
         return finest if finest is not None and finest[0].bits > than.bits else None
+
+    def __iter__(self) -> Iterator[tuple[Role, FormatSpec, EarlierSide]]:
+        for (role, spec), side in self._sides.items():
+            yield role, spec, side
 
     @property
     def formats(self) -> frozenset[tuple[Role, FormatSpec]]:

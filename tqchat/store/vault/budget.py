@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from tqchat.store.vault.manifest import BRANCH_PREFIX, MANIFEST, ManifestError, read_manifest
-from tqchat.store.vault.segments import SUFFIX
+from tqchat.store.vault.segments import EARLIER_PREFIX, SUFFIX
 from tqchat.units import GB
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
@@ -22,11 +23,20 @@ _OWN_FILE = re.compile(rf"\.?{re.escape(MANIFEST)}.*|{BRANCH_PREFIX}.*|.*{re.esc
 DEFAULT_BUDGET_BYTES = 20 * GB
 
 
+class EarlierEntry(NamedTuple):
+    """A file with the tokens of earlier schemes."""
+
+    path: Path
+    bytes: int
+
+
 @dataclass(frozen=True)
 class CacheEntry:
     """One conversation's caches on disk.
 
     Attributes:
+        bytes: Of all its files.
+        earlier: Files with the tokens of earlier schemes.
         used_at: Unix time of the last save or restore.
         tokens, scheme, model: From the manifest, filled in by ``with_manifest``; else 0 and empty.
     """
@@ -35,6 +45,7 @@ class CacheEntry:
     folder: Path
     bytes: int
     used_at: float
+    earlier: tuple[EarlierEntry, ...] = ()
     tokens: int = 0
     scheme: str = ""
     model: str = ""
@@ -110,6 +121,26 @@ def excess_bytes(folder: Path, limit: int, need: int) -> int:
     return max(over, need + reserved_bytes(folder) - _usage(folder)[1], 0)
 
 
+def earlier_files(found: Iterable[CacheEntry], surplus: int) -> list[EarlierEntry]:
+    """Files with tokens of earlier schemes that together take at least ``surplus`` bytes, or all of them.
+
+    Args:
+        found: Caches, least recently used first.
+    """
+    chosen = []
+    for file in (file for entry in found for file in entry.earlier):
+        if surplus <= 0:
+            break
+        chosen.append(file)
+        surplus -= file.bytes
+    return chosen
+
+
+def without_earlier(entry: CacheEntry) -> CacheEntry:
+    """The entry once its tokens of earlier schemes are deleted."""
+    return replace(entry, bytes=entry.bytes - sum(file.bytes for file in entry.earlier), earlier=())
+
+
 def least_recently_used(
     found: Iterable[CacheEntry], surplus: int, keep: Collection[str] = ()
 ) -> list[CacheEntry]:
@@ -131,12 +162,15 @@ def least_recently_used(
 
 def _entry(folder: Path) -> CacheEntry:
     size, newest, manifest = 0, 0.0, None
+    earlier = []
     try:
         with os.scandir(folder) as files:
             for file in files:
                 about = file.stat(follow_symlinks=False)
                 size += about.st_size
                 newest = max(newest, about.st_mtime)
+                if file.name.startswith(EARLIER_PREFIX):
+                    earlier.append(EarlierEntry(folder / file.name, about.st_size))
                 if file.name == MANIFEST:
                     manifest = about.st_mtime  # a restore touches it
     except OSError:
@@ -144,7 +178,7 @@ def _entry(folder: Path) -> CacheEntry:
         with suppress(OSError):
             about = folder.lstat()
             size, newest = size or about.st_size, newest or about.st_mtime
-    return CacheEntry(folder.name, folder, size, newest if manifest is None else manifest)
+    return CacheEntry(folder.name, folder, size, newest if manifest is None else manifest, tuple(earlier))
 
 
 def _usage(folder: Path) -> tuple[int, int]:

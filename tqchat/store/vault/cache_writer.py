@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.store.vault import segments
-from tqchat.store.vault.manifest import Piece, Pieces, SavedCheckpoint, covered_tokens, trim_pieces
-from tqchat.store.vault.segments import Interrupted, StoredFile
+from tqchat.store.vault.manifest import (
+    Piece,
+    Pieces,
+    SavedCheckpoint,
+    SavedEarlier,
+    covered_tokens,
+    layer_names,
+    trim_pieces,
+)
+from tqchat.store.vault.segments import EARLIER_PREFIX, Interrupted, StoredFile
 
 if TYPE_CHECKING:
     from tqchat.kv.checkpoint import Checkpoint
@@ -33,6 +42,8 @@ class CacheWriter:
         interrupted: Callable[[], bool],
     ) -> None:
         from tqchat.kv import checkpoint, ranges
+        from tqchat.kv.prompt_cache import flat_layers
+        from tqchat.kv.storage.earlier_files import earlier_files
 
         self._folder, self._cache, self._interrupted = folder, cache, interrupted
         self._tokens = array("I", tokens)
@@ -51,6 +62,11 @@ class CacheWriter:
             if one.stored is not None and not _is_there(folder, one.stored):
                 one.stored = None
             self._checkpoints.append((one, *checkpoint.describe(one)))
+        kept_layers = {number: one.layers for number, one in enumerate(checkpoints)}
+        self._earlier = earlier_files(layer_names(flat_layers(cache), kept_layers))
+        for kept in self._earlier:
+            if kept.file.saved is not None and not _is_there(folder, kept.file.saved):
+                kept.file.saved = None
 
     def pending_ranges(self) -> list[tuple[int, int]]:
         """The token ranges (start, end) that need new segments."""
@@ -60,10 +76,14 @@ class CacheWriter:
         ]
 
     def pending_bytes(self) -> int:
-        """Bytes that the whole save writes."""
+        """Bytes that the save writes, those of earlier schemes excluded."""
         parts = [self._arrays(start, end) for start, end in self.pending_ranges()]
         parts += [arrays for one, _, arrays in self._checkpoints if one.stored is None]
         return sum(map(segments.file_size, parts)) + segments.file_size(self._rest)
+
+    def pending_earlier_bytes(self) -> int:
+        """Bytes of tokens of earlier schemes that are not on disk."""
+        return sum(segments.file_size(one.arrays) for one in self._earlier if one.file.saved is None)
 
     @property
     def reused_bytes(self) -> int:
@@ -85,14 +105,26 @@ class CacheWriter:
             saved.append(SavedCheckpoint(one.stored, one.tokens, layers))
         return tuple(saved)
 
+    def write_earlier(self, *, new: bool) -> tuple[SavedEarlier, ...]:
+        """Write the tokens of earlier schemes that are not on disk, if ``new``; the manifest entries of those
+        that are."""
+        saved = []
+        for one in self._earlier:
+            if one.file.saved is None and new:
+                with suppress(OSError):  # without them nothing is lost but exactness of going back
+                    one.file.saved = self._write(one.arrays, EARLIER_PREFIX)
+            if one.file.saved is not None:
+                saved.append(SavedEarlier(one.file.saved, one.sides))
+        return tuple(saved)
+
     def write_rest(self) -> StoredFile:
         """Write the arrays outside segments: raw tail, windows, recurrent state."""
         return self._write(self._rest)
 
-    def _write(self, arrays: dict[str, Any]) -> StoredFile:
+    def _write(self, arrays: dict[str, Any], prefix: str = "") -> StoredFile:
         if self._interrupted():
             raise Interrupted
-        file = segments.write(self._folder, arrays, self._interrupted)
+        file = segments.write(self._folder, arrays, self._interrupted, prefix)
         self.written += file.bytes
         return file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from tqchat.errors import TqchatError
 from tqchat.files import Unreadable, read_bytes
-from tqchat.store.vault.segments import SUFFIX, StoredFile
+from tqchat.store.vault.segments import EARLIER_PREFIX, SUFFIX, StoredFile
 from tqchat.text import one_line
 
 FORMAT = 3
@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 BRANCH_PREFIX = "branch-"
 """File name prefix of manifests of other branches."""
 
-_NAME = re.compile(r"[0-9a-f]{32}\.safetensors", re.ASCII)
+_NAME = re.compile(rf"(?:{EARLIER_PREFIX})?[0-9a-f]{{32}}\.safetensors", re.ASCII)
 _MAX_MANIFEST_BYTES = 8 << 20
 """A hundred times the manifest of a long conversation; larger files are not parsed."""
 _MAX_SHOWN_CHARS = 100
@@ -62,6 +62,27 @@ class SavedCheckpoint:
     layers: dict[int, Any]
 
 
+@dataclass(frozen=True)
+class SavedEarlier:
+    """A stored file of tokens as they were under earlier schemes.
+
+    Attributes:
+        sides: The layer of each side, the number of its arrays and its description, for
+            ``tqchat.kv.storage.earlier_files.attach``. Layers are named by ``layer_names``.
+    """
+
+    file: StoredFile
+    sides: list[tuple[str, int, list[Any]]]
+
+
+def layer_names(live: Sequence[Any], checkpoints: Mapping[int, Mapping[int, Any]]) -> dict[str, Any]:
+    """The layers of a cache and of its checkpoints, by the names that manifests have for them."""
+    layers = {str(index): layer for index, layer in enumerate(live)}
+    for number, kept in checkpoints.items():
+        layers |= {f"{number}.{index}": layer for index, layer in kept.items()}
+    return layers
+
+
 def trim_pieces(pieces: Pieces, keep: int) -> Pieces:
     """The pieces of the first ``keep`` tokens. A segment of which more than half would be unused is dropped:
     its remaining tokens are written again."""
@@ -96,6 +117,7 @@ class Manifest:
         checkpoints: Checkpoints of a cache that cannot be trimmed, shortest first.
         tokens: Length of the cached sequence.
         prefix_is_usable: Whether the immutable tokens alone form a usable cache.
+        earlier: What the layers keep of earlier schemes; missing or damaged files are no loss.
     """
 
     conversation: str
@@ -114,11 +136,13 @@ class Manifest:
     format: int = FORMAT
     codec: int = 0
     mlx_lm: str = ""
+    earlier: tuple[SavedEarlier, ...] = ()
 
     @property
     def files(self) -> set[str]:
         """Names of all files it refers to."""
         files = [self.rest, *(one.file for one in self.pieces), *(one.file for one in self.checkpoints)]
+        files += [one.file for one in self.earlier]
         return {file.name for file in files}
 
     def restorable_tokens(self, shared: int) -> int:
@@ -140,6 +164,15 @@ class Manifest:
                     _deduplicate(list(one.layers.values())),
                 ]
                 for one in self.checkpoints
+            ],
+            "earlier": [
+                [
+                    *vars(one.file).values(),
+                    [name for name, _, _ in one.sides],
+                    [number for _, number, _ in one.sides],
+                    _deduplicate([description for _, _, description in one.sides]),
+                ]
+                for one in self.earlier
             ],
             "structure": _deduplicate(self.structure),
             "layout": _deduplicate(self.layout),
@@ -188,6 +221,7 @@ def read_manifest(path: Path) -> Manifest:
                 "pieces": tuple(_pieces(data["pieces"])),
                 "rest": _file(*data["rest"]),
                 "checkpoints": tuple(_checkpoints(data["checkpoints"])),
+                "earlier": tuple(_earlier(data.get("earlier", ()))),  # older manifests have none
                 "structure": _expand(data["structure"]),
                 "layout": _expand(data["layout"]),
                 "tokens": int(data["tokens"]),
@@ -237,6 +271,12 @@ def _checkpoints(data: Iterable[Any]) -> Iterable[SavedCheckpoint]:
         yield SavedCheckpoint(
             _file(name, size, sha256), int(tokens), dict(zip(indices, _expand(layers), strict=True))
         )
+
+
+def _earlier(data: Iterable[Any]) -> Iterable[SavedEarlier]:
+    for name, size, sha256, names, numbers, descriptions in data:
+        sides = list(zip(names, numbers, _expand(descriptions), strict=True))
+        yield SavedEarlier(_file(name, size, sha256), sides)
 
 
 def _deduplicate(items: list[Any]) -> list[Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.errors import TqchatError
 from tqchat.store.vault import segments
-from tqchat.store.vault.manifest import Manifest, Pieces, covered_tokens, trim_pieces
+from tqchat.store.vault.manifest import Manifest, Pieces, covered_tokens, layer_names, trim_pieces
 from tqchat.store.vault.segments import SegmentError
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ def restore(folder: Path, manifest: Manifest) -> Restored | Refused:
         parts.append(arrays)
     except SegmentError as error:
         damage = str(error)
-    checkpoints = _checkpoints(folder, manifest, len(tokens))
+    found = _checkpoints(folder, manifest, len(tokens))
+    checkpoints = list(found.values())
     whole: dict[int, Any] = {}
     if damage is not None and not manifest.prefix_is_usable:
         if not checkpoints:
@@ -80,6 +83,7 @@ def restore(folder: Path, manifest: Manifest) -> Restored | Refused:
     cache = ranges.rebuild(manifest.structure, parts, len(tokens), whole)
     if layout(cache) != manifest.layout:
         return Refused("The saved cache is damaged (its layers differ from the manifest)")
+    _attach_earlier(folder, manifest, cache, found)
     if damage is not None:
         damage = f"The saved cache is damaged from token {len(tokens) + 1:,} on ({damage})"
     return Restored(
@@ -92,20 +96,33 @@ def restore(folder: Path, manifest: Manifest) -> Restored | Refused:
     )
 
 
-def _checkpoints(folder: Path, manifest: Manifest, tokens: int) -> list[Checkpoint]:
-    """The intact checkpoints within the first ``tokens`` tokens; damaged ones are left out."""
+def _checkpoints(folder: Path, manifest: Manifest, tokens: int) -> dict[int, Checkpoint]:
+    """The intact checkpoints within the first ``tokens`` tokens by number; damaged ones are left out."""
     from tqchat.kv import checkpoint
 
-    found = []
-    for saved in manifest.checkpoints:
+    found = {}
+    for number, saved in enumerate(manifest.checkpoints):
         try:
             if saved.tokens <= tokens:
                 arrays = segments.read(folder, saved.file)
-                found.append(checkpoint.rebuild(saved.tokens, saved.layers, arrays))
-                found[-1].stored = saved.file
+                found[number] = checkpoint.rebuild(saved.tokens, saved.layers, arrays)
+                found[number].stored = saved.file
         except (TqchatError, *READ_ERRORS):
             continue
     return found
+
+
+def _attach_earlier(
+    folder: Path, manifest: Manifest, cache: list[Any], checkpoints: Mapping[int, Checkpoint]
+) -> None:
+    """Give the layers what they keep of earlier schemes; what is missing or damaged is left out."""
+    from tqchat.kv.prompt_cache import flat_layers
+    from tqchat.kv.storage.earlier_files import attach
+
+    layers = layer_names(flat_layers(cache), {number: one.layers for number, one in checkpoints.items()})
+    for saved in manifest.earlier:
+        with suppress(SegmentError):
+            attach(layers, saved.sides, segments.open_arrays(folder, saved.file))
 
 
 def _tokens(arrays: dict[str, Any], count: int) -> list[int]:

@@ -11,6 +11,7 @@ import os
 import struct
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,8 +22,12 @@ from tqchat.files import Unreadable, open_regular
 if TYPE_CHECKING:
     import mlx.core as mx
 
+    from tqchat.kv.storage.array_file import StoredArray
+
 TEMPORARY_PREFIX = "new-"
 SUFFIX = ".safetensors"
+EARLIER_PREFIX = "earlier-"
+"""Of files with the tokens of earlier schemes, which are the first to go when space is short."""
 
 _TYPES = {
     "F16": "float16",
@@ -63,10 +68,14 @@ class StoredFile:
 
 def write(
     folder: Path,
-    arrays: Mapping[str, mx.array],
+    arrays: Mapping[str, mx.array] | Mapping[str, StoredArray],
     interrupted: Callable[[], bool] = lambda: False,
+    prefix: str = "",
 ) -> StoredFile:
-    """Write arrays to a new file in ``folder``, evaluating and flushing one part at a time.
+    """Write arrays to a new file in ``folder``, evaluating or reading and flushing one part at a time.
+
+    Args:
+        prefix: Of the file's name.
 
     Raises:
         Interrupted: if ``interrupted`` returns true, called before each part. No file is left.
@@ -74,7 +83,7 @@ def write(
     """
     header = _header(arrays)
     stem = uuid.uuid4().hex
-    temporary, final = folder / f"{TEMPORARY_PREFIX}{stem}{SUFFIX}", folder / f"{stem}{SUFFIX}"
+    temporary, final = folder / f"{TEMPORARY_PREFIX}{stem}{SUFFIX}", folder / f"{prefix}{stem}{SUFFIX}"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -102,7 +111,7 @@ def write(
     return StoredFile(final.name, size, digest.hexdigest())
 
 
-def file_size(arrays: Mapping[str, mx.array]) -> int:
+def file_size(arrays: Mapping[str, mx.array] | Mapping[str, StoredArray]) -> int:
     """Size of the file of these arrays, in bytes."""
     return len(_header(arrays)) + sum(array.nbytes for array in arrays.values())
 
@@ -118,31 +127,67 @@ def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
     path = folder / expected.name
     try:
         with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != expected.bytes:
-                raise SegmentError("a file has the wrong size")
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            if length > min(size - 8, MAX_HEADER_BYTES):
-                raise SegmentError("a file is truncated")
-            text = file.read(length)
-            digest = hashlib.sha256(prefix + text)
+            header, entries = _read_header(file, expected)
+            digest = hashlib.sha256(header)
             arrays = {}
-            for name, kind, shape, count in _entries(text, size - 8 - length):
+            for name, kind, shape, count in entries:
                 buffer = bytearray(count)
                 if file.readinto(buffer) != count:
                     raise SegmentError("a file is truncated")
                 digest.update(buffer)
                 arrays[name] = _array(buffer, kind, shape)
-    except FileNotFoundError as error:
-        raise SegmentError("a file is missing") from error
-    except Unreadable as error:
-        raise SegmentError(f"a file {error.reason}") from error
-    except OSError as error:
-        raise SegmentError(f"a file cannot be read: {error.strerror or error}") from error
+    except (Unreadable, OSError) as error:
+        raise _segment_error(error) from error
     if digest.hexdigest() != expected.sha256:
         raise SegmentError("the checksum of a file does not match")
     return arrays
+
+
+def open_arrays(folder: Path, expected: StoredFile) -> dict[str, StoredArray]:
+    """A file's arrays, which are read and verified when they are used; the file stays open as long.
+
+    Raises:
+        SegmentError: if the file is missing, unreadable or has another size.
+    """
+    import mlx.core as mx
+
+    from tqchat.kv.storage.array_file import ArrayFile, StoredArray
+
+    try:
+        with ExitStack() as opened:
+            file = opened.enter_context(open_regular(folder / expected.name))
+            header, entries = _read_header(file, expected)
+            arrays = ArrayFile(file, folder, expected.sha256)
+            opened.pop_all()  # closed with the last array
+    except (Unreadable, OSError) as error:
+        raise _segment_error(error) from error
+    arrays.saved = expected
+    found, at = {}, len(header)
+    for name, kind, shape, count in entries:
+        found[name] = StoredArray(arrays, at, tuple(shape), getattr(mx, _TYPES[kind]))
+        at += count
+    return found
+
+
+def _segment_error(error: Unreadable | OSError) -> SegmentError:
+    if isinstance(error, FileNotFoundError):
+        return SegmentError("a file is missing")
+    if isinstance(error, Unreadable):
+        return SegmentError(f"a file {error.reason}")
+    return SegmentError(f"a file cannot be read: {error.strerror or error}")
+
+
+def _read_header(file: BinaryIO, expected: StoredFile) -> tuple[bytes, list[tuple[str, str, list[int], int]]]:
+    """A file's bytes before its arrays, and their ``_entries``."""
+    size = os.fstat(file.fileno()).st_size
+    if size != expected.bytes:
+        raise SegmentError("a file has the wrong size")
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise SegmentError("a file is truncated")
+    text = file.read(length)
+    return prefix + text, _entries(text, size - 8 - length)
 
 
 def sync_folder(folder: Path) -> None:
@@ -154,7 +199,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _header(arrays: Mapping[str, mx.array]) -> bytes:
+def _header(arrays: Mapping[str, mx.array] | Mapping[str, StoredArray]) -> bytes:
     names = {name: kind for kind, name in _TYPES.items()}
     names["bool"] = "BOOL"
     entries: dict[str, Any] = {}
@@ -202,9 +247,11 @@ def _flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _bytes(array: mx.array) -> memoryview:
+def _bytes(array: mx.array | StoredArray) -> memoryview:
     import mlx.core as mx
 
+    if not isinstance(array, mx.array):
+        array = array.read()
     if not array.size:
         return memoryview(b"")
     # Slices of preallocated storage are not contiguous; the copy is freed once written.

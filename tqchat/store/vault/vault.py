@@ -108,7 +108,7 @@ class Vault:
             make_private_folder(self.folder)
             make_private_folder(folder)
             writer = CacheWriter(folder, cache, tokens, pieces, checkpoints, interrupted)
-            self._make_room(conversation_id, folder, writer)
+            keeps_earlier = self._make_room(conversation_id, folder, writer)
             try:
                 for start, end in writer.pending_ranges():
                     writer.write_segment(start, end)
@@ -124,6 +124,7 @@ class Vault:
                     pieces=writer.pieces,
                     checkpoints=writer.write_checkpoints(),
                     rest=writer.write_rest(),
+                    earlier=writer.write_earlier(new=keeps_earlier),
                     tokens=len(tokens),
                     prefix_is_usable=writer.prefix_is_usable,
                     saved_at=time.time(),
@@ -266,12 +267,32 @@ class Vault:
         return budget.budget_bytes(self.folder, self.budget)
 
     def prune_candidates(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
-        """The caches to delete to meet the budget and the reserved disk space, least recently used first."""
+        """The caches to delete to meet the budget and the reserved disk space, least recently used first.
+
+        Only what ``prune_earlier`` does not free is considered.
+        """
+        found = self.entries()
         surplus = budget.excess_bytes(self.folder, self.budget_bytes(), need)
-        return budget.least_recently_used(self.entries(), surplus, keep)
+        surplus -= sum(file.bytes for file in budget.earlier_files(found, surplus))
+        return budget.least_recently_used(map(budget.without_earlier, found), surplus, keep)
+
+    def prune_earlier(self, need: int = 0, *, dry_run: bool = False) -> int:
+        """Delete tokens of earlier schemes, as far as that is needed to meet the budget; returns the bytes.
+
+        They only make going back to an earlier scheme exact.
+        """
+        deleted = 0
+        surplus = budget.excess_bytes(self.folder, self.budget_bytes(), need)
+        for file in budget.earlier_files(self.entries(), surplus):
+            with suppress(OSError):
+                if not dry_run:
+                    file.path.unlink()
+                deleted += file.bytes
+        return deleted
 
     def prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
-        """Delete the prune candidates; returns those deleted."""
+        """Delete tokens of earlier schemes, then the prune candidates; returns the caches deleted."""
+        self.prune_earlier(need)
         removed = []
         for entry in self.prune_candidates(keep, need):
             try:
@@ -294,8 +315,12 @@ class Vault:
                 with suppress(VaultError):
                     self.remove(entry.conversation)
 
-    def _make_room(self, conversation_id: str, folder: Path, writer: CacheWriter) -> None:
-        """Prune other conversations' caches if a save needs their space."""
+    def _make_room(self, conversation_id: str, folder: Path, writer: CacheWriter) -> bool:
+        """Prune other conversations' caches if a save needs their space.
+
+        Returns:
+            Whether there is room for tokens of earlier schemes as well: nothing is pruned for them.
+        """
         need = writer.pending_bytes()
         self.prune([conversation_id], need)
         limit = self.budget_bytes()
@@ -303,6 +328,7 @@ class Vault:
             raise OSError(0, f"it needs more than the cache budget of {size(limit)}")
         if budget.excess_bytes(folder, _NO_BUDGET_BYTES, need):  # only the reserved disk space counts
             raise OSError(0, "the disk is almost full")
+        return not budget.excess_bytes(self.folder, limit, need + writer.pending_earlier_bytes())
 
     def _folder(self, conversation_id: str) -> Path:
         if not budget.ID.fullmatch(conversation_id):
