@@ -8,18 +8,24 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from tests.engine import tiny as tiny_models
 from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, send, user
 from tests.kv.tiny import REPRESENTATIVE
 from tests.models import STARTER_FOLDER
+from tqchat import kv
 from tqchat.engine import models
+from tqchat.engine.cache import persistence
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
-from tqchat.store.vault import Vault
+from tqchat.store.vault import Restored, Vault
+from tqchat.store.vault.segments import EARLIER_PREFIX
 
 NAMES = list(REPRESENTATIVE)
 STORY = [user(TALE)]
@@ -106,6 +112,58 @@ def test_rounding_is_remembered_across_a_restart(starter: LoadedModel, vault: Va
     again.restore(vault, "story", asked[:-1])
     (change,) = again.set_scheme("fp16")
     assert change.kept_rounding  # type: ignore[union-attr]
+
+
+WALK = ["turbo3", "affine4", "turbo4", "affine4", "turbo3", "fp16", "turbo3", "turbo4", "fp16", "affine4"]
+"""After turbo4: with its end and its beginning every pair of the four, both ways."""
+
+
+def test_changes_with_restarts_in_between_add_no_errors(starter: LoadedModel, vault: Vault) -> None:
+    prompt = starter.tokenizer.encode(TALE)[:160]
+    raw, cache = (PromptCache(starter, scheme) for scheme in ("fp16", "turbo4"))
+    for one in (raw, cache):
+        one.prefill(prompt)
+        one.settle(certain=True)
+
+    def error(cache: list[Any]) -> float:
+        return sum(
+            float((a.fetch(mx.float32) - b.fetch(mx.float32)).square().sum())
+            for layer, exact in zip(cache, raw.cache, strict=True)
+            for a, b in zip(layer.sides, exact.sides, strict=True)
+        )
+
+    first = {scheme: error(kv.convert(cache.cache, scheme)) for scheme in {"turbo4", *WALK}}
+    for scheme in [*WALK, "fp16", "turbo4", "turbo3"]:
+        cache.convert(scheme)
+        assert error(cache.cache) < 1.001 * first[scheme]
+        assert cache.report().rounded_tokens == 0 or scheme in ("affine4", "fp16")
+        persistence.save(cache, vault, "story", lambda: False)
+        cache = PromptCache(starter, scheme)
+        found = vault.load("story", fingerprint=starter.info.fingerprint, scheme=scheme)
+        assert isinstance(found, Restored) and cache.replace_with(found) is None
+
+
+def test_checkpoints_go_back_after_a_restart(tmp_path: Path, vault: Vault) -> None:
+    config = tiny_models.SLIDING | {"sliding_window": 256, "num_hidden_layers": 2}
+    model = models.load(str(tiny_models.write(tmp_path / "model", config)))
+    session = Session(model, "turbo4")
+    asked = [user("one two three four five six seven eight nine ten " * 40)]
+    send(session, asked, greedy(3))
+
+    def windows(session: Session) -> list[Any]:
+        layers = [layer for one in session._cache.checkpoints for layer in one.layers.values()]
+        return [side.fetch(mx.float32).tolist() for layer in layers for side in layer.sides]
+
+    list(session.set_scheme("turbo2"))
+    session.save(vault, "talk")
+    again, without = (Session(model, "turbo2") for _ in range(2))
+    assert again.restore(vault, "talk", asked)[0]
+    for path in (vault.folder / "talk").glob(f"{EARLIER_PREFIX}*"):
+        path.unlink()
+    without.restore(vault, "talk", asked)
+    for one in (session, again, without):
+        list(one.set_scheme("turbo4"))
+    assert windows(again) == windows(session) != windows(without)
 
 
 def test_a_conversation_without_a_saved_cache_is_re_read(starter: LoadedModel, vault: Vault) -> None:

@@ -95,9 +95,11 @@ def test_without_a_file_errors_stay_bounded(
         logits(model, one, tokens, 299)
     errors = []
     for number in range(13):
+        assert all(layer.rounding["key"].times == number for layer in cache)
         cache = convert(cache, other if number % 2 == 0 else first)
         errors.append(error(cache, raw))
     assert max(errors[::2]) < most * errors[0], errors
+    assert memory_report(cache).rounded_times == 13
 
 
 @pytest.mark.parametrize("scheme", ["turbo3", "turbo0v4", "affine4"])
@@ -223,10 +225,12 @@ def test_rounding_is_told_by_tokens_and_saved_with_the_cache() -> None:
 
 def test_runs_of_rounding() -> None:
     rounding = Rounding().lowered(4, 100, 4).lowered(4, 50, 2)
-    assert rounding.runs == ((4, 16), (50, 2), (100, 4))
-    assert list(rounding.spans(40, 120)) == [(40, 50, 2), (50, 100, 4), (100, 120, 16)]
-    assert rounding.before(60).runs == ((4, 16), (50, 2), (60, 4))
-    assert rounding.then(20, Rounding().lowered(0, 30, 3)).runs == ((4, 16), (20, 2), (30, 3))
+    assert rounding.runs == ((4, 16, 0), (50, 2, 2), (100, 4, 1))
+    assert list(rounding.spans(40, 120)) == [(40, 50, 2, 2), (50, 100, 4, 1), (100, 120, 16, 0)]
+    assert rounding.before(60).runs == ((4, 16, 0), (50, 2, 2), (60, 4, 1))
+    assert rounding.then(20, Rounding().lowered(0, 30, 3)).runs == ((4, 16, 0), (20, 2, 2), (30, 3, 1))
+    assert rounding.lowered(0, 200, 16) == rounding and rounding.times == 2
+    assert Rounding.from_json([[4, 16], [50, 2]]).runs == ((4, 16, 1), (50, 2, 1))  # of older versions
     assert (rounding.at_most(3).tokens, rounding.fewest) == (46, 2)
     assert Rounding.from_json([list(run) for run in rounding.runs]) == rounding
     for damaged in ([[5, 4], [5, 3]], [[1, 0]], [[float("inf"), 4]], [[3, 17]], [["3", 4]]):

@@ -257,7 +257,7 @@ class SchemeChanged:
     """The live cache was converted (or re-read) to ``scheme``.
 
     ``kept_rounding``: tokens keep the rounding of an earlier scheme that is not finer than this one; the
-    report tells how many, and at how many bits.
+    report tells how many, at how many bits, and how often they were rounded.
     """
 
     conversation_id: str

@@ -188,7 +188,8 @@ def _keep_earlier(old: Any, new: Any, file: ArrayFile, stored: _StoredLayer | No
         old, stored = as_window(old), None
     if not (isinstance(old, SchemeCache) and isinstance(new, SchemeCache)) or old is new:
         return
-    if shutil.disk_usage(file.folder).free < FREE_DISK_FACTOR * file.size:
+    size = file.size + (0 if stored else old.nbytes)
+    if shutil.disk_usage(file.folder).free < FREE_DISK_FACTOR * size:
         return
     stored = stored or _store(old, file)
     for role, before, after in zip(ROLES, old.sides, new.sides, strict=True):

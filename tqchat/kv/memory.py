@@ -22,6 +22,7 @@ class LayerReport:
         window: Window size of a sliding-window layer that schemes apply to.
         rounded_tokens: Tokens that were rounded under an earlier scheme at least as coarsely as under this.
         rounded_bits: The fewest bits of such keys and values; 16 if there are none.
+        rounded_times: How often such a token was rounded under earlier schemes, at most.
         key_bits, value_bits: Code widths of packed keys and values; 16 if they stay raw.
     """
 
@@ -44,6 +45,7 @@ class LayerReport:
     window: int | None = None
     rounded_tokens: int = 0
     rounded_bits: tuple[int, int] = (16, 16)
+    rounded_times: int = 0
     key_bits: int = 16
     value_bits: int = 16
 
@@ -138,6 +140,11 @@ class MemoryReport:
         """The fewest bits of keys and of values that were rounded earlier; 16 if none were."""
         bits = [layer.rounded_bits for layer in self.layers] or [(16, 16)]
         return min(keys for keys, _ in bits), min(values for _, values in bits)
+
+    @property
+    def rounded_times(self) -> int:
+        """How often a token that carries earlier rounding was rounded, at most."""
+        return max((layer.rounded_times for layer in self.layers), default=0)
 
     @property
     def layers_compressed(self) -> int:

@@ -81,6 +81,7 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
         window=window,
         rounded_tokens=max(rounding.tokens for rounding in carried),
         rounded_bits=(carried[0].fewest, carried[1].fewest),
+        rounded_times=max(rounding.times for rounding in carried),
         key_bits=keys.spec.bits,
         value_bits=values.spec.bits,
     )

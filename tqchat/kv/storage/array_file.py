@@ -29,8 +29,12 @@ class StoredArray:
         return len(self.shape)
 
     @property
+    def itemsize(self) -> int:
+        return self.dtype.size
+
+    @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
+        return math.prod(self.shape) * self.itemsize
 
     def read(self) -> mx.array:
         """The array, evaluated.

@@ -15,7 +15,7 @@ from tqchat.kv.scheme import FormatSpec
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
 from tqchat.kv.storage.earlier import EarlierSide
 from tqchat.kv.storage.rounding_history import Rounding
-from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.side import Side, check_fitted
 
 
 @dataclass
@@ -61,7 +61,7 @@ def attach(
         group, _, key = name.partition(".")
         groups.setdefault(group, {})[key] = array
     for name, number, description in sides:
-        with suppress(ValueError, TypeError, KeyError):
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
             layer = layers[name]
             role, spec, side = _rebuild(description, number, groups[str(number)])
             live = layer.key_side if role == "key" else layer.value_side
@@ -83,6 +83,9 @@ def _rebuild(
     if role not in ("key", "value"):
         raise ValueError(f"{role!r} is not a side")
     untrusted.check_side(spec, head_dim, role, arrays)
+    check_fitted(spec, role, head_dim, arrays)
+    if "packed_0" not in arrays and any(name.startswith("fitted_") for name in arrays):
+        raise ValueError("fitted vectors of nothing")
     untrusted.whole(first)
     untrusted.whole(end, first, first + _tokens(arrays))
     return (

@@ -4,39 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 UNROUNDED_BITS = 16
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """The fewest bits at which the tokens of one side were stored under earlier schemes.
+class Span(NamedTuple):
+    """Tokens at positions ``[start, end)`` that carry the same rounding.
 
     Attributes:
-        runs: ``(end, bits)`` in order: tokens at positions before ``end``, from the end of the run before on.
-            Later tokens were never packed under another scheme.
+        bits: The fewest bits at which they were stored under earlier schemes.
+        times: How often they were rounded under those.
     """
 
-    runs: tuple[tuple[int, int], ...] = ()
+    start: int
+    end: int
+    bits: int = UNROUNDED_BITS
+    times: int = 0
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What the tokens of one side carry from earlier schemes.
+
+    Attributes:
+        runs: ``(end, bits, times)`` in order: tokens at positions before ``end``, from the end of the run
+            before on; see ``Span``. Later tokens were never packed under another scheme.
+    """
+
+    runs: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
-    def _of(cls, spans: Iterable[tuple[int, int, int]]) -> Self:
-        runs: list[tuple[int, int]] = []
-        for _, end, bits in spans:
-            if runs and runs[-1][1] == bits:
+    def _of(cls, spans: Iterable[Span]) -> Self:
+        runs: list[tuple[int, int, int]] = []
+        for _, *run in spans:
+            end, bits, times = run
+            if runs and runs[-1][1:] == (bits, times):
                 runs.pop()
-            runs.append((end, bits))
+            runs.append((end, bits, times))
         if runs and runs[-1][1] == UNROUNDED_BITS:
             runs.pop()
         return cls(tuple(runs))
 
-    def spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """``(start, end, bits)`` of the runs in a range of positions, without gaps."""
-        for stop, bits in (*self.runs, (end, UNROUNDED_BITS)):
+    def spans(self, start: int, end: int) -> Iterator[Span]:
+        """The runs in a range of positions, without gaps."""
+        for stop, bits, times in (*self.runs, (end, UNROUNDED_BITS, 0)):
             stop = min(stop, end)
             if start < stop:
-                yield start, stop, bits
+                yield Span(start, stop, bits, times)
                 start = stop
 
     def before(self, end: int) -> Self:
@@ -48,24 +63,34 @@ class Rounding:
         return self._of([*self.spans(0, start), *later.spans(start, max(start, later._end))])
 
     def lowered(self, start: int, end: int, bits: int) -> Self:
-        """With tokens ``[start, end)`` stored at ``bits`` bits as well."""
-        lowered = ((low, high, min(bits, held)) for low, high, held in self.spans(start, end))
+        """With tokens ``[start, end)`` rounded to ``bits`` bits as well."""
+        if bits >= UNROUNDED_BITS:
+            return self
+        lowered = (
+            span._replace(bits=min(bits, span.bits), times=span.times + 1) for span in self.spans(start, end)
+        )
         return self._of([*self.spans(0, start), *lowered, *self.spans(end, max(end, self._end))])
 
     def at_most(self, bits: int) -> Self:
         """Without the tokens that were stored at more than ``bits`` bits: a format of so many is coarser."""
         spans = self.spans(0, self._end)
-        return self._of((low, high, held if held <= bits else UNROUNDED_BITS) for low, high, held in spans)
+        return self._of(span if span.bits <= bits else Span(span.start, span.end) for span in spans)
 
     @property
     def tokens(self) -> int:
         """Number of tokens that carry any."""
-        return sum(high - low for low, high, bits in self.spans(0, self._end) if bits < UNROUNDED_BITS)
+        spans = self.spans(0, self._end)
+        return sum(span.end - span.start for span in spans if span.bits < UNROUNDED_BITS)
 
     @property
     def fewest(self) -> int:
         """The fewest bits of any token."""
-        return min((bits for _, bits in self.runs), default=UNROUNDED_BITS)
+        return min((bits for _, bits, _ in self.runs), default=UNROUNDED_BITS)
+
+    @property
+    def times(self) -> int:
+        """How often the token was rounded that was rounded most often."""
+        return max((times for _, _, times in self.runs), default=0)
 
     @property
     def _end(self) -> int:
@@ -73,18 +98,23 @@ class Rounding:
 
     @classmethod
     def from_json(cls, runs: Any) -> Self:
-        """From a list of ``[end, bits]``.
+        """From a list of ``[end, bits, times]``; caches of older versions have no ``times``.
 
         Raises:
             ValueError: if it is not one.
         """
-        checked = tuple((end, bits) for end, bits in runs)
-        if any(type(number) is not int for run in checked for number in run):
+        checked = []
+        for run in runs:
+            end, bits, times = (*run, 1) if len(run) == 2 else run
+            if any(type(number) is not int for number in (end, bits, times)):
+                raise ValueError("These are no runs of rounded tokens.")
+            checked.append((end, bits, times))
+        ends = [0, *(end for end, _, _ in checked)]
+        if ends != sorted(set(ends)) or any(
+            not 0 < bits <= UNROUNDED_BITS or times < 0 for _, bits, times in checked
+        ):
             raise ValueError("These are no runs of rounded tokens.")
-        ends = [0, *(end for end, _ in checked)]
-        if ends != sorted(set(ends)) or any(not 0 < bits <= UNROUNDED_BITS for _, bits in checked):
-            raise ValueError("These are no runs of rounded tokens.")
-        return cls(checked)
+        return cls(tuple(checked))
 
 
 NO_ROUNDING = Rounding()

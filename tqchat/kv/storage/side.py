@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -214,7 +214,7 @@ class Side:
             )
         first = statistics.first_position + self.sinks.length + self.packed.length
         due = self.recent.take_front(count)
-        for low, high, bits in rounding.spans(first, first + count):
+        for low, high, bits, _ in rounding.spans(first, first + count):
             encoder = self.format if bits > self.spec.bits else self.format.length_keeping
             for start in range(low, high, PACK_CHUNK_TOKENS):
                 end = min(start + PACK_CHUNK_TOKENS, high)
@@ -403,13 +403,7 @@ class Side:
             for kind in ("shared_", "fitted_")
         )
         self.set_head_dim(head_dim)
-        if "packed_0" in arrays:
-            expected = {
-                name: ((*arrays["packed_0"].shape[:2], shape.rows, shape.columns), shape.itemsize)
-                for name, shape in fitted_shapes(self.spec, self.role, head_dim).items()
-            }
-            if fitted and {name: (array.shape, array.itemsize) for name, array in fitted.items()} != expected:
-                raise ValueError("the fitted vectors do not match the shape of the packed tokens")
+        check_fitted(self.spec, self.role, head_dim, arrays)
         if shared or fitted or "packed_0" in arrays:
             self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
         for name, store in self.stores.items():
@@ -419,6 +413,25 @@ class Side:
             if block:
                 store.append(tuple(block))
         self.revision = object()
+
+
+def check_fitted(
+    spec: FormatSpec, role: Literal["key", "value"], head_dim: int, arrays: Mapping[str, Any]
+) -> None:
+    """Check the shapes of fitted vectors among the arrays of a side, if there are packed tokens.
+
+    Raises:
+        ValueError: if they do not have the shape that the packed tokens need.
+    """
+    if (packed := arrays.get("packed_0")) is None:
+        return
+    expected = {
+        f"fitted_{name}": ((*packed.shape[:2], shape.rows, shape.columns), shape.itemsize)
+        for name, shape in fitted_shapes(spec, role, head_dim).items()
+    }
+    fitted = {name: (a.shape, a.itemsize) for name, a in arrays.items() if name.startswith("fitted_")}
+    if fitted and fitted != expected:
+        raise ValueError("the fitted vectors do not match the shape of the packed tokens")
 
 
 def _concatenate(parts: list[mx.array], axis: int = -1) -> mx.array:

@@ -56,6 +56,9 @@ def test_the_message_tells_which_rounding_is_kept(rig: Rig) -> None:
     plain = report(900, "turbo4")
     layers = tuple(replace(layer, rounded_tokens=700, rounded_bits=(16, 2)) for layer in plain.layers)
     assert kept_rounding(replace(plain, layers=layers)).endswith(": 700 tokens, values at 2 bits.")
+    layers = tuple(replace(layer, rounded_times=3) for layer in layers)
+    said = kept_rounding(replace(plain, layers=layers))
+    assert said.endswith(": 700 tokens, values at 2 bits, rounded up to 3 times.")
 
 
 def test_a_scheme_change_during_a_reply_waits_for_its_end(rig: Rig) -> None:

@@ -28,13 +28,15 @@ def scheme_changed(event: events.SchemeChanged) -> str:
 
 
 def kept_rounding(report: MemoryReport) -> str:
-    """How much of the history keeps which rounding of earlier schemes."""
+    """How much of the history keeps which rounding of earlier schemes, and how often it was rounded."""
     keys, values = report.rounded_bits
     widths = [
         f"{name} at {bits} bit{'' if bits == 1 else 's'}"
         for name, bits in (("keys", keys), ("values", values))
         if bits < 16
     ]
+    if report.rounded_times > 1:
+        widths.append(f"rounded up to {report.rounded_times} times")
     kept = "History keeps its earlier rounding"
     return f"{kept}: {figures.tokens(report.rounded_tokens)}, {', '.join(widths)}." if widths else f"{kept}."
 

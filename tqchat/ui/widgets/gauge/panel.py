@@ -80,7 +80,7 @@ def _lines(reading: Reading) -> list[Content]:
         _row("packed", figures.tokens(report.packed_tokens)),
         _row("tail", figures.tokens(report.tail_tokens)),
         _row("sinks", figures.tokens(report.sink_tokens)),
-        *([_row("rounded before", _rounded(report))] if report.rounded_tokens else []),
+        *_rounded(report),
         Content(""),
         _row("layers", f"{reading.coverage} packed"),
         *strip(report, WIDTH),
@@ -92,9 +92,14 @@ def _lines(reading: Reading) -> list[Content]:
     return lines
 
 
-def _rounded(report: MemoryReport) -> str:
-    """Tokens that keep the rounding of earlier schemes, and its fewest bits."""
-    return f"{figures.short(report.rounded_tokens)} at {min(report.rounded_bits)} bit"
+def _rounded(report: MemoryReport) -> list[Content]:
+    """Tokens that keep the rounding of earlier schemes, its fewest bits, and how often they were rounded."""
+    if not report.rounded_tokens:
+        return []
+    times = f"×{report.rounded_times}" if report.rounded_times > 1 else "before"
+    return [
+        _row(f"rounded {times}", f"{figures.short(report.rounded_tokens)} at {min(report.rounded_bits)} bit")
+    ]
 
 
 def _saved(reading: Reading, report: MemoryReport) -> list[Content]:

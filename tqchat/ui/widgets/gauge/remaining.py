@@ -64,6 +64,7 @@ def _shape(report: MemoryReport) -> MemoryReport:
                 sink_tokens=0,
                 rounded_tokens=0,
                 rounded_bits=(16, 16),
+                rounded_times=0,
             )
             for layer in report.layers
         ),
