@@ -102,14 +102,17 @@ def copy_layer(layer: Any) -> Any:
     arrays: dict[str, mx.array] = {}
     description = describe_layer(layer, "layer", arrays)
     # Copied arrays, because mlx-lm assigns into its own.
-    duplicate = rebuild_layer(
-        description, "layer", {name: mx.contiguous(array) for name, array in arrays.items()}
-    )
+    duplicate = rebuild_layer(description, "layer", {name: _copy(array) for name, array in arrays.items()})
     for name, value in transient_attributes(layer).items():
-        setattr(duplicate, name, value)
+        setattr(duplicate, name, _copy(value) if isinstance(value, mx.array) else value)
     if not duplicate.empty():
         mx.eval(duplicate.state)
     return duplicate
+
+
+def _copy(array: mx.array) -> mx.array:
+    """The array in a buffer of its own: ``mx.contiguous`` may return the same one, which would count twice."""
+    return mx.where(mx.array(True), array, array)
 
 
 def describe(checkpoint: Checkpoint) -> tuple[dict[int, Any], dict[str, mx.array]]:
