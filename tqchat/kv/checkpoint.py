@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -14,7 +15,9 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.conversion import convert_keeping, temporary_file
+from tqchat.kv.memory import LayerReport
 from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
+from tqchat.kv.report import layer_reports
 from tqchat.kv.scheme import Scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.window import only_window
@@ -36,15 +39,25 @@ class Checkpoint:
     layers: dict[int, Any]
     stored: Any = None
 
+    @cached_property
+    def report(self) -> tuple[LayerReport, ...]:
+        """Bytes of its layers."""
+        return layer_reports(self.layers)
+
     @property
     def bytes(self) -> int:
         """Bytes of the live arrays as allocated, spare capacity included."""
-        return sum(layer.nbytes for layer in self.layers.values())
+        return sum(layer.allocated_bytes for layer in self.report)
 
 
 def needs_checkpoints(cache: Sequence[Any]) -> bool:
     """Whether a cache has layers that cannot always be trimmed."""
-    return any(type(layer) not in _TRIMMABLE for layer in flat_layers(list(cache)))
+    return bool(layers_copied(cache))
+
+
+def layers_copied(cache: Sequence[Any]) -> list[int]:
+    """Indices of the layers that checkpoints copy."""
+    return [i for i, layer in enumerate(flat_layers(list(cache))) if type(layer) not in _TRIMMABLE]
 
 
 def can_trim(cache: Sequence[Any]) -> bool:
@@ -62,10 +75,7 @@ def take(cache: Sequence[Any], tokens: int) -> Checkpoint:
         CacheFileError: if a layer's class is not supported.
     """
     flat = flat_layers(list(cache))
-    return Checkpoint(
-        tokens,
-        {i: copy_layer(only_window(layer)) for i, layer in enumerate(flat) if type(layer) not in _TRIMMABLE},
-    )
+    return Checkpoint(tokens, {index: copy_layer(only_window(flat[index])) for index in layers_copied(cache)})
 
 
 def roll_back(cache: Sequence[Any], checkpoint: Checkpoint, surplus: int) -> list[Any]:
@@ -111,7 +121,7 @@ def copy_layer(layer: Any) -> Any:
 
 
 def _copy(array: mx.array) -> mx.array:
-    """The array in a buffer of its own: ``mx.contiguous`` may return the same one, which would count twice."""
+    """The array in a buffer of its own; that of ``mx.contiguous`` may be shared and would count twice."""
     return mx.where(mx.array(True), array, array)
 
 

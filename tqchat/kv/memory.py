@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 from tqchat.kv.scheme import FormatSpec, Scheme, fitted_bytes, rotation_bytes
@@ -61,7 +62,7 @@ class MemoryReport:
 
     Attributes:
         shared_bytes: Arrays shared by layers (rotations, the kernels' working memory).
-        checkpoint_bytes: Copies of windows and recurrent states.
+        checkpoints: Copies of windows and recurrent states, the layers of each.
         peak_bytes: Peak MLX allocation of the turn above its start: cache and temporaries, without weights;
             ``None`` if not measured.
         earlier: Formats that the cache had before and of which all layers can take back the tokens.
@@ -72,7 +73,7 @@ class MemoryReport:
     tokens: int
     layers: tuple[LayerReport, ...]
     shared_bytes: int = 0
-    checkpoint_bytes: int = 0
+    checkpoints: tuple[tuple[LayerReport, ...], ...] = ()
     peak_bytes: int | None = None
     earlier: frozenset[tuple[str, FormatSpec]] = frozenset()
     draft: MemoryReport | None = None
@@ -81,17 +82,19 @@ class MemoryReport:
     def bytes(self) -> int:
         """Bytes of the tokens held, with everything needed to use them."""
         draft = self.draft.bytes if self.draft else 0
-        return self._common_bytes + sum(layer.bytes for layer in self.layers) + draft
+        return self.shared_bytes + self.checkpoint_bytes + sum(layer.bytes for layer in self.layers) + draft
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of the copies of windows and recurrent states."""
+        return sum(layer.bytes for layers in self.checkpoints for layer in layers)
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the live arrays as allocated, spare capacity included."""
         draft = self.draft.allocated_bytes if self.draft else 0
-        return self._common_bytes + sum(layer.allocated_bytes for layer in self.layers) + draft
-
-    @property
-    def _common_bytes(self) -> int:
-        return self.shared_bytes + self.checkpoint_bytes
+        held = (self.layers, *self.checkpoints)
+        return self.shared_bytes + sum(layer.allocated_bytes for layers in held for layer in layers) + draft
 
     @property
     def fp16_bytes(self) -> int:
@@ -168,7 +171,7 @@ class MemoryReport:
 
 
 def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
-    """Bytes of the same tokens under another scheme, computed from the layers' shapes.
+    """Bytes of the same tokens and checkpoints under another scheme, computed from the layers' shapes.
 
     Must agree with ``convert``; a test compares it with real conversions. Layers that schemes do not apply to
     count as they are.
@@ -176,7 +179,7 @@ def predict_bytes(report: MemoryReport, scheme: Scheme) -> int:
     rotations: set[tuple[str, int]] = set()
     total = 0
     known: dict[tuple[Scheme, int, int, int, int, int | None], int] = {}  # most layers share one shape
-    for layer in report.layers:
+    for layer in chain(report.layers, *report.checkpoints):
         if layer.reason is not None and layer.window is None:
             total += layer.bytes
             continue

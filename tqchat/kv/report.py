@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
         scheme = scheme_caches[0].scheme if scheme_caches else FP16
     elif isinstance(scheme, str):
         scheme = parse_scheme(scheme)
-    reports = tuple(_layer_report(index, layer, scheme) for index, layer in enumerate(layers))
+    reports = layer_reports(dict(enumerate(layers)), scheme)
     shared = {id(array): array.nbytes for layer in scheme_caches for array in layer.shared_arrays}
     holding = [layer for layer in scheme_caches if not layer.empty()]
     return MemoryReport(
@@ -40,6 +41,11 @@ def memory_report(cache: list[Any], scheme: str | Scheme | None = None) -> Memor
         if holding
         else frozenset(),
     )
+
+
+def layer_reports(layers: Mapping[int, Any], scheme: Scheme = FP16) -> tuple[LayerReport, ...]:
+    """Reports on some of the layers of a cache, by index in ``flat_layers``."""
+    return tuple(_layer_report(index, layer, scheme) for index, layer in layers.items())
 
 
 def _layer_report(index: int, layer: Any, scheme: Scheme) -> LayerReport:

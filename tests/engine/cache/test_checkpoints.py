@@ -11,10 +11,12 @@ from tests.engine.talk import assistant, greedy, held_is_consistent, of, send, u
 from tests.models import tiny_llama
 from tqchat.engine import models
 from tqchat.engine.cache.prompt_cache import MAX_CHECKPOINTS, MIN_CHECKPOINTS
-from tqchat.engine.commands import ChatMessage
-from tqchat.engine.events import Done, Notice
+from tqchat.engine.commands import ChatMessage, Limits
+from tqchat.engine.events import Done, Failed, Notice
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
+from tqchat.kv.memory import predict_bytes
+from tqchat.kv.scheme import parse_scheme
 from tqchat.store.vault import Vault
 from tqchat.store.vault.manifest import MANIFEST, read_manifest
 
@@ -145,6 +147,41 @@ def test_checkpoints_are_bounded_and_counted(model: LoadedModel) -> None:
     layers = report.shared_bytes + sum(layer.bytes for layer in report.layers)
     assert report.bytes == layers + report.checkpoint_bytes
     assert len(checkpoint_tokens(session)) == MIN_CHECKPOINTS or report.checkpoint_bytes <= layers
+
+
+@pytest.fixture(scope="module")
+def long_window(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A window that schemes pack."""
+    config = tiny.SLIDING | {"sliding_window": 256, "num_hidden_layers": 2}
+    return models.load(str(tiny.write(tmp_path_factory.mktemp("window"), config)))
+
+
+def test_forecasts_of_a_scheme_change_include_checkpoints(long_window: LoadedModel) -> None:
+    session = Session(long_window, "fp16")
+    said: list[ChatMessage] = []
+    for turn in range(2):
+        said.append(user(f"{turn} {TALE * 2}"))
+        said.append(assistant(send(session, said, greedy(4)).text))
+    for scheme in ("turbo4", "turbo0v2", "fp16", "affine4"):
+        predicted = predict_bytes(session.memory(), parse_scheme(scheme))
+        assert session._memory._predicted_bytes(session._cache, scheme, len(session.tokens)) == predicted
+        list(session.set_scheme(scheme))
+        report = session.memory()
+        assert report.checkpoint_bytes > report.bytes // 3
+        assert (scheme, report.bytes) == (scheme, predicted)
+
+
+def test_a_prompts_checkpoint_counts_before_it_is_read(long_window: LoadedModel) -> None:
+    said = [user(f"0 {TALE * 3}")]
+    done = send(Session(long_window, "fp16"), said, greedy(1))
+    report, prompt = done.report, done.counts.prompt
+    session = Session(long_window, "fp16")
+    predicted = session._memory._predicted_bytes(session._cache, "fp16", prompt)
+    further = report.layers[1].bytes // report.tokens * (report.tokens - prompt)
+    assert predicted == report.bytes - further
+    session.limits = Limits(budget=predicted - 1)
+    (failed,) = of(list(session.send(said, greedy(1))), Failed)
+    assert "more than" in failed.message
 
 
 def test_a_cache_that_can_be_trimmed_has_no_checkpoints(tmp_path: Path) -> None:

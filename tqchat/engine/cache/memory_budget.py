@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tqchat.engine import backend
-from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.cache.prompt_cache import PromptCache, checkpoints_kept
 from tqchat.engine.commands import Limits
 from tqchat.engine.failures import OverMemoryBudget
 from tqchat.engine.memory.auto_scheme import SAFEST_FIRST
 from tqchat.engine.memory.budget import SHARE_OF_AVAILABLE
 from tqchat.engine.memory.shapes import at_length, cache_shapes
+from tqchat.kv.checkpoint import layers_copied
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import FP16, parse_scheme
 
@@ -103,4 +104,12 @@ class MemoryBudget:
         if self._shapes is None:
             draft = None if cache.draft is None else cache_shapes(cache.draft.model.model)
             self._shapes = replace(cache_shapes(cache.model.model), draft=draft)
-        return predict_bytes(at_length(self._shapes, tokens), parse_scheme(scheme))
+        report, under = at_length(self._shapes, tokens), parse_scheme(scheme)
+        checkpoints = [one.report for one in cache.checkpoints]
+        if tokens > len(cache.tokens) and (copied := layers_copied(cache.cache)):
+            # One is taken behind the prompt, and may take the place of older ones.
+            checkpoints.append(tuple(report.layers[index] for index in copied))
+            sizes = [predict_bytes(replace(report, layers=one, draft=None), under) for one in checkpoints]
+            kept = checkpoints_kept(sizes, predict_bytes(replace(report, draft=None), under))
+            checkpoints = checkpoints[-kept:]
+        return predict_bytes(replace(report, checkpoints=tuple(checkpoints)), under)

@@ -141,10 +141,8 @@ class PromptCache:
         if not self.needs_checkpoints or any(one.tokens == tokens for one in self.checkpoints):
             return
         self.checkpoints.append(checkpoint.take(self.cache, tokens))
-        del self.checkpoints[:-MAX_CHECKPOINTS]
-        limit = kv.memory_report(self.cache).bytes
-        while len(self.checkpoints) > MIN_CHECKPOINTS and self._checkpoint_bytes > limit:
-            del self.checkpoints[0]
+        sizes = [one.bytes for one in self.checkpoints]
+        del self.checkpoints[: -checkpoints_kept(sizes, kv.memory_report(self.cache).bytes)]
 
     @property
     def _checkpoint_bytes(self) -> int:
@@ -249,7 +247,20 @@ class PromptCache:
         if self._other_bytes is not None:
             peak = max(0, mx.get_peak_memory() - self._other_bytes)
         draft = self.draft.report() if self.draft is not None and self.draft.tokens else None
-        return replace(report, checkpoint_bytes=self._checkpoint_bytes, peak_bytes=peak, draft=draft)
+        checkpoints = tuple(one.report for one in self.checkpoints)
+        return replace(report, checkpoints=checkpoints, peak_bytes=peak, draft=draft)
+
+
+def checkpoints_kept(sizes: Sequence[int], cache_bytes: int) -> int:
+    """How many of the newest checkpoints are kept beside a cache.
+
+    Args:
+        sizes: Bytes of each, oldest first.
+    """
+    count = min(len(sizes), MAX_CHECKPOINTS)
+    while count > MIN_CHECKPOINTS and sum(sizes[-count:]) > cache_bytes:
+        count -= 1
+    return count
 
 
 def prefill_chunk_tokens(model: LoadedModel, cache: list[Any]) -> int:

@@ -48,6 +48,7 @@ def _shape(report: MemoryReport) -> MemoryReport:
         report,
         tokens=1,
         shared_bytes=0,
+        checkpoints=(),
         earlier=frozenset(),
         draft=None if report.draft is None else _shape(report.draft),
         layers=tuple(
