@@ -42,3 +42,25 @@ def test_a_paste_replaces_the_selection_once(paths: Paths, llama_folder: Path) -
         terminal.press("abc", "\x1b[1;2D", "\x1b[1;2D", paste("X"), "enter")  # Shift+Left twice
         terminal.until(lambda: sent(paths))
     assert sent(paths) == ["aX"]
+
+
+DIALOGS = {"\x1bOP": "Esc closes", "\x0f": "Models", "\x13": "Settings", "\x1b[21~": "This conversation"}
+"""Keys that open dialogs, and what those show."""
+
+
+def test_nothing_typed_ahead_or_pasted_behind_a_key_is_lost(paths: Paths, llama_folder: Path) -> None:
+    with Terminal("--model", str(llama_folder)) as terminal:
+        terminal.press("typed ahead, ", paste("pasted ahead, "))
+        terminal.sees("F1 help", "typed ahead, pasted ahead")
+        for number, (key, shown) in enumerate(DIALOGS.items()):
+            terminal.press(key)
+            terminal.sees(shown)
+            terminal.press("escape", paste(f"{number}, "))
+            terminal.sees(f"{number}, ")
+        terminal.press("\x0f")
+        terminal.sees("Models")
+        terminal.press(paste("no such") + "x" + paste(" model"))
+        terminal.sees("no suchx model")
+        terminal.press("escape", paste("end"), "enter")
+        terminal.until(lambda: sent(paths))
+    assert sent(paths) == ["typed ahead, pasted ahead, 0, 1, 2, 3, end"]

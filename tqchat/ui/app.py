@@ -36,6 +36,7 @@ from tqchat.ui.controller.controller import Controller
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.input.alt_prefix import AltPrefix
+from tqchat.ui.input.order import InputOrder, KeysHandled
 from tqchat.ui.output_filter import PrintableOnly
 from tqchat.ui.parts import clipboard, lifecycle
 from tqchat.ui.parts.appearance import Appearance
@@ -136,6 +137,7 @@ class TqchatApp(App[None]):
             lambda: self._runner.allowed(ALT_PREFIX),
             lambda waits: screen_actions.show_alt_keys(self.parts, waits),
         )
+        self._input_order = InputOrder(self, self._deliver)
         preferences.on_change.append(lambda changed: settings.apply(self.parts, changed))
         preferences.problems += [
             *restored,
@@ -229,13 +231,21 @@ class TqchatApp(App[None]):
     # Keys and actions
 
     async def on_event(self, event: textual_events.Event) -> None:
+        """Handle keys and pastes in their order."""
+        if isinstance(event, (textual_events.Key, textual_events.Paste)) and not event.is_forwarded:
+            await self._input_order.take(event)
+        else:
+            await super().on_event(event)
+
+    async def _deliver(self, event: textual_events.Key | textual_events.Paste) -> None:
         """Read a prefix key before keys are bound to anything."""
-        if isinstance(event, textual_events.Key) and not event.is_forwarded:
-            meant = self._alt_prefix.read(event)
-            if meant is None:
-                return
-            event = meant
-        await super().on_event(event)
+        meant = self._alt_prefix.read(event) if isinstance(event, textual_events.Key) else event
+        if meant is not None:
+            await super().on_event(meant)
+
+    @on(KeysHandled)
+    async def _keys_handled(self) -> None:
+        await self._input_order.release()
 
     def action_act(self, name: str, argument: str = "") -> None:
         """Run an action of the registry: key bindings and clicks call this.
@@ -277,6 +287,8 @@ class TqchatApp(App[None]):
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
         self.set_interval(lifecycle.POLL_INTERVAL_S, self.poll)
         self.parts.screen.call_after_refresh(lifecycle.start_engine, self.parts, self._model)
+        self.call_later(self._input_order.release)  # keys that were pressed meanwhile
+        self.screen_change_signal.subscribe(self, lambda screen: self.call_later(self._input_order.release))
 
     def poll(self) -> None:
         """Look for changes by other processes, and for a terminal or browser that is gone."""
