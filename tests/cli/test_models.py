@@ -118,7 +118,8 @@ def test_rm_deletes_nothing_outside_the_cache(hub: Hub, capsys: Captured, tmp_pa
     assert (outside / "model.safetensors").exists()
 
 
-def test_an_interrupted_pull_resumes(hub: Hub, capsys: Captured, tmp_path: Path) -> None:
+def interrupted(hub: Hub, *arguments: str) -> str:
+    """What a command says on standard error that is interrupted in the middle of the weights."""
     hub.hold.clear()
     hub.holding.clear()
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": constants.HF_HUB_CACHE}
@@ -129,7 +130,7 @@ def test_an_interrupted_pull_resumes(hub: Hub, capsys: Captured, tmp_path: Path)
         weights = hub.etag("model.safetensors")
         return [path for path in blobs if path.name == f"{weights}{local_cache.PARTIAL_SUFFIX}"]
 
-    command = [sys.executable, "-m", "tqchat", "models", "pull", REPO]
+    command = [sys.executable, "-m", "tqchat", *arguments]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             deadline = time.monotonic() + 60
@@ -142,11 +143,30 @@ def test_an_interrupted_pull_resumes(hub: Hub, capsys: Captured, tmp_path: Path)
             process.kill()
             hub.hold.set()
         assert process.stderr is not None
-        told = process.stderr.read()
+        return process.stderr.read()
+
+
+def test_an_interrupted_pull_resumes(hub: Hub, capsys: Captured) -> None:
+    told = interrupted(hub, "models", "pull", REPO)
     assert "again to resume" in told and "Interrupted." in told and "Traceback" not in told
     assert main(["models", "list"]) == 0
     assert "partial download" in capsys.readouterr().out
     assert main(["models", "pull", REPO]) == 0
+    assert any(start for method, path, start in hub.requests if path.endswith(".safetensors"))
+
+
+def test_run_says_that_its_download_resumes(hub: Hub, capsys: Captured) -> None:
+    asked = ["run", "--model", REPO, "--max-tokens", "1", "Hello"]
+    told = interrupted(hub, *asked)
+    assert "resumes where it stopped" in told and "Interrupted." in told and "Traceback" not in told
+    hub.gated = True
+    try:
+        assert main(asked) == 1
+    finally:
+        hub.gated = False
+    assert "is kept, and the next download resumes it." in capsys.readouterr().err
+    assert main(asked) == 0
+    assert f"tqchat: Resuming the download of {REPO}: " in capsys.readouterr().err
     assert any(start for method, path, start in hub.requests if path.endswith(".safetensors"))
 
 

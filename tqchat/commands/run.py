@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
 from tqchat.commands import question
+from tqchat.commands.fetching import fetch_if_missing
 from tqchat.commands.interruption import Interruption
 from tqchat.engine.commands import ChatMessage, Sampling, drafting_of, model_ref
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
@@ -19,7 +20,6 @@ from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, scheme_setting
 from tqchat.terminal import for_data
 from tqchat.text import PrintableStream
-from tqchat.units import size
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -172,9 +172,9 @@ def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
     from tqchat.engine.memory import quality_profile
 
     user_settings, turn = request.settings, request.turn
+    fetch_if_missing(model_ref(user_settings.model), stop)
     loaded = models.load(
         user_settings.model,
-        progress=_Download(model_ref(user_settings.model)),
         adapter=user_settings.adapter,
         find_profile=lambda model: quality_profile.find(paths.locate(), model),
     )
@@ -183,7 +183,8 @@ def _events(request: _Request, stop: threading.Event) -> Generator[Event]:
         yield Notice(None, loaded.info.warning, "warning")
     drafting, draft = drafting_of(user_settings.draft), None
     if drafting.model is not None:
-        draft = models.load(drafting.model, progress=_Download(drafting.model))
+        fetch_if_missing(drafting.model, stop)
+        draft = models.load(drafting.model)
     # After models.load, which prepares the backend before MLX is first imported.
     from tqchat.engine.decoding import no_draft_reason
     from tqchat.engine.session import Session
@@ -264,20 +265,6 @@ def _certain(events: Iterator[Event]) -> Iterator[Event]:
             case _:
                 pass
         yield event
-
-
-class _Download:
-    """Download progress, one line per 10 %: readable in logs and by screen readers."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._tenths = -1
-
-    def __call__(self, done: int, total: int) -> None:
-        tenths = 10 * done // total if total else 10
-        if tenths > self._tenths:
-            self._tenths = tenths
-            print(f"tqchat: Downloading {self._name}: {tenths * 10}% of {size(total)}", file=sys.stderr)
 
 
 def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:

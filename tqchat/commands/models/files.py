@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
 from tqchat.commands.models.output import BadRequest, print_json
 from tqchat.text import one_line
 from tqchat.units import size
-
-POLL_INTERVAL_S = 0.1
 
 
 def pull(repo: str, as_json: bool) -> int:
@@ -34,33 +31,22 @@ def pull(repo: str, as_json: bool) -> int:
 
 def _download(repo: str) -> Path:
     """Download a model with progress on standard error, until a signal comes."""
+    from tqchat.commands.fetching import fetch
     from tqchat.commands.interruption import Interruption
     from tqchat.commands.measuring import Progress
-    from tqchat.engine.hub.remote.download_thread import DownloadThread, DownloadUpdate
 
-    updates: SimpleQueue[DownloadUpdate] = SimpleQueue()
-    progress, download = Progress(), DownloadThread(repo, updates.put)
-    # On a thread, because a request that gets no answer cannot be interrupted.
+    progress = Progress()
     with Interruption() as interruption:
-        download.start()
-        while True:
-            try:
-                update = updates.get(timeout=POLL_INTERVAL_S)
-            except Empty:
-                if interruption.stop.is_set():
-                    download.cancel()
-                continue
-            if update.progress:
-                done, total = download.progress
-                progress(f"{size(done)} of {size(total)}", done, total)
-                continue
+        try:
+            return fetch(
+                repo,
+                interruption.stop,
+                lambda done, total: progress(f"{size(done)} of {size(total)}", done, total),
+            )
+        finally:
             progress.end()
             if interruption.stop.is_set():
                 print(f"tqchat: Run `tqchat models pull {repo}` again to resume.", file=sys.stderr)
-            if update.error is not None:
-                raise update.error
-            assert update.folder is not None
-            return update.folder
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -25,6 +25,7 @@ from tqchat.engine.hub.remote.download_errors import (
 )
 from tqchat.engine.hub.remote.listing import RemoteFile, list_files
 from tqchat.engine.hub.remote.transport import Hub
+from tqchat.errors import TqchatError
 from tqchat.files import write_atomically
 from tqchat.units import size
 
@@ -60,12 +61,27 @@ def download(repo: str, progress: Progress, cancelled: Callable[[], bool]) -> Pa
         hub = Hub(repo, cancelled)
         found = list_files(hub, repo)
         return _Transfer(hub, repo, found.commit, progress, cancelled).run(found.files)
-    except (http_error(), HubAnswer, OSError, ValueError) as error:
-        raise describe(repo, error) from error
-    except Exception as error:
-        if network.is_client_error(error):
-            raise describe(repo, error) from error
+    except DownloadCancelled:
         raise
+    except (http_error(), HubAnswer, OSError, ValueError) as error:
+        raise _with_remainder(repo, describe(repo, error)) from error
+    except Exception as error:
+        if isinstance(error, DownloadFailed) or network.is_client_error(error):
+            raise _with_remainder(repo, describe(repo, error)) from error
+        raise
+
+
+def _with_remainder(repo: str, error: TqchatError) -> TqchatError:
+    """The error, with what is kept for the next download."""
+    try:
+        kept = local_cache.partial_bytes(local_cache.storage_folder(repo))
+    except OSError:
+        kept = 0
+    if not kept:
+        return error
+    return DownloadFailed(
+        f"{error} What has arrived ({size(kept)}) is kept, and the next download resumes it."
+    )
 
 
 class _Transfer:
@@ -91,7 +107,7 @@ class _Transfer:
         partials = (self._partial(file) for file in missing)
         received = sum(path.stat().st_size for path in partials if path.is_file())
         _check_disk_space(self._repo, self._storage, total - done - received)
-        self._progress(done, total)
+        self._progress(min(done + received, total), total)
         # Smallest first: config and tokenizer come before the weights.
         for file in sorted(missing, key=lambda file: (file.is_weights, file.size or 0)):
             if self._cancelled():
