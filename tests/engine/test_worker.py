@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
 from tests.engine.hub.stand_in_hub import REPO, Hub, serving
@@ -19,6 +20,7 @@ from tests.models import STARTER_FOLDER
 from tqchat.engine.commands import (
     ChatMessage,
     ForgetConversation,
+    ForgetMessages,
     LoadModel,
     OpenConversation,
     Sampling,
@@ -263,6 +265,34 @@ def test_forgetting_deletes_the_cache_on_disk_and_in_memory(
     assert heard.next(Opened).restored == 0
     assert not (paths.caches / "a").exists()
     assert len(heard.all(Saved)) == 1
+
+
+def test_tokens_of_a_deleted_message_are_in_no_file(
+    tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths
+) -> None:
+    secret = user("The vault opens with seven green apples. " * 6)
+    asked = (*HELLO, assistant("Hi."), secret)
+    engine.submit(tiny)
+    engine.submit(send("a", asked, 2))
+    engine.submit(SetScheme("a", "turbo3", messages=asked))
+    before = heard.next(Saved)
+    model = engine._model
+    assert model is not None
+    ids = np.array(model.tokenizer.encode(" opens with seven green apples"), dtype=np.uint32).tobytes()
+
+    def files_with_it() -> list[str]:
+        files = (paths.caches / "a").iterdir()
+        return sorted(file.name.partition("-")[0] for file in files if ids in file.read_bytes())
+
+    assert files_with_it()
+    engine.submit(ForgetMessages("a", HELLO))
+    after = heard.next(Saved)
+    assert 0 < after.tokens < before.tokens
+    assert not files_with_it() and not list((paths.caches / "a").glob("earlier-*"))
+    engine.submit(OpenConversation("b", (), "turbo0v4"))
+    engine.submit(OpenConversation("a", HELLO, "turbo3"))
+    heard.next(Opened)
+    assert heard.next(Opened).restored == after.tokens
 
 
 def test_without_a_model_a_message_fails_in_one_sentence(engine: Engine, heard: Listener) -> None:

@@ -224,6 +224,25 @@ class WarmUp:
     scheme: str
 
 
+@dataclass(frozen=True)
+class ForgetMessages:
+    """Delete what a conversation's cache holds of messages that were deleted, in memory and on disk.
+
+    ``messages``: The transcript without them.
+    """
+
+    conversation_id: str
+    messages: tuple[ChatMessage, ...]
+
+
 Command = (
-    LoadModel | EstimateModel | OpenConversation | Send | SetScheme | Compose | ForgetConversation | WarmUp
+    LoadModel
+    | EstimateModel
+    | OpenConversation
+    | Send
+    | SetScheme
+    | Compose
+    | ForgetConversation
+    | ForgetMessages
+    | WarmUp
 )

@@ -436,9 +436,19 @@ class Session:
         Returns:
             The number of restored tokens, and the reason if messages are missing from them, else ``None``.
         """
-        try:
-            wanted = self._prompts.render(messages, add_generation_prompt=False)
-        except TqchatError:
-            wanted = []  # an empty conversation, or one that sending will explain
+        wanted = self._transcript(messages)
         self.transcript_tokens = len(wanted)
         return persistence.restore(self._cache, vault, conversation_id, messages, wanted)
+
+    def forget_all_but(self, messages: Sequence[ChatMessage]) -> None:
+        """Trim the cache to a transcript from which messages were deleted; the next save writes all of it."""
+        self._cache.trim_to(common_prefix(self._cache.tokens, self._transcript(messages)))
+        self._cache.forget_saved()
+        self.changed = True
+
+    def _transcript(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """The transcript's tokens; none if it is empty, or one that sending will explain."""
+        try:
+            return self._prompts.render(messages, add_generation_prompt=False)
+        except TqchatError:
+            return []

@@ -19,6 +19,7 @@ from tqchat.engine.commands import (
     Compose,
     EstimateModel,
     ForgetConversation,
+    ForgetMessages,
     Limits,
     LoadModel,
     OpenConversation,
@@ -235,6 +236,8 @@ class Engine:
                 self._forget(command.conversation_id)
             case WarmUp() as command:
                 self._warm_up(command, task.stop)
+            case ForgetMessages() as command:
+                self._forget_messages(command)
 
     def _needs_pending_model(self, task: _Task) -> bool:
         """Whether a command needs the model that is being downloaded."""
@@ -465,6 +468,16 @@ class Engine:
     def _forget(self, conversation_id: str) -> None:
         if self._current is not None and self._current.conversation_id == conversation_id:
             self._current = None
+        self._remove_saved(conversation_id)
+
+    def _forget_messages(self, command: ForgetMessages) -> None:
+        current = self._current
+        if current is not None and current.conversation_id == command.conversation_id:
+            current.messages = command.messages
+            current.session.forget_all_but(command.messages)
+        self._remove_saved(command.conversation_id)  # what is left is saved again
+
+    def _remove_saved(self, conversation_id: str) -> None:
         try:
             self._vault.remove(conversation_id)
         except TqchatError as error:

@@ -22,6 +22,7 @@ from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
+from tqchat.kv.storage.earlier import EarlierSides
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
@@ -129,6 +130,19 @@ class PromptCache:
         self.restored = min(self.restored, kept)
         if not _holds(self.cache, kept):
             self.clear()
+
+    def forget_saved(self) -> None:
+        """Forget what is on disk: files of the saved cache, and tokens as they were under earlier schemes."""
+        self.pieces = ()
+        layers = [
+            *flat_layers(self.cache),
+            *(layer for one in self.checkpoints for layer in one.layers.values()),
+        ]
+        for one in self.checkpoints:
+            one.stored = None
+        for layer in layers:
+            if isinstance(layer, kv.SchemeCache):
+                layer.earlier = EarlierSides()
 
     @property
     def needs_checkpoints(self) -> bool:

@@ -112,7 +112,10 @@ class CacheWriter:
         for one in self._earlier:
             if one.file.saved is None and new:
                 with suppress(OSError):  # without them nothing is lost but exactness of going back
-                    one.file.saved = self._write(one.arrays, EARLIER_PREFIX)
+                    one.file.saved = segments.write(
+                        self._folder, one.arrays, self._interrupted, prefix=EARLIER_PREFIX
+                    )
+                    self.written += one.file.saved.bytes
             if one.file.saved is not None:
                 saved.append(SavedEarlier(one.file.saved, one.sides))
         return tuple(saved)
@@ -121,10 +124,10 @@ class CacheWriter:
         """Write the arrays outside segments: raw tail, windows, recurrent state."""
         return self._write(self._rest)
 
-    def _write(self, arrays: dict[str, Any], prefix: str = "") -> StoredFile:
+    def _write(self, arrays: dict[str, Any]) -> StoredFile:
         if self._interrupted():
             raise Interrupted
-        file = segments.write(self._folder, arrays, self._interrupted, prefix)
+        file = segments.write(self._folder, arrays, self._interrupted)
         self.written += file.bytes
         return file
 

@@ -48,6 +48,9 @@ def test_a_deleted_message_is_restored(rig: Rig) -> None:
     turn(rig, "Two", "2")
     assert rig.chat.deletion.delete_message(rig.chat.shown.messages[1])
     assert contents(rig) == ["One", "Two", "2"]
+    forget = rig.engine.commands[-1]
+    assert isinstance(forget, commands.ForgetMessages) and forget.conversation_id == rig.chat.shown.id
+    assert "1" not in "".join(message.content for message in forget.messages)
     rig.chat.shown.new()
     assert rig.chat.deletion.undo()
     assert contents(rig) == ["One", "1", "Two", "2"]

@@ -10,6 +10,7 @@ from tqchat.ui.controller.conversation.open_conversation import OpenConversation
 from tqchat.ui.controller.conversation.tree import TranscriptTree
 from tqchat.ui.controller.engine.connection import EngineConnection
 from tqchat.ui.controller.engine.work import EngineWork
+from tqchat.ui.controller.texts.transcript import for_engine
 from tqchat.ui.controller.view import View
 
 
@@ -57,6 +58,9 @@ class Deletions:
         self._deleted.append(self._database.delete_message(message.id))
         self._shown.fork = None
         self._shown.reread()
+        if (conversation := self._shown.conversation) is not None:
+            turns = for_engine(self._shown.messages, conversation.system_prompt)
+            self._engine.submit(commands.ForgetMessages(conversation.id, turns))
         self._view.transcript_changed()
         return True
 
