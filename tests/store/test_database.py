@@ -553,3 +553,21 @@ def test_messages_in_a_circle_end_every_walk(database: Database, circle: int) ->
     database.restore_message(removed)
     assert len(database.tree(chat.id)) == 4
     database.delete(chat.id)
+
+
+@pytest.mark.parametrize("kind", ["a folder", "another program's file"])
+def test_what_is_shown_can_be_read_on_when_nothing_usable_takes_the_files_place(
+    tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / "tqchat.db"
+    with Database(path) as database:
+        chat = database.create("Foxes", None, "fp16").id
+        database.add_message(chat, "user", "Are they red?")
+        for file in tmp_path.iterdir():
+            file.unlink()
+        path.mkdir() if kind == "a folder" else path.write_bytes(b"something else " * 100)
+        for _ in range(2):
+            with pytest.raises(DatabaseUnreadable):
+                database.reopen()
+            assert database.is_replaced()
+            assert [message.content for message in database.messages(chat)] == ["Are they red?"]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqchat import paths, settings
 from tqchat.commands import question
-from tqchat.commands.fetching import fetch_if_missing
 from tqchat.commands.interruption import Interruption
+from tqchat.commands.models.fetching import fetch_if_missing
 from tqchat.engine.commands import ChatMessage, Sampling, drafting_of, model_ref
 from tqchat.engine.events import Done, Failed, Notice, TextDelta
 from tqchat.errors import TqchatError

@@ -89,13 +89,15 @@ class DatabaseFile:
         """Open the file that is at the path now; create it if there is none.
 
         Raises:
-            DatabaseTooNew, DatabaseUnreadable, StoreFull: as for a new one.
+            DatabaseTooNew, DatabaseUnreadable, StoreFull: as for a new one. The removed file, which only
+                this process has left, can be read on.
         """
         # The new file would take a log that the removed one left behind for its own. The connection is still
         # open, so no other file can have the same identity.
         for file, opened in zip(self._files()[1:], self._opened[1:], strict=True):
             if opened is not None and _identity(file) == opened:
                 file.unlink(missing_ok=True)
+        DatabaseFile(self.path, self._busy_timeout_s).close()  # before this one is closed for good
         self._connection.close()
         self._open()
 

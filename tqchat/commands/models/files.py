@@ -31,9 +31,9 @@ def pull(repo: str, as_json: bool) -> int:
 
 def _download(repo: str) -> Path:
     """Download a model with progress on standard error, until a signal comes."""
-    from tqchat.commands.fetching import fetch
     from tqchat.commands.interruption import Interruption
     from tqchat.commands.measuring import Progress
+    from tqchat.commands.models.fetching import fetch
 
     progress = Progress()
     with Interruption() as interruption:
