@@ -179,11 +179,13 @@ def test_conversation_settings_are_stored(paths: Paths) -> None:
             database.create("t", None, "zip")
 
 
-def test_a_column_whose_name_is_damaged_counts_as_empty(database: Database) -> None:
+def test_a_column_whose_name_has_another_case_is_read(database: Database) -> None:
     conversation = database.create("A title", "starter", "turbo4")
-    database.add_message(conversation.id, "user", "Hello.")
-    database._connection.execute("ALTER TABLE messages RENAME COLUMN prompt_tokens TO prompt_tokent")
-    assert [message.content for message in database.messages(conversation.id)] == ["Hello."]
+    database.add_message(conversation.id, "user", "Hello.", prompt_tokens=7)
+    database._connection.execute("ALTER TABLE messages RENAME COLUMN prompt_tokens TO Prompt_tokens")
+    database._connection.execute("ALTER TABLE conversations RENAME COLUMN sampling TO saMpling")
+    assert [one.id for one in database.conversations()] == [conversation.id]
+    assert [one.prompt_tokens for one in database.messages(conversation.id)] == [7]
 
 
 def test_a_conversation_with_damaged_sampling_opens(database: Database) -> None:

@@ -33,9 +33,9 @@ def replace_surrogates(text: str) -> str:
 
 def conversation_from_row(row: sqlite3.Row) -> Conversation:
     """A row as a Conversation."""
-    held = dict(row)
-    held["title_is_automatic"] = bool(held.get("title_is_automatic"))
-    held["sampling"] = sampling.from_column(held.get("sampling"))
+    held = _by_name(row)
+    held["title_is_automatic"] = bool(held["title_is_automatic"])
+    held["sampling"] = sampling.from_column(held["sampling"])
     values = _mended(held, _CONVERSATION_TYPES)
     try:
         values["scheme"] = scheme_setting(values["scheme"])
@@ -46,17 +46,19 @@ def conversation_from_row(row: sqlite3.Row) -> Conversation:
 
 def message_from_row(row: sqlite3.Row) -> Message:
     """A row as a Message."""
-    return Message(**_mended(dict(row), _MESSAGE_TYPES))
+    return Message(**_mended(_by_name(row), _MESSAGE_TYPES))
+
+
+def _by_name(row: sqlite3.Row) -> dict[str, Any]:
+    """A row's values. A damaged name of a column is still found by SQLite if only its case is wrong."""
+    return {name.lower(): row[name] for name in row.keys()}  # noqa: SIM118  iterating a row gives values
 
 
 def _mended(held: Mapping[str, Any], types: Mapping[str, _Column]) -> dict[str, Any]:
-    """The columns, with what one cannot hold replaced: SQLite stores anything, and files get damaged.
-
-    Even the name of a column can be.
-    """
+    """The columns, with what one cannot hold replaced: SQLite stores anything, and files get damaged."""
     values: dict[str, Any] = {}
     for name, column in types.items():
-        value = values[name] = held.get(name)
+        value = values[name] = held[name]
         if type(value) not in column.types or (column.fits is not None and not column.fits(value)):
             values[name] = as_text(value) if column.is_text and value is not None else column.default
     return values
