@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KINDS = (
     "decode",
     "prefill",
+    "turn",
     "attention",
     "kernels",
     "encode",
@@ -29,7 +30,7 @@ KINDS = (
     "ui",
     "start",
 )
-NEED_A_MODEL = {"decode", "prefill", "restore", "day", "drafting", "events"}
+NEED_A_MODEL = {"decode", "prefill", "turn", "restore", "day", "drafting", "events"}
 
 
 class BadOption(TqchatError):

@@ -76,6 +76,42 @@ def test_blockwise_attention_equals_one_pass(scheme: str, rows: int, monkeypatch
     assert all(mx.allclose(got, cache.attend(queries, 0.1, allowed, sinks), atol=1e-5) for got in in_blocks)
 
 
+@pytest.mark.parametrize("scheme", ["turbo4", "affine4", "trellis3"])
+def test_a_chunk_on_a_cpu_takes_no_slow_operation_per_token(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLX's exponential and quantised products on a CPU make a chunk over a history slower than over FP16."""
+    if mx.default_device() != mx.cpu:
+        pytest.skip("they are fast on a GPU")
+    cache = filled(scheme, 64, 600)
+    monkeypatch.setattr(reference, "BLOCK_BYTES", 1 << 16)
+    values = 0
+    exp = mx.exp
+
+    def counted(x: mx.array) -> mx.array:
+        nonlocal values
+        values += x.size
+        return exp(x)
+
+    monkeypatch.setattr(mx, "exp", counted)
+    monkeypatch.delattr(mx, "quantized_matmul")
+    check(cache, 64, 2, 64)
+    assert values <= HEADS * 2 * 64 * 600 / reference.MIN_BLOCK_TOKENS * 1.1
+
+
+@pytest.mark.parametrize("rows", [1, 90])
+def test_a_vector_that_is_not_finite_reaches_only_the_rows_that_see_it(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "BLOCK_BYTES", 1)
+    cache = filled("turbo4", 64, 300)
+    keys, values = mx.random.normal((2, 1, HEADS, 1, 64), key=mx.random.key(3))
+    cache.update_and_fetch(mx.full(keys.shape, mx.nan), values)
+    queries = mx.random.normal((1, HEADS, rows, 64), key=mx.random.key(9))
+    finite = mx.isfinite(cache.attend(queries, 0.1, "causal")).all(axis=(1, 3))
+    assert finite.tolist() == [[True] * (rows - 1) + [False]]
+
+
 @pytest.mark.parametrize("scheme", [*PACKING, "turbo3"])
 def test_cached_intermediates_follow_every_change_of_the_cache(scheme: str) -> None:
     cache = filled(scheme, 64, 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 from tqchat.kv.storage.side import Side
 
@@ -11,6 +12,10 @@ BLOCK_BYTES = 4 << 20
 
 MIN_BLOCK_TOKENS = 64
 """Lower bound of a block."""
+
+MIN_NUMPY_ROWS = 32
+"""Query tokens from which a CPU takes exponentials in numpy, which waits for the scores."""
+
 MASKED_SCORE = -1e30
 """Score of masked tokens and initial maximum; finite, since a difference of infinities is NaN."""
 
@@ -89,14 +94,15 @@ def _blockwise(
     total = mx.zeros(shape) if sink_logits is None else mx.ones(shape)
     output = mx.zeros((batch, heads, all_rows, values.head_dim))
     folded = keys.fold(scaled)
+    in_numpy = rows >= MIN_NUMPY_ROWS and mx.default_device() == mx.cpu
+    exponentials = _exponentials_in_numpy if in_numpy else _exponentials
     for start in range(0, keys.length, block):
         end = min(start + block, keys.length)
         scores = keys.scores(folded, start, end).reshape(batch, -1, rows, end - start)
         scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, all_rows, -1)
-        new_top = mx.maximum(top, scores.max(axis=-1, keepdims=True))
-        weights = mx.exp(scores - new_top)
+        new_top, weights, sums = exponentials(scores, top)
         rescale = mx.exp(top - new_top)
-        total = total * rescale + weights.sum(axis=-1, keepdims=True)
+        total = total * rescale + sums
         output = output * rescale + values.combine(
             weights, start, end, depends_on=scaled if start == 0 else output
         )
@@ -105,6 +111,32 @@ def _blockwise(
             # Otherwise MLX may compute the scores of all blocks first, using the memory of one pass.
             mx.eval(output, total, top)
     return output / total
+
+
+def _exponentials(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """One block of an online softmax.
+
+    Args:
+        scores: float32 ``[batch, heads, rows, tokens]``.
+        top: The maximum so far, float32 ``[batch, heads, rows, 1]``.
+
+    Returns:
+        The new maximum, the scores' exponentials relative to it, and their sums.
+    """
+    new_top = mx.maximum(top, scores.max(axis=-1, keepdims=True))
+    weights = mx.exp(scores - new_top)
+    return new_top, weights, weights.sum(axis=-1, keepdims=True)
+
+
+def _exponentials_in_numpy(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """``_exponentials``, evaluated. MLX's exponential takes five times as long on an x86 CPU."""
+    mx.eval(scores, top)
+    block, before = np.asarray(scores), np.asarray(top)
+    with np.errstate(all="ignore"):
+        new_top = np.maximum(before, block.max(axis=-1, keepdims=True))
+        weights = block - new_top
+        np.exp(weights, out=weights)
+    return mx.array(new_top), mx.array(weights), mx.array(weights.sum(axis=-1, keepdims=True))
 
 
 def _masked(scores: mx.array, mask: mx.array | str | None, start: int, tokens: int) -> mx.array:

@@ -22,6 +22,9 @@ def _has_quantised_matmul() -> bool:
 _MAX_GROUPWISE_ROWS = 16
 """Query rows up to which a CPU multiplies affine codes first and scales the products."""
 
+_MAX_QUANTISED_ROWS = 32
+"""Query rows up to which a CPU multiplies quantised vectors; it decodes them once per row."""
+
 
 @lru_cache(maxsize=8)
 def _group_mask(groups: int) -> mx.array:
@@ -123,7 +126,8 @@ class AffineFormat(FittedFormat):
         return mx.dequantize(words, scales, biases, self._group, self.spec.bits)
 
     def _matmul(self, x: mx.array, block: Block, transpose: bool) -> mx.array:
-        if not _has_quantised_matmul():
+        many = x.shape[2] > _MAX_QUANTISED_ROWS and mx.default_device() == mx.cpu
+        if many or not _has_quantised_matmul():
             stored = self._dequantise_groups(block)
             return x @ (stored.swapaxes(-1, -2) if transpose else stored)
         words, scales, biases = block

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
 from tqchat.lab import reading, restore_bench, ui_bench
-from tqchat.lab.bench import attention, day, decode, drafting, encode, events, start
+from tqchat.lab.bench import attention, day, decode, drafting, encode, events, start, turn
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.decode import LeaveOut
 from tqchat.lab.bench.results import BenchRow
@@ -54,6 +54,11 @@ def rows(
                 measure = decode.decode if kind == "decode" else decode.prefill
                 text = None if model.tokenizer is None else _text(model, max(plan.contexts))
                 yield from measure(model, plan.candidates, plan.contexts, text, plan.rounds, tell, leave_out)
+            case "turn" if model is not None and model.tokenizer is not None:
+                text = _text(model, max(plan.contexts) + turn.TURN_TOKENS)
+                yield from turn.turn(
+                    model, plan.candidates, plan.contexts, text, plan.rounds, tell, leave_out
+                )
             case "attention" | "kernels":
                 attend = attention.attention if kind == "attention" else attention.kernels
                 yield from attend(layer, plan.candidates, plan.contexts, plan.rounds, tell, leave_out)
