@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mlx.core as mx
 import numpy as np
 
@@ -12,9 +14,6 @@ BLOCK_BYTES = 4 << 20
 
 MIN_BLOCK_TOKENS = 64
 """Lower bound of a block."""
-
-MIN_NUMPY_ROWS = 32
-"""Query tokens from which a CPU takes exponentials in numpy, which waits for the scores."""
 
 MASKED_SCORE = -1e30
 """Score of masked tokens and initial maximum; finite, since a difference of infinities is NaN."""
@@ -50,7 +49,7 @@ def attention(
         )
     token_bytes = 4 * batch * max(query_heads * rows, heads * max(keys.head_dim, values.head_dim))
     block = max(MIN_BLOCK_TOKENS, BLOCK_BYTES // token_bytes)
-    if keys.length <= block:
+    if keys.length <= block and not _is_cpu_prefill(rows):
         output = _one_pass(scaled, rows, keys, values, mask, sink_logits)
     else:
         output = _blockwise(scaled, rows, keys, values, mask, sink_logits, block)
@@ -94,23 +93,29 @@ def _blockwise(
     total = mx.zeros(shape) if sink_logits is None else mx.ones(shape)
     output = mx.zeros((batch, heads, all_rows, values.head_dim))
     folded = keys.fold(scaled)
-    in_numpy = rows >= MIN_NUMPY_ROWS and mx.default_device() == mx.cpu
+    in_numpy = _is_cpu_prefill(rows)
     exponentials = _exponentials_in_numpy if in_numpy else _exponentials
-    for start in range(0, keys.length, block):
-        end = min(start + block, keys.length)
+    # Tokens that all rows see apart from the others: masking takes longer than their products.
+    seen_by_all = keys.length - rows if isinstance(mask, str) else 0
+    starts = [*range(0, seen_by_all, block), *range(seen_by_all, keys.length, block)]
+    for start, end in pairwise([*starts, keys.length]):
         scores = keys.scores(folded, start, end).reshape(batch, -1, rows, end - start)
         scores = _masked(scores, mask, start, keys.length).reshape(batch, heads, all_rows, -1)
         new_top, weights, sums = exponentials(scores, top)
         rescale = mx.exp(top - new_top)
         total = total * rescale + sums
-        output = output * rescale + values.combine(
-            weights, start, end, depends_on=scaled if start == 0 else output
-        )
+        before = None if in_numpy else scaled if start == 0 else output
+        output = output * rescale + values.combine(weights, start, end, depends_on=before)
         top = new_top
         if rows > 1:
             # Otherwise MLX may compute the scores of all blocks first, using the memory of one pass.
             mx.eval(output, total, top)
     return output / total
+
+
+def _is_cpu_prefill(rows: int) -> bool:
+    """Whether exponentials are taken in numpy, which waits for the scores: not in single steps."""
+    return rows > 1 and mx.default_device() == mx.cpu
 
 
 def _exponentials(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array, mx.array]:
