@@ -131,10 +131,10 @@ class Decoder:
             self._held.trim_to(len(self._sequence))
 
     def complete(self) -> None:
-        """End the reply with its last token in the cache, which plain decoding reads ahead."""
+        """End the reply with its last token in the cache, which most steps have read ahead."""
         held = self._held
         self.close()
-        if self._proposer is not None and self._number and len(held.tokens) == len(self._sequence) - 1:
+        if self._number and len(held.tokens) == len(self._sequence) - 1:
             held.pack_due()
             self._submit(token_array(self._sequence[-1:]), self._number)
             held.tokens.append(self._sequence[-1])
@@ -174,7 +174,8 @@ class Decoder:
                 held.tokens.append(self._sequence[-1])
                 was_read_ahead = False
             # The next step is submitted before this one's token is known, unless a proposal may follow it.
-            waits = proposer is not None and proposer.expects(self._sequence)
+            # Not after the first token: a CPU, which queues little, would delay it by a step.
+            waits = not steps or (proposer is not None and proposer.expects(self._sequence))
             following = None if waits else self._submit(pending, self._number + 1, pending)
             (token,) = token_ids(pending)
             if following is not None:
