@@ -101,16 +101,13 @@ def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
     Returns:
         Codes ``uint32`` below ``2**bits`` and their centroids float32, both of the shape of ``x``.
     """
-    magnitudes = MAGNITUDES[bits]
-    positive = x >= 0
     size = mx.abs(x)
-    codes = positive.astype(mx.uint32) << (bits - 1)
-    nearest = mx.full(x.shape, magnitudes[0], dtype=mx.float32)
-    for low, high in pairwise(magnitudes):
-        above = size > (low + high) / 2
-        codes = codes + above
-        nearest = mx.where(above, high, nearest)
-    return codes, mx.where(positive, nearest, -nearest)
+    # Sums of bytes and one look-up: a CPU takes ten times as long for a choice by ``where``.
+    codes = (x >= 0).astype(mx.uint8) << (bits - 1)
+    for low, high in pairwise(MAGNITUDES[bits]):
+        codes = codes + (size > (low + high) / 2).astype(mx.uint8)
+    nearest = mx.take_along_axis(values_table(bits), codes.reshape(-1, 1), axis=0)
+    return codes.astype(mx.uint32), nearest.reshape(x.shape)
 
 
 @lru_cache(maxsize=16)
@@ -151,7 +148,7 @@ def signs_table() -> mx.array:
     )
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=len(MAGNITUDES))
 def values_table(bits: int) -> mx.array:
     """All centroids by code: float32 ``[2**bits, 1]``."""
     table = mx.array(centroids(bits), dtype=mx.float32).reshape(-1, 1)
