@@ -58,6 +58,22 @@ def test_proposals_that_are_always_wrong_cost_next_to_nothing(row_cost: float) -
     assert seconds < tokens * (1 + 2 * SHARE_AT_RISK) + START_BALANCE * row_cost / 0.15
 
 
+@pytest.mark.parametrize(("row_cost", "most_rows"), [(0.05, 5), (0.2, 5), (0.4, 5), (0.6, 3)])
+def test_a_reply_in_which_nothing_is_accepted_loses_at_most_one_percent(
+    row_cost: float, most_rows: int
+) -> None:
+    """Of 160 tokens, as ``lab bench --what drafting`` times."""
+    payoff, rows = Payoff(), 0
+    for _ in range(160):
+        if count := payoff.proposals(11, established=False):
+            payoff.verified(count, 0, 1 + row_cost * count, established=False)
+            rows += count
+        else:
+            payoff.stepped(1.0, read_ahead=True)
+    assert 0 < rows <= most_rows
+    assert rows * row_cost <= 0.01 * 160
+
+
 def test_what_was_saved_does_not_pay_for_long() -> None:
     payoff = timed(0.05)
     lost = 0.0

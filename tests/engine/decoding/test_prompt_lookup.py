@@ -39,8 +39,10 @@ def done_of(events: Iterable[Event]) -> Done:
 
 @pytest.fixture
 def lookup() -> PromptLookup:
+    """One whose proposals have paid before."""
     lookup = PromptLookup()
     lookup.stepped(1.0, read_ahead=True)
+    lookup.verified(8, 8, 1.8)
     return lookup
 
 

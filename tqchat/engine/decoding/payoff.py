@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-START_BALANCE = 1.0
+START_BALANCE = 0.4
 """Single steps that proposals may cost before any was accepted."""
 
 MAX_BALANCE = 4.0
@@ -13,8 +13,12 @@ MAX_BALANCE = 4.0
 SHARE_AT_RISK = 0.005
 """Share of all time that proposals may cost while none is accepted."""
 
-FIRST_ROW_COST = 0.15
+FIRST_ROW_COST = 0.25
 """Cost of verifying a token, as a share of a single step, until it has been measured."""
+
+MAX_SURPRISE = 2.0
+"""Proposals are charged what they took, up to so many times what was expected: longer times are often of
+other programs."""
 
 MAX_ROW_COST = 1.5
 """Longer times are of other programs."""
@@ -86,10 +90,12 @@ class Payoff:
     def verified(self, proposed: int, accepted: int, seconds: float, established: bool) -> None:
         """Learn from a step with proposals."""
         self._acceptance[established].add(proposed, accepted)
+        charged = self._row_cost
         if step := self._step_time:
             measured = min(max((seconds / step - 1) / proposed, 0.0), MAX_ROW_COST)
+            charged = max(charged, min(measured, MAX_SURPRISE * charged))
             self._row_cost += min(1.0, proposed / 8) * 0.3 * (measured - self._row_cost)
-        self._balance = min(self._balance + accepted - proposed * self._row_cost, MAX_BALANCE)
+        self._balance = min(self._balance + accepted - proposed * charged, MAX_BALANCE)
 
     def stepped(self, seconds: float, read_ahead: bool) -> None:
         """Learn from a single step. One that was not submitted ahead of time is charged for the wait."""
