@@ -11,7 +11,7 @@ from mlx_lm.models.cache import KVCache
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
 from tqchat.engine import backend
-from tqchat.lab.bench import attention, decode, drafting, kv_caches, machine, shapes, timing
+from tqchat.lab.bench import attention, decode, drafting, kv_caches, machine, shapes, timing, turn
 from tqchat.lab.bench.results import BenchResults, BenchRow, tables
 from tqchat.lab.candidates import Candidate
 from tqchat.lab.results import BadResults
@@ -187,7 +187,26 @@ def test_events_and_restore_print_their_rows(llama_folder: Path, capsys: pytest.
     assert main(["lab", "bench", *asked, "--schemes", "turbo4"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("piece of text", "memory report", "look at the budget"))
-    assert "**restore**" in printed
+    assert "**restore**" in printed and "turbo4, then the first token" in printed
+
+
+def test_a_turn_over_a_packed_history_is_timed(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(turn, "TURN_TOKENS", 40)
+    out = tmp_path / "out.json"
+    asked = ["--model", str(llama_folder), "--what", "turn,convert", "--context", "200", "--rounds", "1"]
+    assert main(["lab", "bench", *asked, "--schemes", "turbo4,affine4", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text("utf-8"))["rows"]
+    turns = [row for row in rows if row["what"] == "turn"]
+    assert [row["scheme"] for row in turns] == ["mlx16", "turbo4", "affine4"]
+    assert all(row["ratio_fp16"] > 0 and row["peak_bytes"] > 0 for row in turns)
+    changes = {row["scheme"] for row in rows if row["what"] == "convert"}
+    assert changes == {
+        f"{a} to {b}{how}"
+        for name in ("turbo4", "affine4")
+        for a, b, how in (("fp16", name, ""), (name, "fp16", ""), ("fp16", name, ", again"))
+    }
 
 
 def test_drafting_is_timed_beside_plain_decoding(

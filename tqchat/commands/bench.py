@@ -24,13 +24,14 @@ KINDS = (
     "kernels",
     "encode",
     "restore",
+    "convert",
     "day",
     "drafting",
     "events",
     "ui",
     "start",
 )
-NEED_A_MODEL = {"decode", "prefill", "turn", "restore", "day", "drafting", "events"}
+NEED_A_MODEL = {"decode", "prefill", "turn", "restore", "convert", "day", "drafting", "events"}
 
 
 class BadOption(TqchatError):

@@ -80,6 +80,23 @@ def verifying(layers: Iterable[Any]) -> Iterator[None]:
             cache.is_verifying = False
 
 
+@contextmanager
+def packing_later(layers: Iterable[Any]) -> Iterator[None]:
+    """Single steps inside do not pack, so that their outputs do not wait for it; ``pack_due`` does later.
+
+    Args:
+        layers: Of a prompt cache, those of mlx-lm included.
+    """
+    caches = [layer for layer in layers if isinstance(layer, SchemeCache)]
+    for cache in caches:
+        cache.packs_later = True
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.packs_later = False
+
+
 def _attends_packed(rows: int) -> bool:
     """Whether attention of so many query tokens works from packed storage.
 
@@ -117,6 +134,7 @@ class SchemeCache:
         earlier: The sides as they were under earlier schemes.
         rounding: What the tokens carry from earlier schemes, by role.
         is_verifying: Whether steps are of proposed tokens (see ``verifying``).
+        packs_later: Whether single steps leave packing to ``pack_due`` (see ``packing_later``).
         route: The attention of the model that the cache is for; by default that of all of mlx-lm.
     """
 
@@ -139,7 +157,7 @@ class SchemeCache:
         self._packing_deferred = self._was_attended = self._is_shared = self._awaits_attention = False
         self._step_rows = MAX_DECODE_ROWS + 1
         self._step_was_cut = False
-        self.is_verifying = False
+        self.is_verifying = self.packs_later = False
         self._energy_by_row: tuple[mx.array, int] | None = None
         self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
@@ -209,7 +227,7 @@ class SchemeCache:
         dtypes = keys.dtype, values.dtype
         if dtypes != self._dtypes:
             self._dtypes, self._placeholders = dtypes, None
-        if count > 1 or not self.is_due:
+        if count > 1 or self.packs_later or not self.is_due:
             return
         if self.uses_placeholders and self.is_routed and self.packed_tokens and not was_deferred:
             # Only the routed attention reads these tokens; it calls ``finish_attention``.

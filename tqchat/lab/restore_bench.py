@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 
 from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.commands import Sampling
+from tqchat.engine.decoding import Decoder
 from tqchat.engine.models import LoadedModel
 from tqchat.lab.reading import encode, read_text
 from tqchat.lab.tables import markdown
@@ -23,17 +25,27 @@ TURN_TOKENS = 200
 REPLY_TOKENS = 24
 """Tokens fed one by one at the end, so that the prompt is packed."""
 RESTORE_ROUNDS = 5
+QUESTION_TOKENS = 16
+"""Tokens of the message that follows."""
 
 
 @dataclass(frozen=True)
 class RestoreRow:
-    """One length under one scheme. ``restore_s`` is a median, with the files in the page cache."""
+    """One length under one scheme. Times to the first token are medians, with the files in the page cache.
+
+    Attributes:
+        restore_s: From the files to a cache that can be used.
+        question_s: Reading the next message, of ``QUESTION_TOKENS`` tokens.
+        first_step_s: From there to the first token.
+    """
 
     scheme: str
     tokens: int
     read_s: float
     save_s: float
     restore_s: float
+    question_s: float
+    first_step_s: float
     memory_bytes: int
     disk_bytes: int
     turn_tokens: int
@@ -59,7 +71,8 @@ def measure(
 
 def table(rows: Sequence[RestoreRow]) -> str:
     """The rows as Markdown."""
-    header = ["scheme", "tokens", "re-read", "restore", "speed-up", "save"]
+    header = ["scheme", "tokens", "re-read", "restore", "speed-up"]
+    header += [f"{QUESTION_TOKENS} new tokens", "first token", "save"]
     header += ["in memory", "on disk", f"written after {TURN_TOKENS} more"]
     cells = [
         [
@@ -68,6 +81,8 @@ def table(rows: Sequence[RestoreRow]) -> str:
             f"{row.read_s:.2f} s",
             f"{1000 * row.restore_s:.1f} ms",
             f"{row.read_s / row.restore_s:,.0f}",
+            f"{1000 * row.question_s:.1f} ms",
+            f"{1000 * row.first_step_s:.1f} ms",
             f"{1000 * row.save_s:.1f} ms",
             *(size(count) for count in (row.memory_bytes, row.disk_bytes, row.turn_written_bytes)),
         ]
@@ -90,13 +105,8 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
     saved = time.perf_counter() - began
     held.settle(certain=True)  # as after a reply
     memory = held.report().bytes
-    times = []
-    for _ in range(RESTORE_ROUNDS):
-        other = PromptCache(model, scheme)
-        began = time.perf_counter()
-        found = vault.load("bench", fingerprint="bench", scheme=scheme)
-        assert isinstance(found, Restored) and other.replace_with(found) is None
-        times.append(time.perf_counter() - began)
+    rounds = [_times_to_first_token(model, scheme, ids, length, vault) for _ in range(RESTORE_ROUNDS)]
+    restore_s, question_s, first_step_s = (median(times) for times in zip(*rounds, strict=True))
     for _ in held.prefill_in_chunks(ids[length:-REPLY_TOKENS]):
         pass
     for token in ids[-REPLY_TOKENS:]:
@@ -107,12 +117,30 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
         tokens=length,
         read_s=read,
         save_s=saved,
-        restore_s=median(times),
+        restore_s=restore_s,
+        question_s=question_s,
+        first_step_s=first_step_s,
         memory_bytes=memory,
         disk_bytes=first.bytes,
         turn_tokens=TURN_TOKENS,
         turn_written_bytes=second.bytes_written,
     )
+
+
+def _times_to_first_token(
+    model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Vault
+) -> tuple[float, float, float]:
+    """Seconds to restore a cache, to read a message after it, and to its first token."""
+    held = PromptCache(model, scheme)
+    prompt = ids[: length + QUESTION_TOKENS + 1]
+    began = time.perf_counter()
+    found = vault.load("bench", fingerprint="bench", scheme=scheme)
+    assert isinstance(found, Restored) and held.replace_with(found) is None
+    restored = time.perf_counter()
+    held.prefill(prompt[length:-1])
+    read = time.perf_counter()
+    next(iter(Decoder(held, prompt, Sampling(temperature=0.0), 1)))
+    return restored - began, read - restored, time.perf_counter() - read
 
 
 def _save(held: PromptCache, vault: Vault) -> SaveResult:

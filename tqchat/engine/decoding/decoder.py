@@ -23,7 +23,7 @@ from tqchat.engine.decoding.sampling import Sampler, TokenSampler
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.kv import checkpoint
-from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, verifying
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, packing_later, verifying
 from tqchat.kv.prompt_cache import flat_layers
 
 STEPS_PER_CLEAR = 256
@@ -170,7 +170,9 @@ class Decoder:
                             return
                     held.pack_due()
                     continue
-                pending = self._submit(token_array(self._sequence[-1:]), self._number)
+                # The first token does not wait until the prompt is packed.
+                with packing_later(flat_layers(held.cache) if not steps else ()):
+                    pending = self._submit(token_array(self._sequence[-1:]), self._number)
                 held.tokens.append(self._sequence[-1])
                 was_read_ahead = False
             # The next step is submitted before this one's token is known, unless a proposal may follow it.
@@ -187,6 +189,8 @@ class Decoder:
             yield self._record(token)
             if self._paused:
                 return
+            if steps == 1:
+                held.pack_due()
             if steps % STEPS_PER_CLEAR == 0:
                 mx.clear_cache()
             pending, was_read_ahead = following, following is not None

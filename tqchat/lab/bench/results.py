@@ -20,8 +20,8 @@ class BenchRow:
 
     Attributes:
         what: ``decode``, ``prefill``, ``turn`` (a message after a packed history), ``attention``, ``kernels``
-            (attention on the device alone), ``encode``, ``restore``, ``day``, ``drafting``, ``events``,
-            ``ui`` or ``start``.
+            (attention on the device alone), ``encode``, ``restore``, ``convert`` (a change of scheme),
+            ``day``, ``drafting``, ``events``, ``ui`` or ``start``.
         scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or the operation timed.
         context: Tokens in the cache (messages in the conversation, for ``ui``).
         median_s: Median over the rounds: per token for ``decode``, else of the whole run.

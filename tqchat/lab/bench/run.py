@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
-from tqchat.lab import reading, restore_bench, ui_bench
+from tqchat.lab import convert_bench, reading, restore_bench, ui_bench
 from tqchat.lab.bench import attention, day, decode, drafting, encode, events, start, turn
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.decode import LeaveOut
@@ -66,6 +66,11 @@ def rows(
                 yield from encode.encode(layer, plan.candidates, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:
                 yield from _restore(model, plan, tell)
+            case "convert" if model is not None and model.tokenizer is not None:
+                text = _text(model, max(plan.contexts))
+                yield from convert_bench.convert(
+                    model, _own_schemes(plan), plan.contexts, text, plan.rounds, tell
+                )
             case "day" if model is not None and model.tokenizer is not None:
                 yield from day.day(model, plan.candidates, plan.contexts, _built_in_text(), plan.rounds, tell)
             case "drafting" if model is not None and model.tokenizer is not None:
@@ -94,6 +99,10 @@ def _own_schemes(plan: Plan) -> list[str]:
 def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
     for row in restore_bench.measure(model, _own_schemes(plan), plan.contexts, tell):
         yield BenchRow("restore", row.scheme, row.tokens, row.restore_s, 0.0, row.tokens / row.restore_s)
+        new, name = restore_bench.QUESTION_TOKENS, f"{row.scheme}, then a message"
+        yield BenchRow("restore", name, row.tokens, row.question_s, 0.0, new / row.question_s)
+        name = f"{row.scheme}, then the first token"
+        yield BenchRow("restore", name, row.tokens, row.first_step_s, 0.0)
 
 
 def layer_of(model: LoadedModel | None) -> Layer:

@@ -1,0 +1,48 @@
+"""Times changes of a live cache's scheme: from 16 bits to a scheme, back, and to the scheme again."""
+
+from __future__ import annotations
+
+import tqchat.engine.prepare_mlx  # noqa: F401
+
+# isort: split
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
+
+from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.models import LoadedModel
+from tqchat.kv.scheme import FP16
+from tqchat.lab.bench import kv_caches, timing
+from tqchat.lab.bench.results import BenchRow
+
+
+def convert(
+    model: LoadedModel,
+    schemes: Sequence[str],
+    contexts: Sequence[int],
+    text: Sequence[int],
+    rounds: int,
+    tell: Callable[[str], None],
+) -> Iterator[BenchRow]:
+    """One row for each change: the first packs all tokens, the others take them back as they were."""
+    for context in contexts:
+        tell(f"reading {context:,} tokens")
+        base = kv_caches.prefilled(model, text[:context])
+        for scheme in schemes:
+            if scheme == FP16.name:
+                continue
+            tell(f"changing to {scheme}")
+            steps = ((scheme, ""), (FP16.name, ""), (scheme, ", again"))
+            times: dict[str, list[float]] = {}
+            for _ in range(rounds):
+                held = PromptCache(model, FP16.name)
+                held.cache, held.tokens = list(base), list(text[:context])
+                for target, how in steps:
+                    change = f"{held.scheme} to {target}{how}"
+                    began = time.perf_counter()
+                    held.convert(target)
+                    times.setdefault(change, []).append(time.perf_counter() - began)
+            for change, own in times.items():
+                seconds = median(own)
+                yield BenchRow("convert", change, context, seconds, timing.spread(own), context / seconds)
