@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
+from tqchat import kv
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import FP16
@@ -38,6 +39,7 @@ def convert(
             for _ in range(rounds):
                 held = PromptCache(model, FP16.name)
                 held.cache, held.tokens = list(base), list(text[:context])
+                kv.forget_queries(held.cache)  # of the round before
                 for target, how in steps:
                     change = f"{held.scheme} to {target}{how}"
                     began = time.perf_counter()
