@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tqchat.errors import TqchatError
 from tqchat.kv.scheme import UnknownScheme
 from tqchat.paths import Paths
 from tqchat.store import exchange, migrations
@@ -430,14 +431,23 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_newer_database_is_not_changed(paths: Paths) -> None:
+@pytest.mark.parametrize(
+    ("version", "error", "words"),
+    [
+        (99, DatabaseTooNew, r"newer tqchat.*format 99.*update tqchat"),
+        (-(2**31), DatabaseUnreadable, "its format is damaged: -2147483648"),
+    ],
+)
+def test_a_database_of_a_format_that_is_not_known_is_not_changed(
+    paths: Paths, version: int, error: type[TqchatError], words: str
+) -> None:
     with Database(paths.database) as database:
         database.create("t", None, "fp16")
     with sqlite3.connect(paths.database) as other:
-        other.execute("PRAGMA user_version = 99")
+        other.execute(f"PRAGMA user_version = {version}")
     other.close()
     before = paths.database.read_bytes()
-    with pytest.raises(DatabaseTooNew, match=r"newer tqchat.*format 99.*update tqchat"):
+    with pytest.raises(error, match=words):
         Database(paths.database)
     assert paths.database.read_bytes() == before
 

@@ -391,6 +391,8 @@ def check_version(connection: sqlite3.Connection, path: Path, known: int = len(M
         raise DatabaseUnreadable(path, "it belongs to another program")
     if version > known:
         raise DatabaseTooNew(path, version, known)
+    if version < 0:
+        raise DatabaseUnreadable(path, f"its format is damaged: {version}")
     return version
 
 
