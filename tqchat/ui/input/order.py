@@ -10,6 +10,8 @@ from textual.events import Key, Paste
 from textual.message import Message
 from textual.timer import Timer
 
+from tqchat.ui.widgets.fields import LineField, TextField
+
 LIMIT_S = 5.0
 """Input waits no longer than this for earlier keys: their widget may be gone."""
 
@@ -19,8 +21,8 @@ class KeysHandled(Message):
 
 
 class InputOrder:
-    """Holds keys and pastes back until the app is ready, and a paste in a dialog until the keys before it are
-    handled, one of which may close the dialog. What comes after that waits as well.
+    """Holds keys and pastes back until the app is ready, and until the keys before them are handled where one
+    of these may have moved the focus or closed a dialog: any but text for a text field.
 
     Args:
         deliver: Hands an event to Textual.
@@ -30,6 +32,7 @@ class InputOrder:
         self._app, self._deliver = app, deliver
         self._held: deque[Key | Paste] = deque()
         self._is_holding = True
+        self._may_move_focus = False
         self._limit: Timer | None = None
 
     async def take(self, event: Key | Paste) -> None:
@@ -39,18 +42,19 @@ class InputOrder:
 
     async def release(self) -> None:
         """Wait no longer before the first event that is held."""
-        self._is_holding = False
+        self._is_holding = self._may_move_focus = False
         if self._limit is not None:
             self._limit.stop()
-        if self._held:
-            await self._deliver(self._held.popleft())
         await self._deliver_held()
 
     async def _deliver_held(self) -> None:
         while self._held and not self._is_holding:
-            if isinstance(self._held[0], Paste) and len(self._app.screen_stack) > 1:
+            if self._may_move_focus:
                 self._is_holding = (self._app.focused or self._app.screen).post_message(KeysHandled())
             if self._is_holding:
                 self._limit = self._app.set_timer(LIMIT_S, self.release)
             else:
-                await self._deliver(self._held.popleft())
+                event = self._held.popleft()
+                in_field = isinstance(self._app.focused, LineField | TextField)
+                self._may_move_focus = isinstance(event, Key) and not (event.is_printable and in_field)
+                await self._deliver(event)
