@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
@@ -63,38 +63,34 @@ def cache_of(keys: mx.array, values: mx.array) -> SchemeCache | None:
     return cache if cache is not None and cache.is_last_fetch(keys, values) else None
 
 
-@contextmanager
-def verifying(layers: Iterable[Any]) -> Iterator[None]:
+def verifying(layers: Iterable[Any]) -> AbstractContextManager[None]:
     """Steps inside read proposed tokens, some of which may be trimmed: they are read as in single steps.
 
     Args:
         layers: Of a prompt cache, those of mlx-lm included.
     """
-    caches = [layer for layer in layers if isinstance(layer, SchemeCache)]
-    for cache in caches:
-        cache.is_verifying = True
-    try:
-        yield
-    finally:
-        for cache in caches:
-            cache.is_verifying = False
+    return _switched_on("is_verifying", layers)
 
 
-@contextmanager
-def packing_later(layers: Iterable[Any]) -> Iterator[None]:
+def packing_later(layers: Iterable[Any]) -> AbstractContextManager[None]:
     """Single steps inside do not pack, so that their outputs do not wait for it; ``pack_due`` does later.
 
     Args:
         layers: Of a prompt cache, those of mlx-lm included.
     """
+    return _switched_on("packs_later", layers)
+
+
+@contextmanager
+def _switched_on(switch: Literal["is_verifying", "packs_later"], layers: Iterable[Any]) -> Iterator[None]:
     caches = [layer for layer in layers if isinstance(layer, SchemeCache)]
     for cache in caches:
-        cache.packs_later = True
+        setattr(cache, switch, True)
     try:
         yield
     finally:
         for cache in caches:
-            cache.packs_later = False
+            setattr(cache, switch, False)
 
 
 def _attends_packed(rows: int) -> bool:
