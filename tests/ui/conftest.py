@@ -12,6 +12,7 @@ from textual.content import Content
 from textual.pilot import Pilot
 from textual.widgets import OptionList, Static
 
+from tests.ui.drawn import drawn
 from tests.ui.scripted import ScriptedEngine
 from tqchat.engine import events
 from tqchat.paths import Paths
@@ -54,10 +55,7 @@ class RunningApp:
 
     def text(self) -> str:
         """The text on the screen, line by line."""
-        screen = self.app.screen
-        return "\n".join(
-            "".join(segment.text for segment in strip) for strip in screen._compositor.render_strips()
-        )
+        return "\n".join(strip.text for strip in drawn(self.app))
 
     async def send(self, text: str) -> None:
         """Write a message and send it."""

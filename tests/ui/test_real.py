@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.models import STARTER_FOLDER
+from tests.ui.drawn import drawn
 from tqchat.kv.scheme import parse_scheme
 from tqchat.paths import Paths
 from tqchat.settings import Settings
@@ -37,7 +38,7 @@ async def until(pilot: Pilot[None], app: TqchatApp, condition: object) -> None:
 
 
 def text(app: TqchatApp) -> str:
-    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+    return "\n".join(strip.text for strip in drawn(app))
 
 
 def notice(app: TqchatApp) -> str:

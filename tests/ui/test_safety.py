@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from tests.ui.adversarial import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
 from tests.ui.conftest import OpenApp, RunningApp
+from tests.ui.drawn import drawn
 from tqchat.engine.commands import Part
 from tqchat.text import printable, stable_width
 from tqchat.ui.widgets.chat.live import LiveReply
@@ -19,7 +20,7 @@ INVISIBLE = "\u00ad\u200b\u200e\u200f\u202a\u202e\u2060\u2066\ufeff\u3164\ufe0f"
 def check(ui: RunningApp) -> None:
     """Check every cell: complete lines, no control characters, no links, no broken frame."""
     width, height = ui.app.size
-    strips = ui.app.screen._compositor.render_strips()
+    strips = drawn(ui.app)
     assert len(strips) == height
     for strip in strips:
         assert strip.cell_length == width, strip.text

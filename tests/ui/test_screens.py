@@ -54,6 +54,17 @@ async def test_the_screens_match_the_stored_ones(
     assert not changed, "\n".join(changed[:80])
 
 
+async def test_a_dialog_is_read_with_the_screen_behind_it(open_app: OpenApp) -> None:
+    async with open_app((160, 45)) as ui:
+        await settle(ui, "Everything runs and stays")
+        await ui.pilot.press("ctrl+k")
+        await settle(ui, "Scheme for this conversation")
+        before = ui.text()
+        ui.app.screen.refresh()  # as whatever redraws the dialog between two looks
+        assert "Conversations" in before
+        assert ui.text() == before
+
+
 def save_picture(ui: RunningApp, name: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     (PICTURES / f"{name}.svg").write_text(ui.app.export_screenshot(title=name, simplify=True), "utf-8")

@@ -12,6 +12,7 @@ from textual.strip import Strip
 from textual.widgets import Input, TextArea
 
 from tests.ui.conftest import RunningApp
+from tests.ui.drawn import drawn
 from tqchat.engine import events
 from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import catalog
@@ -108,7 +109,7 @@ async def settle(ui: RunningApp, *texts: str) -> None:
 
 
 def strips(ui: RunningApp) -> list[Strip]:
-    return ui.app.screen._compositor.render_strips()
+    return drawn(ui.app)
 
 
 def segments(ui: RunningApp) -> list[list[Segment]]:

@@ -10,6 +10,7 @@ from textual.widgets import Input, OptionList
 
 from tests.test_text import is_safe
 from tests.ui.conftest import OpenApp, RunningApp
+from tests.ui.drawn import drawn
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import PAGE
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -17,9 +18,8 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 
 def reversed_words(ui: RunningApp) -> list[str]:
     """Text in reverse video in the log: the words of a search."""
-    strips = ui.app.screen._compositor.render_strips()
     log = ui.app.query_one(ChatLog).region
-    segments = [segment for strip in strips for segment in strip.crop(log.x, log.right - 1)]
+    segments = [segment for strip in drawn(ui.app) for segment in strip.crop(log.x, log.right - 1)]
     return [one.text for one in segments if one.style and one.style.reverse and one.style.bold]
 
 

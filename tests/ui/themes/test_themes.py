@@ -13,6 +13,7 @@ from textual.theme import BUILTIN_THEMES, Theme
 from textual.widgets import OptionList
 
 from tests.ui.conftest import OpenApp
+from tests.ui.drawn import drawn
 from tqchat import paths as locations
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State
@@ -216,7 +217,7 @@ async def test_no_color_removes_all_colours(open_app: OpenApp, monkeypatch: pyte
         assert ui.app.no_color
         await ui.turn("Go", "Well.", tokens=900)
         (filter,) = [one for one in ui.app._filters if isinstance(one, Monochrome)]
-        for strip in ui.app.screen._compositor.render_strips():
+        for strip in drawn(ui.app):
             for segment in filter.apply(list(strip), Color.parse("black")):
                 colour = segment.style.color if segment.style else None
                 if colour is not None and colour.triplet is not None:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from textual.widgets import OptionList
 
 from tests.ui.conftest import OpenApp, RunningApp
+from tests.ui.drawn import drawn
 from tqchat.paths import Paths
 from tqchat.settings import State
 from tqchat.store.database import Database
@@ -29,7 +30,7 @@ def rows(ui: RunningApp) -> list[str]:
     """The rows on the screen, as they are drawn within the list."""
     titles = ui.app.query_one("#titles", OptionList)
     region = titles.scrollable_content_region
-    strips = ui.app.screen._compositor.render_strips()[region.y : region.bottom]
+    strips = drawn(ui.app)[region.y : region.bottom]
     return [strip.crop(region.x, region.right).text for strip in strips]
 
 
