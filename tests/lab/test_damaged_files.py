@@ -32,7 +32,7 @@ def test_every_reader_uses_or_refuses_mutated_files(tmp_path: Path) -> None:
         ("raise ValueError('oops')", "ValueError: oops"),
         ("raise TqchatError('two' + chr(10) + 'lines')", "no sentence"),
         ("os.kill(os.getpid(), 11)", "The process ended"),
-        ("while True: pass", "The process ended"),
+        ("while True: pass", "The process ended|Reading takes more"),  # the first where a core is free
         ("bytearray(1 << 29)", "bytes"),
     ],
 )

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from textual._context import visible_screen_stack
+from textual.app import App
 from textual.content import Content
 from textual.pilot import Pilot
+from textual.strip import Strip
 from textual.widgets import OptionList, Static
 
-from tests.ui.drawn import drawn
 from tests.ui.scripted import ScriptedEngine
 from tqchat.engine import events
 from tqchat.paths import Paths
@@ -24,6 +26,16 @@ from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 DEADLINE_S = 120.0
+
+
+def drawn(app: App[None]) -> list[Strip]:
+    """The lines of the screen, each as wide as the app.
+
+    A dialog draws the screen behind it only while Textual knows which one that is: the app says so before
+    it draws, and so must a test, whose drawing is the one that counts if something was due to be redrawn.
+    """
+    visible_screen_stack.set(app._background_screens)
+    return app.screen._compositor.render_strips()
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.models import STARTER_FOLDER
-from tests.ui.drawn import drawn
+from tests.ui.conftest import drawn
 from tqchat.kv.scheme import parse_scheme
 from tqchat.paths import Paths
 from tqchat.settings import Settings

@@ -7,8 +7,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from tests.ui.adversarial import CHARACTERS, ESCAPES, LONG, MARKUP, TEXTS
-from tests.ui.conftest import OpenApp, RunningApp
-from tests.ui.drawn import drawn
+from tests.ui.conftest import OpenApp, RunningApp, drawn
 from tqchat.engine.commands import Part
 from tqchat.text import printable, stable_width
 from tqchat.ui.widgets.chat.live import LiveReply

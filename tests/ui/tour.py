@@ -11,8 +11,7 @@ from textual.screen import ModalScreen
 from textual.strip import Strip
 from textual.widgets import Input, TextArea
 
-from tests.ui.conftest import RunningApp
-from tests.ui.drawn import drawn
+from tests.ui.conftest import RunningApp, drawn
 from tqchat.engine import events
 from tqchat.engine.commands import STARTER
 from tqchat.engine.hub import catalog

@@ -9,8 +9,7 @@ import pytest
 from textual.widgets import Input, OptionList
 
 from tests.test_text import is_safe
-from tests.ui.conftest import OpenApp, RunningApp
-from tests.ui.drawn import drawn
+from tests.ui.conftest import OpenApp, RunningApp, drawn
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import PAGE
 from tqchat.ui.widgets.prompt.prompt import Prompt

@@ -12,8 +12,7 @@ from textual.filter import Monochrome
 from textual.theme import BUILTIN_THEMES, Theme
 from textual.widgets import OptionList
 
-from tests.ui.conftest import OpenApp
-from tests.ui.drawn import drawn
+from tests.ui.conftest import OpenApp, drawn
 from tqchat import paths as locations
 from tqchat.paths import Paths
 from tqchat.settings import Settings, State

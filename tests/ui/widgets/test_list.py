@@ -8,8 +8,7 @@ import pytest
 from rich.cells import cell_len
 from textual.widgets import OptionList
 
-from tests.ui.conftest import OpenApp, RunningApp
-from tests.ui.drawn import drawn
+from tests.ui.conftest import OpenApp, RunningApp, drawn
 from tqchat.paths import Paths
 from tqchat.settings import State
 from tqchat.store.database import Database
