@@ -10,7 +10,7 @@ from tqchat.store.records import NO_ADAPTER as NO_ADAPTER
 from tqchat.store.records import THINKING_CHOICES as THINKING_CHOICES
 from tqchat.store.records import ThinkingChoice as ThinkingChoice
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Part = Literal["reasoning", "answer"]
 """The two parts of a reply."""
 
@@ -56,12 +56,36 @@ def drafting_of(setting: str | None) -> Drafting:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a function by the model.
+
+    Attributes:
+        id: Names the call, so that a result can refer to it.
+        arguments: A JSON object, as text.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class ChatMessage:
-    """A message as the chat template gets it. ``reasoning`` precedes a reply, without its marks."""
+    """A message as the chat template gets it.
+
+    Attributes:
+        reasoning: Precedes a reply, without its marks.
+        tool_calls: Calls that a reply makes.
+        tool_call_id: The call whose result a message of the role ``tool`` is.
+        name: The function of that call.
+    """
 
     role: Role
     content: str
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)

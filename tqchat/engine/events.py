@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tqchat.engine.commands import Part, Sampling
+from tqchat.engine.commands import Part, Sampling, ToolCall
 from tqchat.kv.memory import MemoryReport
 
 StopReason = Literal["stop", "length", "stopped", "context", "memory"]
@@ -158,6 +158,14 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class ToolCalled:
+    """The model has called a function; the call is complete, and not part of the reply's text."""
+
+    conversation_id: str
+    call: ToolCall
+
+
+@dataclass(frozen=True)
 class MemoryUpdate:
     """The cache's memory report. ``tokens_per_second`` is the current decode speed during a reply."""
 
@@ -272,6 +280,25 @@ class SchemeChanged:
     report: MemoryReport
 
 
+@dataclass(frozen=True)
+class RequestsUpdate:
+    """Requests of other programs, and the caches kept for them.
+
+    Attributes:
+        active: Requests that are being answered.
+        waiting: Requests that have not begun.
+        caches: Caches in memory, those of active requests included.
+        bytes: Of these caches.
+        fp16_bytes: What FP16 would take.
+    """
+
+    active: int
+    waiting: int
+    caches: int
+    bytes: int
+    fp16_bytes: int
+
+
 Event = (
     ModelProgress
     | ModelReady
@@ -282,6 +309,7 @@ Event = (
     | ConversionProgress
     | Notice
     | TextDelta
+    | ToolCalled
     | MemoryUpdate
     | Done
     | Failed
@@ -289,4 +317,5 @@ Event = (
     | Saved
     | SaveFailed
     | SchemeChanged
+    | RequestsUpdate
 )

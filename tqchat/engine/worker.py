@@ -49,6 +49,7 @@ from tqchat.engine.events import (
 from tqchat.engine.failures import DraftMismatch, NoModel, user_message
 from tqchat.engine.hub.remote.download_thread import DownloadThread, DownloadUpdate
 from tqchat.engine.logs import log_to
+from tqchat.engine.requests.request import Request, Ticket
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.vault import Vault
@@ -149,6 +150,15 @@ class Engine:
         with self._lock:
             self._unfinished.append(task)
         self._queue.put(task)
+
+    def ask(self, request: Request, receive: Callable[[Event], None]) -> Ticket:
+        """Hand in another program's request; it is answered beside the conversation.
+
+        Args:
+            receive: Called on the engine thread with each event of the reply.
+        """
+        ticket = Ticket(request, receive)
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Stop all commands submitted so far: the running one within one token or prefill chunk."""
