@@ -97,6 +97,11 @@ class Paths:
         """Saved KV caches, one folder per conversation."""
         return self.cache_dir / "conversations"
 
+    @property
+    def requests(self) -> Path:
+        """Saved KV caches of requests by other programs."""
+        return self.cache_dir / "requests"
+
     def ensure(self) -> list[str]:
         """Create the folders, accessible to their owner only.
 

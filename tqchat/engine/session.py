@@ -8,7 +8,8 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
@@ -29,7 +30,7 @@ from tqchat.engine.events import (
 from tqchat.engine.failures import ContextFull, RereadStopped, user_message
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.prompts import Prompts, reread_notice
-from tqchat.engine.reasoning import ReplyStream, Span
+from tqchat.engine.reasoning import ReplyStream, Span, TextStream
 from tqchat.engine.reply import Reply
 from tqchat.engine.sequences import common_prefix
 from tqchat.engine.templates.errors import PromptStopped
@@ -44,6 +45,20 @@ REPORT_INTERVAL_S = 0.25
 
 MIN_REREAD_NOTICE_TOKENS = 64
 """From this many re-read tokens on, a notice says why the cache could not be trimmed."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        stream: Converts the tokens of its reply to text.
+        turn: Number of tokens up to the end of the last message, for a checkpoint; ``None`` for none.
+    """
+
+    tokens: list[int]
+    stream: TextStream
+    turn: int | None = None
 
 
 class Session:
@@ -104,6 +119,17 @@ class Session:
         return self._cache.scheme
 
     @property
+    def cache(self) -> PromptCache:
+        """The cache of the conversation so far."""
+        return self._cache
+
+    def fork(self) -> Session:
+        """A session that goes on from the same cache, which it copies."""
+        twin = Session(self.model, self.scheme, self.limits, self._draft, self.began, self._lookup)
+        twin._cache = self._cache.copy(self._draft)
+        return twin
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         """The tokens in the cache."""
         return tuple(self._cache.tokens)
@@ -141,16 +167,37 @@ class Session:
             vault: Searched for a saved branch if the transcript differs from the cached one.
         """
         stop = stop or threading.Event()
+
+        def prepare() -> Prompt:
+            prompt, said = self._prompts.with_beginning(messages, continues, self._cache.tokens)
+            stream = ReplyStream(self.model.reply_format, prompt[: len(prompt) - len(said)])
+            stream.begin_after(said)
+            return Prompt(prompt, stream, None if said else self._turn(messages, prompt))
+
+        yield from self._answer(prepare, sampling or Sampling(), stop, conversation_id, vault)
+
+    def answer(
+        self, prompt: Prompt, sampling: Sampling, stop: threading.Event, conversation_id: str
+    ) -> Generator[Event, None, None]:
+        """Generate the reply to a prompt that is rendered already, like ``send``."""
+        yield from self._answer(lambda: prompt, sampling, stop, conversation_id, None)
+
+    def _answer(
+        self,
+        prepare: Callable[[], Prompt],
+        sampling: Sampling,
+        stop: threading.Event,
+        conversation_id: str,
+        vault: Vault | None,
+    ) -> Iterator[Event]:
         reply = Reply(began=time.perf_counter())
         certain = False
         try:
             yield from self._prompts.notices(conversation_id)
             with stopped_by(stop.is_set):
-                prompt, said = self._prompts.with_beginning(messages, continues, self._cache.tokens)
-                turn = None if said else self._turn(messages, prompt)
-            text = self._stream_after(prompt, said)
-            yield from self._reuse(prompt, vault, conversation_id, reply)
-            yield from self._send(prompt, turn, text, sampling or Sampling(), stop, conversation_id, reply)
+                prompt = prepare()
+            yield from self._reuse(prompt.tokens, vault, conversation_id, reply)
+            yield from self._send(prompt, sampling, stop, conversation_id, reply)
             certain = True
         except GeneratorExit:
             certain = True  # raised at a yield, where cache and tokens agree
@@ -166,16 +213,9 @@ class Session:
         """Index in the prompt after the last user message, if the cache needs a checkpoint there."""
         return self._prompts.end_of_messages(messages, prompt) if self._cache.needs_checkpoints else None
 
-    def _stream_after(self, prompt: list[int], said: list[int]) -> ReplyStream:
-        stream = ReplyStream(self.model.reply_format, prompt[: len(prompt) - len(said)])
-        stream.begin_after(said)
-        return stream
-
     def _send(
         self,
-        prompt: list[int],
-        turn: int | None,
-        text: ReplyStream,
+        prompt: Prompt,
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
@@ -183,7 +223,9 @@ class Session:
     ) -> Iterator[Event]:
         self.changed = True
         self._cache.restored = 0
-        plan = self._memory.plan(self._cache, len(prompt))
+        tokens = prompt.tokens
+        turn = prompt.turn if self._cache.needs_checkpoints else None
+        plan = self._memory.plan(self._cache, len(tokens))
         if plan.scheme is not None:
             for event in self.set_scheme(plan.scheme, stop=stop, conversation_id=conversation_id):
                 if isinstance(event, Failed):
@@ -200,15 +242,15 @@ class Session:
             yield self._done("stopped", conversation_id, reply)
             return
         begin = len(self._cache.tokens)
-        for end in (turn or 0, len(prompt) - 1):
-            for _ in self._cache.prefill_in_chunks(prompt[len(self._cache.tokens) : end]):
+        for end in (turn or 0, len(tokens) - 1):
+            for _ in self._cache.prefill_in_chunks(tokens[len(self._cache.tokens) : end]):
                 yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total)
                 if stop.is_set():
                     yield self._done("stopped", conversation_id, reply)
                     return
             if turn == len(self._cache.tokens):
                 self._cache.take_checkpoint()
-        yield from self._generate(prompt, text, sampling, stop, conversation_id, reply)
+        yield from self._generate(tokens, prompt.stream, sampling, stop, conversation_id, reply)
 
     def _reuse(
         self, prompt: list[int], vault: Vault | None, conversation_id: str, reply: Reply
@@ -236,7 +278,7 @@ class Session:
     def _generate(
         self,
         prompt: list[int],
-        text: ReplyStream,
+        text: TextStream,
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
@@ -288,7 +330,7 @@ class Session:
         yield self._done(reason or "length", conversation_id, reply)
 
     def _emit(
-        self, spans: list[Span], text: ReplyStream, conversation_id: str, reply: Reply, now: float
+        self, spans: list[Span], text: TextStream, conversation_id: str, reply: Reply, now: float
     ) -> Iterator[Event]:
         """Record new spans of text in the reply and emit them."""
         if text.reasoning_tokens > reply.reasoning_tokens:
@@ -298,12 +340,12 @@ class Session:
         for span in spans:
             yield TextDelta(conversation_id, span.text, span.part, span.takes_answer)
 
-    def _over_budget(self, text: ReplyStream) -> bool:
+    def _over_budget(self, text: TextStream) -> bool:
         budget = self.thinking.budget
         return budget is not None and text.thinking and text.reasoning_tokens >= budget
 
     def _end_thought(
-        self, decoder: Decoder, text: ReplyStream, conversation_id: str, reply: Reply, max_tokens: int
+        self, decoder: Decoder, text: TextStream, conversation_id: str, reply: Reply, max_tokens: int
     ) -> Iterator[Event]:
         """Close a thought that has reached its budget, unless no token is left for the answer."""
         marks = self.model.reply_format
@@ -329,7 +371,7 @@ class Session:
 
     @staticmethod
     def _ended(
-        text: ReplyStream, stop: threading.Event, reply: Reply, max_tokens: int, limit: int | None
+        text: TextStream, stop: threading.Event, reply: Reply, max_tokens: int, limit: int | None
     ) -> StopReason | None:
         if text.ended:
             return "stop"

@@ -49,6 +49,7 @@ from tqchat.engine.events import (
 from tqchat.engine.failures import DraftMismatch, NoModel, user_message
 from tqchat.engine.hub.remote.download_thread import DownloadThread, DownloadUpdate
 from tqchat.engine.logs import log_to
+from tqchat.engine.requests.queue import RequestOptions, RequestQueue
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
     from tqchat.engine.models.warm_up import KernelWatch
     from tqchat.engine.session import Session
 
+MAX_REQUEST_BRANCHES = 32
+"""Histories that began alike, of which saved caches are kept."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -69,6 +73,8 @@ class Locations(Protocol):
 
     @property
     def caches(self) -> Path: ...
+    @property
+    def requests(self) -> Path: ...
     @property
     def log_dir(self) -> Path: ...
 
@@ -79,6 +85,13 @@ class _Task:
 
     command: Command
     stop: threading.Event = field(default_factory=threading.Event)
+
+
+class _WakeUp:
+    """Queued to make the thread look for requests."""
+
+
+_WAKE_UP = _WakeUp()
 
 
 @dataclass
@@ -107,6 +120,7 @@ class Engine:
         draft: str | None = None,
         adapter: str | None = None,
         find_profile: Callable[[ModelInfo], Profile | None] = lambda info: None,
+        requests: RequestOptions | None = None,
     ) -> None:
         """
         Args:
@@ -117,6 +131,7 @@ class Engine:
             adapter: Folder of a LoRA adapter for the first model that is loaded, and for no other;
                 conversations can choose another, or none.
             find_profile: Finds a model's quality profile, by which bits are given to its layers.
+            requests: How requests of other programs are answered.
         """
         self._on_event = on_event
         self._paths = paths
@@ -127,7 +142,7 @@ class Engine:
         self._models: CurrentModel  # made on the engine thread, where its imports do not delay the screen
         self._find_profile = find_profile
         self._draft: LoadedModel | None = None
-        self._queue: queue.SimpleQueue[_Task | DownloadUpdate | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Task | DownloadUpdate | _WakeUp | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unfinished: list[_Task] = []
         self._download: DownloadThread | None = None
@@ -136,6 +151,14 @@ class Engine:
         self._finished = threading.Event()
         self._current: _Current | None = None
         self._kernels: KernelWatch | None = None
+        self._requests = RequestQueue(
+            self._emit,
+            self._vault.with_lesser(paths.requests, MAX_REQUEST_BRANCHES),
+            limits,
+            requests or RequestOptions(),
+            self._drafting.lookup,
+            self._conversation_bytes,
+        )
         self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
 
     # Called from any thread.
@@ -158,7 +181,10 @@ class Engine:
             receive: Called on the engine thread with each event of the reply.
         """
         ticket = Ticket(request, receive)
-        raise NotImplementedError
+        ticket = Ticket(request, receive)
+        self._requests.submit(ticket)
+        self._queue.put(_WAKE_UP)
+        return ticket
 
     def stop(self) -> None:
         """Stop all commands submitted so far: the running one within one token or prefill chunk."""
@@ -194,6 +220,7 @@ class Engine:
             self._prune()
             while (item := self._next()) is not None:
                 self._handle(item)
+            self._requests.end("tqchat is closing.")
             self._save()
             self._models.loaded = self._current = None
             gc.collect()
@@ -202,17 +229,25 @@ class Engine:
         # this daemon thread never returns.
         threading.Event().wait()
 
-    def _next(self) -> _Task | DownloadUpdate | None:
+    def _next(self) -> _Task | DownloadUpdate | _WakeUp | None:
         if self._model is not None and self._awaiting_model:
             return self._awaiting_model.popleft()
-        try:
-            return self._queue.get_nowait()
-        except queue.Empty:
-            self._save(interrupted=lambda: not self._queue.empty())
-            return self._queue.get()
+        while True:
+            try:
+                return self._queue.get_nowait()
+            except queue.Empty:
+                self._save(interrupted=lambda: not self._queue.empty())
+                if not self._requests.has_work or (self._model is None and self._download is not None):
+                    return self._queue.get()
+                self._answer_requests()
 
-    def _handle(self, item: _Task | DownloadUpdate) -> None:
-        if self._closing.is_set():
+    def _answer_requests(self) -> None:
+        """Do a slice of work for other programs."""
+        if self._requests.has_work and not self._closing.is_set():
+            self._requests.step(self._model)
+
+    def _handle(self, item: _Task | DownloadUpdate | _WakeUp) -> None:
+        if self._closing.is_set() or isinstance(item, _WakeUp):
             return
         try:
             if isinstance(item, DownloadUpdate):
@@ -331,6 +366,7 @@ class Engine:
         model = self._models.load(ref, folder)
         self._save()
         current, self._current = self._current, None
+        self._requests.use(model)
         self._draft = self._draft_for(model)
         self._emit(ModelReady(model.info, time.perf_counter() - began))
         if model.info.warning is not None:
@@ -394,6 +430,7 @@ class Engine:
         started = time.perf_counter()
         self._current = None
         self._models.use_adapter(command.adapter)
+        self._requests.use(self._model)
         conversation_id, messages = command.conversation_id, command.messages
         lookup = self._drafting.lookup
         session = Session(self._model, scheme, self._limits(), self._draft, command.began, lookup)
@@ -436,6 +473,7 @@ class Engine:
             command.messages, command.sampling, stop, command.conversation_id, command.continues, self._vault
         ):
             self._emit(event)
+            self._answer_requests()
             if isinstance(event, Done):
                 thought, answer = beginning.reasoning, beginning.content
                 if event.takes_answer:
@@ -456,6 +494,7 @@ class Engine:
             lambda done, total: self._emit(ConversionProgress(conversation_id, done, total)),
         ):
             self._emit(event)
+            self._answer_requests()
 
     def _compose(self, command: Compose, stop: threading.Event) -> None:
         from tqchat.engine.composing import PreemptibleStop, compose
@@ -471,9 +510,11 @@ class Engine:
             self._save()
             self._current = None
             self._models.use_adapter(command.adapter)
+            self._requests.use(self._model)
         scheme = self._current.session.scheme if self._current is not None else "fp16"
         for event in compose(self._model, scheme, command, stop):
             self._emit(event)
+            self._answer_requests()
 
     def _forget(self, conversation_id: str) -> None:
         if self._current is not None and self._current.conversation_id == conversation_id:
@@ -507,6 +548,10 @@ class Engine:
         if folder is not None and self._kernels is None:
             self._kernels = warm_up.KernelWatch(folder, lambda text: self._emit(Notice(None, text)))
 
+    def _conversation_bytes(self) -> int:
+        """Bytes of the live conversation's cache."""
+        return 0 if self._current is None else self._current.session.cache.allocated_bytes
+
     def _prune(self) -> None:
         try:
             for entry in self._vault.prune():
@@ -528,6 +573,7 @@ class Engine:
         else:
             if not size:
                 return  # interrupted by a command; saved after it
+            self._requests.prune()
             seconds = time.perf_counter() - began
             tokens = len(current.session.tokens)
             self._emit(Saved(current.conversation_id, tokens, size, seconds))

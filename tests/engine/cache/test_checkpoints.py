@@ -164,7 +164,7 @@ def test_forecasts_of_a_scheme_change_include_checkpoints(long_window: LoadedMod
         said.append(assistant(send(session, said, greedy(4)).text))
     for scheme in ("turbo4", "turbo0v2", "fp16", "affine4"):
         predicted = predict_bytes(session.memory(), parse_scheme(scheme))
-        assert session._memory._predicted_bytes(session._cache, scheme, len(session.tokens)) == predicted
+        assert session._memory.predicted_bytes(session._cache, scheme, len(session.tokens)) == predicted
         list(session.set_scheme(scheme))
         report = session.memory()
         assert report.checkpoint_bytes > report.bytes // 3
@@ -176,7 +176,7 @@ def test_a_prompts_checkpoint_counts_before_it_is_read(long_window: LoadedModel)
     done = send(Session(long_window, "fp16"), said, greedy(1))
     report, prompt = done.report, done.counts.prompt
     session = Session(long_window, "fp16")
-    predicted = session._memory._predicted_bytes(session._cache, "fp16", prompt)
+    predicted = session._memory.predicted_bytes(session._cache, "fp16", prompt)
     further = report.layers[1].bytes // report.tokens * (report.tokens - prompt)
     assert predicted == report.bytes - further
     session.limits = Limits(budget=predicted - 1)

@@ -56,13 +56,13 @@ class MemoryBudget:
         if budget is None:
             return PrefillPlan(None, self.limits.pack_prompts)
         scheme = None
-        needed = self._predicted_bytes(cache, cache.scheme, tokens)
+        needed = self.predicted_bytes(cache, cache.scheme, tokens)
         if needed > budget:
             scheme = self.smaller_scheme(cache, tokens)
             if scheme is None or not self.limits.step_down:
                 raise OverMemoryBudget(tokens, cache.scheme, needed, budget, scheme)
         new = tokens - len(cache.tokens)
-        raw = cache.allocated_bytes + self._predicted_bytes(cache, FP16.name, tokens) * new // max(tokens, 1)
+        raw = cache.allocated_bytes + self.predicted_bytes(cache, FP16.name, tokens) * new // max(tokens, 1)
         return PrefillPlan(scheme, self.limits.pack_prompts or raw > budget)
 
     def scheme_to_convert_to(self, cache: PromptCache, scheme: str) -> str:
@@ -72,8 +72,8 @@ class MemoryBudget:
             OverMemoryBudget: if it would not fit and no smaller scheme is allowed or small enough.
         """
         tokens, budget = len(cache.tokens), self.budget_bytes(cache)
-        needed = self._predicted_bytes(cache, scheme, tokens)
-        if budget is None or needed <= max(budget, self._predicted_bytes(cache, cache.scheme, tokens)):
+        needed = self.predicted_bytes(cache, scheme, tokens)
+        if budget is None or needed <= max(budget, self.predicted_bytes(cache, cache.scheme, tokens)):
             return scheme
         smaller = self._safest(cache, tokens, needed)
         if smaller == cache.scheme:
@@ -89,18 +89,19 @@ class MemoryBudget:
 
     def smaller_scheme(self, cache: PromptCache, tokens: int) -> str | None:
         """The safest scheme that is smaller and leaves room to grow; ``None`` if there is none."""
-        return self._safest(cache, tokens, self._predicted_bytes(cache, cache.scheme, tokens))
+        return self._safest(cache, tokens, self.predicted_bytes(cache, cache.scheme, tokens))
 
     def _safest(self, cache: PromptCache, tokens: int, below: int) -> str | None:
         """The safest scheme that takes less than ``below`` bytes and leaves room to grow."""
         budget = self.budget_bytes(cache)
         for name in SAFEST_FIRST:
-            needed = self._predicted_bytes(cache, name, tokens)
+            needed = self.predicted_bytes(cache, name, tokens)
             if needed < below and (budget is None or needed * GROWTH_FACTOR <= budget):
                 return name
         return None
 
-    def _predicted_bytes(self, cache: PromptCache, scheme: str, tokens: int) -> int:
+    def predicted_bytes(self, cache: PromptCache, scheme: str, tokens: int) -> int:
+        """Bytes that the cache would take at this length under this scheme."""
         if self._shapes is None:
             draft = None if cache.draft is None else cache_shapes(cache.draft.model.model)
             self._shapes = replace(cache_shapes(cache.model.model), draft=draft)

@@ -6,6 +6,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,10 @@ MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
 """Two suffice to regenerate or edit; more are kept while together they are smaller than the cache."""
 
 
+FIRST_CHUNK_TOKENS, MIN_CHUNK_TOKENS = 128, 16
+"""If the time of a chunk is limited: size of the first, before the speed is known, and the least."""
+
+
 class PromptCache:
     """Per-layer caches and the tokens they hold, cleared if the two disagree.
 
@@ -42,6 +47,7 @@ class PromptCache:
         pieces: Segments on disk that hold the cache's first tokens unchanged.
         checkpoints: Copies to go back to where the cache cannot be trimmed, shortest first.
         draft: The draft model's cache of the same conversation, under the same scheme.
+        chunk_seconds: About how long one chunk of a prefill may take; ``None`` for the fastest prefill.
     """
 
     def __init__(self, model: LoadedModel, scheme: str, draft: LoadedModel | None = None) -> None:
@@ -53,6 +59,7 @@ class PromptCache:
         self.pieces: Pieces = ()
         self.checkpoints: list[Checkpoint] = []
         self.draft = None if draft is None else PromptCache(draft, scheme)
+        self.chunk_seconds: float | None = None
         self._other_bytes: int | None = None
         self.clear()
 
@@ -64,6 +71,17 @@ class PromptCache:
         self.restored = 0
         self.pieces = ()
         self.checkpoints = []
+
+    def copy(self, draft: LoadedModel | None = None) -> PromptCache:
+        """An independent copy; the draft model reads its prompt again."""
+        self.settle(certain=True)
+        twin = PromptCache(self.model, self.scheme, draft)
+        copies = {index: checkpoint.copy_layer(layer) for index, layer in enumerate(flat_layers(self.cache))}
+        twin.cache = attach_ropes(replace_layers(self.cache, copies), self.model.model)
+        kv.use_placeholders(self.model.model, twin.cache)
+        twin.tokens, twin.pieces = list(self.tokens), self.pieces
+        twin.checkpoints = list(self.checkpoints)
+        return twin
 
     @property
     def _scheme_caches(self) -> list[kv.SchemeCache]:
@@ -198,10 +216,17 @@ class PromptCache:
 
     def prefill_in_chunks(self, tokens: Sequence[int]) -> Iterator[int]:
         """``prefill`` in chunks; yields the number of tokens read so far after each."""
-        step = prefill_chunk_tokens(self.model, self.cache)
-        for start in range(0, len(tokens), step):
-            self.prefill(tokens[start : start + step])
-            yield min(start + step, len(tokens))
+        limit = prefill_chunk_tokens(self.model, self.cache)
+        step = limit if self.chunk_seconds is None else min(FIRST_CHUNK_TOKENS, limit)
+        start = 0
+        while start < len(tokens):
+            began = time.perf_counter()
+            self.prefill(chunk := tokens[start : start + step])
+            start += len(chunk)
+            yield start
+            if self.chunk_seconds is not None:
+                speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
+                step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))
 
     def evaluate(self) -> None:
         """Evaluate pending operations, before saving or converting the arrays."""

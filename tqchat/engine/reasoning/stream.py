@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tqchat.engine.commands import Part
 from tqchat.engine.reasoning.controls import Controls, special_ids
@@ -142,6 +142,26 @@ class ReplyFormat:
             else:
                 text += detokenizer.add(token)
         return text + detokenizer.flush()
+
+
+class TextStream(Protocol):
+    """Converts the tokens of one reply to spans of text, see ``ReplyStream``."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def reasoning(self) -> str: ...
+    @property
+    def reasoning_tokens(self) -> int: ...
+    @property
+    def took_answer(self) -> bool: ...
+    @property
+    def thinking(self) -> bool: ...
+    @property
+    def ended(self) -> bool: ...
+    def is_end(self, token: int) -> bool: ...
+    def add(self, token: int) -> list[Span]: ...
+    def finish(self, cut: bool = True) -> list[Span]: ...
 
 
 class ReplyStream:

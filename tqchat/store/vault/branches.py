@@ -47,11 +47,11 @@ def referenced_files(folder: Path) -> set[str]:
     return names
 
 
-def keep_previous(folder: Path, new: Manifest, tokens: Sequence[int]) -> None:
+def keep_previous(folder: Path, new: Manifest, tokens: Sequence[int], limit: int = MAX_BRANCHES) -> None:
     """Prepare replacing the current manifest with ``new``.
 
     Keeps the current manifest as a branch if it is one, and removes the branches that ``new`` contains and
-    those beyond ``MAX_BRANCHES``.
+    those beyond ``limit``.
 
     Args:
         tokens: The tokens of ``new``.
@@ -70,7 +70,7 @@ def keep_previous(folder: Path, new: Manifest, tokens: Sequence[int]) -> None:
             fits = _is_sibling(folder, read_manifest(path), new, tokens)
         except ManifestError:
             fits = False
-        if fits and kept < MAX_BRANCHES:
+        if fits and kept < limit:
             kept += 1
         else:
             path.unlink(missing_ok=True)

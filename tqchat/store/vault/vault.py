@@ -68,11 +68,26 @@ class Vault:
     Args:
         folder: The folder; it need not exist.
         budget: Disk budget in GB; ``None`` for the default of ``budget.budget_bytes``.
+        max_branches: Other branches kept of each conversation.
+
+    Attributes:
+        lesser: A vault whose caches get what the budget of this one leaves, and are deleted first.
     """
 
-    def __init__(self, folder: Path, budget: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, budget: float | None = None, max_branches: int = branches.MAX_BRANCHES
+    ) -> None:
         self.folder = folder
         self.budget = budget
+        self.lesser: Vault | None = None
+        self._max_branches = max_branches
+        self._greater: Vault | None = None
+
+    def with_lesser(self, folder: Path, max_branches: int) -> Vault:
+        """Make the vault ``lesser``, in another folder on the same disk, and return it."""
+        self.lesser = Vault(folder, self.budget, max_branches)
+        self.lesser._greater = self
+        return self.lesser
 
     def save(
         self,
@@ -135,7 +150,7 @@ class Vault:
                 return SaveResult(writer.pieces, bytes_written=writer.written, complete=False)
             content = manifest.to_json()
             segments.sync_folder(folder)
-            branches.keep_previous(folder, manifest, tokens)
+            branches.keep_previous(folder, manifest, tokens, self._max_branches)
             write_atomically(folder / MANIFEST, content)
             # The save is complete; without this flush a power loss could at most restore the previous one.
             with suppress(OSError):
@@ -263,8 +278,11 @@ class Vault:
         return budget.entries(self.folder)
 
     def budget_bytes(self) -> int:
-        """The disk budget for all caches, in bytes."""
-        return budget.budget_bytes(self.folder, self.budget)
+        """The disk budget for all caches, in bytes; of a lesser vault, what the other one leaves of it."""
+        if self._greater is None:
+            return budget.budget_bytes(self.folder, self.budget)
+        used = sum(entry.bytes for entry in self._greater.entries())
+        return max(0, self._greater.budget_bytes() - used)
 
     def prune_candidates(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
         """The caches to delete to meet the budget and the reserved disk space, least recently used first.
@@ -291,7 +309,15 @@ class Vault:
         return deleted
 
     def prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
-        """Delete tokens of earlier schemes, then the prune candidates; returns the caches deleted."""
+        """Delete tokens of earlier schemes, then the prune candidates; returns the caches deleted.
+
+        Caches of a lesser vault are deleted before them where the disk is almost full.
+        """
+        if self.lesser is not None:
+            surplus = budget.excess_bytes(self.lesser.folder, _NO_BUDGET_BYTES, need)
+            for entry in budget.least_recently_used(self.lesser.entries(), surplus):
+                with suppress(VaultError):
+                    self.lesser.remove(entry.conversation)
         self.prune_earlier(need)
         removed = []
         for entry in self.prune_candidates(keep, need):

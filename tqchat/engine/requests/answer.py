@@ -1,0 +1,108 @@
+"""The answer to one request, in slices."""
+
+from __future__ import annotations
+
+import tqchat.engine.prepare_mlx  # noqa: F401
+
+# isort: split
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+from tqchat.engine.events import Event, Notice
+from tqchat.engine.failures import ContextFull
+from tqchat.engine.memory import auto_scheme
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.prompts import Prompts
+from tqchat.engine.reasoning import ReplyStream, TextStream
+from tqchat.engine.requests.pool import Cached, CachePool
+from tqchat.engine.requests.request import Request, Ticket
+from tqchat.engine.requests.text import PlainStream, StoppedStream
+from tqchat.engine.session import Prompt, Session
+from tqchat.engine.templates.limits import stopped_by
+from tqchat.engine.templates.rendering import with_bos
+from tqchat.engine.templates.sandbox import wall_clock
+
+_DAY_S = 86_400
+
+Slices = Generator[Event | None, None, None]
+"""Slices of work: the event that one led to, or ``None``."""
+
+
+def answer(
+    ticket: Ticket,
+    model: LoadedModel,
+    pool: CachePool,
+    *,
+    default_scheme: str,
+    lookup: bool,
+    other_bytes: Callable[[], int],
+) -> Slices:
+    """Answer a request; the last event is ``Done`` or ``Failed``. Its cache is saved at the end.
+
+    Args:
+        default_scheme: The scheme of a request that names none; may be ``auto``.
+        lookup: Whether tokens are proposed from the prompt.
+        other_bytes: Bytes of caches outside the pool that share its memory budget.
+
+    Raises:
+        TqchatError: if the prompt cannot be rendered, or is too long.
+    """
+    request = ticket.request
+    prompts = Prompts(model, began=_today())
+    prompts.thinking = request.thinking
+    with stopped_by(ticket.stopped.is_set):
+        tokens, stream = _rendered(request, model, prompts)
+    if model.context_limit is not None and len(tokens) >= model.context_limit:
+        raise ContextFull(len(tokens), model.context_limit)
+    yield None
+    scheme = auto_scheme.resolve_scheme(
+        request.scheme or default_scheme,
+        profile=model.profile,
+        shapes=model.info.shapes,
+        budget=model.info.memory_budget,
+        on_cpu=model.on_cpu,
+    ).scheme
+
+    def make(name: str) -> Session:
+        return Session(model, name, began=prompts.began, lookup=lookup)
+
+    while (cached := pool.take(make, tokens, scheme, other_bytes())) is None:
+        yield None
+        if ticket.stopped.is_set():
+            return
+    try:
+        yield from _answered(ticket, cached, prompts, tokens, stream)
+    finally:
+        pool.give_back(cached)
+
+
+def _answered(
+    ticket: Ticket, cached: Cached, prompts: Prompts, tokens: list[int], stream: TextStream
+) -> Slices:
+    request, session = ticket.request, cached.session
+    session.thinking = request.thinking
+    turn = None
+    if request.messages and session.cache.needs_checkpoints:
+        turn = prompts.end_of_messages(request.messages, tokens)
+    prompt = Prompt(tokens, stream, turn)
+    with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
+        yield from (event for event in events if not isinstance(event, Notice))
+
+
+def _rendered(request: Request, model: LoadedModel, prompts: Prompts) -> tuple[list[int], TextStream]:
+    stream: TextStream
+    if request.messages:
+        tokens = prompts.render(request.messages)
+        stream = ReplyStream(model.reply_format, tokens)
+    else:
+        text = request.prompt or ""
+        tokens = with_bos(model.tokenizer, list(model.tokenizer.encode(text, add_special_tokens=False)), True)
+        format = model.reply_format
+        stream = PlainStream(model.tokenizer, format.ends.named, frozenset(format.special))
+    return tokens, StoppedStream(stream, request.stops) if request.stops else stream
+
+
+def _today() -> float:
+    """The clock that chat templates see: the beginning of the day, so that prompts repeat."""
+    return wall_clock() // _DAY_S * _DAY_S

@@ -1,0 +1,196 @@
+"""Requests that wait and requests that are answered, a slice at a time, each in turn."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tqchat.engine.commands import Limits
+from tqchat.engine.events import Event, Failed, RequestsUpdate
+from tqchat.engine.failures import ContextFull, NoModel, user_message
+from tqchat.engine.requests.request import Ticket
+from tqchat.store.vault import Vault
+
+if TYPE_CHECKING:
+    from tqchat.engine.models import LoadedModel
+    from tqchat.engine.requests.answer import Slices
+    from tqchat.engine.requests.pool import CachePool
+
+MAX_ACTIVE = 8
+"""Requests answered at a time; others wait for one to end, first come first served."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """How requests of other programs are answered.
+
+    Attributes:
+        scheme: The scheme of a request that names none; may be ``auto``.
+        store: Whether their caches are saved.
+        keep_days: Saved caches that were not used for so long are deleted.
+    """
+
+    scheme: str = "auto"
+    store: bool = True
+    keep_days: float = 7.0
+
+
+@dataclass(eq=False)
+class _Active:
+    ticket: Ticket
+    model: LoadedModel
+    slices: Slices
+
+
+class RequestQueue:
+    """Answers requests on the engine thread. Only ``submit`` is called from others.
+
+    Args:
+        emit: Called with ``RequestsUpdate`` whenever that changes.
+        vault: Where caches of requests are saved.
+        limits: Called for the memory limits of all caches of requests together.
+        lookup: Whether tokens are proposed from the prompt.
+        other_bytes: Bytes of caches outside that share the memory budget.
+    """
+
+    def __init__(
+        self,
+        emit: Callable[[Event], None],
+        vault: Vault,
+        limits: Callable[[], Limits],
+        options: RequestOptions,
+        lookup: bool,
+        other_bytes: Callable[[], int],
+    ) -> None:
+        self._emit, self._vault, self._limits, self._options = emit, vault, limits, options
+        self._lookup, self._other_bytes = lookup, other_bytes
+        self._waiting: deque[Ticket] = deque()
+        self._active: deque[_Active] = deque()
+        self._pool: CachePool | None = None
+        self._told: RequestsUpdate | None = None
+
+    def submit(self, ticket: Ticket) -> None:
+        """Hand in a request, from any thread."""
+        self._waiting.append(ticket)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request waits or is being answered."""
+        return bool(self._waiting or self._active)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the requests' caches in memory."""
+        return 0 if self._pool is None else self._pool.bytes()
+
+    def step(self, model: LoadedModel | None) -> None:
+        """Do one slice of work for the request whose turn it is.
+
+        Args:
+            model: The loaded model. A request that another one was answering fails.
+        """
+        self.use(model)
+        self._begin(model)
+        if self._active:
+            one = self._active.popleft()
+            if self._advance(one, model):
+                self._active.append(one)
+        self._report()
+
+    def use(self, model: LoadedModel | None) -> None:
+        """Release the caches of another model, or of the same one with another adapter."""
+        if self._pool is not None:
+            self._pool.use(model)
+
+    def end(self, reason: str) -> None:
+        """Fail all requests, and release their caches, which are saved."""
+        while self._active:
+            one = self._active.popleft()
+            one.slices.close()
+            _tell(one.ticket, Failed(one.ticket.id, reason))
+        while self._waiting:
+            ticket = self._waiting.popleft()
+            _tell(ticket, Failed(ticket.id, reason))
+        self._pool = None
+
+    def prune(self) -> None:
+        """Keep the saved caches of requests within what conversations leave of the disk budget."""
+        if self._pool is not None:
+            self._pool.prune()
+
+    def _begin(self, model: LoadedModel | None) -> None:
+        """Start waiting requests, as long as few are being answered."""
+        while self._waiting and len(self._active) < MAX_ACTIVE:
+            ticket = self._waiting.popleft()
+            if ticket.stopped.is_set():
+                _tell(ticket, Failed(ticket.id, "The request was dropped."))
+            elif model is None:
+                _tell(ticket, Failed(ticket.id, str(NoModel())))
+            else:
+                self._active.append(_Active(ticket, model, self._slices(ticket, model)))
+
+    def _slices(self, ticket: Ticket, model: LoadedModel) -> Slices:
+        from tqchat.engine.requests.answer import answer
+        from tqchat.engine.requests.pool import CachePool
+
+        if self._pool is None:
+            vault = self._vault if self._options.store else None
+            self._pool = CachePool(vault, self._limits, self._options.keep_days)
+            self._pool.use(model)
+            self._pool.prune()
+        return answer(
+            ticket,
+            model,
+            self._pool,
+            default_scheme=self._options.scheme,
+            lookup=self._lookup,
+            other_bytes=self._other_bytes,
+        )
+
+    def _advance(self, one: _Active, model: LoadedModel | None) -> bool:
+        """One slice of a request. Returns whether it goes on."""
+        ticket = one.ticket
+        try:
+            if model is not one.model:
+                one.slices.close()
+                _tell(ticket, Failed(ticket.id, "Another model was chosen; send the request again."))
+                return False
+            event = next(one.slices)
+        except StopIteration:
+            return False
+        except Exception as error:
+            full = isinstance(error, ContextFull)
+            _tell(ticket, Failed(ticket.id, user_message(error), context_full=full))
+            return False
+        if event is not None:
+            _tell(ticket, event)
+        return True
+
+    def _report(self) -> None:
+        caches = [] if self._pool is None else self._pool.caches
+        counts = len(self._active), len(self._waiting)
+        if self._told is not None and self._active and counts == (self._told.active, self._told.waiting):
+            return  # sizes are told when a request begins or ends
+        reports = [one.session.memory() for one in caches]
+        update = RequestsUpdate(
+            len(self._active),
+            len(self._waiting),
+            len(caches),
+            sum(report.bytes for report in reports),
+            sum(report.fp16_bytes for report in reports),
+        )
+        if update != self._told:
+            self._told = update
+            self._emit(update)
+
+
+def _tell(ticket: Ticket, event: Event) -> None:
+    try:
+        ticket.receive(event)
+    except Exception:
+        _log.exception("The receiver of a request's %s failed", type(event).__name__)
