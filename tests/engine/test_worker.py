@@ -5,16 +5,14 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 
 from tests.engine.hub.stand_in_hub import REPO, Hub, serving
+from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import assistant, greedy, user
 from tests.models import STARTER_FOLDER
 from tqchat.engine.commands import (
@@ -47,45 +45,8 @@ from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
 from tqchat.store.vault import Vault
 
-E = TypeVar("E")
-SECONDS = 60
 HELLO = (user("Hello! My name is Ada."),)
 DOG = (user("Tell me a story about a dog."),)
-
-
-class Listener:
-    """Records an engine's events and waits for some."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.threads: set[int] = set()
-        self._new = threading.Condition()
-        self._seen = 0
-        self.on_event: Callable[[Event], None] = lambda event: None
-
-    def __call__(self, event: Event) -> None:
-        with self._new:
-            self.events.append(event)
-            self.threads.add(threading.get_ident())
-            self._new.notify_all()
-        self.on_event(event)
-
-    def next(self, kind: type[E], timeout: float = SECONDS) -> E:
-        """The next event of this kind, counted from the last one waited for."""
-        deadline = time.monotonic() + timeout
-        with self._new:
-            while True:
-                while self._seen < len(self.events):
-                    event = self.events[self._seen]
-                    self._seen += 1
-                    if isinstance(event, kind):
-                        return event
-                if not self._new.wait(max(0, deadline - time.monotonic())):
-                    raise AssertionError(f"no {kind.__name__} in {self.events}")
-
-    def all(self, kind: type[E]) -> list[E]:
-        with self._new:
-            return [event for event in self.events if isinstance(event, kind)]
 
 
 @pytest.fixture
