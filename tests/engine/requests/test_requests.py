@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import pytest
 from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import TALE, assistant, greedy, user
 from tests.models import STARTER_FOLDER
+from tqchat.cli import main
 from tqchat.engine.commands import ChatMessage, LoadModel, Send
 from tqchat.engine.events import Done, Failed, ModelReady, PrefillProgress, RequestsUpdate, TextDelta
 from tqchat.engine.requests.queue import MAX_ACTIVE, RequestOptions
@@ -18,6 +19,7 @@ from tqchat.engine.requests.text import StopTexts
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
 from tqchat.store.vault import Vault
+from tqchat.store.vault.manifest import MANIFEST
 
 HELLO = (user("Hello! My name is Ada."),)
 STORY = (user(TALE + "Tell me a story about a dog."),)
@@ -186,18 +188,30 @@ def test_another_model_ends_the_requests_of_the_first(
     assert Reply(engine, chat(*HELLO, tokens=3)).done().counts.reused == 0
 
 
-def test_old_caches_of_requests_are_deleted_and_those_of_conversations_stay(
-    start: Start, heard: Listener, paths: Paths
+def test_saved_caches_of_requests_are_listed_expire_and_are_wiped(
+    start: Start, heard: Listener, paths: Paths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = start()
     engine.submit(Send("mine", STORY, "turbo4", greedy(4)))
     Reply(engine, chat(*STORY)).done()
     engine.shutdown(SECONDS)
+    (old,) = Vault(paths.requests).entries()
+    assert main(["cache"]) == 0
+    assert "another program's request" in capsys.readouterr().out
+    os.utime(old.folder / MANIFEST, (0, 0))
+    Reply(start(), chat(*HELLO)).done()
+    assert old.conversation not in {one.conversation for one in Vault(paths.requests).entries()}
     assert Vault(paths.requests).entries() and Vault(paths.caches).entries()
-    time.sleep(0.01)
-    Reply(start(requests=RequestOptions(keep_days=1e-9)), chat(*HELLO)).done()
-    assert len(Vault(paths.requests).entries()) <= 1
-    assert Vault(paths.caches).entries()
+    assert main(["cache", "wipe", "--yes"]) == 0
+    assert not Vault(paths.requests).entries() and not Vault(paths.caches).entries()
+
+
+def test_only_one_process_saves_caches_of_requests(start: Start, paths: Paths) -> None:
+    Reply(start(), chat(*STORY)).done()
+    before = {path: path.stat().st_mtime_ns for path in paths.requests.rglob("*.safetensors")}
+    other = Reply(start(), chat(*STORY, assistant("Once."), user("Go on."))).done()
+    assert other.counts.restored > 64
+    assert {path: path.stat().st_mtime_ns for path in paths.requests.rglob("*.safetensors")} == before
 
 
 @pytest.mark.parametrize("stops", [("b",), ("bc", "b"), ("cd", "x"), ("aab",), ("",), ("abcde",)])

@@ -219,3 +219,30 @@ def test_wipe_asks_for_confirmation(
     assert two.entries() == []
     assert main(["cache"]) == 0
     assert "There are no saved caches." in capsys.readouterr().out
+
+
+def test_a_lesser_vault_gets_what_the_other_leaves_and_is_deleted_first(
+    two: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = sum(entry.bytes for entry in two.entries())
+    vault = Vault(two.folder, 3 * used / 1e9)
+    lesser = vault.with_lesser(tmp_path / "lesser")
+    shutil.copytree(two.folder, lesser.folder)
+    assert vault.budget_bytes() == 3 * used
+    assert lesser.budget_bytes() == 2 * used
+    assert lesser.prune() == [] == vault.prune()
+    vault.budget = 1.4 * used / 1e9
+    assert len(lesser.prune()) == 2
+    assert vault.prune() == []
+    shutil.rmtree(lesser.folder)
+    shutil.copytree(two.folder, lesser.folder)
+    # An almost full disk: one byte must be freed beyond the reserve.
+    total = shutil.disk_usage(tmp_path).total
+    reserve = budget.reserved_bytes(two.folder)
+    usage = lambda folder: (total, reserve - 1 + freed())  # noqa: E731
+    freed = lambda: 2 * used - sum(one.bytes for one in (*lesser.entries(), *vault.entries()))  # noqa: E731
+    monkeypatch.setattr(budget, "_usage", usage)
+    vault.budget = 10.0
+    vault.prune()
+    assert len(lesser.entries()) == 1
+    assert len(vault.entries()) == 2

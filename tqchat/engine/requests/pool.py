@@ -57,9 +57,13 @@ class CachePool:
         vault: Where they are saved; ``None`` to keep them in memory only.
         limits: Called for the memory limits of all of them together.
         keep_days: Saved caches that were not used for so long are deleted.
+        writes: Whether caches are saved, not only restored.
     """
 
-    def __init__(self, vault: Vault | None, limits: Callable[[], Limits], keep_days: float) -> None:
+    def __init__(
+        self, vault: Vault | None, limits: Callable[[], Limits], keep_days: float, writes: bool
+    ) -> None:
+        self._writes = writes
         self._vault = vault
         self._index = None if vault is None else PrefixIndex(vault)
         self._limits = limits
@@ -129,8 +133,9 @@ class CachePool:
 
     def prune(self) -> None:
         """Delete saved caches that are too old, or over the disk budget."""
-        if self._vault is None:
+        if self._vault is None or not self._writes:
             return
+        self._vault.remove_leftovers()
         oldest = time.time() - self._keep_seconds
         for entry in self._vault.entries():
             if entry.used_at < oldest:
@@ -162,7 +167,7 @@ class CachePool:
             _log.info("%s", reason)
 
     def _save(self, cached: Cached) -> None:
-        if self._vault is None or not cached.session.changed:
+        if self._vault is None or not self._writes or not cached.session.changed:
             return
         try:
             cached.session.save(self._vault, cached.id)

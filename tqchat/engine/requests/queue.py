@@ -12,6 +12,8 @@ from tqchat.engine.commands import Limits
 from tqchat.engine.events import Event, Failed, RequestsUpdate
 from tqchat.engine.failures import ContextFull, NoModel, user_message
 from tqchat.engine.requests.request import Ticket
+from tqchat.store.errors import StoreError
+from tqchat.store.lease import Lease, Leases
 from tqchat.store.vault import Vault
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class RequestQueue:
         self._active: deque[_Active] = deque()
         self._pool: CachePool | None = None
         self._told: RequestsUpdate | None = None
+        self._lease: Lease | None = None
 
     def submit(self, ticket: Ticket) -> None:
         """Hand in a request, from any thread."""
@@ -117,6 +120,9 @@ class RequestQueue:
             ticket = self._waiting.popleft()
             _tell(ticket, Failed(ticket.id, reason))
         self._pool = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
     def prune(self) -> None:
         """Keep the saved caches of requests within what conversations leave of the disk budget."""
@@ -140,7 +146,7 @@ class RequestQueue:
 
         if self._pool is None:
             vault = self._vault if self._options.store else None
-            self._pool = CachePool(vault, self._limits, self._options.keep_days)
+            self._pool = CachePool(vault, self._limits, self._options.keep_days, self._may_write())
             self._pool.use(model)
             self._pool.prune()
         return answer(
@@ -151,6 +157,16 @@ class RequestQueue:
             lookup=self._lookup,
             other_bytes=self._other_bytes,
         )
+
+    def _may_write(self) -> bool:
+        """Whether this process is the one that saves caches of requests; others only restore them."""
+        if not self._options.store:
+            return False
+        try:
+            self._lease = Leases(self._vault.folder).acquire("requests")
+        except StoreError as error:
+            _log.info("Caches of requests are not saved: %s", error)
+        return self._lease is not None
 
     def _advance(self, one: _Active, model: LoadedModel | None) -> bool:
         """One slice of a request. Returns whether it goes on."""

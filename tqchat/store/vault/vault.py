@@ -83,7 +83,7 @@ class Vault:
         self._max_branches = max_branches
         self._greater: Vault | None = None
 
-    def with_lesser(self, folder: Path, max_branches: int) -> Vault:
+    def with_lesser(self, folder: Path, max_branches: int = branches.MAX_BRANCHES) -> Vault:
         """Make the vault ``lesser``, in another folder on the same disk, and return it."""
         self.lesser = Vault(folder, self.budget, max_branches)
         self.lesser._greater = self
