@@ -27,11 +27,12 @@ KINDS = (
     "convert",
     "day",
     "drafting",
+    "api",
     "events",
     "ui",
     "start",
 )
-NEED_A_MODEL = {"decode", "prefill", "turn", "restore", "convert", "day", "drafting", "events"}
+NEED_A_MODEL = {"decode", "prefill", "turn", "restore", "convert", "day", "drafting", "api", "events"}
 
 
 class BadOption(TqchatError):

@@ -21,18 +21,21 @@ class BenchRow:
     Attributes:
         what: ``decode``, ``prefill``, ``turn`` (a message after a packed history), ``attention``, ``kernels``
             (attention on the device alone), ``encode``, ``restore``, ``convert`` (a change of scheme),
-            ``day``, ``drafting``, ``events``, ``ui`` or ``start``.
+            ``day``, ``drafting``, ``api``, ``events``, ``ui`` or ``start``.
         scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or the operation timed.
         context: Tokens in the cache (messages in the conversation, for ``ui``).
         median_s: Median over the rounds: per token for ``decode``, else of the whole run.
         spread_s: The interquartile range over the rounds.
         ratio_fp16: Speed relative to mlx-lm's 16-bit cache, median of the rounds' ratios; above 1 is faster.
         ratio_mlx: The same against mlx-lm's quantised cache of as many bits, or the next more.
-        peak_bytes: Peak MLX allocation beyond the weights and other caches.
+        peak_bytes: Peak MLX allocation beyond the weights and other caches; for ``api``, the server's
+            resident memory at the end.
         ratio_plain: For ``drafting``: speed relative to plain decoding.
         read_bytes: Bytes that must be read: the cache, and for ``decode`` the weights.
         ratio_fresh: Speed relative to a cache that has read the same transcript afresh, like ``ratio_fp16``.
         memory_ratio: MLX's memory in use, relative to the weights and what the gauge says.
+        total_s: For ``api``: seconds of all turns.
+        most_reread: For ``api``: the most tokens of the history that one turn read again.
     """
 
     what: str
@@ -49,6 +52,8 @@ class BenchRow:
     ratio_fresh: float | None = None
     memory_ratio: float | None = None
     ratio_plain: float | None = None
+    total_s: float | None = None
+    most_reread: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,8 @@ def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
         ("of a fresh cache", [_shown(row.ratio_fresh, _times) for row in rows]),
         ("memory of the expected", [_shown(row.memory_ratio, _times) for row in rows]),
         ("of plain", [_shown(row.ratio_plain, _times) for row in rows]),
+        ("total", [_shown(row.total_s, _seconds) for row in rows]),
+        ("read again at most", [_shown(row.most_reread, lambda count: f"{count:,} tokens") for row in rows]),
         ("peak", [_shown(row.peak_bytes, size) for row in rows]),
         ("reads", [_shown(row.read_bytes_s, lambda speed: f"{size(speed)}/s") for row in rows]),
     ]

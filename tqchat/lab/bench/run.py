@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
-from tqchat.lab import convert_bench, reading, restore_bench, ui_bench
+from tqchat.lab import api_bench, convert_bench, reading, restore_bench, ui_bench
 from tqchat.lab.bench import attention, day, decode, drafting, encode, events, start, turn
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.decode import LeaveOut
@@ -76,6 +76,11 @@ def rows(
             case "drafting" if model is not None and model.tokenizer is not None:
                 schemes = _own_schemes(plan)
                 yield from drafting.drafting(model, schemes, plan.contexts, plan.rounds, tell)
+            case "api" if model is not None and model.tokenizer is not None:
+                for context in plan.contexts:
+                    yield from api_bench.replays(
+                        model.folder, _own_schemes(plan), context, _built_in_text(), tell
+                    )
             case "events" if model is not None and model.tokenizer is not None:
                 context = plan.contexts[0]
                 yield from events.events(model, plan.candidates, context, _text(model, context), plan.rounds)
