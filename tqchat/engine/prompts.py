@@ -14,6 +14,9 @@ from tqchat.engine.sequences import common_prefix
 from tqchat.engine.templates import chat_template, render
 from tqchat.engine.templates.sandbox import wall_clock
 
+Tools = Sequence[Mapping[str, Any]]
+"""Definitions of functions that the model may call."""
+
 
 class Prompts:
     """Renders transcripts for one model under the present choice of thinking.
@@ -31,8 +34,10 @@ class Prompts:
         self._told_of_plain_text = False
         self._told_of_switch: ThinkingChoice | None = None
 
-    def render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
-        """The tokens of a transcript."""
+    def render(
+        self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True, tools: Tools = ()
+    ) -> list[int]:
+        """The tokens of a transcript, of a chat with these tools."""
         switch, choice = self._model.thinking_switch, self.thinking.choice
         variables: Mapping[str, Any] = {}
         if switch is not None and choice is not None:
@@ -44,10 +49,11 @@ class Prompts:
             add_generation_prompt=add_generation_prompt,
             variables=variables,
             began=self.began,
+            tools=tools,
         )
 
     def with_beginning(
-        self, messages: Sequence[ChatMessage], continues: bool, held: Sequence[int]
+        self, messages: Sequence[ChatMessage], continues: bool, held: Sequence[int], tools: Tools = ()
     ) -> tuple[list[int], list[int]]:
         """The tokens to read, and those of them that are the beginning of the reply.
 
@@ -56,10 +62,10 @@ class Prompts:
             held: The tokens in the cache.
         """
         if continues and len(messages) > 1 and messages[-1].role == "assistant":
-            prompt = self.render(messages[:-1])
+            prompt = self.render(messages[:-1], tools=tools)
             said = unfinished_reply(self._model.reply_format, prompt, messages[-1], held)
             return prompt + said, said
-        return self.render(messages), []
+        return self.render(messages, tools=tools), []
 
     def transcript(self, messages: Sequence[ChatMessage]) -> list[int]:
         """The tokens of a transcript that is read as it is.
@@ -73,13 +79,13 @@ class Prompts:
             raise ContextFull(len(tokens), limit)
         return tokens
 
-    def end_of_messages(self, messages: Sequence[ChatMessage], prompt: list[int]) -> int:
+    def end_of_messages(self, messages: Sequence[ChatMessage], prompt: list[int], tools: Tools = ()) -> int:
         """Number of tokens of a prompt up to the end of its last message.
 
         What follows is not always the same when it is read again: many templates write past replies
         differently.
         """
-        spoken = self.render(messages, add_generation_prompt=False)
+        spoken = self.render(messages, add_generation_prompt=False, tools=tools)
         return min(common_prefix(spoken, prompt), len(prompt) - 1)
 
     def notices(self, conversation_id: str) -> Iterator[Notice]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,8 +27,19 @@ _REASONING = frozenset(mark for pair in TEMPLATE_PAIRS for mark in (pair.opening
 _LOOKS_LIKE_CONTROL = re.compile(
     r"<\|.*|.*\|>|<｜.*｜>|\[/?[A-Z_]{3,}\]|</?\w+:\w+>|<(?:start|end)_of_\w+>", re.DOTALL
 )
+_SCHEMA_WORDS = frozenset(
+    (
+        *("function", "type", "name", "description", "parameters", "return", "response", "properties"),
+        *("required", "items", "enum", "default", "format", "string", "number", "integer", "boolean"),
+        *("object", "array", "null", "const", "title", "nullable", "strict", "anyOf", "allOf", "oneOf"),
+        *("$ref", "$defs", "additionalProperties", "minimum", "maximum"),
+    )
+)
+"""Words of JSON schemas that templates look for."""
 _MIN_LENGTH = 3
 _MAX_ROUNDS = 8
+_MAX_TEMPLATES = 2
+"""Templates of one tokenizer: for chats, and for chats with tools."""
 
 
 class ControlTokens:
@@ -208,7 +219,8 @@ def control_tokens(tokenizer: Any, template: ChatTemplate | None) -> ControlToke
     table = _known.setdefault(inner, {})
     key = (len(inner), template.source if template is not None else "")
     if key not in table:
-        table.clear()
+        if len(table) >= _MAX_TEMPLATES:
+            table.clear()
         table[key] = ControlTokens(tokenizer, template.literal_text if template is not None else "")
     return table[key]
 
@@ -255,6 +267,20 @@ class Disguise:
             return self.content(text)
         opening, inside, closing, answer = thought
         return opening + self.content(inside) + closing + (self.content(answer) if closing else "")
+
+    def data(self, value: Any) -> Any:
+        """Tool definitions or arguments of a call, without control tokens in their texts at any depth."""
+        if isinstance(value, str):
+            return self.word(value) if value in _SCHEMA_WORDS else self.content(value)
+        if isinstance(value, Mapping):
+            return {self.data(key): self.data(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.data(one) for one in value]
+        return value
+
+    def word(self, text: str) -> str:
+        """A word that templates compare with or measure: without barriers, which its neighbours have."""
+        return text if self._control.hidden.search(text) is None else self.content(text)
 
     def restored(self, text: str) -> str:
         """A rendered text with the contents as they were."""

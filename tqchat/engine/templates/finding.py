@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from tqchat.engine.templates.errors import TemplateError
 
 _MAX_FILE_BYTES = 4 << 20
 _DEFAULT_NAMES = ("default", "chat", "chat_template")
+_FOR_TOOLS = "tool_use"
 _OTHER_PURPOSES = ("tool", "rag", "function", "train")
 
 
@@ -48,10 +49,12 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: Mapping[str, Any],
         began: float | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
         """The prompt's text.
 
         Args:
+            tools: Definitions of functions that the model may call.
             variables: Template variables besides the messages, e.g. ``enable_thinking``.
             began: Current time as the template sees it, from ``wall_clock``; ``None`` is now.
 
@@ -59,16 +62,15 @@ class ChatTemplate:
             TemplateError: if the template refuses the messages or fails.
         """
         if self.function is not None:
+            options = {**dict(variables), **({"tools": tools} if tools else {})}
             try:
-                return str(
-                    self.function(messages, add_generation_prompt=add_generation_prompt, **dict(variables))
-                )
+                return str(self.function(messages, add_generation_prompt=add_generation_prompt, **options))
             except Exception as error:  # other people's code, which may raise whatever it likes
                 raise TemplateError(str(error) or type(error).__name__) from error
         context = {
             **dict(self.special_tokens),
             "messages": messages,
-            "tools": None,
+            "tools": list(tools) if tools else None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
             "strftime_now": sandbox.clock(began),
@@ -77,7 +79,7 @@ class ChatTemplate:
         return sandbox.render_template(self.source, context)
 
 
-def chat_template(tokenizer: Any) -> ChatTemplate | None:
+def chat_template(tokenizer: Any, for_tools: bool = False) -> ChatTemplate | None:
     """The chat template of a tokenizer's model, ``None`` if it has none.
 
     In order: mlx-lm's own code for the model, ``chat_template.jinja`` and the templates of
@@ -87,11 +89,12 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
 
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``.
+        for_tools: Whether the template named ``tool_use`` is preferred, if there is one.
     """
     function = getattr(tokenizer, "_chat_template", None)
     if callable(function):
         return ChatTemplate("", function, ())
-    source = _chosen(getattr(tokenizer, "chat_template", None))
+    source = _chosen(getattr(tokenizer, "chat_template", None), for_tools)
     if source is None:
         source = _from_json(str(getattr(tokenizer, "name_or_path", "") or ""))
     if source is not None:
@@ -101,7 +104,7 @@ def chat_template(tokenizer: Any) -> ChatTemplate | None:
     return None
 
 
-def _chosen(templates: Any) -> str | None:
+def _chosen(templates: Any, for_tools: bool = False) -> str | None:
     """The chat template: the only one, or the default of a table or a list of named ones."""
     if isinstance(templates, str):
         return templates if _usable(templates) else None
@@ -110,7 +113,7 @@ def _chosen(templates: Any) -> str | None:
     if not isinstance(templates, Mapping):
         return None
     usable = {str(name): text for name, text in templates.items() if _usable(text)}
-    for name in _DEFAULT_NAMES:
+    for name in ((_FOR_TOOLS,) if for_tools else ()) + _DEFAULT_NAMES:
         if name in usable:
             return str(usable[name])
     for_chats = [name for name in sorted(usable) if not any(word in name for word in _OTHER_PURPOSES)]

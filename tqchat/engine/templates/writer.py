@@ -8,7 +8,14 @@ from typing import Any
 
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.reasoning_marks import Pair, opened_at_end, split_thought
-from tqchat.engine.templates.arrangements import ARRANGEMENTS, Form, Messages, as_template_messages, forms
+from tqchat.engine.templates.arrangements import (
+    ARRANGEMENTS,
+    ARRANGEMENTS_WITH_TOOLS,
+    Form,
+    Messages,
+    as_template_messages,
+    forms,
+)
 from tqchat.engine.templates.control_tokens import Disguise
 from tqchat.engine.templates.errors import (
     PromptRejected,
@@ -20,6 +27,7 @@ from tqchat.engine.templates.errors import (
 from tqchat.engine.templates.finding import ChatTemplate
 from tqchat.engine.templates.limits import one_budget
 from tqchat.engine.templates.presence import Presence
+from tqchat.engine.templates.tool_forms import ToolForms
 
 _PROBE = "tqchatprobe"
 """Replaces a content, to see whether the template writes it."""
@@ -47,6 +55,7 @@ class TemplateWriter:
     Args:
         variables, began: As for ``ChatTemplate.render``.
         disguise: Escapes control tokens in the contents.
+        tools: For chats with tools.
     """
 
     def __init__(
@@ -56,12 +65,14 @@ class TemplateWriter:
         variables: Mapping[str, Any],
         began: float | None,
         disguise: Disguise,
+        tools: ToolForms | None = None,
     ) -> None:
         self._template = template
         self._add_generation_prompt = add_generation_prompt
         self._variables = variables
         self._began = began
         self._disguise = disguise
+        self._tools = tools
 
     def written(self, messages: Sequence[ChatMessage]) -> str:
         """The prompt's text for the first message order and form that the template writes completely.
@@ -90,7 +101,7 @@ class TemplateWriter:
         changed: _Attempt | None = None
         seen: set[Messages] = set()
         left_out = False
-        for arrange in ARRANGEMENTS:
+        for arrange in ARRANGEMENTS if self._tools is None else ARRANGEMENTS_WITH_TOOLS:
             order = arrange(messages)
             if order in seen:
                 continue
@@ -133,17 +144,30 @@ class TemplateWriter:
 
     def _judged(self, messages: Messages, text: str, probed: str | None, opened: Pair | None) -> _Attempt:
         present = Presence(self._disguise.restored(text))
-        if present.of_parts_as_code(*(one.content for one in messages)):
+        tools, written = self._tools, [one.content for one in messages]
+        if tools is not None:
+            written += [tools.text(), *(call.arguments for one in messages for call in one.tool_calls)]
+        if present.of_parts_as_code(*written) or (tools and tools.is_written_as_code(messages, text)):
             return _Attempt(text, False, False, len(messages))
         passed = [
             probed is None or not one.content.strip() or _probe(n) in probed for n, one in enumerate(messages)
         ]
         last = max((n for n, one in enumerate(messages) if one.role == "user"), default=-1)
-        matters = [n for n, one in enumerate(messages) if one.role == "system" or n == last]
+        matters = [
+            n
+            for n, one in enumerate(messages)
+            if one.role == "system" or n == last or (n > last and one.role == "tool")
+        ]
+        called = probed is None or all(
+            _call_probe(n, k) in probed
+            for n, one in enumerate(messages[last + 1 :], last + 1)
+            for k in range(len(one.tool_calls))
+        )
+        called = called and (tools is None or all(map(present.of, tools.names)))
         return _Attempt(
             text,
-            complete=all(passed[n] and present.of(messages[n].content) for n in matters),
-            changed=all(passed[n] and present.of_most(messages[n].content) for n in matters),
+            complete=called and all(passed[n] and present.of(messages[n].content) for n in matters),
+            changed=called and all(passed[n] and present.of_most(messages[n].content) for n in matters),
             missing=sum(
                 not (passed[n] and present.of(_answer(one, opened))) for n, one in enumerate(messages)
             ),
@@ -151,10 +175,11 @@ class TemplateWriter:
 
     def _run(self, messages: Sequence[ChatMessage], form: Form) -> str:
         return self._template.render(
-            as_template_messages(messages, form),
+            as_template_messages(messages, form, self._tools),
             add_generation_prompt=self._add_generation_prompt,
             variables=self._variables,
             began=self._began,
+            tools=self._tools.definitions if self._tools is not None else None,
         )
 
     def _disguised(self, messages: Messages, opened: Pair | None) -> list[ChatMessage]:
@@ -191,11 +216,23 @@ def _probe(number: int) -> str:
 
 
 def _probes(messages: Messages) -> Messages:
-    """The messages with each content replaced by a unique word."""
+    """The messages with each content, and the arguments of each call, replaced by a unique word."""
     return tuple(
-        replace(one, content=_probe(n), reasoning="") if one.content.strip() else one
+        replace(
+            one,
+            content=_probe(n) if one.content.strip() else one.content,
+            reasoning="" if one.content.strip() else one.reasoning,
+            tool_calls=tuple(
+                replace(call, arguments=f'{{"{_call_probe(n, k)}": 1}}')
+                for k, call in enumerate(one.tool_calls)
+            ),
+        )
         for n, one in enumerate(messages)
     )
+
+
+def _call_probe(number: int, call: int) -> str:
+    return f"{_PROBE}{number}c{call}x"
 
 
 def _answer(message: ChatMessage, opened: Pair | None) -> str:
