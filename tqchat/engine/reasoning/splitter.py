@@ -88,24 +88,28 @@ class Splitter:
     an opening one at the beginning of the reply, a closing one inside the reasoning that it closes or, if
     nothing was opened, at the beginning of a line.
 
+    A message whose header begins with ``call_mark`` is a call of a tool: part of the answer, header included.
+
     Attributes:
         has_thought: Whether reasoning was opened or closed.
         is_preamble: Whether another message of the reply follows this one.
         ended: Whether a stop sequence, or the beginning of another role's message, was found.
     """
 
-    def __init__(self, marks: Marks, controls: Controls, stop_texts: Sequence[str] = ()) -> None:
+    def __init__(
+        self, marks: Marks, controls: Controls, stop_texts: Sequence[str] = (), call_mark: str = ""
+    ) -> None:
         self._reasoning: list[str] = []
         self._answer: list[str] = []
         self.ended = False
         self.is_preamble = False
-        self._marks, self._controls = marks, controls
+        self._marks, self._controls, self._call_mark = marks, controls, call_mark
         self._state: _State = "start"
         self._buffer = ""
         self._held_space = ""
         self._closing: tuple[str, ...] = ()
         self.has_thought = False
-        self._header = ""
+        self._header = self._header_mark = ""
         self._closes_text = False
         self._wrapper = ""
         self._separate = False
@@ -160,6 +164,20 @@ class Splitter:
             while not self.ended and self._step():
                 pass
         return self._take()
+
+    def feed_call(self, text: str) -> list[Span]:
+        """Add text of a call, in which marks do not count."""
+        if not self.ended:
+            rest, self._buffer = self._buffer, ""
+            if self._state == "header":
+                self._end_message("")
+            self._give(rest + text)
+        return self._take()
+
+    def end_thought(self) -> None:
+        """End reasoning that is not closed."""
+        if self._state == "reasoning":
+            self._end_message("")
 
     def finish(self, cut: bool = True) -> list[Span]:
         """End the reply; returns the text that was held back.
@@ -385,6 +403,8 @@ class Splitter:
         self.has_thought = True
         text = self._controls.text
         channels = self._marks.channels
+        if channels is not None:
+            self._header_mark = next(one for one in channels.headers if text(one) == mark)
         self._closes_text = channels is not None and any(text(one) == mark for one in channels.closers)
         self._state, self._header, self._held_space, self._separate = "header", "", "", True
 
@@ -392,8 +412,13 @@ class Splitter:
         channels = self._marks.channels
         assert channels is not None
         text = self._controls.text
-        part = next(part for one, part in channels.bodies.items() if text(one) == mark)
+        body, part = next(one for one in channels.bodies.items() if text(one[0]) == mark)
         header, self._header = self._header, ""
+        written = self._header_mark + header + body
+        if self._call_mark and written.startswith(self._call_mark):
+            self._end_message(mark)
+            self._give(written)
+            return
         self.is_preamble = "commentary" in header
         if is_other_speaker(header):
             self.ended = True

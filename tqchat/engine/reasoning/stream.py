@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tqchat.engine.commands import Part
+from tqchat.engine.reasoning.call_tokens import CallTokens
 from tqchat.engine.reasoning.controls import Controls, special_ids
 from tqchat.engine.reasoning.detokenizer import Detokenizer
 from tqchat.engine.reasoning.splitter import Span, Splitter
@@ -56,9 +57,9 @@ class ReplyFormat:
             if (token := self.controls.added.get(mark)) is not None
         )
 
-    def splitter(self, prompt: Sequence[int] = ()) -> Splitter:
+    def splitter(self, prompt: Sequence[int] = (), call_mark: str = "") -> Splitter:
         """A splitter for a reply to this prompt, which may have opened reasoning."""
-        splitter = Splitter(self.marks, self.controls, self.ends.texts)
+        splitter = Splitter(self.marks, self.controls, self.ends.texts, call_mark)
         if not prompt:
             return splitter
         tail = self._text(prompt[-PROMPT_TAIL_TOKENS:]).rpartition(_BARRIER)[2]
@@ -104,8 +105,12 @@ class ReplyFormat:
         """Whether the vocabulary or the template has reasoning marks."""
         return self.marks.channels is not None or self._own_pair() is not None
 
-    def is_end(self, token: int, splitter: Splitter) -> bool:
-        """Whether a token ends the reply; the end of a message before the answer does not."""
+    def is_end(self, token: int, splitter: Splitter, calls: bool = False) -> bool:
+        """Whether a token ends the reply; the end of a message before the answer does not, that of a call
+        does.
+        """
+        if calls and token in self._message_ends:
+            return True
         if token in self._message_ends and splitter.part == "reasoning":
             return False
         if token in self.ends.named:
@@ -172,14 +177,20 @@ class ReplyStream:
         took_answer: Whether text emitted as answer turned out to be reasoning.
     """
 
-    def __init__(self, format: ReplyFormat, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, format: ReplyFormat, prompt: Sequence[int] = (), call_marks: tuple[str, str] | None = None
+    ) -> None:
         """
         Args:
             prompt: The tokens before the reply.
+            call_marks: Marks before and after a call of a tool. They and the control tokens between them are
+                text of the answer.
         """
         self._format = format
         self._detokenizer = Detokenizer(format.tokenizer)
-        self._splitter = format.splitter(prompt)
+        self._call_marks = call_marks
+        self._calls = CallTokens(format, *call_marks) if call_marks is not None else None
+        self._splitter = format.splitter(prompt, call_marks[0] if call_marks is not None else "")
         self._before = (0, 0)
         self._shown_ahead: dict[Part, str] = {}
         self._prompt = prompt[-PROMPT_TAIL_TOKENS:]
@@ -209,7 +220,8 @@ class ReplyStream:
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends the reply."""
-        return self._format.is_end(token, self._splitter)
+        calls = self._calls is not None and self._calls.inside
+        return self._format.is_end(token, self._splitter, calls)
 
     def begin_after(self, tokens: Sequence[int]) -> None:
         """Continue a reply that was cut off after ``tokens``. Text that was held back and shown at its end is
@@ -217,7 +229,7 @@ class ReplyStream:
         """
         if not tokens:
             return
-        cut = ReplyStream(self._format, self._prompt)
+        cut = ReplyStream(self._format, self._prompt, self._call_marks)
         for token in tokens:
             self.add(token)
             cut.add(token)
@@ -247,12 +259,23 @@ class ReplyStream:
         thought = self.thinking
         self._tokens += 1
         character = format.controls.character(token)
-        if character is not None:
+        calls = self._calls
+        control = calls.control(token) if calls is not None else None
+        if calls is not None and (calls.inside or control is not None):
+            if control is None:
+                spans = splitter.feed_call(self._detokenizer.add(token))
+            else:
+                if control == calls.start:
+                    splitter.end_thought()
+                spans = splitter.feed_call(self._detokenizer.flush() + control)
+        elif character is not None:
             spans = splitter.feed(self._detokenizer.flush() + character)
         elif token in format.special or token in format.ends.named:
             spans = splitter.feed(text) if (text := self._detokenizer.flush()) else []
         else:
             spans = splitter.feed(text) if (text := self._detokenizer.add(token)) else []
+        if calls is not None:
+            calls.follow(spans)
         if any(span.takes_answer for span in spans):
             self.reasoning_tokens = self._tokens
         elif thought or self.thinking:

@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tqchat.engine.commands import ChatMessage, ToolCall
+from tqchat.engine.templates.call_formats import ToolFormat, native_format
 from tqchat.engine.templates.control_tokens import Disguise, control_tokens
 from tqchat.engine.templates.errors import PromptRejected
 from tqchat.engine.templates.finding import ChatTemplate, chat_template
@@ -36,17 +37,21 @@ _CHAT = (
 
 @dataclass(frozen=True)
 class ToolSupport:
-    """A template with a place for tools, and the form of calls that it takes."""
+    """A template with a place for tools, the form of calls that it takes, and how the model writes them."""
 
     template: ChatTemplate
     form: CallForm
+    format: ToolFormat
 
 
 _known: WeakKeyDictionary[Any, dict[ChatTemplate, ToolSupport | None]] = WeakKeyDictionary()
 
 
 def tool_support(tokenizer: Any) -> ToolSupport | None:
-    """The tool support of a model's template, cached per tokenizer; ``None`` if it has no place for tools."""
+    """The tool support of a model's template, cached per tokenizer.
+
+    ``None`` if it has no place for tools, or for calls in a format that can be parsed.
+    """
     template = chat_template(tokenizer, for_tools=True)
     if template is None:
         return None
@@ -58,7 +63,8 @@ def tool_support(tokenizer: Any) -> ToolSupport | None:
 
 
 def _found(tokenizer: Any, template: ChatTemplate) -> ToolSupport | None:
-    if template.function is None and "tools" not in template.variables:
+    format = native_format(tokenizer, template)
+    if format is None or (template.function is None and "tools" not in template.variables):
         return None
     disguise = Disguise(control_tokens(tokenizer, template), ())
     with own_budget():
@@ -69,5 +75,5 @@ def _found(tokenizer: Any, template: ChatTemplate) -> ToolSupport | None:
                 writer.written(_CHAT)
             except PromptRejected:
                 continue
-            return ToolSupport(template, form)
+            return ToolSupport(template, form, format)
     return None
