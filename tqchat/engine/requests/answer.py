@@ -6,15 +6,18 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
-from tqchat.engine.events import Event, Notice
+from tqchat.engine.commands import ToolCall
+from tqchat.engine.events import Done, Event, Notice, TextDelta, ToolCalled
 from tqchat.engine.failures import ContextFull
 from tqchat.engine.memory import auto_scheme
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.prompts import Prompts
-from tqchat.engine.reasoning import ReplyStream, TextStream
+from tqchat.engine.reasoning import TextStream
 from tqchat.engine.requests.pool import Cached, CachePool
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.engine.requests.text import PlainStream, StoppedStream
@@ -22,6 +25,7 @@ from tqchat.engine.session import Prompt, Session
 from tqchat.engine.templates.limits import stopped_by
 from tqchat.engine.templates.rendering import with_bos
 from tqchat.engine.templates.sandbox import wall_clock
+from tqchat.engine.tools import reply_stream, tool_calls
 
 _DAY_S = 86_400
 
@@ -84,17 +88,54 @@ def _answered(
     session.thinking = request.thinking
     turn = None
     if request.messages and session.cache.needs_checkpoints:
-        turn = prompts.end_of_messages(request.messages, tokens)
+        turn = prompts.end_of_messages(request.messages, tokens, request.tools)
     prompt = Prompt(tokens, stream, turn)
+    calls = _Calls(session.model.tokenizer, request.tools)
     with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
-        yield from (event for event in events if not isinstance(event, Notice))
+        for event in events:
+            if not isinstance(event, Notice):
+                yield from calls.taken_from(event)
+
+
+class _Calls:
+    """Takes the calls of tools out of a reply."""
+
+    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._of = tokenizer, tools
+        self._splitter = tool_calls(tokenizer, tools)
+        self._text: list[str] = []
+
+    def taken_from(self, event: Event) -> Iterator[Event]:
+        """The event without calls in its text, which become events of their own."""
+        splitter = self._splitter
+        if splitter is None:
+            yield event
+            return
+        if isinstance(event, TextDelta) and event.part == "answer":
+            yield from self._pieces(event.conversation_id, splitter.feed(event.text))
+            return
+        if isinstance(event, TextDelta) and event.takes_answer:
+            self._splitter, self._text = tool_calls(*self._of), []
+        elif isinstance(event, Done):
+            rest = splitter.finish(cut=event.stop_reason != "stop")
+            yield from self._pieces(event.conversation_id, rest)
+            event = replace(event, text="".join(self._text))
+        yield event
+
+    def _pieces(self, id: str, pieces: Sequence[str | ToolCall]) -> Iterator[Event]:
+        for piece in pieces:
+            if isinstance(piece, ToolCall):
+                yield ToolCalled(id, piece)
+            else:
+                self._text.append(piece)
+                yield TextDelta(id, piece)
 
 
 def _rendered(request: Request, model: LoadedModel, prompts: Prompts) -> tuple[list[int], TextStream]:
     stream: TextStream
     if request.messages:
-        tokens = prompts.render(request.messages)
-        stream = ReplyStream(model.reply_format, tokens)
+        tokens = prompts.render(request.messages, tools=request.tools)
+        stream = reply_stream(model, tokens, request.tools)
     else:
         text = request.prompt or ""
         tokens = with_bos(model.tokenizer, list(model.tokenizer.encode(text, add_special_tokens=False)), True)
