@@ -11,7 +11,7 @@ from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import TALE, assistant, greedy, user
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
-from tqchat.engine.commands import ChatMessage, LoadModel, Send
+from tqchat.engine.commands import ChatMessage, LoadModel, Send, ToolCall
 from tqchat.engine.events import Done, Failed, ModelReady, PrefillProgress, RequestsUpdate, TextDelta
 from tqchat.engine.requests.queue import MAX_ACTIVE, RequestOptions
 from tqchat.engine.requests.request import Request, Ticket
@@ -242,3 +242,25 @@ def test_requests_can_be_handed_in_from_many_threads(start: Start, llama_folder:
     for thread in threads:
         thread.join()
     assert {reply.done().counts.generated for reply in replies} <= {1, 2, 3}
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather at a place.",
+        "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+    },
+}
+
+
+def test_a_chat_with_tools_is_answered(start: Start, llama_folder: Path) -> None:
+    engine = start(llama_folder)
+    first = user("What is the weather in Paris?")
+    call = ToolCall("call_1", "get_weather", '{"place": "Paris"}')
+    result = ChatMessage("tool", "Rain.", tool_call_id="call_1", name="get_weather")
+    for messages in ((first,), (first, ChatMessage("assistant", "", tool_calls=(call,)), result)):
+        reply = Reply(engine, Request(messages, tools=(TOOL,), scheme="turbo4", sampling=greedy(8)))
+        done = reply.done()
+        assert "".join(delta.text for delta in reply.all(TextDelta)) == done.text
+        assert done.counts.generated
