@@ -28,16 +28,17 @@ ALLOWED: dict[str, set[str]] = {
     "store": GROUND | {"kv"},
     "engine": GROUND | {"kv", "store"},
     "settings": GROUND | {"kv", "engine.commands"},
-    "lab": GROUND | {"kv", "engine", "store", "settings", "ui"},
-    "ui": GROUND | {"kv", "engine", "store", "settings"},
-    "commands": GROUND | {"kv", "engine", "store", "settings", "lab", "ui", "terminal"},
+    "api": GROUND | {"kv", "engine", "store", "settings"},
+    "lab": GROUND | {"kv", "engine", "store", "settings", "api", "ui"},
+    "ui": GROUND | {"kv", "engine", "store", "settings", "api"},
+    "commands": GROUND | {"kv", "engine", "store", "settings", "api", "lab", "ui", "terminal"},
     "terminal": GROUND,
     "cli": GROUND | {"commands", "terminal"},
     "__main__": {"cli"},
     "tqchat": set(),
 }
 # The thread that they run on need not be theirs, but the screen's library must not be.
-WITHOUT_TEXTUAL = {"kv", "engine", "store", "settings", *GROUND, "terminal", "cli"} - {"tqchat"}
+WITHOUT_TEXTUAL = {"kv", "engine", "store", "settings", "api", *GROUND, "terminal", "cli"} - {"tqchat"}
 
 
 def modules() -> list[Path]:

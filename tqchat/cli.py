@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqchat import __version__, terminal
 from tqchat.commands import lab
+from tqchat.commands.api import add_options as add_api_options
 from tqchat.commands.completion import SHELLS
 from tqchat.commands.completion import main as print_completion
 from tqchat.commands.interruption import Interrupted, end_process
@@ -269,6 +270,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--port", type=int, default=8043, help="port to listen on (default: 8043)")
 
+    api = add_command(commands, "api", "answer other programs, in OpenAI's protocol, until Ctrl+C")
+    # As for run: these are accepted before and after the command.
+    _add_model_options(api, default=argparse.SUPPRESS)
+    add_api_options(api)
+
     models.add_parser(commands)
     completion = add_command(commands, "completion", "print a script that completes commands in a shell")
     completion.epilog = _COMPLETION_EPILOG
@@ -395,6 +401,10 @@ def _dispatch(options: argparse.Namespace) -> int:
                 scheme=options.scheme,
                 adapter=options.adapter,
             )
+        case "api":
+            from tqchat.commands import api
+
+            return api.main(options)
         case "completion":
             return print_completion(_parser(), options.shell)
         case "cache":

@@ -15,7 +15,6 @@ from tqchat.errors import TqchatError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 TIME_LIMIT_S = 1.2
-"""How long the main thread has to end by itself."""
 
 
 class Interrupted(TqchatError):
@@ -36,7 +35,12 @@ class Interruption:
         Interrupted: on leaving, if there was a signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, time_limit_s: float = TIME_LIMIT_S) -> None:
+        """
+        Args:
+            time_limit_s: How long the main thread has to end by itself.
+        """
+        self._time_limit_s = time_limit_s
         self.stop = threading.Event()
         self._number = 0
         self._ended = threading.Event()
@@ -58,7 +62,7 @@ class Interruption:
             return  # the command has ended
         self._number = received[0]
         self.stop.set()
-        if not self._ended.wait(TIME_LIMIT_S):
+        if not self._ended.wait(self._time_limit_s):
             with contextlib.suppress(OSError):
                 os.write(2, b"\ntqchat: Interrupted.\n")
             os._exit(128 + self._number)

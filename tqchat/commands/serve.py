@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import shlex
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from tqchat.api.address import CannotServe as CannotServe
+from tqchat.api.address import check_port, is_loopback, listening_address
 from tqchat.engine.commands import NO_ADAPTER
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
@@ -27,10 +27,6 @@ class ServeMissing(TqchatError):
         super().__init__("`tqchat serve` needs textual-serve; install it with `pip install 'tqchat[serve]'`.")
 
 
-class CannotServe(TqchatError):
-    """The address is invalid or cannot be listened on."""
-
-
 def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter: str | None = None) -> int:
     """Serve until Ctrl+C.
 
@@ -39,8 +35,7 @@ def main(*, host: str, port: int, model: str | None, scheme: str | None, adapter
         CannotServe: if the address is taken or not this machine's.
         AdapterUnusable: if the adapter cannot be loaded.
     """
-    if not 0 < port < 65_536:
-        raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
+    check_port(port)
     host = listening_address(host)
     served = server(shlex.join(app_command(model, scheme, adapter)), host, port)
     if not is_loopback(host):
@@ -79,45 +74,6 @@ def _adapter_folder(place: str) -> Path:
     from tqchat.engine.models import adapters
 
     return adapters.find(place).folder
-
-
-def listening_address(host: str) -> str:
-    """The one address to listen on: a numeric one in its usual form, or a name.
-
-    Raises:
-        CannotServe: if it is not an address of a machine, or stands for all addresses of this one, however it
-            is written: ``0``, ``0x0``, ``::0``, ``::ffff:0.0.0.0``.
-    """
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        # Every form that the system accepts, not only those of ipaddress.
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if host else []
-    except (OSError, UnicodeError, ValueError):
-        raise CannotServe(f"--host is {host}, but must be an address or a name of this machine.") from None
-    numeric = [_address(str(one[4][0])) for one in found]
-    if not numeric or any(address.is_unspecified for address in numeric):
-        raise CannotServe(
-            f"--host is {host or 'empty'}, but must be the one address that browsers will open."
-        )
-    try:
-        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-    except OSError:
-        return host
-    return str(numeric[0])
-
-
-def _address(numeric: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address; one of IPv4 in the form of IPv6 as that of IPv4."""
-    address = ipaddress.ip_address(numeric)
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reachable from this machine only."""
-    try:
-        return _address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None = None) -> Any:

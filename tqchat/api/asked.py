@@ -1,0 +1,319 @@
+"""What a request asks of the engine: OpenAI's fields as a ``Request``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqchat.api.errors import ApiError, invalid, unsupported
+from tqchat.api.fields import Fields, clean
+from tqchat.engine.commands import ChatMessage, Role, Sampling, Thinking, ThinkingChoice, ToolCall
+from tqchat.engine.requests.request import Request
+from tqchat.kv.scheme import UnknownScheme, scheme_setting
+
+MAX_STOPS = 16
+_ROLES: Mapping[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
+_EFFORTS: Mapping[str, ThinkingChoice] = {
+    "none": "off",
+    "minimal": "low",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "xtc_probability",
+    "xtc_threshold",
+)
+_WITHOUT_LOGPROBS = "Probabilities of tokens (logprobs) are not returned by this server; leave the field out."
+_REFUSED = {
+    "logprobs": _WITHOUT_LOGPROBS,
+    "top_logprobs": _WITHOUT_LOGPROBS,
+    "logit_bias": "logit_bias is not supported by this server; leave it out.",
+    "audio": "This server returns text only; leave audio out.",
+}
+_REFUSED_IN_CHATS = _REFUSED | {
+    "functions": "functions and function_call are obsolete; use tools and tool_choice.",
+    "function_call": "functions and function_call are obsolete; use tools and tool_choice.",
+}
+_REFUSED_IN_COMPLETIONS = _REFUSED | {
+    "echo": "echo is not supported: the prompt is not returned.",
+    "suffix": "suffix is not supported: text is continued at its end only.",
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What applies where a request says nothing.
+
+    Attributes:
+        sampling: ``max_tokens`` included.
+        scheme: Cache scheme; ``None`` for the engine's.
+        thinking: Whether and how much the model reasons.
+    """
+
+    sampling: Sampling
+    scheme: str | None = None
+    thinking: Thinking = field(default_factory=Thinking)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, and the form in which the client wants its answer.
+
+    Attributes:
+        model: The model that it names.
+        stream: Whether the answer is sent as it comes.
+        with_usage: Whether a stream ends with the counts of tokens.
+    """
+
+    request: Request
+    model: str | None
+    stream: bool
+    with_usage: bool
+
+
+def chat(value: Mapping[str, Any], defaults: Defaults) -> Asked:
+    """Read the body of ``/v1/chat/completions``.
+
+    Raises:
+        ApiError: if a field is wrong or asks for what is not supported.
+    """
+    fields = Fields(value)
+    _refuse(fields, _REFUSED_IN_CHATS)
+    _refuse_formats(fields)
+    messages = tuple(_message(one) for one in fields.objects("messages"))
+    if not messages:
+        raise invalid("messages", fields.get("messages"), "a list with at least one message")
+    tools = tuple(_tool(one, place) for place, one in enumerate(fields.objects("tools")))
+    return _asked(
+        fields,
+        Request(
+            messages=messages,
+            tools=tools if _may_call(fields) else (),
+            scheme=_scheme(fields, defaults),
+            sampling=_sampling(fields, defaults),
+            stops=_stops(fields),
+            thinking=_thinking(fields, defaults),
+        ),
+    )
+
+
+def completion(value: Mapping[str, Any], defaults: Defaults) -> Asked:
+    """Read the body of ``/v1/completions``.
+
+    Raises:
+        ApiError: if a field is wrong or asks for what is not supported.
+    """
+    fields = Fields(value)
+    # For completions logprobs is a number, and 0 asks for those of the tokens themselves.
+    if fields.get("logprobs") not in (None, False):
+        raise unsupported("logprobs", _WITHOUT_LOGPROBS)
+    _refuse(fields, _REFUSED_IN_COMPLETIONS)
+    if fields.get("best_of") not in (None, 1):
+        raise unsupported("best_of", "best_of is not supported: one completion is generated.")
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    if isinstance(prompt, list) and prompt:
+        if isinstance(prompt[0], str):
+            raise unsupported("prompt", "One prompt is answered at a time; send the others on their own.")
+        raise unsupported("prompt", "The prompt must be text; lists of tokens are not supported.")
+    if not isinstance(prompt, str) or not prompt:
+        raise invalid("prompt", prompt, "a string that is not empty")
+    return _asked(
+        fields,
+        Request(
+            prompt=clean(prompt),
+            scheme=_scheme(fields, defaults),
+            sampling=_sampling(fields, defaults),
+            stops=_stops(fields),
+        ),
+    )
+
+
+def _asked(fields: Fields, request: Request) -> Asked:
+    if (count := fields.get("n")) is not None and (type(count) is not int or count != 1):
+        raise invalid("n", count, "1: one answer is generated")
+    options = fields.object("stream_options")
+    return Asked(
+        request,
+        fields.text("model"),
+        fields.flag("stream"),
+        options is not None and options.flag("include_usage"),
+    )
+
+
+def _refuse(fields: Fields, refused: Mapping[str, str]) -> None:
+    for name, reason in refused.items():
+        if fields.has(name):
+            raise unsupported(name, reason)
+
+
+def _refuse_formats(fields: Fields) -> None:
+    answer_format = fields.object("response_format")
+    if answer_format is not None and answer_format.get("type") != "text":
+        raise unsupported("response_format", "Only text is generated: response_format.type must be text.")
+    if fields.get("modalities") not in (None, [], ["text"]):
+        raise unsupported("modalities", "This server returns text only: modalities must be ['text'].")
+
+
+def _may_call(fields: Fields) -> bool:
+    """Whether the model may call functions."""
+    choice = fields.get("tool_choice")
+    if choice in (None, "auto", "none"):
+        return choice != "none"
+    if choice == "required" or isinstance(choice, dict):
+        raise unsupported(
+            "tool_choice", "The model cannot be made to call a function: tool_choice must be auto or none."
+        )
+    raise invalid("tool_choice", choice, "auto or none")
+
+
+def _tool(fields: Fields, place: int) -> Mapping[str, Any]:
+    if fields.get("type") not in (None, "function"):
+        raise unsupported(fields.named("type"), "Tools of this server are functions: type must be function.")
+    function = fields.object("function")
+    if function is None or not function.text("name"):
+        raise invalid(f"tools[{place}].function", fields.get("function"), "an object with a name")
+    function.text("description")
+    if function.get("parameters") is not None:
+        function.object("parameters")
+    return {"type": "function", "function": fields.plain("function")}
+
+
+def _message(fields: Fields) -> ChatMessage:
+    name = fields.get("role")
+    role = _ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise invalid(fields.named("role"), name, f"one of {', '.join(_ROLES)}")
+    calls = tuple(_call(one) for one in fields.objects("tool_calls"))
+    if calls and role != "assistant":
+        raise ApiError(
+            f"{fields.named('tool_calls')} must be in a message of the assistant.",
+            param=fields.named("tool_calls"),
+            code="invalid_value",
+        )
+    content = _content(fields)
+    if content is None and role in ("system", "user", "tool"):
+        raise invalid(fields.named("content"), None, "a string or a list of text parts")
+    reasoning = fields.text("reasoning_content") or fields.text("reasoning") or ""
+    return ChatMessage(
+        role,
+        content or "",
+        reasoning=reasoning if role == "assistant" else "",
+        tool_calls=calls,
+        tool_call_id=fields.text("tool_call_id") or "" if role == "tool" else "",
+        name=fields.text("name") or "" if role == "tool" else "",
+    )
+
+
+def _content(fields: Fields) -> str | None:
+    """A message's text; parts are joined as they are."""
+    content = fields.get("content")
+    if not isinstance(content, list):
+        return fields.text("content") if content is None or isinstance(content, str) else _no_text(fields)
+    return "".join(_part(one) for one in fields.objects("content"))
+
+
+def _no_text(fields: Fields) -> str:
+    raise invalid(fields.named("content"), fields.get("content"), "a string or a list of text parts")
+
+
+def _part(fields: Fields) -> str:
+    kind = fields.get("type")
+    if kind not in ("text", "input_text", "output_text", "refusal"):
+        what = {"image_url": "Images", "input_audio": "Audio", "file": "Files"}.get(
+            kind if isinstance(kind, str) else "", "Parts other than text"
+        )
+        raise unsupported(fields.named("type"), f"{what} cannot be read: this server takes text only.")
+    text = fields.text("refusal" if kind == "refusal" else "text")
+    if text is None:
+        raise invalid(fields.named("text"), None, "a string")
+    return text
+
+
+def _call(fields: Fields) -> ToolCall:
+    function = fields.object("function")
+    name = function.text("name") if function is not None else None
+    if function is None or not name:
+        raise invalid(fields.named("function"), fields.get("function"), "an object with a name")
+    if isinstance(function.get("arguments"), dict):
+        arguments = json.dumps(function.plain("arguments"))
+    else:
+        arguments = function.text("arguments") or "{}"
+    return ToolCall(fields.text("id") or "", name, arguments)
+
+
+def _scheme(fields: Fields, defaults: Defaults) -> str | None:
+    name = fields.text("cache_scheme")
+    if name is None:
+        return defaults.scheme
+    try:
+        return scheme_setting(name)
+    except UnknownScheme as error:
+        raise ApiError(str(error), param="cache_scheme", code="invalid_value") from None
+
+
+def _sampling(fields: Fields, defaults: Defaults) -> Sampling:
+    given = {name: fields.setting(name, name) for name in _SAMPLING if not _disables(fields, name)}
+    if fields.get("top_k") == -1:
+        given["top_k"] = 0
+    own = {name: value for name, value in given.items() if value is not None}
+    own["max_tokens"] = defaults.sampling.max_tokens
+    for name in ("max_tokens", "max_completion_tokens"):
+        if (limit := fields.setting(name, "max_tokens")) is not None:
+            own["max_tokens"] = limit
+    seed = fields.get("seed")
+    if seed is not None:
+        if type(seed) is not int:
+            raise invalid("seed", seed, "a whole number of at most 20 digits")
+        own["seed"] = seed % 2**63
+    base = {name: getattr(defaults.sampling, name) for name in (*_SAMPLING, "seed")}
+    return Sampling(**(base | own))
+
+
+def _disables(fields: Fields, name: str) -> bool:
+    """Whether a value switches a parameter off that tqchat writes in another way."""
+    return name == "top_k" and type(fields.get(name)) is int and fields.get(name) == -1
+
+
+def _stops(fields: Fields) -> tuple[str, ...]:
+    stop = fields.get("stop")
+    if stop is None:
+        return ()
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise invalid("stop", stop, "a string or a list of strings")
+    if len(texts) > MAX_STOPS:
+        raise ApiError(f"stop has {len(texts)} texts, but at most {MAX_STOPS} are taken.", param="stop")
+    return tuple(clean(text) for text in texts if text)
+
+
+def _thinking(fields: Fields, defaults: Defaults) -> Thinking:
+    choice = defaults.thinking.choice
+    arguments = fields.object("chat_template_kwargs")
+    if arguments is not None and arguments.get("enable_thinking") is not None:
+        choice = "on" if arguments.flag("enable_thinking") else "off"
+    effort = fields.get("reasoning_effort")
+    if effort is not None:
+        if not isinstance(effort, str) or effort not in _EFFORTS:
+            raise invalid("reasoning_effort", effort, f"one of {', '.join(_EFFORTS)}")
+        choice = _EFFORTS[effort]
+    return Thinking(choice, defaults.thinking.budget)
