@@ -18,6 +18,7 @@ Ask = Callable[[Request, Callable[[Event], None]], Ticket]
 """``Engine.ask``."""
 
 RETRY_AFTER_S = 5
+STOPPING = "The server is stopping."
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,14 @@ class Desk:
     def close(self) -> None:
         """Stop all requests and take no more. From any thread."""
         self._closed = True
-        for ticket, _ in self._open.copy().values():
+        for answer, (ticket, _) in self._open.copy().items():
             ticket.stop()
+            answer.receive(Failed(ticket.id, STOPPING))
 
 
 def stopping() -> ApiError:
     """The error of requests that come, or are not answered yet, when the server stops."""
-    return ApiError("The server is stopping.", status=503, kind="server_error", code="stopping")
+    return ApiError(STOPPING, status=503, kind="server_error", code="stopping")
 
 
 def checked(event: Event) -> Event:
@@ -152,8 +154,12 @@ def checked(event: Event) -> Event:
         ApiError: if it is one.
     """
     if isinstance(event, Failed):
+        if event.message == STOPPING:
+            raise stopping()
         if event.context_full:
             raise ApiError(event.message, param="messages", code="context_length_exceeded")
+        if event.refused:
+            raise ApiError(event.message, code="refused")
         raise ApiError(event.message, status=500, kind="server_error", code="generation_failed")
     if isinstance(event, Done) and event.stop_reason == "stopped":
         raise stopping()

@@ -17,6 +17,7 @@ from tqchat.commands.interruption import Interrupted, Interruption, end_process
 from tqchat.commands.models.fetching import fetch_if_missing
 from tqchat.engine.commands import LoadModel, model_ref
 from tqchat.engine.events import Event, ModelFailed, ModelInfo, ModelReady, Notice
+from tqchat.engine.requests.queue import RequestOptions
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 
@@ -50,6 +51,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-store", action="store_true", help="keep no caches of requests on disk, only in memory"
     )
+    parser.add_argument(
+        "--keep-days",
+        metavar="N",
+        type=_days,
+        default=RequestOptions.keep_days,
+        help="delete saved caches of requests that were not used for so many days (default: "
+        f"{RequestOptions.keep_days:g})",
+    )
+
+
+def _days(text: str) -> float:
+    days = float(text)
+    if not 0 < days < 100_000:
+        raise ValueError
+    return days
 
 
 def main(options: argparse.Namespace) -> int:
@@ -103,6 +119,7 @@ def _serve(
         draft=options.draft or user_settings.draft,
         adapter=options.adapter or user_settings.adapter,
         find_profile=lambda info: quality_profile.find(locations, info),
+        requests=RequestOptions(store=not options.no_store, keep_days=options.keep_days),
     )
     engine.start()
     engine.submit(LoadModel(model))

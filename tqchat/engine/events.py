@@ -224,6 +224,7 @@ class Failed:
     Attributes:
         text: The answer up to then; ``reasoning`` likewise.
         context_full: Whether the conversation is longer than the context limit.
+        refused: Whether the command itself is at fault; repeated, it would fail again.
     """
 
     conversation_id: str
@@ -231,6 +232,7 @@ class Failed:
     text: str = ""
     context_full: bool = False
     reasoning: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from tqchat.engine.commands import Limits
 from tqchat.engine.events import Event, Failed, RequestsUpdate
 from tqchat.engine.failures import ContextFull, NoModel, user_message
 from tqchat.engine.requests.request import Ticket
+from tqchat.errors import TqchatError
 from tqchat.store.errors import StoreError
 from tqchat.store.lease import Lease, Leases
 from tqchat.store.vault import Vault
@@ -180,8 +181,8 @@ class RequestQueue:
         except StopIteration:
             return False
         except Exception as error:
-            full = isinstance(error, ContextFull)
-            _tell(ticket, Failed(ticket.id, user_message(error), context_full=full))
+            full, refused = isinstance(error, ContextFull), isinstance(error, TqchatError)
+            _tell(ticket, Failed(ticket.id, user_message(error), context_full=full, refused=refused))
             return False
         if event is not None:
             _tell(ticket, event)
