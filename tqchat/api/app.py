@@ -74,6 +74,7 @@ def make(desk: Desk, model: Callable[[], ModelInfo | None], guard: Guard, option
         if scope["type"] == "http":
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             try:
+                _check_head(scope, options.limits.header_bytes)
                 guard.check(headers)
             except ApiError as error:
                 await _response(error)(scope, receive, send)
@@ -81,6 +82,21 @@ def make(desk: Desk, model: Callable[[], ModelInfo | None], guard: Guard, option
         await app(scope, receive, send)
 
     return guarded
+
+
+def _check_head(scope: Scope, most: int) -> None:
+    """
+    Raises:
+        ApiError: if a request's head is too long. h11 has a limit only for one that does not come at once.
+    """
+    lines = sum(len(name) + len(value) for name, value in scope["headers"])
+    if len(scope["raw_path"]) + len(scope["query_string"]) + lines > most:
+        raise ApiError(
+            "The head of the request is too long.",
+            status=431,
+            code="headers_too_large",
+            headers={"Connection": "close"},
+        )
 
 
 class _Handlers:
@@ -185,9 +201,9 @@ class _Bodies:
         try:
             async with asyncio.timeout(self._limits.body_s):
                 if (announced := request.headers.get("content-length", "")).isdigit():
-                    self._check(int(announced[:20]))
+                    self._check(int(announced[:20]), 0)
                 async for piece in request.stream():
-                    self._check(len(taken) + len(piece))
+                    self._check(len(taken) + len(piece), counted)
                     taken += piece
                     self._held += len(piece)
                     counted += len(piece)
@@ -202,7 +218,8 @@ class _Bodies:
         finally:
             self._held -= counted
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, counted: int) -> None:
+        """Check the size of a body, of which a part is counted already."""
         if size > self._limits.body_bytes:
             raise ApiError(
                 f"The request is longer than {self._limits.body_bytes >> 20} MiB.",
@@ -210,7 +227,7 @@ class _Bodies:
                 code="request_too_large",
                 headers={"Connection": "close"},
             )
-        if self._held + size > self._limits.bodies_bytes:
+        if self._held - counted + size > self._limits.bodies_bytes:
             raise ApiError(
                 "The requests that are being answered are too long together; try again later.",
                 status=429,

@@ -123,7 +123,7 @@ def completion(value: Mapping[str, Any], defaults: Defaults) -> Asked:
     """
     fields = Fields(value)
     # For completions logprobs is a number, and 0 asks for those of the tokens themselves.
-    if fields.get("logprobs") not in (None, False):
+    if fields.get("logprobs") is not None and fields.get("logprobs") is not False:
         raise unsupported("logprobs", _WITHOUT_LOGPROBS)
     _refuse(fields, _REFUSED_IN_COMPLETIONS)
     if fields.get("best_of") not in (None, 1):
@@ -177,8 +177,10 @@ def _refuse_formats(fields: Fields) -> None:
 def _may_call(fields: Fields) -> bool:
     """Whether the model may call functions."""
     choice = fields.get("tool_choice")
-    if choice in (None, "auto", "none"):
-        return choice != "none"
+    if choice is None or choice == "auto":
+        return True
+    if choice == "none":
+        return False
     if choice == "required" or isinstance(choice, dict):
         raise unsupported(
             "tool_choice", "The model cannot be made to call a function: tool_choice must be auto or none."
