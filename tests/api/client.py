@@ -40,9 +40,13 @@ class Answer:
 
 
 class Client:
-    def __init__(self, server: ApiServer) -> None:
+    def __init__(self, port: int, headers: Mapping[str, str] | None = None) -> None:
+        self.port, self._headers = port, dict(headers or {})
+
+    @classmethod
+    def of(cls, server: ApiServer) -> Client:
         assert server.address is not None
-        self.port = int(server.address.rsplit(":", 1)[1].split("/")[0])
+        return cls(int(server.address.rsplit(":", 1)[1].split("/")[0]))
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S)
@@ -54,7 +58,7 @@ class Client:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            connection.request(method, path, sent, dict(headers or {}))
+            connection.request(method, path, sent, self._headers | dict(headers or {}))
             response = connection.getresponse()
             return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
         finally:

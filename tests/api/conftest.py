@@ -47,7 +47,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture
 def client(api: ApiServer) -> Client:
-    return Client(api)
+    return Client.of(api)
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_other_names_and_origins_are_refused(client: Client) -> None:
 
 
 def test_a_token_is_required_everywhere(start: Start) -> None:
-    client = Client(start(Scripted(), token="s3cret"))
+    client = Client.of(start(Scripted(), token="s3cret"))
     for header in (None, "Bearer wrong", "s3cret", "Basic s3cret", "Bearer s3cre\xfc", "Bearer "):
         headers = {} if header is None else {"Authorization": header}
         for path in ("/health", "/v1/models", "/nothing"):
@@ -129,7 +129,7 @@ def test_what_it_does_not_listen_on(changes: dict[str, str], says: str) -> None:
 def test_a_port_that_is_taken(api: ApiServer) -> None:
     from dataclasses import replace
 
-    taken = ApiServer(Scripted(), lambda: None, replace(options(), port=Client(api).port))
+    taken = ApiServer(Scripted(), lambda: None, replace(options(), port=Client.of(api).port))
     with pytest.raises(CannotServe, match="try another --port"):
         taken.start()
     assert taken.address is None
@@ -138,14 +138,14 @@ def test_a_port_that_is_taken(api: ApiServer) -> None:
 def test_without_a_model_requests_are_told_to_come_back() -> None:
     server = ApiServer(Scripted(), lambda: None, options())
     server.start()
-    client = Client(server)
+    client = Client.of(server)
     assert client.ask("GET", "/health").json["status"] == "loading"
     assert client.ask("GET", "/v1/models").json["data"] == []
     answer = client.chat()
     assert (answer.status, answer.error["code"]) == (503, "model_loading")
     server.stop()
     server.start()
-    assert Client(server).ask("GET", "/health").status == 503, "it starts again"
+    assert Client.of(server).ask("GET", "/health").status == 503, "it starts again"
     server.stop()
 
 
@@ -176,7 +176,7 @@ def test_hostile_requests_get_an_answer_and_no_more(client: Client, data: bytes,
 
 
 def test_slow_senders_are_cut_off(start: Start) -> None:
-    client = Client(start(Scripted(), limits=Limits(header_s=0.2, body_s=0.2)))
+    client = Client.of(start(Scripted(), limits=Limits(header_s=0.2, body_s=0.2)))
     assert client.raw(b"") == client.raw(b"GET / HTTP/1.1\r\nHost: loc") == b""
     assert client.raw(head(100) + b"{").startswith(b"HTTP/1.1 408")
     with client.connect() as connection:
@@ -186,7 +186,7 @@ def test_slow_senders_are_cut_off(start: Start) -> None:
 
 def test_bodies_have_a_limit_together(start: Start) -> None:
     asked = Scripted()
-    client = Client(start(asked, limits=Limits(bodies_bytes=300)))
+    client = Client.of(start(asked, limits=Limits(bodies_bytes=300)))
     with client.connect() as waiting:
         body = BODY.replace(b"Hello!", b"x" * 200)
         waiting.sendall(head(len(body)) + body)
@@ -199,7 +199,7 @@ def test_bodies_have_a_limit_together(start: Start) -> None:
 def test_requests_that_wait_have_a_limit_and_vanish_with_their_clients(start: Start) -> None:
     asked = Scripted()
     server = start(asked, limits=Limits(requests=2))
-    client = Client(server)
+    client = Client.of(server)
     waiting = [client.connect() for _ in range(2)]
     for connection in waiting:
         connection.sendall(head(len(BODY), "User-Agent: an\x1b agent/1") + BODY)
@@ -214,7 +214,7 @@ def test_requests_that_wait_have_a_limit_and_vanish_with_their_clients(start: St
 
 
 def test_connections_have_a_limit(start: Start) -> None:
-    client = Client(start(Scripted(), limits=Limits(connections=3)))
+    client = Client.of(start(Scripted(), limits=Limits(connections=3)))
     idle = [client.connect() for _ in range(8)]
     assert client.ask("GET", "/health").status == 200
     assert idle[0].recv(1) == b"", "the oldest was closed"
@@ -235,7 +235,7 @@ def test_a_client_that_vanishes_ends_its_reply(api: ApiServer, client: Client) -
 def test_a_client_that_does_not_read_holds_up_nobody(start: Start) -> None:
     asked = Scripted()
     server = start(asked, limits=Limits(write_s=0.3))
-    client = Client(server)
+    client = Client.of(server)
     lazy = socket.socket()
     lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     lazy.connect(("127.0.0.1", client.port))
@@ -252,7 +252,7 @@ def test_a_client_that_does_not_read_holds_up_nobody(start: Start) -> None:
 def test_text_that_turns_out_to_be_reasoning(start: Start) -> None:
     asked = Scripted()
     chunks = asked.ask(
-        Client(start(asked)),
+        Client.of(start(asked)),
         text("so "),
         text("it is"),
         text(".", "reasoning", True),
@@ -269,7 +269,7 @@ def test_tool_calls_and_reasoning(start: Start) -> None:
     asked = Scripted()
     call = ToolCall("call_1", "look", '{"at": 1}')
     chunks = asked.ask(
-        Client(start(asked)),
+        Client.of(start(asked)),
         text("hm", "reasoning"),
         lambda id: ToolCalled(id, call),
         lambda id: ToolCalled(id, call),
@@ -286,14 +286,14 @@ def test_tool_calls_and_reasoning(start: Start) -> None:
 
 def test_a_failure_in_a_stream_is_told_in_it(start: Start) -> None:
     asked = Scripted()
-    chunks = asked.ask(Client(start(asked)), text("a"), lambda id: Failed(id, "It broke."))
+    chunks = asked.ask(Client.of(start(asked)), text("a"), lambda id: Failed(id, "It broke."))
     assert chunks[-1]["error"]["message"] == "It broke."
 
 
 def test_stopping_ends_open_answers_with_a_sentence(start: Start) -> None:
     asked = Scripted()
     server = start(asked)
-    client = Client(server)
+    client = Client.of(server)
     stopper = threading.Thread(target=lambda: (eventually(lambda: bool(asked.tickets)), server.stop()))
     stopper.start()
     answer = client.chat()

@@ -60,15 +60,26 @@ class ApiServer:
             running.stop()
 
 
+def check_installed() -> None:
+    """
+    Raises:
+        ApiMissing: if Starlette or uvicorn are not installed.
+    """
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ApiMissing from error
+
+
 class _Running:
     def __init__(self, ask: Ask, model: Callable[[], ModelInfo | None], options: Options) -> None:
-        try:
-            from uvicorn import Config, Server
+        check_installed()
+        from uvicorn import Config, Server
 
-            from tqchat.api.app import make
-            from tqchat.api.connections import protocol
-        except ImportError as error:
-            raise ApiMissing from error
+        from tqchat.api.app import make
+        from tqchat.api.connections import protocol
+
         host = options.checked_host()
         self.desk = Desk(ask, options.limits.requests)
         self._socket = _listen(host, options.port)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tqchat import paths, settings
 from tqchat.api.asked import Defaults
 from tqchat.api.options import LOOPBACK, PORT, TOKEN_VARIABLE, Options
-from tqchat.api.server import ApiServer
+from tqchat.api.server import ApiServer, check_installed
 from tqchat.commands.interruption import Interrupted, Interruption, end_process
 from tqchat.commands.models.fetching import fetch_if_missing
 from tqchat.engine.commands import LoadModel, model_ref
@@ -84,7 +84,8 @@ def main(options: argparse.Namespace) -> int:
         options.port,
         options.token or os.environ.get(TOKEN_VARIABLE) or None,
     )
-    server_options.checked_host()  # before the model is loaded
+    check_installed()  # before the model is loaded
+    server_options.checked_host()
     locations.ensure()
     try:
         with Interruption(END_TIMEOUT_S) as interruption:
@@ -121,11 +122,11 @@ def _serve(
         find_profile=lambda info: quality_profile.find(locations, info),
         requests=RequestOptions(store=not options.no_store, keep_days=options.keep_days),
     )
+    server = ApiServer(engine.ask, lambda: loading.model, server_options)
+    address = server.start()
     engine.start()
     engine.submit(LoadModel(model))
-    server = ApiServer(engine.ask, lambda: loading.model, server_options)
     try:
-        address = server.start()
         if (info := loading.wait(interruption)) is not None:
             print(f"tqchat serves {info.label} at {address}\nPress Ctrl+C to stop.", flush=True)
             interruption.stop.wait()
