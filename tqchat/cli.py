@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tqchat import __version__, terminal
 from tqchat.commands import lab
-from tqchat.commands.api import add_options as add_api_options
 from tqchat.commands.completion import SHELLS
 from tqchat.commands.completion import main as print_completion
 from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.measuring import add_command
 from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
+from tqchat.commands.servers.api import add_options as add_api_options
 from tqchat.errors import TqchatError
 from tqchat.text import one_line
 
@@ -392,7 +392,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
             return doctor.main(options.report)
         case "serve":
-            from tqchat.commands import serve
+            from tqchat.commands.servers import serve
 
             return serve.main(
                 host=options.host,
@@ -402,7 +402,7 @@ def _dispatch(options: argparse.Namespace) -> int:
                 adapter=options.adapter,
             )
         case "api":
-            from tqchat.commands import api
+            from tqchat.commands.servers import api
 
             return api.main(options)
         case "completion":

@@ -23,7 +23,7 @@ from aiohttp.test_utils import TestServer
 
 from tests.adapters import write_adapter
 from tests.e2e.terminal import stored_messages
-from tqchat.commands import serve, web_server
+from tqchat.commands.servers import serve, web_server
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
 from tqchat.store.database import Database

@@ -83,7 +83,7 @@ def server(command: str, host: str = LOOPBACK, port: int = PORT, key: str | None
         ServeMissing: if textual-serve is not installed.
     """
     try:
-        from tqchat.commands.web_server import Server
+        from tqchat.commands.servers.web_server import Server
     except ImportError as error:
         raise ServeMissing from error
     return Server(command, host, port, key or secrets.token_urlsafe(24))

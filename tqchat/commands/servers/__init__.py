@@ -1,0 +1,1 @@
+"""Commands that serve: the app to browsers, and answers to other programs."""
