@@ -27,9 +27,9 @@ from tqchat.text import one_line
 
 _ID_HELP = "id of the conversation, or a unique prefix of it"
 _EPILOG = """\
-`tqchat COMMAND --help` describes the options of a command. `run` takes the options above
-too; `serve` uses --model, --scheme and --adapter if they precede it. Settings are read
-from config.toml, whose location `tqchat locate` prints; options override them.
+`tqchat COMMAND --help` describes the options of a command. `run` and `api` take the options
+above too; `serve` uses --model, --scheme and --adapter if they precede it. Settings are
+read from config.toml, whose location `tqchat locate` prints; options override them.
 Set TQCHAT_HOME to keep all of tqchat's files in one folder.
 
 Exit codes: 0 success, 1 failure, 2 invalid option, setting or input,

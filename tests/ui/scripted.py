@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tqchat.engine import commands, events
+from tqchat.engine.requests.request import Request, Ticket
 from tqchat.kv.memory import LayerReport, MemoryReport
 from tqchat.kv.scheme import parse_scheme
 
@@ -66,6 +67,7 @@ class ScriptedEngine:
         self.emit = on_event
         self.loads, self.converts = loads, True
         self.commands: list[commands.Command] = []
+        self.tickets: list[Ticket] = []
         self.stops = self.cancels = 0
         self.started = self.ended = False
         self.restored: events.Opened | None = None
@@ -88,6 +90,10 @@ class ScriptedEngine:
                 self.emit(self.restored or events.Opened(command.conversation_id, 0, 0.0))
             case commands.SetScheme() if self.converts:
                 self._convert(command)
+
+    def ask(self, request: Request, receive: Callable[[events.Event], None]) -> Ticket:
+        self.tickets.append(Ticket(request, receive))
+        return self.tickets[-1]
 
     def stop(self) -> None:
         self.stops += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqchat.api.errors import ApiError, invalid, unsupported
@@ -12,8 +12,10 @@ from tqchat.api.fields import Fields, clean
 from tqchat.engine.commands import ChatMessage, Role, Sampling, Thinking, ThinkingChoice, ToolCall
 from tqchat.engine.requests.request import Request
 from tqchat.kv.scheme import UnknownScheme, scheme_setting
+from tqchat.settings import Settings
 
 MAX_STOPS = 16
+UNLIMITED_TOKENS = 1_000_000
 _ROLES: Mapping[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -71,6 +73,14 @@ class Defaults:
     sampling: Sampling
     scheme: str | None = None
     thinking: Thinking = field(default_factory=Thinking)
+
+    @classmethod
+    def of(cls, settings: Settings, scheme: str) -> Defaults:
+        """Those of the user's settings. A reply has no limit but the user's own and the model's context."""
+        sampling = settings.sampling
+        if sampling.max_tokens == Settings.max_tokens:
+            sampling = replace(sampling, max_tokens=UNLIMITED_TOKENS)
+        return cls(sampling, scheme, settings.reasoning)
 
 
 @dataclass(frozen=True)

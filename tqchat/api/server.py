@@ -53,11 +53,11 @@ class ApiServer:
             self._running = _Running(self._ask, self._model, self._options)
         return self._running.address
 
-    def stop(self) -> None:
-        """Stop all answers and close all connections, within a few seconds."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop all answers and close all connections; waits at most ``timeout_s``."""
         running, self._running = self._running, None
         if running is not None:
-            running.stop()
+            running.stop(timeout_s)
 
 
 def check_installed() -> None:
@@ -114,11 +114,11 @@ class _Running:
         with contextlib.closing(self._socket):
             asyncio.run(serve())
 
-    def stop(self) -> None:
+    def stop(self, timeout_s: float) -> None:
         self.desk.close()
         self._server.should_exit = True
         if threading.current_thread() is not self._thread:
-            self._thread.join(STOP_TIMEOUT_S)
+            self._thread.join(timeout_s)
 
 
 def _listen(host: str, port: int) -> socket.socket:

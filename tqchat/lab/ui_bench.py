@@ -17,6 +17,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING
 
 from tqchat.engine import commands, events
+from tqchat.engine.requests.request import Request, Ticket
 from tqchat.kv.memory import LayerReport, MemoryReport
 from tqchat.kv.scheme import parse_scheme
 from tqchat.paths import Paths
@@ -195,6 +196,10 @@ class StreamingEngine:
                 thread = threading.Thread(target=self._stream, args=(command,), daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def ask(self, request: Request, receive: Callable[[events.Event], None]) -> Ticket:
+        """Take a request that is never answered."""
+        return Ticket(request, receive)
 
     def _stream(self, command: commands.Send) -> None:
         words: list[str] = []

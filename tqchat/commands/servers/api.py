@@ -6,7 +6,6 @@ import argparse
 import os
 import queue
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tqchat import paths, settings
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 END_TIMEOUT_S = 10.0
 """Time to save the caches after a signal."""
-UNLIMITED_TOKENS = 1_000_000
-"""Where neither the request nor the settings limit a reply, the context limit does."""
 
 
 class ModelUnusable(TqchatError):
@@ -79,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     user_settings = settings.load(locations)
     chosen = scheme_setting(options.scheme or user_settings.scheme)
     server_options = Options(
-        lambda: _defaults(user_settings, chosen),
+        lambda: Defaults.of(user_settings, chosen),
         options.host,
         options.port,
         options.token or os.environ.get(TOKEN_VARIABLE) or None,
@@ -93,13 +90,6 @@ def main(options: argparse.Namespace) -> int:
     except Interrupted:
         end_process(0)  # that is how it ends
     return 0
-
-
-def _defaults(user_settings: Settings, scheme: str) -> Defaults:
-    sampling = user_settings.sampling
-    if sampling.max_tokens == settings.Settings.max_tokens:
-        sampling = replace(sampling, max_tokens=UNLIMITED_TOKENS)
-    return Defaults(sampling, scheme, user_settings.reasoning)
 
 
 def _serve(

@@ -17,6 +17,7 @@ from tqchat.ui.actions import (
     versions,
 )
 from tqchat.ui.actions.registry import Action, Registry, Slash, always
+from tqchat.ui.parts import api_server
 from tqchat.ui.parts.parts import Parts
 from tqchat.ui.widgets.conversations.order import SORTS
 
@@ -444,6 +445,21 @@ _CACHE = (
         "f3,ctrl+g",
         hint="gauge",
         rank=8,
+    ),
+    Action(
+        "api",
+        "API server",
+        "Answer other programs on this machine.",
+        "Cache",
+        api_server.switch,
+        slash=Slash(
+            "api",
+            f"[{api_server.ON}|{api_server.OFF}]",
+            "answer other programs on this machine: start, stop, who asks",
+            13,
+            lambda parts: [api_server.ON, api_server.OFF],
+        ),
+        choices=api_server.choices,
     ),
     Action(
         "model",

@@ -210,6 +210,8 @@ class Controller:
                 self.view.say(event.message, "warning")
             case events.ConversionProgress():
                 self.schemes.progress = event
+            case events.RequestsUpdate():
+                self.caches.requests = event
             case events.SchemeChanged():
                 self.schemes.changed(event)
 

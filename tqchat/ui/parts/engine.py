@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tqchat.engine.commands import Command
+from tqchat.engine.requests.request import Request, Ticket
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 
 SAVE_TIMEOUT_S = 60.0
@@ -40,6 +41,11 @@ class EngineLauncher:
         """Send a command, if there is an engine."""
         if self._engine is not None:
             self._engine.submit(command)
+
+    def ask(self, request: Request, receive: OnEvent) -> Ticket:
+        """Hand in another program's request. There must be an engine: a model is loaded by it."""
+        assert self._engine is not None
+        return self._engine.ask(request, receive)
 
     def shut_down(self, timeout_s: float) -> None:
         """Stop the reply, save the cache and end the thread. Blocks for up to ``timeout_s``."""

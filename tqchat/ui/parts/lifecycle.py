@@ -92,11 +92,18 @@ def quit(parts: Parts) -> None:
     parts.engine.stopping = True
 
     def save() -> None:
+        _stop_answering(parts)
         parts.engine.shut_down(SAVE_TIMEOUT_S)
         # Posted after the engine's last events, so that a stopped reply is written first.
         parts.host.post_message(EngineStopped(WRITE_TIMEOUT_S))
 
     parts.in_thread(save)
+
+
+def _stop_answering(parts: Parts) -> None:
+    """End the answers to other programs, without waiting for them."""
+    if parts.api is not None:
+        parts.api.stop(timeout_s=0.0)
 
 
 def leave(parts: Parts, write_timeout_s: float = WRITE_TIMEOUT_S, code: int | None = None) -> None:
@@ -115,6 +122,7 @@ def end_soon(parts: Parts, code: int | None) -> None:
     parts.engine.stopping = True
 
     def save() -> None:
+        _stop_answering(parts)
         parts.engine.shut_down(SHORT_SAVE_TIMEOUT_S)
         parts.host.post_message(EngineStopped(SHORT_WRITE_TIMEOUT_S, code))
 

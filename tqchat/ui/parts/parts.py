@@ -9,6 +9,7 @@ from typing import TypeVar
 from textual.app import App
 from textual.screen import Screen
 
+from tqchat.api.server import ApiServer
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
 from tqchat.settings import Settings
@@ -41,6 +42,7 @@ class Parts:
         keys: The keys in force, for sentences that name one.
         last_words: Sentences that are printed after the app has left the terminal.
         closed: Whether the database is closed.
+        api: The server for other programs, once it was started.
         interrupted_at: Clock time of the last key press that asked to interrupt.
     """
 
@@ -56,6 +58,7 @@ class Parts:
     last_words: list[str] = field(default_factory=list)
     closed: bool = False
     interrupted_at: float = float("-inf")
+    api: ApiServer | None = None
     unsent: UnsentText = field(init=False)
     attachments: AttachmentCheck = field(init=False)
     presets: Presets = field(init=False)

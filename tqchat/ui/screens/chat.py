@@ -299,6 +299,7 @@ class ChatScreen(Screen[None]):
             chat.models.memory_budget_in_force,
             chat.replies.decode_speed if chat.caches.is_live else None,
             chat.context.tokens_left(),
+            0 if chat.caches.requests is None else chat.caches.requests.bytes,
         )
         gauge = self.query_one("#gauge")
         self.query_one(GaugeLine).display = not (gauge.display and self.has_gauge_beside)

@@ -19,6 +19,7 @@ class CacheFigures:
         histories: Cache size over the tokens of the shown branch.
         disk_bytes: Bytes of a saved cache.
         transcript_tokens: Tokens of a conversation when it was opened, until its cache changes.
+        requests: Caches of other programs' requests; ``None`` before the first one.
         restore_notes: A sentence on how a cache was restored when its conversation was opened.
     """
 
@@ -29,6 +30,7 @@ class CacheFigures:
         self.reports: dict[str, MemoryReport] = {}
         self.histories: dict[str, History] = {}
         self.disk_bytes: dict[str, int] = {}
+        self.requests: events.RequestsUpdate | None = None
         self.restore_notes: dict[str, str] = {}
         self.transcript_tokens: dict[str, int] = {}
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from tqchat.engine.commands import Command
 from tqchat.engine.events import Event
+from tqchat.engine.requests.request import Request, Ticket
 
 OnEvent = Callable[[Event], None]
 
@@ -19,6 +20,9 @@ class EngineLike(Protocol):
 
     def submit(self, command: Command) -> None:
         """Queue a command. Returns at once; results arrive as events."""
+
+    def ask(self, request: Request, receive: OnEvent) -> Ticket:
+        """Hand in another program's request. Returns at once; its events go to ``receive``."""
 
     def stop(self) -> None:
         """End the reply being generated, within one token."""

@@ -165,4 +165,7 @@ def _others(report: MemoryReport) -> list[Content]:
 
 
 def _disk(reading: Reading) -> list[Content]:
-    return [] if reading.disk_bytes is None else [_row("on disk", figures.size(reading.disk_bytes))]
+    """The saved cache, and the caches of other programs' requests."""
+    saved = [] if reading.disk_bytes is None else [_row("on disk", figures.size(reading.disk_bytes))]
+    others = [_row("other programs", figures.size(reading.request_bytes))] if reading.request_bytes else []
+    return [*saved, *others]

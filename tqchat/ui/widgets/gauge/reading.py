@@ -22,6 +22,7 @@ class Reading:
         label: Shown instead of the scheme's name if not empty.
         budget: Memory budget in bytes.
         speed: Decode speed in tokens per second.
+        request_bytes: Caches of other programs' requests in memory.
         context_left: Tokens until the context limit; ``None`` without a limit.
     """
 
@@ -33,6 +34,7 @@ class Reading:
     budget: int | None = None
     speed: float | None = None
     context_left: int | None = None
+    request_bytes: int = 0
 
     @property
     def fraction(self) -> float:
