@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import random
 import socket
 import threading
@@ -31,6 +33,7 @@ WHOLE = (
     b'"content": [{"type": "text", "text": "Hi"}]}], "max_tokens": 1, "temperature": 0.5, "stop": ["x"], '
     b'"stream": true, "tools": [], "seed": 5, "cache_scheme": "turbo4"}'
 )
+ODD_VALUES = (None, True, 0, -1, 1, 1e308, 10**30, "", "x" * 5_000, "\ud800", [], {}, [[]], {"text": 1})
 STATUSES = (b"", b"100", b"200", b"400", b"403", b"404", b"405", b"413", b"431")
 
 
@@ -324,13 +327,30 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
+def mistaken(rng: random.Random) -> bytes:
+    """A body in which some values are of another kind, or missing."""
+    value = json.loads(WHOLE)
+    for _ in range(rng.randint(1, 2)):
+        at: Any = value
+        while True:
+            key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+            if not isinstance(at[key], dict | list) or not at[key] or rng.random() < 0.3:
+                break
+            at = at[key]
+        if rng.random() < 0.2:
+            del at[key]
+        else:
+            at[key] = copy.deepcopy(rng.choice(ODD_VALUES))
+    return json.dumps(value).encode()
+
+
 def mutations(client: Client, count: int, seed: int) -> dict[bytes, int]:
     """Send mutated requests; how many got which status. The server must answer after each hundred."""
     rng = random.Random(seed)
     seen: dict[bytes, int] = {}
     for number in range(count):
-        if whole := rng.random() < 0.5:
-            changed = mutated(rng, WHOLE)
+        if whole := rng.random() < 0.7:
+            changed = mutated(rng, WHOLE) if rng.random() < 0.4 else mistaken(rng)
             data = head(len(changed), "Connection: close") + changed
         else:
             data = mutated(rng, head(len(WHOLE), "Connection: close") + WHOLE)

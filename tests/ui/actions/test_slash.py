@@ -54,7 +54,7 @@ def test_the_list_of_commands_has_one_order_and_no_word_twice() -> None:
     words = [one.word for one in ACTIONS.slashes()]
     assert words == [
         "scheme", "model", "adapter", "new", "room", "rename", "search", "system", "set", "preset", "think",
-        "copy", "export", "pin", "sort", "theme", "settings", "help",
+        "copy", "export", "pin", "sort", "theme", "api", "settings", "help",
     ]  # fmt: skip
     assert [ACTIONS.by_word(word) for word in words] == [
         action for word in words for action in ACTIONS if action.slash and action.slash.word == word

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tqchat.api.asked import Defaults
 from tqchat.api.desk import Visitor
-from tqchat.api.options import Options
+from tqchat.api.options import PORT, Options
 from tqchat.api.server import ApiServer
 from tqchat.kv.scheme import scheme_setting
 from tqchat.ui.actions.registry import Refused
@@ -27,19 +27,24 @@ async def switch(parts: Parts, argument: str) -> None:
     if argument not in ("", ON, OFF):
         raise Refused(f"/api takes {ON} or {OFF}.")
     if parts.api is None:
-        parts.api = ApiServer(
-            parts.engine.ask,
-            lambda: parts.chat.models.current,
-            Options(lambda: Defaults.of(parts.settings, scheme_setting(parts.settings.scheme))),
-        )
-    server = parts.api
+        parts.api = server(parts)
+    running = parts.api
     if argument == OFF:
-        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(running.stop)
         parts.say("Other programs are not answered.")
-    elif server.address is None:
-        parts.say(f"Other programs are answered at {await asyncio.to_thread(server.start)}.")
+    elif running.address is None:
+        parts.say(f"Other programs are answered at {await asyncio.to_thread(running.start)}.")
     else:
-        parts.say(f"Other programs are answered at {server.address}; {_asking(server.who)}")
+        parts.say(f"Other programs are answered at {running.address}; {_asking(running.who)}")
+
+
+def server(parts: Parts, port: int = PORT) -> ApiServer:
+    """A server that asks the app's engine, on this machine only."""
+    return ApiServer(
+        parts.engine.ask,
+        lambda: parts.chat.models.current,
+        Options(lambda: Defaults.of(parts.settings, scheme_setting(parts.settings.scheme)), port=port),
+    )
 
 
 def choices(parts: Parts) -> Sequence[tuple[str, str]]:
@@ -58,4 +63,4 @@ def _asking(who: Sequence[Visitor]) -> str:
     seconds = max(0, int(time.time() - one.since))
     doing = "is being answered" if one.began else "waits"
     others = f", and {len(who) - 1} more" if len(who) > 1 else ""
-    return f"{one.agent or 'a program'} at {one.peer} {doing} since {seconds} s{others}."
+    return f"{one.agent or 'a program'} at {one.peer} {doing} ({seconds} s){others}."
