@@ -22,6 +22,7 @@ from tqchat.engine.models import LoadedModel
 from tqchat.engine.sequences import common_prefix
 from tqchat.engine.session import Session
 from tqchat.errors import TqchatError
+from tqchat.kv.memory import MemoryReport
 from tqchat.kv.scheme import parse_scheme
 from tqchat.store.vault import Restored, Vault
 from tqchat.store.vault.index import PrefixIndex
@@ -43,11 +44,17 @@ class Cached:
     Attributes:
         id: Names its folder in the vault, together with other caches that began like it.
         needed: Bytes that it will take once the prompt of the request that uses it is read.
+        report: What it takes; ``None`` while a request uses it.
     """
 
     id: str
     session: Session
     needed: int = 0
+    report: MemoryReport | None = None
+
+    def measured(self) -> MemoryReport:
+        """What the cache takes now. Of idle ones, of which there may be many, that is counted once."""
+        return self.report or self.session.memory()
 
 
 class CachePool:
@@ -114,6 +121,7 @@ class CachePool:
             self._restore(taken, tokens, scheme)
         if taken in self._idle:
             self._idle.remove(taken)
+        taken.report = None
         self._busy.append(taken)
         taken.session.cache.chunk_seconds = CHUNK_SECONDS
         return taken
@@ -124,6 +132,7 @@ class CachePool:
         if cached.session.tokens:
             self._save(cached)
             if cached.session.model is self._model:
+                cached.report = cached.session.memory()
                 self._idle.append(cached)
 
     def use(self, model: LoadedModel | None) -> None:

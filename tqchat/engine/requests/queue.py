@@ -193,7 +193,7 @@ class RequestQueue:
         counts = len(self._active), len(self._waiting)
         if self._told is not None and self._active and counts == (self._told.active, self._told.waiting):
             return  # sizes are told when a request begins or ends
-        reports = [one.session.memory() for one in caches]
+        reports = [one.measured() for one in caches]
         update = RequestsUpdate(
             len(self._active),
             len(self._waiting),
