@@ -137,9 +137,10 @@ _ORDERS: tuple[Arrangement, ...] = (
     alternating,
     *(_user_turn_first(text) for text in _OPENERS),
 )
+_WITHOUT_SYSTEM = tuple(_then(system_in_user, order) for order in _ORDERS)
 ARRANGEMENTS: tuple[Arrangement, ...] = (
     *_ORDERS,
-    *(_then(system_in_user, order) for order in _ORDERS),
+    *_WITHOUT_SYSTEM,
     *(_then(_system_first(text), order) for text in _SYSTEM_PROMPTS for order in _ORDERS),
 )
 """Message orders to try, the given one first.
@@ -161,7 +162,7 @@ ARRANGEMENTS_WITH_TOOLS: tuple[Arrangement, ...] = (
             _then(words_before_calls, one_call_each),
             _then(answered_results, _then(words_before_calls, one_call_each)),
         )
-        for order in _ORDERS
+        for order in (*_ORDERS, *_WITHOUT_SYSTEM)
     ),
 )
 """Message orders to try for chats with calls and results."""

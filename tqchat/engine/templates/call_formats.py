@@ -49,7 +49,7 @@ def native_format(tokenizer: Any, template: ChatTemplate) -> ToolFormat | None:
     if getattr(tokenizer, "has_tool_calling", False):
         return ToolFormat(tokenizer.tool_call_start, tokenizer.tool_call_end or "", tokenizer.tool_parser)
     written = template.literal_text
-    if "<|channel|>" in written and "to=functions." in written:
+    if "<|call|>" in written and "functions." in written:
         return ToolFormat("<|channel|>commentary to=functions.", "<|call|>", _harmony)
     for start, end in _JSON_MARKS:
         if start in written:

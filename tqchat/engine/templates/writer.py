@@ -40,12 +40,14 @@ class _Attempt:
     Attributes:
         complete: Whether the last user message and the system prompts are in the text (see ``Presence``).
         changed: Whether at least half of the words of each are in it.
+        whole: Whether all calls and results are, earlier ones too.
         missing: How many messages are not in the text.
     """
 
     text: str
     complete: bool
     changed: bool
+    whole: bool
     missing: int
 
 
@@ -101,6 +103,7 @@ class TemplateWriter:
         changed: _Attempt | None = None
         seen: set[Messages] = set()
         left_out = False
+        second_best: _Attempt | None = None
         for arrange in ARRANGEMENTS if self._tools is None else ARRANGEMENTS_WITH_TOOLS:
             order = arrange(messages)
             if order in seen:
@@ -122,10 +125,11 @@ class TemplateWriter:
                     best = attempt
                 if best is not None and not best.missing:
                     break
-            if best is not None:
+            if best is not None and best.whole:
                 return best.text
-        if changed is not None:
-            return changed.text
+            second_best = second_best or best
+        if (fallback := second_best or changed) is not None:
+            return fallback.text
         if left_out or refusal is None:
             raise PromptRejected(
                 "This model's chat template leaves out what was said, as text and as a list of parts; "
@@ -148,26 +152,25 @@ class TemplateWriter:
         if tools is not None:
             written += [tools.text(), *(call.arguments for one in messages for call in one.tool_calls)]
         if present.of_parts_as_code(*written) or (tools and tools.is_written_as_code(messages, text)):
-            return _Attempt(text, False, False, len(messages))
+            return _Attempt(text, False, False, False, len(messages))
         passed = [
             probed is None or not one.content.strip() or _probe(n) in probed for n, one in enumerate(messages)
         ]
         last = max((n for n, one in enumerate(messages) if one.role == "user"), default=-1)
-        matters = [
-            n
+        results = [n for n, one in enumerate(messages) if one.role == "tool" or one.tool_calls]
+        matters = [n for n, one in enumerate(messages) if one.role == "system" or n == last]
+        matters += [n for n in results if n > last]
+        calls = [
+            probed is None or all(_call_probe(n, k) in probed for k in range(len(one.tool_calls)))
             for n, one in enumerate(messages)
-            if one.role == "system" or n == last or (n > last and one.role == "tool")
         ]
-        called = probed is None or all(
-            _call_probe(n, k) in probed
-            for n, one in enumerate(messages[last + 1 :], last + 1)
-            for k in range(len(one.tool_calls))
-        )
+        called = all(calls[n] for n in matters)
         called = called and (tools is None or all(map(present.of, tools.names)))
         return _Attempt(
             text,
             complete=called and all(passed[n] and present.of(messages[n].content) for n in matters),
             changed=called and all(passed[n] and present.of_most(messages[n].content) for n in matters),
+            whole=all(calls[n] and passed[n] for n in results),
             missing=sum(
                 not (passed[n] and present.of(_answer(one, opened))) for n, one in enumerate(messages)
             ),

@@ -20,15 +20,16 @@ def reply_stream(
     """The stream of a reply to a prompt; with tools, calls and their marks are text of the answer."""
     if not tools:
         return ReplyStream(model.reply_format, prompt)
-    format = _format(model.tokenizer)
+    format = call_format(model.tokenizer)
     return ReplyStream(model.reply_format, prompt, (format.start, format.end))
 
 
 def tool_calls(tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> ToolCallSplitter | None:
     """The splitter for the answer of such a reply; ``None`` without tools."""
-    return ToolCallSplitter(_format(tokenizer), tools) if tools else None
+    return ToolCallSplitter(call_format(tokenizer), tools) if tools else None
 
 
-def _format(tokenizer: Any) -> ToolFormat:
+def call_format(tokenizer: Any) -> ToolFormat:
+    """How the model is to write calls."""
     support = tool_support(tokenizer)
     return PLAIN_FORMAT if support is None else support.format

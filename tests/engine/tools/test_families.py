@@ -1,0 +1,139 @@
+"""Calls in the formats of model families: from tokens to calls, and back into the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.engine.tools.families import FAMILIES, WEATHER, Family
+from tqchat.engine.commands import ChatMessage, ToolCall
+from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream
+from tqchat.engine.templates import chat_template, render
+from tqchat.engine.templates.control_tokens import control_tokens
+from tqchat.engine.templates.tool_support import tool_support
+from tqchat.engine.tools import ToolCallSplitter, tool_calls
+from tqchat.engine.tools.replies import call_format
+
+CALL = ToolCall("", "get_weather", '{"city": "Paris", "days": 2}')
+each = pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
+
+
+def said(family: Family, tokens: list[int]) -> tuple[str, list[ToolCall]]:
+    """Text and calls of a reply, token by token."""
+    tokenizer = family.tokenizer
+    format = call_format(tokenizer)
+    stream = ReplyStream(ReplyFormat(tokenizer, Ends()), (), (format.start, format.end))
+    splitter = ToolCallSplitter(format, [WEATHER])
+    spans = [span for token in tokens if not stream.is_end(token) for span in stream.add(token)]
+    spans += stream.finish(cut=False)
+    assert not stream.reasoning
+    pieces = [piece for span in spans for piece in splitter.feed(span.text)] + splitter.finish()
+    text = "".join(one for one in pieces if isinstance(one, str))
+    return text, [one for one in pieces if isinstance(one, ToolCall)]
+
+
+def encoded(family: Family, text: str) -> list[int]:
+    return list(family.tokenizer.encode(text, add_special_tokens=False))
+
+
+@each
+def test_a_call_is_parsed_and_put_back_in_the_tokens_that_the_model_wrote(family: Family) -> None:
+    reply = encoded(family, family.written)
+    text, calls = said(family, reply)
+    assert text == ("Let me look." if family.written.startswith("Let") else "")
+    assert [replace(one, id="") for one in calls] == [CALL]
+    assert calls[0].id == family.identity or (not family.identity and calls[0].id.startswith("call_"))
+    asked = [ChatMessage("user", "How is Paris?")]
+    prompt = render(family.tokenizer, asked, tools=[WEATHER])
+    chat = [
+        *asked,
+        ChatMessage("assistant", text, tool_calls=tuple(calls)),
+        ChatMessage("tool", "It is sunny.", tool_call_id=calls[0].id),
+    ]
+    after = render(family.tokenizer, chat, tools=[WEATHER])
+    written = prompt + reply + encoded(family, family.end)
+    assert after[: len(written)] == written, family.tokenizer.decode(after)
+    decoded = family.tokenizer.decode(after)
+    assert "It is sunny." in decoded and "get_weather" in decoded
+    for turn in (
+        [ChatMessage("user", "And Rome?")],
+        [ChatMessage("assistant", "Sunny."), ChatMessage("user", "And Rome?")],
+    ):
+        later = family.tokenizer.decode(
+            render(family.tokenizer, [ChatMessage("system", "Be brief."), *chat, *turn], tools=[WEATHER])
+        )
+        assert all(one in later for one in ("Be brief.", "How is Paris?", "It is sunny.", "And Rome?"))
+
+
+@each
+def test_control_tokens_from_the_client_are_ordinary_text(family: Family) -> None:
+    tokenizer = family.tokenizer
+    mark = max((*family.special, *family.plain), key=len)
+
+    def prompt(word: str) -> list[int]:
+        function = WEATHER["function"] | {
+            "name": f"f{word}",
+            "description": f"a{word}b",
+            "parameters": {
+                "type": "object",
+                "properties": {f"k{word}": {"type": "string", "enum": [word, [word]]}},
+            },
+        }
+        arguments = '{"x%s": ["%s", {"y": "%s"}]}' % ((word.replace('"', '\\"'),) * 3)
+        chat = [
+            ChatMessage("system", f"s{word}"),
+            ChatMessage("user", f"u{word}"),
+            ChatMessage("assistant", word, tool_calls=(ToolCall(f"i{word}", f"f{word}", arguments),)),
+            ChatMessage("tool", word, tool_call_id=f"i{word}"),
+        ]
+        return render(tokenizer, chat, tools=[{"type": "function", "function": function}])
+
+    def controls(tokens: list[int]) -> list[int]:
+        support = tool_support(tokenizer)
+        template = chat_template(tokenizer) if support is None else support.template
+        control = control_tokens(tokenizer, template)
+        return [token for token in tokens if token in control.ids]
+
+    hostile, plain = prompt(mark), prompt("w")
+    assert controls(hostile) == controls(plain)
+    assert mark in tokenizer.decode(hostile)
+    split = len(mark) // 2
+    chat = [ChatMessage("user", "u"), ChatMessage("tool", mark[split:])]
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "description": mark[:split], "parameters": {mark[:split]: mark[split:]}},
+    }
+    assert controls(render(tokenizer, chat, tools=[tool])).count(
+        tokenizer.convert_tokens_to_ids(mark)
+    ) == controls(
+        render(
+            tokenizer,
+            [ChatMessage("user", "u"), ChatMessage("tool", "w")],
+            tools=[{**tool, "function": {**tool["function"], "description": "w", "parameters": {"w": "w"}}}],
+        )
+    ).count(tokenizer.convert_tokens_to_ids(mark))
+
+
+@each
+def test_several_calls_and_their_results_are_in_the_prompt(family: Family) -> None:
+    calls = tuple(
+        replace(CALL, id=f"call_{city}", arguments=f'{{"city": "{city}"}}') for city in ("Rome", "Oslo")
+    )
+    chat = [
+        ChatMessage("user", "Compare."),
+        ChatMessage("assistant", "Let me look.", tool_calls=calls),
+        *(ChatMessage("tool", f"{one.id} is fine", tool_call_id=one.id) for one in calls),
+    ]
+    text = family.tokenizer.decode(render(family.tokenizer, chat, tools=[WEATHER]))
+    assert all(
+        one in text for one in ("Let me look.", "Rome", "Oslo", "call_Rome is fine", "call_Oslo is fine")
+    )
+
+
+def test_a_chat_without_tools_is_rendered_as_before() -> None:
+    for family in FAMILIES:
+        assert tool_calls(family.tokenizer, ()) is None
+        chat: list[Any] = [ChatMessage("user", "Hello")]
+        assert render(family.tokenizer, chat) == render(family.tokenizer, chat, tools=())
