@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,13 @@ from tqchat.engine.commands import ToolCall
 from tqchat.engine.templates.call_formats import Parser
 
 LONGEST_NAME = 256
+MAX_STEPS = 4_000_000
+"""Beginnings of calls and arguments times characters; legitimate calls of 64,000 characters have up to 60."""
+
+_BEGINNINGS = re.compile(
+    r"call:|<function|<param|<invoke|<(?:longcat_)?arg_key|<\|open\|>|<atem:|<\|tool_call_begin|\[ARGS\]"
+)
+"""Where mlx-lm's parsers begin to search, each time to the end of the text if nothing matches."""
 
 
 def parsed_calls(parser: Parser, text: str, tools: Sequence[Mapping[str, Any]] = ()) -> list[ToolCall]:
@@ -19,6 +27,8 @@ def parsed_calls(parser: Parser, text: str, tools: Sequence[Mapping[str, Any]] =
     Args:
         tools: Definitions, by which some parsers tell the types of arguments.
     """
+    if len(_BEGINNINGS.findall(text)) * len(text) > MAX_STEPS:
+        return []
     try:
         found = parser(text, list(tools) or None)
         calls = found if isinstance(found, list) else [found]
