@@ -50,7 +50,7 @@ class Family:
 
         wrapper = tokenizers.byte_level(self.special, self.plain, template=self.template)
         fast: Any = wrapper._tokenizer
-        kind = _infer_tool_parser(fast)
+        kind = _infer_tool_parser(fast)  # type: ignore[no-untyped-call]
         if kind is None:
             return wrapper
         module = importlib.import_module(f"mlx_lm.tool_parsers.{kind}")
@@ -60,6 +60,10 @@ class Family:
             tool_call_start=module.tool_call_start,
             tool_call_end=module.tool_call_end,
         )
+
+
+def _tokens(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
 
 
 _IM = ("<|im_start|>", "<|im_end|>")
@@ -137,8 +141,17 @@ FAMILIES = [
         "{% else %}{{ raise_exception('Only user and assistant roles') }}{% endif %}{% endfor %}",
         '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}, "id": "abc123XYZ"}]',
         "</s>",
-        ("<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]")
-        + ("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+        (
+            "<s>",
+            "</s>",
+            "[INST]",
+            "[/INST]",
+            "[AVAILABLE_TOOLS]",
+            "[/AVAILABLE_TOOLS]",
+            "[TOOL_CALLS]",
+            "[TOOL_RESULTS]",
+            "[/TOOL_RESULTS]",
+        ),
         identity="abc123XYZ",
     ),
     Family(
@@ -161,8 +174,11 @@ FAMILIES = [
             "[/AVAILABLE_TOOLS]",
             "[TOOL_CALLS]",
             "[ARGS]",
-        )
-        + ("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+            "[TOOL_RESULTS]",
+            "[/TOOL_RESULTS]",
+            "[SYSTEM_PROMPT]",
+            "[/SYSTEM_PROMPT]",
+        ),
     ),
     Family(
         "Llama 3.1",
@@ -201,8 +217,18 @@ FAMILIES = [
         "{% if add_generation_prompt and messages[-1].role != 'tool' %}<|turn>model\n{% endif %}",
         '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>',
         "<|tool_response>",
-        ("<bos>", "<|turn>", "<turn|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", '<|"|>')
-        + ("<|tool_response>", "<tool_response|>"),
+        (
+            "<bos>",
+            "<|turn>",
+            "<turn|>",
+            "<|tool>",
+            "<tool|>",
+            "<|tool_call>",
+            "<tool_call|>",
+            '<|"|>',
+            "<|tool_response>",
+            "<tool_response|>",
+        ),
     ),
     Family(
         "GLM-4.5",
@@ -248,9 +274,11 @@ FAMILIES = [
             "<|im_middle|>",
             "<|im_end|>",
             "<|tool_call_begin|>",
-        )
-        + ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_argument_begin|>")
-        + ("<|tool_call_end|>",),
+            "<|tool_calls_section_begin|>",
+            "<|tool_calls_section_end|>",
+            "<|tool_call_argument_begin|>",
+            "<|tool_call_end|>",
+        ),
         identity="functions.get_weather:0",
     ),
     Family(
@@ -318,9 +346,13 @@ FAMILIES = [
             "<｜User｜>",
             "<｜Assistant｜>",
             "<｜tool▁calls▁begin｜>",
-        )
-        + ("<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>")
-        + ("<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>"),
+            "<｜tool▁calls▁end｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁sep｜>",
+            "<｜tool▁outputs▁begin｜>",
+            "<｜tool▁outputs▁end｜>",
+        ),
     ),
     Family(
         "gpt-oss",

@@ -99,21 +99,15 @@ def test_control_tokens_from_the_client_are_ordinary_text(family: Family) -> Non
     hostile, plain = prompt(mark), prompt("w")
     assert controls(hostile) == controls(plain)
     assert mark in tokenizer.decode(hostile)
-    split = len(mark) // 2
-    chat = [ChatMessage("user", "u"), ChatMessage("tool", mark[split:])]
-    tool = {
-        "type": "function",
-        "function": {"name": "f", "description": mark[:split], "parameters": {mark[:split]: mark[split:]}},
-    }
-    assert controls(render(tokenizer, chat, tools=[tool])).count(
-        tokenizer.convert_tokens_to_ids(mark)
-    ) == controls(
-        render(
-            tokenizer,
-            [ChatMessage("user", "u"), ChatMessage("tool", "w")],
-            tools=[{**tool, "function": {**tool["function"], "description": "w", "parameters": {"w": "w"}}}],
-        )
-    ).count(tokenizer.convert_tokens_to_ids(mark))
+    begun, rest = mark[: len(mark) // 2], mark[len(mark) // 2 :]
+
+    def joined(begun: str, rest: str) -> int:
+        chat = [ChatMessage("user", "u"), ChatMessage("tool", rest)]
+        function = {"name": "f", "description": begun, "parameters": {begun: rest}}
+        tokens = render(tokenizer, chat, tools=[{"type": "function", "function": function}])
+        return controls(tokens).count(tokenizer.convert_tokens_to_ids(mark))
+
+    assert joined(begun, rest) == joined("w", "w")
 
 
 @each
