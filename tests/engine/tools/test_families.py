@@ -20,7 +20,7 @@ CALL = ToolCall("", "get_weather", '{"city": "Paris", "days": 2}')
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
 
 
-def said(family: Family, tokens: list[int]) -> tuple[str, list[ToolCall]]:
+def said(family: Family, tokens: list[int], thought: str = "") -> tuple[str, list[ToolCall]]:
     """Text and calls of a reply, token by token."""
     tokenizer = family.tokenizer
     format = call_format(tokenizer)
@@ -28,8 +28,9 @@ def said(family: Family, tokens: list[int]) -> tuple[str, list[ToolCall]]:
     splitter = ToolCallSplitter(format, [WEATHER])
     spans = [span for token in tokens if not stream.is_end(token) for span in stream.add(token)]
     spans += stream.finish(cut=False)
-    assert not stream.reasoning
-    pieces = [piece for span in spans for piece in splitter.feed(span.text)] + splitter.finish()
+    assert stream.reasoning == thought
+    answer = [span.text for span in spans if span.part == "answer"]
+    pieces = [piece for one in answer for piece in splitter.feed(one)] + splitter.finish()
     text = "".join(one for one in pieces if isinstance(one, str))
     return text, [one for one in pieces if isinstance(one, ToolCall)]
 
@@ -108,6 +109,17 @@ def test_control_tokens_from_the_client_are_ordinary_text(family: Family) -> Non
         return controls(tokens).count(tokenizer.convert_tokens_to_ids(mark))
 
     assert joined(begun, rest) == joined("w", "w")
+
+
+def test_gpt_oss_may_name_the_function_before_the_channel() -> None:
+    family = next(one for one in FAMILIES if one.name == "gpt-oss")
+    call = 'to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Paris", "days": 2}<|call|>'
+    after_thought = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant " + call
+    for written, thought in ((f" {call}", ""), (after_thought, "Hm.")):
+        text, calls = said(family, encoded(family, written), thought)
+        assert (text, [replace(one, id="") for one in calls]) == ("", [CALL])
+    for written in ("Hello", "<|channel|>final<|message|>Hello"):
+        assert said(family, encoded(family, written)) == ("Hello", [])
 
 
 @each

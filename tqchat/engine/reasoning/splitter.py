@@ -109,7 +109,7 @@ class Splitter:
         self._held_space = ""
         self._closing: tuple[str, ...] = ()
         self.has_thought = False
-        self._header = self._header_mark = ""
+        self._header = self._header_mark = self._recipient = ""
         self._closes_text = False
         self._wrapper = ""
         self._separate = False
@@ -130,7 +130,7 @@ class Splitter:
         every = [rule.mark for rule in self._by_control]
         every += [*self._openings, *self._closings, *self._wrappers, *self._wrappers.values()]
         self._first = re.compile(f"[{re.escape(''.join({mark[0] for mark in every}))}]")
-        if marks.channels is not None and marks.channels.starts_in_header:
+        if marks.channels is not None and (marks.channels.starts_in_header or _BARE_HEADER in call_mark):
             self._state = "header"
 
     @property
@@ -403,6 +403,9 @@ class Splitter:
         self.has_thought = True
         text = self._controls.text
         channels = self._marks.channels
+        if _BARE_HEADER in self._call_mark:
+            _, to, recipient = self._header.partition(_BARE_HEADER)
+            self._recipient = (to + recipient).strip()
         if channels is not None:
             self._header_mark = next(one for one in channels.headers if text(one) == mark)
         self._closes_text = channels is not None and any(text(one) == mark for one in channels.closers)
@@ -414,6 +417,10 @@ class Splitter:
         text = self._controls.text
         body, part = next(one for one in channels.bodies.items() if text(one[0]) == mark)
         header, self._header = self._header, ""
+        if self._recipient:
+            # gpt-oss names the function before the channel or after it.
+            name, space, rest = header.partition(" ")
+            header, self._recipient = f"{name} {self._recipient}{space}{rest}", ""
         written = self._header_mark + header + body
         if self._call_mark and written.startswith(self._call_mark):
             self._end_message(mark)
