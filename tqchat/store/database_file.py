@@ -201,10 +201,13 @@ class DatabaseFile:
             raise translated from error
         except UnicodeDecodeError as error:  # of names in a damaged schema, which an error names
             raise DatabaseUnreadable(self.path, "it is damaged") from error
+        except MemoryError as error:  # of an absurd size in a damaged schema
+            reason = "it is damaged, or there is not enough memory to read it"
+            raise DatabaseUnreadable(self.path, reason) from error
         finally:
             if self._index_is_damaged and not self._connection.in_transaction:
                 self._index_is_damaged = False
-                with suppress(sqlite3.DatabaseError):  # the next call finds it damaged again
+                with suppress(sqlite3.DatabaseError, MemoryError):  # the next call finds it damaged again
                     repair_search_index(self._connection, always=True)
 
 

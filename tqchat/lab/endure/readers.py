@@ -275,7 +275,7 @@ def _damage_values(file: Path) -> None:
     rng = random.Random(content)
     if content is None or rng.random() < 0.5:
         return
-    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError):
+    with contextlib.suppress(sqlite3.Error, UnicodeDecodeError, MemoryError):
         connection = sqlite3.connect(file)
         try:
             connection.execute("PRAGMA ignore_check_constraints = ON")
