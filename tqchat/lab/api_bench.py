@@ -157,7 +157,8 @@ def _running(
 
 def _answers(port: int) -> bool:
     try:
-        return _call(port, "GET", "/v1/models", None, 5.0)[0] == 200
+        status, models = _call(port, "GET", "/v1/models", None, 5.0)
+        return status == 200 and bool(models["data"])
     except OSError:
         return False
 
