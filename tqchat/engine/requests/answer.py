@@ -22,6 +22,7 @@ from tqchat.engine.requests.pool import Cached, CachePool
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.engine.requests.text import PlainStream, StoppedStream
 from tqchat.engine.session import Prompt, Session
+from tqchat.engine.templates.errors import PromptStopped
 from tqchat.engine.templates.limits import stopped_by
 from tqchat.engine.templates.rendering import with_bos
 from tqchat.engine.templates.sandbox import wall_clock
@@ -74,7 +75,7 @@ def answer(
     while (cached := pool.take(make, tokens, scheme, other_bytes())) is None:
         yield None
         if ticket.stopped.is_set():
-            return
+            raise PromptStopped("The request was dropped.")
     try:
         yield from _answered(ticket, cached, prompts, tokens, stream)
     finally:

@@ -33,6 +33,9 @@ CHUNK_SECONDS = 0.3
 MAX_TRIMMED_TOKENS = 64
 """A cache that would lose more tokens than this to a request is copied for it instead."""
 
+MAX_IDLE = 64
+"""Caches kept in memory for later requests, if they fit: the work of finding one grows with their number."""
+
 _DAY_S = 86_400
 _log = logging.getLogger(__name__)
 
@@ -134,6 +137,7 @@ class CachePool:
             if cached.session.model is self._model:
                 cached.report = cached.session.memory()
                 self._idle.append(cached)
+                del self._idle[:-MAX_IDLE]
 
     def use(self, model: LoadedModel | None) -> None:
         """Keep only the caches of this model; all are saved."""
