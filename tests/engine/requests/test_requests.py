@@ -271,3 +271,11 @@ def test_a_chat_with_tools_is_answered(start: Start, llama_folder: Path) -> None
         done = reply.done()
         assert "".join(delta.text for delta in reply.all(TextDelta)) == done.text
         assert done.counts.generated
+
+
+def test_requests_that_are_answered_in_turns_get_the_answers_of_requests_alone(start: Start) -> None:
+    engine = start(requests=RequestOptions(store=False))
+    asked = [chat(*HELLO, tokens=24), chat(*STORY, tokens=24), chat(*HELLO, tokens=24, scheme="turbo3")]
+    alone = [Reply(engine, one).done().text for one in asked]
+    again = start(requests=RequestOptions(store=False))
+    assert [reply.done().text for reply in [Reply(again, one) for one in asked]] == alone
