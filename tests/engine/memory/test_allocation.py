@@ -50,7 +50,9 @@ def expected_kld(scheme: Scheme, sensitivity: Sensitivity) -> float:
     )
 
 
-@pytest.mark.parametrize("name", ["turbo4", "turbo3", "turbo4v2", "turbo0v4", "turbo8v3"])
+@pytest.mark.parametrize(
+    "name", ["turbo4", "turbo3", "turbo4v2", "turbo0v4", "turbo8v3", "turbo2", "trellis4", "trellis2"]
+)
 @pytest.mark.parametrize("windows", [0, 5])
 @pytest.mark.parametrize("seed", range(3))
 def test_an_allocation_takes_no_more_bytes_and_expects_less_error(name: str, windows: int, seed: int) -> None:
@@ -71,10 +73,26 @@ def test_a_more_sensitive_side_never_has_fewer_bits() -> None:
     assert widths == sorted(widths) and len(set(widths)) > 1
 
 
-@pytest.mark.parametrize("name", ["fp16", "affine4", "turbo2", "turbo0v2"])
+@pytest.mark.parametrize("name", ["fp16", "affine4", "turbo1", "turbo0v2"])
 def test_schemes_without_bits_to_move_stay_uniform(name: str) -> None:
     scheme = parse_scheme(name)
     assert allocate(scheme, drawn(1), shapes()) is scheme
+
+
+@pytest.mark.parametrize("family", ["turbo", "trellis"])
+def test_at_2_bits_only_sides_that_hardly_matter_get_1(family: str) -> None:
+    sensitivity = Sensitivity((1.0,) * LAYERS, (1.0,) * (LAYERS - 2) + (0.02, 0.001))
+    scheme = allocate(parse_scheme(f"{family}2"), sensitivity, shapes())
+    assert [bits for _, bits in layer_bits(scheme)][-2:] == [2, 1], "0.02 is too much for 1 bit"
+    assert sum(bits for pair in layer_bits(scheme) for bits in pair) == 2 * 2 * LAYERS
+    kinds = {spec.bits: spec.kind for pair in scheme.layers for spec in pair}
+    assert kinds == {1: "turbo", 2: family, 3: family}, "there is no trellis of 1 bit"
+
+
+def test_schemes_of_more_bits_give_every_side_2() -> None:
+    for name in ("turbo4", "turbo3", "trellis3", "turbo4v2", "turbo3v2"):
+        bits = layer_bits(allocate(parse_scheme(name), drawn(3), shapes()))
+        assert min(min(pair) for pair in bits) == 2
 
 
 def test_equal_or_unknown_sensitivities_change_nothing() -> None:

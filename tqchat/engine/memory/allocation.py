@@ -16,7 +16,11 @@ from tqchat.kv.memory import LayerReport, MemoryReport
 from tqchat.kv.scheme import TRELLIS_BITS, TURBO_BITS, FormatSpec, Scheme
 
 MIN_BITS = 2
-"""Fewest bits of an allocated side: with 1 bit, errors of different layers are no longer additive."""
+"""Fewest bits of an allocated side of schemes with more than 2 bits."""
+
+ONE_BIT_ERROR = 5.0
+"""Error that a side of 1 bit is counted with. It is 0.57 after the unbiased gain, but errors this large are
+not additive: counted as 0.57, 18 of 60 sides get 1 bit, and nothing is gained (see ``CODEC.md``)."""
 
 Role = Literal["key", "value"]
 
@@ -51,12 +55,14 @@ class _Choice:
     """The bits of one side of one layer.
 
     Attributes:
+        kind: Of the uniform format; widths that a trellis lacks are scalar codes.
         weight: Its sensitivity.
         vectors: Vectors per token of a full-attention layer.
     """
 
     role: Role
     layer: int
+    kind: str
     spec: FormatSpec
     weight: float
     vectors: float
@@ -69,13 +75,11 @@ class _Choice:
     def next_step(self) -> _Step | None:
         """What one more bit changes; ``None`` if no format has it, or it would change nothing."""
         bits = self.spec.bits + 1
-        # A trellis has fewer widths; a scalar code of more bits is as large and nearer.
-        trellis = self.spec.kind == "trellis" and bits in TRELLIS_BITS
-        more = FormatSpec("trellis" if trellis else "turbo", bits)
+        more = _format(self.kind, bits)
         if bits not in TURBO_BITS or not more.saves_memory(self.dim):
             return None
         extra = self.bytes_of(more) - self.bytes_of(self.spec)
-        gain = self.weight * (self.spec.error - more.error) / extra
+        gain = self.weight * (_error(self.spec) - _error(more)) / extra
         return _Step(more, extra, gain) if gain else None
 
 
@@ -141,6 +145,7 @@ def _distribute(choices: list[_Choice], uniform: FormatSpec) -> None:
 def _choices(scheme: Scheme, sensitivity: Sensitivity, layers: tuple[LayerReport, ...]) -> list[_Choice]:
     """The sides to allocate bits to, each with the fewest."""
     found = []
+    fewest = 1 if scheme.key == scheme.value and scheme.key.bits <= MIN_BITS else MIN_BITS
     longest = max((layer.tokens for layer in layers), default=0)
     sides: tuple[tuple[Role, tuple[float, ...]], ...] = (
         ("key", sensitivity.keys),
@@ -148,7 +153,7 @@ def _choices(scheme: Scheme, sensitivity: Sensitivity, layers: tuple[LayerReport
     )
     for role, weights in sides:
         spec = _spec(scheme, role)
-        if not spec.is_rotated or spec.bits <= MIN_BITS:
+        if not spec.is_rotated or spec.bits <= fewest:
             continue
         for layer in layers:
             dim = layer.key_dim if role == "key" else layer.value_dim
@@ -157,10 +162,18 @@ def _choices(scheme: Scheme, sensitivity: Sensitivity, layers: tuple[LayerReport
                 continue
             tokens = min(layer.tokens, layer.window or layer.tokens)
             vectors = layer.heads * tokens / longest
-            found.append(
-                _Choice(role, layer.index, replace(spec, bits=MIN_BITS), weights[layer.index], vectors, dim)
-            )
+            first = _format(spec.kind, fewest)
+            found.append(_Choice(role, layer.index, spec.kind, first, weights[layer.index], vectors, dim))
     return found
+
+
+def _format(kind: str, bits: int) -> FormatSpec:
+    """The format of a family and a width; a scalar code where a trellis of that width does not exist."""
+    return FormatSpec("trellis" if kind == "trellis" and bits in TRELLIS_BITS else "turbo", bits)
+
+
+def _error(spec: FormatSpec) -> float:
+    return ONE_BIT_ERROR if spec.bits == 1 else spec.error
 
 
 def _spec(scheme: Scheme, role: Role) -> FormatSpec:
