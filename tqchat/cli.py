@@ -21,7 +21,7 @@ from tqchat.commands.interruption import Interrupted, end_process
 from tqchat.commands.measuring import add_command
 from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
-from tqchat.commands.servers.api import add_options as add_api_options
+from tqchat.commands.servers.api_options import add_options as add_api_options
 from tqchat.errors import TqchatError
 from tqchat.text import one_line
 

@@ -13,7 +13,7 @@ from tqchat.api.options import Limits, Options
 from tqchat.api.server import ApiServer
 from tqchat.engine.commands import LoadModel, Sampling
 from tqchat.engine.events import ModelInfo, ModelReady
-from tqchat.engine.requests.queue import RequestOptions
+from tqchat.engine.requests.options import RequestOptions
 from tqchat.engine.worker import Engine
 from tqchat.paths import HOME_VARIABLE, locate
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.api.client import Client
 from tqchat import cli
-from tqchat.api.options import TOKEN_VARIABLE
+from tqchat.api.usual import TOKEN_VARIABLE
 
 PHRASE = "a phrase that nobody else writes down"
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from tqchat.api.address import CannotServe, check_port, is_loopback, listening_address
 from tqchat.api.asked import Defaults
 from tqchat.api.guard import LOOPBACK_NAMES, is_token
-
-LOOPBACK = "127.0.0.1"
-PORT = 8044
-TOKEN_VARIABLE = "TQCHAT_API_TOKEN"
+from tqchat.api.usual import LOOPBACK, PORT, TOKEN_VARIABLE
 
 
 @dataclass(frozen=True)

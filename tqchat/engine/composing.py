@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from tqchat.engine.commands import ChatMessage, Compose, Sampling, Thinking
-from tqchat.engine.events import Composed, Done, Event, Failed, PrefillProgress
+from tqchat.engine.events import Composed, Done, Event, Failed, PrefillProgress, TextDelta
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.engine.templates import render
@@ -29,8 +29,10 @@ class PreemptibleStop(threading.Event):
         return self._stop.is_set() or self._urgent()
 
 
-def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.Event) -> Iterator[Event]:
-    """Write a title or summary with a temporary cache; ends with ``Composed`` or ``Failed``.
+def compose(
+    model: LoadedModel, scheme: str, command: Compose, stop: threading.Event
+) -> Iterator[Event | None]:
+    """Write a title or summary with a temporary cache, in slices; ends with ``Composed`` or ``Failed``.
 
     If a title fails, it is empty; reasoning is left out. For a summary, prefill progress is reported.
     """
@@ -51,6 +53,8 @@ def compose(model: LoadedModel, scheme: str, command: Compose, stop: threading.E
                 return
             case Done() if event.stop_reason != "stopped":
                 text = event.text
+            case TextDelta():
+                yield None
     yield Composed(command.conversation_id, command.purpose, text)
 
 

@@ -139,6 +139,11 @@ class Session:
         return self._cache.report()
 
     @property
+    def memory_budget(self) -> int | None:
+        """Bytes that the cache may take; ``None`` if unknown."""
+        return self._memory.budget_bytes(self._cache)
+
+    @property
     def limits(self) -> Limits:
         """Memory limits of the cache; may be changed between replies."""
         return self._memory.limits
@@ -383,7 +388,14 @@ class Session:
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "", reasoning: str = "") -> Failed:
-        return Failed(conversation_id, user_message(error), text, isinstance(error, ContextFull), reasoning)
+        return Failed(
+            conversation_id,
+            user_message(error),
+            text,
+            isinstance(error, ContextFull),
+            reasoning,
+            refused=isinstance(error, TqchatError),
+        )
 
     def set_scheme(
         self,

@@ -49,7 +49,8 @@ from tqchat.engine.events import (
 from tqchat.engine.failures import DraftMismatch, NoModel, user_message
 from tqchat.engine.hub.remote.download_thread import DownloadThread, DownloadUpdate
 from tqchat.engine.logs import log_to
-from tqchat.engine.requests.queue import RequestOptions, RequestQueue
+from tqchat.engine.requests.options import RequestOptions
+from tqchat.engine.requests.queue import RequestQueue
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import parse_scheme
@@ -145,6 +146,7 @@ class Engine:
         self._queue: queue.SimpleQueue[_Task | DownloadUpdate | _WakeUp | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unfinished: list[_Task] = []
+        self._running: _Task | None = None
         self._download: DownloadThread | None = None
         self._awaiting_model: deque[_Task] = deque()
         self._closing = threading.Event()
@@ -158,6 +160,7 @@ class Engine:
             requests or RequestOptions(),
             self._drafting.lookup,
             self._conversation_bytes,
+            self._has_commands,
         )
         self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
 
@@ -180,7 +183,6 @@ class Engine:
         Args:
             receive: Called on the engine thread with each event of the reply.
         """
-        ticket = Ticket(request, receive)
         ticket = Ticket(request, receive)
         self._requests.submit(ticket)
         self._queue.put(_WAKE_UP)
@@ -220,8 +222,8 @@ class Engine:
             self._prune()
             while (item := self._next()) is not None:
                 self._handle(item)
-            self._requests.end("tqchat is closing.")
             self._save()
+            self._requests.end("tqchat is closing.")
             self._models.loaded = self._current = None
             gc.collect()
         self._finished.set()
@@ -236,7 +238,8 @@ class Engine:
             try:
                 return self._queue.get_nowait()
             except queue.Empty:
-                self._save(interrupted=lambda: not self._queue.empty())
+                self._save(interrupted=self._has_commands)
+                self._requests.save(self._has_commands)
                 if not self._requests.has_work or (self._model is None and self._download is not None):
                     return self._queue.get()
                 self._answer_requests()
@@ -244,7 +247,16 @@ class Engine:
     def _answer_requests(self) -> None:
         """Do a slice of work for other programs."""
         if self._requests.has_work and not self._closing.is_set():
-            self._requests.step(self._model)
+            try:
+                self._requests.step(self._model)
+            except Exception:
+                _log.exception("A step of another program's request failed")
+
+    def _has_commands(self) -> bool:
+        """Whether a command waits."""
+        with self._lock:
+            begun = len(self._awaiting_model) + (self._running is not None)
+            return len(self._unfinished) > begun or self._closing.is_set()
 
     def _handle(self, item: _Task | DownloadUpdate | _WakeUp) -> None:
         if self._closing.is_set() or isinstance(item, _WakeUp):
@@ -256,12 +268,14 @@ class Engine:
                 self._awaiting_model.append(item)
                 return
             else:
+                self._running = item
                 self._execute(item)
         except Exception as error:  # the thread must survive any error
             self._report_failure(item, error)
         if isinstance(item, _Task):
             with self._lock:
                 self._unfinished.remove(item)
+                self._running = None
 
     def _execute(self, task: _Task) -> None:
         match task.command:
@@ -466,6 +480,7 @@ class Engine:
                 self._emit(event)
                 if isinstance(event, Failed):
                     return
+        self._make_room_for(session)
         history, beginning = command.messages, ChatMessage("assistant", "")
         if command.continues and history and history[-1].role == "assistant":
             history, beginning = history[:-1], history[-1]
@@ -502,7 +517,7 @@ class Engine:
         if self._model is None:
             raise NoModel()
         if command.purpose == "title":
-            stop = PreemptibleStop(stop, lambda: not self._queue.empty())
+            stop = PreemptibleStop(stop, self._has_commands)
         if not self._models.has_adapter(command.adapter):
             if command.purpose == "title":
                 self._emit(Composed(command.conversation_id, "title", ""))
@@ -513,7 +528,8 @@ class Engine:
             self._requests.use(self._model)
         scheme = self._current.session.scheme if self._current is not None else "fp16"
         for event in compose(self._model, scheme, command, stop):
-            self._emit(event)
+            if event is not None:
+                self._emit(event)
             self._answer_requests()
 
     def _forget(self, conversation_id: str) -> None:
@@ -548,12 +564,19 @@ class Engine:
         if folder is not None and self._kernels is None:
             self._kernels = warm_up.KernelWatch(folder, lambda text: self._emit(Notice(None, text)))
 
+    def _make_room_for(self, session: Session) -> None:
+        """Release idle caches of requests where the conversation's could not grow to twice its size."""
+        if (budget := session.memory_budget) is not None:
+            self._requests.shrink(max(0, budget - 2 * self._conversation_bytes()))
+
     def _conversation_bytes(self) -> int:
         """Bytes of the live conversation's cache."""
         return 0 if self._current is None else self._current.session.cache.allocated_bytes
 
     def _prune(self) -> None:
         try:
+            if self._paths.requests.exists():
+                self._requests.prune()
             for entry in self._vault.prune():
                 _log.info("Deleted the least recently used cache, of %s", entry.conversation)
         except Exception:

@@ -11,9 +11,10 @@ from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import TALE, assistant, greedy, user
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
-from tqchat.engine.commands import ChatMessage, LoadModel, Send, ToolCall
+from tqchat.engine.commands import ChatMessage, Limits, LoadModel, Send, ToolCall
 from tqchat.engine.events import Done, Failed, ModelReady, PrefillProgress, RequestsUpdate, TextDelta
-from tqchat.engine.requests.queue import MAX_ACTIVE, RequestOptions
+from tqchat.engine.requests.options import RequestOptions
+from tqchat.engine.requests.queue import MAX_ACTIVE
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.engine.requests.text import StopTexts
 from tqchat.engine.worker import Engine
@@ -279,3 +280,35 @@ def test_requests_that_are_answered_in_turns_get_the_answers_of_requests_alone(s
     alone = [Reply(engine, one).done().text for one in asked]
     again = start(requests=RequestOptions(store=False))
     assert [reply.done().text for reply in [Reply(again, one) for one in asked]] == alone
+
+
+def test_a_copied_cache_may_grow_as_far_as_any_other(start: Start, heard: Listener) -> None:
+    budget = 1 << 21
+    engine = start(limits=lambda: Limits(budget=budget), requests=RequestOptions(store=False))
+    one = (*HELLO, assistant("Once there was a dog by the sea. " * 8), user("Which sea?"))
+    Reply(engine, chat(*one, tokens=2)).done()
+    budget = 1 << 30
+    longer = (*one[:2], user("Something else. " + TALE))
+    assert Reply(engine, chat(*longer, tokens=2)).done().counts.reused > 64
+
+
+def test_a_disk_that_fails_ends_neither_requests_nor_the_engine(
+    start: Start, heard: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start()
+
+    def fail(folder: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("shutil.disk_usage", fail)
+    assert Reply(engine, chat(*HELLO, tokens=2)).done().counts.generated
+    engine.submit(Send("mine", HELLO, "turbo4", greedy(2)))
+    assert heard.next(Done).conversation_id == "mine"
+
+
+def test_a_long_text_beyond_the_context_is_refused_before_it_is_read(
+    start: Start, llama_folder: Path
+) -> None:
+    engine = start(llama_folder)
+    failed = Reply(engine, chat(user("".join(f" {n:x}" for n in range(40_000))))).next(Failed)
+    assert failed.context_full and failed.refused

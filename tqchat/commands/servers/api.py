@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from tqchat import paths, settings
 from tqchat.api.asked import Defaults
-from tqchat.api.options import LOOPBACK, PORT, TOKEN_VARIABLE, Options
-from tqchat.api.server import ApiServer, check_installed
+from tqchat.api.options import Options
+from tqchat.api.server import STOP_TIMEOUT_S, ApiServer, check_installed
+from tqchat.api.usual import TOKEN_VARIABLE
 from tqchat.commands.interruption import Interrupted, Interruption, end_process
 from tqchat.commands.models.fetching import fetch_if_missing
 from tqchat.engine.commands import LoadModel, model_ref
 from tqchat.engine.events import Event, ModelFailed, ModelInfo, ModelReady, Notice
-from tqchat.engine.requests.queue import RequestOptions
+from tqchat.engine.requests.options import RequestOptions
 from tqchat.errors import TqchatError
 from tqchat.kv.scheme import scheme_setting
 
@@ -29,40 +30,6 @@ END_TIMEOUT_S = 10.0
 
 class ModelUnusable(TqchatError):
     """The model cannot be loaded."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``tqchat api`` that are its own."""
-    parser.add_argument(
-        "--host",
-        default=LOOPBACK,
-        help=f"address to listen on (default: {LOOPBACK}, reachable from this machine only)",
-    )
-    parser.add_argument("--port", type=int, default=PORT, help=f"port to listen on (default: {PORT})")
-    parser.add_argument(
-        "--token",
-        metavar="TOKEN",
-        help="requests must have this token; needed for addresses that other machines reach (default: the "
-        f"environment variable {TOKEN_VARIABLE}, which other users of this machine cannot read)",
-    )
-    parser.add_argument(
-        "--no-store", action="store_true", help="keep no caches of requests on disk, only in memory"
-    )
-    parser.add_argument(
-        "--keep-days",
-        metavar="N",
-        type=_days,
-        default=RequestOptions.keep_days,
-        help="delete saved caches of requests that were not used for so many days (default: "
-        f"{RequestOptions.keep_days:g})",
-    )
-
-
-def _days(text: str) -> float:
-    days = float(text)
-    if not 0 < days < 100_000:
-        raise ValueError
-    return days
 
 
 def main(options: argparse.Namespace) -> int:
@@ -122,7 +89,7 @@ def _serve(
             interruption.stop.wait()
     finally:
         server.stop()
-        engine.shutdown(END_TIMEOUT_S)
+        engine.shutdown(END_TIMEOUT_S - STOP_TIMEOUT_S - 1)
 
 
 class _Loading:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tqchat.engine.commands import ToolCall
-from tqchat.engine.events import Done, Event, Notice, TextDelta, ToolCalled
+from tqchat.engine.events import Done, Event, TextDelta, ToolCalled
 from tqchat.engine.failures import ContextFull
 from tqchat.engine.memory import auto_scheme
 from tqchat.engine.models import LoadedModel
@@ -29,6 +29,8 @@ from tqchat.engine.templates.sandbox import wall_clock
 from tqchat.engine.tools import reply_stream, tool_calls
 
 _DAY_S = 86_400
+MAX_TOKEN_CHARACTERS = 128
+"""A text longer than this times the context limit is not even split into tokens."""
 
 Slices = Generator[Event | None, None, None]
 """Slices of work: the event that one led to, or ``None``."""
@@ -56,10 +58,14 @@ def answer(
     request = ticket.request
     prompts = Prompts(model, began=_today())
     prompts.thinking = request.thinking
+    limit = model.context_limit
+    characters = len(request.prompt or "") + sum(len(one.content) for one in request.messages)
+    if limit is not None and characters > limit * MAX_TOKEN_CHARACTERS:
+        raise ContextFull(characters // MAX_TOKEN_CHARACTERS, limit)
     with stopped_by(ticket.stopped.is_set):
         tokens, stream = _rendered(request, model, prompts)
-    if model.context_limit is not None and len(tokens) >= model.context_limit:
-        raise ContextFull(len(tokens), model.context_limit)
+    if limit is not None and len(tokens) >= limit:
+        raise ContextFull(len(tokens), limit)
     yield None
     scheme = auto_scheme.resolve_scheme(
         request.scheme or default_scheme,
@@ -73,9 +79,11 @@ def answer(
         return Session(model, name, began=prompts.began, lookup=lookup)
 
     while (cached := pool.take(make, tokens, scheme, other_bytes())) is None:
-        yield None
-        if ticket.stopped.is_set():
-            raise PromptStopped("The request was dropped.")
+        returned = pool.returned
+        while pool.returned == returned:
+            yield None
+            if ticket.stopped.is_set():
+                raise PromptStopped("The request was dropped.")
     try:
         yield from _answered(ticket, cached, prompts, tokens, stream)
     finally:
@@ -94,8 +102,7 @@ def _answered(
     calls = _Calls(session.model.tokenizer, request.tools)
     with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
         for event in events:
-            if not isinstance(event, Notice):
-                yield from calls.taken_from(event)
+            yield from calls.taken_from(event)
 
 
 class _Calls:

@@ -7,10 +7,8 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 import logging
-import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from tqchat.engine import backend
@@ -36,7 +34,6 @@ MAX_TRIMMED_TOKENS = 64
 MAX_IDLE = 64
 """Caches kept in memory for later requests, if they fit: the work of finding one grows with their number."""
 
-_DAY_S = 86_400
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +52,11 @@ class Cached:
     needed: int = 0
     report: MemoryReport | None = None
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of its arrays."""
+        return self.session.cache.allocated_bytes if self.report is None else self.report.allocated_bytes
+
     def measured(self) -> MemoryReport:
         """What the cache takes now. Of idle ones, of which there may be many, that is counted once."""
         return self.report or self.session.memory()
@@ -66,21 +68,25 @@ class CachePool:
     Args:
         vault: Where they are saved; ``None`` to keep them in memory only.
         limits: Called for the memory limits of all of them together.
-        keep_days: Saved caches that were not used for so long are deleted.
-        writes: Whether caches are saved, not only restored.
+        may_write: Whether this process saves caches, instead of only restoring them.
+        interrupted: Whether something else waits for the engine; saves are then put off.
     """
 
     def __init__(
-        self, vault: Vault | None, limits: Callable[[], Limits], keep_days: float, writes: bool
+        self,
+        vault: Vault | None,
+        limits: Callable[[], Limits],
+        may_write: Callable[[], bool],
+        interrupted: Callable[[], bool],
     ) -> None:
-        self._writes = writes
         self._vault = vault
         self._index = None if vault is None else PrefixIndex(vault)
-        self._limits = limits
-        self._keep_seconds = keep_days * _DAY_S
+        self._limits, self._may_write, self._interrupted = limits, may_write, interrupted
         self._idle: list[Cached] = []  # least recently used first
         self._busy: list[Cached] = []
         self._model: LoadedModel | None = None
+        self.returned = 0
+        """How many caches were given back: what did not fit may fit when that has changed."""
 
     @property
     def caches(self) -> list[Cached]:
@@ -89,7 +95,7 @@ class CachePool:
 
     def bytes(self) -> int:
         """Bytes of the caches in memory."""
-        return sum(one.session.cache.allocated_bytes for one in self.caches)
+        return sum(one.bytes for one in self.caches)
 
     def take(
         self, make: Callable[[str], Session], tokens: Sequence[int], scheme: str, other_bytes: int
@@ -105,56 +111,76 @@ class CachePool:
         """
         scheme = parse_scheme(scheme).name
         empty = make(scheme)
+        budget = self._budget(empty.model, other_bytes)
+        free = None if budget is None else max(0, budget - other_bytes)
         found, keep = self._longest_idle(tokens, scheme)
         stored, restorable = self._longest_saved(empty.model, tokens, scheme)
-        if restorable > keep + MIN_RECALL_TOKENS:
-            taken = Cached(stored, empty)
-            copied = None
-        elif found is not None:
-            copied = found if len(found.session.tokens) - keep > MAX_TRIMMED_TOKENS else None
-            taken = found if copied is None else Cached(found.id, empty)
-        else:
-            taken, copied = Cached(uuid.uuid4().hex, empty), None
-        budget = self._budget(empty.model, other_bytes)
-        if budget is not None and not self._make_room(taken, tokens, budget - other_bytes, copied):
+        restores = restorable > keep + MIN_RECALL_TOKENS
+        taken = Cached(stored if restores else uuid.uuid4().hex, empty)
+        copied: Cached | None = None
+        if found is not None and not restores:
+            lost = len(found.session.tokens) - keep
+            saved = self._index is not None and not found.session.changed
+            worth = MAX_TRIMMED_TOKENS if not saved else max(MAX_TRIMMED_TOKENS, lost_share(found))
+            if lost > worth and self._fits(found.bytes, free):
+                copied, taken.id = found, found.id
+            else:
+                taken = found
+        needed = MemoryBudget(Limits()).predicted_bytes(empty.cache, scheme, len(tokens))
+        taken.needed = max(needed, taken.bytes, 0 if copied is None else copied.bytes)
+        if free is not None and not self._make_room(taken, free, copied):
             return None
         if copied is not None:
             taken.session = copied.session.fork()
-        elif taken.session is empty and restorable > keep + MIN_RECALL_TOKENS:
+        elif restores:
             self._restore(taken, tokens, scheme)
         if taken in self._idle:
             self._idle.remove(taken)
         taken.report = None
         self._busy.append(taken)
+        self._share(free)
         taken.session.cache.chunk_seconds = CHUNK_SECONDS
         return taken
 
     def give_back(self, cached: Cached) -> None:
-        """A request no longer uses its cache; it is saved."""
+        """A request no longer uses its cache; it is saved, at once if nothing else waits."""
         self._busy.remove(cached)
-        if cached.session.tokens:
-            self._save(cached)
-            if cached.session.model is self._model:
-                cached.report = cached.session.memory()
-                self._idle.append(cached)
-                del self._idle[:-MAX_IDLE]
-
-    def use(self, model: LoadedModel | None) -> None:
-        """Keep only the caches of this model; all are saved."""
-        self._model = model
-        self._idle = [one for one in self._idle if one.session.model is model]
-
-    def prune(self) -> None:
-        """Delete saved caches that are too old, or over the disk budget."""
-        if self._vault is None or not self._writes:
+        self.returned += 1
+        if not cached.session.tokens:
             return
-        self._vault.remove_leftovers()
-        oldest = time.time() - self._keep_seconds
-        for entry in self._vault.entries():
-            if entry.used_at < oldest:
-                with suppress(TqchatError):
-                    self._vault.remove(entry.conversation)
-        self._vault.prune()
+        self._save(cached, self._interrupted)
+        if cached.session.model is self._model:
+            cached.report = cached.session.memory()
+            self._idle.append(cached)
+            for one in self._idle[:-MAX_IDLE]:
+                self._release(one)
+
+    def save(self, interrupted: Callable[[], bool]) -> None:
+        """Save idle caches that were not saved when they were given back."""
+        for one in self._idle:
+            if one.session.changed and not interrupted():
+                self._save(one, interrupted)
+
+    def shrink(self, free: int) -> None:
+        """Release idle caches until the pool takes at most ``free`` bytes, or only what requests use."""
+        for one in list(self._idle):
+            if self.bytes() <= free:
+                break
+            self._release(one)
+
+    def use(self, model: LoadedModel | None) -> bool:
+        """Keep only the caches of this model. Returns whether some were released."""
+        if model is self._model:
+            return False
+        self._model = model
+        others = [one for one in self._idle if one.session.model is not model]
+        for one in others:
+            self._release(one)
+        return bool(others)
+
+    def _release(self, cached: Cached) -> None:
+        self._save(cached)
+        self._idle.remove(cached)
 
     def _longest_idle(self, tokens: Sequence[int], scheme: str) -> tuple[Cached | None, int]:
         best, most = None, MIN_RECALL_TOKENS - 1
@@ -179,11 +205,11 @@ class CachePool:
         if isinstance(found, Restored) and (reason := cached.session.cache.replace_with(found)) is not None:
             _log.info("%s", reason)
 
-    def _save(self, cached: Cached) -> None:
-        if self._vault is None or not self._writes or not cached.session.changed:
+    def _save(self, cached: Cached, interrupted: Callable[[], bool] = lambda: False) -> None:
+        if self._vault is None or not cached.session.changed or not self._may_write():
             return
         try:
-            cached.session.save(self._vault, cached.id)
+            cached.session.save(self._vault, cached.id, interrupted)
         except TqchatError as error:
             cached.session.changed = False
             _log.warning("%s", error)
@@ -197,26 +223,38 @@ class CachePool:
             return share
         return min(share, int(backend.available_memory() * SHARE_OF_AVAILABLE) + self.bytes() + other_bytes)
 
-    def _make_room(self, taken: Cached, tokens: Sequence[int], budget: int, keep: Cached | None) -> bool:
+    @staticmethod
+    def _fits(size: int, free: int | None) -> bool:
+        return free is None or 2 * size <= free
+
+    def _make_room(self, taken: Cached, free: int, keep: Cached | None) -> bool:
         """Release idle caches until a request's prompt fits. ``False`` if it has to wait for another one's.
 
         Without other requests there is nothing to wait for: the session refuses what does not fit.
         """
-        session = taken.session
-        taken.needed = max(
-            MemoryBudget(Limits()).predicted_bytes(session.cache, session.scheme, len(tokens)),
-            session.cache.allocated_bytes,
-        )
-        busy = sum(max(one.needed, one.session.cache.allocated_bytes) for one in self._busy)
-        for one in [one for one in self._idle if one is not taken and one is not keep]:
-            if busy + taken.needed + self._idle_bytes(taken) <= budget:
-                break
-            self._idle.remove(one)
-        if busy and busy + taken.needed > budget:
+        busy = self._busy_bytes()
+        if busy and busy + taken.needed > free:
             return False
-        free = max(0, budget - busy)
-        session.limits = replace(self._limits(), budget=free)
+        for one in [one for one in self._idle if one is not taken and one is not keep]:
+            if busy + taken.needed + sum(other.bytes for other in self._idle if other is not taken) <= free:
+                break
+            self._release(one)
         return True
 
-    def _idle_bytes(self, taken: Cached) -> int:
-        return sum(one.session.cache.allocated_bytes for one in self._idle if one is not taken)
+    def _busy_bytes(self) -> int:
+        return sum(max(one.needed, one.bytes) for one in self._busy)
+
+    def _share(self, free: int | None) -> None:
+        """Give each request what the others leave of the memory."""
+        busy = self._busy_bytes()
+        for one in self._busy:
+            limits = self._limits()
+            if free is not None:
+                others = busy - max(one.needed, one.bytes)
+                limits = replace(limits, budget=max(0, free - others))
+            one.session.limits = limits
+
+
+def lost_share(cached: Cached) -> int:
+    """Tokens of a saved cache that are rather read again than copied."""
+    return len(cached.session.tokens) // 4

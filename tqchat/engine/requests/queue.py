@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tqchat.engine.commands import Limits
 from tqchat.engine.events import Event, Failed, RequestsUpdate
 from tqchat.engine.failures import ContextFull, NoModel, user_message
+from tqchat.engine.requests.options import RequestOptions
 from tqchat.engine.requests.request import Ticket
 from tqchat.errors import TqchatError
 from tqchat.store.errors import StoreError
@@ -25,22 +28,10 @@ if TYPE_CHECKING:
 MAX_ACTIVE = 8
 """Requests answered at a time; others wait for one to end, first come first served."""
 
+PRUNE_INTERVAL_S = 3600.0
+
+_DAY_S = 86_400
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """How requests of other programs are answered.
-
-    Attributes:
-        scheme: The scheme of a request that names none; may be ``auto``.
-        store: Whether their caches are saved.
-        keep_days: Saved caches that were not used for so long are deleted.
-    """
-
-    scheme: str = "auto"
-    store: bool = True
-    keep_days: float = 7.0
 
 
 @dataclass(eq=False)
@@ -59,6 +50,7 @@ class RequestQueue:
         limits: Called for the memory limits of all caches of requests together.
         lookup: Whether tokens are proposed from the prompt.
         other_bytes: Bytes of caches outside that share the memory budget.
+        interrupted: Whether something else waits for the engine; saves are then put off.
     """
 
     def __init__(
@@ -69,9 +61,11 @@ class RequestQueue:
         options: RequestOptions,
         lookup: bool,
         other_bytes: Callable[[], int],
+        interrupted: Callable[[], bool],
     ) -> None:
         self._emit, self._vault, self._limits, self._options = emit, vault, limits, options
-        self._lookup, self._other_bytes = lookup, other_bytes
+        self._lookup, self._other_bytes, self._interrupted = lookup, other_bytes, interrupted
+        self._pruned_at = float("-inf")
         self._waiting: deque[Ticket] = deque()
         self._active: deque[_Active] = deque()
         self._pool: CachePool | None = None
@@ -108,8 +102,8 @@ class RequestQueue:
 
     def use(self, model: LoadedModel | None) -> None:
         """Release the caches of another model, or of the same one with another adapter."""
-        if self._pool is not None:
-            self._pool.use(model)
+        if self._pool is not None and self._pool.use(model):
+            self._report()
 
     def end(self, reason: str) -> None:
         """Fail all requests, and release their caches, which are saved."""
@@ -120,15 +114,44 @@ class RequestQueue:
         while self._waiting:
             ticket = self._waiting.popleft()
             _tell(ticket, Failed(ticket.id, reason))
+        self.save(lambda: False)
         self._pool = None
         if self._lease is not None:
             self._lease.release()
             self._lease = None
 
-    def prune(self) -> None:
-        """Keep the saved caches of requests within what conversations leave of the disk budget."""
+    def save(self, interrupted: Callable[[], bool]) -> None:
+        """Save what could not be saved when its request was answered."""
         if self._pool is not None:
-            self._pool.prune()
+            self._pool.save(interrupted)
+
+    def shrink(self, free: int) -> None:
+        """Release idle caches until the pool takes at most ``free`` bytes, or only what requests use."""
+        if self._pool is not None:
+            self._pool.shrink(free)
+
+    def prune(self) -> None:
+        """Delete saved caches that are too old, or more than conversations leave of the disk budget.
+
+        Only if no other process saves such caches.
+        """
+        lease = self._lease or self._acquire()
+        self._pruned_at = time.monotonic()
+        if lease is None:
+            return
+        try:
+            self._vault.remove_leftovers()
+            oldest = time.time() - self._options.keep_days * _DAY_S
+            for entry in self._vault.entries():
+                if entry.used_at < oldest:
+                    with suppress(TqchatError):
+                        self._vault.remove(entry.conversation)
+            self._vault.prune()
+        except Exception:
+            _log.exception("Pruning the caches of requests failed")
+        finally:
+            if lease is not self._lease:
+                lease.release()
 
     def _begin(self, model: LoadedModel | None) -> None:
         """Start waiting requests, as long as few are being answered."""
@@ -139,7 +162,10 @@ class RequestQueue:
             elif model is None:
                 _tell(ticket, Failed(ticket.id, str(NoModel())))
             else:
-                self._active.append(_Active(ticket, model, self._slices(ticket, model)))
+                try:
+                    self._active.append(_Active(ticket, model, self._slices(ticket, model)))
+                except Exception as error:
+                    _tell(ticket, Failed(ticket.id, user_message(error)))
 
     def _slices(self, ticket: Ticket, model: LoadedModel) -> Slices:
         from tqchat.engine.requests.answer import answer
@@ -147,9 +173,10 @@ class RequestQueue:
 
         if self._pool is None:
             vault = self._vault if self._options.store else None
-            self._pool = CachePool(vault, self._limits, self._options.keep_days, self._may_write())
+            self._pool = CachePool(vault, self._limits, self._may_write, self._interrupted)
             self._pool.use(model)
-            self._pool.prune()
+        if time.monotonic() - self._pruned_at > PRUNE_INTERVAL_S:
+            self.prune()
         return answer(
             ticket,
             model,
@@ -161,13 +188,16 @@ class RequestQueue:
 
     def _may_write(self) -> bool:
         """Whether this process is the one that saves caches of requests; others only restore them."""
-        if not self._options.store:
-            return False
+        if self._options.store and self._lease is None:
+            self._lease = self._acquire()
+        return self._lease is not None
+
+    def _acquire(self) -> Lease | None:
         try:
-            self._lease = Leases(self._vault.folder).acquire("requests")
+            return Leases(self._vault.folder).acquire("requests")
         except StoreError as error:
             _log.info("Caches of requests are not saved: %s", error)
-        return self._lease is not None
+            return None
 
     def _advance(self, one: _Active, model: LoadedModel | None) -> bool:
         """One slice of a request. Returns whether it goes on."""

@@ -166,10 +166,12 @@ class TemplateWriter:
         ]
         called = all(calls[n] for n in matters)
         called = called and (tools is None or all(map(present.of, tools.names)))
+        complete = called and all(passed[n] and present.of(messages[n].content) for n in matters)
         return _Attempt(
             text,
-            complete=called and all(passed[n] and present.of(messages[n].content) for n in matters),
-            changed=called and all(passed[n] and present.of_most(messages[n].content) for n in matters),
+            complete=complete,
+            changed=complete
+            or (called and all(passed[n] and present.of_most(messages[n].content) for n in matters)),
             whole=all(calls[n] and passed[n] for n in results),
             missing=sum(
                 not (passed[n] and present.of(_answer(one, opened))) for n, one in enumerate(messages)

@@ -8,6 +8,7 @@ import struct
 import uuid
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tqchat.errors import TqchatError
@@ -27,7 +28,10 @@ MAX_BRANCHES = 4
 
 def branch_manifests(folder: Path) -> list[Path]:
     """The manifest files of other branches, most recently used first."""
-    found = [(path.stat().st_mtime, path) for path in folder.glob(f"{BRANCH_PREFIX}*.json")]
+    found = []
+    for path in folder.glob(f"{BRANCH_PREFIX}*.json"):
+        with suppress(FileNotFoundError):  # removed meanwhile
+            found.append((path.stat().st_mtime, path))
     return [path for _, path in sorted(found, reverse=True)]
 
 

@@ -100,12 +100,16 @@ def with_manifest(entry: CacheEntry) -> CacheEntry:
     return replace(entry, tokens=manifest.tokens, scheme=manifest.scheme, model=manifest.model)
 
 
-def budget_bytes(folder: Path, budget: float | None = None) -> int:
+def budget_bytes(folder: Path, budget: float | None = None, others: int = 0) -> int:
     """The cache budget in bytes: ``budget`` GB; by default 20 GB, at most a quarter of the disk space that
-    would be free without caches."""
+    would be free without caches.
+
+    Args:
+        others: Bytes of caches in another folder.
+    """
     if budget is not None:
         return int(budget * GB)
-    used = sum(entry.bytes for entry in entries(folder))
+    used = others + sum(entry.bytes for entry in entries(folder))
     return min(DEFAULT_BUDGET_BYTES, (_usage(folder)[1] + used) // 4)
 
 

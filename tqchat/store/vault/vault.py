@@ -280,7 +280,8 @@ class Vault:
     def budget_bytes(self) -> int:
         """The disk budget for all caches, in bytes; of a lesser vault, what the other one leaves of it."""
         if self._greater is None:
-            return budget.budget_bytes(self.folder, self.budget)
+            others = [] if self.lesser is None else self.lesser.entries()
+            return budget.budget_bytes(self.folder, self.budget, sum(entry.bytes for entry in others))
         used = sum(entry.bytes for entry in self._greater.entries())
         return max(0, self._greater.budget_bytes() - used)
 
@@ -311,9 +312,10 @@ class Vault:
     def prune(self, keep: Sequence[str] = (), need: int = 0) -> list[budget.CacheEntry]:
         """Delete tokens of earlier schemes, then the prune candidates; returns the caches deleted.
 
-        Caches of a lesser vault are deleted before them where the disk is almost full.
+        Caches of a lesser vault are deleted before them.
         """
         if self.lesser is not None:
+            self.lesser.prune()
             surplus = budget.excess_bytes(self.lesser.folder, _NO_BUDGET_BYTES, need)
             for entry in budget.least_recently_used(self.lesser.entries(), surplus):
                 with suppress(VaultError):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tqchat.api.asked import Defaults
-from tqchat.api.desk import Visitor
-from tqchat.api.options import PORT, Options
-from tqchat.api.server import ApiServer
+from tqchat.api.usual import PORT, TOKEN_VARIABLE
 from tqchat.kv.scheme import scheme_setting
 from tqchat.ui.actions.registry import Refused
 from tqchat.ui.parts.parts import Parts
+
+if TYPE_CHECKING:
+    from tqchat.api.desk import Visitor
+    from tqchat.api.server import ApiServer
 
 ON, OFF = "on", "off"
 
@@ -40,11 +43,16 @@ async def switch(parts: Parts, argument: str) -> None:
 
 def server(parts: Parts, port: int = PORT) -> ApiServer:
     """A server that asks the app's engine, on this machine only."""
-    return ApiServer(
-        parts.engine.ask,
-        lambda: parts.chat.models.current,
-        Options(lambda: Defaults.of(parts.settings, scheme_setting(parts.settings.scheme)), port=port),
+    from tqchat.api.asked import Defaults
+    from tqchat.api.options import Options
+    from tqchat.api.server import ApiServer
+
+    options = Options(
+        lambda: Defaults.of(parts.settings, scheme_setting(parts.settings.scheme)),
+        port=port,
+        token=os.environ.get(TOKEN_VARIABLE) or None,
     )
+    return ApiServer(parts.engine.ask, lambda: parts.chat.models.current, options)
 
 
 def choices(parts: Parts) -> Sequence[tuple[str, str]]:

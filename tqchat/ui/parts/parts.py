@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from textual.app import App
 from textual.screen import Screen
 
-from tqchat.api.server import ApiServer
 from tqchat.errors import TqchatError
 from tqchat.paths import Paths
 from tqchat.settings import Settings
@@ -29,6 +28,9 @@ from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.attached import AttachedFiles
 from tqchat.ui.widgets.prompt.prompt import Prompt
+
+if TYPE_CHECKING:
+    from tqchat.api.server import ApiServer
 
 T = TypeVar("T")
 

@@ -1,0 +1,7 @@
+"""Where the server usually listens."""
+
+from __future__ import annotations
+
+LOOPBACK = "127.0.0.1"
+PORT = 8044
+TOKEN_VARIABLE = "TQCHAT_API_TOKEN"
