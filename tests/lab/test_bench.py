@@ -18,6 +18,7 @@ from tqchat.lab.results import BadResults
 
 KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
 KEYS += ["peak_bytes", "read_bytes", "read_bytes_s", "ratio_fresh", "memory_ratio", "ratio_plain"]
+KEYS += ["total_s", "most_reread"]
 QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
 
 
