@@ -84,10 +84,16 @@ def answer(
             yield None
             if ticket.stopped.is_set():
                 raise PromptStopped("The request was dropped.")
+    last: Event | None = None
     try:
-        yield from _answered(ticket, cached, prompts, tokens, stream)
+        for event in _answered(ticket, cached, prompts, tokens, stream):
+            if isinstance(event, Done):
+                last = event  # told once the cache is saved, so that a kill behind it costs nothing
+            else:
+                yield event
     finally:
         pool.give_back(cached)
+    yield last
 
 
 def _answered(
