@@ -28,8 +28,9 @@ from tqchat.store.vault.index import PrefixIndex
 CHUNK_SECONDS = 0.3
 """About how long one slice of reading takes, for which other requests wait."""
 
-MAX_TRIMMED_TOKENS = 64
-"""A cache that would lose more tokens than this to a request is copied for it instead."""
+MAX_TRIMMED_TOKENS, MAX_TRIMMED_SHARE = 64, 0.25
+"""A cache that would lose more tokens than this to a request is copied for it instead; one that is saved,
+only if that is a larger share of it as well."""
 
 MAX_IDLE = 64
 """Caches kept in memory for later requests, if they fit: the work of finding one grows with their number."""
@@ -121,8 +122,9 @@ class CachePool:
         if found is not None and not restores:
             lost = len(found.session.tokens) - keep
             saved = self._index is not None and not found.session.changed
-            worth = MAX_TRIMMED_TOKENS if not saved else max(MAX_TRIMMED_TOKENS, lost_share(found))
-            if lost > worth and self._fits(found.bytes, free):
+            share = MAX_TRIMMED_SHARE if saved else 0.0
+            limit = max(MAX_TRIMMED_TOKENS, share * len(found.session.tokens))
+            if lost > limit and self._fits(found.bytes, free):
                 copied, taken.id = found, found.id
             else:
                 taken = found
@@ -253,8 +255,3 @@ class CachePool:
                 others = busy - max(one.needed, one.bytes)
                 limits = replace(limits, budget=max(0, free - others))
             one.session.limits = limits
-
-
-def lost_share(cached: Cached) -> int:
-    """Tokens of a saved cache that are rather read again than copied."""
-    return len(cached.session.tokens) // 4

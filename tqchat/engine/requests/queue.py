@@ -81,11 +81,6 @@ class RequestQueue:
         """Whether a request waits or is being answered."""
         return bool(self._waiting or self._active)
 
-    @property
-    def bytes(self) -> int:
-        """Bytes of the requests' caches in memory."""
-        return 0 if self._pool is None else self._pool.bytes()
-
     def step(self, model: LoadedModel | None) -> None:
         """Do one slice of work for the request whose turn it is.
 

@@ -91,7 +91,7 @@ def best_match(
 
 def restorable_tokens(folder: Path, manifest: Manifest, target: Sequence[int]) -> int:
     """How many leading tokens of ``target`` a cache can be continued from."""
-    return manifest.restorable_tokens(_shared(read_tokens(folder, manifest), target))
+    return manifest.restorable_tokens(shared_tokens(read_tokens(folder, manifest), target))
 
 
 def _is_sibling(folder: Path, old: Manifest, new: Manifest, tokens: Sequence[int]) -> bool:
@@ -107,14 +107,22 @@ def _is_sibling(folder: Path, old: Manifest, new: Manifest, tokens: Sequence[int
         return False
     # Not a branch if ``new`` has the same tokens in other segments, or if ``old`` is damaged.
     theirs = read_tokens(folder, old)
-    return _shared(theirs, tokens) < covered_tokens(old.pieces) <= len(theirs)
+    return shared_tokens(theirs, tokens) < covered_tokens(old.pieces) <= len(theirs)
 
 
-def _shared(tokens: Sequence[int], target: Sequence[int]) -> int:
-    for index, (mine, theirs) in enumerate(zip(tokens, target, strict=False)):
-        if mine != theirs:
-            return index
-    return min(len(tokens), len(target))
+def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    a, b = array("I", one), array("I", other)
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:  # the first ``low`` agree, the first ``high`` do not
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def read_tokens(folder: Path, manifest: Manifest) -> list[int]:

@@ -43,7 +43,7 @@ class PrefixIndex:
                 manifest = one.manifest
                 if manifest is None or manifest.mismatch(entry.conversation, fingerprint, scheme) is not None:
                     continue
-                count = manifest.restorable_tokens(shared_tokens(one.tokens, wanted))
+                count = manifest.restorable_tokens(branches.shared_tokens(one.tokens, wanted))
                 if count > most:
                     best, most = entry.conversation, count
         self._known = known
@@ -63,17 +63,3 @@ class PrefixIndex:
         except (TqchatError, OSError):
             return _Known(version, None, array("I"))
         return _Known(version, manifest, array("I", branches.read_tokens(path.parent, manifest)))
-
-
-def shared_tokens(a: array[int], b: array[int]) -> int:
-    """How many leading tokens two arrays share."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while high - low > 1:  # the first ``low`` agree, the first ``high`` do not
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low
