@@ -22,14 +22,19 @@ def convert(
     model: LoadedModel,
     schemes: Sequence[str],
     contexts: Sequence[int],
-    text: Sequence[int],
+    text: Sequence[int] | None,
     rounds: int,
     tell: Callable[[str], None],
 ) -> Iterator[BenchRow]:
-    """One row for each change: the first packs all tokens, the others take them back as they were."""
+    """One row for each change: the first packs all tokens, the others take them back as they were.
+
+    Args:
+        text: Tokens to read first; without them the history is random.
+    """
     for context in contexts:
         tell(f"reading {context:,} tokens")
-        base = kv_caches.prefilled(model, text[:context])
+        tokens = [1] * context if text is None else list(text[:context])
+        base = kv_caches.filled(model, text, context)
         for scheme in schemes:
             if scheme == FP16.name:
                 continue
@@ -38,7 +43,7 @@ def convert(
             times: dict[str, list[float]] = {}
             for _ in range(rounds):
                 held = PromptCache(model, FP16.name)
-                held.cache, held.tokens = list(base), list(text[:context])
+                held.cache, held.tokens = list(base), list(tokens)
                 kv.forget_queries(held.cache)  # of the round before
                 for target, how in steps:
                     change = f"{held.scheme} to {target}{how}"

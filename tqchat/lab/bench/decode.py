@@ -55,10 +55,7 @@ def decode(
     """
     for context in contexts:
         tell(f"reading {context:,} tokens")
-        if text is None:
-            base = kv_caches.random_filled(model, context)
-        else:
-            base = kv_caches.prefilled(model, text[:context])
+        base = kv_caches.filled(model, text, context)
         for group in _memory_groups(candidates, base):
             yield from _decode_group(model, group, base, context, rounds, tell, leave_out)
 

@@ -79,6 +79,11 @@ def prefilled(model: LoadedModel, tokens: Sequence[int]) -> list[Any]:
     return held.cache
 
 
+def filled(model: LoadedModel, text: Sequence[int] | None, count: int) -> list[Any]:
+    """Our 16-bit caches of ``count`` tokens: read from ``text``, or random without one."""
+    return random_filled(model, count) if text is None else prefilled(model, text[:count])
+
+
 def random_filled(model: LoadedModel, count: int) -> list[Any]:
     """Our 16-bit caches with ``count`` random tokens, for models with random weights.
 

@@ -52,9 +52,9 @@ def rows(
         match kind:
             case "decode" | "prefill" if model is not None:
                 measure = decode.decode if kind == "decode" else decode.prefill
-                text = None if model.tokenizer is None else _text(model, max(plan.contexts))
+                text = _text(model, max(plan.contexts))
                 yield from measure(model, plan.candidates, plan.contexts, text, plan.rounds, tell, leave_out)
-            case "turn" if model is not None and model.tokenizer is not None:
+            case "turn" if model is not None:
                 text = _text(model, max(plan.contexts) + turn.TURN_TOKENS)
                 yield from turn.turn(
                     model, plan.candidates, plan.contexts, text, plan.rounds, tell, leave_out
@@ -66,7 +66,7 @@ def rows(
                 yield from encode.encode(layer, plan.candidates, plan.rounds, tell)
             case "restore" if model is not None and model.tokenizer is not None:
                 yield from _restore(model, plan, tell)
-            case "convert" if model is not None and model.tokenizer is not None:
+            case "convert" if model is not None:
                 text = _text(model, max(plan.contexts))
                 yield from convert_bench.convert(
                     model, _own_schemes(plan), plan.contexts, text, plan.rounds, tell
@@ -83,7 +83,9 @@ def rows(
                     )
             case "events" if model is not None and model.tokenizer is not None:
                 context = plan.contexts[0]
-                yield from events.events(model, plan.candidates, context, _text(model, context), plan.rounds)
+                yield from events.events(
+                    model, plan.candidates, context, _tokens(model, context), plan.rounds
+                )
             case "ui":
                 tell("the screen")
                 for row in ui_bench.measure():
@@ -120,7 +122,12 @@ def layer_of(model: LoadedModel | None) -> Layer:
     return Layer(heads, kv_heads, config.get("head_dim") or config["hidden_size"] // heads)
 
 
-def _text(model: LoadedModel, count: int) -> list[int]:
+def _text(model: LoadedModel, count: int) -> list[int] | None:
+    """Tokens to fill caches with; ``None`` for models without a tokenizer, which have random weights."""
+    return None if model.tokenizer is None else _tokens(model, count)
+
+
+def _tokens(model: LoadedModel, count: int) -> list[int]:
     """``count`` tokens of the built-in text, repeated as needed: the time does not depend on the tokens."""
     ids = reading.encode(model, _built_in_text())
     return (ids * (count // len(ids) + 1))[:count]

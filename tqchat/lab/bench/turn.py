@@ -27,7 +27,7 @@ def turn(
     model: LoadedModel,
     candidates: Sequence[Candidate],
     contexts: Sequence[int],
-    text: Sequence[int],
+    text: Sequence[int] | None,
     rounds: int,
     tell: Callable[[str], None],
     leave_out: LeaveOut,
@@ -37,19 +37,20 @@ def turn(
     Of mlx-lm's caches only the 16-bit one takes part. The message is trimmed again after each round.
 
     Args:
-        text: At least ``TURN_TOKENS`` more tokens than the longest context.
+        text: At least ``TURN_TOKENS`` more tokens than the longest context. Without it the history is random.
     """
     chosen = [one for one in candidates if one.mlx_bits is None]
     for context in contexts:
         tell(f"reading {context:,} tokens")
-        base = kv_caches.prefilled(model, text[:context])
+        tokens = [1] * (context + TURN_TOKENS) if text is None else text
+        base = kv_caches.filled(model, text, context)
         held: dict[str, PromptCache] = {}
         for candidate in chosen:
             one = held[candidate.name] = PromptCache(model, candidate.scheme.name)
             one.cache = kv_caches.make_cache(candidate, base, model)
-            one.tokens = list(text[:context])
+            one.tokens = list(tokens[:context])
         del base
-        message = text[context : context + TURN_TOKENS]
+        message = tokens[context : context + TURN_TOKENS]
         peaks = dict.fromkeys(held, 0)
         runs = {one.name: partial(_time_turn, one, held[one.name], message, peaks) for one in chosen}
         note = partial(_tell, tell, context)
