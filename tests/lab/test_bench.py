@@ -123,6 +123,24 @@ def test_device_time_starts_when_the_busy_work_ends(monkeypatch: pytest.MonkeyPa
     assert next(device.seconds, None) is None
 
 
+def test_messages_and_scheme_changes_are_timed_on_random_weights(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    assert main([*QUICK, "--what", "turn,convert", "--json", str(out)]) == 0
+    rows = json.loads(out.read_text("utf-8"))["rows"]
+    assert [row["scheme"] for row in rows if row["what"] == "turn"] == ["mlx16", "fp16", "turbo4"]
+    changes = ["fp16 to turbo4", "turbo4 to fp16", "fp16 to turbo4, again"]
+    assert [row["scheme"] for row in rows if row["what"] == "convert"] == changes
+
+
+def test_caches_longer_than_a_chunk_of_their_filling_can_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_caches, "FILL_CHUNK_TOKENS", 150)
+    layer = attention.Layer(query_heads=4, kv_heads=2, head_dim=64)
+    for candidate in kv_caches.candidates("turbo4"):
+        cache = attention._layer_cache(candidate, layer, 500)
+        queries = mx.random.normal((1, 4, 1, 64))
+        assert cache.offset == 500 and mx.isfinite(attention._chain(cache, queries, 2)).all().item()
+
+
 @pytest.mark.parametrize("calls", [1, 4, 27, 28, 40])
 def test_all_calls_are_submitted_before_waiting(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     cache = KVCache()

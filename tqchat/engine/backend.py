@@ -38,6 +38,10 @@ _lock = threading.Lock()
 _prepared: Backend | None = None
 
 
+MAX_UNUSED_SHARE = 1 / 16
+"""Share of a CUDA device's memory that MLX's unused buffers may take between two chunks of a prompt."""
+
+
 class BackendMissing(TqchatError):
     """MLX cannot be imported here."""
 
@@ -214,6 +218,13 @@ def _keep_kernels(mx: Any) -> None:
     with suppress(UnusableFolder):
         make_private_folder(folder)
         os.environ.setdefault(KERNEL_FOLDER_VARIABLE, str(folder))
+
+
+def release_buffers() -> None:
+    """Release MLX's unused buffers; on CUDA, where taking memory anew is slow, only what exceeds a limit."""
+    mx, machine = _import_mlx(), prepare()
+    if machine.name != "cuda" or mx.get_cache_memory() > machine.memory_bytes * MAX_UNUSED_SHARE:
+        mx.clear_cache()
 
 
 def _device(mx: Any, name: str) -> tuple[str, int]:

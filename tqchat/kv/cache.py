@@ -436,6 +436,11 @@ class SchemeCache:
         fetched = self._fetched
         return fetched is not None and fetched[0]() is keys and fetched[1]() is values
 
+    @property
+    def has_placeholders(self) -> bool:
+        """Whether the last fetch returned placeholders; ``decoded`` has what they stand for."""
+        return self._fetched_placeholders is not None
+
     def can_attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> bool:
         """Whether ``attend`` applies: few queries, over the arrays of the last fetch, with packed tokens."""
         return self._fetched_packed and self.is_last_fetch(keys, values) and _attends_packed(queries.shape[2])

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import llama
 
-from tests.kv.kernels.test_emulated import append_unread
+from tests.kv.kernels.test_emulated import append_unread, mixed
 from tqchat import kv
 from tqchat.kv.attention import routing
 from tqchat.kv.attention.placeholders import accepts_placeholders
@@ -295,12 +295,24 @@ def test_probe_describes_the_kernels():
 @pytest.mark.skipif(device.kernels() is None, reason="no GPU")
 @pytest.mark.parametrize(
     "scheme",
-    ["turbo4", "turbo3", "turbo8v4", "turbo0v2", "affine8", "affine4", "turbo2", "trellis4", "trellis3v2"],
+    [
+        "turbo4",
+        "turbo3",
+        "turbo8v4",
+        "turbo0v2",
+        "affine8",
+        "affine4",
+        "turbo2",
+        "trellis4",
+        "trellis3v2",
+        mixed(("trellis", 3), ("turbo", 1)),
+        mixed(("turbo", 1), ("trellis", 2)),
+    ],
 )
 @pytest.mark.parametrize(("dims", "group"), [((128, 128), 3), ((64, 64), 7), ((96, 80), 2), ((256, 256), 1)])
 def test_the_kernels_of_this_device_agree_with_plain_operations(scheme, dims, group):
     mx.random.seed(4)
-    cache = SchemeCache(parse_scheme(scheme))
+    cache = SchemeCache(parse_scheme(scheme) if isinstance(scheme, str) else scheme)
     keys, values = (mx.random.normal((1, 2, 500, dim)).astype(mx.float16) for dim in dims)
     for part in (slice(0, 499), slice(499, 500)):
         cache.update_and_fetch(keys[:, :, part], values[:, :, part])
@@ -311,4 +323,16 @@ def test_the_kernels_of_this_device_agree_with_plain_operations(scheme, dims, gr
         # First with a pending token, then without.
         for _ in range(2):
             assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused
+    # All tokens in one array, as prefill needs them.
+    for side in cache.sides:
+        parts = [store.view() for store in (side.sinks, side.packed, side.recent)]
+        expected = (
+            [parts[0][0], side.format.decode(parts[1]).astype(mx.float16), parts[2][0]]
+            if side.packed.length
+            else []
+        )
+        if expected:
+            whole = mx.concatenate(expected, axis=2).astype(mx.float32)
+            found = side.fetch(mx.float16).astype(mx.float32)
+            assert mx.abs(found - whole).max().item() <= 4e-3 * mx.abs(whole).max().item()
     assert not device.kernels().refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -14,6 +15,7 @@ from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import launch
+from tqchat.kv.kernels.decode import decode_inputs, decode_launch, decode_plan
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
 from tqchat.kv.kernels.fused import with_own_tail
@@ -31,9 +33,14 @@ def emulator(tmp_path_factory):
     return Emulator(tmp_path_factory.mktemp("kernels"))
 
 
+def mixed(key, value):
+    """A scheme of these formats, as bits by layer give them: not every pair has a name of its own."""
+    return replace(parse_scheme("trellis2"), key=FormatSpec(*key), value=FormatSpec(*value))
+
+
 def filled(scheme, batch, heads, group, tokens, dims, dtype, rows):
     mx.random.seed(5)
-    cache = SchemeCache(parse_scheme(scheme))
+    cache = SchemeCache(parse_scheme(scheme) if isinstance(scheme, str) else scheme)
     keys, values = (
         (mx.random.normal((batch, heads, tokens, dim)) + mx.random.normal((batch, heads, 1, dim))).astype(
             dtype
@@ -128,6 +135,10 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
         ("turbo6", (1, 2, 3), (128, 64), mx.float16, 1, CUDA),
         ("turbo5v4", (1, 1, 2), (64, 128), mx.float16, 2, METAL),
         ("turbo8v5", (1, 1, 4), (80, 80), mx.bfloat16, 1, METAL),
+        (mixed(("trellis", 3), ("turbo", 1)), (1, 2, 3), (64, 64), mx.float16, 1, TENSOR_CORES),
+        (mixed(("turbo", 1), ("trellis", 2)), (1, 1, 2), (128, 128), mx.float16, 2, TENSOR_CORES),
+        (mixed(("trellis", 2), ("turbo", 1)), (1, 1, 3), (64, 64), mx.float16, 1, METAL),
+        (mixed(("turbo", 1), ("trellis", 3)), (1, 1, 2), (80, 80), mx.float16, 1, CUDA),
     ],
 )
 def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
@@ -411,3 +422,53 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
     # Ties may be rounded differently.
     assert (found[0] == packed_words).mean().item() > 0.99
     assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "role", "bits", "dim", "fitted", "storage", "dtype", "raw"),
+    [
+        ("turbo", "key", 1, 64, True, mx.float16, mx.float16, "sinks and tail"),
+        ("turbo", "key", 2, 128, True, mx.bfloat16, mx.bfloat16, "sinks and tail"),
+        ("turbo", "value", 3, 80, True, mx.float16, mx.float32, "tail"),
+        ("turbo", "key", 4, 128, False, mx.float16, mx.float16, "nothing"),
+        ("turbo", "value", 5, 256, True, mx.float16, mx.bfloat16, "sinks and tail"),
+        ("turbo", "key", 6, 16, True, mx.float16, mx.float16, "sinks and tail"),
+        ("trellis", "key", 2, 64, True, mx.float16, mx.float16, "tail"),
+        ("trellis", "value", 3, 33, True, mx.float16, mx.float16, "nothing"),
+        ("trellis", "key", 4, 96, True, mx.bfloat16, mx.float16, "sinks and tail"),
+        ("trellis", "value", 4, 32, True, mx.float16, mx.float16, "sinks and tail"),
+        ("affine", "key", 8, 128, True, mx.float16, mx.float16, "sinks and tail"),
+        ("affine", "value", 4, 80, True, mx.bfloat16, mx.bfloat16, "tail"),
+        ("turbo", "key", 3, 32, True, mx.float16, mx.float16, "sinks and tail"),
+        ("trellis", "key", 3, 256, True, mx.float16, mx.float16, "sinks and tail"),
+        ("trellis", "value", 4, 128, True, mx.float16, mx.float16, "sinks and tail"),
+    ],
+)
+def test_decoding_matches_plain_operations(emulator, kind, role, bits, dim, fitted, storage, dtype, raw):
+    mx.random.seed(10)
+    x = (mx.random.normal((2, 2, 90, dim)) * mx.exp(mx.random.normal((1, 2, 1, dim)))).astype(storage)
+    format_ = make_format(FormatSpec(kind, bits), dim, role)
+    if fitted:
+        energy = mx.exp(mx.random.normal((2, 2, 1, dim)))
+        format_ = format_.fit(x, QueryStatistics(energy) if role == "key" else NO_STATISTICS)
+    block = format_.encode(x[:, :, 4:80])
+    # As in storage: the tokens are a part of longer arrays.
+    longer = [
+        mx.concatenate([mx.full((*a.shape[:2], 7, a.shape[3]), 3, a.dtype), a, a], axis=2) for a in block
+    ]
+    mx.eval(longer)
+    packed = tuple(array[:, :, 7 : 7 + 76] for array in longer)
+    sinks = (x[:, :, :4],) if "sinks" in raw else ()
+    tail = (x[:, :, 80:],) if "tail" in raw else ()
+    plan = decode_plan(format_, sinks, packed, tail, dtype)
+    assert plan.storage == (storage if raw != "nothing" else dtype)
+    inputs = decode_inputs(plan, format_, sinks, packed, tail)
+    expected = mx.concatenate(
+        [a.astype(dtype) for a in (*sinks, format_.decode(block).astype(dtype), *tail)], axis=2
+    )
+    found = emulator.run(plan.spec, inputs, decode_launch(plan, expected.shape[:3]))[0]
+    expected, found = expected.astype(mx.float32), found.astype(mx.float32)
+    limit = 1e-5 if dtype == mx.float32 else 1e-2 if dtype == mx.bfloat16 else 2e-3
+    # Entries of a trellis, and raw tokens, are the same; other values differ in the order of sums.
+    assert mx.allclose(found, expected, rtol=limit, atol=limit * mx.abs(expected).max().item()).item()
+    assert found.shape == expected.shape

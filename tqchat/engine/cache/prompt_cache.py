@@ -16,6 +16,7 @@ from mlx_lm.generate import generation_stream
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat import kv
+from tqchat.engine import backend
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array
 from tqchat.kv import checkpoint
@@ -212,7 +213,7 @@ class PromptCache:
             self.model.model(token_array(tokens)[None], cache=self.cache)
             self.evaluate()
         self.tokens.extend(tokens)
-        mx.clear_cache()
+        backend.release_buffers()
 
     def prefill_in_chunks(self, tokens: Sequence[int]) -> Iterator[int]:
         """``prefill`` in chunks; yields the number of tokens read so far after each."""

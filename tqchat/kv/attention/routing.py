@@ -61,10 +61,14 @@ class RoutedAttention:
                 return cache.attend(queries, scale, mask, sinks)
             if cache.is_last_fetch(keys, values):
                 cache.observe(queries)
-                if cache.uses_placeholders:
+                is_decoded = cache.has_placeholders
+                if is_decoded:
                     keys, values = cache.decoded()
                 output = self._of_raw_tokens(queries, keys, values, cache, scale, mask, sinks)
                 cache.finish_attention(output)
+                if is_decoded:
+                    # The device decodes and attends while the graph of the next layers is built.
+                    mx.async_eval(output)  # type: ignore[no-untyped-call]
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
             return cache.attend(self, queries, scale, mask, sinks)

@@ -15,6 +15,8 @@ from tqchat.kv.kernels import source
 from tqchat.kv.kernels.cuda_cache import generated_text, keep_compiled
 
 SIMD_WIDTH = 32
+VERIFIED_TOKENS = 256
+"""Tokens that the first use of an encoding or decoding kernel is checked with."""
 MAX_HEAD_DIM = 256
 """Largest head dimension that kernels support."""
 RESIDENT_THREADS = 384

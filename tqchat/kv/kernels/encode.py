@@ -15,7 +15,15 @@ from tqchat.kv.codec.rounding import LEAF_SIZE
 from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.codec.viterbi import WARM_UP_PAIRS
-from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Launch, kernels, run, unused_input
+from tqchat.kv.kernels.device import (
+    MAX_HEAD_DIM,
+    SIMD_WIDTH,
+    VERIFIED_TOKENS,
+    Launch,
+    kernels,
+    run,
+    unused_input,
+)
 from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import CENTRES, FormatSpec
 from tqchat.kv.storage.threads import thread_key
@@ -161,14 +169,18 @@ def encode(format_: Format, x: mx.array) -> Block:
     if plan is None or plan in device_kernels.refused:
         return format_.encode(x)
 
-    def candidate() -> Block:
+    def candidate(x: mx.array) -> Block:
         return tuple(_compiled(thread_key(), plan, x.shape)(*encode_inputs(format_, x)))
 
-    if plan in device_kernels.trusted:
-        return candidate()
-    return device_kernels.verify_first_use(
-        plan, lambda: format_.encode(x), candidate, lambda a, b: _error(format_, x, a, b)
-    )
+    if plan not in device_kernels.trusted:
+        first = x[:, :, :VERIFIED_TOKENS]
+        device_kernels.verify_first_use(
+            plan,
+            lambda: format_.encode(first),
+            lambda: candidate(first),
+            lambda a, b: _error(format_, first, a, b),
+        )
+    return candidate(x) if plan in device_kernels.trusted else format_.encode(x)
 
 
 def _error(format_: TurboFormat, x: mx.array, reference: Block, candidate: Block) -> str | None:

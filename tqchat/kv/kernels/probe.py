@@ -25,12 +25,12 @@ def probe() -> str:
         for side in cache.sides:
             side.append(vectors[:, :, -1:])
         queries = mx.random.normal((1, 8, 1, 128)).astype(mx.float16)
-        mx.eval([cache.attend(queries, 0.1, None) for _ in range(2)])
+        mx.eval([cache.attend(queries, 0.1, None) for _ in range(2)], cache.decoded())
     language = {"metal": "Metal", "cuda": "CUDA"}[device_kernels.language] + (
         " with tensor cores" if device_kernels.tensor_cores else ""
     )
     if not device_kernels.refused:
-        return f"{language}: attention and encoding agree with plain operations"
+        return f"{language}: attention, encoding and decoding agree with plain operations"
     reasons = "; ".join(dict.fromkeys(device_kernels.refused.values()))
     refused, trusted = len(device_kernels.refused), len(device_kernels.trusted)
     return f"{language}: {refused} of {refused + trusted} not used ({reasons})"

@@ -12,7 +12,17 @@ import mlx.core as mx
 from tqchat.kv.codec.codebook import MAGNITUDES, centroids
 
 Language = Literal["metal", "cuda"]
-Kernel = Literal["attend", "attend_merged", "attend_tensor", "merge", "encode_scalar", "encode_trellis"]
+Kernel = Literal[
+    "attend",
+    "attend_merged",
+    "attend_tensor",
+    "merge",
+    "encode_scalar",
+    "encode_trellis",
+    "decode_affine",
+    "decode_shares",
+    "decode_values",
+]
 Kind = Literal[0, 1, 2, 3]
 """Storage of a side: 0 raw, 1 codebook, 2 affine groups, 3 trellis."""
 
@@ -109,6 +119,10 @@ class KernelSpec:
                 _read(part)
                 for part in ("encode", f"encode_{quantiser}", "encode_gain", f"encode_pack_{quantiser}")
             )
+        if self.kernel == "decode_affine":
+            return begin + _read("decode") + _read("decode_affine")
+        if self.kernel in ("decode_shares", "decode_values"):
+            return begin + _read("decode") + _read("decode_turbo") + _read(self.kernel)
         if self.kernel == "merge":
             return begin + _read("fixed") + _read("merge_begin") + _read("merge")
         return begin + _read("fixed") + _attend_body(self.kernel, self.sides)
@@ -127,8 +141,9 @@ _FOLDER = Path(__file__).resolve().parent / "shaders"
 def _header(kernel: Kernel, language: Language) -> str:
     """Language definitions, codebooks and shared functions."""
     levels = _codebook_switch() if kernel == "encode_scalar" else ""
-    tensor = _read("tensor") if kernel == "attend_tensor" else ""
-    return _read(language) + levels + _read("trellis") + _read("common") + tensor
+    extra = {"attend_tensor": "tensor", "decode_shares": "values", "decode_values": "values"}.get(kernel)
+    more = "" if extra is None else _read(extra)
+    return _read(language) + levels + _read("trellis") + _read("common") + more
 
 
 def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:

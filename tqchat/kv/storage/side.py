@@ -12,6 +12,7 @@ import mlx.core as mx
 from tqchat.kv.codec.base import Block, Format, RawFormat
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
+from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme, fitted_shapes
@@ -21,6 +22,9 @@ from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
 
 PACK_CHUNK_TOKENS = 512
 """Tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
+
+GPU_PACK_CHUNK_TOKENS = 4096
+"""The same on a GPU, where a kernel encodes without temporaries and launches cost more than small chunks."""
 
 MAX_DECODE_CHUNKS = 4
 """Most parts in which a side is decoded, if they are longer than ``PACK_CHUNK_TOKENS``."""
@@ -214,12 +218,13 @@ class Side:
             )
         first = statistics.first_position + self.sinks.length + self.packed.length
         due = self.recent.take_front(count)
+        chunk = PACK_CHUNK_TOKENS if kernels() is None else GPU_PACK_CHUNK_TOKENS
         for low, high, bits, _ in rounding.spans(first, first + count):
             encoder = self.format if bits > self.spec.bits else self.format.length_keeping
-            for start in range(low, high, PACK_CHUNK_TOKENS):
-                end = min(start + PACK_CHUNK_TOKENS, high)
+            for start in range(low, high, chunk):
+                end = min(start + chunk, high)
                 self.packed.append(encode(encoder, due[0][:, :, start - first : end - first]))
-                if count > PACK_CHUNK_TOKENS:
+                if count > chunk:
                     mx.eval(self.packed.arrays)
 
     def packed_positions(self, first: int) -> tuple[int, int]:
@@ -271,6 +276,9 @@ class Side:
                 step. Only for callers that do not evaluate it: evaluated, it would hold a decoded copy.
         """
         if self.packed.length:
+            sinks, packed, recent = (store.view() if store.length else () for store in self.stores.values())
+            if (decoded := decode(self.format, sinks, packed, recent, dtype)) is not None:
+                return decoded
             parts = [self._decoded_front(dtype, keep_graph)]
         else:
             self._decoded = None

@@ -188,7 +188,6 @@ def _layer_cache(candidate: Candidate, layer: Layer, context: int) -> Any:
         cache = QuantizedKVCache(group, candidate.mlx_bits)
     else:
         cache = SchemeCache(candidate.scheme)
-        cache.uses_placeholders = True  # only attention reads the cache here
     for start in range(0, context, kv_caches.FILL_CHUNK_TOKENS):
         shape = (2, 1, layer.kv_heads, min(kv_caches.FILL_CHUNK_TOKENS, context - start), layer.head_dim)
         cache.update_and_fetch(*mx.random.normal(shape, dtype=mx.float16))
@@ -196,6 +195,8 @@ def _layer_cache(candidate: Candidate, layer: Layer, context: int) -> Any:
             cache.pack_due()
         mx.eval(cache.state)
         mx.clear_cache()
+    if isinstance(cache, SchemeCache):
+        cache.uses_placeholders = True  # only attention reads the cache from here on
     return cache
 
 

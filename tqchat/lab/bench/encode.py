@@ -17,6 +17,7 @@ import mlx.core as mx
 from tqchat.kv.codec.base import Format
 from tqchat.kv.codec.fitting import NO_STATISTICS
 from tqchat.kv.codec.formats import make_format
+from tqchat.kv.kernels.encode import encode as encode_block
 from tqchat.kv.scheme import TILE, FormatSpec
 from tqchat.lab.bench import timing
 from tqchat.lab.bench.attention import Layer
@@ -59,5 +60,5 @@ def _time_encode(formats: Sequence[Format], x: mx.array) -> float:
     calls = CALLS_PER_ROUND[x.shape[2]]
     began = time.perf_counter()
     for _ in range(calls):
-        mx.eval([formats.encode(x) for formats in formats])
+        mx.eval([encode_block(one, x) for one in formats])
     return (time.perf_counter() - began) / calls
