@@ -443,7 +443,9 @@ class Session:
                 if (fitting := self._memory.scheme_to_convert_to(self._cache, name)) != name:
                     yield self._stepped_down(conversation_id, name, fitting)
                     name = fitting
-                self._cache.convert(name, stop.is_set if stop is not None else lambda: False, progress)
+                spare = self._memory.spare_bytes(self._cache, name)
+                stopped = stop.is_set if stop is not None else lambda: False
+                self._cache.convert(name, stopped, progress, spare)
         except Exception as error:
             yield self._failed(error, conversation_id)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -20,7 +20,7 @@ from tqchat.kv.codec.rope import Rope
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme
-from tqchat.kv.storage.earlier import EarlierSides
+from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.side import Side
@@ -128,6 +128,7 @@ class SchemeCache:
         earlier_balance: The keys' balance under an earlier scheme whose fit does not serve this one, until
             they are fitted.
         earlier: The sides as they were under earlier schemes.
+        restored: By role, what a side was restored from, and its revision then (see ``stored_side``).
         rounding: What the tokens carry from earlier schemes, by role.
         is_verifying: Whether steps are of proposed tokens (see ``verifying``).
         packs_later: Whether single steps leave packing to ``pack_due`` (see ``packing_later``).
@@ -147,6 +148,7 @@ class SchemeCache:
         self.earlier_balance: mx.array | None = None
         self.rope: Rope | None = None
         self.earlier = EarlierSides()
+        self.restored: Mapping[str, tuple[object, EarlierSide]] = {}
         self.rounding = dict.fromkeys(ROLES, NO_ROUNDING)
         self.packs_prompts = False
         self.uses_placeholders = False
@@ -216,6 +218,7 @@ class SchemeCache:
         if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_decode(count) and self.is_due)):
             self._pack()
         self._step_rows, self._step_was_cut = count, False
+        self.restored = {}
         dtype = self.dtype
         self.key_side.append(keys if dtype is None else keys.astype(dtype))
         self.value_side.append(values if dtype is None else values.astype(dtype))
@@ -323,9 +326,25 @@ class SchemeCache:
             if source.spec == target.spec and source.scheme.sinks == target.scheme.sinks:
                 target.restore(source.arrays(), source.head_dim, source.dtype)
                 self.rounding[role] = old.rounding[role]
+                if (stored := old.stored_side(role)) is not None:
+                    self._mark_restored(role, target, stored)
             else:
                 self._convert_side(role, target, source, old)
             self.earlier = self.earlier.without(role, target.spec)
+
+    def stored_side(self, role: str) -> EarlierSide | None:
+        """What a file holds of a side that has not changed since it was restored from there."""
+        revision, earlier = self.restored.get(role, (None, None))
+        side = self.key_side if role == "key" else self.value_side
+        unchanged = earlier is not None and side.revision is revision and earlier.holds(side.arrays())
+        return earlier if unchanged else None
+
+    def _mark_restored(self, role: str, side: Side, earlier: EarlierSide) -> None:
+        self.restored = {**self.restored, role: (side.revision, earlier)}
+
+    def forget_earlier(self) -> None:
+        """Release what files hold of earlier schemes."""
+        self.earlier, self.restored = EarlierSides(), {}
 
     def _convert_side(self, role: str, target: Side, source: Side, old: SchemeCache) -> None:
         """Fill an empty side with the tokens of one in another format.
@@ -339,6 +358,7 @@ class SchemeCache:
             if (earlier := self.earlier.get(role, target.spec)) is not None:
                 end = earlier.restore(target, first)
                 rounding = earlier.rounding.before(end)
+                self._mark_restored(role, target, earlier)
         with suppress(OSError):
             if (found := self.earlier.finer(role, source.spec)) is not None and found[1].end > end:
                 spec, earlier = found
@@ -492,7 +512,7 @@ class SchemeCache:
         for side in self.sides:
             side.trim(n)
         self.offset -= n
-        self.earlier = self.earlier.before(self.offset)
+        self.earlier, self.restored = self.earlier.before(self.offset), {}
         self.rounding = {role: rounding.before(self.offset) for role, rounding in self.rounding.items()}
         self._step_was_cut = 0 < n < self._step_rows <= MAX_VERIFIED_ROWS
         self._awaits_attention = False

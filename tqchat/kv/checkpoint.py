@@ -20,6 +20,7 @@ from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
 from tqchat.kv.report import layer_reports
 from tqchat.kv.scheme import Scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
+from tqchat.kv.storage.write_behind import in_own_buffer
 from tqchat.kv.window import only_window
 
 _TRIMMABLE = (SchemeCache, LatentCache, mlx_cache.KVCache, mlx_cache.QuantizedKVCache)
@@ -112,17 +113,13 @@ def copy_layer(layer: Any) -> Any:
     arrays: dict[str, mx.array] = {}
     description = describe_layer(layer, "layer", arrays)
     # Copied arrays, because mlx-lm assigns into its own.
-    duplicate = rebuild_layer(description, "layer", {name: _copy(array) for name, array in arrays.items()})
+    copied = {name: in_own_buffer(array) for name, array in arrays.items()}
+    duplicate = rebuild_layer(description, "layer", copied)
     for name, value in transient_attributes(layer).items():
-        setattr(duplicate, name, _copy(value) if isinstance(value, mx.array) else value)
+        setattr(duplicate, name, in_own_buffer(value) if isinstance(value, mx.array) else value)
     if not duplicate.empty():
         mx.eval(duplicate.state)
     return duplicate
-
-
-def _copy(array: mx.array) -> mx.array:
-    """The array in a buffer of its own; that of ``mx.contiguous`` may be shared and would count twice."""
-    return mx.where(mx.array(True), array, array)
 
 
 def describe(checkpoint: Checkpoint) -> tuple[dict[int, Any], dict[str, mx.array]]:

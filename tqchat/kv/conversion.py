@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
 from tqchat.kv.storage.earlier import EarlierSide
+from tqchat.kv.storage.side import Side
 from tqchat.kv.window import WindowCache, as_window
 
 Progress = Callable[[int, int], None]
 
 FREE_DISK_FACTOR = 8
 """Tokens of an earlier scheme stay on disk if this many times their size is free beside them."""
+
+STOP_INTERVAL_S = 0.1
+"""Between two looks whether to stop while waiting for the disk."""
 
 _LAYER = "layer"
 
@@ -67,7 +71,9 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
 def temporary_file() -> ArrayFile | None:
     """For ``convert_keeping``; ``None`` if none can be made: later conversions back then decode tokens."""
     with suppress(OSError):
-        return ArrayFile.temporary()
+        file = ArrayFile.temporary()
+        file.drop_failed()
+        return file
     return None
 
 
@@ -76,14 +82,17 @@ def convert_keeping(layer: Any, scheme: Scheme, index: int, file: ArrayFile | No
 
     Args:
         index: Of the layer in ``flat_layers``.
-        file: Where its tokens are kept as they were; ``None`` to keep none.
+        file: Where its tokens are kept as they were, in memory until they are written, at most those of one
+            layer; ``None`` to keep none.
     """
     new = convert_layer(layer, scheme, index)
     mx.eval(new.state)
     if file is not None:
         with suppress(OSError):
             for old, part in zip(flat_layers([layer]), flat_layers([new]), strict=True):
-                _keep_earlier(old, part, file)
+                if (kept := _as_kept(old, part)) is not None and _has_room(file, kept.nbytes):
+                    _keep_earlier(kept, part, _store(kept, file))
+            file.wait(sum(part.nbytes for part in flat_layers([layer])))
     return new
 
 
@@ -94,16 +103,21 @@ def convert_in_place(
     stopped: Callable[[], bool] = lambda: False,
     progress: Progress = lambda done, total: None,
     folder: Path | None = None,
+    backlog: int = 0,
 ) -> None:
     """Convert a prompt cache to another scheme, as ``convert`` does.
 
-    Peak memory is the larger of old and new cache plus one layer: the old layer is written to the temporary
-    file, from which it is restored exactly if a later layer fails or ``stopped`` returns true.
+    Each old layer is written to a temporary file, from which it is restored exactly if a later layer fails or
+    ``stopped`` returns true. The writing goes on while the next layers are converted, and after the return.
+
+    Peak memory is the larger of old and new cache, plus the layer being converted (twice on CUDA, where what
+    is written is a copy), plus the old layers that are not written yet: at most one layer, or ``backlog``.
 
     Args:
-        stopped: Called before each layer.
+        stopped: Called before each layer, and while waiting for the disk.
         progress: Called with the number of converted layers and of all layers.
         folder: Where to make the temporary file; by default the system's folder for large ones.
+        backlog: Bytes of old layers that may be in memory until they are written.
 
     Raises:
         UnknownScheme: if there is no scheme of that name.
@@ -114,43 +128,63 @@ def convert_in_place(
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
     try:
-        _convert(cache, scheme, stopped, progress, ArrayFile.temporary(folder))
+        file = ArrayFile.temporary(folder)
+        try:
+            _convert(cache, scheme, stopped, progress, file, backlog)
+        finally:
+            file.drop_failed()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConversionFailed(f"The cache stays under its scheme: no temporary file ({reason}).") from error
 
 
 def _convert(
-    cache: list[Any], scheme: Scheme, stopped: Callable[[], bool], progress: Progress, file: ArrayFile
+    cache: list[Any],
+    scheme: Scheme,
+    stopped: Callable[[], bool],
+    progress: Progress,
+    file: ArrayFile,
+    backlog: int,
 ) -> None:
+    sizes = [sum(_bytes_to_store(part) for part in flat_layers([layer])) for layer in cache]
+    file.reserve(sum(sizes))
+    keeps = _has_room(file, sum(sizes))
+    backlog = max(backlog, *sizes, 0)
     replaced: list[list[_StoredLayer]] = []
     try:
         for index, number in enumerate(layer_indices(cache)):
             if stopped():
                 raise ConversionStopped
-            stored = [_store(part, file) for part in flat_layers([cache[index]])]
             new = convert_layer(cache[index], scheme, number)
             mx.eval(new.state)
             pairs = list(zip(flat_layers([cache[index]]), flat_layers([new]), strict=True))
             if any(_offset(old) != _offset(part) for old, part in pairs):
                 raise RuntimeError("a converted layer does not hold the same tokens")
+            stored = [_store(old, file) for old, _ in pairs]
             for (old, part), one in zip(pairs, stored, strict=True):
-                _keep_earlier(old, part, file, one)
+                if keeps and (kept := _as_kept(old, part)) is not None:
+                    _keep_earlier(kept, part, one if kept is old else _store(kept, file))
             replaced.append(stored)
             cache[index] = new
-            del old, part, pairs
-            mx.clear_cache()
+            del old, part, pairs, kept
+            while not file.wait(backlog, STOP_INTERVAL_S):
+                if stopped():
+                    raise ConversionStopped
+            if mx.get_cache_memory() > backlog:
+                mx.clear_cache()
             progress(index + 1, len(cache))
     except BaseException:
         for index, stored in enumerate(replaced):
             layers = {number: one.rebuild() for number, one in enumerate(stored)}
             (cache[index],) = replace_layers([cache[index]], layers)
         raise
+    finally:
+        mx.clear_cache()
 
 
 @dataclass(frozen=True)
 class _StoredLayer:
-    """A layer in a file: description, arrays and attributes that are not part of its state."""
+    """A layer in files: description, arrays and attributes that are not part of its state."""
 
     description: dict[str, Any]
     arrays: dict[str, StoredArray]
@@ -167,43 +201,73 @@ class _StoredLayer:
 
     def side_arrays(self, role: str) -> dict[str, StoredArray]:
         """Arrays of ``Side.arrays``."""
-        prefix = f"{_LAYER}.1.{role}_"
+        prefix = _side_prefix(role)
         return {name.removeprefix(prefix): a for name, a in self.arrays.items() if name.startswith(prefix)}
 
 
+def _side_prefix(role: str) -> str:
+    """Of the names that ``describe_layer`` gives to a side's arrays."""
+    return f"{_LAYER}.1.{role}_"
+
+
 def _store(layer: Any, file: ArrayFile) -> _StoredLayer:
+    """Write a layer's arrays, except those that a file holds already."""
     arrays: dict[str, mx.array] = {}
     description = describe_layer(layer, _LAYER, arrays)
-    stored = {name: file.write(array) for name, array in arrays.items()}
+    found = _found_in_files(layer)
+    stored = found | file.write({name: array for name, array in arrays.items() if name not in found})
     return _StoredLayer(description, stored, transient_attributes(layer))
 
 
-def _keep_earlier(old: Any, new: Any, file: ArrayFile, stored: _StoredLayer | None = None) -> None:
-    """Keep the sides that ``new`` has in another format than ``old``, if the disk has space.
+def _found_in_files(layer: Any) -> dict[str, StoredArray]:
+    """Arrays of sides that have not changed since they were restored, by the names of ``describe_layer``."""
+    if not isinstance(layer, SchemeCache):
+        return {}
+    sides = {role: side for role in ROLES if (side := layer.stored_side(role)) is not None}
+    return {
+        _side_prefix(role) + name: array
+        for role, side in sides.items()
+        for name, array in side.arrays.items()
+    }
 
-    Args:
-        stored: ``old`` in ``file``, if it was written already.
-    """
+
+def _bytes_to_store(layer: Any) -> int:
+    """Bytes that ``_convert`` writes of a layer."""
+    arrays: dict[str, mx.array] = {}
+    describe_layer(layer, _LAYER, arrays)
+    found = _found_in_files(layer)
+    size = sum(array.nbytes for name, array in arrays.items() if name not in found)
+    return 2 * size if isinstance(layer, RotatingKVCache) else size  # as it is, and in temporal order
+
+
+def _has_room(file: ArrayFile, count: int) -> bool:
+    """Whether the disk has so much space that a file may stay, with ``count`` more bytes."""
+    return shutil.disk_usage(file.folder).free >= FREE_DISK_FACTOR * (file.size + count)
+
+
+def _as_kept(old: Any, new: Any) -> SchemeCache | None:
+    """A layer in the form in which its tokens are kept beside ``new``; ``None`` if formats are the same."""
     if isinstance(old, RotatingKVCache) and isinstance(new, WindowCache):
-        old, stored = as_window(old), None
-    if not (isinstance(old, SchemeCache) and isinstance(new, SchemeCache)) or old is new:
-        return
-    size = file.size + (0 if stored else old.nbytes)
-    if shutil.disk_usage(file.folder).free < FREE_DISK_FACTOR * size:
-        return
-    stored = stored or _store(old, file)
+        old = as_window(old)
+    both = isinstance(old, SchemeCache) and isinstance(new, SchemeCache) and old is not new
+    return old if both and any(_differ(*sides) for sides in zip(old.sides, new.sides, strict=True)) else None
+
+
+def _differ(before: Side, after: Side) -> bool:
+    return before.length > 0 and before.spec != after.spec
+
+
+def _keep_earlier(old: SchemeCache, new: SchemeCache, stored: _StoredLayer) -> None:
+    """Keep the sides that ``new`` has in another format than ``old``."""
     for role, before, after in zip(ROLES, old.sides, new.sides, strict=True):
-        if before.length and before.spec != after.spec:
-            arrays = stored.side_arrays(role)
-            side = EarlierSide(
-                arrays,
-                before.head_dim,
-                before.dtype,
-                old.offset - before.length,
-                old.offset,
-                old.rounding[role],
-                min(array.offset for array in arrays.values()),
-            )
+        if _differ(before, after):
+            first, rounding = old.offset - before.length, old.rounding[role]
+            if (side := old.stored_side(role)) is not None:
+                side = replace(side, first=first, end=old.offset, rounding=rounding)
+            else:
+                arrays = stored.side_arrays(role)
+                number = min(array.offset for array in arrays.values())
+                side = EarlierSide(arrays, before.head_dim, before.dtype, first, old.offset, rounding, number)
             new.earlier = new.earlier.with_side(role, before.spec, side)
 
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from tqchat import kv
+from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.commands import Limits
 from tqchat.engine.models import LoadedModel
 from tqchat.kv.scheme import FP16
 from tqchat.lab.bench import kv_caches, timing
@@ -48,7 +50,7 @@ def convert(
                 for target, how in steps:
                     change = f"{held.scheme} to {target}{how}"
                     began = time.perf_counter()
-                    held.convert(target)
+                    held.convert(target, backlog=MemoryBudget(Limits()).spare_bytes(held, target))
                     times.setdefault(change, []).append(time.perf_counter() - began)
             for change, own in times.items():
                 seconds = median(own)

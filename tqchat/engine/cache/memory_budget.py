@@ -14,6 +14,7 @@ from tqchat.engine.memory.shapes import at_length, cache_shapes
 from tqchat.kv.checkpoint import layers_copied
 from tqchat.kv.memory import MemoryReport, predict_bytes
 from tqchat.kv.scheme import FP16, parse_scheme
+from tqchat.kv.storage.write_behind import waiting_bytes
 
 GROWTH_FACTOR = 1.25
 """A smaller scheme is only chosen if the cache could grow by this factor within the budget."""
@@ -81,6 +82,14 @@ class MemoryBudget:
         if smaller is None or not self.limits.step_down:
             raise OverMemoryBudget(tokens, scheme, needed, budget, smaller)
         return smaller
+
+    def spare_bytes(self, cache: PromptCache, scheme: str) -> int:
+        """Bytes of the budget that a conversion to ``scheme`` does not need."""
+        budget = self.budget_bytes(cache)
+        if budget is None:
+            return 0
+        converted = self.predicted_bytes(cache, scheme, len(cache.tokens))
+        return max(0, budget - max(cache.allocated_bytes, converted) - waiting_bytes())
 
     def exceeded(self, cache: PromptCache) -> bool:
         """Whether the cache is larger than its budget."""

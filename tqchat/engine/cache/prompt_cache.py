@@ -24,7 +24,6 @@ from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
-from tqchat.kv.storage.earlier import EarlierSides
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
@@ -161,7 +160,7 @@ class PromptCache:
             one.stored = None
         for layer in layers:
             if isinstance(layer, kv.SchemeCache):
-                layer.earlier = EarlierSides()
+                layer.forget_earlier()
 
     @property
     def needs_checkpoints(self) -> bool:
@@ -258,8 +257,12 @@ class PromptCache:
         scheme: str,
         stopped: Callable[[], bool] = lambda: False,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        backlog: int = 0,
     ) -> None:
         """Convert the cache to another scheme. An error, or ``stopped``, leaves the old cache intact.
+
+        Args:
+            backlog: See ``kv.convert_in_place``.
 
         Raises:
             ConversionStopped, ConversionFailed.
@@ -269,7 +272,7 @@ class PromptCache:
             if self.tokens and kv.needs_queries(self.cache, new):
                 kv.observe_queries(self.model.model, self.tokens, self.cache)
             checkpoints = checkpoint.convert(self.checkpoints, new)
-            kv.convert_in_place(self.cache, new, stopped=stopped, progress=progress)
+            kv.convert_in_place(self.cache, new, stopped=stopped, progress=progress, backlog=backlog)
         except BaseException:
             kv.forget_queries(self.cache)
             raise

@@ -5,7 +5,7 @@ Written to a temporary file when the scheme changes, and saved with the cache (`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -58,6 +58,11 @@ class EarlierSide:
         side.trim(self.first + side.length - self.end)
         side.drop_front(min(side.length, first - self.first))
         return first + side.length
+
+    def holds(self, arrays: Mapping[str, mx.array]) -> bool:
+        """Whether arrays of ``Side.arrays`` have the names, shapes and dtypes of those in the file."""
+        kinds = {name: (array.shape, array.dtype) for name, array in self.arrays.items()}
+        return kinds == {name: (array.shape, array.dtype) for name, array in arrays.items()}
 
 
 class EarlierSides:

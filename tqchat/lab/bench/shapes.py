@@ -16,6 +16,7 @@ from mlx_lm.models import llama
 from tqchat.engine import backend
 from tqchat.engine.commands import Sampling
 from tqchat.engine.events import ModelInfo
+from tqchat.engine.memory.budget import memory_budget
 from tqchat.engine.models import LoadedModel, weights
 from tqchat.errors import TqchatError
 
@@ -80,6 +81,7 @@ def build(name: str, weight_bits: int = 16) -> LoadedModel:
         None,
         label,
         sampling=Sampling(temperature=0.0),
+        memory_budget=memory_budget(machine.memory_bytes, size),
     )
     compute = "float32" if on_cpu else "float16"
     return LoadedModel(model, None, info, args, mx.float16 if on_cpu else None, Path(name), compute)

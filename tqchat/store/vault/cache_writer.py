@@ -65,8 +65,11 @@ class CacheWriter:
         kept_layers = {number: one.layers for number, one in enumerate(checkpoints)}
         self._earlier = earlier_files(layer_names(flat_layers(cache), kept_layers))
         for kept in self._earlier:
-            if kept.file.saved is not None and not _is_there(folder, kept.file.saved):
-                kept.file.saved = None
+            file = kept.file
+            if file.saved is not None and not (
+                kept.arrays.keys() <= file.saved_arrays and _is_there(folder, file.saved)
+            ):
+                file.saved = None
 
     def pending_ranges(self) -> list[tuple[int, int]]:
         """The token ranges (start, end) that need new segments."""
@@ -115,6 +118,7 @@ class CacheWriter:
                     one.file.saved = segments.write(
                         self._folder, one.arrays, self._interrupted, prefix=EARLIER_PREFIX
                     )
+                    one.file.saved_arrays = frozenset(one.arrays)
                     self.written += one.file.saved.bytes
             if one.file.saved is not None:
                 saved.append(SavedEarlier(one.file.saved, one.sides))

@@ -166,6 +166,7 @@ def open_arrays(folder: Path, expected: StoredFile) -> dict[str, StoredArray]:
     for name, kind, shape, count in entries:
         found[name] = StoredArray(arrays, at, tuple(shape), getattr(mx, _TYPES[kind]))
         at += count
+    arrays.saved_arrays = frozenset(found)
     return found
 
 
@@ -251,7 +252,7 @@ def _bytes(array: mx.array | StoredArray) -> memoryview:
     import mlx.core as mx
 
     if not isinstance(array, mx.array):
-        array = array.read()
+        return array.content()
     if not array.size:
         return memoryview(b"")
     # Slices of preallocated storage are not contiguous; the copy is freed once written.

@@ -1,0 +1,212 @@
+"""Writing arrays to a file on a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import mlx.core as mx
+import numpy as np
+
+WRITE_PART_BYTES = 8 << 20
+"""Most bytes that are still written once the writes are no longer needed."""
+
+SMALL_BYTES = 1 << 20
+"""Smaller arrays are written at once: that takes less than a millisecond."""
+
+STOP_WAIT_S = 1.0
+"""Longest wait for that last part: a disk may hang."""
+
+_total = threading.Lock()
+_total_bytes = 0
+
+
+def waiting_bytes() -> int:
+    """Bytes of all arrays in memory that wait to be written."""
+    return _total_bytes
+
+
+def in_own_buffer(array: mx.array) -> mx.array:
+    """The array in a buffer of its own; that of ``mx.contiguous`` may be shared and would count twice."""
+    return mx.where(mx.array(True), array, array)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An array that is not in the file yet.
+
+    Attributes:
+        content: Its bytes, not contiguous if the array is a slice of storage with spare capacity.
+    """
+
+    array: mx.array
+    content: np.ndarray[Any, Any]
+
+    @classmethod
+    def of(cls, arrays: Sequence[mx.array]) -> list[_Waiting]:
+        if mx.cuda.is_available():
+            # Reading an array moves its buffer to managed memory for good: not that of a live cache.
+            arrays = [in_own_buffer(array) for array in arrays]
+        else:
+            arrays = [array[...] for array in arrays]  # other objects: mlx-lm assigns into its own
+        flat = [array if array.ndim else array.reshape(1) for array in arrays]
+        views = [array.view(mx.uint8) for array in flat]
+        mx.eval(arrays, views)  # on the thread that made them
+        return [cls(array, np.asarray(view)) for array, view in zip(arrays, views, strict=True)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer that it keeps in memory, spare capacity included."""
+        ends = zip(self.content.shape, self.content.strides, strict=True)
+        return max(int(count * step) for count, step in ends)
+
+
+class WriteBehind:
+    """Writes arrays in order. Until an array is in the file it stays in memory.
+
+    Its thread runs only while there is something to write. After a failed write nothing more is written: the
+    other arrays stay in memory until ``drop_failed``.
+
+    Args:
+        file: Written here only, at the offsets given.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._state = threading.Condition()
+        self._waiting: dict[int, _Waiting] = {}
+        self._lost: set[int] = set()
+        self._bytes = 0
+        self._error: OSError | None = None
+        self._keeps_failed = True
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def add(self, arrays: Mapping[int, mx.array]) -> None:
+        """Have arrays written that are not empty, by offset; small ones are on return.
+
+        Raises:
+            OSError: if that failed, or an earlier write.
+        """
+        for offset, waiting in zip(arrays, _Waiting.of(list(arrays.values())), strict=True):
+            if waiting.nbytes < SMALL_BYTES:
+                self._write(offset, waiting.content)
+                continue
+            with self._state:
+                self._raise_error()
+                self._waiting[offset] = waiting
+                self._count(waiting.nbytes)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="tqchat-spill", daemon=True)
+                    self._thread.start()
+
+    def find(self, offset: int) -> tuple[mx.array, np.ndarray[Any, Any]] | None:
+        """An array and its bytes if it is not in the file yet.
+
+        Raises:
+            OSError: if it never will be.
+        """
+        with self._state:
+            if offset in self._lost:
+                self._raise_error()
+                raise OSError(0, "an array was not written")
+            waiting = self._waiting.get(offset)
+            return None if waiting is None else (waiting.array[...], waiting.content)
+
+    def wait(self, most: int, timeout_s: float | None = None) -> bool:
+        """Wait until at most ``most`` bytes are not written yet.
+
+        Returns:
+            False after the timeout.
+
+        Raises:
+            OSError: if a write failed.
+        """
+        with self._state:
+            done = self._state.wait_for(lambda: self._bytes <= most or self._error is not None, timeout_s)
+            self._raise_error()
+            return done
+
+    def drop_failed(self) -> None:
+        """Free what could not be written, now and later: ``find`` then raises."""
+        with self._state:
+            self._keeps_failed = False
+            if self._error is not None:
+                self._drop()
+
+    def stop(self) -> None:
+        """Write nothing more: the arrays are no longer needed."""
+        with self._state:
+            self._stopped = True
+            self._drop()
+            thread = self._thread
+        # The collector may call this on the thread itself.
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(STOP_WAIT_S)
+
+    def _run(self) -> None:
+        while (offset := self._next()) is not None:
+            try:
+                if (waiting := self._waiting.get(offset)) is not None:
+                    self._write(offset, waiting.content)
+            except OSError as error:
+                with self._state:
+                    self._error = error
+                    if not self._keeps_failed:
+                        self._drop()
+                    self._state.notify_all()
+                return
+            with self._state:
+                if self._waiting.pop(offset, None) is not None:
+                    assert waiting is not None
+                    self._count(-waiting.nbytes)
+                waiting = None  # freed before the others go on
+                self._state.notify_all()
+
+    def _next(self) -> int | None:
+        """Offset of the oldest array; ``None`` ends the thread."""
+        with self._state:
+            offset = next(iter(self._waiting), None)
+            if offset is None or self._stopped:
+                self._thread = None
+                return None
+            return offset
+
+    def _write(self, offset: int, content: np.ndarray[Any, Any]) -> None:
+        for block in _blocks(content):
+            for start in range(0, len(block), WRITE_PART_BYTES):
+                part = block[start : start + WRITE_PART_BYTES]
+                while len(part):
+                    if self._stopped:
+                        return
+                    count = os.pwrite(self._file.fileno(), part, offset)
+                    offset += count
+                    part = part[count:]
+
+    def _drop(self) -> None:
+        self._lost.update(self._waiting)
+        self._waiting.clear()
+        self._count(-self._bytes)
+        self._state.notify_all()
+
+    def _count(self, added: int) -> None:
+        global _total_bytes
+        self._bytes += added
+        with _total:
+            _total_bytes += added
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise OSError(self._error.errno, self._error.strerror) from self._error
+
+
+def _blocks(content: np.ndarray[Any, Any]) -> Iterator[memoryview]:
+    """The bytes in order, as few contiguous parts; what is scattered is copied, a matrix at a time."""
+    if content.flags.c_contiguous or content.ndim <= 2:
+        yield np.ascontiguousarray(content).data.cast("B")
+    else:
+        for part in content:
+            yield from _blocks(part)
