@@ -12,6 +12,7 @@ import pytest
 from mlx_lm.models.cache import RotatingKVCache
 
 from tests.kv import tiny
+from tests.kv.storage.disks import Disk
 from tests.kv.test_cache import logits
 from tqchat.kv import checkpoint, conversion, convert, convert_in_place, make_prompt_cache, memory_report
 from tqchat.kv.cache import SchemeCache
@@ -30,6 +31,11 @@ PAIRS = [
     ("turbo8v2", "turbo0v4"),
     ("turbo4", "turbo4v2"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def written_behind(disk: Disk) -> None:
+    """Tiny caches are written by another thread, as large ones are."""
 
 
 def in_place(cache: list[Any], scheme: str) -> list[Any]:
@@ -67,6 +73,36 @@ def test_going_back_gives_what_was_there(first: str, other: str, change: Change)
         read(model, cache, tokens[:, 300:307])
     assert all(mx.array_equal(a, b) for a, b in zip(before, held(cache, packed), strict=True))
     assert all(layer.rounding["key"].before(packed) == Rounding() for layer in cache)
+
+
+def there_and_back(cache: list[Any], other: str, disk: Disk) -> int:
+    """Change the scheme twice; returns the bytes written."""
+    written, first = disk.written, cache[0].scheme.name
+    for scheme in (other, first):
+        in_place(cache, scheme)
+        for layer in cache:
+            for _, _, side in layer.earlier:
+                side.file.wait()
+    return disk.written - written
+
+
+@pytest.mark.parametrize("since", ["nothing", "a token", "a trim", "other tokens"])
+@pytest.mark.parametrize(("first", "other"), [("fp16", "turbo4"), ("turbo4", "turbo0v2"), ("turbo3", "fp16")])
+def test_only_what_has_changed_is_written_again(disk: Disk, first: str, other: str, since: str) -> None:
+    model, tokens = tiny.llama(), tiny.tokens(301)
+    cache = make_prompt_cache(model, first)
+    logits(model, cache, tokens[:, :300], 299)
+    assert there_and_back(cache, other, disk) > 0
+    if since in ("a trim", "other tokens"):
+        for layer in cache:
+            layer.trim(1)
+    if since in ("a token", "other tokens"):
+        read(model, cache, tokens[:, 300:])
+    before = held(cache, 1 << 20)
+    assert (there_and_back(cache, other, disk) > 0) == (since != "nothing")
+    for _ in range(2):
+        assert all(mx.array_equal(a, b) for a, b in zip(before, held(cache, 1 << 20), strict=True))
+        assert there_and_back(cache, other, disk) == 0
 
 
 @pytest.mark.parametrize(("first", "other"), PAIRS)

@@ -92,7 +92,7 @@ def convert_keeping(layer: Any, scheme: Scheme, index: int, file: ArrayFile | No
             for old, part in zip(flat_layers([layer]), flat_layers([new]), strict=True):
                 if (kept := _as_kept(old, part)) is not None and _has_room(file, kept.nbytes):
                     _keep_earlier(kept, part, _store(kept, file))
-            file.wait(sum(part.nbytes for part in flat_layers([layer])))
+            file.wait(_allocated(layer))
     return new
 
 
@@ -146,10 +146,10 @@ def _convert(
     file: ArrayFile,
     backlog: int,
 ) -> None:
-    sizes = [sum(_bytes_to_store(part) for part in flat_layers([layer])) for layer in cache]
-    file.reserve(sum(sizes))
-    keeps = _has_room(file, sum(sizes))
-    backlog = max(backlog, *sizes, 0)
+    size = sum(_bytes_to_store(part) for part in flat_layers(cache))
+    file.reserve(size)
+    keeps = _has_room(file, size)
+    backlog = max(backlog, *(_allocated(layer) for layer in cache), 0)
     replaced: list[list[_StoredLayer]] = []
     try:
         for index, number in enumerate(layer_indices(cache)):
@@ -238,6 +238,10 @@ def _bytes_to_store(layer: Any) -> int:
     found = _found_in_files(layer)
     size = sum(array.nbytes for name, array in arrays.items() if name not in found)
     return 2 * size if isinstance(layer, RotatingKVCache) else size  # as it is, and in temporal order
+
+
+def _allocated(layer: Any) -> int:
+    return sum(int(part.nbytes) for part in flat_layers([layer]))
 
 
 def _has_room(file: ArrayFile, count: int) -> bool:

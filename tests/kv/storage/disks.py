@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import threading
@@ -18,13 +19,14 @@ class Disk:
 
     Attributes:
         written: Bytes written so far.
+        reserves: Whether it reserves space, rather than to say that it cannot.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.written = 0
+        self.written, self.reserves = 0, True
         self.is_open = threading.Event()
         self.is_open.set()
-        real = os.pwrite
+        real, reserve = os.pwrite, os.posix_fallocate
 
         def pwrite(descriptor: int, content: memoryview, offset: int) -> int:
             self.is_open.wait()
@@ -32,17 +34,26 @@ class Disk:
             self.written += count
             return count
 
+        def posix_fallocate(descriptor: int, offset: int, count: int) -> None:
+            if not self.reserves:
+                raise OSError(errno.EOPNOTSUPP, "not supported")
+            reserve(descriptor, offset, count)
+
         monkeypatch.setattr(os, "pwrite", pwrite)
+        monkeypatch.setattr(os, "posix_fallocate", posix_fallocate)
         # Tiny caches are written as large ones are, and blocked threads are not waited for.
         monkeypatch.setattr(write_behind, "SMALL_BYTES", 0)
         monkeypatch.setattr(write_behind, "STOP_WAIT_S", 0)
 
 
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
-    made = Disk(monkeypatch)
-    yield made
-    made.is_open.set()
+@contextmanager
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    """A disk that no write is left on."""
+    disk = Disk(monkeypatch)
+    try:
+        yield disk
+    finally:
+        disk.is_open.set()
 
 
 @contextmanager

@@ -11,12 +11,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.kv.storage.disks import Disk, disk, full
+from tests.kv.storage.disks import Disk, full
 from tqchat.kv.storage import array_file, write_behind
 from tqchat.kv.storage.array_file import ArrayFile
 from tqchat.kv.storage.write_behind import waiting_bytes
-
-__all__ = ["disk"]
 
 KINDS = {
     "capacity": mx.random.normal((1, 2, 300, 8)).astype(mx.bfloat16)[:, :, :200],
@@ -158,5 +156,7 @@ print(write_behind.waiting_bytes())
 
 
 def test_a_disk_that_hangs_does_not_hold_up_the_exit() -> None:
-    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60, check=True
+    )
     assert (done.stdout, done.stderr) == ("4000\n", "")

@@ -19,6 +19,7 @@ from tqchat.units import GB
 backend.prepare()
 
 if TYPE_CHECKING:
+    from tests.kv.storage.disks import Disk
     from tqchat.engine.models import LoadedModel
 
 TOKENS = [3 + n % 900 for n in range(300)]
@@ -36,12 +37,12 @@ def vault(tmp_path: Path) -> Vault:
     return Vault(tmp_path / "caches")
 
 
-def changed(model: LoadedModel, scheme: str = "turbo3") -> list[Any]:
+def changed(model: LoadedModel, scheme: str = "turbo3", backlog: int = 0) -> list[Any]:
     """A cache that was filled under turbo4 and changed to another scheme."""
     from tqchat.kv import convert_in_place
 
     cache = filled(model, TOKENS, "turbo4")
-    convert_in_place(cache, scheme)
+    convert_in_place(cache, scheme, backlog=backlog)
     return cache
 
 
@@ -76,6 +77,39 @@ def test_going_back_after_a_restart_gives_what_was_there(vault: Vault, model: Lo
     cache = changed(model)
     save(vault, cache)
     assert back(load(vault).cache) == back(cache) == back(filled(model, TOKENS, "turbo4"))
+
+
+def test_a_save_right_behind_a_change_has_what_is_not_written_yet(
+    vault: Vault, model: LoadedModel, disk: Disk
+) -> None:
+    disk.is_open.clear()
+    cache = changed(model, backlog=GB)
+    save(vault, cache)
+    assert disk.written == 0
+    disk.is_open.set()
+    assert back(load(vault).cache) == back(filled(model, TOKENS, "turbo4"))
+
+
+def test_a_file_of_which_more_is_needed_than_was_saved_is_saved_again(
+    vault: Vault, model: LoadedModel
+) -> None:
+    from tqchat.kv import convert_in_place
+
+    cache = filled(model, TOKENS, "fp16")
+    before = held(cache)
+    for scheme in ("turbo4", "turbo0v4"):  # the second takes the keys back
+        convert_in_place(cache, scheme)
+    save(vault, cache)
+    for scheme in ("turbo4", "turbo0v4", "turbo4"):
+        convert_in_place(cache, scheme)
+        save(vault, cache)
+        found = load(vault, scheme).cache
+        assert back(found, "fp16") == before
+    cache = found  # the same from the saved file
+    for scheme in ("turbo0v4", "turbo4"):
+        convert_in_place(cache, scheme)
+        save(vault, cache)
+        assert back(load(vault, scheme).cache, "fp16") == before
 
 
 def test_files_are_written_once_and_go_with_the_scheme_and_the_conversation(
