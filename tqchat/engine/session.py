@@ -16,6 +16,7 @@ from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
+from tqchat.engine.decoding.step import Step, alone
 from tqchat.engine.events import (
     Done,
     Event,
@@ -179,12 +180,17 @@ class Session:
             stream.begin_after(said)
             return Prompt(prompt, stream, None if said else self._turn(messages, prompt))
 
-        yield from self._answer(prepare, sampling or Sampling(), stop, conversation_id, vault)
+        work = self._answer(prepare, sampling or Sampling(), stop, conversation_id, vault)
+        events: Iterator[Event] = alone(work)
+        yield from events
 
     def answer(
         self, prompt: Prompt, sampling: Sampling, stop: threading.Event, conversation_id: str
-    ) -> Generator[Event, None, None]:
-        """Generate the reply to a prompt that is rendered already, like ``send``."""
+    ) -> Generator[Event | Step, None, None]:
+        """Generate the reply to a prompt that is rendered already, like ``send``.
+
+        Steps of the model are yielded before they are run: they can be run with those of other sessions.
+        """
         yield from self._answer(lambda: prompt, sampling, stop, conversation_id, None)
 
     def _answer(
@@ -194,7 +200,7 @@ class Session:
         stop: threading.Event,
         conversation_id: str,
         vault: Vault | None,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | Step]:
         reply = Reply(began=time.perf_counter())
         certain = False
         try:
@@ -225,7 +231,7 @@ class Session:
         stop: threading.Event,
         conversation_id: str,
         reply: Reply,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | Step]:
         self.changed = True
         self._cache.restored = 0
         tokens = prompt.tokens
@@ -288,7 +294,7 @@ class Session:
         stop: threading.Event,
         conversation_id: str,
         reply: Reply,
-    ) -> Iterator[Event]:
+    ) -> Iterator[Event | Step]:
         cache = self._cache
         sampling = resolve_sampling(sampling, self.model.info.sampling)
         limit = self.model.context_limit
@@ -300,7 +306,10 @@ class Session:
         try:
             if self._over_budget(text):
                 yield from self._end_thought(decoder, text, conversation_id, reply, max_tokens)
-            for token in decoder:
+            for token in decoder.steps():
+                if isinstance(token, Step):
+                    yield token
+                    continue
                 now = time.perf_counter()
                 if not reply.generated:
                     reply.first_token = now
@@ -327,7 +336,7 @@ class Session:
                     reported = now
                     yield MemoryUpdate(conversation_id, self.memory(), reply.decode_speed)
             if reason != "memory":
-                decoder.complete()
+                yield from decoder.last_step()
         finally:
             decoder.close()
         rest = text.finish(cut=reason != "stop")

@@ -228,6 +228,18 @@ class PromptCache:
                 speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
                 step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))
 
+    def drop_unfinished_step(self) -> None:
+        """Drop what a step that failed has added to some layers; where that is impossible, read all again."""
+        tokens = self.tokens
+        longer = [layer for layer in self._scheme_caches if layer.offset > len(tokens)]
+        if all(layer.is_trimmable() for layer in longer):
+            for layer in longer:
+                layer.trim(layer.offset - len(tokens))
+            return
+        self.clear()
+        for _ in self.prefill_in_chunks(tokens):
+            pass
+
     def evaluate(self) -> None:
         """Evaluate pending operations, before saving or converting the arrays."""
         mx.eval([layer.state for layer in self.cache if not layer.empty()])

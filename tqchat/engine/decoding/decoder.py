@@ -7,7 +7,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import takewhile
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ from tqchat.engine.decoding.draft_model import DraftModel
 from tqchat.engine.decoding.prompt_lookup import PromptLookup
 from tqchat.engine.decoding.proposer import Proposer
 from tqchat.engine.decoding.sampling import Sampler, TokenSampler
+from tqchat.engine.decoding.step import Step, alone
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.kv import checkpoint
@@ -48,7 +49,8 @@ def no_draft_reason(model: LoadedModel) -> str | None:
 class Decoder:
     """Iterator over a reply's sampled tokens; keeps ``held`` consistent with the model's cache.
 
-    Whenever a token is yielded, ``held.tokens`` is what the cache holds.
+    Whenever a token is yielded, ``held.tokens`` is what the cache holds. ``steps`` yields each step of the
+    model, too, before it is run, so that it can be run with those of other decoders.
 
     Every token is sampled from the model's own distribution, and with its own seed: proposals change when it
     comes, and nothing else. Proposals end where the cache packs, so that each token is read from the same
@@ -89,11 +91,15 @@ class Decoder:
             self._proposer = DraftModel(held.draft, self._sampler)
         elif can_draft(held) and lookup:
             self._proposer = PromptLookup()
-        self._paused = False
+        self._paused = self._is_shared = False
         self.drafted = 0
         self.accepted = 0
 
     def __iter__(self) -> Iterator[int]:
+        return alone(self.steps())
+
+    def steps(self) -> Iterator[Step | int]:
+        """The reply's tokens, and the steps that lead to them."""
         while self._tokens_left > 0:
             self._paused = False
             yield from self._run()
@@ -132,11 +138,16 @@ class Decoder:
 
     def complete(self) -> None:
         """End the reply with its last token in the cache, which most steps have read ahead."""
+        for _ in self.last_step():
+            pass
+
+    def last_step(self) -> Iterator[Step]:
+        """``complete``, with the step that this takes, if any."""
         held = self._held
         self.close()
         if self._number and len(held.tokens) == len(self._sequence) - 1:
             held.pack_due()
-            self._submit(token_array(self._sequence[-1:]), self._number)
+            yield from self._submit(Step(held, token_array(self._sequence[-1:])), self._number)
             held.tokens.append(self._sequence[-1])
 
     @property
@@ -144,22 +155,27 @@ class Decoder:
         """Number of the next token in the reply."""
         return len(self._sequence) - self._prompt_tokens
 
+    @property
+    def _used_proposer(self) -> Proposer | None:
+        """None while steps are shared: a row of a batch costs less than one that is verified by itself."""
+        return None if self._is_shared else self._proposer
+
     def _record(self, token: int) -> int:
         self._sequence.append(token)
         self._tokens_left -= 1
         return token
 
-    def _run(self) -> Iterator[int]:
-        """Tokens until the reply is complete or paused."""
-        held, proposer = self._held, self._proposer
+    def _run(self) -> Iterator[Step | int]:
+        """Steps and tokens until the reply is complete or paused."""
+        held = self._held
         pending: mx.array | None = None
         was_read_ahead, steps = False, 0
         known_at = time.perf_counter()
         while self._tokens_left > 0:
             if pending is None:
                 # Nothing is proposed for the first token: it does not wait for a draft model's prefill.
-                if steps and proposer is not None and (proposed := self._proposed(proposer)):
-                    tokens = self._verify(proposed)
+                if steps and (proposer := self._used_proposer) and (proposed := self._proposed(proposer)):
+                    tokens = yield from self._verify(proposed)
                     seconds, known_at = _since(known_at)
                     self.drafted += len(proposed)
                     proposer.verified(len(proposed), len(tokens) - 1, seconds)
@@ -171,14 +187,18 @@ class Decoder:
                     held.pack_due()
                     continue
                 # The first token does not wait until the prompt is packed.
-                with packing_later(flat_layers(held.cache) if not steps else ()):
-                    pending = self._submit(token_array(self._sequence[-1:]), self._number)
+                last = token_array(self._sequence[-1:])
+                step = Step(held, last) if steps else Step(held, last, packing_later)
+                pending = yield from self._submit(step, self._number)
                 held.tokens.append(self._sequence[-1])
                 was_read_ahead = False
             # The next step is submitted before this one's token is known, unless a proposal may follow it.
             # Not after the first token: a CPU, which queues little, would delay it by a step.
+            proposer = self._used_proposer
             waits = not steps or (proposer is not None and proposer.expects(self._sequence))
-            following = None if waits else self._submit(pending, self._number + 1, pending)
+            following = None
+            if not waits:
+                following = yield from self._submit(Step(held, pending), self._number + 1, pending)
             (token,) = token_ids(pending)
             if following is not None:
                 held.tokens.append(token)
@@ -195,16 +215,19 @@ class Decoder:
                 mx.clear_cache()
             pending, was_read_ahead = following, following is not None
 
-    def _submit(self, token: mx.array, number: int, pending: mx.array | None = None) -> mx.array:
+    def _submit(
+        self, step: Step, number: int, pending: mx.array | None = None
+    ) -> Generator[Step, None, mx.array]:
         """Start a step over one token. Returns the token that it samples, not waited for.
 
         Args:
             number: Of the sampled token in the reply.
             pending: The token, if it is not known yet.
         """
+        yield step
+        self._is_shared = step.shared
         with mx.stream(generation_stream):
-            logits = self._held.model.model(token[None], cache=self._held.cache)[:, -1]
-            sampled = self._sampler.sample(logits, number, self._sequence, pending)
+            sampled = self._sampler.sample(step.result(), number, self._sequence, pending)
             mx.async_eval(sampled)  # type: ignore[no-untyped-call]
         return sampled
 
@@ -216,13 +239,13 @@ class Decoder:
         proposed = proposer.propose(self._sequence, self._number, most)
         return list(takewhile(lambda token: token not in self._ends, proposed))
 
-    def _verify(self, proposed: list[int]) -> list[int]:
+    def _verify(self, proposed: list[int]) -> Generator[Step, None, list[int]]:
         """Read proposed tokens in one step. Returns those that the model samples, too, and one more."""
         held = self._held
-        tokens = token_array(self._sequence[-1:] + proposed)
+        yield (step := Step(held, token_array(self._sequence[-1:] + proposed), verifying))
+        self._is_shared = step.shared
         with mx.stream(generation_stream):
-            with verifying(flat_layers(held.cache)):
-                rows = held.model.model(tokens[None], cache=held.cache)[0]
+            rows = step.result()
             sampled = self._sampler.sample_rows(rows, self._number, self._sequence, proposed)
             found = token_ids(sampled)
         agreeing = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.memory import LayerReport, MemoryReport, predict_bytes
 from tqchat.kv.scheme import FP16, SCHEMES
 
@@ -12,8 +13,16 @@ ASSUMED_WINDOW_TOKENS = 4096
 """Window of a sliding-window layer whose report does not state one."""
 
 
+_shapes = PerModel[MemoryReport]()
+
+
 def cache_shapes(model: Any) -> MemoryReport:
-    """Report on a cache of one token. The graph that would fill it is built but never evaluated."""
+    """Report on a model's cache of one token."""
+    return _shapes.get(model, lambda: _measured(model))
+
+
+def _measured(model: Any) -> MemoryReport:
+    """The graph that would fill the cache is built but never evaluated."""
     import mlx.core as mx
 
     from tqchat import kv

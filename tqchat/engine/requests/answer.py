@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tqchat.engine.commands import ToolCall
+from tqchat.engine.decoding.step import Step
 from tqchat.engine.events import Done, Event, TextDelta, ToolCalled
 from tqchat.engine.failures import ContextFull
 from tqchat.engine.memory import auto_scheme
@@ -32,8 +33,8 @@ _DAY_S = 86_400
 MAX_TOKEN_CHARACTERS = 128
 """A text longer than this times the context limit is not even split into tokens."""
 
-Slices = Generator[Event | None, None, None]
-"""Slices of work: the event that one led to, or ``None``."""
+Slices = Generator[Event | Step | None, None, None]
+"""Slices of work: the event that one led to, the step that the next one is about to run, or ``None``."""
 
 
 def answer(
@@ -108,7 +109,10 @@ def _answered(
     calls = _Calls(session.model.tokenizer, request.tools)
     with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
         for event in events:
-            yield from calls.taken_from(event)
+            if isinstance(event, Step):
+                yield event
+            else:
+                yield from calls.taken_from(event)
 
 
 class _Calls:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from tqchat.store.lease import Lease, Leases
 from tqchat.store.vault import Vault
 
 if TYPE_CHECKING:
+    from tqchat.engine.decoding.step import Step
     from tqchat.engine.models import LoadedModel
     from tqchat.engine.requests.answer import Slices
     from tqchat.engine.requests.pool import CachePool
@@ -39,6 +40,8 @@ class _Active:
     ticket: Ticket
     model: LoadedModel
     slices: Slices
+    step: Step | None = None
+    """The step that its next slice runs, unless it was run in a batch."""
 
 
 class RequestQueue:
@@ -82,7 +85,7 @@ class RequestQueue:
         return bool(self._waiting or self._active)
 
     def step(self, model: LoadedModel | None) -> None:
-        """Do one slice of work for the request whose turn it is.
+        """Do one slice of work for the request whose turn it is, or one step for all that decode.
 
         Args:
             model: The loaded model. A request that another one was answering fails.
@@ -90,9 +93,13 @@ class RequestQueue:
         self.use(model)
         self._begin(model)
         if self._active:
-            one = self._active.popleft()
-            if self._advance(one, model):
-                self._active.append(one)
+            first = self._active[0]
+            turn = [first] if first.step is None else [one for one in self._active if one.step is not None]
+            self._run_steps(turn, model)
+            for one in turn:
+                self._active.remove(one)
+                if self._advance(one, model):
+                    self._active.append(one)
         self._report()
 
     def use(self, model: LoadedModel | None) -> None:
@@ -194,24 +201,38 @@ class RequestQueue:
             _log.info("Caches of requests are not saved: %s", error)
             return None
 
+    @staticmethod
+    def _run_steps(turn: Sequence[_Active], model: LoadedModel | None) -> None:
+        """Run the steps of several requests in one call of the model."""
+        steps = [one.step for one in turn if one.step is not None and one.model is model]
+        if steps:
+            steps[0].run_together(steps)
+
     def _advance(self, one: _Active, model: LoadedModel | None) -> bool:
-        """One slice of a request. Returns whether it goes on."""
+        """One slice of a request, up to its next step if it decodes. Returns whether it goes on."""
+        from tqchat.engine.decoding.step import Step
+
         ticket = one.ticket
         try:
             if model is not one.model:
                 one.slices.close()
                 _tell(ticket, Failed(ticket.id, "Another model was chosen; send the request again."))
                 return False
-            event = next(one.slices)
+            decodes, one.step = one.step is not None, None
+            while True:
+                event = next(one.slices)
+                if isinstance(event, Step):
+                    one.step = event
+                elif event is not None:
+                    _tell(ticket, event)
+                if one.step is not None or not decodes:
+                    return True
         except StopIteration:
             return False
         except Exception as error:
             full, refused = isinstance(error, ContextFull), isinstance(error, TqchatError)
             _tell(ticket, Failed(ticket.id, user_message(error), context_full=full, refused=refused))
             return False
-        if event is not None:
-            _tell(ticket, event)
-        return True
 
     def _report(self) -> None:
         caches = [] if self._pool is None else self._pool.caches

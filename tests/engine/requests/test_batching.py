@@ -1,0 +1,289 @@
+"""Requests that decode at the same time share calls of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from tests.engine import tiny as models_of
+from tests.engine.talk import TALE, user
+from tqchat.engine import models
+from tqchat.engine.commands import Limits, Sampling
+from tqchat.engine.events import Done, Event, Failed, SchemeChanged
+from tqchat.engine.models import LoadedModel
+from tqchat.engine.requests.options import RequestOptions
+from tqchat.engine.requests.queue import MAX_ACTIVE, RequestQueue
+from tqchat.engine.requests.request import Request, Ticket
+from tqchat.paths import Paths
+from tqchat.store.vault import Vault
+
+SEEDED = Sampling(temperature=1.0, top_p=0.95, seed=7, max_tokens=12)
+
+
+@dataclass
+class Asked:
+    """A request and its events."""
+
+    ticket: Ticket
+    events: list[Event]
+
+    @property
+    def done(self) -> Done:
+        assert isinstance(self.events[-1], Done), self.events[-1]
+        return self.events[-1]
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.events) and isinstance(self.events[-1], Done | Failed)
+
+
+@dataclass
+class Calls:
+    """Sequences and tokens of each call of the model; ``on_call`` is told before and after each."""
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    on_call: Callable[[mx.array, Any], None] = lambda tokens, cache: None
+    on_return: Callable[[mx.array, Any], None] = lambda tokens, cache: None
+
+    @property
+    def steps(self) -> list[int]:
+        """Sequences of each step over one token."""
+        return [rows for rows, count in self.shapes if count == 1]
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[LoadedModel], Calls]:
+    """Records the calls of a model."""
+
+    def watched(model: LoadedModel) -> Calls:
+        calls, kind = Calls(), type(model.model)
+        original = kind.__call__
+
+        def call(self: Any, tokens: mx.array, cache: Any = None, *rest: Any, **more: Any) -> mx.array:
+            calls.shapes.append(tokens.shape)
+            calls.on_call(tokens, cache)
+            logits: mx.array = original(self, tokens, cache, *rest, **more)
+            calls.on_return(tokens, cache)
+            return logits
+
+        monkeypatch.setattr(kind, "__call__", call)
+        return calls
+
+    return watched
+
+
+class Server:
+    """A queue of requests, worked on step by step."""
+
+    def __init__(self, paths: Paths, model: LoadedModel, limits: Limits | None = None) -> None:
+        self.model = model
+        vault, options = Vault(paths.requests), RequestOptions(store=False)
+        self.queue = RequestQueue(
+            lambda event: None,
+            vault,
+            lambda: limits or Limits(),
+            options,
+            True,
+            lambda: 0,
+            lambda: False,
+        )
+
+    def ask(self, text: str, sampling: Sampling, scheme: str = "turbo4") -> Asked:
+        events: list[Event] = []
+        ticket = Ticket(Request((user(text),), scheme=scheme, sampling=sampling), events.append)
+        self.queue.submit(ticket)
+        return Asked(ticket, events)
+
+    def work(self, until: Callable[[], bool] | None = None) -> None:
+        while self.queue.has_work and not (until is not None and until()):
+            self.queue.step(self.model)
+
+    def alone(self, text: str, sampling: Sampling, scheme: str = "turbo4") -> Done:
+        asked = self.ask(text, sampling, scheme)
+        self.work()
+        return asked.done
+
+
+def limited(count: int, seed: int | None = None) -> Sampling:
+    return Sampling(temperature=0.0, max_tokens=count, seed=seed)
+
+
+REQUESTS = (
+    ("Hello! My name is Ada.", limited(14), "turbo4"),
+    (TALE + "Tell me a story about a dog.", limited(11), "turbo4"),
+    (TALE + "And then?", limited(9), "fp16"),
+    ("Who are you?", SEEDED, "turbo3"),
+    (TALE[: len(TALE) // 2] + "Why?", SEEDED, "affine8"),
+)
+
+
+@pytest.fixture
+def server(paths: Paths, tiny: LoadedModel) -> Iterator[Server]:
+    one = Server(paths, tiny)
+    yield one
+    one.queue.end("The test is over.")
+
+
+def texts(asked: list[Asked]) -> list[tuple[str, str]]:
+    return [(one.done.text, one.done.stop_reason) for one in asked]
+
+
+@pytest.fixture
+def alone(paths: Paths, tiny: LoadedModel) -> list[tuple[str, str]]:
+    server = Server(paths, tiny)
+    return [(done.text, done.stop_reason) for done in (server.alone(*one) for one in REQUESTS)]
+
+
+def test_requests_share_calls_and_get_the_replies_that_they_get_alone(
+    server: Server, alone: list[tuple[str, str]], watch: Callable[[LoadedModel], Calls]
+) -> None:
+    calls = watch(server.model)
+    asked = [server.ask(*one) for one in REQUESTS]
+    server.work()
+    assert texts(asked) == alone
+    assert max(calls.steps) == len(REQUESTS)
+
+
+def test_eight_requests_take_one_call_per_token(
+    server: Server, watch: Callable[[LoadedModel], Calls]
+) -> None:
+    server.ask("Two, so that the model is tried.", limited(2))
+    server.ask("Two.", limited(2))
+    server.work()
+    calls = watch(server.model)
+    tokens = 20
+    asked = [server.ask(f"Hello number {n}!", limited(tokens)) for n in range(MAX_ACTIVE)]
+    server.work()
+    longest = max(one.done.counts.generated for one in asked)
+    assert sum(one.done.counts.generated for one in asked) > MAX_ACTIVE * tokens / 2
+    # Requests may begin one after the other.
+    assert len(calls.steps) <= longest + MAX_ACTIVE
+    assert calls.steps.count(MAX_ACTIVE) >= min(one.done.counts.generated for one in asked) - 1
+
+
+def test_requests_join_and_leave_while_others_go_on(server: Server, alone: list[tuple[str, str]]) -> None:
+    asked = [server.ask(*REQUESTS[0])]
+    for count, one in enumerate(REQUESTS[1:], 2):
+        server.work(lambda count=count: len(asked[0].events) > 2 * count)  # type: ignore[misc]
+        asked.append(server.ask(*one))
+    server.work()
+    assert texts(asked) == alone
+
+
+def test_a_dropped_request_takes_one_more_step_and_harms_no_other(
+    server: Server, alone: list[tuple[str, str]], watch: Callable[[LoadedModel], Calls]
+) -> None:
+    asked = [server.ask(*one) for one in REQUESTS]
+    dropped = server.ask(TALE + "Drop this.", limited(2_000))
+    calls = watch(server.model)
+    server.work(lambda: len(dropped.events) > 3 and not any(one.ended for one in asked))
+    before = len(calls.steps)
+    dropped.ticket.stop()
+    server.work(lambda: dropped.ended)
+    assert dropped.done.stop_reason == "stopped" and len(calls.steps) <= before + 2
+    server.work()
+    assert texts(asked) == alone
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_steps_of_a_batch_that_fails_are_run_one_by_one(
+    server: Server, alone: list[tuple[str, str]], watch: Callable[[LoadedModel], Calls], after: bool
+) -> None:
+    server.ask("Two, so that the model is tried.", limited(2))
+    server.ask("Two.", limited(2))
+    server.work()
+    calls = watch(server.model)
+
+    def fail(tokens: mx.array, cache: Any) -> None:
+        if tokens.shape[0] > 1 and len(calls.steps) % 3:
+            raise RuntimeError("no memory")
+
+    if after:
+        calls.on_return = fail
+    else:
+        calls.on_call = fail
+    asked = [server.ask(*one) for one in REQUESTS]
+    server.work()
+    assert texts(asked) == alone
+    assert max(calls.steps) > 1
+
+
+def test_only_the_request_whose_own_step_fails_ends(
+    server: Server, alone: list[tuple[str, str]], watch: Callable[[LoadedModel], Calls]
+) -> None:
+    server.ask("Two, so that the model is tried.", limited(2))
+    server.ask("Two.", limited(2))
+    server.work()
+    calls = watch(server.model)
+    asked = [server.ask(*one) for one in REQUESTS]
+    victim = server.ask("Fail here, please.", limited(40))
+    server.work(lambda: len(victim.events) > 4)
+    (active,) = [one for one in server.queue._active if one.ticket is victim.ticket]
+    assert active.step is not None
+    layers = {id(layer) for layer in active.step.held.cache}
+
+    def fail(tokens: mx.array, cache: Any) -> None:
+        for layer in cache:
+            if {id(row) for row in getattr(layer, "rows", [layer])} & layers:
+                raise RuntimeError("a broken cache")
+
+    calls.on_return = fail
+    server.work()
+    assert isinstance(victim.events[-1], Failed)
+    assert texts(asked) == alone
+
+
+@pytest.mark.parametrize("step_down", [False, True])
+def test_a_request_that_reaches_its_memory_budget_does_not_end_others(
+    paths: Paths, tiny: LoadedModel, step_down: bool
+) -> None:
+    sampling = Sampling(temperature=1.0, seed=3, max_tokens=200)
+    needed = Server(paths, tiny).alone(TALE, limited(1), "fp16").report.allocated_bytes
+    server = Server(paths, tiny, Limits(budget=int(1.6 * needed), step_down=step_down))
+    long, short = server.ask(TALE, sampling, "fp16"), server.ask("Hello!", limited(8), "fp16")
+    server.work()
+    assert short.done.counts.generated and short.done.scheme == "fp16"
+    if step_down:
+        assert [event for event in long.events if isinstance(event, SchemeChanged)]
+    else:
+        assert long.done.stop_reason == "memory"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("others")
+
+
+@pytest.mark.parametrize(
+    ("config", "batches"),
+    [
+        (models_of.RECURRENT, False),
+        (models_of.HYBRID, False),
+        (models_of.EXPERTS, True),
+        (models_of.SLIDING | {"sliding_window": 256}, True),
+    ],
+    ids=["recurrent", "hybrid", "experts", "windows"],
+)
+def test_what_cannot_be_batched_is_run_one_by_one(
+    paths: Paths,
+    folder: Path,
+    config: dict[str, Any],
+    batches: bool,
+    watch: Callable[[LoadedModel], Calls],
+) -> None:
+    name = f"{config['model_type']}"
+    model = models.load(str(models_of.write(folder / name, config)))
+    server = Server(paths, model)
+    own = [server.alone(*one) for one in REQUESTS[:2]]
+    calls = watch(model)
+    again = Server(paths, model)
+    asked = [again.ask(*one) for one in REQUESTS[:2]]
+    again.work()
+    assert [one.done.counts.generated for one in asked] == [done.counts.generated for done in own]
+    assert texts(asked) == [(done.text, done.stop_reason) for done in own]
+    assert (max(calls.steps) > 1) == batches
