@@ -60,6 +60,44 @@ def test_a_text_is_continued(client: Client) -> None:
     assert "".join(one["choices"][0]["text"] for one in stream) == whole["choices"][0]["text"]
 
 
+def test_log_probabilities_of_a_chat(client: Client) -> None:
+    asked = {"max_tokens": 8, "logprobs": True, "top_logprobs": 3}
+    (choice,) = client.chat("Tell me a story.", **asked).json["choices"]
+    content = choice["logprobs"]["content"]
+    said = b"".join(bytes(one["bytes"]) for one in content).decode("utf-8", "ignore")
+    assert said.strip() == choice["message"]["content"].strip() and 1 < len(content) <= 8
+    for one in content:
+        assert set(one) == {"token", "logprob", "bytes", "top_logprobs"}
+        best, *others = one["top_logprobs"]
+        assert best == {name: one[name] for name in ("token", "logprob", "bytes")}, "greedy"
+        assert [best["logprob"] >= other["logprob"] for other in others] == [True] * 2
+    chunks = client.chat("Tell me a story.", stream=True, **asked).chunks
+    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
+    streamed = [one for part in parts if part is not None for one in part["content"]]
+    assert [one["token"] for one in streamed] == [one["token"] for one in content]
+    assert [one["logprob"] for one in streamed] == pytest.approx([one["logprob"] for one in content], abs=0.1)
+    (plain,) = client.chat("Tell me a story.", logprobs=True, max_tokens=8).json["choices"]
+    assert plain["logprobs"]["content"][0]["top_logprobs"] == []
+    assert client.chat(logprobs=False, top_logprobs=0).json["choices"][0]["logprobs"] is None
+
+
+def test_log_probabilities_of_a_continued_text(client: Client) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 6, "temperature": 0, "logprobs": 2}
+    (choice,) = client.ask("POST", "/v1/completions", body).json["choices"]
+    told = choice["logprobs"]
+    assert {len(values) for values in told.values()} == {len(told["tokens"])}
+    assert set(told) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
+    assert "".join(told["tokens"]).strip() == choice["text"].strip()
+    for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
+        assert top[token] == logprob == max(top.values()) and 1 <= len(top) <= 3
+    chunks = client.ask("POST", "/v1/completions", body | {"stream": True}).chunks
+    parts = [part for chunk in chunks if (part := chunk["choices"][0]["logprobs"]) is not None]
+    assert [token for part in parts for token in part["tokens"]] == told["tokens"]
+    assert [offset for part in parts for offset in part["text_offset"]] == told["text_offset"]
+    least = client.ask("POST", "/v1/completions", body | {"logprobs": 0}).json["choices"][0]["logprobs"]
+    assert least["tokens"] == told["tokens"] and all(len(top) == 1 for top in least["top_logprobs"])
+
+
 def test_fifty_clients_at_once(client: Client) -> None:
     with ThreadPoolExecutor(50) as pool:
         answers = list(
@@ -130,7 +168,10 @@ def nested(levels: int) -> object:
         ("n", 2, "1"),
         ("cache_scheme", "turbo99", "cache scheme"),
         ("reasoning_effort", "heroic", "one of"),
-        ("logprobs", True, "logprobs"),
+        ("logprobs", 1, "true or false"),
+        ("top_logprobs", 21, "from 0 to 20"),
+        ("top_logprobs", 2, "logprobs true"),
+        ("top_logprobs", True, "a whole number"),
         ("logit_bias", {"5": 1}, "logit_bias"),
         ("response_format", {"type": "json_object"}, "text"),
         ("modalities", ["audio"], "text"),
@@ -197,7 +238,8 @@ def test_control_characters_and_lone_surrogates_are_text(client: Client) -> None
         ("echo", True),
         ("suffix", "x"),
         ("best_of", 2),
-        ("logprobs", 0),
+        ("logprobs", 6),
+        ("logprobs", True),
         ("prompt", ["a", "b"]),
         ("prompt", [1, 2]),
         ("prompt", ""),

@@ -160,7 +160,8 @@ class _Handlers:
             wanted = await self._read(body, read)
             model = self._served(wanted.model)
             with self._desk.request(wanted.request, _visitor(request)) as (number, answer):
-                reply = Reply(number, model, is_chat, wanted.with_usage)
+                with_logprobs = wanted.request.logprobs is not None
+                reply = Reply(number, model, is_chat, wanted.with_usage, with_logprobs)
                 if wanted.stream:
                     await _while_connected(request, _stream(reply, answer, writer))
                 else:
@@ -284,7 +285,8 @@ async def _whole(reply: Reply, answer: Answer, writer: _Writer) -> None:
     """Send an answer when it is complete."""
     events = []
     async for event in answer.events():
-        if not isinstance(event, TextDelta | PrefillProgress):
+        is_text = isinstance(event, TextDelta)
+        if reply.with_logprobs if is_text else not isinstance(event, PrefillProgress):
             events.append(checked(event))
     await writer.whole(JSONResponse(reply.whole(events)))
 

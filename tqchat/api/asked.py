@@ -15,6 +15,7 @@ from tqchat.kv.scheme import UnknownScheme, scheme_setting
 from tqchat.settings import Settings
 
 MAX_STOPS = 16
+MAX_LOGPROBS, MAX_COMPLETION_LOGPROBS = 20, 5
 UNLIMITED_TOKENS = 1_000_000
 _ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -43,10 +44,7 @@ _SAMPLING = (
     "xtc_probability",
     "xtc_threshold",
 )
-_WITHOUT_LOGPROBS = "Probabilities of tokens (logprobs) are not returned by this server; leave the field out."
 _REFUSED = {
-    "logprobs": _WITHOUT_LOGPROBS,
-    "top_logprobs": _WITHOUT_LOGPROBS,
     "logit_bias": "logit_bias is not supported by this server; leave it out.",
     "audio": "This server returns text only; leave audio out.",
 }
@@ -121,6 +119,7 @@ def chat(value: Mapping[str, Any], defaults: Defaults) -> Asked:
             sampling=_sampling(fields, defaults),
             stops=_stops(fields),
             thinking=_thinking(fields, defaults),
+            logprobs=_chat_logprobs(fields),
         ),
     )
 
@@ -132,9 +131,6 @@ def completion(value: Mapping[str, Any], defaults: Defaults) -> Asked:
         ApiError: if a field is wrong or asks for what is not supported.
     """
     fields = Fields(value)
-    # For completions logprobs is a number, and 0 asks for those of the tokens themselves.
-    if fields.get("logprobs") is not None and fields.get("logprobs") is not False:
-        raise unsupported("logprobs", _WITHOUT_LOGPROBS)
     _refuse(fields, _REFUSED_IN_COMPLETIONS)
     if fields.get("best_of") not in (None, 1):
         raise unsupported("best_of", "best_of is not supported: one completion is generated.")
@@ -154,8 +150,19 @@ def completion(value: Mapping[str, Any], defaults: Defaults) -> Asked:
             scheme=_scheme(fields, defaults),
             sampling=_sampling(fields, defaults),
             stops=_stops(fields),
+            # 0 asks for those of the tokens themselves.
+            logprobs=None
+            if fields.get("logprobs") is False
+            else fields.count("logprobs", MAX_COMPLETION_LOGPROBS),
         ),
     )
+
+
+def _chat_logprobs(fields: Fields) -> int | None:
+    asked, count = fields.flag("logprobs"), fields.count("top_logprobs", MAX_LOGPROBS)
+    if count and not asked:
+        raise invalid("top_logprobs", count, "left out, or logprobs true")
+    return count or 0 if asked else None
 
 
 def _asked(fields: Fields, request: Request) -> Asked:

@@ -89,7 +89,8 @@ def _joined(before: Event, event: Event) -> Event | None:
         case PrefillProgress(), PrefillProgress():
             return event
         case TextDelta(), TextDelta() if before.part == event.part and not event.takes_answer:
-            return replace(before, text=before.text + event.text)
+            logprobs = before.logprobs + event.logprobs
+            return replace(before, text=before.text + event.text, logprobs=logprobs)
     return None
 
 

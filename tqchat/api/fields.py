@@ -104,6 +104,13 @@ class Fields:
             raise invalid(self.named(name), value, "true or false")
         return bool(value)
 
+    def count(self, name: str, most: int) -> int | None:
+        """A whole number from 0."""
+        value = self.get(name)
+        if value is not None and (type(value) is not int or not 0 <= value <= most):
+            raise invalid(self.named(name), value, f"a whole number from 0 to {most}")
+        return value
+
     def objects(self, name: str) -> list[Fields]:
         """A list of objects; empty if it is missing."""
         value = self.get(name)

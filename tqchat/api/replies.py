@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tqchat.api.logprobs import of_chat, of_completion
 from tqchat.engine.commands import ToolCall
-from tqchat.engine.events import Done, Event, ModelInfo, Notice, TextDelta, ToolCalled
+from tqchat.engine.events import Done, Event, ModelInfo, Notice, TextDelta, TokenLogprob, ToolCalled
 
 _CUT = ("length", "context", "memory")
 
@@ -27,16 +28,19 @@ class Reply:
         model: The model that answers.
         is_chat: Whether it answers a chat, not a text to be continued.
         with_usage: Whether the stream ends with a chunk of the counts of tokens.
+        with_logprobs: Whether log-probabilities of tokens are told.
     """
 
     id: str
     model: ModelInfo
     is_chat: bool
     with_usage: bool = False
+    with_logprobs: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _calls: list[ToolCall] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
     _answered: str = ""
+    _length: int = 0
     _begun: bool = False
 
     def chunks(self, event: Event) -> Iterator[dict[str, Any]]:
@@ -58,15 +62,24 @@ class Reply:
                 pass
 
     def whole(self, events: list[Event]) -> dict[str, Any]:
-        """The answer as one object. The last event is ``Done``."""
+        """The answer as one object. The last event is ``Done``; texts matter only for log-probabilities."""
+        texts: list[TextDelta] = []
         for event in events:
+            if isinstance(event, TextDelta):
+                texts = [] if event.takes_answer else texts
+                texts.append(event)
             if isinstance(event, ToolCalled):
                 self._calls.append(event.call)
             elif isinstance(event, Notice):
                 self._notices.append(event.text)
         done = events[-1]
         assert isinstance(done, Done)
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self._finish_reason(done)}
+        shown = [one for event in texts for one in event.logprobs]
+        choice: dict[str, Any] = {
+            "index": 0,
+            "logprobs": self._logprobs(shown, done.text),
+            "finish_reason": self._finish_reason(done),
+        }
         if self.is_chat:
             message: dict[str, Any] = {"role": "assistant", "content": done.text}
             if done.reasoning:
@@ -86,7 +99,8 @@ class Reply:
     def _text(self, event: TextDelta) -> Iterator[dict[str, Any]]:
         if not self.is_chat:
             if event.text:
-                yield self._chunk({"text": event.text})
+                yield self._chunk({"text": event.text}, logprobs=self._logprobs(event.logprobs, event.text))
+                self._length += len(event.text)
         elif event.takes_answer:
             taken = self._chunk({"reasoning_content": self._answered + event.text})
             self._answered = ""
@@ -95,10 +109,20 @@ class Reply:
             yield self._chunk({"reasoning_content": event.text})
         elif event.text:
             self._answered += event.text
-            yield self._chunk({"content": event.text})
+            yield self._chunk({"content": event.text}, logprobs=self._logprobs(event.logprobs, event.text))
 
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
+    def _logprobs(self, tokens: Sequence[TokenLogprob], text: str) -> dict[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+        return of_chat(tokens) if self.is_chat else of_completion(tokens, text, self._length)
+
+    def _chunk(
+        self,
+        delta: Mapping[str, Any],
+        finish_reason: str | None = None,
+        logprobs: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "logprobs": logprobs, "finish_reason": finish_reason}
         if self.is_chat:
             if not self._begun:
                 delta = {"role": "assistant", **delta}

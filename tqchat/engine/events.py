@@ -144,17 +144,32 @@ class Notice:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token's log-probability.
+
+    Attributes:
+        spelling: Its text in UTF-8; one token may hold only a part of a character.
+        top: The likeliest tokens in its place and their log-probabilities, the likeliest first.
+    """
+
+    spelling: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TextDelta:
     """The next piece of the reply: of its reasoning, or of its answer.
 
     With ``takes_answer`` all pieces of the answer before this one are reasoning: only the end of the thought
-    was marked.
+    was marked. ``logprobs`` are of the tokens that begin in this piece, if the request asks for them.
     """
 
     conversation_id: str
     text: str
     part: Part = "answer"
     takes_answer: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tqchat.engine.cache.memory_budget import MemoryBudget
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
+from tqchat.engine.decoding.logprobs import Logprobs
 from tqchat.engine.decoding.step import Step, alone
 from tqchat.engine.events import (
     Done,
@@ -55,11 +56,13 @@ class Prompt:
     Attributes:
         stream: Converts the tokens of its reply to text.
         turn: Number of tokens up to the end of the last message, for a checkpoint; ``None`` for none.
+        logprobs: Gets those of the reply's tokens.
     """
 
     tokens: list[int]
     stream: TextStream
     turn: int | None = None
+    logprobs: Logprobs | None = None
 
 
 class Session:
@@ -261,7 +264,7 @@ class Session:
                     return
             if turn == len(self._cache.tokens):
                 self._cache.take_checkpoint()
-        yield from self._generate(tokens, prompt.stream, sampling, stop, conversation_id, reply)
+        yield from self._generate(prompt, sampling, stop, conversation_id, reply)
 
     def _reuse(
         self, prompt: list[int], vault: Vault | None, conversation_id: str, reply: Reply
@@ -288,19 +291,18 @@ class Session:
 
     def _generate(
         self,
-        prompt: list[int],
-        text: TextStream,
+        prompt: Prompt,
         sampling: Sampling,
         stop: threading.Event,
         conversation_id: str,
         reply: Reply,
     ) -> Iterator[Event | Step]:
-        cache = self._cache
+        cache, tokens, text, logprobs = self._cache, prompt.tokens, prompt.stream, prompt.logprobs
         sampling = resolve_sampling(sampling, self.model.info.sampling)
         limit = self.model.context_limit
-        max_tokens = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(prompt))
+        max_tokens = sampling.max_tokens if limit is None else min(sampling.max_tokens, limit - len(tokens))
         max_tokens = max(max_tokens, 1)
-        decoder = Decoder(cache, prompt, sampling, max_tokens, self._lookup)
+        decoder = Decoder(cache, tokens, sampling, max_tokens, self._lookup, logprobs=logprobs)
         reason: StopReason | None = None
         reported = time.perf_counter()
         try:
@@ -317,6 +319,8 @@ class Session:
                 reply.generated += 1
                 reply.last_token = now
                 reply.drafted, reply.accepted = decoder.drafted, decoder.accepted
+                if logprobs is not None:
+                    logprobs.add(token, reply.generated - 1)
                 if text.is_end(token):
                     reason = "stop"
                 else:

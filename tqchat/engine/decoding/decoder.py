@@ -17,6 +17,7 @@ from mlx_lm.models import cache as mlx_cache
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import Sampling
 from tqchat.engine.decoding.draft_model import DraftModel
+from tqchat.engine.decoding.logprobs import Logprobs
 from tqchat.engine.decoding.prompt_lookup import PromptLookup
 from tqchat.engine.decoding.proposer import Proposer
 from tqchat.engine.decoding.sampling import Sampler, TokenSampler
@@ -69,6 +70,7 @@ class Decoder:
         max_tokens: int,
         lookup: bool = False,
         sampler: Sampler | None = None,
+        logprobs: Logprobs | None = None,
     ) -> None:
         """
         Args:
@@ -78,6 +80,7 @@ class Decoder:
             max_tokens: The most tokens to sample.
             lookup: Whether proposals are looked up in prompt and reply, without a draft model.
             sampler: Used instead of that of ``sampling``.
+            logprobs: Gets those of sampled tokens.
         """
         self._held = held
         self._sequence = list(prompt)
@@ -86,6 +89,8 @@ class Decoder:
         ends = held.model.reply_format.end_tokens
         self._ends = frozenset(ends)
         self._sampler: Sampler = sampler or TokenSampler(sampling, len(held.model.tokenizer), ends)
+        if logprobs is not None:
+            self._sampler = logprobs.watching(self._sampler)
         self._proposer: Proposer | None = None
         if can_draft(held) and held.draft is not None:
             self._proposer = DraftModel(held.draft, self._sampler)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from tqchat.engine.commands import ToolCall
+from tqchat.engine.decoding.logprobs import Logprobs
 from tqchat.engine.decoding.step import Step
 from tqchat.engine.events import Done, Event, TextDelta, ToolCalled
 from tqchat.engine.failures import ContextFull
@@ -19,6 +20,7 @@ from tqchat.engine.memory import auto_scheme
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.prompts import Prompts
 from tqchat.engine.reasoning import TextStream
+from tqchat.engine.reasoning.token_bytes import TokenBytes
 from tqchat.engine.requests.pool import Cached, CachePool
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.engine.requests.text import PlainStream, StoppedStream
@@ -105,14 +107,25 @@ def _answered(
     turn = None
     if request.messages and session.cache.needs_checkpoints:
         turn = prompts.end_of_messages(request.messages, tokens, request.tools)
-    prompt = Prompt(tokens, stream, turn)
-    calls = _Calls(session.model.tokenizer, request.tools)
+    tokenizer = session.model.tokenizer
+    logprobs = None if request.logprobs is None else Logprobs(request.logprobs, TokenBytes(tokenizer))
+    prompt = Prompt(tokens, stream, turn, logprobs)
+    calls = _Calls(tokenizer, request.tools)
     with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
         for event in events:
             if isinstance(event, Step):
                 yield event
-            else:
-                yield from calls.taken_from(event)
+                continue
+            for one in calls.taken_from(event):
+                yield one if logprobs is None else _with_logprobs(one, logprobs)
+
+
+def _with_logprobs(event: Event, logprobs: Logprobs) -> Event:
+    """The event; a piece of the answer with the log-probabilities of its tokens."""
+    if not isinstance(event, TextDelta) or event.takes_answer:
+        return event
+    shown = logprobs.shown_by(event.text)
+    return replace(event, logprobs=shown) if event.part == "answer" else event
 
 
 class _Calls:

@@ -24,6 +24,8 @@ class Request:
         sampling: Unset values are the model's defaults.
         stops: Texts that end the reply; they are not part of it.
         thinking: Whether and how much the model reasons.
+        logprobs: Number of likeliest tokens whose log-probabilities are told beside that of each token of the
+            answer; ``None`` for no log-probabilities.
     """
 
     messages: tuple[ChatMessage, ...] = ()
@@ -33,6 +35,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
     thinking: Thinking = field(default_factory=Thinking)
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
