@@ -46,10 +46,11 @@ class BatchCache:
     itself. Attention that is not routed gets all of them decoded, right-aligned in one array.
 
     Attributes:
-        rows: The cache of each sequence.
+        rows: The cache of each sequence: a ``SchemeCache``, or a ``RingRow`` where every step is of one token
+            and attention is routed.
     """
 
-    def __init__(self, rows: Sequence[SchemeCache]) -> None:
+    def __init__(self, rows: Sequence[Any]) -> None:
         self.rows = list(rows)
         self._left_padding = [0] * len(self.rows)
         self._tokens_left: list[int] | None = None
@@ -121,7 +122,7 @@ class BatchCache:
         step = self._step
         assert step is not None, "nothing was read yet"
         fetches = [
-            row.keys_and_values() if row.key_side.length else (step.keys[:1, :, :0], step.values[:1, :, :0])
+            row.keys_and_values() if row.offset else (step.keys[:1, :, :0], step.values[:1, :, :0])
             for row in self.rows
         ]
         # Kept until attention: a row lets go of what it packed once they are freed.
@@ -245,7 +246,8 @@ class BatchCache:
 
     def extract(self, idx: int) -> SchemeCache:
         """A copy of one sequence's cache."""
-        return copy.deepcopy(self.rows[idx])
+        row: SchemeCache = copy.deepcopy(self.rows[idx])
+        return row
 
     def _forget_step(self) -> None:
         self._step = self._fetched = None

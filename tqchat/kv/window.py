@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
@@ -15,6 +15,9 @@ from tqchat.kv import untrusted
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import FP16, TILE, Scheme
 from tqchat.kv.storage.token_store import GROWTH_TOKENS
+
+if TYPE_CHECKING:
+    from tqchat.kv.attention.routing import Route
 
 
 class WindowCache(SchemeCache):
@@ -136,6 +139,41 @@ def as_window(ring: RotatingKVCache) -> WindowCache:
     window.queries_seen = getattr(ring, "queries_seen", 0)
     window.rope = getattr(ring, "rope", None)
     return window
+
+
+class RingRow:
+    """mlx-lm's ring buffer as a row of a ``BatchCache``, for steps of one token through routed attention."""
+
+    uses_placeholders = False
+
+    def __init__(self, ring: RotatingKVCache, route: Route) -> None:
+        self._ring, self._route = ring, route
+        self._fetched: tuple[mx.array, mx.array] | None = None
+        self.max_size = int(ring.max_size)
+
+    @property
+    def offset(self) -> int:
+        return int(self._ring.offset)
+
+    @property
+    def tokens_before_append(self) -> int:
+        return min(self.max_size - 1, self.offset)
+
+    @property
+    def is_routed(self) -> bool:
+        return self._route.is_active
+
+    def append(self, keys: mx.array, values: mx.array) -> None:
+        self._fetched = self._ring.update_and_fetch(keys, values)  # type: ignore[no-untyped-call]
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """The window, in the order of the ring."""
+        assert self._fetched is not None
+        return self._fetched
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        make: Callable[..., Any] = self._ring.make_mask
+        return make(N, window_size=window_size, return_array=return_array)
 
 
 def only_window(layer: Any) -> Any:

@@ -262,12 +262,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("config", "batches"),
     [
+        (models_of.SLIDING, True),
         (models_of.RECURRENT, False),
         (models_of.HYBRID, False),
         (models_of.EXPERTS, True),
         (models_of.SLIDING | {"sliding_window": 256}, True),
     ],
-    ids=["recurrent", "hybrid", "experts", "windows"],
+    ids=["short windows", "recurrent", "hybrid", "experts", "windows"],
 )
 def test_what_cannot_be_batched_is_run_one_by_one(
     paths: Paths,
@@ -276,7 +277,7 @@ def test_what_cannot_be_batched_is_run_one_by_one(
     batches: bool,
     watch: Callable[[LoadedModel], Calls],
 ) -> None:
-    name = f"{config['model_type']}"
+    name = f"{config['model_type']}{config.get('sliding_window', '')}"
     model = models.load(str(models_of.write(folder / name, config)))
     server = Server(paths, model)
     own = [server.alone(*one) for one in REQUESTS[:2]]

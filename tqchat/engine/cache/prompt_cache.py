@@ -231,7 +231,7 @@ class PromptCache:
     def drop_unfinished_step(self) -> None:
         """Drop what a step that failed has added to some layers; where that is impossible, read all again."""
         tokens = self.tokens
-        longer = [layer for layer in self._scheme_caches if layer.offset > len(tokens)]
+        longer = [layer for layer in flat_layers(self.cache) if layer.offset > len(tokens)]
         if all(layer.is_trimmable() for layer in longer):
             for layer in longer:
                 layer.trim(layer.offset - len(tokens))

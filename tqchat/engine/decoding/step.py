@@ -13,13 +13,16 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream
+from mlx_lm.models.cache import RotatingKVCache
 
 from tqchat import kv
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models.token_arrays import token_array
 from tqchat.kv.attention.per_model import PerModel
+from tqchat.kv.attention.routing import Route, route_of
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.prompt_cache import flat_layers, replace_layers
+from tqchat.kv.window import RingRow
 
 Yielded = TypeVar("Yielded")
 
@@ -119,10 +122,10 @@ def alone(work: Iterable[Yielded | Step]) -> Iterator[Yielded]:
 def can_batch(held: PromptCache) -> bool:
     """Whether steps of this cache can be batched with others of its model.
 
-    All its layers must be caches of ours, since those are batched without being copied, and the model must
-    take a position per sequence: it is tried once on a few tokens, as models are not made for batches alike.
+    All its layers must be caches that are batched without being copied, and the model must take a position
+    per sequence: it is tried once on a few tokens, as models are not made for batches alike.
     """
-    if not all(isinstance(layer, kv.SchemeCache) for layer in flat_layers(held.cache)):
+    if not all(map(_has_rows, flat_layers(held.cache))):
         return False
     return _batches.get(held.model.model, lambda: _gives_the_same_in_a_batch(held))
 
@@ -151,9 +154,19 @@ def _gives_the_same_in_a_batch(held: PromptCache) -> bool:
         return False
 
 
+def _has_rows(layer: Any) -> bool:
+    is_ring = type(layer) is RotatingKVCache and not layer.keep
+    return isinstance(layer, kv.SchemeCache) or is_ring
+
+
+def _row(layer: Any, route: Route) -> Any:
+    return layer if isinstance(layer, kv.SchemeCache) else RingRow(layer, route)
+
+
 def _call(model: Any, caches: Sequence[list[Any]], tokens: mx.array) -> mx.array:
     """Logits behind one token of each sequence, ``[sequences, vocabulary]``."""
+    route = route_of(model)
     layers = enumerate(zip(*(flat_layers(cache) for cache in caches), strict=True))
-    batches = {index: BatchCache(rows) for index, rows in layers}
+    batches = {index: BatchCache([_row(layer, route) for layer in parts]) for index, parts in layers}
     logits: mx.array = model(tokens[:, None], cache=replace_layers(caches[0], batches))[:, -1]
     return logits
