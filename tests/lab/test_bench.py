@@ -18,7 +18,8 @@ from tqchat.lab.results import BadResults
 
 KEYS = ["what", "scheme", "context", "median_s", "spread_s", "tok_s", "ratio_fp16", "ratio_mlx"]
 KEYS += ["peak_bytes", "read_bytes", "read_bytes_s", "ratio_fresh", "memory_ratio", "ratio_plain"]
-KEYS += ["total_s", "most_reread"]
+KEYS += ["total_s", "most_reread", "turns", "slowest_s", "restart_s", "restart_reread"]
+KEYS += ["resident_bytes", "device_bytes", "cache_bytes", "fp16_bytes"]
 QUICK = ["lab", "bench", "--shape", "tiny", "--context", "200", "--rounds", "2", "--schemes", "fp16,turbo4"]
 
 

@@ -32,6 +32,8 @@ KINDS = (
     "ui",
     "start",
 )
+API_SCHEMES = ("turbo4",)
+"""Schemes for ``api`` if none are named: each takes minutes on a CPU."""
 NEED_A_MODEL = {"decode", "prefill", "turn", "restore", "convert", "day", "drafting", "api", "events"}
 
 
@@ -53,8 +55,8 @@ def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     bench.add_argument(
         "--schemes",
         metavar="A,B,C",
-        default="all",
-        help="schemes to measure (default: all); mlx-lm's 16-, 8- and 4-bit caches are always included",
+        help="schemes to measure (default: all, for api turbo4); mlx-lm's 16-, 8- and 4-bit caches, and for "
+        "api its server, are always included",
     )
     bench.add_argument(
         "--context",
@@ -99,24 +101,28 @@ def main(options: argparse.Namespace) -> int:
 
     model = _model(options, kinds)
     from tqchat.lab.bench import kv_caches, machine, run
-    from tqchat.lab.bench.results import BenchResults, tables
+    from tqchat.lab.bench.results import BenchResults, row_line, tables
 
-    candidates = kv_caches.candidates(options.schemes)
+    candidates = kv_caches.candidates(options.schemes or "all")
+    api_schemes = API_SCHEMES if options.schemes is None else run.own_schemes(candidates)
     layer = _layer(options, run.layer_of(model))
     progress = Progress()
     copied = machine.copy_bandwidth()
-    plan = run.Plan(kinds, candidates, contexts, rounds, layer)
+    plan = run.Plan(kinds, candidates, contexts, rounds, layer, api_schemes)
     left_out: dict[str, str] = {}
 
     def leave_out(name: str, error: Exception) -> None:
         left_out[name] = str(error)
 
-    rows = tuple(run.rows(model, plan, progress.note, leave_out))
+    rows = []
+    for row in run.rows(model, plan, progress.note, leave_out):
+        rows.append(row)
+        progress.line(row_line(row))
     progress.end()
     for cache, reason in left_out.items():
         print(f"tqchat: {cache} was left out: {one_line(reason)}.", file=sys.stderr)
     name = None if model is None else model.info.name
-    results = BenchResults(machine.device(), name, copied, rows)
+    results = BenchResults(machine.device(), name, copied, tuple(rows))
     if options.json is not None:
         write(options.json, results.to_json())
     if options.plot is not None:

@@ -127,6 +127,12 @@ class Progress:
             sys.stderr.write(f"{self._last_note}\n")
         sys.stderr.flush()
 
+    def line(self, text: str) -> None:
+        """Show a result that has come, above the progress line."""
+        self.end()
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
     def end(self) -> None:
         """Clear the progress line."""
         if self._shown:

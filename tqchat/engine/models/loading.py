@@ -180,7 +180,7 @@ def _described(
     cache_dtype: mx.Dtype | None = None
     half = weights.native_half_dtype(model, config)
     in_half = weights.computes_in_half(model)
-    if machine.name == "cpu" and in_half and _fits_as_float32(model):
+    if machine.name == "cpu" and in_half and fits_as_float32(model):
         weights.to_float32(model)
         in_half = False
     if not in_half:
@@ -327,7 +327,8 @@ def _load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _fits_as_float32(model: Any) -> bool:
+def fits_as_float32(model: Any) -> bool:
+    """Whether there is memory for the weights as float32."""
     from tqchat.engine.models import weights
 
     return weights.float32_bytes(model) < backend.available_memory() * SHARE_OF_AVAILABLE

@@ -33,8 +33,8 @@ MEMORY_SHARE = 0.5
 """Share of free memory that the caches of one group may take."""
 
 Tell = Callable[[str], None]
-LeaveOut = Callable[[str, CannotTakePart], None]
-"""Called with the name of a cache that cannot be measured here, and the reason."""
+LeaveOut = Callable[[str, Exception], None]
+"""Called with the name of what cannot be measured here, and the reason."""
 
 
 def decode(

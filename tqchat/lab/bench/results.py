@@ -21,21 +21,31 @@ class BenchRow:
     Attributes:
         what: ``decode``, ``prefill``, ``turn`` (a message after a packed history), ``attention``, ``kernels``
             (attention on the device alone), ``encode``, ``restore``, ``convert`` (a change of scheme),
-            ``day``, ``drafting``, ``api``, ``events``, ``ui`` or ``start``.
+            ``day``, ``drafting``, ``api``, ``api clients``, ``events``, ``ui`` or ``start``.
         scheme: A scheme; ``mlx16``, ``mlx8``, ``mlx4`` for mlx-lm's own caches; or the operation timed.
         context: Tokens in the cache (messages in the conversation, for ``ui``).
-        median_s: Median over the rounds: per token for ``decode``, else of the whole run.
+        median_s: Median over the rounds: per token for ``decode`` and ``api clients``, else of the whole
+            run.
         spread_s: The interquartile range over the rounds.
         ratio_fp16: Speed relative to mlx-lm's 16-bit cache, median of the rounds' ratios; above 1 is faster.
         ratio_mlx: The same against mlx-lm's quantised cache of as many bits, or the next more.
-        peak_bytes: Peak MLX allocation beyond the weights and other caches; for ``api``, the server's
-            resident memory at the end.
+        peak_bytes: Peak MLX allocation beyond the weights and other caches; for ``api``, the server's peak
+            resident memory.
         ratio_plain: For ``drafting``: speed relative to plain decoding.
         read_bytes: Bytes that must be read: the cache, and for ``decode`` the weights.
         ratio_fresh: Speed relative to a cache that has read the same transcript afresh, like ``ratio_fp16``.
         memory_ratio: MLX's memory in use, relative to the weights and what the gauge says.
         total_s: For ``api``: seconds of all turns.
-        most_reread: For ``api``: the most tokens of the history that one turn read again.
+        most_reread: For ``api``: the most tokens of the history that one turn read again, but for the turn
+            after the restart.
+        turns: For ``api``: turns until the time was up.
+        slowest_s: For ``api``: seconds of the slowest turn.
+        restart_s: For ``api``: seconds of the turn after the server was killed, without its start.
+        restart_reread: For ``api``: tokens of the history that this turn read again.
+        resident_bytes: For ``api``: the server's resident memory at the end.
+        device_bytes: For ``api``: the most memory that the server had on an NVIDIA card after a turn.
+        cache_bytes: For ``api``: bytes of the history's cache; for mlx-lm's server, of all its caches.
+        fp16_bytes: For ``api``: bytes of the history's cache as FP16.
     """
 
     what: str
@@ -54,6 +64,14 @@ class BenchRow:
     ratio_plain: float | None = None
     total_s: float | None = None
     most_reread: int | None = None
+    turns: int | None = None
+    slowest_s: float | None = None
+    restart_s: float | None = None
+    restart_reread: int | None = None
+    resident_bytes: int | None = None
+    device_bytes: int | None = None
+    cache_bytes: int | None = None
+    fp16_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +114,13 @@ def tables(results: BenchResults) -> str:
     return "\n\n".join(parts)
 
 
+def row_line(row: BenchRow) -> str:
+    """One measurement in a line, for those who wait for the tables."""
+    length = f", {row.context:,}" if row.context else ""
+    speed = "" if row.tok_s is None else f", {_speed(row.tok_s)} tok/s"
+    return f"{row.what}: {row.scheme}{length}: {_seconds(row.median_s)}{speed}"
+
+
 def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
     columns = [
         ("scheme", [f"`{row.scheme}`" for row in rows]),
@@ -108,9 +133,17 @@ def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
         ("of a fresh cache", [_shown(row.ratio_fresh, _times) for row in rows]),
         ("memory of the expected", [_shown(row.memory_ratio, _times) for row in rows]),
         ("of plain", [_shown(row.ratio_plain, _times) for row in rows]),
+        ("slowest", [_shown(row.slowest_s, _seconds) for row in rows]),
+        ("first after the restart", [_shown(row.restart_s, _seconds) for row in rows]),
+        ("turns", [_shown(row.turns, str) for row in rows]),
         ("total", [_shown(row.total_s, _seconds) for row in rows]),
-        ("read again at most", [_shown(row.most_reread, lambda count: f"{count:,} tokens") for row in rows]),
+        ("read again at most", [_shown(row.most_reread, _tokens) for row in rows]),
+        ("after the restart", [_shown(row.restart_reread, _tokens) for row in rows]),
         ("peak", [_shown(row.peak_bytes, size) for row in rows]),
+        ("resident", [_shown(row.resident_bytes, size) for row in rows]),
+        ("on the card", [_shown(row.device_bytes, size) for row in rows]),
+        ("cache", [_shown(row.cache_bytes, size) for row in rows]),
+        ("as FP16", [_shown(row.fp16_bytes, size) for row in rows]),
         ("reads", [_shown(row.read_bytes_s, lambda speed: f"{size(speed)}/s") for row in rows]),
     ]
     if copy_bytes_s:
@@ -135,6 +168,10 @@ def _seconds(value: float) -> str:
 
 def _speed(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} tokens"
 
 
 def _times(value: float) -> str:

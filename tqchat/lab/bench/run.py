@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqchat.engine.models import LoadedModel
-from tqchat.lab import api_bench, convert_bench, reading, restore_bench, ui_bench
+from tqchat.lab import convert_bench, reading, restore_bench, ui_bench
+from tqchat.lab.api_bench import run as api_bench
 from tqchat.lab.bench import attention, day, decode, drafting, encode, events, start, turn
 from tqchat.lab.bench.attention import Layer
 from tqchat.lab.bench.decode import LeaveOut
@@ -29,6 +30,7 @@ class Plan:
         contexts: Cache lengths in tokens.
         rounds: Timed runs of each candidate, after the warm-up round.
         layer: Attention shape for ``attention``, ``kernels`` and ``encode``.
+        api_schemes: Schemes for ``api``.
     """
 
     kinds: Sequence[str]
@@ -36,6 +38,7 @@ class Plan:
     contexts: Sequence[int]
     rounds: int
     layer: Layer
+    api_schemes: Sequence[str] = ()
 
 
 def rows(
@@ -69,17 +72,17 @@ def rows(
             case "convert" if model is not None:
                 text = _text(model, max(plan.contexts))
                 yield from convert_bench.convert(
-                    model, _own_schemes(plan), plan.contexts, text, plan.rounds, tell
+                    model, own_schemes(plan.candidates), plan.contexts, text, plan.rounds, tell
                 )
             case "day" if model is not None and model.tokenizer is not None:
                 yield from day.day(model, plan.candidates, plan.contexts, _built_in_text(), plan.rounds, tell)
             case "drafting" if model is not None and model.tokenizer is not None:
-                schemes = _own_schemes(plan)
+                schemes = own_schemes(plan.candidates)
                 yield from drafting.drafting(model, schemes, plan.contexts, plan.rounds, tell)
             case "api" if model is not None and model.tokenizer is not None:
                 for context in plan.contexts:
-                    yield from api_bench.replays(
-                        model.folder, _own_schemes(plan), context, _built_in_text(), tell
+                    yield from api_bench.measure(
+                        model, plan.api_schemes, context, _built_in_text(), tell, leave_out
                     )
             case "events" if model is not None and model.tokenizer is not None:
                 context = plan.contexts[0]
@@ -98,13 +101,13 @@ def rows(
                 pass  # needs a model, or a tokenizer (models with random weights have none)
 
 
-def _own_schemes(plan: Plan) -> list[str]:
+def own_schemes(candidates: Sequence[Candidate]) -> list[str]:
     """Schemes of the candidates that are not mlx-lm's own caches."""
-    return [c.scheme.name for c in plan.candidates if c.name == c.scheme.name]
+    return [c.scheme.name for c in candidates if c.name == c.scheme.name]
 
 
 def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
-    for row in restore_bench.measure(model, _own_schemes(plan), plan.contexts, tell):
+    for row in restore_bench.measure(model, own_schemes(plan.candidates), plan.contexts, tell):
         yield BenchRow("restore", row.scheme, row.tokens, row.restore_s, 0.0, row.tokens / row.restore_s)
         new, name = restore_bench.QUESTION_TOKENS, f"{row.scheme}, then a message"
         yield BenchRow("restore", name, row.tokens, row.question_s, 0.0, new / row.question_s)
