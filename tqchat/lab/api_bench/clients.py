@@ -32,7 +32,7 @@ def seconds_per_token(server: Server, prompts: Sequence[str]) -> float:
         began = time.perf_counter()
         answers = list(clients.map(ask, prompts))
         seconds = time.perf_counter() - began
-    generated = sum(answer["usage"]["completion_tokens"] for answer in answers)
+    generated = sum(int(answer["usage"]["completion_tokens"]) for answer in answers)
     if not generated:
         raise ServerFailed("it generated no tokens")
     return seconds / generated
