@@ -237,6 +237,13 @@ def test_the_file_has_no_name_and_goes_with_the_cache(tmp_path: Path) -> None:
     for layer in cache:
         layer.trim(300)
     assert open_files() == before
+    logits(model, cache, tiny.tokens(300), 299)
+    for name in ("turbo3", "turbo4"):
+        convert_in_place(cache, name, folder=tmp_path)
+    assert open_files() > before and cache[0].stored_side("key") is not None
+    for layer in cache:
+        layer.forget_earlier()
+    assert open_files() == before
 
 
 def test_rounding_is_told_by_tokens_and_saved_with_the_cache() -> None:

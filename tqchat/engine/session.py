@@ -421,9 +421,9 @@ class Session:
     ) -> Iterator[Event]:
         """Change the scheme of the live cache. The last event is ``SchemeChanged`` or ``Failed``.
 
-        After an error or a stop the old cache is unchanged. Conversion works layer by layer, so that at most
-        one layer exists twice; re-reading builds a new cache beside the old one. A scheme that does not fit
-        the memory budget is refused, or replaced by a smaller one with a notice, as for a reply.
+        After an error or a stop the old cache is unchanged. Conversion works layer by layer; for its memory
+        see ``kv.convert_in_place``. Re-reading builds a new cache beside the old one. A scheme that does not
+        fit the memory budget is refused, or replaced by a smaller one with a notice, as for a reply.
 
         Args:
             reread: Prefill the transcript again, so that no earlier rounding remains.

@@ -1,7 +1,8 @@
 """Converting prompt caches to another scheme, layer by layer.
 
-The tokens as they were are written to an unnamed temporary file, from which a later conversion to the same
-formats takes them back exactly (``storage.earlier``).
+The tokens as they were are written to an unnamed temporary file, behind the conversion
+(``storage.write_behind``). A later conversion to the same formats takes them back exactly
+(``storage.earlier``).
 """
 
 from __future__ import annotations

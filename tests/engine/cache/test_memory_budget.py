@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import mlx.core as mx
 import pytest
 
 from tests.engine.talk import TALE, greedy, held_is_consistent, of, user
+from tests.kv.storage.disks import Disk
 from tests.models import tiny_llama
 from tqchat.engine import models
-from tqchat.engine.cache.memory_budget import PrefillPlan
+from tqchat.engine.cache.memory_budget import MemoryBudget, PrefillPlan
 from tqchat.engine.commands import Limits
 from tqchat.engine.events import Done, Event, Failed, MemoryUpdate, Notice, SchemeChanged
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
+from tqchat.kv.storage.array_file import ArrayFile
 
 ASKED = [user(TALE * 2)]
 
@@ -108,6 +113,23 @@ def test_prompts_that_do_not_fit_raw_are_packed_during_prefill(tiny: LoadedModel
         for session, packs in ((free, False), (asked, True), (tight, True))
         for layer in session._cache.cache
     )
+
+
+def test_what_a_change_of_scheme_leaves_of_the_budget_may_wait_for_the_disk(
+    tiny: LoadedModel, disk: Disk, tmp_path: Path
+) -> None:
+    session = Session(tiny, "fp16")
+    answer(session, 1)
+    cache = session._cache
+    held = cache.allocated_bytes
+    disk.is_open.clear()
+    file = ArrayFile.temporary(tmp_path)
+    for waiting in (0, 400):
+        for more, spare in ((-1, 0), (0, 0), (1000, 1000 - waiting), (300, max(0, 300 - waiting))):
+            budget = MemoryBudget(Limits(budget=held + more))
+            assert budget.spare_bytes(cache, "turbo4") == spare
+        assert budget.spare_bytes(cache, "fp16") <= spare
+        file.write({"x": mx.arange(100)})
 
 
 def test_the_report_has_the_peak_memory(tiny: LoadedModel) -> None:

@@ -25,6 +25,7 @@ from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
 from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
+from tqchat.kv.storage.write_behind import waiting_bytes
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
 
@@ -204,7 +205,7 @@ class PromptCache:
     def reset_peak(self) -> None:
         """Start measuring the peak of allocated memory for ``report``."""
         mx.reset_peak_memory()
-        self._other_bytes = mx.get_active_memory() - self.allocated_bytes
+        self._other_bytes = mx.get_active_memory() - self.allocated_bytes - waiting_bytes()
 
     def prefill(self, tokens: Sequence[int]) -> None:
         """Run the model over ``tokens``; they are in the cache and evaluated on return."""

@@ -163,7 +163,7 @@ class WriteBehind:
                 if self._waiting.pop(offset, None) is not None:
                     assert waiting is not None
                     self._count(-waiting.nbytes)
-                waiting = None  # freed before the others go on
+                waiting = None  # freed before the others go on; MLX frees arrays on any thread
                 self._state.notify_all()
 
     def _next(self) -> int | None:
