@@ -22,8 +22,8 @@ import numpy as np
 from tqchat.files import spill_folder
 from tqchat.kv.storage.write_behind import WriteBehind
 
-READ_THREADS = 4
-READ_PART_BYTES = 8 << 20
+READ_THREADS = 8
+READ_PART_BYTES = 4 << 20
 """Most that one thread reads at a time. Filling new memory takes longer than the reading itself."""
 
 
@@ -168,7 +168,11 @@ class ArrayFile:
                 part, at = part[count:], at + count
 
         starts = range(0, len(buffer), READ_PART_BYTES)
-        for _ in map(read, starts) if len(starts) < 2 else _readers().map(read, starts):
+        try:
+            reads = map(read, starts) if len(starts) < 2 else _readers().map(read, starts)
+        except RuntimeError:  # no more threads: the program is ending
+            reads = map(read, starts)
+        for _ in reads:
             pass
 
     def _verify(self) -> None:

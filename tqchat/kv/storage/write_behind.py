@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ SMALL_BYTES = 1 << 20
 STOP_WAIT_S = 1.0
 """Longest wait for that last part: a disk may hang."""
 
-_total = threading.Lock()
+_total = threading.RLock()  # the collector may call ``stop`` at any time
 _total_bytes = 0
 
 
@@ -100,8 +101,9 @@ class WriteBehind:
                 self._waiting[offset] = waiting
                 self._count(waiting.nbytes)
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="tqchat-spill", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="tqchat-spill", daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def find(self, offset: int) -> tuple[mx.array, np.ndarray[Any, Any]] | None:
         """An array and its bytes if it is not in the file yet.
@@ -152,9 +154,9 @@ class WriteBehind:
             try:
                 if (waiting := self._waiting.get(offset)) is not None:
                     self._write(offset, waiting.content)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 with self._state:
-                    self._error = error
+                    self._error = error if isinstance(error, OSError) else OSError(errno.ENOMEM, "no memory")
                     if not self._keeps_failed:
                         self._drop()
                     self._state.notify_all()
