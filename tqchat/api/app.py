@@ -161,7 +161,8 @@ class _Handlers:
             model = self._served(wanted.model)
             with self._desk.request(wanted.request, _visitor(request)) as (number, answer):
                 with_logprobs = wanted.request.logprobs is not None
-                reply = Reply(number, model, is_chat, wanted.with_usage, with_logprobs)
+                named = bool(wanted.request.tool_choice.name)
+                reply = Reply(number, model, is_chat, wanted.with_usage, with_logprobs, named)
                 if wanted.stream:
                     await _while_connected(request, _stream(reply, answer, writer))
                 else:

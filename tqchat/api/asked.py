@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqchat.api.errors import ApiError, invalid, unsupported
 from tqchat.api.fields import Fields, clean
 from tqchat.engine.commands import ChatMessage, Role, Sampling, Thinking, ThinkingChoice, ToolCall
-from tqchat.engine.requests.request import Request
+from tqchat.engine.requests.request import Request, ToolChoice
 from tqchat.kv.scheme import UnknownScheme, scheme_setting
 from tqchat.settings import Settings
 
@@ -110,11 +110,13 @@ def chat(value: Mapping[str, Any], defaults: Defaults) -> Asked:
     if not messages:
         raise invalid("messages", fields.get("messages"), "a list with at least one message")
     tools = tuple(_tool(one, place) for place, one in enumerate(fields.objects("tools")))
+    tool_choice = _tool_choice(fields, tools)
     return _asked(
         fields,
         Request(
             messages=messages,
-            tools=tools if _may_call(fields) else (),
+            tools=() if tool_choice is None else tools,
+            tool_choice=tool_choice or ToolChoice(),
             scheme=_scheme(fields, defaults),
             sampling=_sampling(fields, defaults),
             stops=_stops(fields),
@@ -191,18 +193,36 @@ def _refuse_formats(fields: Fields) -> None:
         raise unsupported("modalities", "This server returns text only: modalities must be ['text'].")
 
 
-def _may_call(fields: Fields) -> bool:
-    """Whether the model may call functions."""
-    choice = fields.get("tool_choice")
-    if choice is None or choice == "auto":
-        return True
-    if choice == "none":
-        return False
-    if choice == "required" or isinstance(choice, dict):
-        raise unsupported(
-            "tool_choice", "The model cannot be made to call a function: tool_choice must be auto or none."
+def _tool_choice(fields: Fields, tools: Sequence[Mapping[str, Any]]) -> ToolChoice | None:
+    """Whether the model has to call a function; ``None`` if it must not."""
+    given = fields.get("tool_choice")
+    parallel = fields.get("parallel_tool_calls")
+    choice = ToolChoice(at_most_one=parallel is not None and not fields.flag("parallel_tool_calls"))
+    if given is None or given == "auto":
+        return choice
+    if given == "none":
+        return None
+    if given != "required" and not isinstance(given, dict):
+        raise invalid("tool_choice", given, "auto, none, required, or an object that names a function")
+    name = "" if given == "required" else _chosen(fields)
+    if not tools:
+        raise ApiError("A function must be called, but there are no tools.", param="tool_choice")
+    if not name:
+        return replace(choice, required=True)
+    if all(one["function"]["name"] != name for one in tools):
+        raise invalid("tool_choice.function.name", name, "the name of a function in tools")
+    return ToolChoice(required=True, name=name, at_most_one=True)
+
+
+def _chosen(fields: Fields) -> str:
+    choice = fields.object("tool_choice")
+    function = choice.object("function") if choice is not None else None
+    name = function.text("name") if function is not None else None
+    if choice is None or choice.get("type") != "function" or not name:
+        raise invalid(
+            "tool_choice", fields.get("tool_choice"), "of type function, with the name of a function in tools"
         )
-    raise invalid("tool_choice", choice, "auto or none")
+    return name
 
 
 def _tool(fields: Fields, place: int) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ class Reply:
         is_chat: Whether it answers a chat, not a text to be continued.
         with_usage: Whether the stream ends with a chunk of the counts of tokens.
         with_logprobs: Whether log-probabilities of tokens are told.
+        function_named: Whether the request named the function to call: a call is then no reason for the end.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Reply:
     is_chat: bool
     with_usage: bool = False
     with_logprobs: bool = False
+    function_named: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
     _calls: list[ToolCall] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
@@ -147,7 +149,7 @@ class Reply:
     def _finish_reason(self, done: Done) -> str:
         if done.stop_reason in _CUT:
             return "length"
-        return "tool_calls" if self._calls else "stop"
+        return "tool_calls" if self._calls and not self.function_named else "stop"
 
     def _figures(self, done: Done) -> dict[str, Any]:
         """The memory report of the gauge, and where the prompt's tokens came from."""

@@ -6,9 +6,9 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqchat.engine.commands import ToolCall
@@ -18,8 +18,8 @@ from tqchat.engine.events import Done, Event, TextDelta, ToolCalled
 from tqchat.engine.failures import ContextFull
 from tqchat.engine.memory import auto_scheme
 from tqchat.engine.models import LoadedModel
-from tqchat.engine.prompts import Prompts
-from tqchat.engine.reasoning import TextStream
+from tqchat.engine.prompts import Prompts, Tools
+from tqchat.engine.reasoning import Span, TextStream
 from tqchat.engine.reasoning.token_bytes import TokenBytes
 from tqchat.engine.requests.pool import Cached, CachePool
 from tqchat.engine.requests.request import Request, Ticket
@@ -29,7 +29,8 @@ from tqchat.engine.templates.errors import PromptStopped
 from tqchat.engine.templates.limits import stopped_by
 from tqchat.engine.templates.rendering import with_bos
 from tqchat.engine.templates.sandbox import wall_clock
-from tqchat.engine.tools import reply_stream, tool_calls
+from tqchat.engine.templates.tool_forms import tool_name
+from tqchat.engine.tools import Opening, call_opening, reply_stream, tool_calls
 
 _DAY_S = 86_400
 MAX_TOKEN_CHARACTERS = 128
@@ -66,7 +67,8 @@ def answer(
     if limit is not None and characters > limit * MAX_TOKEN_CHARACTERS:
         raise ContextFull(characters // MAX_TOKEN_CHARACTERS, limit)
     with stopped_by(ticket.stopped.is_set):
-        tokens, stream = _rendered(request, model, prompts)
+        rendered = _rendered(request, model, prompts)
+    tokens = rendered.tokens
     if limit is not None and len(tokens) >= limit:
         raise ContextFull(len(tokens), limit)
     yield None
@@ -89,7 +91,7 @@ def answer(
                 raise PromptStopped("The request was dropped.")
     last: Event | None = None
     try:
-        for event in _answered(ticket, cached, prompts, tokens, stream):
+        for event in _answered(ticket, cached, prompts, rendered):
             if isinstance(event, Done):
                 last = event  # told once the cache is saved, so that a kill behind it costs nothing
             else:
@@ -99,18 +101,36 @@ def answer(
     yield last
 
 
-def _answered(
-    ticket: Ticket, cached: Cached, prompts: Prompts, tokens: list[int], stream: TextStream
-) -> Slices:
-    request, session = ticket.request, cached.session
+@dataclass(frozen=True)
+class _Rendered:
+    """A request's prompt.
+
+    Attributes:
+        tokens: Of the prompt and of the beginning of the reply, if that is given.
+        stream: The reply's, after that beginning.
+        tools: The functions that the prompt offers.
+        calls: Takes the calls of tools out of the reply.
+        begun: Text of the beginning.
+    """
+
+    tokens: list[int]
+    stream: TextStream
+    tools: Tools
+    calls: _Calls
+    begun: Sequence[Span] = ()
+
+
+def _answered(ticket: Ticket, cached: Cached, prompts: Prompts, rendered: _Rendered) -> Slices:
+    request, session, calls = ticket.request, cached.session, rendered.calls
     session.thinking = request.thinking
     turn = None
     if request.messages and session.cache.needs_checkpoints:
-        turn = prompts.end_of_messages(request.messages, tokens, request.tools)
+        turn = prompts.end_of_messages(request.messages, rendered.tokens, rendered.tools)
+    for span in rendered.begun:
+        yield from calls.taken_from(TextDelta(ticket.id, span.text, span.part))
     tokenizer = session.model.tokenizer
     logprobs = None if request.logprobs is None else Logprobs(request.logprobs, TokenBytes(tokenizer))
-    prompt = Prompt(tokens, stream, turn, logprobs)
-    calls = _Calls(tokenizer, request.tools)
+    prompt = Prompt(rendered.tokens, rendered.stream, turn, logprobs)
     with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
         for event in events:
             if isinstance(event, Step):
@@ -131,10 +151,17 @@ def _with_logprobs(event: Event, logprobs: Logprobs) -> Event:
 class _Calls:
     """Takes the calls of tools out of a reply."""
 
-    def __init__(self, tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, tokenizer: Any, tools: Tools, at_most_one: bool = False) -> None:
         self._of = tokenizer, tools
         self._splitter = tool_calls(tokenizer, tools)
         self._text: list[str] = []
+        self._at_most_one = at_most_one
+        self._taken = 0
+
+    @property
+    def are_enough(self) -> bool:
+        """Whether what follows is left out."""
+        return self._at_most_one and self._taken > 0
 
     def taken_from(self, event: Event) -> Iterator[Event]:
         """The event without calls in its text, which become events of their own."""
@@ -155,24 +182,46 @@ class _Calls:
 
     def _pieces(self, id: str, pieces: Sequence[str | ToolCall]) -> Iterator[Event]:
         for piece in pieces:
+            if self.are_enough:
+                return
             if isinstance(piece, ToolCall):
+                self._taken += 1
                 yield ToolCalled(id, piece)
             else:
                 self._text.append(piece)
                 yield TextDelta(id, piece)
 
 
-def _rendered(request: Request, model: LoadedModel, prompts: Prompts) -> tuple[list[int], TextStream]:
-    stream: TextStream
-    if request.messages:
-        tokens = prompts.render(request.messages, tools=request.tools)
-        stream = reply_stream(model, tokens, request.tools)
-    else:
+def _rendered(request: Request, model: LoadedModel, prompts: Prompts) -> _Rendered:
+    if not request.messages:
         text = request.prompt or ""
         tokens = with_bos(model.tokenizer, list(model.tokenizer.encode(text, add_special_tokens=False)), True)
         format = model.reply_format
-        stream = PlainStream(model.tokenizer, format.ends.named, frozenset(format.special))
-    return tokens, StoppedStream(stream, request.stops) if request.stops else stream
+        plain: TextStream = PlainStream(model.tokenizer, format.ends.named, frozenset(format.special))
+        stream = StoppedStream(plain, request.stops) if request.stops else plain
+        return _Rendered(tokens, stream, (), _Calls(model.tokenizer, ()))
+    tools, opening = _opening(request, model, prompts)
+    calls = _Calls(model.tokenizer, tools, request.tool_choice.at_most_one)
+    tokens = opening.after(prompts.render(request.messages, tools=tools))
+    reply = reply_stream(model, tokens, tools)
+    begun = [span for token in opening.call for span in reply.add(token)]
+    limited = request.stops or request.tool_choice.at_most_one
+    stream = StoppedStream(reply, request.stops, lambda: calls.are_enough) if limited else reply
+    return _Rendered([*tokens, *opening.call], stream, tools, calls, begun)
+
+
+def _opening(request: Request, model: LoadedModel, prompts: Prompts) -> tuple[Tools, Opening]:
+    """The functions to offer, and the beginning that the reply has to have.
+
+    A reply that has to call one function, of a model whose calls have no known beginning, is offered only
+    that one.
+    """
+    tools, choice = request.tools, request.tool_choice
+    if not tools or not choice.required:
+        return tools, Opening()
+    chosen = tuple(one for one in tools if choice.name in ("", tool_name(one)))
+    opening = call_opening(model, prompts.render, chosen)
+    return tools if opening.call else chosen, opening
 
 
 def _today() -> float:

@@ -13,6 +13,21 @@ from tqchat.engine.events import Event
 
 
 @dataclass(frozen=True)
+class ToolChoice:
+    """Whether the reply has to call functions, where there are tools.
+
+    Attributes:
+        required: The reply begins with a call.
+        name: The function that it calls; empty for any.
+        at_most_one: The reply ends with its first call.
+    """
+
+    required: bool = False
+    name: str = ""
+    at_most_one: bool = False
+
+
+@dataclass(frozen=True)
 class Request:
     """A chat or a text to be continued.
 
@@ -20,6 +35,7 @@ class Request:
         messages: The chat; its last message is answered.
         prompt: Text to be continued, as it is, where there are no messages.
         tools: Definitions of functions that the model may call, as the chat template gets them.
+        tool_choice: Whether it has to call them.
         scheme: Cache scheme; ``None`` for the engine's default.
         sampling: Unset values are the model's defaults.
         stops: Texts that end the reply; they are not part of it.
@@ -31,6 +47,7 @@ class Request:
     messages: tuple[ChatMessage, ...] = ()
     prompt: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
     scheme: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()

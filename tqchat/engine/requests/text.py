@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqchat.engine.reasoning import Span, TextStream
@@ -83,10 +83,12 @@ class StopTexts:
 
 
 class StoppedStream:
-    """A ``TextStream`` whose answer ends before the first stop text."""
+    """A ``TextStream`` whose answer ends before the first stop text, or when its reader has enough."""
 
-    def __init__(self, stream: TextStream, stops: Sequence[str]) -> None:
-        self._stream, self._stops = stream, stops
+    def __init__(
+        self, stream: TextStream, stops: Sequence[str], enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._stream, self._stops, self._enough = stream, stops, enough
         self._matcher = StopTexts(stops)
         self._pieces: list[str] = []
 
@@ -118,8 +120,8 @@ class StoppedStream:
 
     @property
     def ended(self) -> bool:
-        """Whether a stop text was found, or the reply's own end."""
-        return self._matcher.found or self._stream.ended
+        """Whether a stop text was found, the reply's own end, or enough."""
+        return self._matcher.found or self._stream.ended or self._enough()
 
     def is_end(self, token: int) -> bool:
         """Whether this token ends the reply."""
