@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from tests.engine.templates.families import FAMILIES as PLAIN
+from tests.engine.templates.families import Family as PlainFamily
 from tests.engine.tools.families import FAMILIES, WEATHER, Family
 from tests.engine.tools.test_families import CALL, encoded, said
 from tqchat.engine.commands import ChatMessage, ToolCall
 from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream
 from tqchat.engine.templates import render
-from tqchat.engine.tools import Opening, call_opening
+from tqchat.engine.tools import Opening, ToolCallSplitter, call_opening, reply_stream
+from tqchat.engine.tools.replies import call_format
 
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
 
@@ -105,6 +108,28 @@ def test_a_thought_that_the_template_opens_is_closed_first() -> None:
     format = reply_format(thinking)
     assert ReplyStream(format, prompt).thinking
     assert not ReplyStream(format, begun.after(prompt)).thinking
+
+
+@pytest.mark.parametrize("plain", PLAIN, ids=lambda one: one.name)
+def test_a_forced_call_is_no_thought_in_any_family(plain: PlainFamily) -> None:
+    tokenizer = plain.tokenizer()
+    format = ReplyFormat(tokenizer, Ends(frozenset([tokenizer.convert_tokens_to_ids(plain.end)])))
+
+    def rendered(messages: Sequence[ChatMessage], add_generation_prompt: bool, tools: Any) -> list[int]:
+        return render(tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools)
+
+    model: Any = SimpleNamespace(tokenizer=tokenizer, reply_format=format)
+    begun = call_opening(model, rendered, [WEATHER])
+    prompt = begun.after(rendered([ASKED], True, [WEATHER]))
+    stream = reply_stream(model, prompt, [WEATHER])
+    assert not stream.thinking
+    rest = tokenizer.encode('city": "Paris"}}\n</tool_call>', add_special_tokens=False)
+    for token in (*begun.call, *rest):
+        stream.add(token)
+    stream.finish(cut=False)
+    (call,) = ToolCallSplitter(call_format(tokenizer), [WEATHER]).feed(stream.text)
+    assert isinstance(call, ToolCall) and call.name == "get_weather" and "Paris" in call.arguments
+    assert not stream.reasoning.strip()
 
 
 def test_a_template_without_a_place_for_tools_or_a_beginning_of_replies_begins_with_both() -> None:
