@@ -62,7 +62,8 @@ def add_parser(below: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--context",
         metavar="N,M",
         default="2048",
-        help="tokens in the cache; for day, of the whole conversation, branches included (default: 2048)",
+        help="tokens in the cache; for day, of the whole conversation, branches included; for api, of the "
+        "history at its end (default: 2048)",
     )
     bench.add_argument("--rounds", metavar="N", type=int, default=5, help="measured rounds (default: 5)")
     which = bench.add_mutually_exclusive_group()
