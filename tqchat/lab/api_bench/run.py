@@ -52,7 +52,9 @@ def measure(
     messages = list(_texts(model, ids, max(8, tokens // TURNS - REPLY_TOKENS - TEMPLATE_TOKENS), TURNS))
     machine = backend.prepare()
     kinds = [servers.own(model.folder, scheme) for scheme in schemes]
-    kinds.append(servers.peer(model.folder, machine.name == "cpu"))
+    widened = machine.name == "cpu" and model.compute == "float32"
+    preparations = ["OpenBLAS"] * (machine.blas is not None) + ["float32"] * widened
+    kinds.append(servers.peer(model.folder, preparations))
     fits = model.info.weight_bytes * len(kinds) < backend.free_memory() * MEMORY_SHARE
     for group in [kinds] if fits else [[kind] for kind in kinds]:
         prompts = _texts(model, ids, clients.PROMPT_TOKENS)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,14 @@ def own(folder: Path, scheme: str) -> Kind:
     return Kind(scheme, lambda port: [*command, "--port", str(port)])
 
 
-def peer(folder: Path, on_cpu: bool) -> Kind:
-    """mlx-lm's server."""
+def peer(folder: Path, preparations: Sequence[str]) -> Kind:
+    """mlx-lm's server.
+
+    Args:
+        preparations: What ``api_bench.peer`` does for it on this machine, as shown in the results.
+    """
     command = [sys.executable, "-m", "tqchat.lab.api_bench.peer", "--model", str(folder)]
-    name = "mlx_lm.server on OpenBLAS in float32" if on_cpu else "mlx_lm.server"
+    name = " with ".join(filter(None, ("mlx_lm.server", " and ".join(preparations))))
     return Kind(name, lambda port: [*command, "--port", str(port)])
 
 
