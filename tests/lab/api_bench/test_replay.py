@@ -57,7 +57,7 @@ def test_tokens_read_again_are_counted_around_the_kill() -> None:
                          (("keeps", 1), ("forgets", 1), ("forgets", 2), ("keeps", 2))]  # fmt: skip
     assert len(turns) == 12
     for number in run.CLIENTS:
-        name = f"keeps with {number} client{'s' * (number > 1)}"
+        name = f"keeps, {number} client{'s' * (number > 1)}"
         assert rows[name].what == "api clients" and rows[name].tok_s == pytest.approx(1 / rows[name].median_s)
 
 
@@ -80,7 +80,7 @@ def test_a_server_that_fails_or_is_slow_does_not_lose_the_rows_of_others(
         "refuses": "it answered 500: {'error': 'no'}",
     }
     assert "api stalls turn 5 of 6: time is up" in told
-    assert [name for name in rows if " with " in name] == ["good with 1 client"]
+    assert [name for name in rows if ", " in name] == ["good, 1 client"]
 
 
 def test_our_server_and_mlx_lms_are_measured_side_by_side(
@@ -102,4 +102,4 @@ def test_our_server_and_mlx_lms_are_measured_side_by_side(
     assert ours["peak_bytes"] > 1 << 26 and peer["peak_bytes"] > 1 << 26
     assert [row["what"] for row in asked_at_once] == ["api clients"] * 2
     shown = capsys.readouterr()
-    assert "api turbo4 turn 1 of 1" in shown.err and "turbo4 with 2 clients" in shown.out
+    assert "api turbo4 turn 1 of 1" in shown.err and "turbo4, 2 clients" in shown.out

@@ -138,12 +138,14 @@ def _clients(
 ) -> Iterator[BenchRow]:
     for number in CLIENTS:
         runs = {
-            f"{server.name} with {number} client{'s' * (number > 1)}": partial(
+            f"{server.name}, {number} client{'s' * (number > 1)}": partial(
                 _seconds_per_token, server, number, prompts
             )
             for server in running
         }
-        times = timing.time_interleaved(runs, CLIENT_ROUNDS, lambda name: tell(f"api {name}"), leave_out)
+        times = timing.time_interleaved(
+            runs, CLIENT_ROUNDS, lambda name: tell(f"api {name.replace(', ', '; ')}"), leave_out
+        )
         for name, seconds in times.items():
             each = median(seconds)
             yield BenchRow(
