@@ -109,8 +109,10 @@ def test_the_turn_after_a_forced_call_reads_only_what_is_new(caller: Client) -> 
 
 def test_what_is_no_call_after_all_is_text(client: Client) -> None:
     for choice in ("required", {"type": "function", "function": {"name": "find"}}):
-        answer = client.chat(QUESTION, tools=TOOLS, tool_choice=choice, max_tokens=3)
+        answer = client.chat(QUESTION, tools=TOOLS, tool_choice=choice, max_tokens=3, logprobs=True)
         (found,) = answer.json["choices"]
+        told = "".join(one["token"] for one in found["logprobs"]["content"])
+        assert told and found["message"]["content"].endswith(told)
         assert answer.status == 200 and found["finish_reason"] in ("length", "stop")
         assert found["message"]["content"].lstrip().startswith('<tool_call>\n{"name": "')
 

@@ -33,16 +33,17 @@ class Logprobs:
     They are those of the model's distribution, before penalties and temperature.
     """
 
-    def __init__(self, count: int, bytes_of: Callable[[int], bytes]) -> None:
+    def __init__(self, count: int, bytes_of: Callable[[int], bytes], given: str = "") -> None:
         """
         Args:
             count: Likeliest tokens that are told in each place, from 0.
             bytes_of: The text of a token.
+            given: Text with which the reply begins, and which is not sampled.
         """
         self._count, self._bytes_of = count, bytes_of
         self._rows: dict[int, _Row] = {}
         self._unshown: deque[TokenLogprob] = deque()
-        self._shown_ahead = b""
+        self._shown_ahead = given.encode("utf-8", "replace")
 
     def watching(self, sampler: Sampler) -> Sampler:
         """The same sampler, watched."""

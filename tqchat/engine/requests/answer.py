@@ -128,8 +128,10 @@ def _answered(ticket: Ticket, cached: Cached, prompts: Prompts, rendered: _Rende
         turn = prompts.end_of_messages(request.messages, rendered.tokens, rendered.tools)
     for span in rendered.begun:
         yield from calls.taken_from(TextDelta(ticket.id, span.text, span.part))
-    tokenizer = session.model.tokenizer
-    logprobs = None if request.logprobs is None else Logprobs(request.logprobs, TokenBytes(tokenizer))
+    logprobs = None
+    if request.logprobs is not None:
+        given = "".join(span.text for span in rendered.begun)
+        logprobs = Logprobs(request.logprobs, TokenBytes(session.model.tokenizer), given)
     prompt = Prompt(rendered.tokens, rendered.stream, turn, logprobs)
     with closing(session.answer(prompt, request.sampling, ticket.stopped, ticket.id)) as events:
         for event in events:
