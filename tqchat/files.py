@@ -152,8 +152,11 @@ SPILL_PREFIX = "tqchat-convert-"
 _SPILLS = Path("/var/tmp")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file's content atomically and flush it to disk. The mode is 0600.
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace a file's content atomically. The mode is 0600.
+
+    Args:
+        durable: Whether it is flushed to disk, so that a power loss leaves the old content or the new.
 
     Raises:
         OSError: if writing fails; the old file is then intact.
@@ -165,7 +168,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fchmod(descriptor, 0o600)
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

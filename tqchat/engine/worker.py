@@ -155,7 +155,8 @@ class Engine:
         self._kernels: KernelWatch | None = None
         self._requests = RequestQueue(
             self._emit,
-            self._vault.with_lesser(paths.requests, MAX_REQUEST_BRANCHES),
+            # Their replies end once their caches are saved: they do not wait for the disk.
+            self._vault.with_lesser(paths.requests, MAX_REQUEST_BRANCHES, durable=False),
             limits,
             requests or RequestOptions(),
             self._drafting.lookup,

@@ -245,3 +245,27 @@ def test_leftovers_of_a_killed_process_are_deleted_once_stale(vault: Vault, mode
     save(vault, model)
     assert (old.exists(), fresh.exists(), orphan.exists()) == (False, True, False)
     restored(vault)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_vault_that_need_not_survive_a_power_loss_does_not_wait_for_the_disk(
+    tmp_path: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    flushed: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (flushed.append(descriptor), real(descriptor))[1])
+    vault = Vault(tmp_path / "caches").with_lesser(tmp_path / "requests", durable=durable)
+    save(vault, model, 300)
+    tokens = save(vault, model, 400)
+    assert bool(flushed) == durable
+    assert restored(vault).tokens == tokens
+
+
+def test_a_power_loss_behind_a_save_that_was_not_flushed_is_told(tmp_path: Path, model: LoadedModel) -> None:
+    vault = Vault(tmp_path / "caches", durable=False)
+    save(vault, model)
+    for path in segments(vault):
+        with path.open("r+b") as file:  # as a file system leaves what it had not written
+            file.seek(path.stat().st_size // 2)
+            file.write(bytes(path.stat().st_size - path.stat().st_size // 2))
+    assert not isinstance(load(vault), Restored) or not restored(vault).tokens

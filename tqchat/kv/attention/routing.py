@@ -22,6 +22,9 @@ from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
+LAYERS_PER_START = 4
+"""Layers of a prefill over packed history that are evaluated together."""
+
 _NAME = "scaled_dot_product_attention"
 _is_installed = False
 _outside: set[ModuleType] = set()
@@ -37,6 +40,7 @@ class RoutedAttention:
 
     def __init__(self, original: Any) -> None:
         self.original = original
+        self._decoded_layers = 0
 
     def __call__(
         self,
@@ -67,14 +71,22 @@ class RoutedAttention:
                 output = self._of_raw_tokens(queries, keys, values, cache, scale, mask, sinks)
                 cache.finish_attention(output)
                 if is_decoded:
-                    # The device decodes and attends while the graph of the next layers is built.
-                    mx.async_eval(output)  # type: ignore[no-untyped-call]
+                    self._start(output)
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
             return cache.attend(self, queries, scale, mask, sinks)
         if (shared := cache_of(keys, values)) is not None:
             shared.mark_shared()
         return self._original(queries, keys, values, cache, scale, mask, sinks)
+
+    def _start(self, output: mx.array) -> None:
+        """Let the device decode and attend while the graph of the next layers is built.
+
+        Not after each layer, as that takes time itself; it is also how many histories are decoded at a time.
+        """
+        self._decoded_layers += 1
+        if self._decoded_layers % LAYERS_PER_START == 0:
+            mx.async_eval(output)  # type: ignore[no-untyped-call]
 
     def _of_raw_tokens(
         self,

@@ -51,7 +51,13 @@ def referenced_files(folder: Path) -> set[str]:
     return names
 
 
-def keep_previous(folder: Path, new: Manifest, tokens: Sequence[int], limit: int = MAX_BRANCHES) -> None:
+def keep_previous(
+    folder: Path,
+    new: Manifest,
+    tokens: Sequence[int],
+    limit: int = MAX_BRANCHES,
+    durable: bool = True,
+) -> None:
     """Prepare replacing the current manifest with ``new``.
 
     Keeps the current manifest as a branch if it is one, and removes the branches that ``new`` contains and
@@ -59,6 +65,7 @@ def keep_previous(folder: Path, new: Manifest, tokens: Sequence[int], limit: int
 
     Args:
         tokens: The tokens of ``new``.
+        durable: As for ``write_atomically``.
     """
     try:
         old = read_manifest(folder / MANIFEST)
@@ -67,7 +74,7 @@ def keep_previous(folder: Path, new: Manifest, tokens: Sequence[int], limit: int
     if old is not None and _is_sibling(folder, old, new, tokens):
         # A copy, so that a kill at any time leaves a current manifest.
         content = (folder / MANIFEST).read_bytes()
-        write_atomically(folder / f"{BRANCH_PREFIX}{uuid.uuid4().hex}.json", content)
+        write_atomically(folder / f"{BRANCH_PREFIX}{uuid.uuid4().hex}.json", content, durable)
     kept = 0
     for path in branch_manifests(folder):
         try:

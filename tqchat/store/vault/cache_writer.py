@@ -40,12 +40,14 @@ class CacheWriter:
         pieces: Pieces,
         checkpoints: Sequence[Checkpoint],
         interrupted: Callable[[], bool],
+        durable: bool = True,
     ) -> None:
         from tqchat.kv import checkpoint, ranges
         from tqchat.kv.prompt_cache import flat_layers
         from tqchat.kv.storage.earlier_files import earlier_files
 
         self._folder, self._cache, self._interrupted = folder, cache, interrupted
+        self._durable = durable
         self._tokens = array("I", tokens)
         immutable = ranges.immutable_tokens(cache)
         self.prefix_is_usable = ranges.is_fully_ranged(cache)
@@ -116,7 +118,7 @@ class CacheWriter:
             if one.file.saved is None and new:
                 with suppress(OSError):  # without them nothing is lost but exactness of going back
                     one.file.saved = segments.write(
-                        self._folder, one.arrays, self._interrupted, prefix=EARLIER_PREFIX
+                        self._folder, one.arrays, self._interrupted, EARLIER_PREFIX, self._durable
                     )
                     one.file.saved_arrays = frozenset(one.arrays)
                     self.written += one.file.saved.bytes
@@ -131,7 +133,7 @@ class CacheWriter:
     def _write(self, arrays: dict[str, Any]) -> StoredFile:
         if self._interrupted():
             raise Interrupted
-        file = segments.write(self._folder, arrays, self._interrupted)
+        file = segments.write(self._folder, arrays, self._interrupted, durable=self._durable)
         self.written += file.bytes
         return file
 

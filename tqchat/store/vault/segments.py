@@ -71,11 +71,13 @@ def write(
     arrays: Mapping[str, mx.array] | Mapping[str, StoredArray],
     interrupted: Callable[[], bool] = lambda: False,
     prefix: str = "",
+    durable: bool = True,
 ) -> StoredFile:
     """Write arrays to a new file in ``folder``, evaluating or reading and flushing one part at a time.
 
     Args:
         prefix: Of the file's name.
+        durable: Whether the file is flushed to disk; if not, a power loss can damage it.
 
     Raises:
         Interrupted: if ``interrupted`` returns true, called before each part. No file is left.
@@ -99,10 +101,13 @@ def write(
                     digest.update(part)
                     file.write(part)
                     unflushed += len(part)
-                    if unflushed >= _FLUSH_BYTES:  # one long flush at the end would not be interruptible
+                    if (
+                        durable and unflushed >= _FLUSH_BYTES
+                    ):  # one long flush at the end would not be interruptible
                         _flush(file)
                         unflushed = 0
-            _flush(file)
+            if durable:
+                _flush(file)
             size = file.tell()
         temporary.replace(final)
     except BaseException:

@@ -69,23 +69,32 @@ class Vault:
         folder: The folder; it need not exist.
         budget: Disk budget in GB; ``None`` for the default of ``budget.budget_bytes``.
         max_branches: Other branches kept of each conversation.
+        durable: Whether a save is flushed to disk. If not, a power loss can cost the caches that were saved
+            last; they do not verify then. A kill costs nothing in either case.
 
     Attributes:
         lesser: A vault whose caches get what the budget of this one leaves, and are deleted first.
     """
 
     def __init__(
-        self, folder: Path, budget: float | None = None, max_branches: int = branches.MAX_BRANCHES
+        self,
+        folder: Path,
+        budget: float | None = None,
+        max_branches: int = branches.MAX_BRANCHES,
+        durable: bool = True,
     ) -> None:
         self.folder = folder
         self.budget = budget
         self.lesser: Vault | None = None
         self._max_branches = max_branches
+        self._durable = durable
         self._greater: Vault | None = None
 
-    def with_lesser(self, folder: Path, max_branches: int = branches.MAX_BRANCHES) -> Vault:
+    def with_lesser(
+        self, folder: Path, max_branches: int = branches.MAX_BRANCHES, durable: bool = True
+    ) -> Vault:
         """Make the vault ``lesser``, in another folder on the same disk, and return it."""
-        self.lesser = Vault(folder, self.budget, max_branches)
+        self.lesser = Vault(folder, self.budget, max_branches, durable)
         self.lesser._greater = self
         return self.lesser
 
@@ -122,7 +131,7 @@ class Vault:
         try:
             make_private_folder(self.folder)
             make_private_folder(folder)
-            writer = CacheWriter(folder, cache, tokens, pieces, checkpoints, interrupted)
+            writer = CacheWriter(folder, cache, tokens, pieces, checkpoints, interrupted, self._durable)
             keeps_earlier = self._make_room(conversation_id, folder, writer)
             try:
                 for start, end in writer.pending_ranges():
@@ -149,12 +158,14 @@ class Vault:
             except Interrupted:
                 return SaveResult(writer.pieces, bytes_written=writer.written, complete=False)
             content = manifest.to_json()
-            segments.sync_folder(folder)
-            branches.keep_previous(folder, manifest, tokens, self._max_branches)
-            write_atomically(folder / MANIFEST, content)
-            # The save is complete; without this flush a power loss could at most restore the previous one.
-            with suppress(OSError):
+            if self._durable:
                 segments.sync_folder(folder)
+            branches.keep_previous(folder, manifest, tokens, self._max_branches, self._durable)
+            write_atomically(folder / MANIFEST, content, self._durable)
+            if self._durable:
+                # The save is complete; without this a power loss could at most restore the previous one.
+                with suppress(OSError):
+                    segments.sync_folder(folder)
         except (UnusableFolder, OSError, RuntimeError) as error:
             _remove_leftovers(folder, pieces)
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
