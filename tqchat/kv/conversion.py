@@ -131,7 +131,9 @@ def convert_in_place(
     try:
         file = ArrayFile.temporary(folder)
         try:
-            _convert(cache, scheme, stopped, progress, file, backlog)
+            backlog = max(backlog, *(_allocated(layer) for layer in cache), 0)
+            with file.holding(backlog):
+                _convert(cache, scheme, stopped, progress, file, backlog)
         finally:
             file.drop_failed()
     except OSError as error:
@@ -150,7 +152,6 @@ def _convert(
     size = sum(_bytes_to_store(part) for part in flat_layers(cache))
     file.reserve(size)
     keeps = _has_room(file, size)
-    backlog = max(backlog, *(_allocated(layer) for layer in cache), 0)
     replaced: list[list[_StoredLayer]] = []
     try:
         for index, number in enumerate(layer_indices(cache)):

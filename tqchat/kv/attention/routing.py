@@ -22,8 +22,8 @@ from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
-LAYERS_PER_START = 4
-"""Layers of a prefill over packed history that are evaluated together."""
+DECODED_BYTES_PER_START = 256 << 20
+"""Bytes of decoded history, of one layer or several, from which a prefill starts them on the device."""
 
 _NAME = "scaled_dot_product_attention"
 _is_installed = False
@@ -40,7 +40,7 @@ class RoutedAttention:
 
     def __init__(self, original: Any) -> None:
         self.original = original
-        self._decoded_layers = 0
+        self._decoded_bytes = 0
 
     def __call__(
         self,
@@ -71,7 +71,7 @@ class RoutedAttention:
                 output = self._of_raw_tokens(queries, keys, values, cache, scale, mask, sinks)
                 cache.finish_attention(output)
                 if is_decoded:
-                    self._start(output)
+                    self._start(output, keys.nbytes + values.nbytes)
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
             return cache.attend(self, queries, scale, mask, sinks)
@@ -79,13 +79,17 @@ class RoutedAttention:
             shared.mark_shared()
         return self._original(queries, keys, values, cache, scale, mask, sinks)
 
-    def _start(self, output: mx.array) -> None:
+    def _start(self, output: mx.array, decoded: int) -> None:
         """Let the device decode and attend while the graph of the next layers is built.
 
-        Not after each layer, as that takes time itself; it is also how many histories are decoded at a time.
+        Not after each short history, as that takes time itself.
+
+        Args:
+            output: Of a layer that has decoded so many bytes.
         """
-        self._decoded_layers += 1
-        if self._decoded_layers % LAYERS_PER_START == 0:
+        self._decoded_bytes += decoded
+        if self._decoded_bytes >= DECODED_BYTES_PER_START:
+            self._decoded_bytes = 0
             mx.async_eval(output)  # type: ignore[no-untyped-call]
 
     def _of_raw_tokens(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -74,9 +74,7 @@ class Rope:
         """Vectors ``[..., tokens, head_dim]`` at positions ``first``, ``first + step``, ... before their
         rotation.
         """
-        positions = first + step * np.arange(x.shape[-2])[:, None]
-        phases = -positions * self.angles
-        cos, sin = (mx.array(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
+        cos, sin = _back_turns(self.angles.tobytes(), range(first, first + step * x.shape[-2], step))
         return x * cos + self.partner(x) * sin
 
     def average(self, x: mx.array, positions: int) -> mx.array:
@@ -92,6 +90,21 @@ class Rope:
     def full_turn_within(self, positions: int) -> mx.array:
         """Channels that complete a full turn within ``positions`` positions: boolean ``[head_dim]``."""
         return mx.array(np.abs(self.angles) * positions > 2 * np.pi)
+
+
+@lru_cache(maxsize=2)
+def _back_turns(angles: bytes, positions: range) -> tuple[mx.array, mx.array]:
+    """Cosine and sine of the angles that take vectors back, float32 ``[positions, head_dim]``.
+
+    The layers of a model share them; in float64 they take as long as the rest of a fit.
+
+    Args:
+        angles: Of ``Rope``, as bytes.
+    """
+    phases = -np.array(positions)[:, None] * np.frombuffer(angles)
+    cos, sin = (mx.array(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
+    mx.eval(cos, sin)  # lazy arrays of one thread cannot be evaluated by another
+    return cos, sin
 
 
 def probe_rope(embedding: Callable[..., Any], head_dim: int) -> Rope | None:

@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -126,6 +127,10 @@ class ArrayFile:
         """See ``WriteBehind.wait``."""
         return self._writer.wait(most, timeout_s)
 
+    def holding(self, most: int) -> AbstractContextManager[None]:
+        """See ``WriteBehind.holding``."""
+        return self._writer.holding(most)
+
     def drop_failed(self) -> None:
         """See ``WriteBehind.drop_failed``."""
         self._writer.drop_failed()
@@ -136,7 +141,7 @@ class ArrayFile:
         if not stored.nbytes:
             return mx.zeros(stored.shape, stored.dtype)
         if (waiting := self._writer.find(stored.offset)) is not None:
-            return waiting[0]
+            return waiting.array[...]
         source = _NpyFile(stored, self._read_into)
         loaded: Any = mx.load(source, format="npy")  # type: ignore[arg-type]
         if source.error is not None:
@@ -151,7 +156,7 @@ class ArrayFile:
         """See ``StoredArray.content``."""
         self._verify()
         if stored.nbytes and (waiting := self._writer.find(stored.offset)) is not None:
-            return np.ascontiguousarray(waiting[1]).data.cast("B")
+            return np.ascontiguousarray(waiting.content).data.cast("B")
         content = np.empty(stored.nbytes, dtype=np.uint8).data
         self._read_into(content, stored.offset)
         return content

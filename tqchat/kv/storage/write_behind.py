@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import mlx.core as mx
@@ -35,19 +35,31 @@ def in_own_buffer(array: mx.array) -> mx.array:
     return mx.where(mx.array(True), array, array)
 
 
-@dataclass(frozen=True)
-class _Waiting:
+class Waiting:
     """An array that is not in the file yet.
 
-    Attributes:
-        content: Its bytes, not contiguous if the array is a slice of storage with spare capacity.
+    Args:
+        view: The array's bytes, evaluated.
     """
 
-    array: mx.array
-    content: np.ndarray[Any, Any]
+    def __init__(self, array: mx.array, view: mx.array) -> None:
+        self.array = array
+        self._view = view
+        self._lock = threading.Lock()
+        self._content: np.ndarray[Any, Any] | None = None
+        # On CUDA the content is taken when it is written: that moves the buffer, which takes long.
+        self.nbytes = array.nbytes if mx.cuda.is_available() else _span(self.content)
+
+    @property
+    def content(self) -> np.ndarray[Any, Any]:
+        """Its bytes, not contiguous if the array is a slice of storage with spare capacity."""
+        with self._lock:
+            if self._content is None:
+                self._content = np.asarray(self._view)
+            return self._content
 
     @classmethod
-    def of(cls, arrays: Sequence[mx.array]) -> list[_Waiting]:
+    def of(cls, arrays: Sequence[mx.array]) -> list[Waiting]:
         if mx.cuda.is_available():
             # Reading an array moves its buffer to managed memory for good: not that of a live cache.
             arrays = [in_own_buffer(array) for array in arrays]
@@ -56,13 +68,12 @@ class _Waiting:
         flat = [array if array.ndim else array.reshape(1) for array in arrays]
         views = [array.view(mx.uint8) for array in flat]
         mx.eval(arrays, views)  # on the thread that made them
-        return [cls(array, np.asarray(view)) for array, view in zip(arrays, views, strict=True)]
+        return [cls(array, view) for array, view in zip(arrays, views, strict=True)]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the buffer that it keeps in memory, spare capacity included."""
-        ends = zip(self.content.shape, self.content.strides, strict=True)
-        return max(int(count * step) for count, step in ends)
+
+def _span(content: np.ndarray[Any, Any]) -> int:
+    """Bytes of the buffer that an array keeps in memory, spare capacity included."""
+    return max(int(count * step) for count, step in zip(content.shape, content.strides, strict=True))
 
 
 class WriteBehind:
@@ -78,9 +89,9 @@ class WriteBehind:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._state = threading.Condition()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, Waiting] = {}
         self._lost: set[int] = set()
-        self._bytes = 0
+        self._bytes = self._held_bytes = 0
         self._error: OSError | None = None
         self._keeps_failed = True
         self._stopped = False
@@ -92,7 +103,7 @@ class WriteBehind:
         Raises:
             OSError: if that failed, or an earlier write.
         """
-        for offset, waiting in zip(arrays, _Waiting.of(list(arrays.values())), strict=True):
+        for offset, waiting in zip(arrays, Waiting.of(list(arrays.values())), strict=True):
             if waiting.nbytes < SMALL_BYTES:
                 self._write(offset, waiting.content)
                 continue
@@ -100,13 +111,26 @@ class WriteBehind:
                 self._raise_error()
                 self._waiting[offset] = waiting
                 self._count(waiting.nbytes)
+                self._state.notify_all()
                 if self._thread is None:
                     thread = threading.Thread(target=self._run, name="tqchat-spill", daemon=True)
                     thread.start()
                     self._thread = thread
 
-    def find(self, offset: int) -> tuple[mx.array, np.ndarray[Any, Any]] | None:
-        """An array and its bytes if it is not in the file yet.
+    @contextmanager
+    def holding(self, most: int) -> Iterator[None]:
+        """Write only what exceeds ``most`` bytes meanwhile: writing slows whoever makes the arrays."""
+        with self._state:
+            self._held_bytes = most
+        try:
+            yield
+        finally:
+            with self._state:
+                self._held_bytes = 0
+                self._state.notify_all()
+
+    def find(self, offset: int) -> Waiting | None:
+        """An array that is not in the file yet.
 
         Raises:
             OSError: if it never will be.
@@ -115,8 +139,7 @@ class WriteBehind:
             if offset in self._lost:
                 self._raise_error()
                 raise OSError(0, "an array was not written")
-            waiting = self._waiting.get(offset)
-            return None if waiting is None else (waiting.array[...], waiting.content)
+            return self._waiting.get(offset)
 
     def wait(self, most: int, timeout_s: float | None = None) -> bool:
         """Wait until at most ``most`` bytes are not written yet.
@@ -171,6 +194,7 @@ class WriteBehind:
     def _next(self) -> int | None:
         """Offset of the oldest array; ``None`` ends the thread."""
         with self._state:
+            self._state.wait_for(lambda: self._bytes > self._held_bytes or not self._waiting or self._stopped)
             offset = next(iter(self._waiting), None)
             if offset is None or self._stopped:
                 self._thread = None
