@@ -194,6 +194,26 @@ def test_a_window_goes_back_to_what_it_still_holds() -> None:
 
 
 @pytest.mark.parametrize("first", ["fp16", "turbo4"])
+@pytest.mark.parametrize("how", ["trim", "window"])
+def test_as_many_other_tokens_are_not_taken_for_those_in_the_file(how: str, first: str) -> None:
+    kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 128}
+    model = tiny.llama(**(kinds if how == "window" else {}))
+    cache = make_prompt_cache(model, "turbo3")
+    logits(model, cache, tiny.tokens(300), 299)
+    for scheme in (first, "turbo3"):
+        cache = convert(cache, scheme)
+    if how == "trim":
+        for layer in cache:
+            layer.trim(10)
+    read(model, cache, tiny.tokens(10, seed=9))
+    cache = convert(cache, first)
+    before = held(cache, 1 << 20)
+    for scheme in ("turbo3", first):
+        cache = convert(cache, scheme)
+    assert all(mx.array_equal(a, b) for a, b in zip(before, held(cache, 1 << 20), strict=True))
+
+
+@pytest.mark.parametrize("first", ["fp16", "turbo4"])
 def test_windows_and_checkpoints_go_back_as_well(first: str) -> None:
     model = tiny.llama(layer_types=["sliding_attention", "full_attention"], sliding_window=256)
     cache = make_prompt_cache(model, first)

@@ -358,7 +358,8 @@ class SchemeCache:
             if (earlier := self.earlier.get(role, target.spec)) is not None:
                 end = earlier.restore(target, first)
                 rounding = earlier.rounding.before(end)
-                self._mark_restored(role, target, earlier)
+                if end == old.offset:  # else other tokens follow, maybe as many as the file holds
+                    self._mark_restored(role, target, earlier)
         with suppress(OSError):
             if (found := self.earlier.finer(role, source.spec)) is not None and found[1].end > end:
                 spec, earlier = found
