@@ -441,6 +441,7 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
         ("affine", "value", 4, 80, True, mx.bfloat16, mx.bfloat16, "tail"),
         ("turbo", "key", 3, 32, True, mx.float16, mx.float16, "sinks and tail"),
         ("trellis", "key", 3, 256, True, mx.float16, mx.float16, "sinks and tail"),
+        ("turbo", "key", 4, 256, True, mx.float32, mx.float32, "tail"),
         ("trellis", "value", 4, 128, True, mx.float16, mx.float16, "sinks and tail"),
     ],
 )
