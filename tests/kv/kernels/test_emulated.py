@@ -16,7 +16,7 @@ from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.decode import decode_inputs, decode_launch, decode_plan
-from tqchat.kv.kernels.device import Kernels
+from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
 from tqchat.kv.kernels.fused import with_own_tail
 from tqchat.kv.kernels.launch import StepLauncher, Workspace
@@ -473,3 +473,18 @@ def test_decoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
     # Entries of a trellis, and raw tokens, are the same; other values differ in the order of sums.
     assert mx.allclose(found, expected, rtol=limit, atol=limit * mx.abs(expected).max().item()).item()
     assert found.shape == expected.shape
+
+
+@pytest.mark.parametrize("scheme", ["turbo4", "affine4"])
+@pytest.mark.parametrize("packed", [1, 7, 8])
+def test_inputs_of_decoding_are_in_device_memory(scheme, packed):
+    cache, _ = filled(scheme, 1, 1, 1, 190, (32, 32), mx.float16, 1)
+    cache.trim(cache.offset - cache.scheme.sinks - packed)
+    for side in cache.sides:
+        stores = tuple(store.view() if store.length else () for store in side.stores.values())
+        assert stores[1][0].shape[2] == packed
+        plan = decode_plan(side.format, *stores, mx.float16)
+        if packed == MIN_INPUT_SIZE:
+            assert plan is not None
+        if plan is not None:
+            assert all(x.size >= MIN_INPUT_SIZE for x in decode_inputs(plan, side.format, *stores))

@@ -20,6 +20,7 @@ from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import (
     MAX_HEAD_DIM,
+    MIN_INPUT_SIZE,
     SIMD_WIDTH,
     VERIFIED_TOKENS,
     Launch,
@@ -124,6 +125,10 @@ def decode_plan(
     fitted = format_.fitted
     if any(array.dtype != storage for array in raw):
         return None
+    if any(
+        array.size < MIN_INPUT_SIZE for array in (*raw, *packed)
+    ):  # a trim has left a few tokens of one head
+        return None
     kind: Kind
     if isinstance(format_, AffineFormat):
         dim, bits, kind, rotation = format_.head_dim, format_.spec.bits, 2, 0
@@ -162,9 +167,9 @@ def decode_inputs(
 
 @lru_cache(maxsize=8)
 def _levels(bits: int) -> mx.array:
-    """Centroids, float32, at least 8 of them (see ``unused_input``)."""
+    """Centroids, float32, at least ``MIN_INPUT_SIZE`` of them."""
     levels = mx.array(centroids(bits), dtype=mx.float32)
-    levels = mx.pad(levels, (0, max(0, 8 - levels.size)))
+    levels = mx.pad(levels, (0, max(0, MIN_INPUT_SIZE - levels.size)))
     mx.eval(levels)
     return levels
 

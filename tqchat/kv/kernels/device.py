@@ -19,6 +19,8 @@ VERIFIED_TOKENS = 256
 """Tokens that the first use of an encoding or decoding kernel is checked with."""
 MAX_HEAD_DIM = 256
 """Largest head dimension that kernels support."""
+MIN_INPUT_SIZE = 8
+"""Fewest elements of a kernel input: Metal passes smaller ones in another address space."""
 RESIDENT_THREADS = 384
 """Threads of a register-heavy kernel that should be resident on one CUDA multiprocessor."""
 
@@ -159,10 +161,7 @@ def kernels() -> Kernels | None:
 
 @lru_cache(maxsize=64)
 def unused_input(dtype: mx.Dtype) -> mx.array:
-    """Placeholder for an input that a kernel does not read.
-
-    8 elements, because Metal passes smaller arrays in another address space.
-    """
-    array = mx.zeros(8, dtype=dtype)
+    """Placeholder for an input that a kernel does not read."""
+    array = mx.zeros(MIN_INPUT_SIZE, dtype=dtype)
     mx.eval(array)
     return array
