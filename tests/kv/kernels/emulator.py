@@ -31,6 +31,9 @@ _TYPES = {
 _KINDS = {mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.uint32: np.uint32}
 
 
+_ANY_STRIDES = {"queries", "sinks_of", "tail_of", "codes", "gains", "scales", "biases"}
+
+
 class Emulator:
     """Compiles each kernel once, into ``folder``."""
 
@@ -61,7 +64,7 @@ class Emulator:
             strides = np.array(strided.strides, np.int64) // strided.itemsize
             if name == "sizes":  # read through their strides only
                 strides = np.array(memoryview(array).strides, np.int64) // array.itemsize
-            if name == "queries" or name.endswith("_token"):  # any strides
+            if name in _ANY_STRIDES or name.endswith("_token"):
                 viewed = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
                 mx.eval(viewed)
                 strided = np.asarray(memoryview(viewed))
