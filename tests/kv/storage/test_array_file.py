@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -125,6 +126,30 @@ def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
     for read in (stored.read, stored.content):
         with pytest.raises(OSError, match="shorter"):
             read()
+
+
+def test_after_an_error_no_thread_reads_into_memory_that_may_be_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = ArrayFile.temporary(tmp_path)
+    stored = file.write({"x": mx.arange(1000)})["x"]
+    began, returned, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if offset == 0:
+            began.wait()
+            raise OSError(5, "a bad sector")
+        began.set()
+        returned.wait(0.1)  # for what may not happen yet
+        finished.set()
+        return len(buffers[0])
+
+    monkeypatch.setattr(array_file, "READ_PART_BYTES", 2000)
+    monkeypatch.setattr(os, "preadv", preadv)
+    with pytest.raises(OSError, match="bad sector"):
+        stored.read()
+    assert finished.is_set()
+    returned.set()
 
 
 def test_nothing_is_written_for_a_file_that_nobody_has(disk: Disk, tmp_path: Path) -> None:

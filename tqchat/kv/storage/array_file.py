@@ -10,8 +10,8 @@ import os
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -173,12 +173,15 @@ class ArrayFile:
                 part, at = part[count:], at + count
 
         starts = range(0, len(buffer), READ_PART_BYTES)
-        try:
-            reads = map(read, starts) if len(starts) < 2 else _readers().map(read, starts)
-        except RuntimeError:  # no more threads: the program is ending
-            reads = map(read, starts)
-        for _ in reads:
-            pass
+        reads: list[Future[None]] = []
+        if len(starts) > 1:
+            with suppress(RuntimeError):  # no more threads: the program is ending
+                reads += (_readers().submit(read, start) for start in starts)
+        wait(reads)  # all of them, as after an error the buffer may be freed
+        for one in reads:
+            one.result()
+        for start in starts[len(reads) :]:
+            read(start)
 
     def _verify(self) -> None:
         if self._unverified is None:
