@@ -336,8 +336,9 @@ class SchemeCache:
         """What a file holds of a side that has not changed since it was restored from there."""
         revision, earlier = self.restored.get(role, (None, None))
         side = self.key_side if role == "key" else self.value_side
-        unchanged = earlier is not None and side.revision is revision and earlier.holds(side.arrays())
-        return earlier if unchanged else None
+        if earlier is None or earlier.is_lost or side.revision is not revision:
+            return None
+        return earlier if earlier.holds(side.arrays()) else None
 
     def _mark_restored(self, role: str, side: Side, earlier: EarlierSide) -> None:
         self.restored = {**self.restored, role: (side.revision, earlier)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,31 @@ def test_a_full_disk_leaves_the_cache_unchanged(disk: Disk, cache: list[Any], ki
     convert_in_place(cache, "affine8")
     convert_in_place(cache, "fp16")
     assert stored(cache) == before
+
+
+def test_what_a_failed_disk_did_not_get_is_neither_promised_nor_relied_on(
+    disk: Disk, cache: list[Any]
+) -> None:
+    before = stored(cache)
+    disk.is_open.clear()
+    convert_in_place(cache, "affine8", backlog=ENOUGH)
+    assert ("key", RAW) in memory_report(cache).earlier
+    file = next(iter(cache[0].earlier))[2].file
+    changed = copy.copy(cache)
+    convert_in_place(changed, "fp16", backlog=ENOUGH)  # from memory, so that the file is that of all layers
+    assert stored(changed) == before
+    with full(100), pytest.raises(OSError):
+        disk.is_open.set()
+        file.wait()
+    assert ("key", RAW) not in memory_report(cache).earlier
+    layers = iter([False] * (LAYERS - 1) + [True])
+    with pytest.raises(ConversionStopped):
+        convert_in_place(changed, "turbo4", stopped=lambda: next(layers))
+    assert memory_report(changed).scheme == "fp16" and stored(changed) == before
+    for scheme in ("turbo4", "fp16"):
+        convert_in_place(changed, scheme)
+        assert memory_report(changed).scheme == scheme
+    assert stored(changed) == before
 
 
 def full_while(disk: Disk, room: int) -> Any:

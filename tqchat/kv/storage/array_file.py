@@ -49,6 +49,11 @@ class StoredArray:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.itemsize
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it could not be written."""
+        return self.file.is_lost(self)
+
     def read(self) -> mx.array:
         """The array, evaluated.
 
@@ -134,6 +139,10 @@ class ArrayFile:
     def drop_failed(self) -> None:
         """See ``WriteBehind.drop_failed``."""
         self._writer.drop_failed()
+
+    def is_lost(self, stored: StoredArray) -> bool:
+        """See ``StoredArray.is_lost``."""
+        return self._writer.is_lost(stored.offset)
 
     def read(self, stored: StoredArray) -> mx.array:
         """See ``StoredArray.read``."""

@@ -44,6 +44,11 @@ class EarlierSide:
     def file(self) -> ArrayFile:
         return next(iter(self.arrays.values())).file
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the disk failed before all of it was written."""
+        return any(array.is_lost for array in self.arrays.values())
+
     def restore(self, side: Side, first: int) -> int:
         """Restore an empty side from its tokens at positions from ``first`` on.
 
@@ -87,7 +92,7 @@ class EarlierSides:
     @property
     def formats(self) -> frozenset[tuple[Role, FormatSpec]]:
         """The formats of which tokens are kept."""
-        return frozenset(self._sides)
+        return frozenset(key for key, side in self._sides.items() if not side.is_lost)
 
     def with_side(self, role: Role, spec: FormatSpec, side: EarlierSide) -> EarlierSides:
         return EarlierSides(self._sides | {(role, spec): side})

@@ -141,6 +141,10 @@ class WriteBehind:
                 raise OSError(0, "an array was not written")
             return self._waiting.get(offset)
 
+    def is_lost(self, offset: int) -> bool:
+        """Whether an array was not written and is in memory no more."""
+        return offset in self._lost
+
     def wait(self, most: int, timeout_s: float | None = None) -> bool:
         """Wait until at most ``most`` bytes are not written yet.
 
