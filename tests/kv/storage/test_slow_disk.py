@@ -129,6 +129,7 @@ def test_what_a_failed_disk_did_not_get_is_neither_promised_nor_relied_on(
         disk.is_open.set()
         file.wait()
     assert ("key", RAW) not in memory_report(cache).earlier
+    assert cache[0].earlier.get("key", RAW) is None  # queries are observed where nothing was fitted before
     layers = iter([False] * (LAYERS - 1) + [True])
     with pytest.raises(ConversionStopped):
         convert_in_place(changed, "turbo4", stopped=lambda: next(layers))

@@ -77,11 +77,12 @@ class EarlierSides:
         self._sides = sides or {}
 
     def get(self, role: Role, spec: FormatSpec) -> EarlierSide | None:
-        return self._sides.get((role, spec))
+        side = self._sides.get((role, spec))
+        return None if side is None or side.is_lost else side
 
     def finer(self, role: Role, than: FormatSpec) -> tuple[FormatSpec, EarlierSide] | None:
         """The side of the finest format, if that has more bits than another."""
-        found = [(spec, side) for (of, spec), side in self._sides.items() if of == role]
+        found = [(spec, side) for of, spec, side in self if of == role and not side.is_lost]
         finest = max(found, key=lambda one: one[0].bits, default=None)
         return finest if finest is not None and finest[0].bits > than.bits else None
 
