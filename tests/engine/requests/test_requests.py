@@ -15,7 +15,7 @@ from tqchat.engine.commands import ChatMessage, Limits, LoadModel, Send, ToolCal
 from tqchat.engine.events import Done, Failed, ModelReady, PrefillProgress, RequestsUpdate, TextDelta
 from tqchat.engine.requests.options import RequestOptions
 from tqchat.engine.requests.queue import MAX_ACTIVE
-from tqchat.engine.requests.request import Request, Ticket
+from tqchat.engine.requests.request import Request, Ticket, ToolChoice
 from tqchat.engine.requests.text import StopTexts
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
@@ -83,6 +83,22 @@ def test_a_growing_history_is_read_once_also_after_a_restart(start: Start, paths
     assert third.counts.restored >= second.counts.prompt
     assert third.counts.prefilled <= 64
     assert not Vault(paths.caches).entries()
+
+
+def test_a_prompt_that_cannot_fit_is_refused_by_its_length(start: Start) -> None:
+    engine = start()
+    words = "a " * 300_000
+    tool = {"type": "function", "function": {"name": "look", "description": words}}
+    call = ToolCall("call_1", "look", f'{{"text": "{words}"}}')
+    for request in (
+        Request((user("Hello!"),), tools=(tool,), tool_choice=ToolChoice(required=True)),
+        Request((user("Hello!"), ChatMessage("assistant", "", tool_calls=(call,)), user("And?"))),
+        Request((user(words),)),
+        Request(prompt=words),
+    ):
+        failed = Reply(engine, request).next(Failed)
+        assert failed.context_full
+        assert "4,687 tokens" in failed.message or "4,688 tokens" in failed.message  # not split into tokens
 
 
 def test_histories_that_begin_alike_keep_their_caches(start: Start, paths: Paths) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +34,11 @@ def tool(name: str) -> dict[str, Any]:
 ASKED = ChatMessage("user", "How is Paris?")
 
 
-def opening(family: Family, *tools: Any, **variables: Any) -> Opening:
+def opening(
+    family: Family, *tools: Any, on_render: Callable[[Any], None] = lambda tools: None, **variables: Any
+) -> Opening:
     def rendered(messages: Sequence[ChatMessage], add_generation_prompt: bool, tools: Any) -> list[int]:
+        on_render(tools)
         return render(
             family.tokenizer,
             messages,
@@ -57,6 +61,24 @@ def after(family: Family, call: ToolCall, tools: Sequence[Any]) -> list[int]:
     return render(
         family.tokenizer, [ASKED, ChatMessage("assistant", "", tool_calls=(call,)), result], tools=tools
     )
+
+
+@each
+def test_the_beginning_is_found_without_rendering_long_definitions(family: Family) -> None:
+    long = tool("get_weather")
+    properties = {"zone": {"type": "integer", "description": "x" * 100_000}} | {
+        f"key{n}": {"type": "string"} for n in range(1_000)
+    }
+    long["function"] |= {"description": "y" * 100_000}
+    long["function"]["parameters"] = {"type": "object", "properties": properties}
+    rendered: list[int] = []
+    begun = opening(family, long, on_render=lambda tools: rendered.append(len(json.dumps(tools))))
+    assert begun == opening(family, tool("get_weather")) and begun.call
+    assert max(rendered) < 1_000
+    for name in ("x" * 100_000, tool("get_weather")["function"]["name"]):
+        long["function"] |= {"name": name, "parameters": {"properties": {"z" * 100_000: {}}}}
+        opening(family, long, on_render=lambda tools: rendered.append(len(json.dumps(tools))))
+    assert max(rendered) < 1_000
 
 
 @each

@@ -6,6 +6,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
+import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ def answer(
     prompts = Prompts(model, began=_today())
     prompts.thinking = request.thinking
     limit = model.context_limit
-    characters = len(request.prompt or "") + sum(len(one.content) for one in request.messages)
+    characters = _characters(request)
     if limit is not None and characters > limit * MAX_TOKEN_CHARACTERS:
         raise ContextFull(characters // MAX_TOKEN_CHARACTERS, limit)
     with stopped_by(ticket.stopped.is_set):
@@ -210,6 +211,14 @@ def _rendered(request: Request, model: LoadedModel, prompts: Prompts) -> _Render
     limited = request.stops or request.tool_choice.at_most_one
     stream = StoppedStream(reply, request.stops, lambda: calls.are_enough) if limited else reply
     return _Rendered([*tokens, *opening.call], stream, tools, calls, begun)
+
+
+def _characters(request: Request) -> int:
+    """Characters that a prompt is made of, about: chat templates may leave some out."""
+    count = len(request.prompt or "") + len(json.dumps(request.tools, ensure_ascii=False))
+    for one in request.messages:
+        count += len(one.content) + sum(len(call.arguments) for call in one.tool_calls)
+    return count
 
 
 def _opening(request: Request, model: LoadedModel, prompts: Prompts) -> tuple[Tools, Opening]:

@@ -11,6 +11,7 @@ from tqchat.engine.commands import ChatMessage, ToolCall
 from tqchat.engine.sequences import common_prefix
 from tqchat.engine.templates.errors import PromptRejected, PromptStopped
 from tqchat.engine.templates.tool_forms import tool_name
+from tqchat.engine.tools.parsing import LONGEST_NAME
 from tqchat.engine.tools.replies import reply_stream, tool_calls
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Opening(NamedTuple):
 
 _ASKED = ChatMessage("user", "tqchatquestion")
 _ANSWERED = ChatMessage("assistant", "tqchatanswer")
+_KEY, _MEANING = "tqchatkey", "tqchatmeaning"
 _IDS = (("tqchat1", "2tqchat"), ("functions.{name}:0", "functions.{name}:1"))
 """Ids of calls; the second ones for models that write the name as part of the id (Kimi)."""
 
@@ -60,7 +62,9 @@ def call_opening(model: LoadedModel, render: Render, tools: Tools) -> Opening:
     # What the first and the last name share, all between them share.
     by_name = {tool_name(one): one for one in tools}
     names = sorted({min(by_name), max(by_name)})
-    tools = [by_name[name] for name in names]
+    if max(map(len, names)) > LONGEST_NAME:
+        return Opening()
+    tools = [_short(by_name[name]) for name in names]
     decode = model.tokenizer.decode
     try:
         prompt = render((_ASKED,), True, tools)
@@ -69,8 +73,8 @@ def call_opening(model: LoadedModel, render: Render, tools: Tools) -> Opening:
         for ids in _IDS:
             calls = [
                 ToolCall(id.format(name=name), name, arguments)
-                for name in names
-                for id, arguments in zip(ids, _arguments(by_name[name]), strict=True)
+                for name, one in zip(names, tools, strict=True)
+                for id, arguments in zip(ids, _arguments(one), strict=True)
             ]
             replies = [ChatMessage("assistant", "", tool_calls=(call,)) for call in calls]
             found = [render((_ASKED, reply), False, tools) for reply in replies]
@@ -95,13 +99,26 @@ def call_opening(model: LoadedModel, render: Render, tools: Tools) -> Opening:
     return Opening()
 
 
-def _arguments(tool: Mapping[str, Any]) -> tuple[str, str]:
-    """Arguments of a function that begin differently; the second ones are none, if that is possible."""
+def _short(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A function without what its call does not begin with: descriptions, and parameters but the first."""
     parameters = tool["function"].get("parameters")
     known = parameters if isinstance(parameters, Mapping) else {}
     properties = known.get("properties")
-    first = next(iter(properties), "tqchatkey") if isinstance(properties, Mapping) else "tqchatkey"
-    other = {} if not known.get("required") else {"0": 1} if first[:1] != "0" else {"x": 1}
+    first = next(iter(properties), _KEY) if isinstance(properties, Mapping) else _KEY
+    first = first if len(first) <= LONGEST_NAME else _KEY
+    schema = {"type": "object", "properties": {first: {"type": "string", "description": _MEANING}}}
+    required = {"required": [first]} if known.get("required") else {}
+    return {
+        "type": "function",
+        "function": {"name": tool_name(tool), "description": _MEANING, "parameters": schema | required},
+    }
+
+
+def _arguments(tool: Mapping[str, Any]) -> tuple[str, str]:
+    """Arguments of such a function that begin differently; the second ones are none, if that is possible."""
+    parameters = tool["function"]["parameters"]
+    (first,) = parameters["properties"]
+    other = {} if "required" not in parameters else {"0": 1} if first[:1] != "0" else {"x": 1}
     return json.dumps({first: "tqchatvalue"}), json.dumps(other)
 
 
