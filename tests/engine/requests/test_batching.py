@@ -190,6 +190,22 @@ def test_a_dropped_request_takes_one_more_step_and_harms_no_other(
     assert texts(asked) == alone
 
 
+def test_dropped_requests_that_wait_are_forgotten_at_once(server: Server) -> None:
+    busy = [server.ask("Hello!", limited(2_000)) for _ in range(MAX_ACTIVE)]
+    server.queue.step(server.model)
+    waiting = [server.ask("x" * 1_000, limited(1)) for _ in range(3)]
+    dropped = [server.ask("x" * 1_000, limited(1)) for _ in range(20)]
+    for one in [*dropped, waiting[1]]:
+        one.ticket.stop()
+    server.queue.step(server.model)
+    assert all(isinstance(one.events[-1], Failed) for one in [*dropped, waiting[1]])
+    assert not any(one.ended for one in busy) and [one.ended for one in waiting] == [False, True, False]
+    for one in busy:
+        one.ticket.stop()
+    server.work()
+    assert waiting[0].done and waiting[2].done
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_steps_of_a_batch_that_fails_are_run_one_by_one(
     server: Server, alone: list[tuple[str, str]], watch: Callable[[LoadedModel], Calls], after: bool

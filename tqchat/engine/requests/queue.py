@@ -156,12 +156,14 @@ class RequestQueue:
                 lease.release()
 
     def _begin(self, model: LoadedModel | None) -> None:
-        """Start waiting requests, as long as few are being answered."""
+        """Start waiting requests, as long as few are being answered, and forget those that were dropped."""
+        for ticket in tuple(self._waiting):
+            if ticket.stopped.is_set():
+                self._waiting.remove(ticket)
+                _tell(ticket, Failed(ticket.id, "The request was dropped."))
         while self._waiting and len(self._active) < MAX_ACTIVE:
             ticket = self._waiting.popleft()
-            if ticket.stopped.is_set():
-                _tell(ticket, Failed(ticket.id, "The request was dropped."))
-            elif model is None:
+            if model is None:
                 _tell(ticket, Failed(ticket.id, str(NoModel())))
             else:
                 try:
