@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from tqchat.engine.events import TokenLogprob
@@ -22,37 +20,17 @@ def of_chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def of_completion(tokens: Sequence[TokenLogprob], text: str, begin: int = 0) -> dict[str, Any]:
-    """``choices[].logprobs`` of a text that is continued.
-
-    Args:
-        text: The piece of the answer that shows the tokens; it begins at ``begin``.
-    """
-    texts = [_text(one.spelling) for one in tokens]
+def of_completion(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """``choices[].logprobs`` of a text that is continued."""
     return {
-        "tokens": texts,
+        "tokens": [_text(one.spelling) for one in tokens],
         "token_logprobs": [_finite(one.logprob) for one in tokens],
         "top_logprobs": [
             {_text(text): _finite(logprob) for text, logprob in (*one.top, (one.spelling, one.logprob))}
             for one in tokens
         ],
-        "text_offset": _offsets(tokens, text, begin),
+        "text_offset": [one.offset for one in tokens],
     }
-
-
-def _offsets(tokens: Sequence[TokenLogprob], text: str, begin: int) -> list[int]:
-    if not tokens:
-        return []
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may be in several tokens
-    decoded = [decoder.decode(one.spelling) for one in tokens]
-    lengths = list(map(len, decoded))
-    if not begin:  # an answer begins without the space of its first token
-        lengths[0] -= max(0, _indent(decoded[0]) - _indent(text))
-    return list(accumulate(lengths[:-1], initial=begin))
-
-
-def _indent(text: str) -> int:
-    return len(text) - len(text.lstrip())
 
 
 def _entry(spelled: bytes, logprob: float) -> dict[str, Any]:

@@ -42,7 +42,6 @@ class Reply:
     _calls: list[ToolCall] = field(default_factory=list)
     _notices: list[str] = field(default_factory=list)
     _answered: str = ""
-    _length: int = 0
     _begun: bool = False
 
     def chunks(self, event: Event) -> Iterator[dict[str, Any]]:
@@ -79,7 +78,7 @@ class Reply:
         shown = [one for event in texts for one in event.logprobs]
         choice: dict[str, Any] = {
             "index": 0,
-            "logprobs": self._logprobs(shown, done.text),
+            "logprobs": self._logprobs(shown),
             "finish_reason": self._finish_reason(done),
         }
         if self.is_chat:
@@ -101,8 +100,7 @@ class Reply:
     def _text(self, event: TextDelta) -> Iterator[dict[str, Any]]:
         if not self.is_chat:
             if event.text:
-                yield self._chunk({"text": event.text}, logprobs=self._logprobs(event.logprobs, event.text))
-                self._length += len(event.text)
+                yield self._chunk({"text": event.text}, logprobs=self._logprobs(event.logprobs))
         elif event.takes_answer:
             taken = self._chunk({"reasoning_content": self._answered + event.text})
             self._answered = ""
@@ -111,12 +109,12 @@ class Reply:
             yield self._chunk({"reasoning_content": event.text})
         elif event.text:
             self._answered += event.text
-            yield self._chunk({"content": event.text}, logprobs=self._logprobs(event.logprobs, event.text))
+            yield self._chunk({"content": event.text}, logprobs=self._logprobs(event.logprobs))
 
-    def _logprobs(self, tokens: Sequence[TokenLogprob], text: str) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
         if not self.with_logprobs:
             return None
-        return of_chat(tokens) if self.is_chat else of_completion(tokens, text, self._length)
+        return of_chat(tokens) if self.is_chat else of_completion(tokens)
 
     def _chunk(
         self,

@@ -150,11 +150,13 @@ class TokenLogprob:
     Attributes:
         spelling: Its text in UTF-8; one token may hold only a part of a character.
         top: The likeliest tokens in its place and their log-probabilities, the likeliest first.
+        offset: Characters before it in the text that is shown.
     """
 
     spelling: bytes
     logprob: float
     top: tuple[tuple[bytes, float], ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True)

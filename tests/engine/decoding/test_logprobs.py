@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import mlx.core as mx
 import pytest
 
@@ -92,6 +95,20 @@ def test_tokens_that_no_text_shows_are_left_out() -> None:
     assert tokens.by("Yes") == [b"Yes"]
     tokens.known(5, 6)
     assert tokens.by(".") == [b"."]
+
+
+@pytest.mark.parametrize("cuts", [(), (5,), (1, 2, 3, 4), (7, 8), range(1, 13)], ids=str)
+def test_offsets_are_places_in_the_text_however_it_is_cut(cuts: Sequence[int]) -> None:
+    spellings = [b" Hi", b" th", b"ere", b"\xff", b" \xe4", b"\xb8\x96", b"bc\xff", b"de", b"."]
+    tokens, text = Shown(*spellings), "Hi there 世bcde."
+    tokens.known(*range(len(spellings)))
+    found = [
+        (one.spelling, one.offset)
+        for begin, end in pairwise((0, *cuts, len(text)))
+        for one in tokens.logprobs.shown_by(text[begin:end])
+    ]
+    shown = [one for one in spellings if one != b"\xff"]
+    assert found == list(zip(shown, (0, 2, 5, 8, 9, 10, 12, 14), strict=True))
 
 
 def test_a_token_that_was_not_sampled_has_none() -> None:

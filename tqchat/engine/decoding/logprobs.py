@@ -6,9 +6,10 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 # isort: split
 
+import codecs
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -43,6 +44,7 @@ class Logprobs:
         self._count, self._bytes_of = count, bytes_of
         self._rows: dict[int, _Row] = {}
         self._unshown: deque[TokenLogprob] = deque()
+        self._shown = 0
         self._shown_ahead = given.encode("utf-8", "replace")
 
     def watching(self, sampler: Sampler) -> Sampler:
@@ -82,18 +84,27 @@ class Logprobs:
         """
         found = []
         left = text.encode("utf-8", "replace")
+        decoder = codecs.getincrementaldecoder("utf-8")("ignore")  # tokens can split characters
+        offset, self._shown = self._shown, self._shown + len(text)
         common = min(len(left), len(self._shown_ahead))
         if left[:common] == self._shown_ahead[:common]:
+            offset += len(decoder.decode(left[:common]))
             left, self._shown_ahead = left[common:], self._shown_ahead[common:]
         while left and self._unshown:
             one = self._unshown.popleft()
-            for spelled in (one.spelling, one.spelling.lstrip()):
+            for spelled in _shown_as(one.spelling):
                 common = min(len(left), len(spelled))
                 if common and left[:common] == spelled[:common]:
+                    found.append(replace(one, offset=offset))
+                    offset += len(decoder.decode(left[:common]))
                     left, self._shown_ahead = left[common:], spelled[common:]
-                    found.append(one)
                     break
         return tuple(found)
+
+
+def _shown_as(spelling: bytes) -> tuple[bytes, ...]:
+    """How a text can show a token: without white space at its beginning, or without broken characters."""
+    return spelling, spelling.lstrip(), spelling.decode("utf-8", "ignore").encode()
 
 
 class _Watched:
