@@ -143,6 +143,20 @@ def test_cached_intermediates_release_dropped_tokens(scheme: str) -> None:
     assert before - mx.get_active_memory() > 0.9 * (held - cache.nbytes)
 
 
+def test_a_kernel_decodes_only_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    side, launched = filled("turbo4", 64, 300).key_side, list[int]()
+
+    def decode(*arguments: object) -> mx.array:
+        launched.append(1)
+        return mx.zeros((1, HEADS, 300, 64))
+
+    monkeypatch.setattr("tqchat.kv.storage.side.decode", decode)
+    for _ in range(3):
+        assert side.fetch(mx.float32, keep_graph=True).any()
+    assert not launched
+    assert not side.fetch(mx.float32).any() and launched == [1]
+
+
 @pytest.mark.parametrize("scheme", ["affine8", "turbo4"])
 def test_another_thread_can_continue_after_unevaluated_steps(scheme: str) -> None:
     cache = filled(scheme, 64, 300)

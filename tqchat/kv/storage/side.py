@@ -276,14 +276,18 @@ class Side:
                 step. Only for callers that do not evaluate it: evaluated, it would hold a decoded copy.
         """
         if self.packed.length:
-            sinks, packed, recent = (store.view() if store.length else () for store in self.stores.values())
-            if (decoded := decode(self.format, sinks, packed, recent, dtype)) is not None:
+            if not keep_graph and (decoded := self._decoded_by_kernel(dtype)) is not None:
+                self._decoded = None
                 return decoded
             parts = [self._decoded_front(dtype, keep_graph)]
         else:
             self._decoded = None
             parts = [array.astype(dtype) for array in self.sinks.view()]
         return _concatenate([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
+
+    def _decoded_by_kernel(self, dtype: mx.Dtype) -> mx.array | None:
+        sinks, packed, recent = (store.view() if store.length else () for store in self.stores.values())
+        return decode(self.format, sinks, packed, recent, dtype)
 
     def release_decoded(self) -> None:
         """Release the decoding graph kept by ``fetch``."""
