@@ -117,6 +117,23 @@ def test_a_failed_write_keeps_what_is_in_memory_until_it_is_dropped(
     assert waiting_bytes() == 0 and mx.array_equal(first.read(), mx.arange(100))
 
 
+@pytest.mark.parametrize("error", [MemoryError, RuntimeError])
+def test_a_writer_without_memory_reports_it(
+    error: type[Exception], disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(content: object) -> None:
+        raise error("out of memory")
+
+    monkeypatch.setattr(write_behind, "_blocks", fails)
+    file = ArrayFile.temporary(tmp_path)
+    stored = file.write({"x": mx.arange(100)})["x"]
+    with pytest.raises(OSError, match="no memory"):
+        file.wait(0, timeout_s=10)
+    assert mx.array_equal(stored.read(), mx.arange(100))
+    file.drop_failed()
+    assert stored.is_lost and waiting_bytes() == 0
+
+
 def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "file"
     file = ArrayFile(path.open("w+b"), tmp_path)

@@ -181,7 +181,7 @@ class WriteBehind:
             try:
                 if (waiting := self._waiting.get(offset)) is not None:
                     self._write(offset, waiting.content)
-            except (OSError, MemoryError) as error:
+            except (OSError, MemoryError, RuntimeError) as error:  # MLX raises the last
                 with self._state:
                     self._error = error if isinstance(error, OSError) else OSError(errno.ENOMEM, "no memory")
                     if not self._keeps_failed:
