@@ -42,4 +42,4 @@ def _text(spelled: bytes) -> str:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LEAST)
+    return logprob if logprob > LEAST else LEAST  # also of a model whose logits are no numbers

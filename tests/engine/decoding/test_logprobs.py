@@ -8,12 +8,15 @@ from itertools import pairwise
 import mlx.core as mx
 import pytest
 
+from tqchat.api.logprobs import of_chat
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import Sampling
 from tqchat.engine.decoding import Decoder
 from tqchat.engine.decoding.logprobs import Logprobs
+from tqchat.engine.events import TextDelta, TokenLogprob
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.reasoning.token_bytes import TokenBytes
+from tqchat.engine.requests.answer import _with_logprobs
 
 PHRASE = [300, 301, 302, 303, 304, 305]
 
@@ -109,6 +112,24 @@ def test_offsets_are_places_in_the_text_however_it_is_cut(cuts: Sequence[int]) -
     ]
     shown = [one for one in spellings if one != b"\xff"]
     assert found == list(zip(shown, (0, 2, 5, 8, 9, 10, 12, 14), strict=True))
+
+
+def test_an_answer_that_turns_out_to_be_reasoning_takes_its_tokens_along() -> None:
+    texts = b"Hm", b"Yes", b"</think>", b"Yes"
+    logprobs = Logprobs(0, lambda token: texts[token])
+    for number, token in enumerate((0, 1, 2, 3)):
+        row = [float(-number - (column != token)) for column in range(4)]
+        logprobs._take(number, mx.array([row]), mx.array([token]))
+        logprobs.add(token, number)
+    pieces = TextDelta("", "Hm"), TextDelta("", "Yes", "reasoning", takes_answer=True), TextDelta("", "Yes")
+    shown = [told.logprobs for one in pieces if isinstance(told := _with_logprobs(one, logprobs), TextDelta)]
+    assert [[one.logprob for one in tokens] for tokens in shown] == [[0.0], [], [-3.0]]
+
+
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), -1e30])
+def test_what_json_lacks_is_told_as_a_very_small_number(logprob: float) -> None:
+    (entry,) = of_chat([TokenLogprob(b"a", logprob)])["content"]
+    assert entry["logprob"] == -9999.0
 
 
 def test_a_token_that_was_not_sampled_has_none() -> None:

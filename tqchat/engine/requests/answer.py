@@ -145,10 +145,11 @@ def _answered(ticket: Ticket, cached: Cached, prompts: Prompts, rendered: _Rende
 
 def _with_logprobs(event: Event, logprobs: Logprobs) -> Event:
     """The event; a piece of the answer with the log-probabilities of its tokens."""
-    if not isinstance(event, TextDelta) or event.takes_answer:
+    if not isinstance(event, TextDelta):
         return event
     shown = logprobs.shown_by(event.text)
-    return replace(event, logprobs=shown) if event.part == "answer" else event
+    is_answer = event.part == "answer" and not event.takes_answer
+    return replace(event, logprobs=shown) if is_answer else event
 
 
 class _Calls:
