@@ -17,6 +17,7 @@ from tqchat.engine.commands import Limits, Sampling
 from tqchat.engine.events import Done, Event, Failed, SchemeChanged
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.requests.options import RequestOptions
+from tqchat.engine.requests.pool import CHUNK_SECONDS, ROUND_SECONDS
 from tqchat.engine.requests.queue import MAX_ACTIVE, RequestQueue
 from tqchat.engine.requests.request import Request, Ticket
 from tqchat.paths import Paths
@@ -188,6 +189,21 @@ def test_a_dropped_request_takes_one_more_step_and_harms_no_other(
     assert dropped.done.stop_reason == "stopped" and len(calls.steps) <= before + 2
     server.work()
     assert texts(asked) == alone
+
+
+def test_many_prompts_are_read_in_shorter_slices(server: Server) -> None:
+    def slices() -> list[float | None]:
+        pool = server.queue._pool
+        return [] if pool is None else [one.session.cache.chunk_seconds for one in pool._busy]
+
+    server.ask("Hello!", limited(2))
+    server.work(lambda: bool(slices()))
+    assert slices() == [CHUNK_SECONDS]
+    server.work()
+    for number in range(MAX_ACTIVE):
+        server.ask(f"{number}. " + TALE, limited(2))
+    server.work(lambda: len(slices()) == MAX_ACTIVE)
+    assert slices()[:-1] == [ROUND_SECONDS / MAX_ACTIVE] * (MAX_ACTIVE - 1)
 
 
 def test_dropped_requests_that_wait_are_forgotten_at_once(server: Server) -> None:

@@ -26,7 +26,10 @@ from tqchat.store.vault import Restored, Vault
 from tqchat.store.vault.index import PrefixIndex
 
 CHUNK_SECONDS = 0.3
-"""About how long one slice of reading takes, for which other requests wait."""
+"""About how long one slice of reading takes, for which other requests wait; less where many are read."""
+
+ROUND_SECONDS = 0.8
+"""About how long the slices of all requests that are read take, one after another."""
 
 MAX_TRIMMED_TOKENS, MAX_TRIMMED_SHARE = 64, 0.25
 """A cache that would lose more tokens than this to a request is copied for it instead; one that is saved,
@@ -143,6 +146,15 @@ class CachePool:
         self._share(free)
         taken.session.cache.chunk_seconds = CHUNK_SECONDS
         return taken
+
+    def share_round(self, reading: int) -> None:
+        """Limit the slices of the requests in work.
+
+        Args:
+            reading: How many of them read their prompts.
+        """
+        for one in self._busy:
+            one.session.cache.chunk_seconds = min(CHUNK_SECONDS, ROUND_SECONDS / max(1, reading))
 
     def give_back(self, cached: Cached) -> None:
         """A request no longer uses its cache; it is saved, at once if nothing else waits."""

@@ -95,6 +95,8 @@ class RequestQueue:
         if self._active:
             first = self._active[0]
             turn = [first] if first.step is None else [one for one in self._active if one.step is not None]
+            if self._pool is not None:
+                self._pool.share_round(sum(one.step is None for one in self._active))
             self._run_steps(turn, model)
             for one in turn:
                 self._active.remove(one)
