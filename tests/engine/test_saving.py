@@ -29,11 +29,11 @@ def test_a_message_interrupts_a_save(
     writes: list[bool] = []
     real = segments.write
 
-    def write(folder: Path, arrays: Any, interrupted: Callable[[], bool]) -> Any:
+    def write(folder: Path, arrays: Any, interrupted: Callable[[], bool], **more: Any) -> Any:
         if not writes:
             engine.submit(Send("a", (*asked, assistant("Hi"), user("More")), "turbo0v4", greedy(4)))
         writes.append(interrupted())
-        return real(folder, arrays, interrupted)
+        return real(folder, arrays, interrupted, **more)
 
     monkeypatch.setattr(segments, "write", write)
     engine.start()

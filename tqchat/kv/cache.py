@@ -16,7 +16,7 @@ from tqchat.kv import untrusted
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import QueryStatistics
-from tqchat.kv.codec.rope import Rope
+from tqchat.kv.codec.rope import Rope, release_angles
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme
@@ -566,6 +566,7 @@ class SchemeCache:
         """Release what only makes steps faster, except the kernels' inputs."""
         for side in self.sides:
             side.release_working_arrays()
+        release_angles()
 
     @property
     def state(self) -> tuple[str, dict[str, mx.array]]:

@@ -20,6 +20,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from tqchat.errors import TqchatError
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import ROLES, SchemeCache
+from tqchat.kv.codec.rope import release_angles
 from tqchat.kv.prompt_cache import convert_layer, flat_layers, layer_indices, replace_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
@@ -63,10 +64,13 @@ def convert(cache: list[Any], scheme: str | Scheme) -> list[Any]:
     scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
     routing.install()
     file = temporary_file()
-    return [
-        convert_keeping(layer, scheme, number, file)
-        for number, layer in zip(layer_indices(cache), cache, strict=True)
-    ]
+    try:
+        return [
+            convert_keeping(layer, scheme, number, file)
+            for number, layer in zip(layer_indices(cache), cache, strict=True)
+        ]
+    finally:
+        release_angles()
 
 
 def temporary_file() -> ArrayFile | None:
@@ -181,6 +185,7 @@ def _convert(
             (cache[index],) = replace_layers([cache[index]], layers)
         raise
     finally:
+        release_angles()
         mx.clear_cache()
 
 

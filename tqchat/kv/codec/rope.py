@@ -96,7 +96,7 @@ class Rope:
 def _back_turns(angles: bytes, positions: range) -> tuple[mx.array, mx.array]:
     """Cosine and sine of the angles that take vectors back, float32 ``[positions, head_dim]``.
 
-    The layers of a model share them; in float64 they take as long as the rest of a fit.
+    The layers of a model share them until ``release_angles``; they take longer than the rest of a fit.
 
     Args:
         angles: Of ``Rope``, as bytes.
@@ -105,6 +105,11 @@ def _back_turns(angles: bytes, positions: range) -> tuple[mx.array, mx.array]:
     cos, sin = (mx.array(f(phases).astype(np.float32)) for f in (np.cos, np.sin))
     mx.eval(cos, sin)  # lazy arrays of one thread cannot be evaluated by another
     return cos, sin
+
+
+def release_angles() -> None:
+    """Release what the fits of a model's layers share."""
+    _back_turns.cache_clear()
 
 
 def probe_rope(embedding: Callable[..., Any], head_dim: int) -> Rope | None:
