@@ -31,6 +31,9 @@ class Rows(Protocol):
         """The result rows of a read-only statement."""
 
 
+_reopening = threading.Lock()
+
+
 class DatabaseFile:
     """An open SQLite file. Use it on one thread at a time; other processes may open the same file.
 
@@ -92,14 +95,16 @@ class DatabaseFile:
             DatabaseTooNew, DatabaseUnreadable, StoreFull: as for a new one. The removed file, which only
                 this process has left, can be read on.
         """
-        # The new file would take a log that the removed one left behind for its own. The connection is still
-        # open, so no other file can have the same identity.
-        for file, opened in zip(self._files()[1:], self._opened[1:], strict=True):
-            if opened is not None and _identity(file) == opened:
-                file.unlink(missing_ok=True)
-        DatabaseFile(self.path, self._busy_timeout_s).close()  # before this one is closed for good
-        self._connection.close()
-        self._open()
+        # One at a time: between the comparison and the removal another connection could make a new log.
+        with _reopening:
+            # The new file would take a log that the removed one left behind for its own. The connection is
+            # still open, so no other file can have the same identity.
+            for file, opened in zip(self._files()[1:], self._opened[1:], strict=True):
+                if opened is not None and _identity(file) == opened:
+                    file.unlink(missing_ok=True)
+            DatabaseFile(self.path, self._busy_timeout_s).close()  # before this one is closed for good
+            self._connection.close()
+            self._open()
 
     def _prepare(self) -> None:
         # Before the first write: a file of another program must not change.
