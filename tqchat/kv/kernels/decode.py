@@ -8,27 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import Block, Format
 from tqchat.kv.codec.codebook import centroids
-from tqchat.kv.codec.quantiser import ScalarQuantiser
-from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
+from tqchat.kv.codec.trellis import kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import (
     MAX_HEAD_DIM,
     MIN_INPUT_SIZE,
     SIMD_WIDTH,
+    TOLERANCE,
     VERIFIED_TOKENS,
     Launch,
     kernels,
+    relative_error,
     run,
     unused_input,
 )
-from tqchat.kv.kernels.source import Kernel, KernelSpec, Kind
+from tqchat.kv.kernels.source import QUANTISER_KINDS, Kernel, KernelSpec, Kind
 from tqchat.kv.scheme import CENTRES
 from tqchat.kv.storage.threads import thread_key
 
@@ -37,9 +37,6 @@ SIMDS = 8
 
 VECTORS_PER_SIMD = 8
 """Tokens that a simd group decodes, one after another."""
-
-TOLERANCE = 1e-2
-"""Largest difference from plain operations, relative to the largest value."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,12 @@ def decode_plan(
     if isinstance(format_, AffineFormat):
         dim, bits, kind, rotation = format_.head_dim, format_.spec.bits, 2, 0
         group, scale = format_.spec.group_size(dim), packed[1].dtype
-    elif isinstance(format_, TurboFormat) and type(format_.quantiser) in _KINDS:
-        dim, bits, kind = format_.rotation.head_dim, format_.quantiser.bits, _KINDS[type(format_.quantiser)]
+    elif isinstance(format_, TurboFormat) and type(format_.quantiser) in QUANTISER_KINDS:
+        dim, bits, kind = (
+            format_.rotation.head_dim,
+            format_.quantiser.bits,
+            QUANTISER_KINDS[type(format_.quantiser)],
+        )
         rotation = 1 if format_.rotation.is_hadamard else 2
         group, scale = 0, mx.float16
     else:
@@ -143,9 +144,6 @@ def decode_plan(
         return None
     names = tuple(name for name in _FITTED[kind] if name in fitted)
     return DecodePlan(dim, bits, kind, group, scale, rotation, names, bool(sinks), bool(tail), storage, dtype)
-
-
-_KINDS: dict[type, Kind] = {ScalarQuantiser: 1, TrellisQuantiser: 3}
 
 
 def decode_inputs(
@@ -239,10 +237,5 @@ def decode(format_: Format, sinks: Block, packed: Block, tail: Block, dtype: mx.
 
 
 def _error(reference: mx.array, candidate: mx.array) -> str | None:
-    a, b = candidate.astype(mx.float32), reference.astype(mx.float32)
-    finite = mx.isfinite(b)
-    if not mx.array_equal(finite, mx.isfinite(a)).item():
-        return "it decodes other vectors to numbers that are not finite"
-    difference = mx.where(finite, mx.abs(a - b), 0).max()
-    error: Any = (difference / mx.maximum(mx.where(finite, mx.abs(b), 0).max(), 1e-6)).item()
+    error = relative_error(reference, candidate)
     return None if error <= TOLERANCE else f"its vectors are off by {error:.2g}"

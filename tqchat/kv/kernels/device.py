@@ -21,6 +21,8 @@ MAX_HEAD_DIM = 256
 """Largest head dimension that kernels support."""
 MIN_INPUT_SIZE = 8
 """Fewest elements of a kernel input: Metal passes smaller ones in another address space."""
+TOLERANCE = 1e-2
+"""Largest error relative to the largest value; products with codes are computed in float16."""
 RESIDENT_THREADS = 384
 """Threads of a register-heavy kernel that should be resident on one CUDA multiprocessor."""
 
@@ -146,6 +148,17 @@ def run(compiled: Any, inputs: Sequence[mx.array], launch: Launch) -> list[mx.ar
     """Add a launch to the graph."""
     arrays: list[mx.array] = compiled(inputs=list(inputs), **launch)
     return arrays
+
+
+def relative_error(expected: mx.array, found: mx.array) -> float:
+    """Largest difference relative to the largest value; infinite if other values are not finite."""
+    a, b = found.astype(mx.float32), expected.astype(mx.float32)
+    finite = mx.isfinite(b)
+    if not mx.array_equal(finite, mx.isfinite(a)).item():
+        return float("inf")
+    difference = mx.where(finite, mx.abs(a - b), 0).max()
+    error: Any = (difference / mx.maximum(mx.where(finite, mx.abs(b), 0).max(), 1e-6)).item()
+    return float(error)
 
 
 @lru_cache(maxsize=1)

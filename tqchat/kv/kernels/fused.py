@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import mlx.core as mx
 
 from tqchat.kv.attention.reference import attention
-from tqchat.kv.kernels.device import Kernels, kernels
+from tqchat.kv.kernels.device import TOLERANCE, Kernels, kernels, relative_error
 from tqchat.kv.kernels.launch import StepLauncher, Workspace
 from tqchat.kv.kernels.plan import Plan, plan_for
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
-
-TOLERANCE = 1e-2
-"""Largest error relative to the largest value; products with codes are computed in float16."""
 
 
 class FusedAttention:
@@ -126,11 +122,7 @@ def _error(reference: list[mx.array], candidate: list[mx.array]) -> str | None:
     if not candidate:
         return "it does not run for the arrays it was planned for"
     (expected, *expected_tails), (output, *candidate_tails) = reference, candidate
-    a, b = output.astype(mx.float32), expected.astype(mx.float32)
-    finite = mx.isfinite(b)
-    difference = mx.where(finite, mx.abs(a - b), mx.where(mx.isfinite(a), mx.inf, 0)).max()
-    size = mx.where(finite, mx.abs(b), 0).max()
-    error: Any = (difference / mx.maximum(size, 1e-6)).item()
+    error = relative_error(expected, output)
     if not error <= TOLERANCE:
         return f"it differs from the plain operations by {error:.2g}"
     if not all(

@@ -11,15 +11,11 @@ import mlx.core as mx
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import RawFormat
 from tqchat.kv.codec.codebook import MAGNITUDES
-from tqchat.kv.codec.quantiser import ScalarQuantiser
-from tqchat.kv.codec.trellis import TrellisQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
 from tqchat.kv.scheme import CENTRES
 from tqchat.kv.storage.side import Side
-
-_KINDS: dict[type, source.Kind] = {ScalarQuantiser: 1, TrellisQuantiser: 3}
 
 TENSOR_DIMS = (64, 128, 256)
 """Head dimensions that the tensor-core kernel supports."""
@@ -286,11 +282,11 @@ def _side_plan(side: Side) -> SidePlan | None:
     if isinstance(format_, RawFormat) or not side.packed.length:
         return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, 0, writes_tail)
     words = int(side.packed.arrays[0].shape[3])
-    if isinstance(format_, TurboFormat) and type(format_.quantiser) in _KINDS:
+    if isinstance(format_, TurboFormat) and type(format_.quantiser) in source.QUANTISER_KINDS:
         rotation = 1 if format_.rotation.array.ndim == 1 else 2
         return SidePlan(
             dim,
-            _KINDS[type(format_.quantiser)],
+            source.QUANTISER_KINDS[type(format_.quantiser)],
             format_.quantiser.bits,
             words,
             1,

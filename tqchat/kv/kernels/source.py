@@ -10,6 +10,8 @@ from typing import Literal, NamedTuple
 import mlx.core as mx
 
 from tqchat.kv.codec.codebook import MAGNITUDES, centroids
+from tqchat.kv.codec.quantiser import ScalarQuantiser
+from tqchat.kv.codec.trellis import TrellisQuantiser
 
 Language = Literal["metal", "cuda"]
 Kernel = Literal[
@@ -25,6 +27,9 @@ Kernel = Literal[
 ]
 Kind = Literal[0, 1, 2, 3]
 """Storage of a side: 0 raw, 1 codebook, 2 affine groups, 3 trellis."""
+
+QUANTISER_KINDS: dict[type, Kind] = {ScalarQuantiser: 1, TrellisQuantiser: 3}
+"""Kinds of rotated formats, by the class of their quantiser."""
 
 Constants = tuple[tuple[str, int | mx.Dtype], ...]
 
