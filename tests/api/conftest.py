@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -26,23 +28,31 @@ def options(**changes: object) -> Options:
     return Options(lambda: Defaults(Sampling(max_tokens=8), "turbo4"), port=0, limits=limits, **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="package")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """A server with a tiny model, for all tests of this folder."""
+@contextmanager
+def serving(model: Path, home: Path) -> Iterator[ApiServer]:
+    """A server with the model in a folder, which keeps no caches."""
     heard = Listener()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("api")))
+        patch.setenv(HOME_VARIABLE, str(home))
         paths = locate()
         paths.ensure()
     engine = Engine(heard, paths=paths, requests=RequestOptions(store=False))
     engine.start()
-    engine.submit(LoadModel(str(tiny_llama(tmp_path_factory.mktemp("models") / "tiny"))))
+    engine.submit(LoadModel(str(model)))
     info = heard.next(ModelReady).info
     server = ApiServer(engine.ask, lambda: info, options())
     server.start()
     yield server
     server.stop()
     engine.shutdown(SECONDS)
+
+
+@pytest.fixture(scope="package")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    """A server with a tiny model, for all tests of this folder."""
+    model = tiny_llama(tmp_path_factory.mktemp("models") / "tiny")
+    with serving(model, tmp_path_factory.mktemp("api")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -8,16 +8,10 @@ from typing import Any
 import pytest
 
 from tests.api.client import CHAT, Client
-from tests.api.conftest import options
-from tests.engine.listener import SECONDS, Listener
+from tests.api.conftest import serving
 from tests.engine.scripted_model import scripted
-from tqchat.api.server import ApiServer
-from tqchat.engine.commands import ChatMessage, LoadModel
-from tqchat.engine.events import ModelReady
-from tqchat.engine.requests.options import RequestOptions
+from tqchat.engine.commands import ChatMessage
 from tqchat.engine.templates.plain_tools import as_plain_chat
-from tqchat.engine.worker import Engine
-from tqchat.paths import HOME_VARIABLE, locate
 
 
 def tool(name: str) -> dict[str, Any]:
@@ -40,20 +34,8 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("caller")
     asked = [ChatMessage("user", QUESTION)]
     scripted(folder, [(asked, "Fine."), (as_plain_chat(asked, TOOLS), "\n".join([*CALLS, "Done."]))])
-    heard = Listener()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(tmp_path_factory.mktemp("home")))
-        paths = locate()
-        paths.ensure()
-    engine = Engine(heard, paths=paths, requests=RequestOptions(store=False))
-    engine.start()
-    engine.submit(LoadModel(str(folder)))
-    info = heard.next(ModelReady).info
-    server = ApiServer(engine.ask, lambda: info, options())
-    server.start()
-    yield Client.of(server)
-    server.stop()
-    engine.shutdown(SECONDS)
+    with serving(folder, tmp_path_factory.mktemp("home")) as server:
+        yield Client.of(server)
 
 
 def asked(client: Client, **fields: Any) -> tuple[list[tuple[str, str]], str | None, str]:
