@@ -17,7 +17,7 @@ from tests.kv.test_cache import logits
 from tests.kv.test_families import short
 from tqchat.kv import make_prompt_cache
 from tqchat.kv.attention import routing
-from tqchat.kv.cache import SchemeCache
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended
 
 NAME = "scaled_dot_product_attention"
@@ -151,3 +151,24 @@ def test_packing_of_prompts_works_where_attention_is_not_routed() -> None:
         logits(model, cache, tiny.tokens(240)[:, start : start + 60], 60)
         held.append(cache[0].packed_tokens)
     assert held[0] == 0 and held == sorted(held) and held[-1] >= 120
+
+
+def test_a_prefill_starts_layers_early_but_not_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, message = tiny.llama(), tiny.tokens(60)
+    routing.install()
+    # As on a GPU, where a history is decoded for many rows.
+    monkeypatch.setattr("tqchat.kv.cache._attends_packed", lambda rows: rows <= MAX_DECODE_ROWS)
+    expected = model(message, cache=prepared(model))
+    mx.eval(expected)
+    waited: list[mx.array] = []
+    monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 1)  # every layer
+    monkeypatch.setattr(routing, "MAX_STARTS", 1)
+    started = getattr(llama_file, NAME)._started
+    real = mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *arrays: (waited.extend(arrays), real(*arrays)))
+    cache = prepared(model)
+    waited.clear()
+    found = model(message, cache=cache)
+    assert len(waited) >= len(cache) - 1 and len(started) == 1
+    assert all(array.nbytes <= 4 for array in [*waited, *started])
+    assert mx.array_equal(found, expected)

@@ -18,9 +18,9 @@ from tqchat.kv.scheme import TRELLIS_BITS, TURBO_BITS, FormatSpec, Scheme
 MIN_BITS = 2
 """Fewest bits of an allocated side of schemes with more than 2 bits."""
 
-ONE_BIT_ERROR = 5.0
+ONE_BIT_ERROR = 2.0
 """Error that a side of 1 bit is counted with. It is 0.57 after the unbiased gain, but errors this large are
-not additive: counted as 0.57, 18 of 60 sides get 1 bit, and nothing is gained (see ``CODEC.md``)."""
+not additive (see ``CODEC.md``)."""
 
 Role = Literal["key", "value"]
 

@@ -8,6 +8,7 @@ library. ``uninstall`` restores it.
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import ModuleType
@@ -25,6 +26,9 @@ from tqchat.kv.cache import SchemeCache, cache_of
 DECODED_BYTES_PER_START = 256 << 20
 """Bytes of decoded history, of one layer or several, from which a prefill starts them on the device."""
 
+MAX_STARTS = 3
+"""Parts of a prefill that are started before the first of them is done: each holds its decoded history."""
+
 _NAME = "scaled_dot_product_attention"
 _is_installed = False
 _outside: set[ModuleType] = set()
@@ -41,6 +45,7 @@ class RoutedAttention:
     def __init__(self, original: Any) -> None:
         self.original = original
         self._decoded_bytes = 0
+        self._started: deque[mx.array] = deque()
 
     def __call__(
         self,
@@ -82,15 +87,21 @@ class RoutedAttention:
     def _start(self, output: mx.array, decoded: int) -> None:
         """Let the device decode and attend while the graph of the next layers is built.
 
-        Not after each short history, as that takes time itself.
+        Not after each short history, as that takes time itself; nor far ahead of the device, as what is
+        started has its memory.
 
         Args:
             output: Of a layer that has decoded so many bytes.
         """
         self._decoded_bytes += decoded
-        if self._decoded_bytes >= DECODED_BYTES_PER_START:
-            self._decoded_bytes = 0
-            mx.async_eval(output)  # type: ignore[no-untyped-call]
+        if self._decoded_bytes < DECODED_BYTES_PER_START:
+            return
+        self._decoded_bytes = 0
+        if len(self._started) == MAX_STARTS:
+            mx.eval(self._started.popleft())
+        done = output[:1, :1, :1, :1] + 0  # a number of its own, so that the output is not kept
+        self._started.append(done)
+        mx.async_eval(output, done)  # type: ignore[no-untyped-call]
 
     def _of_raw_tokens(
         self,
