@@ -403,6 +403,13 @@ def test_nan_reaches_the_output(emulator, where, dtype):
         ("trellis", "key", 2, 64, True),
         ("trellis", "value", 3, 33, True),
         ("trellis", "key", 4, 80, False),
+        ("turbo", "key", 4, 16, True),
+        ("turbo", "key", 2, 32, True),
+        ("turbo", "key", 6, 128, True),
+        ("turbo", "key", 4, 256, True),
+        ("trellis", "key", 2, 256, True),
+        ("trellis", "value", 4, 128, True),
+        ("trellis", "value", 3, 16, True),
     ],
 )
 def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitted):

@@ -23,7 +23,7 @@ from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
-DECODED_BYTES_PER_START = 256 << 20
+DECODED_BYTES_PER_START = 64 << 20
 """Bytes of decoded history, of one layer or several, from which a prefill starts them on the device."""
 
 MAX_STARTS = 3

@@ -52,13 +52,11 @@ class EncodePlan:
     dtype: mx.Dtype
 
     @property
-    def levels(self) -> int:
-        """Number of halvings before coordinates are rounded together (see ``quantise_shaped``)."""
-        return (
-            (self.dim // LEAF_SIZE).bit_length() - 1
-            if self.metric and not self.trellis and self.rotation == 1 and self.dim > LEAF_SIZE
-            else 0
-        )
+    def shaped(self) -> bool:
+        """Whether coordinates are rounded by the metric (see ``quantise_shaped``), in halves down to
+        ``LEAF_SIZE``.
+        """
+        return self.metric and not self.trellis and self.rotation == 1 and self.dim > LEAF_SIZE
 
     @property
     def words(self) -> int:
@@ -81,7 +79,7 @@ class EncodePlan:
             ("CENTRES", self.centres),
             ("BALANCE", int(self.balance)),
             ("METRIC", int(self.metric)),
-            ("LEVELS", self.levels),
+            ("SHAPED", int(self.shaped)),
             ("WORDS", self.words),
             ("WARM_UP", WARM_UP_PAIRS),
             ("SIMDS", self.simds),

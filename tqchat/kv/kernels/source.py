@@ -143,11 +143,20 @@ class Source(NamedTuple):
 _FOLDER = Path(__file__).resolve().parent / "shaders"
 
 
+_FUNCTIONS: dict[Kernel, tuple[str, ...]] = {
+    "attend_tensor": ("tensor",),
+    "decode_shares": ("values",),
+    "decode_values": ("values",),
+    "encode_scalar": ("encode_functions", "rounding"),
+    "encode_trellis": ("encode_functions",),
+}
+"""Further functions that a kernel needs."""
+
+
 def _header(kernel: Kernel, language: Language) -> str:
     """Language definitions, codebooks and shared functions."""
     levels = _codebook_switch() if kernel == "encode_scalar" else ""
-    extra = {"attend_tensor": "tensor", "decode_shares": "values", "decode_values": "values"}.get(kernel)
-    more = "" if extra is None else _read(extra)
+    more = "".join(_read(name) for name in _FUNCTIONS.get(kernel, ()))
     return _read(language) + levels + _read("trellis") + _read("common") + more
 
 
