@@ -23,7 +23,7 @@ from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
-from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.side import Encoded, Side
 from tqchat.kv.storage.threads import thread_key
 
 if TYPE_CHECKING:
@@ -186,8 +186,8 @@ class SchemeCache:
 
     @property
     def packed_tokens(self) -> int:
-        """Packed tokens of the side that has more."""
-        return max(side.packed.length for side in self.sides)
+        """Packed and fine tokens of the side that has more."""
+        return max(side.encoded for side in self.sides)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append tokens and return all of them, decoded.
@@ -263,7 +263,7 @@ class SchemeCache:
         storage.
         """
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
-        packed = self._fetched_packed = keys.packed.length > 0 or values.packed.length > 0
+        packed = self._fetched_packed = keys.encoded > 0 or values.encoded > 0
         if packed and self.uses_placeholders and self.is_routed:
             if self._placeholders is None or self._placeholders.thread is not thread_key():
                 dims = keys.head_dim, values.head_dim
@@ -368,7 +368,7 @@ class SchemeCache:
                 covered = earlier.restore(finer, first)
                 if covered > end:
                     target.append(finer.fetch(source.dtype)[:, :, end - first :])
-                    carried = earlier.rounding.lowered(*finer.packed_positions(first), spec.bits)
+                    carried = finer.rounded(earlier.rounding, first)
                     rounding, end = rounding.then(end, carried.before(covered)), covered
         if end < old.offset:
             target.append(source.fetch(source.dtype)[:, :, end - first :])
@@ -388,8 +388,7 @@ class SchemeCache:
     def rounding_now(self, role: str) -> Rounding:
         """What the tokens of a side carry from earlier schemes and their present format."""
         side = self.key_side if role == "key" else self.value_side
-        packed = side.packed_positions(self.offset - side.length)
-        return self.rounding[role].lowered(*packed, side.spec.bits)
+        return side.rounded(self.rounding[role], self.offset - side.length)
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
@@ -401,8 +400,14 @@ class SchemeCache:
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
         statistics = QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
-        for role, side in zip(ROLES, self.sides, strict=True):
-            side.pack_due(statistics, self.rounding[role])
+        packing = [
+            (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
+        ]
+        due = [side.due for _, side in packing]
+        for role, side in packing:
+            # Both the same, as kernels need it. They differ if one side came from a scheme of another tail.
+            target = Encoded(max(one.encoded for one in due), max(one.packed for one in due))
+            side.pack_due(statistics, self.rounding[role], target)
         if not self._is_unfitted:
             self.query_energy, self.queries_seen, self.earlier_balance = None, 0, None
 
@@ -613,6 +618,7 @@ class SchemeCache:
             "formats": [self.scheme.key.to_json(), self.scheme.value.to_json()],
             "tail": self.scheme.tail,
             "sinks": self.scheme.sinks,
+            "fine": self.scheme.fine,
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),
             "offset": self.offset,
             "queries_seen": self.queries_seen,

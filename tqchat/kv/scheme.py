@@ -24,6 +24,9 @@ AFFINE_GROUP = 64
 TILE = 16
 """Tokens packed in one step."""
 
+FINE_BITS = 6
+"""Code width of the fine part: tokens between the tail and the packed ones, at scalar turbo codes."""
+
 CENTRES = 16
 """Centres of a turbo format per head; a power of two, as the index of one takes low bits of the gain."""
 
@@ -171,6 +174,7 @@ class Scheme:
         key, value: Formats of keys and of values.
         tail: Minimum number of recent tokens kept raw.
         sinks: Number of first tokens that are never packed.
+        fine: Minimum number of tokens before the tail that are kept at ``FINE_BITS``; 0 for no such part.
         layers: Formats of keys and values of each layer of a particular model, by the index of its cache;
             empty if all layers have ``key`` and ``value`` (see ``allocation``).
     """
@@ -180,6 +184,7 @@ class Scheme:
     value: FormatSpec
     tail: int = 128
     sinks: int = 4
+    fine: int = 0
     layers: tuple[tuple[FormatSpec, FormatSpec], ...] = ()
 
     def of_layer(self, index: int) -> Scheme:
@@ -203,8 +208,15 @@ class Scheme:
         return self.value.bits_per_number(head_dim)
 
     def packable(self, recent: int) -> int:
-        """Tokens to pack out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail."""
+        """Tokens to encode out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail.
+
+        Those that ``surplus`` leaves of them are fine, the others packed.
+        """
         return max(0, (recent - self.tail) // TILE * TILE)
+
+    def surplus(self, fine: int) -> int:
+        """Tokens to pack out of ``fine`` ones: whole tiles, leaving the fine part."""
+        return max(0, (fine - self.fine) // TILE * TILE) if self.fine else fine
 
     @property
     def description(self) -> str:
@@ -220,20 +232,28 @@ class Scheme:
 
 RAW = FormatSpec("raw", 16)
 
+FINE = FormatSpec("turbo", FINE_BITS)
+"""Format of the fine part, with the rotation and the fit of the packed one."""
+
 
 def _rotated(kind: Literal["turbo", "trellis"], key_bits: int, value_bits: int) -> Scheme:
     """The scheme ``<kind><K>v<V>``, or ``<kind><K>`` if both are equal."""
     name = f"{kind}{key_bits}" if key_bits == value_bits else f"{kind}{key_bits}v{value_bits}"
     key = {0: RAW, 8: FormatSpec("affine", 8)}.get(key_bits, FormatSpec(kind, key_bits))
     # With packed keys a raw token costs 2.5 to 7.5 packed ones, so the tail is shorter to keep the ratio at
-    # 4k tokens: the more, the fewer bits a packed one has.
+    # 4k tokens. Where it costs most, the newest tokens are at 6 bits for the same bytes: the more, the more
+    # bits a packed one has.
+    fine = 0
     if key_bits == 0:
         tail = 128
-    elif key_bits < 8 and min(key_bits, value_bits) >= 4:
+    elif key_bits == 8:
+        tail = 64
+    elif min(key_bits, value_bits) >= 4:
         tail = 80
     else:
-        tail = 56 if key_bits + value_bits <= 4 else 64
-    return Scheme(name, key, FormatSpec(kind, value_bits), tail)
+        tail = 16
+        fine = 128 if key_bits + value_bits <= 4 else 160 if key_bits != value_bits else 208
+    return Scheme(name, key, FormatSpec(kind, value_bits), tail, fine=fine)
 
 
 def _affine(bits: int) -> Scheme:

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_unflatten
 from mlx_lm.models import cache as mlx_cache
 
-from tqchat.kv.scheme import FormatSpec, Scheme, parse_scheme
+from tqchat.kv.scheme import FINE, FormatSpec, Scheme, parse_scheme
 
 MAX_NUMBER = 2**31 - 1
 """Largest count of tokens or other number."""
@@ -56,10 +56,17 @@ def layers(value: Any) -> list[Any]:
 
 
 def scheme(description: Mapping[str, Any]) -> Scheme:
-    """The scheme that a description names, with its formats, tail and sinks."""
+    """The scheme that a description names, with its formats, tail, sinks and fine part.
+
+    Raises:
+        ValueError: if there can be none.
+    """
     named = parse_scheme(str(description["scheme"]))
     key, value = (FormatSpec.from_json(one) for one in description["formats"])
-    return Scheme(named.name, key, value, whole(description["tail"]), whole(description["sinks"]))
+    fine = whole(description.get("fine", 0))  # caches of older versions have none
+    if fine and not (key.is_rotated and value.is_rotated):
+        raise ValueError("only rotated keys and values have a fine part")
+    return Scheme(named.name, key, value, whole(description["tail"]), whole(description["sinks"]), fine)
 
 
 def unflatten(leaves: Sequence[tuple[str, Any]]) -> Any:
@@ -97,10 +104,12 @@ def check_side(
         else:
             shapes["packed_0"] = (spec.words_per_vector(head_dim), (mx.uint32,))
             shapes["packed_1"] = (1, (mx.float16,))
+            shapes["fine_0"] = (FINE.words_per_vector(head_dim), (mx.uint32,))
+            shapes["fine_1"] = (1, (mx.float16,))
     heads: set[tuple[int, int]] = set()
     for name, array in arrays.items():
         store = name.partition("_")[0]
-        if store in ("sinks", "recent", "packed"):
+        if store in ("sinks", "recent", "packed", "fine"):
             width, dtypes = shapes.get(name, (-1, ()))
             if array.ndim != 4 or array.shape[3] != width or array.dtype not in dtypes:
                 raise ValueError(f"the {role} array {name[:40]} does not fit a head dimension of {head_dim}")
@@ -112,8 +121,10 @@ def check_side(
             raise ValueError(f"{name[:40]!r} is not an array of a side")
     if len(heads) > 1:
         raise ValueError(f"the {role} arrays differ in batch or heads")
-    if "packed_0" in arrays and not all(name in arrays for name in shapes if name.startswith("packed")):
-        raise ValueError(f"some {role} arrays are missing")
+    for store in ("packed", "fine"):
+        names = [name for name in shapes if name.startswith(store)]
+        if any(name in arrays for name in names) and not all(name in arrays for name in names):
+            raise ValueError(f"some {role} arrays are missing")
 
 
 def check_plain(cache_class: type[Any], state: Any) -> None:

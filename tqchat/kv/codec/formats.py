@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, draw_rotation, restore_rotation
 from tqchat.kv.codec.trellis import TrellisQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.scheme import FormatSpec
+from tqchat.kv.scheme import FINE_BITS, FormatSpec
 
 
 def make_format(
@@ -43,3 +44,13 @@ def make_format(
         return TurboFormat(quantiser, rotation, role)
     centres = Centres(fitted["centres"], fitted["centre_scales"])
     return TurboFormat(quantiser, rotation, role, centres, fitted.get("balance"), fitted.get("metric"))
+
+
+def make_fine_format(packed: Format) -> Format:
+    """The format of the fine part before packed tokens in this one: same rotation and fit, other codes.
+
+    Only rotated formats have a fine part; ``RawFormat`` for others.
+    """
+    if not isinstance(packed, TurboFormat):
+        return RawFormat()
+    return replace(packed, quantiser=ScalarQuantiser(FINE_BITS))

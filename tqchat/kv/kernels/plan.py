@@ -214,6 +214,8 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: K
     """The plan for these queries over a layer; ``None`` where no kernel applies."""
     if not (keys.recent.length and values.recent.length) or keys.dtype != values.dtype:
         return None
+    if keys.fine.length or values.fine.length:
+        return None
     key, value = _side_plan(keys), _side_plan(values)
     if key is None or value is None or not (key.kind or value.kind):
         return None

@@ -1,21 +1,21 @@
-"""One side (the keys or the values) of a layer: sinks, packed tokens and tail."""
+"""One side (the keys or the values) of a layer: sinks, packed tokens, fine tokens and tail."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, Format, RawFormat
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
-from tqchat.kv.codec.formats import make_format
+from tqchat.kv.codec.formats import make_fine_format, make_format
 from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
-from tqchat.kv.scheme import RAW, TILE, FormatSpec, Scheme, fitted_shapes
+from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
@@ -33,15 +33,25 @@ GPU_TILES_PER_PACK = 4
 """Tiles packed together during decode on a GPU, where launching costs more than encoding a tile."""
 
 BATCH_PACKING_FROM_TOKENS = 256
-"""Packed tokens from which tiles are packed together: the extra raw tokens are then a small share."""
+"""Encoded tokens from which tiles are packed together: the extra raw tokens are then a small share."""
+
+FINE_GROWTH_TOKENS = 64
+"""Tokens by which the fine part grows, which is short and moves to new arrays whenever tokens leave it."""
 
 
 def _tokens_per_pack() -> int:
-    """Tokens packed together during decode once ``BATCH_PACKING_FROM_TOKENS`` are packed."""
+    """Tokens packed together during decode once ``BATCH_PACKING_FROM_TOKENS`` are encoded."""
     return TILE if kernels() is None else GPU_TILES_PER_PACK * TILE
 
 
 _RAW = RawFormat()
+
+
+class Encoded(NamedTuple):
+    """Numbers of encoded tokens of a side: of all, and of the packed ones, which are the oldest."""
+
+    encoded: int
+    packed: int
 
 
 @dataclass(frozen=True)
@@ -60,13 +70,16 @@ class FoldedQueries:
 
 
 class Side:
-    """The keys or the values of one layer: ``[sinks | packed | recent]`` in token order.
+    """The keys or the values of one layer: ``[sinks | packed | fine | recent]`` in token order.
 
     Tokens are appended raw to ``recent``. ``pack_due`` encodes the oldest of them in whole tiles, after the
-    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. A raw side never packs: all of its
-    tokens are in ``recent``.
+    first ``scheme.sinks`` tokens and leaving at least ``scheme.tail`` raw. The newest ``scheme.fine`` encoded
+    tokens are at ``FINE_BITS``, and are encoded again when they are packed. A raw side never packs: all of
+    its tokens are in ``recent``.
 
     Attributes:
+        format: Of the packed tokens.
+        fine_format: Of the fine ones, with the rotation and the fit of ``format``.
         revision: Object replaced by every change except appends that fit the capacity of ``recent``;
             snapshots share it.
     """
@@ -78,22 +91,34 @@ class Side:
         self.head_dim = 0
         self.dtype = mx.float16
         self.revision = object()
-        self.format: Format = RawFormat()
+        self.set_format(RawFormat())
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore()
+        self.fine = TokenStore(FINE_GROWTH_TOKENS)
         self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
-        self._decoded: tuple[object, Block, int, int, mx.Dtype, mx.array] | None = None
+        self._decoded: tuple[tuple[object, ...], tuple[object, ...], mx.array] | None = None
         self._sinks_cache: tuple[object, int, mx.array] | None = None
-        self._prepared_cache: tuple[Block, int, int, Block] | None = None
+        # Of the packed tokens and of the fine ones.
+        self._prepared_cache: dict[TokenStore, tuple[Block, int, int, Block]] = {}
+
+    def set_format(self, packed: Format) -> None:
+        """Set the format of packed tokens, and that of fine ones with it."""
+        self.format = packed
+        self.fine_format = make_fine_format(packed)
 
     @property
     def stores(self) -> dict[str, TokenStore]:
         """The stores in token order, by name; the names are part of saved caches."""
-        return {"sinks": self.sinks, "packed": self.packed, "recent": self.recent}
+        return {"sinks": self.sinks, "packed": self.packed, "fine": self.fine, "recent": self.recent}
 
     @property
     def length(self) -> int:
-        return self.sinks.length + self.packed.length + self.recent.length
+        return self.sinks.length + self.encoded + self.recent.length
+
+    @property
+    def encoded(self) -> int:
+        """Tokens that are packed or fine."""
+        return self.packed.length + self.fine.length
 
     @property
     def bytes(self) -> int:
@@ -114,7 +139,8 @@ class Side:
 
     def release_working_arrays(self) -> None:
         """Release what ``working_bytes`` counts; the next step computes it again."""
-        self._decoded = self._sinks_cache = self._prepared_cache = None
+        self._sinks_cache = None
+        self._forget_encoded()
         self.format.release_working_arrays()
 
     @property
@@ -125,7 +151,7 @@ class Side:
     def shape(self) -> tuple[int, int]:
         """Batch size and heads; (0, 0) while empty."""
         # The tail last, because reading its arrays writes its pending token.
-        for store in (self.packed, self.sinks, self.recent):
+        for store in (self.packed, self.fine, self.sinks, self.recent):
             if store.arrays:
                 batch, heads, *_ = store.arrays[0].shape
                 return batch, heads
@@ -135,7 +161,8 @@ class Side:
         """A copy that is not affected by later changes to this side."""
         copied = copy.copy(self)
         copied.sinks, copied.packed = self.sinks.snapshot(), self.packed.snapshot()
-        copied.recent = self.recent.snapshot()
+        copied.fine, copied.recent = self.fine.snapshot(), self.recent.snapshot()
+        copied._prepared_cache = {}
         return copied
 
     def first(self, count: int) -> Self:
@@ -155,7 +182,7 @@ class Side:
         self.dtype = x.dtype
         recent = self.recent
         capacity, start = recent.capacity, recent.start
-        if x.shape[2] == 1 and self.packed.length:
+        if x.shape[2] == 1 and self.encoded:
             recent.append_deferred(x)
         else:
             recent.append((x,))
@@ -172,76 +199,150 @@ class Side:
     def is_due(self) -> bool:
         """Whether a single-token step should pack."""
         excess = self.recent.length - self.scheme.tail
-        return excess >= TILE and excess >= self._pack_threshold and self._due[1] > 0
+        return excess >= TILE and excess >= self._pack_threshold and self._leaving_tail > 0
 
     @property
     def tokens_until_due(self) -> int:
         """Single tokens to append until ``is_due``; a very large number on a raw side."""
         if self.spec.kind == "raw":
             return 1 << 30
-        sinks = self.scheme.sinks if not self.sinks.length else 0
-        return self.scheme.tail + self._pack_threshold + sinks - self.recent.length
+        return self.scheme.tail + self._pack_threshold + self._missing_sinks - self.recent.length
 
     @property
     def _pack_threshold(self) -> int:
         """Tokens beyond the tail that trigger packing during decode."""
-        return _tokens_per_pack() if self.packed.length >= BATCH_PACKING_FROM_TOKENS else TILE
+        return _tokens_per_pack() if self.encoded >= BATCH_PACKING_FROM_TOKENS else TILE
 
     @property
-    def _due(self) -> tuple[int, int]:
-        """Tokens to move to the sinks, and tokens behind them to pack."""
-        if self.spec.kind == "raw":
-            return 0, 0
-        sinks = self.scheme.sinks if not self.sinks.length else 0
-        return sinks, self.scheme.packable(self.recent.length - sinks)
+    def _missing_sinks(self) -> int:
+        """Raw tokens that become sinks before any is encoded."""
+        return self.scheme.sinks if not self.sinks.length else 0
 
-    def pack_due(self, statistics: QueryStatistics = NO_STATISTICS, rounding: Rounding = NO_ROUNDING) -> None:
-        """Pack the tokens that have left the tail. The first call fits the format to all raw tokens.
+    @property
+    def _leaving_tail(self) -> int:
+        """Raw tokens behind the sinks to encode."""
+        return (
+            0 if self.spec.kind == "raw" else self.scheme.packable(self.recent.length - self._missing_sinks)
+        )
+
+    @property
+    def due(self) -> Encoded:
+        """The encoded tokens that ``pack_due`` leaves."""
+        leaving = self._leaving_tail
+        surplus = self.scheme.surplus(self.fine.length + leaving)
+        return Encoded(self.encoded + leaving, self.packed.length + surplus)
+
+    def pack_due(
+        self,
+        statistics: QueryStatistics = NO_STATISTICS,
+        rounding: Rounding = NO_ROUNDING,
+        target: Encoded | None = None,
+    ) -> None:
+        """Encode the tokens that have left the tail, and pack those that have left the fine part.
+
+        The first call fits the format to all raw tokens.
 
         Args:
             statistics: Of the layer's queries; ``first_position`` is the position of the side's first token.
             rounding: What the tokens carry from earlier schemes, by position.
+            target: The encoded tokens to leave, no fewer of each than ``due``, which is the default.
         """
-        sinks, count = self._due
-        if not count:
+        target = self.due if target is None else target
+        count, surplus = target.encoded - self.encoded, target.packed - self.packed.length
+        if not (count or surplus):
             return
         self.revision = object()
-        self._decoded = self._prepared_cache = None  # Their references would prevent growth in place.
-        if sinks:
+        self._forget_encoded()  # Their references would prevent growth in place.
+        if count:
+            self._prepare_to_encode(statistics)
+        first = statistics.first_position + self.sinks.length + self.packed.length
+        packs_fine = min(surplus, self.fine.length)
+        if packs_fine:
+            self._pack_fine(first, packs_fine, rounding)
+            first += packs_fine
+        if count:
+            (due,) = self.recent.take_front(count)
+            packs_raw = surplus - packs_fine
+            self._encode(self.packed, self.spec, due[:, :, :packs_raw], first, rounding)
+            first += packs_raw + self.fine.length
+            self._encode(self.fine, FINE, due[:, :, packs_raw:], first, rounding)
+
+    def _prepare_to_encode(self, statistics: QueryStatistics) -> None:
+        """Separate the sinks and fit the format, unless both are done."""
+        if sinks := self._missing_sinks:
             self.sinks.append(self.recent.take_front(sinks))
         if isinstance(self.format, RawFormat):
-            self.format = make_format(self.spec, self.head_dim, self.role)
+            self.set_format(make_format(self.spec, self.head_dim, self.role))
         if not self.format.fitted:
             behind_sinks = statistics.first_position + self.sinks.length
-            self.format = self.format.fit(
-                self.recent.view()[0], replace(statistics, first_position=behind_sinks)
+            self.set_format(
+                self.format.fit(self.recent.view()[0], replace(statistics, first_position=behind_sinks))
             )
-        first = statistics.first_position + self.sinks.length + self.packed.length
-        due = self.recent.take_front(count)
+
+    def _pack_fine(self, first: int, count: int, rounding: Rounding) -> None:
+        """Pack the oldest ``count`` fine tokens, of which ``first`` is the position of the first."""
+        block = self.fine.take_front(count)
+        if self.spec == FINE:
+            self.packed.append(block)
+        else:
+            self._encode(self.packed, self.spec, self.fine_format.decode(block), first, rounding)
+
+    def _encode(
+        self, store: TokenStore, spec: FormatSpec, x: mx.array, first: int, rounding: Rounding
+    ) -> None:
+        """Append vectors ``[batch, heads, tokens, head_dim]`` to a store of encoded ones.
+
+        Args:
+            spec: Of the store's format.
+            first: Position of the first vector.
+        """
+        format_ = self.format_of(store)
+        count = x.shape[2]
         chunk = PACK_CHUNK_TOKENS if kernels() is None else GPU_PACK_CHUNK_TOKENS
         for low, high, bits, _ in rounding.spans(first, first + count):
-            encoder = self.format if bits > self.spec.bits else self.format.length_keeping
+            encoder = format_ if bits > spec.bits else format_.length_keeping
             for start in range(low, high, chunk):
                 end = min(start + chunk, high)
-                self.packed.append(encode(encoder, due[0][:, :, start - first : end - first]))
+                store.append(encode(encoder, x[:, :, start - first : end - first]))
                 if count > chunk:
-                    mx.eval(self.packed.arrays)
+                    mx.eval(store.arrays)
+
+    def format_of(self, store: TokenStore) -> Format:
+        """The format of one of the two stores of encoded tokens."""
+        return self.fine_format if store is self.fine else self.format
 
     def packed_positions(self, first: int) -> tuple[int, int]:
         """Range of the packed tokens' positions; ``first`` is that of the side's first token."""
         begin = first + self.sinks.length
         return begin, begin + self.packed.length
 
+    def rounded(self, before: Rounding, first: int) -> Rounding:
+        """What the tokens carry with the rounding of their present formats.
+
+        Args:
+            before: What they carry from earlier schemes.
+            first: Position of the first token.
+        """
+        begin, end = self.packed_positions(first)
+        packed = before.lowered(begin, end, self.spec.bits)
+        return packed.lowered(end, end + self.fine.length, FINE_BITS) if self.fine.length else packed
+
+    def _forget_encoded(self) -> None:
+        """Release what is kept between steps of encoded tokens."""
+        self._decoded = None
+        self._prepared_cache = {}
+
     def take_fit_of(self, other: Side) -> None:
         """Take the fit of a side in another format, unless this one is fitted or needs more."""
         if self.spec.kind != "raw" and not self.format.fitted:
             fitted = make_format(self.spec, self.head_dim, self.role).with_fit_of(other.format)
-            self.format = fitted if fitted.fitted else self.format
+            if fitted.fitted:
+                self.set_format(fitted)
 
     def drop_front(self, count: int) -> None:
         """Drop the first ``count`` tokens from whichever stores hold them; the format stays fitted."""
         self.revision = object()
-        self._decoded = self._prepared_cache = None
+        self._forget_encoded()
         for store in self.stores.values():
             dropped = min(count, store.length)
             store.drop_front(dropped)
@@ -250,16 +351,16 @@ class Side:
     def trim(self, count: int) -> None:
         """Drop the last ``count`` tokens from whichever stores hold them."""
         self.revision = object()
-        for store in (self.recent, self.packed, self.sinks):
+        for store in (self.recent, self.fine, self.packed, self.sinks):
             dropped = min(count, store.length)
             store.trim(dropped)
             count -= dropped
-        if not self.packed.length:
-            self._decoded = self._prepared_cache = None
+        if not self.encoded:
+            self._forget_encoded()
             if self.format.fitted:
-                self.format = RawFormat()  # fitted anew: what comes next may be another text
-        if not self.packed.length and self.sinks.length:
-            # With nothing packed, the sinks return to the raw tokens.
+                self.set_format(RawFormat())  # fitted anew: what comes next may be another text
+        if not self.encoded and self.sinks.length:
+            # With nothing encoded, the sinks return to the raw tokens.
             rest = self.recent.view()
             raw = self.sinks.view()
             self.recent.clear()
@@ -275,7 +376,7 @@ class Side:
             keep_graph: Reuse the decoding graph in the next call, as building it takes a large part of a
                 step. Only for callers that do not evaluate it: evaluated, it would hold a decoded copy.
         """
-        if self.packed.length:
+        if self.encoded:
             if not keep_graph and (decoded := self._decoded_by_kernel(dtype)) is not None:
                 self._decoded = None
                 return decoded
@@ -286,7 +387,13 @@ class Side:
         return _concatenate([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
 
     def _decoded_by_kernel(self, dtype: mx.Dtype) -> mx.array | None:
-        sinks, packed, recent = (store.view() if store.length else () for store in self.stores.values())
+        if kernels() is None or not self.packed.length:
+            return None
+        sinks, packed, fine, recent = (store.view() if store.length else () for store in self.stores.values())
+        if fine:
+            # Few tokens, decoded by plain operations: to the kernel they are the first of the tail.
+            raw = self.fine_format.decode(fine).astype(self.dtype)
+            recent = (_concatenate([raw, *recent], axis=2),)
         return decode(self.format, sinks, packed, recent, dtype)
 
     def release_decoded(self) -> None:
@@ -294,27 +401,29 @@ class Side:
         self._decoded = None
 
     def _decoded_front(self, dtype: mx.Dtype, keep_graph: bool) -> mx.array:
-        """Sinks and packed tokens, decoded."""
-        store, cached = self.packed, self._decoded
-        if cached is not None:
-            thread, arrays, start, length, cached_dtype, decoded = cached
-            same_arrays = thread is thread_key() and arrays is store.arrays
-            if same_arrays and (start, length, cached_dtype) == (store.start, store.length, dtype):
+        """Sinks, packed and fine tokens, decoded."""
+        store, fine = self.packed, self.fine
+        objects = thread_key(), store.arrays, fine.arrays
+        numbers = store.start, store.length, fine.start, fine.length, dtype
+        if (cached := self._decoded) is not None:
+            same_objects = all(a is b for a, b in zip(cached[0], objects, strict=True))
+            if same_objects and cached[1] == numbers:
                 self._decoded = cached if keep_graph else None
-                return decoded
+                return cached[2]
         parts = [array.astype(dtype) for array in self.sinks.view()]
         # Few chunks: a routed model never evaluates them, but building them takes Python for each.
         size = max(PACK_CHUNK_TOKENS, -(-store.length // MAX_DECODE_CHUNKS))
         for first in range(0, store.length, size):
             parts.append(self.format.decode(store.view(first, first + size)).astype(dtype))
+        if fine.length:
+            parts.append(self.fine_format.decode(fine.view()).astype(dtype))
         decoded = _concatenate(parts, axis=2)
-        kept = thread_key(), store.arrays, store.start, store.length, dtype, decoded
-        self._decoded = kept if keep_graph else None
+        self._decoded = (objects, numbers, decoded) if keep_graph else None
         return decoded
 
     def fold(self, queries: mx.array) -> FoldedQueries:
         """Fold queries, float32 ``[batch, heads, rows, head_dim]``, for ``scores``."""
-        stored = self.format.fold(queries) if self.packed.length else None
+        stored = self.format.fold(queries) if self.encoded else None
         sinks = queries @ self._float_sinks.swapaxes(-1, -2) if self.sinks.length else None
         return FoldedQueries(queries, stored, sinks)
 
@@ -325,9 +434,10 @@ class Side:
             if store is self.sinks:
                 assert folded.sinks is not None
                 parts.append(folded.sinks[..., low:high])
-            elif store is self.packed:
+            elif store is not self.recent:
                 assert folded.stored is not None
-                parts.append(self.format.multiply(folded.stored, self._prepared(low, high)))
+                encoded = self.format_of(store)
+                parts.append(encoded.multiply(folded.stored, self._prepared(store, low, high)))
             else:
                 parts.append(_RAW.multiply(folded.raw, store.view(low, high)))
         return _concatenate(parts)
@@ -341,17 +451,23 @@ class Side:
             weights: float32 ``[batch, heads, rows, tokens]``.
             depends_on: See ``Format.sum``.
         """
-        sums = []
+        sums: list[mx.array] = []
+        stored: list[mx.array] = []
+        recent: list[mx.array] = []
         offset = 0
         for store, low, high in self._parts(start, end):
             part = weights[..., offset : offset + high - low]
             offset += high - low
             if store is self.sinks:
                 sums.append(part @ self._float_sinks[:, :, low:high])
-            elif store is self.packed:
-                sums.append(self.format.unfold(self.format.sum(part, self._prepared(low, high), depends_on)))
+            elif store is not self.recent:
+                encoded = self.format_of(store)
+                stored.append(encoded.sum(part, self._prepared(store, low, high), depends_on))
             else:
-                sums.append(_RAW.sum(part, store.view(low, high)))
+                recent.append(_RAW.sum(part, store.view(low, high)))
+        if stored:
+            sums.append(self.format.unfold(sum(stored[1:], stored[0])))
+        sums += recent
         return sum(sums[1:], sums[0])
 
     def _parts(self, start: int, end: int | None) -> Iterator[tuple[TokenStore, int, int]]:
@@ -374,16 +490,16 @@ class Side:
             cached = self._sinks_cache = front_revision, length, sinks
         return cached[2]
 
-    def _prepared(self, low: int, high: int) -> Block:
-        """``Format.prepare`` of packed tokens ``[low, high)``; cached for the full range."""
-        store = self.packed
+    def _prepared(self, store: TokenStore, low: int, high: int) -> Block:
+        """``Format.prepare`` of encoded tokens ``[low, high)`` of a store; cached for the full range."""
+        format_ = self.format_of(store)
         if (low, high) != (0, store.length):
-            return self.format.prepare(store.view(low, high))
-        cached = self._prepared_cache
+            return format_.prepare(store.view(low, high))
+        cached = self._prepared_cache.get(store)
         if cached is None or cached[0] is not store.arrays or cached[1:3] != (store.start, store.length):
-            cached = store.arrays, store.start, store.length, self.format.prepare(store.view())
+            cached = store.arrays, store.start, store.length, format_.prepare(store.view())
             mx.async_eval(cached[3])  # type: ignore[no-untyped-call]  # see ``_float_sinks``
-            self._prepared_cache = cached
+            self._prepared_cache[store] = cached
         return cached[3]
 
     def arrays(self) -> dict[str, mx.array]:
@@ -405,7 +521,7 @@ class Side:
             dtype: Of raw tokens.
 
         Raises:
-            ValueError: if the fitted vectors do not have the shape that the packed tokens need.
+            ValueError: if the fitted vectors do not have the shape that the encoded tokens need.
         """
         self.dtype = dtype
         if not head_dim:
@@ -416,8 +532,8 @@ class Side:
         )
         self.set_head_dim(head_dim)
         check_fitted(self.spec, self.role, head_dim, arrays)
-        if shared or fitted or "packed_0" in arrays:
-            self.format = make_format(self.spec, head_dim, self.role, shared, fitted)
+        if shared or fitted or "packed_0" in arrays or "fine_0" in arrays:
+            self.set_format(make_format(self.spec, head_dim, self.role, shared, fitted))
         for name, store in self.stores.items():
             block: list[mx.array] = []
             while (array := arrays.get(f"{name}_{len(block)}")) is not None:
@@ -430,20 +546,20 @@ class Side:
 def check_fitted(
     spec: FormatSpec, role: Literal["key", "value"], head_dim: int, arrays: Mapping[str, Any]
 ) -> None:
-    """Check the shapes of fitted vectors among the arrays of a side, if there are packed tokens.
+    """Check the shapes of fitted vectors among the arrays of a side, if there are encoded tokens.
 
     Raises:
-        ValueError: if they do not have the shape that the packed tokens need.
+        ValueError: if they do not have the shape that the encoded tokens need.
     """
-    if (packed := arrays.get("packed_0")) is None:
+    if (encoded := arrays.get("packed_0", arrays.get("fine_0"))) is None:
         return
     expected = {
-        f"fitted_{name}": ((*packed.shape[:2], shape.rows, shape.columns), shape.itemsize)
+        f"fitted_{name}": ((*encoded.shape[:2], shape.rows, shape.columns), shape.itemsize)
         for name, shape in fitted_shapes(spec, role, head_dim).items()
     }
     fitted = {name: (a.shape, a.itemsize) for name, a in arrays.items() if name.startswith("fitted_")}
     if fitted and fitted != expected:
-        raise ValueError("the fitted vectors do not match the shape of the packed tokens")
+        raise ValueError("the fitted vectors do not match the shape of the encoded tokens")
 
 
 def _concatenate(parts: list[mx.array], axis: int = -1) -> mx.array:
