@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,12 @@ def error(cache: list[Any], raw: list[Any]) -> float:
 def test_going_back_gives_what_was_there(first: str, other: str, change: Change) -> None:
     model, tokens = tiny.llama(), tiny.tokens(330)
     cache = make_prompt_cache(model, first)
-    logits(model, cache, tokens[:, :300], 299)
-    packed = 4 + min(parse_scheme(name).packable(300 - 4) for name in (first, other))
+    logits(model, cache, tokens[:, :293], 292)
+    packed = 4 + min(parse_scheme(name).packable(293 - 4) for name in (first, other))
     before = held(cache, packed)
     for name in (other, first):
         cache = change(cache, name)
-        read(model, cache, tokens[:, 300:307])
+        read(model, cache, tokens[:, 293:300])  # too few for another tile
     assert all(mx.array_equal(a, b) for a, b in zip(before, held(cache, packed), strict=True))
     assert all(layer.rounding["key"].before(packed) == Rounding() for layer in cache)
 
@@ -108,16 +109,19 @@ def test_only_what_has_changed_is_written_again(disk: Disk, first: str, other: s
 @pytest.mark.parametrize(("first", "other"), PAIRS)
 def test_errors_do_not_grow_with_the_number_of_changes(first: str, other: str) -> None:
     model, tokens = tiny.llama(), tiny.tokens(400)
-    cache, raw = make_prompt_cache(model, first), make_prompt_cache(model, "fp16")
-    for one in (cache, raw):
+    cache, unchanged = make_prompt_cache(model, first), make_prompt_cache(model, first)
+    raw = make_prompt_cache(model, "fp16")
+    for one in (cache, unchanged, raw):
         logits(model, one, tokens[:, :300], 299)
     errors = []
     for number in range(13):
         cache = convert(cache, other if number % 2 == 0 else first)
-        errors.append(error(cache, raw))
-        for one in (cache, raw):
+        if number % 2 == 0:
+            errors.append(error(cache, raw) / error(convert(unchanged, other), raw))
+        for one in (cache, unchanged, raw):
             read(model, one, tokens[:, 300 + 5 * number : 305 + 5 * number])
-    assert max(errors[::2]) < 1.2 * errors[0], errors
+    # Keys that both schemes have at 4 bits leave the tail of 80 tokens with the first change.
+    assert max(errors) < (1.4 if other == "turbo4v2" else 1.2), errors
 
 
 @pytest.mark.parametrize(("first", "other", "most"), [("turbo2", "turbo3", 1.2), ("turbo4", "turbo3", 1.2)])
@@ -272,7 +276,7 @@ def test_rounding_is_told_by_tokens_and_saved_with_the_cache() -> None:
     logits(model, cache, tokens[:, :300], 299)
     convert_in_place(cache, "turbo4")
     report = memory_report(cache)
-    assert report.rounded_bits == (2, 2) and 200 < report.rounded_tokens < 300
+    assert report.rounded_bits == (2, 2) and report.rounded_tokens == 144  # fine ones have more than 4 bits
     restored = memory_report([SchemeCache.from_state(layer.state) for layer in cache])
     assert (restored.rounded_tokens, restored.rounded_bits) == (report.rounded_tokens, (2, 2))
     convert_in_place(cache, "affine8")
@@ -329,12 +333,13 @@ def test_after_a_trim_to_nothing_packed_the_fit_starts_anew(scheme: str) -> None
 def test_keys_of_an_affine_scheme_are_fitted_to_the_queries_that_it_was_fitted_to(before: str) -> None:
     keys, values, queries = mx.random.normal((3, 1, 2, 300, 64), key=mx.random.key(2))
     scale = mx.exp(mx.random.normal((64,), key=mx.random.key(3)))
-    caches = [SchemeCache(parse_scheme(name)) for name in ("turbo3", before)]
+    turbo3 = replace(parse_scheme("turbo3"), fine=0)
+    caches = [SchemeCache(scheme) for scheme in (turbo3, parse_scheme(before))]
     for cache in caches:
         cache.append(keys, values)
         cache.observe(queries * scale)
         cache.pack_due()
-    direct, (converted,) = caches[0], convert(caches[1:], "turbo3")
+    direct, (converted,) = caches[0], convert(caches[1:], turbo3)
     assert converted.earlier_balance is None
     fits = [cache.key_side.format.fitted for cache in (direct, converted)]
     assert mx.allclose(*(fit["balance"] for fit in fits), rtol=0.05)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from tqchat.kv.scheme import FormatSpec, Scheme, fitted_bytes, rotation_bytes
+from tqchat.kv.scheme import FINE, FormatSpec, Scheme, fitted_bytes, rotation_bytes
 
 LayerKind = Literal["full", "sliding", "recurrent", "other"]
 
@@ -24,6 +24,7 @@ class LayerReport:
         rounded_tokens: Tokens that were rounded under an earlier scheme at least as coarsely as under this.
         rounded_bits: The fewest bits of such keys and values; 16 if there are none.
         rounded_times: How often such a token was rounded under earlier schemes, at most.
+        packed_tokens: Packed tokens, those at ``FINE_BITS`` included.
         key_bits, value_bits: Code widths of packed keys and values; 16 if they stay raw.
     """
 
@@ -202,9 +203,11 @@ def _predicted(layer: LayerReport, scheme: Scheme, rotations: set[tuple[str, int
     packable = scheme.packable(tokens if layer.window else tokens - scheme.sinks)
     total = 0
     for role, spec, dim in sides:
-        packed = packable if spec.saves_memory(dim) else 0
-        head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - packed) * 2 * dim
-        if packed:
+        encoded = packable if spec.saves_memory(dim) else 0
+        packed = scheme.surplus(encoded)
+        head_bytes = packed * spec.bytes_per_vector(dim) + (tokens - encoded) * 2 * dim
+        head_bytes += (encoded - packed) * FINE.bytes_per_vector(dim)
+        if encoded:
             head_bytes += fitted_bytes(spec, role, dim)
             if spec.is_rotated:
                 rotations.add((role, dim))

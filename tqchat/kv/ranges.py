@@ -1,7 +1,8 @@
 """A prompt cache as token ranges, for saving only what is new.
 
 A packed token, or a raw one in a layer that packs nothing, changes only through a trim. Such *immutable*
-tokens are stored as ranges ``[start, end)`` that are written once; everything else is the *rest*.
+tokens are stored as ranges ``[start, end)`` that are written once; everything else, fine tokens included, is
+the *rest*.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ def _side_rest(side: Side, start: int) -> Arrays:
     arrays = _fitted_arrays(side) if start == 0 else {}
     if side.packed.length:
         arrays |= _side_range(side, start, side.sinks.length + side.packed.length)
+    arrays |= _store("fine", side, 0, side.fine.length)
     return arrays | _store("recent", side, 0, side.recent.length)
 
 
@@ -233,7 +235,8 @@ def _rebuild(
         raise ValueError(f"{description['class']!r} is not a layer stored as ranges")
     state = untrusted.parse_json(description["text"])
     for role, (head_dim, _) in zip(("key", "value"), state["sides"], strict=True):
-        if f"{role}.packed_0" in joined or any(name.startswith(f"{role}.fitted_") for name in joined):
+        names = f"{role}.packed_0", f"{role}.fine_0", f"{role}.fitted_"
+        if any(name.startswith(names) for name in joined):
             common = f"shared.{role}.{head_dim}."
             for name in [name for name in parts[0] if name.startswith(common)]:
                 joined.setdefault(f"{role}.shared_{name.removeprefix(common)}", parts[0][name])

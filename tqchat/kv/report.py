@@ -65,7 +65,7 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
     ]
     batch, heads = keys.shape
     heads *= batch
-    packed_side = max(layer.sides, key=lambda side: side.packed.length)
+    packed_side = max(layer.sides, key=lambda side: side.encoded)
     window = layer.max_size if isinstance(layer, WindowCache) else None
     return LayerReport(
         index=index,

@@ -29,6 +29,9 @@ from tqchat.kv.storage.write_behind import waiting_bytes
 from tqchat.store.vault import Restored
 from tqchat.store.vault.manifest import Pieces, trim_pieces
 
+MAX_UNPACKED_TOKENS = 512
+"""Longest tail and fine part of a saved cache."""
+
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
 """Two suffice to regenerate or edit; more are kept while together they are smaller than the cache."""
 
@@ -351,11 +354,14 @@ def _all_count_tokens(cache: list[Any]) -> bool:
 def _signature(layer: Any) -> Any:
     """What a saved layer must have in common with the model's own: class, scheme, dtype, window.
 
-    Not its formats: they may have been allocated by an earlier profile.
+    Not its formats: they may have been allocated by an earlier profile. Nor tail and fine part, which other
+    versions have shorter or longer, unless so many tokens would never be packed.
     """
     if isinstance(layer, mlx_cache.CacheList):
         return ["CacheList", *(_signature(part) for part in layer.caches)]
     scheme = layer.scheme if isinstance(layer, kv.SchemeCache) else None
-    regions = None if scheme is None else (scheme.name, scheme.tail, scheme.sinks)
+    regions = None
+    if scheme is not None:
+        regions = scheme.name, scheme.sinks, scheme.tail + scheme.fine <= MAX_UNPACKED_TOKENS
     common = [type(layer).__name__, regions, str(getattr(layer, "dtype", None))]
     return [*common, getattr(layer, "max_size", None), getattr(layer, "keep", None)]

@@ -84,7 +84,7 @@ def _rebuild(
         raise ValueError(f"{role!r} is not a side")
     untrusted.check_side(spec, head_dim, role, arrays)
     check_fitted(spec, role, head_dim, arrays)
-    if "packed_0" not in arrays and any(name.startswith("fitted_") for name in arrays):
+    if not {"packed_0", "fine_0"} & arrays.keys() and any(name.startswith("fitted_") for name in arrays):
         raise ValueError("fitted vectors of nothing")
     untrusted.whole(first)
     untrusted.whole(end, first, first + _tokens(arrays))
@@ -113,7 +113,7 @@ def _tokens(arrays: Mapping[str, StoredArray]) -> int:
     for name, array in arrays.items():
         store = name.partition("_")[0]
         if (
-            store in ("sinks", "packed", "recent")
+            store in ("sinks", "packed", "fine", "recent")
             and lengths.setdefault(store, array.shape[2]) != array.shape[2]
         ):
             raise ValueError("the arrays of a side differ in length")
@@ -122,5 +122,6 @@ def _tokens(arrays: Mapping[str, StoredArray]) -> int:
 
 def _fits(side: EarlierSide, live: Side, offset: int) -> bool:
     """Whether a layer's side holds the tokens that the earlier one begins with."""
-    shapes = {array.shape[:2] for name, array in side.arrays.items() if name.startswith(("packed", "recent"))}
+    stores = "packed", "fine", "recent"
+    shapes = {array.shape[:2] for name, array in side.arrays.items() if name.startswith(stores)}
     return side.head_dim == live.head_dim and shapes == {live.shape} and side.first <= offset - live.length

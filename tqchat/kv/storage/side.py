@@ -355,10 +355,10 @@ class Side:
             dropped = min(count, store.length)
             store.trim(dropped)
             count -= dropped
-        if not self.encoded:
-            self._forget_encoded()
-            if self.format.fitted:
-                self.set_format(RawFormat())  # fitted anew: what comes next may be another text
+            if dropped and store is not self.recent:
+                self._forget_encoded()
+        if not self.encoded and self.format.fitted:
+            self.set_format(RawFormat())  # fitted anew: what comes next may be another text
         if not self.encoded and self.sinks.length:
             # With nothing encoded, the sinks return to the raw tokens.
             rest = self.recent.view()
@@ -387,7 +387,7 @@ class Side:
         return _concatenate([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
 
     def _decoded_by_kernel(self, dtype: mx.Dtype) -> mx.array | None:
-        if kernels() is None or not self.packed.length:
+        if not self.packed.length or (self.fine.length and kernels() is None):
             return None
         sinks, packed, fine, recent = (store.view() if store.length else () for store in self.stores.values())
         if fine:
