@@ -35,10 +35,16 @@ _ANY_STRIDES = {"queries", "sinks_of", "tail_of", "codes", "gains", "scales", "b
 
 
 class Emulator:
-    """Compiles each kernel once, into ``folder``."""
+    """Compiles each kernel once, into ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        checks_alignment: Whether loads that a GPU does not allow, of misaligned vectors, are reported on the
+            standard error.
+    """
+
+    def __init__(self, folder: Path, checks_alignment: bool = False) -> None:
         self.folder = folder
+        self.checks = ["-fsanitize=alignment"] if checks_alignment else []
         self.compiled = 0
         self.workspaces: dict[int, tuple[mx.array, np.ndarray]] = {}
 
@@ -130,6 +136,7 @@ class Emulator:
                 "-shared",
                 "-fPIC",
                 "-w",
+                *self.checks,
                 f"-I{here}",
                 str(code),
                 "-o",

@@ -378,6 +378,21 @@ def test_more_blocks_than_counters_have_no_kernel():
     assert plan_for(mx.zeros((many, 3, 1, 32), mx.float16), *wide.sides, False, CUDA) is None
 
 
+@pytest.mark.parametrize(
+    ("scheme", "dim", "on"),
+    [
+        ("turbo4", 56, CUDA),  # 7 words
+        ("turbo8v5", 80, METAL),  # 10 and 3 words
+        ("turbo6", 48, CUDA),  # 6 and 3 words
+    ],
+)
+def test_rows_of_any_number_of_words_are_loaded_as_they_are_aligned(tmp_path, capfd, scheme, dim, on):
+    cache, queries = filled(scheme, 1, 1, 2, 190 + parse_scheme(scheme).fine, (dim, dim), mx.float16, 1)
+    launcher = launcher_for(cache, queries, on, None)
+    assert_matches_plain_operations(Emulator(tmp_path, checks_alignment=True), launcher, queries, cache)
+    assert "misaligned" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
 @pytest.mark.parametrize("where", ["packed key", "raw key", "raw value"])
 def test_nan_reaches_the_output(emulator, where, dtype):
