@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import llama
 
-from tests.kv.kernels.test_emulated import append_unread, mixed
+from tests.kv.kernels.test_emulated import append_unread, mixed, short_of_packing
 from tqchat import kv
 from tqchat.kv.attention import routing
 from tqchat.kv.attention.placeholders import accepts_placeholders
@@ -303,6 +303,8 @@ def test_probe_describes_the_kernels():
         "affine8",
         "affine4",
         "turbo2",
+        "trellis2",
+        "trellis3",
         "trellis4",
         "trellis3v2",
         mixed(("trellis", 3), ("turbo", 1)),
@@ -325,14 +327,41 @@ def test_the_kernels_of_this_device_agree_with_plain_operations(scheme, dims, gr
             assert fused(queries, *cache.sides, 0.1, None) is not None, device.kernels().refused
     # All tokens in one array, as prefill needs them.
     for side in cache.sides:
-        parts = [store.view() for store in (side.sinks, side.packed, side.recent)]
-        expected = (
-            [parts[0][0], side.format.decode(parts[1]).astype(mx.float16), parts[2][0]]
-            if side.packed.length
-            else []
-        )
-        if expected:
+        if side.packed.length:
+            encoded = [(side.format, side.packed), (side.fine_format, side.fine)]
+            decoded = [f.decode(store.view()).astype(mx.float16) for f, store in encoded if store.length]
+            expected = [side.sinks.view()[0], *decoded, side.recent.view()[0]]
             whole = mx.concatenate(expected, axis=2).astype(mx.float32)
             found = side.fetch(mx.float16).astype(mx.float32)
             assert mx.abs(found - whole).max().item() <= 4e-3 * mx.abs(whole).max().item()
+    assert not device.kernels().refused
+
+
+@pytest.mark.skipif(device.kernels() is None, reason="no GPU")
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize(
+    "scheme", ["turbo2", "turbo3", "trellis2", "trellis3", "turbo5v2", mixed(("turbo", 1), ("trellis", 3))]
+)
+@pytest.mark.parametrize(("dims", "group"), [((128, 128), 2), ((64, 64), 7), ((80, 80), 3), ((256, 256), 2)])
+def test_the_kernels_of_this_device_attend_to_fine_tokens(scheme, dims, group, rows):
+    mx.random.seed(6)
+    cache = SchemeCache(parse_scheme(scheme) if isinstance(scheme, str) else scheme)
+    keys, values = (mx.random.normal((2, 2, 900, dim)).astype(mx.float16) for dim in dims)
+    queries = mx.random.normal((2, 2 * group, rows, dims[0])).astype(mx.float16)
+    sink_logits = mx.random.normal((2 * group,))
+    fused = FusedAttention()
+    only_fine = short_of_packing(scheme) - rows
+    for begin, end in ((0, only_fine), (only_fine, 700), (700, 780), (780, 860)):
+        cache.update_and_fetch(keys[:, :, begin:end], values[:, :, begin:end])
+        cache.pack_due()
+        assert all(side.fine.length for side in cache.sides)
+        assert any(side.packed.length for side in cache.sides) == (begin > 0)
+        append_unread(cache, keys[:, :, :rows], values[:, :, :rows])
+        for _ in range(2):
+            twins = [with_own_tail(side) for side in cache.sides]
+            expected = attention(queries, *twins, 0.1, "causal", sink_logits).astype(mx.float32)
+            found = fused(queries, *cache.sides, 0.1, "causal", sink_logits)
+            assert found is not None, device.kernels().refused
+            error = mx.abs(found.astype(mx.float32) - expected).max() / mx.abs(expected).max()
+            assert error.item() < 1e-2
     assert not device.kernels().refused

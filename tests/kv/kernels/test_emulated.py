@@ -20,7 +20,7 @@ from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Kernels
 from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
 from tqchat.kv.kernels.fused import with_own_tail
 from tqchat.kv.kernels.launch import StepLauncher, Workspace
-from tqchat.kv.kernels.plan import MAX_BLOCKS, plan_for
+from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_FINE_SPLITS, plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
@@ -143,14 +143,119 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
 )
 def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype, rows, on):
     batch, heads, group = shape
-    cache, queries = filled(scheme, batch, heads, group, 190, dims, dtype, rows)
+    fine = (parse_scheme(scheme) if isinstance(scheme, str) else scheme).fine
+    cache, queries = filled(scheme, batch, heads, group, 190 + fine, dims, dtype, rows)
     sink = mx.random.normal((heads * group,)) if scheme == "turbo3" else None
     launcher = launcher_for(cache, queries, on, sink)
+    assert launcher.plan.has_fine == bool(fine) == bool(cache.key_side.fine.length)
     assert launcher.plan.tensor_cores == on.tensor_cores and launcher.plan.single_launch == (
         on.language == "cuda"
     )
     assert launcher.plan.value.writes_tail == (rows == 1)
     assert_matches_plain_operations(emulator, launcher, queries, cache, sink)
+
+
+FINE_CASES = [
+    ("turbo2", (1, 2, 3), (64, 64), mx.float16, 1, TENSOR_CORES),
+    ("turbo3", (1, 1, 7), (128, 128), mx.bfloat16, 3, TENSOR_CORES),
+    ("turbo2", (1, 1, 2), (256, 256), mx.float16, 1, TENSOR_CORES),
+    ("trellis2", (2, 1, 3), (128, 128), mx.float16, 1, TENSOR_CORES),
+    ("trellis3", (1, 2, 1), (64, 128), mx.bfloat16, 4, TENSOR_CORES),
+    ("trellis3", (1, 1, 4), (256, 64), mx.float16, 2, TENSOR_CORES),
+    ("trellis4v2", (1, 1, 5), (128, 256), mx.float16, 1, TENSOR_CORES),
+    (mixed(("trellis", 3), ("turbo", 1)), (1, 2, 3), (64, 64), mx.float16, 1, TENSOR_CORES),
+    (mixed(("turbo", 2), ("trellis", 3)), (1, 1, 12), (128, 128), mx.float16, 1, TENSOR_CORES),
+    ("turbo2", (1, 2, 3), (80, 80), mx.bfloat16, 1, CUDA),
+    ("turbo3", (2, 1, 2), (128, 64), mx.float16, 3, METAL),
+    ("trellis2", (1, 1, 2), (256, 256), mx.float16, 1, METAL),
+    ("trellis3", (1, 2, 2), (56, 104), mx.float16, 2, CUDA),
+    ("trellis3", (1, 1, 1), (40, 40), mx.float32, 1, METAL),
+    ("turbo5v2", (1, 1, 3), (64, 64), mx.float16, 1, TENSOR_CORES),
+    (mixed(("turbo", 1), ("trellis", 2)), (1, 1, 9), (96, 80), mx.float16, 1, METAL),
+]
+
+
+def short_of_packing(scheme):
+    """Tokens of which those between sinks and tail are all fine."""
+    scheme = parse_scheme(scheme) if isinstance(scheme, str) else scheme
+    return scheme.sinks + scheme.fine + scheme.tail - 5
+
+
+@pytest.mark.parametrize(("scheme", "shape", "dims", "dtype", "rows", "on"), FINE_CASES)
+def test_attention_where_nothing_is_packed_but_tokens_are_fine(
+    emulator, scheme, shape, dims, dtype, rows, on
+):
+    batch, heads, group = shape
+    cache, queries = filled(scheme, batch, heads, group, short_of_packing(scheme), dims, dtype, rows)
+    assert not any(side.packed.length for side in cache.sides)
+    sink = mx.random.normal((heads * group,)) if rows > 1 else None
+    launcher = launcher_for(cache, queries, on, sink)
+    assert launcher.plan.tensor_cores == (on.tensor_cores and scheme != "turbo5v2")
+    assert_matches_plain_operations(emulator, launcher, queries, cache, sink)
+    # The same kernel serves when the first tokens are packed.
+    new = [mx.random.normal((batch, heads, 70, dim)).astype(dtype) for dim in dims]
+    cache.update_and_fetch(*new)
+    cache.pack_due()
+    assert all(side.packed.length for side in cache.sides)
+    assert plan_for(queries, *cache.sides, sink is not None, on) == replace(
+        launcher.plan,
+        key=replace(launcher.plan.key, writes_tail=False),
+        value=replace(launcher.plan.value, writes_tail=False),
+    )
+    if rows > 1:
+        assert_matches_plain_operations(emulator, launcher, queries, cache, sink)
+
+
+@pytest.mark.parametrize("on", [METAL, TENSOR_CORES])
+@pytest.mark.parametrize("scheme", ["turbo3", "trellis2"])
+def test_unfitted_fine_tokens(emulator, monkeypatch, scheme, on):
+    monkeypatch.setattr(TurboFormat, "fit", lambda self, x, statistics: self)
+    cache, queries = filled(scheme, 1, 2, 2, 190 + parse_scheme(scheme).fine, (64, 64), mx.float16, 2)
+    launcher = launcher_for(cache, queries, on, None)
+    assert launcher.plan.has_fine and not (launcher.plan.key.centres or launcher.plan.value.centres)
+    assert_matches_plain_operations(emulator, launcher, queries, cache)
+
+
+@pytest.mark.parametrize(("dropped", "on"), [(9, TENSOR_CORES), (9, METAL), (169, TENSOR_CORES), (169, CUDA)])
+def test_fine_tokens_after_tokens_left_the_window(emulator, dropped, on):
+    cache, queries = filled("trellis2", 1, 2, 2, 318, (64, 64), mx.float16, 1)
+    for side in cache.sides:
+        side.drop_front(dropped)
+        packed, fine = side.packed, side.fine
+        assert (packed.start, fine.start) == ((5, 0) if packed.length else (0, 5))
+    launcher = launcher_for(cache, queries, on, None)
+    assert_matches_plain_operations(emulator, launcher, queries, cache)
+
+
+@pytest.mark.parametrize("on", [METAL, TENSOR_CORES])
+def test_many_fine_tokens_are_processed_by_few_threadgroups(emulator, monkeypatch, on):
+    monkeypatch.setattr(launch, "TARGET_SIMD_GROUPS", 1)
+    launch._layout_factory.cache_clear()
+    scheme = replace(parse_scheme("trellis3"), fine=400)
+    cache, queries = filled(scheme, 1, 1, 3, 700, (64, 64), mx.float16, 2)
+    launcher = launcher_for(cache, queries, on, None)
+    layout = launcher._layouts[cache.value_side.recent.length]
+    launch._layout_factory.cache_clear()
+    assert layout.splits == 3 and cache.value_side.fine.length >= 400
+    assert_matches_plain_operations(emulator, launcher, queries, cache)
+
+
+def test_fine_tokens_at_different_places_have_no_kernel():
+    cache, queries = filled("trellis2", 1, 2, 2, 318, (64, 64), mx.float16, 1)
+    launcher = launcher_for(cache, queries, CUDA, None)
+    keys, values = cache.sides
+    values.fine = values.fine.snapshot()
+    values.fine.take_front(0)
+    values.revision = object()
+    assert keys.fine.capacity == values.fine.capacity
+    assert plan_for(queries, keys, values, False, CUDA) == launcher.plan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(values.packed, "length", values.packed.length - 1)
+        assert plan_for(queries, keys, values, False, CUDA) is None
+    values.fine._grow(values.fine.view())
+    assert keys.fine.capacity < values.fine.capacity
+    assert plan_for(queries, keys, values, False, CUDA) is None
+    assert launcher.run(queries, keys, values, 0.1, "causal", None) is None
 
 
 @pytest.mark.parametrize(
@@ -160,6 +265,7 @@ def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype
         ("turbo8v4", (1, 2, 3), TENSOR_CORES),
         ("turbo0v4", (1, 1, 2), TENSOR_CORES),
         ("turbo3", (1, 1, 3), METAL),
+        ("trellis2", (1, 1, 3), TENSOR_CORES),
     ],
 )
 def test_few_threadgroups_process_many_tokens_each(emulator, monkeypatch, scheme, shape, on):
@@ -173,7 +279,7 @@ def test_few_threadgroups_process_many_tokens_each(emulator, monkeypatch, scheme
     launcher = launcher_for(cache, queries, on, None)
     layout = launcher._layouts[cache.value_side.recent.length]
     launch._layout_factory.cache_clear()
-    assert layout.splits == 2 and cache.packed_tokens % 32
+    assert layout.splits == (3 if launcher.plan.has_fine else 2) and cache.value_side.packed.length % 32
     assert_matches_plain_operations(emulator, launcher, queries, cache)
 
 
@@ -292,6 +398,18 @@ def test_a_launcher_serves_only_its_own_scale_mask_and_sink(recorded_strides):
     assert not any(serves(launcher, queries, cache.sides, *other) for other in other_arguments)
 
 
+def test_a_launcher_does_not_serve_once_its_fine_tokens_are_gone(recorded_strides):
+    cache, queries = filled("trellis2", 1, 1, 2, 318, (64, 64), mx.float16, 1)
+    launcher = launcher_for(cache, queries, CUDA, None)
+    assert serves(launcher, queries, cache.sides)
+    cache.trim(cache.value_side.recent.length + cache.value_side.fine.length)
+    new = mx.random.normal((1, 1, 2, 64)).astype(mx.float16)
+    append_unread(cache, new, new)
+    assert cache.value_side.packed.length and not cache.value_side.fine.length
+    assert not serves(launcher, queries, cache.sides)
+    assert serves(launcher_for(cache, queries, CUDA, None), queries, cache.sides)
+
+
 def test_queries_of_another_shape_or_dtype_are_not_served():
     cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
     launcher = launcher_for(cache, queries, CUDA, None)
@@ -347,9 +465,10 @@ def change(name, cache):
         ("packing", True),
     ],
 )
-@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4"])
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4", "trellis2"])
 def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, scheme, name, looked_up_again):
-    cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
+    fine = parse_scheme(scheme).fine
+    cache, queries = filled(scheme, 1, 1, 2, 190 + fine, (64, 64), mx.float16, 1)
     for side in cache.sides:  # without sinks, as in a window
         side.drop_front(side.sinks.length)
         side.recent.write_pending()
@@ -358,11 +477,15 @@ def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, sche
         before = launcher._layouts
         assert serves(launcher, queries, cache.sides)
         values = cache.value_side
-        stores = cache.key_side.packed, values.packed, cache.key_side.recent, values.recent
-        packed_words = [store.capacity | store.start << 32 for store in stores]
-        lengths = [values.sinks.length, values.packed.length, values.recent.length]
+        stores = [cache.key_side.packed, values.packed, cache.key_side.recent, values.recent]
+        stores += [values.fine] if fine else []
+        rooms = [store.capacity | store.start << 32 for store in stores]
+        first = values.sinks.length | values.fine.length << 32
         strides = [stride // 4 for stride in recorded_strides[-1]]  # in floats
-        assert strides[:3] == lengths and strides[5:] == packed_words
+        fine_splits = strides[1] >> 32
+        assert 0 < fine_splits <= MAX_FINE_SPLITS if fine else not fine_splits
+        second = values.packed.length | fine_splits << 32
+        assert strides[:3] == [first, second, values.recent.length] and strides[5:] == rooms
     # Layouts are looked up again only after a change of revision.
     assert (launcher._layouts is not before) == looked_up_again
 
@@ -384,6 +507,7 @@ def test_more_blocks_than_counters_have_no_kernel():
         ("turbo4", 56, CUDA),  # 7 words
         ("turbo8v5", 80, METAL),  # 10 and 3 words
         ("turbo6", 48, CUDA),  # 6 and 3 words
+        ("turbo3", 80, METAL),  # fine tokens of 10 and 5 words
     ],
 )
 def test_rows_of_any_number_of_words_are_loaded_as_they_are_aligned(tmp_path, capfd, scheme, dim, on):
@@ -394,11 +518,13 @@ def test_rows_of_any_number_of_words_are_loaded_as_they_are_aligned(tmp_path, ca
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
-@pytest.mark.parametrize("where", ["packed key", "raw key", "raw value"])
+@pytest.mark.parametrize("where", ["packed key", "raw key", "raw value", "fine key", "fine value"])
 def test_nan_reaches_the_output(emulator, where, dtype):
-    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), dtype, 1)
+    scheme = "trellis2" if "fine" in where else "turbo4"
+    cache, queries = filled(scheme, 1, 1, 2, 190 + parse_scheme(scheme).fine, (64, 64), dtype, 1)
     side = cache.value_side if "value" in where else cache.key_side
-    array = side.recent.arrays[0] if "raw" in where else side.packed.arrays[1]
+    encoded = side.fine if "fine" in where else side.packed
+    array = side.recent.arrays[0] if "raw" in where else encoded.arrays[1]
     array[:, :, 7] = mx.nan
     for on in (METAL, TENSOR_CORES):
         launcher = launcher_for(cache, queries, on, None)
@@ -503,7 +629,8 @@ def test_inputs_of_decoding_are_in_device_memory(scheme, packed):
     cache, _ = filled(scheme, 1, 1, 1, 190, (32, 32), mx.float16, 1)
     cache.trim(cache.offset - cache.scheme.sinks - packed)
     for side in cache.sides:
-        stores = tuple(store.view() if store.length else () for store in side.stores.values())
+        parts = side.sinks, side.packed, side.recent
+        stores = tuple(store.view() if store.length else () for store in parts)
         assert stores[1][0].shape[2] == packed
         plan = decode_plan(side.format, *stores, mx.float16)
         if packed == MIN_INPUT_SIZE:

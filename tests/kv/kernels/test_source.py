@@ -9,7 +9,7 @@ import pytest
 
 from tests.kv.kernels.test_emulated import TENSOR_CORES, filled, launcher_for
 from tqchat.kv.kernels import device, launch
-from tqchat.kv.kernels.plan import MAX_RAW_SPLITS, MAX_SPLITS
+from tqchat.kv.kernels.plan import MAX_FINE_SPLITS, MAX_RAW_SPLITS, MAX_SPLITS
 
 
 def attend_spec_for(on):
@@ -29,8 +29,8 @@ def test_launch_bounds_are_added_by_a_macro_of_the_function_name(monkeypatch):
     assert arguments["source"].splitlines()[0] == f"#undef {function}"
 
 
-def make_factory(simds=6, blocks=8):
-    cache, queries = filled("turbo4", 1, 1, 2, 190, (64, 64), mx.float16, 1)
+def make_factory(simds=6, blocks=8, scheme="turbo4"):
+    cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
     plan = replace(launcher_for(cache, queries, TENSOR_CORES, None).plan, simds=simds, group=1, rows=1)
     return launch._LayoutFactory(0, plan, (1, blocks, 1, 64))
 
@@ -41,7 +41,7 @@ def test_layouts_are_cached_by_capacities_and_starts():
 
     def sizes(number):
         capacities, starts = launch.PerStore(256 * number, 512, 128, 192), launch.PerStore(number, 0, 0, 0)
-        return memoryview(workspace.layouts(factory, 4, 1000, capacities, starts)[70].sizes).strides
+        return memoryview(workspace.layouts(factory, 4, 1000, 0, capacities, starts)[70].sizes).strides
 
     numbers = range(3, launch.LAYOUT_CACHE_SIZE + 6)
     strides = [sizes(number) for number in numbers]
@@ -58,7 +58,9 @@ def test_a_context_is_split_among_the_target_number_of_simd_groups(blocks, simds
         for raw in (1, 70, 130, 700):
             factory = make_factory(simds, blocks)
             zeros = launch.PerStore(0, 0, 0, 0)
-            layout = factory.make(mx.zeros(8, mx.uint8), 4, packed, raw - 4 if raw > 4 else raw, zeros, zeros)
+            layout = factory.make(
+                mx.zeros(8, mx.uint8), 4, packed, 0, raw - 4 if raw > 4 else raw, zeros, zeros
+            )
             splits = layout.splits
             raw_splits = memoryview(layout.sizes).strides[3] >> 32
             packed_splits = splits - raw_splits
@@ -71,3 +73,31 @@ def test_a_context_is_split_among_the_target_number_of_simd_groups(blocks, simds
                 assert -(-raw // (simds * 16 * raw_splits)) <= max(
                     1, -(-packed // (simds * 32 * packed_splits))
                 )
+
+
+@pytest.mark.parametrize("blocks", [1, 8, 32, 500])
+def test_fine_tokens_get_threadgroups_of_their_own(blocks):
+    factory = make_factory(6, blocks, "trellis2")
+    zeros = launch.PerStore(0, 0, 0, 0)
+    for packed in (0, 32, 1000, 65_000):
+        for fine in (16, 160, 272):
+            layout = factory.make(mx.zeros(8), 4, packed, fine, 20, zeros, zeros)
+            sizes = [stride // 4 for stride in memoryview(layout.sizes).strides]
+            raw_splits, fine_splits = sizes[3] >> 32, sizes[1] >> 32
+            packed_splits = layout.splits - raw_splits - fine_splits
+            assert raw_splits == 1 and 1 <= fine_splits <= min(MAX_FINE_SPLITS, 3)
+            assert (packed_splits > 0) == (packed > 0)
+            assert layout.splits * blocks * 6 <= max(launch.TARGET_SIMD_GROUPS, 3 * blocks * 6)
+            if packed < 1000 and blocks == 8:
+                assert fine_splits * 6 * 16 >= fine
+    assert factory.make(mx.zeros(8), 4, 16, 160, 20, zeros, zeros) is None
+
+
+@pytest.mark.parametrize("most", [3, 4, 5, 8])
+def test_packed_tokens_keep_threadgroups_beside_many_fine_and_raw_ones(most):
+    factory = make_factory(6, 8, "trellis2")
+    factory.max_splits = most
+    zeros = launch.PerStore(0, 0, 0, 0)
+    layout = factory.make(mx.zeros(8), 4, 32, 2000, 2000, zeros, zeros)
+    raw_splits, fine_splits = (memoryview(layout.sizes).strides[i] // 4 >> 32 for i in (3, 1))
+    assert layout.splits <= most and layout.splits - raw_splits - fine_splits == 1

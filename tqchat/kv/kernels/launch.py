@@ -5,26 +5,34 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
-from math import ceil, e, log2
+from math import ceil
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.codec.codebook import centroids
-from tqchat.kv.codec.trellis import kernel_table
 from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run, unused_input
-from tqchat.kv.kernels.plan import LEVELS, MAX_BLOCKS, MAX_RAW_SPLITS, MAX_SPLITS, MERGE_SIMDS, Plan, SidePlan
+from tqchat.kv.kernels.fixed import fixed_inputs
+from tqchat.kv.kernels.plan import (
+    MAX_BLOCKS,
+    MAX_FINE_SPLITS,
+    MAX_RAW_SPLITS,
+    MAX_SPLITS,
+    MERGE_SIMDS,
+    Plan,
+    have_equal_fine,
+)
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
 
 
 class PerStore(NamedTuple):
-    """One number per token store that a kernel reads."""
+    """One number per token store that a kernel reads; the fine ones of both sides have the same."""
 
     packed_keys: int
     packed_values: int
     raw_keys: int
     raw_values: int
+    fine: int = 0
 
 
 LAYOUT_CACHE_SIZE = 16
@@ -41,7 +49,7 @@ class Layout(NamedTuple):
         sizes: View of the workspace whose strides are the sizes (see ``_LayoutFactory.make``). Kernels get
             strides by value, whereas an array of sizes would have to be computed first.
         splits: Splits of the context.
-        attend: Launch over packed and raw tokens.
+        attend: Launch over packed, raw and fine tokens.
         merge: Launch that merges the splits, unless ``attend`` does.
         run: Both launches as a function of their arrays. Returns the output, then the tails that contain the
             formerly pending tokens, keys before values.
@@ -119,7 +127,7 @@ class StepLauncher:
         self._layout_factory = _layout_factory(thread_key(), plan, queries.shape)
         workspace.reserve(self._layout_factory.floats)
         heads = queries.shape[0] * queries.shape[1] // plan.group
-        self._fixed = _fixed_inputs(plan, keys, values, heads, scale, sink_logits)
+        self._fixed = fixed_inputs(plan, keys, values, heads, scale, sink_logits)
         self._refresh(keys, values)
 
     @property
@@ -128,24 +136,27 @@ class StepLauncher:
         return self._fixed.nbytes
 
     def matches(self, keys: Side, values: Side) -> bool:
-        """Whether formats and sinks of the sides are those of this launcher."""
+        """Whether formats and sinks of the sides are those of this launcher, and fine tokens as it needs."""
         formats, sinks = self._formats, self._sink_revisions
         return (
             formats[0] is keys.format
             and formats[1] is values.format
             and sinks[0] is keys.sinks.front_revision
             and sinks[1] is values.sinks.front_revision
+            and bool(keys.fine.length) == self.plan.has_fine
+            and have_equal_fine(keys, values)
         )
 
     def _refresh(self, keys: Side, values: Side) -> None:
         """Update what depends on the revision of the sides."""
         self._key_revision, self._value_revision = keys.revision, values.revision
         packed_side = values if self._packs_values else keys
-        stores = keys.packed, values.packed, keys.recent, values.recent
+        stores = keys.packed, values.packed, keys.recent, values.recent, packed_side.fine
         self._layouts = self.workspace.layouts(
             self._layout_factory,
             packed_side.sinks.length,
             packed_side.packed.length,
+            packed_side.fine.length,
             PerStore(*(store.capacity for store in stores)),
             PerStore(*(store.start for store in stores)),
         )
@@ -176,15 +187,18 @@ class StepLauncher:
             return None
         workspace = self.workspace
         try:
-            # In the order of the inputs of ``Plan.attend_spec``.
+            # In the order of the inputs of ``Plan.attend_spec``. If nothing is packed, arrays of fine tokens
+            # take the place of packed ones, which no threadgroup reads then.
             output, *tails = layout.run(
                 queries,
                 workspace.before,
                 layout.sizes,
                 self._fixed,
-                *keys.packed.arrays,
+                *(keys.packed.arrays or keys.fine.arrays),
+                *keys.fine.arrays,
                 *key_tail.parts,
-                *values.packed.arrays,
+                *(values.packed.arrays or values.fine.arrays),
+                *values.fine.arrays,
                 *value_tail.parts,
             )
         except UnexpectedArrays:
@@ -218,7 +232,9 @@ class _LayoutFactory:
         self._heads = self._query_heads // plan.group
         self._blocks = self._batch * self._heads * ceil(plan.group * self._rows / plan.rows)
         self._partial_floats = self._blocks * plan.rows * (plan.value.dim + 2)
-        self.max_splits = max(2, min(MAX_SPLITS, TARGET_SIMD_GROUPS // (plan.simds * self._blocks)))
+        self.max_splits = max(
+            3 if plan.has_fine else 2, min(MAX_SPLITS, TARGET_SIMD_GROUPS // (plan.simds * self._blocks))
+        )
         self.floats = MAX_BLOCKS + self.max_splits * self._partial_floats if plan.single_launch else 0
         self._launches = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(self._make_launches)
 
@@ -227,6 +243,7 @@ class _LayoutFactory:
         workspace_array: mx.array,
         sinks: int,
         packed: int,
+        fine: int,
         tail: int,
         capacities: PerStore,
         starts: PerStore,
@@ -234,21 +251,31 @@ class _LayoutFactory:
         """The layout for these numbers of tokens; ``None`` if they are too few.
 
         Args:
-            tail: Raw tokens behind the packed ones.
+            tail: Raw tokens behind the packed and fine ones.
             capacities: Of the stores; ``starts`` their first tokens.
         """
         plan = self.plan
         if not plan.has_enough_tokens(packed, tail, self._rows):
             return None
         max_splits = self.max_splits
-        steps, raw_steps = -(-packed // plan.tokens_per_step), -(-(sinks + tail) // plan.raw_tokens_per_step)
-        # Raw tokens get as many threadgroups as they need to finish together with the packed ones.
-        needed = -(-raw_steps // max(1, steps // max_splits))
-        raw_splits = min(MAX_RAW_SPLITS, max(1, max_splits // 2), needed)
-        packed_splits = min(steps, max_splits - raw_splits)
-        splits = packed_splits + raw_splits
-        pairs = ((splits, raw_splits), (self._rows, self._query_heads), *zip(capacities, starts, strict=True))
-        strides = (sinks, packed, tail, *(low | high << 32 for low, high in pairs))
+        steps = -(-packed // plan.tokens_per_step)
+        # Raw and fine tokens get as many threadgroups as they need to finish together with the packed ones.
+        tokens_per_split = plan.raw_tokens_per_step * max(1, steps // max_splits)
+        share = max(1, max_splits // (3 if plan.has_fine else 2))
+        raw_splits = min(MAX_RAW_SPLITS, share, -(-(sinks + tail) // tokens_per_split))
+        fine_splits = min(MAX_FINE_SPLITS, share, -(-fine // tokens_per_split))
+        packed_splits = min(steps, max_splits - raw_splits - fine_splits)
+        splits = packed_splits + raw_splits + fine_splits
+        rooms = list(zip(capacities, starts, strict=True))
+        pairs = (
+            (sinks, fine),
+            (packed, fine_splits),
+            (tail, 0),
+            (splits, raw_splits),
+            (self._rows, self._query_heads),
+            *(rooms if plan.has_fine else rooms[:-1]),
+        )
+        strides = [low | high << 32 for low, high in pairs]
         return Layout(
             mx.as_strided(workspace_array, [1] * len(strides), strides),
             splits,
@@ -301,16 +328,18 @@ class _LayoutsByTail(dict[int, Layout | None]):
         layouts: _LayoutFactory,
         sinks: int,
         packed: int,
+        fine: int,
         capacities: PerStore,
         starts: PerStore,
     ) -> None:
         super().__init__()
         self._workspace_array, self._layout_factory = workspace_array, layouts
-        self._sinks, self._packed, self._capacities, self._starts = sinks, packed, capacities, starts
+        self._tokens = sinks, packed, fine
+        self._rooms = capacities, starts
 
     def __missing__(self, tail: int) -> Layout | None:
         layout = self[tail] = self._layout_factory.make(
-            self._workspace_array, self._sinks, self._packed, tail, self._capacities, self._starts
+            self._workspace_array, *self._tokens, tail, *self._rooms
         )
         return layout
 
@@ -345,58 +374,3 @@ def _compiled(
         return [output, *tails]
 
     return mx.compile(launch)
-
-
-def _fixed_inputs(
-    plan: Plan, keys: Side, values: Side, heads: int, scale: float, sink_logits: mx.array | None
-) -> mx.array:
-    """Inputs that do not change between steps, in the layout of ``fixed.inc``.
-
-    Scale and sink logits are multiplied by log2(e), as the kernels compute powers of two.
-    """
-    scale = scale * log2(e)
-    shared = [mx.array([scale] + [0.0] * 7)]
-    for side in (plan.key, plan.value):
-        levels = list(centroids(side.bits)) if side.kind == 1 else []
-        shared.append(mx.array(levels + [0.0] * (LEVELS - len(levels))))
-    per_head = []
-    if plan.key.kind:
-        fitted = keys.format.fitted
-        fold = mx.full((heads, plan.key.dim), scale)
-        if "balance" in fitted:
-            fold = fold / fitted["balance"].reshape(heads, -1)
-        if plan.key.rotation == 1:
-            fold = fold * keys.format.shared["rotation"]
-        elif plan.key.rotation == 2:
-            shared.append(keys.format.shared["rotation"].flatten())
-        if plan.key.mean:
-            per_head.append(fitted["mean"].astype(mx.float32) * scale)
-        per_head += _centres(plan.key, keys, heads)
-        per_head.append(fold)
-    if plan.value.rotation:
-        shared.append(values.format.shared["rotation"].T.flatten())
-    shared += [kernel_table(side.bits) for side in (plan.key, plan.value) if side.kind == 3]
-    per_head += _centres(plan.value, values, heads)
-    if sink_logits is not None:
-        logits = mx.pad(
-            sink_logits.astype(mx.float32).reshape(-1, plan.group) * log2(e), [(0, 0), (0, -plan.group % 4)]
-        )
-        per_head.append(mx.tile(logits, (heads // logits.shape[0], 1)))
-    for part, stored in ((plan.key, keys), (plan.value, values)):
-        if part.kind and stored.sinks.length:
-            # In their storage dtype, viewed as floats.
-            per_head.append(stored.sinks.view()[0].reshape(heads, -1).view(mx.float32))
-    shared += (
-        [mx.concatenate([x.astype(mx.float32).reshape(heads, -1) for x in per_head], axis=1).flatten()]
-        if per_head
-        else []
-    )
-    return mx.concatenate([x.astype(mx.float32) for x in shared])
-
-
-def _centres(plan: SidePlan, side: Side, heads: int) -> list[mx.array]:
-    """Centres of a side, four bytes viewed as a float, and their scales, ``[heads, ...]`` each."""
-    if not plan.centres:
-        return []
-    fitted = side.format.fitted
-    return [fitted["centres"].reshape(heads, -1).view(mx.float32), fitted["centre_scales"].reshape(heads, -1)]

@@ -14,7 +14,7 @@ from tqchat.kv.codec.codebook import MAGNITUDES
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MAX_HEAD_DIM, SIMD_WIDTH, Kernels
-from tqchat.kv.scheme import CENTRES
+from tqchat.kv.scheme import CENTRES, FINE_BITS, words_per_vector
 from tqchat.kv.storage.side import Side
 
 TENSOR_DIMS = (64, 128, 256)
@@ -27,6 +27,8 @@ MAX_SPLITS = 128
 """Most splits of a context (split-K)."""
 MAX_RAW_SPLITS = 16
 """Most of these splits that hold raw tokens."""
+MAX_FINE_SPLITS = 8
+"""Most of these splits that hold fine tokens."""
 MAX_BLOCKS = 1024
 """Most blocks of query rows in a launch; each has a counter in the workspace."""
 MERGE_SIMDS = 8
@@ -74,6 +76,7 @@ class Plan:
         simds: Simd groups (CUDA: warps) per threadgroup.
         queries, storage: Dtypes of queries and output, and of raw tokens.
         has_sink: Whether the model has learned attention sinks.
+        has_fine: Whether there are fine tokens; there may be no packed ones then.
         tensor_cores: Whether packed tokens go through tensor cores.
         single_launch: Whether the last threadgroup of each block merges the splits in the same launch. It
             needs device-wide memory ordering inside a launch, which most Metal devices lack.
@@ -89,6 +92,7 @@ class Plan:
     queries: mx.Dtype
     storage: mx.Dtype
     has_sink: bool
+    has_fine: bool
     tensor_cores: bool
     single_launch: bool
 
@@ -114,7 +118,8 @@ class Plan:
 
     def has_enough_tokens(self, packed: int, tail: int, rows: int) -> bool:
         """Whether there are enough packed and tail tokens for this plan and ``rows`` query tokens."""
-        return packed >= self.min_packed_tokens and tail >= rows
+        may_lack_packed = self.has_fine and not packed
+        return (may_lack_packed or packed >= self.min_packed_tokens) and tail >= rows
 
     @property
     def tile(self) -> int:
@@ -123,14 +128,14 @@ class Plan:
 
     @property
     def raw_tokens_per_step(self) -> int:
-        """Raw tokens that a threadgroup processes at a time."""
+        """Raw or fine tokens that a threadgroup processes at a time."""
         if self.tensor_cores:
             return self.simds * 16
         return self.simds * (SIMD_WIDTH // self.lanes) * self.raw_unroll
 
     @property
     def raw_unroll(self) -> int:
-        """Raw tokens that a lane group loads at a time, limited by registers."""
+        """Raw or fine tokens that a lane group loads at a time, limited by registers."""
         size = self.key_per_lane + self.value_per_lane
         if self.rows > 7 or size > 16:
             return 1
@@ -160,11 +165,11 @@ class Plan:
 
     @property
     def _key(self) -> source.SideArrays:
-        return source.SideArrays("key", self.key.kind, self.key.writes_tail)
+        return source.SideArrays("key", self.key.kind, self.key.writes_tail, self.has_fine)
 
     @property
     def _value(self) -> source.SideArrays:
-        return source.SideArrays("value", self.value.kind, self.value.writes_tail)
+        return source.SideArrays("value", self.value.kind, self.value.writes_tail, self.has_fine)
 
     def _constants(self, merge_rows: int, merge_simds: int) -> source.Constants:
         sides = [
@@ -182,12 +187,18 @@ class Plan:
                 (f"{name}_ROTATION", side.rotation),
             )
         ]
+        fine = [
+            (f"{name}_FINE_STRIDE", words_per_vector(side.dim, FINE_BITS))
+            for name, side in (("KEY", self.key), ("VALUE", self.value))
+        ]
         sums = merge_rows * self.value.dim
         parts = next(
             n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_BUFFER_FLOATS
         )
         return (
             *sides,
+            ("FINE_BITS", FINE_BITS if self.has_fine else 0),
+            *(fine if self.has_fine else ()),
             ("KEY_PER_LANE", self.key_per_lane),
             ("VALUE_PER_LANE", self.value_per_lane),
             ("LANES", self.lanes),
@@ -214,20 +225,30 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: K
     """The plan for these queries over a layer; ``None`` where no kernel applies."""
     if not (keys.recent.length and values.recent.length) or keys.dtype != values.dtype:
         return None
-    if keys.fine.length or values.fine.length:
-        return None
+    has_fine = bool(keys.fine.length)
     key, value = _side_plan(keys), _side_plan(values)
-    if key is None or value is None or not (key.kind or value.kind):
+    if key is None or value is None or not (key.kind or value.kind) or not have_equal_fine(keys, values):
+        return None
+    if has_fine and not (key.rotation and value.rotation):
         return None
     group = queries.shape[1] // keys.shape[1]
     tensor = kernels.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
     merged = kernels.language == "cuda"
     heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
-    plan = _plan(key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, tensor, merged)
+    plan = _plan(
+        key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, has_fine, tensor, merged
+    )
     packed_side = values if value.kind else keys
     if not plan.has_enough_tokens(packed_side.packed.length, packed_side.recent.length, queries.shape[2]):
         return None
     return plan if heads * ceil(all_rows / plan.rows) <= MAX_BLOCKS else None
+
+
+def have_equal_fine(keys: Side, values: Side) -> bool:
+    """Whether the fine tokens of both sides are at equal places of equally long arrays, as kernels need."""
+    one, other = keys.fine, values.fine
+    equal = (one.length, one.capacity, one.start) == (other.length, other.capacity, other.start)
+    return equal and (not one.length or keys.packed.length == values.packed.length)
 
 
 def _suits_tensor_cores(key: SidePlan, value: SidePlan, storage: mx.Dtype) -> bool:
@@ -249,6 +270,7 @@ def _plan(
     queries: mx.Dtype,
     storage: mx.Dtype,
     sink: bool,
+    has_fine: bool,
     tensor: bool,
     merged: bool,
 ) -> Plan:
@@ -269,7 +291,9 @@ def _plan(
     few_blocks = heads * blocks <= 4
     wide_registers = not key.kind or max(key.dim, value.dim) > 128
     simds = 4 if not tensor else 8 if wide_registers else 12 if few_blocks else 6
-    return Plan(key, value, group, rows, lanes, unroll, simds, queries, storage, sink, tensor, merged)
+    return Plan(
+        key, value, group, rows, lanes, unroll, simds, queries, storage, sink, has_fine, tensor, merged
+    )
 
 
 def _per_lane(dim: int, lanes: int) -> int:
@@ -281,9 +305,9 @@ def _side_plan(side: Side) -> SidePlan | None:
     dim, format_, writes_tail = side.head_dim, side.format, side.recent.has_pending
     if dim % 8 or not 32 <= dim <= MAX_HEAD_DIM:
         return None
-    if isinstance(format_, RawFormat) or not side.packed.length:
+    if isinstance(format_, RawFormat) or not (side.packed.length or side.fine.length):
         return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, 0, writes_tail)
-    words = int(side.packed.arrays[0].shape[3])
+    words = side.packed.arrays[0].shape[3] if side.packed.length else side.spec.words_per_vector(dim)
     if isinstance(format_, TurboFormat) and type(format_.quantiser) in source.QUANTISER_KINDS:
         rotation = 1 if format_.rotation.array.ndim == 1 else 2
         return SidePlan(

@@ -18,7 +18,7 @@ def probe() -> str:
         return "none: plain operations on a CPU"
     for name in SCHEMES:
         cache = SchemeCache(parse_scheme(name))
-        vectors = mx.random.normal((1, 2, 256, 128)).astype(mx.float16)
+        vectors = mx.random.normal((1, 2, 320, 128)).astype(mx.float16)
         for part in (vectors[:, :, :-1], vectors[:, :, -1:]):
             cache.update_and_fetch(part, part)
         # As in decode: one more token, pending until the kernel writes it.

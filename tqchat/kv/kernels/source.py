@@ -40,18 +40,21 @@ class SideArrays:
 
     Attributes:
         writes_tail: Whether the newest token is passed separately; the kernel then outputs the tail with it.
+        has_fine: Whether there are fine tokens.
     """
 
     name: Literal["key", "value"]
     kind: Kind
     writes_tail: bool = False
+    has_fine: bool = False
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """Input arrays of the side."""
         packed = ("codes", "scales", "biases")[: (0, 2, 3, 2)[self.kind]]
-        names = (*packed, "tail", "token") if self.writes_tail else (*packed, "tail")
-        return tuple(f"{self.name}_{name}" for name in names)
+        fine = ("fine_codes", "fine_scales") if self.has_fine else ()
+        tail = ("tail", "token") if self.writes_tail else ("tail",)
+        return tuple(f"{self.name}_{name}" for name in (*packed, *fine, *tail))
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -73,6 +76,17 @@ class SideArrays:
         )
 
     @property
+    def fine_pointer_declarations(self) -> str:
+        """Pointers to a head's part of the arrays of fine tokens."""
+        side = self.name
+        return (
+            f"const TQ_DEVICE uchar* {side}_fine_head = "
+            f"(const TQ_DEVICE uchar*)({self._at('fine_codes', 'FINE_STRIDE', 'fine')});\n"
+            f"const TQ_DEVICE {side.upper()}_SCALE* {side}_fine_scales_of = "
+            f"{side}_fine_scales + tq_first_of(fine_room, kv_head);\n"
+        )
+
+    @property
     def tail_update(self) -> str:
         """Statements that write the tail with the newest token."""
         if not self.writes_tail:
@@ -87,10 +101,10 @@ class SideArrays:
             f"{side}_grown_of + (tail - 1) * {side.upper()}_DIM, tq_thread, SIMDS * 32);\n"
         )
 
-    def _at(self, name: str, elements: str) -> str:
+    def _at(self, name: str, elements: str, room: str = "") -> str:
         """Pointer to a head's part of an array with ``elements`` elements per token."""
         side = self.name
-        return f"{side}_{name} + tq_first_of({side}_room, kv_head) * {side.upper()}_{elements}"
+        return f"{side}_{name} + tq_first_of({room or side}_room, kv_head) * {side.upper()}_{elements}"
 
 
 @dataclass(frozen=True)
@@ -163,8 +177,8 @@ def _header(kernel: Kernel, language: Language) -> str:
 def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:
     """Body of an attention kernel.
 
-    Packed tokens are processed by lane groups, or by CUDA tensor cores. Splits are merged by the last
-    threadgroup of the same launch, or by the ``merge`` kernel.
+    Tokens are processed by lane groups, or by CUDA tensor cores; a split holds raw, fine or packed ones.
+    Splits are merged by the last threadgroup of the same launch, or by the ``merge`` kernel.
     """
 
     def part(name: str) -> str:
@@ -175,10 +189,16 @@ def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:
     tail_updates = "".join(side.tail_update for side in sides)
     if kernel == "attend_tensor":
         text += part("tiles") + tail_updates + part("queries") + part("tensor")
+        raw, fine, packed, groups = "tensor_raw", "tensor_fine", "tensor_packed", "tensor_groups"
     else:
         text += tail_updates + part("queries") + part("state")
-        text += f"if (!is_raw) {{\n{part('lanes')}}} else {{\n{part('raw')}}}\n{part('groups')}"
-    text += part("end")
+        raw, fine, packed, groups = "raw", "fine", "lanes", "groups"
+    text += f"if (is_raw) {{\n{part(raw)}}} else "
+    if any(side.has_fine for side in sides):
+        pointers = "".join(side.fine_pointer_declarations for side in sides)
+        room = "const TqRoom fine_room = tq_room(sizes_strides[9]);\n"
+        text += f"if (is_fine) {{\n{room}{pointers}{part(fine)}}} else "
+    text += f"{{\n{part(packed)}}}\n{part(groups)}{part('end')}"
     return text if kernel == "attend" else f"{text}{part('last')}{_read('merge')}}}\n"
 
 
