@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Caches of models with full attention, windows and recurrent states, as files."""
     path = tmp_path_factory.mktemp("caches")
     for name in ("llama with windows", "qwen3_next", "deepseek_v3"):
-        for scheme in ("turbo4", "affine8", "fp16"):
+        for scheme in ("turbo4", "turbo3", "affine8", "fp16"):
             model = families.model(name)
             cache = make_prompt_cache(model, short(scheme))
             logits(model, cache, tiny.tokens(60), 58)

@@ -149,7 +149,7 @@ def _immutable_side(side: Side) -> int:
 
 
 def _side_range(side: Side, start: int, end: int) -> Arrays:
-    if not side.packed.length:
+    if not side.encoded:
         return _store("recent", side, start, end)
     sinks = side.sinks.length
     arrays = _store("sinks", side, start, min(end, sinks)) if start < sinks else {}
@@ -158,10 +158,10 @@ def _side_range(side: Side, start: int, end: int) -> Arrays:
 
 
 def _side_rest(side: Side, start: int) -> Arrays:
-    if side.spec.kind == "raw" and not side.packed.length:
+    if side.spec.kind == "raw" and not side.encoded:
         return _store("recent", side, start, side.length)
     arrays = _fitted_arrays(side) if start == 0 else {}
-    if side.packed.length:
+    if side.encoded:
         arrays |= _side_range(side, start, side.sinks.length + side.packed.length)
     arrays |= _store("fine", side, 0, side.fine.length)
     return arrays | _store("recent", side, 0, side.recent.length)

@@ -107,6 +107,7 @@ def check_side(
             shapes["fine_0"] = (FINE.words_per_vector(head_dim), (mx.uint32,))
             shapes["fine_1"] = (1, (mx.float16,))
     heads: set[tuple[int, int]] = set()
+    tokens: dict[str, int] = {}
     for name, array in arrays.items():
         store = name.partition("_")[0]
         if store in ("sinks", "recent", "packed", "fine"):
@@ -114,6 +115,8 @@ def check_side(
             if array.ndim != 4 or array.shape[3] != width or array.dtype not in dtypes:
                 raise ValueError(f"the {role} array {name[:40]} does not fit a head dimension of {head_dim}")
             heads.add(array.shape[:2])
+            if tokens.setdefault(store, array.shape[2]) != array.shape[2]:
+                raise ValueError(f"the {store} {role} arrays differ in length")
         elif name == "shared_rotation":
             if array.shape not in ((head_dim,), (head_dim, head_dim)):
                 raise ValueError(f"the {role} rotation does not fit a head dimension of {head_dim}")

@@ -54,7 +54,7 @@ def uncounted(session: Session, known: set[int]) -> int:
 @pytest.fixture(scope="module")
 def tables(starter: LoadedModel) -> None:
     """Makes the tables that outlive conversations."""
-    for scheme in ("turbo4", "turbo0v2", "turbo3", "affine4"):
+    for scheme in ("turbo4", "turbo0v2", "turbo3", "turbo2", "affine4"):
         send(Session(starter, scheme, draft=starter), STORY, greedy(4))
 
 
@@ -66,7 +66,7 @@ def known(tables: None) -> Iterator[set[int]]:
     del held
 
 
-@pytest.mark.parametrize("scheme", ["turbo4", "affine4", "fp16"])
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo2", "affine4", "fp16"])
 def test_everything_alive_after_a_command_is_counted(
     starter: LoadedModel, scheme: str, known: set[int], tmp_path: Path
 ) -> None:

@@ -172,7 +172,7 @@ def test_mlx_lms_cache_files_hold_our_caches(family: str, name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("drafted", [1, 2, 5, 15, 40])
-@pytest.mark.parametrize("name", ["turbo4", "turbo0v4"])
+@pytest.mark.parametrize("name", ["turbo4", "turbo0v4", "turbo2"])
 def test_speculative_decoding_packs_the_models_cache(name: str, drafted: int) -> None:
     model, draft = tiny.llama(), tiny.llama(seed=3, num_hidden_layers=1)
     caches = make_prompt_cache(model, name) + make_prompt_cache(draft, name)
