@@ -21,6 +21,7 @@ from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
+from tqchat.kv.storage.joint_fit import Unfitted
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.side import Encoded, Side
@@ -395,11 +396,21 @@ class SchemeCache:
         self._pack()
         self._submit()
 
-    def _pack(self) -> None:
-        self._sides_before_packing = self._energy_by_row = None
+    @property
+    def unfitted(self) -> list[Unfitted]:
+        """The sides that ``pack_due`` fits, for ``fit_together``."""
+        due = [side for side in self.sides if side.spec.kind != "raw" and side.due.encoded > side.encoded]
+        return [(side, self._query_statistics) for side in due if not side.format.fitted]
+
+    @property
+    def _query_statistics(self) -> QueryStatistics:
         energy = None if self.query_energy is None else self.query_energy / self.queries_seen
         first = self.offset - self.key_side.length
-        statistics = QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
+        return QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
+
+    def _pack(self) -> None:
+        self._sides_before_packing = self._energy_by_row = None
+        statistics = self._query_statistics
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
         ]

@@ -253,8 +253,8 @@ class Side:
             return
         self.revision = object()
         self._forget_encoded()  # Their references would prevent growth in place.
-        if count:
-            self._prepare_to_encode(statistics)
+        if count and (unfitted := self.vectors_to_fit(statistics)) is not None:
+            self.set_format(self.format.fit(*unfitted))
         first = statistics.first_position + self.sinks.length + self.packed.length
         packs_fine = min(surplus, self.fine.length)
         if packs_fine:
@@ -267,17 +267,22 @@ class Side:
             first += packs_raw + self.fine.length
             self._encode(self.fine, FINE, due[:, :, packs_raw:], first, rounding)
 
-    def _prepare_to_encode(self, statistics: QueryStatistics) -> None:
-        """Separate the sinks and fit the format, unless both are done."""
+    def vectors_to_fit(self, statistics: QueryStatistics) -> tuple[mx.array, QueryStatistics] | None:
+        """Separate the sinks; what ``Format.fit`` is called with before the next packing.
+
+        Returns:
+            All raw vectors behind the sinks, and the statistics from there on; ``None`` if the format is
+            fitted, or needs no fit.
+        """
         if sinks := self._missing_sinks:
+            self.revision = object()
             self.sinks.append(self.recent.take_front(sinks))
         if isinstance(self.format, RawFormat):
             self.set_format(make_format(self.spec, self.head_dim, self.role))
-        if not self.format.fitted:
-            behind_sinks = statistics.first_position + self.sinks.length
-            self.set_format(
-                self.format.fit(self.recent.view()[0], replace(statistics, first_position=behind_sinks))
-            )
+        if self.format.fitted or not fitted_shapes(self.spec, self.role, self.head_dim):
+            return None
+        behind_sinks = statistics.first_position + self.sinks.length
+        return self.recent.view()[0], replace(statistics, first_position=behind_sinks)
 
     def _pack_fine(self, first: int, count: int, rounding: Rounding) -> None:
         """Pack the oldest ``count`` fine tokens, of which ``first`` is the position of the first."""
