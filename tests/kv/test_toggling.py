@@ -276,7 +276,7 @@ def test_rounding_is_told_by_tokens_and_saved_with_the_cache() -> None:
     logits(model, cache, tokens[:, :300], 299)
     convert_in_place(cache, "turbo4")
     report = memory_report(cache)
-    assert report.rounded_bits == (2, 2) and report.rounded_tokens == 144  # fine ones have more than 4 bits
+    assert report.rounded_bits == (2, 2) and report.rounded_tokens == 128  # fine ones have more than 4 bits
     restored = memory_report([SchemeCache.from_state(layer.state) for layer in cache])
     assert (restored.rounded_tokens, restored.rounded_bits) == (report.rounded_tokens, (2, 2))
     convert_in_place(cache, "affine8")

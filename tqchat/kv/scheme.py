@@ -245,14 +245,14 @@ def _rotated(kind: Literal["turbo", "trellis"], key_bits: int, value_bits: int) 
     # bits a packed one has.
     fine = 0
     if key_bits == 0:
-        tail = 128
+        tail = 112
     elif key_bits == 8:
-        tail = 64
+        tail = 56
     elif min(key_bits, value_bits) >= 4:
-        tail = 80
+        tail = 72
     else:
         tail = 16
-        fine = 128 if key_bits + value_bits <= 4 else 160 if key_bits != value_bits else 208
+        fine = 144 if key_bits + value_bits <= 4 else 160 if key_bits != value_bits else 208
     return Scheme(name, key, FormatSpec(kind, value_bits), tail, fine=fine)
 
 

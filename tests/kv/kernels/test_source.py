@@ -30,7 +30,7 @@ def test_launch_bounds_are_added_by_a_macro_of_the_function_name(monkeypatch):
 
 
 def make_factory(simds=6, blocks=8, scheme="turbo4"):
-    cache, queries = filled(scheme, 1, 1, 2, 190, (64, 64), mx.float16, 1)
+    cache, queries = filled(scheme, 1, 1, 2, 210, (64, 64), mx.float16, 1)
     plan = replace(launcher_for(cache, queries, TENSOR_CORES, None).plan, simds=simds, group=1, rows=1)
     return launch._LayoutFactory(0, plan, (1, blocks, 1, 64))
 

@@ -93,12 +93,12 @@ class Letters:
 
 def test_which_schemes_have_a_fine_part() -> None:
     expected = {
-        **dict.fromkeys(("turbo2", "trellis2"), (16, 128)),
+        **dict.fromkeys(("turbo2", "trellis2"), (16, 144)),
         **dict.fromkeys(("turbo3v2", "turbo4v2", "trellis4v2"), (16, 160)),
         **dict.fromkeys(("turbo3", "trellis3"), (16, 208)),
     }
     assert {s.name: (s.tail, s.fine) for s in SCHEMES if s.fine} == expected
-    assert all(s.tail >= 64 for s in SCHEMES if not s.fine)
+    assert all(s.tail >= 56 for s in SCHEMES if not s.fine)
     assert parse_scheme("turbo1").fine == 128 and parse_scheme("turbo5v3").fine == 160
     assert not any(parse_scheme(name).fine for name in ("turbo8v2", "turbo0v1", "turbo5v4", "turbo6"))
 
