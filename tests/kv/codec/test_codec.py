@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ import pytest
 
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.centres import index_of
-from tqchat.kv.codec.codebook import centroids, quantise
+from tqchat.kv.codec.codebook import MAGNITUDES, centroids, quantise
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.packing import byte_planes, lookup, pack, unpack
@@ -190,3 +191,19 @@ def test_shaped_rounding_costs_less_than_nearest_rounding(bits: int, width: int)
     assert cost(centroids) < 0.75 * cost(quantise(y, bits)[1])
     flat, _ = quantise_shaped(y, mx.ones((width,)), bits)
     assert mx.array_equal(flat, quantise(y, bits)[0])
+
+
+@pytest.mark.parametrize("bits", sorted(MAGNITUDES))
+def test_codes_are_the_number_of_thresholds_below_a_magnitude(bits: int) -> None:
+    thresholds = np.array([(low + high) / 2 for low, high in pairwise(MAGNITUDES[bits])], np.float32)
+    near = [np.nextafter(thresholds, np.float32(side)) for side in (-np.inf, np.inf)]
+    edges = np.arange(0, 80, dtype=np.float32) / 16
+    drawn = np.random.default_rng(0).normal(size=20000).astype(np.float32)
+    sizes = np.concatenate([thresholds, *near, edges, np.abs(drawn), np.float32([0, 1e9, np.inf])])
+    for sign in (-1, 1):
+        x = sizes * np.float32(sign)
+        codes, values = quantise(mx.array(x), bits)
+        expected = (sizes[:, None] > thresholds).sum(axis=1) + ((x >= 0) << (bits - 1))
+        assert np.array_equal(np.array(codes), expected)
+        assert np.array_equal(np.array(values), np.float32(centroids(bits))[expected])
+    assert quantise(mx.array([mx.nan]), bits)[0].item() == 0

@@ -7,8 +7,10 @@ bits: 0.3634, 0.1175, 0.0345, 0.0095, 0.0025, 0.00064.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from math import inf
 
 import mlx.core as mx
 
@@ -104,10 +106,40 @@ def quantise(x: mx.array, bits: int) -> tuple[mx.array, mx.array]:
     size = mx.abs(x)
     # Sums of bytes and one look-up: a CPU takes ten times as long for a choice by ``where``.
     codes = (x >= 0).astype(mx.uint8) << (bits - 1)
-    for low, high in pairwise(MAGNITUDES[bits]):
-        codes = codes + (size > (low + high) / 2).astype(mx.uint8)
+    if bits > 4:
+        cell = mx.minimum(size * CELLS_PER_UNIT, MAX_CELL).astype(mx.uint8).reshape(-1, 1)
+        below, threshold = cells_table(bits)
+        above = size > mx.take_along_axis(threshold, cell, axis=0).reshape(x.shape)
+        codes = codes + mx.take_along_axis(below, cell, axis=0).reshape(x.shape) + above.astype(mx.uint8)
+    else:
+        for low, high in pairwise(MAGNITUDES[bits]):
+            codes = codes + (size > (low + high) / 2).astype(mx.uint8)
     nearest = mx.take_along_axis(values_table(bits), codes.reshape(-1, 1), axis=0)
     return codes.astype(mx.uint32), nearest.reshape(x.shape)
+
+
+CELLS_PER_UNIT = 16
+"""Cells of ``cells_table`` per unit: thresholds are further apart, and the product with a float is exact."""
+
+MAX_CELL = 63
+"""The last cell, which has all larger values; all thresholds are below it."""
+
+
+@lru_cache(maxsize=2)
+def cells_table(bits: int) -> tuple[mx.array, mx.array]:
+    """For each cell of magnitudes the thresholds before it and the one inside it (infinity if there is none).
+
+    Args:
+        bits: 5 or 6.
+
+    Returns:
+        uint8 ``[256, 1]``, of which as many entries are used as there are cells, and float32 of that shape.
+    """
+    thresholds = [(low + high) / 2 for low, high in pairwise(MAGNITUDES[bits])]
+    cells = [int(threshold * CELLS_PER_UNIT) for threshold in thresholds]
+    below = [[sum(other < cell for other in cells)] for cell in range(256)]
+    inside = [[thresholds[cells.index(cell)] if cell in cells else inf] for cell in range(256)]
+    return _evaluated(below, mx.uint8), _evaluated(inside, mx.float32)
 
 
 @lru_cache(maxsize=16)
@@ -185,7 +217,7 @@ def _paired(rows: list[list[float]]) -> mx.array:
     return table
 
 
-def _evaluated(rows: list[list[int]], dtype: mx.Dtype) -> mx.array:
-    table = mx.array(rows, dtype=dtype)
+def _evaluated(rows: Sequence[Sequence[float]], dtype: mx.Dtype) -> mx.array:
+    table = mx.array([list(row) for row in rows], dtype=dtype)
     mx.eval(table)
     return table
