@@ -246,7 +246,7 @@ def test_a_window_no_longer_than_the_tail_stays_mlx_lms_with_a_reason(
     assert sliding.compressed is packs
     assert (sliding.reason is None) is packs
     if not packs:
-        assert sliding.reason == "sliding window of 128 tokens: no longer than the 128 that stay raw"
+        assert sliding.reason == "sliding window of 112 tokens: no longer than the 112 that stay raw"
 
 
 def test_a_window_that_keeps_its_first_tokens_is_unchanged_with_a_reason() -> None:

@@ -99,7 +99,7 @@ def test_which_schemes_have_a_fine_part() -> None:
     }
     assert {s.name: (s.tail, s.fine) for s in SCHEMES if s.fine} == expected
     assert all(s.tail >= 56 for s in SCHEMES if not s.fine)
-    assert parse_scheme("turbo1").fine == 128 and parse_scheme("turbo5v3").fine == 160
+    assert parse_scheme("turbo1").fine == 144 and parse_scheme("turbo5v3").fine == 160
     assert not any(parse_scheme(name).fine for name in ("turbo8v2", "turbo0v1", "turbo5v4", "turbo6"))
 
 

@@ -50,7 +50,7 @@ def _fit_batch(batch: list[tuple[Side, mx.array, QueryStatistics]]) -> None:
         query_energy=_stacked([one.query_energy for one in statistics]),
         balance=_stacked([one.balance for one in statistics]),
     )
-    fitted = sides[0].format.fit(mx.concatenate(vectors, axis=0), together).fitted
+    fitted = sides[0].format.fit(mx.concatenate(list(vectors), axis=0), together).fitted
     rows = vectors[0].shape[0]
     for number, side in enumerate(sides):
         own = {name: array[number * rows : (number + 1) * rows] for name, array in fitted.items()}
