@@ -24,6 +24,7 @@ from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
+from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.store.vault import Restored, Vault
 from tqchat.store.vault.segments import EARLIER_PREFIX
 
@@ -37,6 +38,7 @@ from pathlib import Path
 from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.session import Session
+from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.store.vault import Vault
 model, vault = models.load(sys.argv[3]), Vault(Path(sys.argv[1]))
 for scheme, transcript in json.loads(sys.argv[2]).items():
@@ -276,3 +278,17 @@ def test_a_cache_with_other_layers_is_refused(starter: LoadedModel, tiny: Loaded
     assert reason is not None
     assert "layers" in reason
     assert send(again, [user("Hello")], GREEDY).text
+
+
+@pytest.mark.parametrize(
+    ("tail", "fine", "taken"), [(64, 0, True), (16, 208, True), (1 << 20, 0, False), (16, 1 << 20, False)]
+)
+def test_a_saved_cache_may_have_the_tail_of_another_version(
+    starter: LoadedModel, tail: int, fine: int, taken: bool
+) -> None:
+    held = PromptCache(starter, "turbo3")
+    saved: list[Any] = [
+        kv.SchemeCache(replace(layer.scheme, tail=tail, fine=fine), layer.dtype) for layer in held.cache
+    ]
+    reason = held.replace_with(Restored(saved, [], (UNROUNDED_BITS, UNROUNDED_BITS)))
+    assert (reason is None) == taken == (held.cache is saved or held.cache[0] is saved[0])
