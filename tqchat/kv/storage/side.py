@@ -467,7 +467,9 @@ class Side:
                 sums.append(part @ self._float_sinks[:, :, low:high])
             elif store is not self.recent:
                 encoded = self.format_of(store)
-                stored.append(encoded.sum(part, self._prepared(store, low, high), depends_on))
+                # Fine tokens are few: a wait for another stream takes longer than they do.
+                waits_for = depends_on if store is self.packed else None
+                stored.append(encoded.sum(part, self._prepared(store, low, high), waits_for))
             else:
                 recent.append(_RAW.sum(part, store.view(low, high)))
         if stored:
