@@ -24,6 +24,10 @@ AFFINE_GROUP = 64
 TILE = 16
 """Tokens packed in one step."""
 
+MIN_FIT_TOKENS = 80
+"""Raw tokens behind the sinks that formats are fitted to at least, and from which schemes with a fine part
+encode the first. Schemes with a long tail need about as many for a tile."""
+
 FINE_BITS = 6
 """Code width of the fine part: tokens between the tail and the packed ones, at scalar turbo codes."""
 
@@ -207,11 +211,17 @@ class Scheme:
         """Exact bits per stored number of a packed value vector."""
         return self.value.bits_per_number(head_dim)
 
-    def packable(self, recent: int) -> int:
+    def packable(self, recent: int, begun: bool = False) -> int:
         """Tokens to encode out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail.
 
         Those that ``surplus`` leaves of them are fine, the others packed.
+
+        Args:
+            begun: Whether tokens have been encoded before. The first time the raw ones are what formats are
+                fitted to, and the short tail of schemes with a fine part leaves too few of them.
         """
+        if self.fine and not begun and recent < MIN_FIT_TOKENS:
+            return 0
         return max(0, (recent - self.tail) // TILE * TILE)
 
     def surplus(self, fine: int) -> int:

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import RotatingKVCache
 
 from tqchat.kv import untrusted
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.scheme import FP16, TILE, Scheme
+from tqchat.kv.scheme import FP16, MIN_FIT_TOKENS, TILE, Scheme
 from tqchat.kv.storage.token_store import GROWTH_TOKENS
 
 if TYPE_CHECKING:
@@ -94,6 +94,10 @@ def raw_window_reason(max_size: int, scheme: Scheme) -> str | None:
     """Why ``scheme`` packs nothing in a window of this size; ``None`` if it does, or never packs."""
     if not scheme.compresses or scheme.packable(max_size):
         return None
+    if scheme.fine:
+        return (
+            f"sliding window of {max_size} tokens: fewer than the {MIN_FIT_TOKENS} that formats are fitted to"
+        )
     return f"sliding window of {max_size} tokens: no longer than the {scheme.tail} that stay raw"
 
 

@@ -15,7 +15,7 @@ from tqchat.kv.codec.formats import make_fine_format, make_format
 from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
-from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
+from tqchat.kv.scheme import FINE, FINE_BITS, MIN_FIT_TOKENS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
@@ -206,7 +206,10 @@ class Side:
         """Single tokens to append until ``is_due``; a very large number on a raw side."""
         if self.spec.kind == "raw":
             return 1 << 30
-        return self.scheme.tail + self._pack_threshold + self._missing_sinks - self.recent.length
+        needed = self.scheme.tail + self._pack_threshold
+        if self.scheme.fine and not self._has_begun:
+            needed = max(needed, MIN_FIT_TOKENS)
+        return needed + self._missing_sinks - self.recent.length
 
     @property
     def _pack_threshold(self) -> int:
@@ -221,9 +224,14 @@ class Side:
     @property
     def _leaving_tail(self) -> int:
         """Raw tokens behind the sinks to encode."""
-        return (
-            0 if self.spec.kind == "raw" else self.scheme.packable(self.recent.length - self._missing_sinks)
-        )
+        if self.spec.kind == "raw":
+            return 0
+        return self.scheme.packable(self.recent.length - self._missing_sinks, self._has_begun)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether tokens have been encoded, or the format is fitted already."""
+        return self.encoded > 0 or bool(self.format.fitted)
 
     @property
     def due(self) -> Encoded:
