@@ -4,11 +4,12 @@ import itertools
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 
-from tests.kv import tiny
+from tests.kv import families, tiny
 from tests.kv.test_cache import logits
-from tqchat.kv import UnknownScheme, convert, make_prompt_cache, memory_report
+from tqchat.kv import UnknownScheme, convert, convert_in_place, make_prompt_cache, memory_report
 
 NAMES = ["fp16", "affine4", "turbo0v2", "turbo8v4", "turbo4"]
 
@@ -85,3 +86,24 @@ def test_an_empty_cache_converts_to_an_empty_one() -> None:
 def test_an_unknown_scheme_changes_nothing() -> None:
     with pytest.raises(UnknownScheme):
         convert(make_prompt_cache(tiny.llama(), "fp16"), "turbo17")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@pytest.mark.parametrize("before, after", [("turbo4", "turbo2"), ("fp16", "turbo2"), ("turbo0v4", "turbo4")])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_empty_cache_that_was_converted_is_fitted_like_a_new_one(
+    family: str, before: str, after: str, in_place: bool
+) -> None:
+    model = families.model(family)
+    cache, new = make_prompt_cache(model, before), make_prompt_cache(model, after)
+    if in_place:
+        convert_in_place(cache, after)
+    else:
+        cache = convert(cache, after)
+    for one in (cache, new):
+        logits(model, one, tiny.tokens(120), 119)
+    states = [dict(tree_flatten([layer.state for layer in one])) for one in (cache, new)]
+    assert states[0].keys() == states[1].keys()
+    for name, expected in states[1].items():
+        found = states[0][name]
+        assert mx.array_equal(found, expected) if isinstance(expected, mx.array) else found == expected

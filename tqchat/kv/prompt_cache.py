@@ -192,13 +192,12 @@ def _convert_replaceable(old: Any, scheme: Scheme) -> Any:
     if isinstance(old, (WindowCache, mlx_cache.RotatingKVCache)):
         return convert_window(old, scheme)
     new = SchemeCache(scheme, old.dtype if isinstance(old, SchemeCache) else None)
-    if old.empty():
-        return new
     if isinstance(old, SchemeCache):
         new.copy_from(old)
-    else:
+    elif not old.empty():
         for target, x in zip(new.sides, old.keys_and_values(), strict=True):
             target.append(x)
         new.offset = old.offset
-    new.pack_due()
+    if not new.empty():
+        new.pack_due()
     return new

@@ -119,7 +119,12 @@ def convert_window(old: WindowCache | RotatingKVCache, scheme: Scheme) -> Window
         new: WindowCache | RotatingKVCache = WindowCache(old.max_size, scheme, old.dtype)
     else:
         new = make_window(old.max_size, scheme)
-    if old.empty() or (isinstance(old, WindowCache) and not old.key_side.length):
+    # Set by ``attach_ropes``, on mlx-lm's ring buffers as well.
+    new.rope = getattr(old, "rope", None)  # type: ignore[union-attr]
+    if isinstance(old, WindowCache) and isinstance(new, WindowCache) and not old.key_side.length:
+        new.copy_from(old)
+        return new
+    if old.empty():
         return new
     if isinstance(new, WindowCache):
         new.copy_from(old if isinstance(old, WindowCache) else as_window(old))
@@ -135,8 +140,9 @@ def convert_window(old: WindowCache | RotatingKVCache, scheme: Scheme) -> Window
 def as_window(ring: RotatingKVCache) -> WindowCache:
     """The tokens of mlx-lm's ring buffer, raw, in a ``WindowCache``; not evaluated."""
     window = WindowCache(ring.max_size)
-    for side, x in zip(window.sides, _in_temporal_order(ring), strict=True):
-        side.append(x)
+    if ring.keys is not None:
+        for side, x in zip(window.sides, _in_temporal_order(ring), strict=True):
+            side.append(x)
     window.offset = ring.offset
     # Set by ``observe_queries``.
     window.query_energy = getattr(ring, "query_energy", None)
