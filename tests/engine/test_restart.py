@@ -168,6 +168,30 @@ def test_checkpoints_go_back_after_a_restart(tmp_path: Path, vault: Vault) -> No
     assert windows(again) == windows(session) != windows(without)
 
 
+def test_a_short_cache_goes_back_to_a_scheme_of_a_longer_tail(starter: LoadedModel, vault: Vault) -> None:
+    cache, again = (PromptCache(starter, "trellis3") for _ in range(2))
+    tokens = starter.tokenizer.encode(TALE)[:85]
+    cache.prefill(tokens[:40])
+    cache.pack_due()
+    cache.convert("turbo4")  # all are in the tail, and the fit is kept
+    cache.prefill(tokens[40:])
+    cache.convert("turbo2")
+    persistence.save(cache, vault, "short", lambda: False)
+    found = vault.load(
+        "short", fingerprint=starter.info.fingerprint, scheme=cache.scheme, transcript=cache.tokens
+    )
+    assert isinstance(found, Restored)
+    again.scheme = cache.scheme
+    again.clear()
+    assert again.replace_with(found) is None
+    for one in (cache, again):
+        one.convert("turbo4")
+    for layer, other in zip(cache.cache, again.cache, strict=True):
+        (_, left), (_, right) = layer.state, other.state
+        assert left.keys() == right.keys() and "key_fitted_balance" in left
+        assert all(mx.array_equal(left[name], right[name]) for name in left)
+
+
 def test_a_conversation_without_a_saved_cache_is_re_read(starter: LoadedModel, vault: Vault) -> None:
     session = Session(starter)
     assert session.restore(vault, "new", []) == (0, None)

@@ -436,6 +436,18 @@ def test_fine_arrays_that_do_not_fit_are_refused(name: str, how: str, count: int
         SchemeCache.from_state((text, damaged(arrays, name, how)))
 
 
+@pytest.mark.parametrize("name", ["key_fitted_centres", "key_fitted_balance", "value_fitted_centre_scales"])
+@pytest.mark.parametrize("how", ["narrow", "wide", "heads", "flat", "absent"])
+def test_fitted_vectors_that_do_not_fit_are_refused_if_all_tokens_are_in_the_tail(
+    name: str, how: str
+) -> None:
+    (cache,) = convert([filled("turbo3", 60)], "turbo4")
+    text, arrays = cache.state
+    assert not cache.packed_tokens and SchemeCache.from_state((text, arrays)).offset == 60
+    with pytest.raises(ValueError):
+        SchemeCache.from_state((text, damaged(arrays, name, how)))
+
+
 @pytest.mark.parametrize("scheme", ["affine4", "fp16", "turbo8v3"])
 def test_only_rotated_sides_may_have_a_fine_part(scheme: str) -> None:
     text, arrays = filled("turbo3", 90).state

@@ -84,8 +84,6 @@ def _rebuild(
         raise ValueError(f"{role!r} is not a side")
     untrusted.check_side(spec, head_dim, role, arrays)
     check_fitted(spec, role, head_dim, arrays)
-    if not {"packed_0", "fine_0"} & arrays.keys() and any(name.startswith("fitted_") for name in arrays):
-        raise ValueError("fitted vectors of nothing")
     untrusted.whole(first)
     untrusted.whole(end, first, first + _tokens(arrays))
     return (

@@ -536,7 +536,7 @@ class Side:
             dtype: Of raw tokens.
 
         Raises:
-            ValueError: if the fitted vectors do not have the shape that the encoded tokens need.
+            ValueError: if the fitted vectors do not have the shape that the tokens need.
         """
         self.dtype = dtype
         if not head_dim:
@@ -561,20 +561,23 @@ class Side:
 def check_fitted(
     spec: FormatSpec, role: Literal["key", "value"], head_dim: int, arrays: Mapping[str, Any]
 ) -> None:
-    """Check the shapes of fitted vectors among the arrays of a side, if there are encoded tokens.
+    """Check the shapes of fitted vectors among the arrays of a side, which may have none.
 
     Raises:
-        ValueError: if they do not have the shape that the encoded tokens need.
+        ValueError: if they do not have the shape that its tokens need.
     """
-    if (encoded := arrays.get("packed_0", arrays.get("fine_0"))) is None:
+    fitted = {name: (a.shape, a.itemsize) for name, a in arrays.items() if name.startswith("fitted_")}
+    if not fitted:
         return
+    # A side that was converted may be fitted with all of its tokens in the tail.
+    stores = "packed_0", "fine_0", "recent_0"
+    heads = next((arrays[name].shape[:2] for name in stores if name in arrays), ())
     expected = {
-        f"fitted_{name}": ((*encoded.shape[:2], shape.rows, shape.columns), shape.itemsize)
+        f"fitted_{name}": ((*heads, shape.rows, shape.columns), shape.itemsize)
         for name, shape in fitted_shapes(spec, role, head_dim).items()
     }
-    fitted = {name: (a.shape, a.itemsize) for name, a in arrays.items() if name.startswith("fitted_")}
-    if fitted and fitted != expected:
-        raise ValueError("the fitted vectors do not match the shape of the encoded tokens")
+    if fitted != expected:
+        raise ValueError("the fitted vectors do not match the shape of the tokens")
 
 
 def _concatenate(parts: list[mx.array], axis: int = -1) -> mx.array:
