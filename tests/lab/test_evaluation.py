@@ -34,9 +34,9 @@ def test_fp16_against_itself_is_exactly_zero(tiny: LoadedModel, prose: str) -> N
 
 
 def test_fewer_bits_take_fewer_bytes_and_diverge_more(tiny: LoadedModel, prose: str) -> None:
-    rows = measure(tiny, prose, "turbo4,turbo3,turbo2")
-    assert 0 < rows["turbo4"].kld_mean < rows["turbo3"].kld_mean < rows["turbo2"].kld_mean
-    assert rows["turbo4"].bytes > rows["turbo3"].bytes > rows["turbo2"].bytes
+    rows = measure(tiny, prose, "turbo6,turbo5,turbo4")
+    assert 0 < rows["turbo6"].kld_mean < rows["turbo5"].kld_mean < rows["turbo4"].kld_mean
+    assert rows["turbo6"].bytes > rows["turbo5"].bytes > rows["turbo4"].bytes
     for row in rows.values():
         assert row.kld_median <= row.kld_p99
         assert row.ratio == pytest.approx(row.fp16_bytes / row.bytes)

@@ -65,7 +65,7 @@ async def visit_screens(ui: RunningApp, patch: pytest.MonkeyPatch) -> AsyncItera
     await settle(ui, "1,860 tok", "turbo4", "context 1,900")
     yield "chat"
     if narrow:
-        for key, name, text in (("f3", "gauge", "KV cache"), ("f2", "list", "What is a fox?  4.69 MB")):
+        for key, name, text in (("f3", "gauge", "KV cache"), ("f2", "list", "What is a fox?  4.59 MB")):
             await ui.pilot.press(key)
             await settle(ui, text)
             yield name

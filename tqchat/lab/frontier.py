@@ -190,12 +190,15 @@ def _overlap(a: _Box, b: _Box) -> float:
 
 def _legend(points: Sequence[Row]) -> Iterator[str]:
     present = {family(row.scheme) for row in points}
-    at = float(LEFT)
+    at, y = float(LEFT), HEIGHT - 32
     for name, (_, _, meaning) in _FAMILIES.items():
         if name in present:
-            yield f'<circle class="dot {name}" cx="{at:.1f}" cy="{HEIGHT - 22}" r="4.5"/>'
-            yield _text(at + 9, HEIGHT - 18, meaning, "faint")
-            at += 9 + len(meaning) * 5.9 + 18
+            width = 9 + len(meaning) * 5.9 + 18
+            if at + width > WIDTH:
+                at, y = float(LEFT), y + 18
+            yield f'<circle class="dot {name}" cx="{at:.1f}" cy="{y}" r="4.5"/>'
+            yield _text(at + 9, y + 4, meaning, "faint")
+            at += width
 
 
 def family(scheme: str) -> str:

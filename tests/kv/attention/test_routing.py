@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlx.core as mx
@@ -153,6 +154,37 @@ def test_packing_of_prompts_works_where_attention_is_not_routed() -> None:
     assert held[0] == 0 and held == sorted(held) and held[-1] >= 120
 
 
+def test_a_part_that_could_not_be_started_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    routed = routing.RoutedAttention(None)
+    monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 1)
+    monkeypatch.setattr(routing, "MAX_STARTS", 1)
+
+    def fails(*arrays: Any) -> None:
+        raise RuntimeError("no memory left")
+
+    def start() -> None:
+        with mx.stream(mx.new_stream(mx.cpu)):
+            routed._start(mx.random.normal((1, 1, 8, 8)) + 1, 1)
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no memory left"):
+            patch.setattr(mx, "async_eval", fails)
+            one.submit(start).result()
+        for thread in (other, one, other):
+            thread.submit(start).result()
+
+
+def test_threads_count_what_they_start_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    routed = routing.RoutedAttention(None)
+    monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 2)
+    started: list[mx.array] = []
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: started.extend(arrays))
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(routed._start, mx.zeros((1, 1, 1, 1)), 1).result()
+    assert not started
+
+
 def test_a_prefill_starts_layers_early_but_not_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     model, message = tiny.llama(), tiny.tokens(60)
     routing.install()
@@ -163,7 +195,7 @@ def test_a_prefill_starts_layers_early_but_not_far_ahead(monkeypatch: pytest.Mon
     waited: list[mx.array] = []
     monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 1)  # every layer
     monkeypatch.setattr(routing, "MAX_STARTS", 1)
-    started = getattr(llama_file, NAME)._started
+    started = getattr(llama_file, NAME)._prefill.started
     real = mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: (waited.extend(arrays), real(*arrays)))
     cache = prepared(model)

@@ -8,6 +8,7 @@ library. ``uninstall`` restores it.
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -35,6 +36,19 @@ _outside: set[ModuleType] = set()
 """Modules of models that are not part of mlx-lm."""
 
 
+class _Prefill(threading.local):
+    """What a thread's prefill has started. Of each thread, as MLX lets no other wait for it.
+
+    Attributes:
+        decoded_bytes: Bytes of decoded history that are not started yet.
+        started: A number of each started part that was not waited for, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.decoded_bytes = 0
+        self.started: deque[mx.array] = deque()
+
+
 class RoutedAttention:
     """Attention that a packed cache computes itself, and another function for all other caches.
 
@@ -44,8 +58,7 @@ class RoutedAttention:
 
     def __init__(self, original: Any) -> None:
         self.original = original
-        self._decoded_bytes = 0
-        self._started: deque[mx.array] = deque()
+        self._prefill = _Prefill()
 
     def __call__(
         self,
@@ -93,15 +106,16 @@ class RoutedAttention:
         Args:
             output: Of a layer that has decoded so many bytes.
         """
-        self._decoded_bytes += decoded
-        if self._decoded_bytes < DECODED_BYTES_PER_START:
+        prefill = self._prefill
+        prefill.decoded_bytes += decoded
+        if prefill.decoded_bytes < DECODED_BYTES_PER_START:
             return
-        self._decoded_bytes = 0
-        if len(self._started) == MAX_STARTS:
-            mx.eval(self._started.popleft())
+        prefill.decoded_bytes = 0
+        while len(prefill.started) >= MAX_STARTS:
+            mx.eval(prefill.started.popleft())
         done = output[:1, :1, :1, :1] + 0  # a number of its own, so that the output is not kept
-        self._started.append(done)
         mx.async_eval(output, done)  # type: ignore[no-untyped-call]
+        prefill.started.append(done)
 
     def _of_raw_tokens(
         self,
