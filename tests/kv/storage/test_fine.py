@@ -441,9 +441,9 @@ def test_fine_arrays_that_do_not_fit_are_refused(name: str, how: str, count: int
 def test_fitted_vectors_that_do_not_fit_are_refused_if_all_tokens_are_in_the_tail(
     name: str, how: str
 ) -> None:
-    (cache,) = convert([filled("turbo3", 60)], "turbo4")
+    (cache,) = convert([filled("turbo3", 86)], "turbo4")
     text, arrays = cache.state
-    assert not cache.packed_tokens and SchemeCache.from_state((text, arrays)).offset == 60
+    assert not cache.packed_tokens and SchemeCache.from_state((text, arrays)).offset == 86
     with pytest.raises(ValueError):
         SchemeCache.from_state((text, damaged(arrays, name, how)))
 
