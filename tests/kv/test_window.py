@@ -92,7 +92,7 @@ def test_masks_give_every_query_the_same_tokens_as_the_ring_buffer(
 
 @pytest.mark.parametrize("name", ["affine8", "turbo0v4", "turbo4", "turbo2"])
 def test_memory_stays_bounded_over_thousands_of_steps(name: str) -> None:
-    window, scheme = 64, short(name)
+    window, scheme = 96, short(name)
     cache, raw = WindowCache(window, scheme), ring(window)
     keys, values = (x.astype(mx.float16) for x in stream(3000))
     most = 0
