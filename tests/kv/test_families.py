@@ -52,7 +52,9 @@ def test_compressed_logits_stay_close_and_survive_saving(family: str, name: str,
     assert mx.array_equal(out[:, : sum(PROMPT)], expected[:, : sum(PROMPT)]) or family in families.SLIDING
     error = mx.sqrt((out - expected).square().mean() / expected.square().mean()).item()
     assert error < MAX_ERROR[name] * (3 if family == "gemma4_text" else 1)
-    assert (error > 0) is (family not in families.LATENT_ONLY)
+    # The windows here are shorter than what formats of schemes with a fine part are fitted to.
+    unpacked = families.LATENT_ONLY | (families.WINDOWS_ONLY if short(name).fine else {})
+    assert (error > 0) is (family not in unpacked)
 
     save(tmp_path / "cache.safetensors", cache)
     restored, _ = load(tmp_path / "cache.safetensors")
