@@ -15,7 +15,7 @@ from mlx_lm.models.cache import create_attention_mask
 from tqchat.kv import untrusted
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.attention.row_by_row import attention_by_row
-from tqchat.kv.codec.fitting import QueryStatistics
+from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
@@ -399,8 +399,10 @@ class SchemeCache:
     @property
     def unfitted(self) -> list[Unfitted]:
         """The sides that ``pack_due`` fits, for ``fit_together``."""
-        due = [side for side in self.sides if side.spec.kind != "raw" and side.due.encoded > side.encoded]
-        return [(side, self._query_statistics) for side in due if not side.format.fitted]
+        unfitted = [side for side in self.sides if side.spec.kind != "raw" and not side.format.fitted]
+        due = [side for side in unfitted if side.due.encoded > side.encoded]
+        statistics = self._query_statistics if due else NO_STATISTICS
+        return [(side, statistics) for side in due]
 
     @property
     def _query_statistics(self) -> QueryStatistics:

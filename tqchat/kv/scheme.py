@@ -211,18 +211,23 @@ class Scheme:
         """Exact bits per stored number of a packed value vector."""
         return self.value.bits_per_number(head_dim)
 
-    def packable(self, recent: int, begun: bool = False) -> int:
-        """Tokens to encode out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail.
-
-        Those that ``surplus`` leaves of them are fine, the others packed.
+    def least_to_encode(self, begun: bool = False) -> int:
+        """Fewest raw tokens behind the sinks of which some are encoded: a tile and the tail.
 
         Args:
             begun: Whether tokens have been encoded before. The first time the raw ones are what formats are
                 fitted to, and the short tail of schemes with a fine part leaves too few of them.
         """
-        if self.fine and not begun and recent < MIN_FIT_TOKENS:
-            return 0
-        return max(0, (recent - self.tail) // TILE * TILE)
+        least = self.tail + TILE
+        return max(least, MIN_FIT_TOKENS) if self.fine and not begun else least
+
+    def packable(self, recent: int, begun: bool = False) -> int:
+        """Tokens to encode out of ``recent`` raw ones behind the sinks: whole tiles, leaving the tail.
+
+        Those that ``surplus`` leaves of them are fine, the others packed. ``begun`` as for
+        ``least_to_encode``.
+        """
+        return (recent - self.tail) // TILE * TILE if recent >= self.least_to_encode(begun) else 0
 
     def surplus(self, fine: int) -> int:
         """Tokens to pack out of ``fine`` ones: whole tiles, leaving the fine part."""

@@ -15,7 +15,7 @@ from tqchat.kv.codec.formats import make_fine_format, make_format
 from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
-from tqchat.kv.scheme import FINE, FINE_BITS, MIN_FIT_TOKENS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
+from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
@@ -198,17 +198,14 @@ class Side:
     @property
     def is_due(self) -> bool:
         """Whether a single-token step should pack."""
-        excess = self.recent.length - self.scheme.tail
-        return excess >= TILE and excess >= self._pack_threshold and self._leaving_tail > 0
+        return self.tokens_until_due <= 0
 
     @property
     def tokens_until_due(self) -> int:
         """Single tokens to append until ``is_due``; a very large number on a raw side."""
         if self.spec.kind == "raw":
             return 1 << 30
-        needed = self.scheme.tail + self._pack_threshold
-        if self.scheme.fine and not self._has_begun:
-            needed = max(needed, MIN_FIT_TOKENS)
+        needed = max(self.scheme.least_to_encode(self._has_begun), self.scheme.tail + self._pack_threshold)
         return needed + self._missing_sinks - self.recent.length
 
     @property
