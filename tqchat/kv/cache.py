@@ -17,6 +17,7 @@ from tqchat.kv.attention.reference import attention
 from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
+from tqchat.kv.kernels.encode import encode
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme
@@ -24,7 +25,7 @@ from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
 from tqchat.kv.storage.joint_fit import Unfitted
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
-from tqchat.kv.storage.side import Encoded, Side
+from tqchat.kv.storage.side import Encoded, Encoding, Side
 from tqchat.kv.storage.threads import thread_key
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class SchemeCache:
         self._sides_before_packing = before
         self._is_submitted = False
         if not self.is_routed:
-            self._submit()
+            self.submit()
 
     def _is_decode(self, rows: int) -> bool:
         """Whether a step of several tokens is one of speculative decoding.
@@ -394,7 +395,7 @@ class SchemeCache:
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
         self._pack()
-        self._submit()
+        self.submit()
 
     @property
     def unfitted(self) -> list[Unfitted]:
@@ -411,20 +412,28 @@ class SchemeCache:
         return QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
 
     def _pack(self) -> None:
+        for encodings in self.take_due():
+            for one in encodings:
+                one.append(encode(one.format, one.x))
+
+    def take_due(self) -> list[list[Encoding]]:
+        """Take out what is due, from each side; see ``Side.take_due``. ``submit`` follows."""
         self._sides_before_packing = self._energy_by_row = None
         statistics = self._query_statistics
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
         ]
         due = [side.due for _, side in packing]
+        taken = []
         for role, side in packing:
             # Both the same, as kernels need it. They differ if one side came from a scheme of another tail.
             target = Encoded(max(one.encoded for one in due), max(one.packed for one in due))
-            side.pack_due(statistics, self.rounding[role], target)
+            taken.append(side.take_due(statistics, self.rounding[role], target))
         if not self._is_unfitted:
             self.query_energy, self.queries_seen, self.earlier_balance = None, 0, None
+        return taken
 
-    def _submit(self, output: mx.array | None = None) -> None:
+    def submit(self, output: mx.array | None = None) -> None:
         """Start evaluating arrays that no output of this step depends on; the next may be another thread's.
 
         Args:
@@ -462,7 +471,7 @@ class SchemeCache:
             energy = squares.sum(axis=2, keepdims=True)
             self.query_energy = energy if self.query_energy is None else self.query_energy + energy
         self.queries_seen += int(rows.shape[2])
-        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``_submit``
+        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``submit``
 
     @property
     def _is_unfitted(self) -> bool:
@@ -511,7 +520,7 @@ class SchemeCache:
             self._packing_deferred = self._is_submitted = False
             self._pack()
         if not self._is_submitted:
-            self._submit(output)
+            self.submit(output)
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None
@@ -537,7 +546,7 @@ class SchemeCache:
         self._step_was_cut = 0 < n < self._step_rows <= MAX_VERIFIED_ROWS
         self._awaits_attention = False
         self._fetched_placeholders = self._fetched = self._sides_before_packing = None
-        self._submit()
+        self.submit()
         return n
 
     def _forget_queries_of_last(self, n: int) -> None:
@@ -549,7 +558,7 @@ class SchemeCache:
         kept = by_row.shape[2] - n
         self.query_energy = by_row[:, :, kept - 1 : kept]
         self.queries_seen -= queries_per_token * n
-        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``_submit``
+        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``submit``
 
     def size(self) -> int:
         return self.offset
@@ -672,5 +681,5 @@ class SchemeCache:
         for name in TRANSIENT:
             setattr(copied, name, getattr(self, name))
         copied._fused.workspace = self._fused.workspace
-        copied._submit()
+        copied.submit()
         return copied

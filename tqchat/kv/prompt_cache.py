@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.rope import Rope, model_ropes
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
+from tqchat.kv.storage.joint_encode import encode_together
+from tqchat.kv.storage.joint_fit import fit_together
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
 mlx_lm_prompt_cache = mlx_cache.make_prompt_cache
@@ -158,6 +160,15 @@ def flat_layers(cache: list[Any]) -> list[Any]:
     for layer in cache:
         flat += flat_layers(list(layer.caches)) if isinstance(layer, mlx_cache.CacheList) else [layer]
     return flat
+
+
+def pack_together(layers: Iterable[SchemeCache]) -> None:
+    """``pack_due`` of the layers of a prompt cache in which something is due, with fewer operations."""
+    due = [layer for layer in layers if layer.is_due]
+    fit_together(side for layer in due for side in layer.unfitted)
+    encode_together([side for layer in due for side in layer.take_due()])
+    for layer in due:
+        layer.submit()
 
 
 def replace_layers(cache: Sequence[Any], layers: Mapping[int, Any]) -> list[Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -229,13 +230,22 @@ def test_saved_caches_of_requests_are_listed_expire_and_are_wiped(
 def test_only_one_process_saves_caches_of_requests(start: Start, paths: Paths) -> None:
     engine = start()
     Reply(engine, chat(*STORY)).done()
-    Reply(engine, chat(*HELLO, tokens=1)).done()  # the first one is saved by now
-    folder = Vault(paths.requests).entries()[0].folder
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    other = Reply(start(), chat(*STORY, assistant("Once."), user("Go on."))).done()
-    assert other.counts.restored > 64
-    engine.shutdown(SECONDS)
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")} == before
+    deadline = time.monotonic() + SECONDS
+    while not (saved := Vault(paths.requests).entries()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in saved[0].folder.glob("*.safetensors")}
+
+    before = files()
+    assert before
+    # The first engine still runs: once it ends, another may save.
+    other = start()
+    reply = Reply(other, chat(*STORY, assistant("Once."), user("Go on."))).done()
+    assert reply.counts.restored > 64
+    Reply(other, chat(*HELLO, tokens=1)).done()  # what it would save of the first reply is saved by now
+    assert files() == before
 
 
 @pytest.mark.parametrize("stops", [("b",), ("bc", "b"), ("cd", "x"), ("aab",), ("",), ("abcde",)])

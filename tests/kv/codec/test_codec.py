@@ -123,7 +123,8 @@ def test_fold_multiply_sum_and_unfold_match_decoded_vectors(
         assert format_.centres is not None
         words, gain = block
         prepared = format_.quantiser.prepare(words, head_dim)
-        stored = format_.quantiser.lookup(prepared, head_dim) * mx.abs(gain).astype(mx.float32)
+        values = format_.quantiser.restore(format_.quantiser.lookup(prepared, head_dim), head_dim)
+        stored = values * mx.abs(gain).astype(mx.float32)
         stored = stored + mx.take_along_axis(format_.centres.vectors, index_of(gain), axis=2)
     elif isinstance(format_, AffineFormat):
         words, scales, biases = block

@@ -52,7 +52,12 @@ def test_lookup_reads_what_was_packed(bits: int, head_dim: int) -> None:
     quantiser = TrellisQuantiser(bits)
     words, values = quantiser.quantise(normal(2, 3, 5, head_dim))
     assert words.shape == (2, 3, 5, FormatSpec("trellis", bits).words_per_vector(head_dim))
-    assert mx.array_equal(quantiser.lookup(quantiser.prepare(words, head_dim), head_dim), values)
+    stored = quantiser.lookup(quantiser.prepare(words, head_dim), head_dim)
+    assert mx.array_equal(quantiser.restore(stored, head_dim), values)
+    # What pads an odd dimension or a group is not zero in the look-up, and must meet a zero.
+    x = normal(2, 3, 1, head_dim)
+    products = quantiser.arrange(x) @ stored.swapaxes(-1, -2)
+    assert mx.allclose(products, x @ values.swapaxes(-1, -2), atol=1e-4)
     by_bit = decoded(np.array(words)[1, 2, 3], bits, -(-head_dim // 2))[:head_dim]
     assert np.array_equal(by_bit, np.array(values)[1, 2, 3])
 
@@ -117,7 +122,7 @@ def test_tables_are_what_a_trained_codebook_is(bits: int) -> None:
     values = TrellisQuantiser(bits).quantise(x)[1]
     # Centroids: the error is orthogonal to the value.
     assert abs(((x - values) * values).mean().item()) < 0.004
-    assert decoding_table(bits).shape == (256 << 2 * (bits - 2),)
+    assert decoding_table(bits).size == 256 << 2 * (bits - 2)
 
 
 @pytest.mark.parametrize("bits", BITS)

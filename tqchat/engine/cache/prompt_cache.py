@@ -23,8 +23,7 @@ from tqchat.kv import checkpoint
 from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import attach_ropes, flat_layers, replace_layers
-from tqchat.kv.storage.joint_fit import fit_together
+from tqchat.kv.prompt_cache import attach_ropes, flat_layers, pack_together, replace_layers
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.kv.storage.write_behind import waiting_bytes
 from tqchat.store.vault import Restored
@@ -202,10 +201,7 @@ class PromptCache:
 
     def pack_due(self) -> None:
         """Pack what is due. A reply does so with its first token, other prefills when they end."""
-        due = [layer for layer in self._scheme_caches if layer.is_due]
-        fit_together(side for layer in due for side in layer.unfitted)
-        for layer in due:
-            layer.pack_due()
+        pack_together(self._scheme_caches)
 
     def reset_peak(self) -> None:
         """Start measuring the peak of allocated memory for ``report``."""

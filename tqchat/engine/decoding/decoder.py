@@ -25,7 +25,7 @@ from tqchat.engine.decoding.step import Step, alone
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.kv import checkpoint
-from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, packing_later, verifying
+from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, verifying
 from tqchat.kv.prompt_cache import flat_layers
 
 STEPS_PER_CLEAR = 256
@@ -178,6 +178,8 @@ class Decoder:
         known_at = time.perf_counter()
         while self._tokens_left > 0:
             if pending is None:
+                if steps:  # the first token does not wait until the prompt is packed
+                    held.pack_due()
                 # Nothing is proposed for the first token: it does not wait for a draft model's prefill.
                 if steps and (proposer := self._used_proposer) and (proposed := self._proposed(proposer)):
                     tokens = yield from self._verify(proposed)
@@ -189,12 +191,8 @@ class Decoder:
                         yield self._record(token)
                         if self._paused:
                             return
-                    held.pack_due()
                     continue
-                # The first token does not wait until the prompt is packed.
-                last = token_array(self._sequence[-1:])
-                step = Step(held, last) if steps else Step(held, last, packing_later)
-                pending = yield from self._submit(step, self._number)
+                pending = yield from self._submit(Step(held, token_array(self._sequence[-1:])), self._number)
                 held.tokens.append(self._sequence[-1])
                 was_read_ahead = False
             # The next step is submitted before this one's token is known, unless a proposal may follow it.
@@ -203,6 +201,7 @@ class Decoder:
             waits = not steps or (proposer is not None and proposer.expects(self._sequence))
             following = None
             if not waits:
+                held.pack_due()
                 following = yield from self._submit(Step(held, pending), self._number + 1, pending)
             (token,) = token_ids(pending)
             if following is not None:
@@ -214,8 +213,6 @@ class Decoder:
             yield self._record(token)
             if self._paused:
                 return
-            if steps == 1:
-                held.pack_due()
             if steps % STEPS_PER_CLEAR == 0:
                 mx.clear_cache()
             pending, was_read_ahead = following, following is not None

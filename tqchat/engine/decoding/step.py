@@ -8,7 +8,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -21,6 +21,7 @@ from tqchat.engine.models.token_arrays import token_array
 from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.routing import Route, route_of
 from tqchat.kv.batch import BatchCache
+from tqchat.kv.cache import packing_later
 from tqchat.kv.prompt_cache import flat_layers, replace_layers
 from tqchat.kv.window import RingRow
 
@@ -35,10 +36,6 @@ TOLERANCE = 0.05
 _log = logging.getLogger(__name__)
 
 
-def _plainly(layers: Iterable[Any]) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 class Step:
     """A step that a decoder is about to run. Whoever receives it may run it in a batch before.
 
@@ -50,13 +47,14 @@ class Step:
         self,
         held: PromptCache,
         tokens: mx.array,
-        during: Callable[[Iterable[Any]], AbstractContextManager[None]] = _plainly,
+        during: Callable[[Iterable[Any]], AbstractContextManager[None]] = packing_later,
     ) -> None:
         """
         Args:
             held: The sequence's cache, without the tokens.
             tokens: ``[count]``, evaluated or not.
-            during: Context of the step, given the layers of the cache.
+            during: Context of the step, given the layers of the cache. By default it leaves packing to
+                ``held.pack_due``, which packs all layers at once.
         """
         self.held = held
         self.tokens = tokens

@@ -15,6 +15,8 @@ BLOCK_BYTES = 4 << 20
 MIN_BLOCK_TOKENS = 64
 """Lower bound of a block."""
 
+_E = 2.718281828459045
+
 MASKED_SCORE = -1e30
 """Score of masked tokens and initial maximum; finite, since a difference of infinities is NaN."""
 
@@ -67,7 +69,8 @@ def _one_pass(
     batch, heads, all_rows, _ = scaled.shape
     scores = keys.scores(keys.fold(scaled))
     if sink_logits is None and (mask is None or (rows == 1 and isinstance(mask, str))):
-        return values.combine(mx.softmax(scores, axis=-1, precise=True), depends_on=scaled)
+        weights = _exp(scores - scores.max(axis=-1, keepdims=True))
+        return values.combine(weights, depends_on=scaled) / weights.sum(axis=-1, keepdims=True)
     scores = _masked(scores.reshape(batch, -1, rows, keys.length), mask, 0, keys.length)
     if sink_logits is not None:
         scores = mx.concatenate([sink_logits, scores], axis=-1)
@@ -118,6 +121,11 @@ def _is_cpu_prefill(rows: int) -> bool:
     return rows > 1 and mx.default_device() == mx.cpu
 
 
+def _exp(x: mx.array) -> mx.array:
+    """Exponentials. On a CPU as powers, which MLX computes in less than half the time."""
+    return mx.power(_E, x) if mx.default_device() == mx.cpu else mx.exp(x)
+
+
 def _exponentials(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array, mx.array]:
     """One block of an online softmax.
 
@@ -129,7 +137,7 @@ def _exponentials(scores: mx.array, top: mx.array) -> tuple[mx.array, mx.array, 
         The new maximum, the scores' exponentials relative to it, and their sums.
     """
     new_top = mx.maximum(top, scores.max(axis=-1, keepdims=True))
-    weights = mx.exp(scores - new_top)
+    weights = _exp(scores - new_top)
     return new_top, weights, weights.sum(axis=-1, keepdims=True)
 
 

@@ -7,7 +7,8 @@ stored vectors. Rotation and balance are applied to queries (``fold``) and undon
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import mlx.core as mx
 
@@ -67,8 +68,13 @@ class Format(Protocol):
         """The vectors of a block, float32 ``[batch, heads, tokens, head_dim]``."""
         ...
 
-    def prepare(self, block: Block) -> Block:
-        """Arguments of ``multiply`` and ``sum`` for a block, reusable: views of its arrays."""
+    def prepare(self, block: Block, fine: Block = ()) -> Any:
+        """What ``multiply`` and ``sum`` take for a block and the fine tokens behind it.
+
+        Args:
+            block: May be empty if ``fine`` is not.
+            fine: Only of rotated formats.
+        """
         ...
 
     def fold(self, queries: mx.array) -> mx.array:
@@ -96,24 +102,24 @@ class Format(Protocol):
         """
         ...
 
-    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+    def multiply(self, folded: mx.array, prepared: Any) -> mx.array:
         """Dot products of folded queries with stored vectors.
 
         Args:
             folded: float32 ``[batch, heads, rows, stored_dim]``.
-            prepared: A block from ``prepare``.
+            prepared: From ``prepare``.
 
         Returns:
             float32 ``[batch, heads, rows, tokens]``.
         """
         ...
 
-    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+    def sum(self, weights: mx.array, prepared: Any, depends_on: mx.array | None = None) -> mx.array:
         """Weighted sums of stored vectors.
 
         Args:
             weights: float32 ``[batch, heads, rows, tokens]``.
-            prepared: A block from ``prepare``.
+            prepared: From ``prepare``.
             depends_on: An array evaluated before the weights; dequantising may start once it is there, in
                 parallel with computing the weights.
 
@@ -170,7 +176,8 @@ class FittedFormat:
     def decode(self, block: Block) -> mx.array:
         return self.unfold(self._dequantise(self.prepare(block)))
 
-    def prepare(self, block: Block) -> Block:
+    def prepare(self, block: Block, fine: Block = ()) -> Any:
+        assert not fine
         return block
 
     def _balanced(self, x: mx.array) -> mx.array:
@@ -184,7 +191,7 @@ class FittedFormat:
     def _from_stored(self, x: mx.array) -> mx.array:
         raise NotImplementedError
 
-    def _dequantise(self, prepared: Block) -> mx.array:
+    def _dequantise(self, prepared: Any) -> mx.array:
         raise NotImplementedError
 
 
@@ -200,10 +207,10 @@ class RawFormat(FittedFormat):
     def encode(self, x: mx.array) -> Block:
         return (x,)
 
-    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+    def multiply(self, folded: mx.array, prepared: Any) -> mx.array:
         return folded @ self._dequantise(prepared).swapaxes(-1, -2)
 
-    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+    def sum(self, weights: mx.array, prepared: Any, depends_on: mx.array | None = None) -> mx.array:
         return weights @ self._dequantise(prepared)
 
     def _to_stored(self, x: mx.array) -> mx.array:
@@ -214,3 +221,8 @@ class RawFormat(FittedFormat):
 
     def _dequantise(self, prepared: Block) -> mx.array:
         return prepared[0].astype(mx.float32)
+
+
+def concatenate(parts: Sequence[mx.array], axis: int = -1) -> mx.array:
+    """The parts along an axis; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=axis)

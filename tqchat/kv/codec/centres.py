@@ -118,4 +118,4 @@ def join_gain(gain: mx.array, index: mx.array) -> mx.array:
 def index_of(gain: mx.array) -> mx.array:
     """Indices of centres in gains ``[batch, heads, tokens, 1]``: uint8 of that shape."""
     words = gain.view(mx.uint16)
-    return (words % _STEP + (words >= _SIGN) * _STEP).astype(mx.uint8)
+    return ((words & (_STEP - 1)) | ((words >> 12) & _STEP)).astype(mx.uint8)

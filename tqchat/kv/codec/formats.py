@@ -10,11 +10,11 @@ import mlx.core as mx
 from tqchat.kv.codec.affine import AffineFormat
 from tqchat.kv.codec.base import Format, RawFormat
 from tqchat.kv.codec.centres import Centres
-from tqchat.kv.codec.quantiser import ScalarQuantiser
+from tqchat.kv.codec.quantiser import FINE_QUANTISER, ScalarQuantiser
 from tqchat.kv.codec.rotation import KEY_SEED, VALUE_SEED, draw_rotation, restore_rotation
 from tqchat.kv.codec.trellis import TrellisQuantiser
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.scheme import FINE_BITS, FormatSpec
+from tqchat.kv.scheme import FormatSpec
 
 
 def make_format(
@@ -53,4 +53,4 @@ def make_fine_format(packed: Format) -> Format:
     """
     if not isinstance(packed, TurboFormat):
         return RawFormat()
-    return replace(packed, quantiser=ScalarQuantiser(FINE_BITS))
+    return replace(packed, quantiser=FINE_QUANTISER)

@@ -11,6 +11,7 @@ import mlx.core as mx
 from tqchat.kv.codec.codebook import quantise
 from tqchat.kv.codec.packing import byte_planes, lookup, pack
 from tqchat.kv.codec.rounding import quantise_shaped
+from tqchat.kv.scheme import FINE_BITS
 
 
 class Quantiser(Protocol):
@@ -39,7 +40,15 @@ class Quantiser(Protocol):
         ...
 
     def lookup(self, prepared: Sequence[mx.array], head_dim: int) -> mx.array:
-        """Values of packed codes, float32 ``[..., head_dim]``."""
+        """Values of packed codes, float32 ``[..., values]``, in the order of ``arrange``."""
+        ...
+
+    def arrange(self, x: mx.array) -> mx.array:
+        """Vectors ``[..., head_dim]`` with coordinates in the order of ``lookup``: ``[..., values]``."""
+        ...
+
+    def restore(self, x: mx.array, head_dim: int) -> mx.array:
+        """The inverse of ``arrange``."""
         ...
 
 
@@ -61,3 +70,13 @@ class ScalarQuantiser:
 
     def lookup(self, prepared: Sequence[mx.array], head_dim: int) -> mx.array:
         return lookup(prepared, self.bits, head_dim)
+
+    def arrange(self, x: mx.array) -> mx.array:
+        return x
+
+    def restore(self, x: mx.array, head_dim: int) -> mx.array:
+        return x
+
+
+FINE_QUANTISER = ScalarQuantiser(FINE_BITS)
+"""Of fine tokens."""

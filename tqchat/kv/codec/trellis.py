@@ -130,37 +130,43 @@ class TrellisQuantiser:
 
     def lookup(self, prepared: Sequence[mx.array], head_dim: int) -> mx.array:
         nibbles, extra = prepared
-        shape = nibbles.shape[:-1]
         # Windows of odd pairs are the bytes of the words; those of even pairs the bytes of the stream
-        # shifted by a nibble.
+        # shifted by a nibble. Interleaving words is cheaper than bytes, and leaves the order of ``arrange``.
         before = mx.concatenate([nibbles[..., -1:], nibbles[..., :-1]], axis=-1)
         shifted = (nibbles << 4) | (before >> 28)
-        even, odd = shifted.view(mx.uint8), mx.contiguous(nibbles).view(mx.uint8)
-        if self.bits == 2:
-            indices = mx.stack([even, odd], axis=-1)
-        else:
-            second = self._second_plane(extra)[..., : 2 * even.shape[-1]].reshape(*even.shape, 2)
-            indices = mx.stack([even, second[..., 0], odd, second[..., 1]], axis=-1).view(mx.uint16)
-        indices = indices.reshape(*shape, -1)
-        table = mx.broadcast_to(decoding_table(self.bits), (*shape, decoding_table(self.bits).size))
-        return mx.take_along_axis(table, indices, axis=-1).view(mx.float32)[..., :head_dim]
+        indices = mx.stack([shifted, nibbles], axis=-1).view(mx.uint8).reshape(-1, 1)
+        if self.bits > 2:
+            second = self._second_plane(extra, nibbles.shape[-1])
+            indices = indices.astype(mx.uint16) + second.reshape(-1, 1).astype(mx.uint16) * 256
+        pairs = mx.take_along_axis(decoding_table(self.bits), indices, axis=0)
+        return pairs.reshape(*nibbles.shape[:-1], -1).view(mx.float32)
 
-    def _second_plane(self, words: mx.array) -> mx.array:
-        """The second plane's bits of each pair, detail (4 bits only) and then signs: uint8 ``[..., pairs]``.
+    def arrange(self, x: mx.array) -> mx.array:
+        """Of each eight pairs first the even ones, then the odd ones; padded with zeros to whole eights."""
+        padding = -x.shape[-1] % 16
+        if padding:
+            x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])
+        return x.reshape(*x.shape[:-1], -1, 4, 2, 2).swapaxes(-3, -2).reshape(x.shape)
 
-        A table maps each byte of a word to its contribution to eight pairs.
+    def restore(self, x: mx.array, head_dim: int) -> mx.array:
+        return x.reshape(*x.shape[:-1], -1, 2, 4, 2).swapaxes(-3, -2).reshape(x.shape)[..., :head_dim]
+
+    def _second_plane(self, words: mx.array, eights: int) -> mx.array:
+        """The second plane's bits of each pair: the detail (4 bits only), then signs.
+
+        Each table maps some of a word's bytes to what they add to eight pairs.
+
+        Returns:
+            uint8 ``[..., 8 * eights]``, in the order of ``lookup``.
         """
-        octets = mx.contiguous(words).view(mx.uint8).reshape(*words.shape, 4)
-        tables = _octet_tables(self.bits)
-        parts = [
-            mx.take_along_axis(mx.broadcast_to(table, (*words.shape[:-1], 256)), octets[..., i], axis=-1)
-            for i, table in enumerate(tables)
+        part = mx.uint16 if self.bits == 3 else mx.uint8
+        parts = mx.contiguous(words).view(part).reshape(*words.shape, -1)
+        added = [
+            mx.take_along_axis(table, mx.contiguous(parts[..., i]).view(mx.uint8).reshape(-1, 1), axis=0)
+            for i, table in enumerate(_octet_tables(self.bits))
         ]
-        if self.bits == 3:
-            found = mx.stack([parts[0] + parts[2], parts[1] + parts[3]], axis=-1)
-        else:
-            found = parts[0] + parts[1] + parts[2] + parts[3]
-        return found.reshape(*words.shape[:-1], -1).view(mx.uint8)
+        found = sum(added[1:], added[0]).reshape(*words.shape[:-1], -1)
+        return mx.contiguous(found[..., :eights]).view(mx.uint8)
 
 
 def _packed(fields: mx.array, shifts: list[int]) -> mx.array:
@@ -183,12 +189,12 @@ def _sign_shift(pair: int) -> int:
 
 @lru_cache(maxsize=3)
 def decoding_table(bits: int) -> mx.array:
-    """Two float32 values by window, and by detail and signs above it: uint64 ``[256 << 2 (bits - 2)]``."""
+    """Two float32 values by window, and by detail and signs above it: uint64 ``[256 << 2 (bits - 2), 1]``."""
     table = entries(bits).astype(mx.float32)
     if bits > 2:
         signs = mx.array([[1, 1], [-1, 1], [1, -1], [-1, -1]], dtype=mx.float32)
         table = table[None] * signs[:, None, None, None]
-    table = table.reshape(-1, 2).view(mx.uint64).reshape(-1)
+    table = table.reshape(-1, 2).view(mx.uint64)
     mx.eval(table)
     return table
 
@@ -207,29 +213,33 @@ def kernel_table(bits: int) -> mx.array:
 
 @lru_cache(maxsize=2)
 def _octet_tables(bits: int) -> list[mx.array]:
-    """By byte of a word of the second plane: what it adds to eight pairs, a byte each, uint64 ``[256]``."""
+    """What a byte of a word's second plane adds to eight pairs, a byte each: uint64 ``[256, 1]``.
+
+    At 3 bits for both bytes of each half of the word; at 4 bits for each of its bytes.
+    """
+    first_bits = (0, 16) if bits == 3 else (0, 8, 16, 24)
     tables = []
-    for position in range(4):
-        rows = []
-        for octet in range(256):
-            row = 0
-            for bit in range(8):
-                if octet >> bit & 1:
-                    row |= _octet_contribution(bits, 8 * position + bit)
-            rows.append(row)
+    for first in first_bits:
+        added = [_added_to_pairs(bits, first + bit) for bit in range(8)]
+        rows = [[sum(added[bit] for bit in range(8) if octet >> bit & 1)] for octet in range(256)]
         tables.append(mx.array(rows, dtype=mx.uint64))
     mx.eval(tables)
     return tables
 
 
-def _octet_contribution(bits: int, bit: int) -> int:
-    """What one bit of a word of the second plane adds to the bytes of its eight pairs."""
+def _added_to_pairs(bits: int, bit: int) -> int:
+    """What one bit of a word of the second plane adds to the bytes of eight pairs."""
     if bits == 3:
-        return (1 if bit < 16 else 2) << 8 * (bit % 8)
+        return (1 if bit < 16 else 2) << _lane(bit % 8)
     for pair in range(8):
         for offset in range(2):
             if bit == _detail_shift(pair) + offset:
-                return 1 << (8 * pair + offset)
+                return 1 << _lane(pair) + offset
             if bit == _sign_shift(pair) + 16 * offset:
-                return 1 << (8 * pair + 2 + offset)
+                return 1 << _lane(pair) + 2 + offset
     raise ValueError(f"no field at bit {bit}")
+
+
+def _lane(pair: int) -> int:
+    """First bit of the byte of one of eight pairs, in the order of lookups: even pairs, then odd ones."""
+    return 8 * (pair % 2 * 4 + pair // 2)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.codec.base import Block, FittedFormat, Format
+from tqchat.kv.codec.base import Block, FittedFormat, Format, concatenate
 from tqchat.kv.codec.centres import Centres, cluster, index_of, join_gain, one_hot, store_centres
 from tqchat.kv.codec.fitting import FLOAT16_MAX, QueryStatistics, fit_keys
-from tqchat.kv.codec.quantiser import Quantiser
+from tqchat.kv.codec.quantiser import FINE_QUANTISER, Quantiser
 from tqchat.kv.codec.rotation import Rotation
 
 _MAX_TRANSPOSED_ROWS = 4
@@ -26,6 +26,25 @@ def _value_stream() -> mx.ThreadLocalStream:
     Thread-local: each attending thread gets its own.
     """
     return mx.new_thread_local_stream(mx.cpu)
+
+
+class Prepared(NamedTuple):
+    """Encoded vectors prepared for products: packed ones, then fine ones, at least one of either.
+
+    Attributes:
+        gain: As stored, float16 ``[batch, heads, tokens, 1]``.
+        centre: Its index, uint8 of the same shape.
+        parts: The codes of each, with the quantiser that looks them up.
+    """
+
+    gain: mx.array
+    centre: mx.array
+    parts: tuple[tuple[Quantiser, tuple[mx.array, ...]], ...]
+
+    @property
+    def factors(self) -> mx.array:
+        """The gains, float32."""
+        return mx.abs(self.gain).astype(mx.float32)
 
 
 def _columns(rows: mx.array) -> mx.array:
@@ -130,11 +149,12 @@ class TurboFormat(FittedFormat):
         gain = mx.where(mx.isfinite(norm), mx.minimum(gain, FLOAT16_MAX), mx.nan)
         return words, gain.astype(mx.float16) if index is None else join_gain(gain, index)
 
-    def prepare(self, block: Block) -> Block:
-        """The gain as float32, the index of the centre, then what ``Quantiser.lookup`` needs."""
-        words, gain = block
-        codes = self.quantiser.prepare(words, self.rotation.head_dim)
-        return mx.abs(gain).astype(mx.float32), index_of(gain), *codes
+    def prepare(self, block: Block, fine: Block = ()) -> Prepared:
+        parts = [(self.quantiser, block), (FINE_QUANTISER, fine)]
+        gain = concatenate([part[1] for _, part in parts if part], axis=2)
+        dim = self.rotation.head_dim
+        codes = tuple((quantiser, quantiser.prepare(part[0], dim)) for quantiser, part in parts if part)
+        return Prepared(gain, index_of(gain), codes)
 
     @cached_property
     def _fold_signs(self) -> mx.array:
@@ -152,14 +172,23 @@ class TurboFormat(FittedFormat):
             return super().fold(queries)
         return mx.hadamard_transform(queries * self._fold_signs)
 
-    def multiply(self, folded: mx.array, prepared: Block) -> mx.array:
+    def multiply(self, folded: mx.array, prepared: Prepared) -> mx.array:
         if folded.shape[2] > self.rotation.head_dim:  # fewer values to scale than scores
             return folded @ self._dequantise(prepared).swapaxes(-1, -2)
-        gain, index, *codes = prepared
+        _, index, parts = prepared
+        gain = prepared.factors
         if folded.shape[2] > _MAX_TRANSPOSED_ROWS or mx.default_device() != mx.cpu:
-            scores = (folded @ self._lookup(codes).swapaxes(-1, -2)) * gain.swapaxes(-1, -2)
+            products = [
+                quantiser.arrange(folded) @ self._lookup(quantiser, codes).swapaxes(-1, -2)
+                for quantiser, codes in parts
+            ]
+            scores = concatenate(products, axis=-1) * gain.swapaxes(-1, -2)
         else:
-            scores = ((self._lookup(codes) @ _columns(folded)) * gain).swapaxes(-1, -2)
+            products = [
+                self._lookup(quantiser, codes) @ _columns(quantiser.arrange(folded))
+                for quantiser, codes in parts
+            ]
+            scores = (concatenate(products, axis=2) * gain).swapaxes(-1, -2)
         if self.centres is None:
             return scores
         of_centres = folded @ self.centres.vectors.swapaxes(-1, -2)
@@ -167,16 +196,22 @@ class TurboFormat(FittedFormat):
             of_centres, mx.broadcast_to(index.swapaxes(-1, -2), scores.shape), axis=-1
         )
 
-    def sum(self, weights: mx.array, prepared: Block, depends_on: mx.array | None = None) -> mx.array:
+    def sum(self, weights: mx.array, prepared: Prepared, depends_on: mx.array | None = None) -> mx.array:
         if weights.shape[2] > self.rotation.head_dim:
             return weights @ self._dequantise(prepared)
-        gain, index, *codes = prepared
-        if depends_on is None or mx.default_device() != mx.cpu:
-            stored = self._lookup(codes)
-        else:
-            with mx.stream(_value_stream()):
-                stored = self._lookup(mx.depends(codes, [depends_on]))
-        total = (weights * gain.swapaxes(-1, -2)) @ stored
+        _, index, parts = prepared
+        scaled = weights * prepared.factors.swapaxes(-1, -2)
+        total, end = None, 0
+        for quantiser, codes in parts:
+            start, end = end, end + codes[0].shape[2]
+            if depends_on is None or mx.default_device() != mx.cpu:
+                stored = self._lookup(quantiser, codes)
+            else:
+                with mx.stream(_value_stream()):
+                    stored = self._lookup(quantiser, mx.depends(list(codes), [depends_on]))
+            share = quantiser.restore(scaled[..., start:end] @ stored, self.rotation.head_dim)
+            total = share if total is None else total + share
+        assert total is not None
         if self.centres is None:
             return total
         return total + (weights @ one_hot(index).swapaxes(-1, -2)) @ self.centres.vectors
@@ -187,10 +222,12 @@ class TurboFormat(FittedFormat):
     def _from_stored(self, x: mx.array) -> mx.array:
         return self.rotation.unrotate(x)
 
-    def _dequantise(self, prepared: Block) -> mx.array:
-        gain, index, *codes = prepared
-        stored = self._lookup(codes) * gain
+    def _dequantise(self, prepared: Prepared) -> mx.array:
+        _, index, parts = prepared
+        dim = self.rotation.head_dim
+        stored = concatenate([q.restore(self._lookup(q, codes), dim) for q, codes in parts], axis=2)
+        stored = stored * prepared.factors
         return stored if self.centres is None else stored + self.centres.of(index)
 
-    def _lookup(self, codes: Sequence[mx.array]) -> mx.array:
-        return self.quantiser.lookup(codes, self.rotation.head_dim)
+    def _lookup(self, quantiser: Quantiser, codes: Sequence[mx.array]) -> mx.array:
+        return quantiser.lookup(codes, self.rotation.head_dim)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self
 
 import mlx.core as mx
 
-from tqchat.kv.codec.base import Block, Format, RawFormat
+from tqchat.kv.codec.base import Block, Format, RawFormat, concatenate
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_fine_format, make_format
+from tqchat.kv.codec.turbo import Prepared
 from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
@@ -52,6 +53,28 @@ class Encoded(NamedTuple):
 
     encoded: int
     packed: int
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Vectors to be encoded and appended to a store.
+
+    Attributes:
+        x: ``[batch, heads, tokens, head_dim]``.
+        is_long: Whether it is one of several parts, each of which is evaluated before the next.
+    """
+
+    role: Literal["key", "value"]
+    store: TokenStore
+    format: Format
+    x: mx.array
+    is_long: bool
+
+    def append(self, block: Block) -> None:
+        """Append the vectors, encoded."""
+        self.store.append(block)
+        if self.is_long:
+            mx.eval(self.store.arrays)
 
 
 @dataclass(frozen=True)
@@ -98,8 +121,7 @@ class Side:
         self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
         self._decoded: tuple[tuple[object, ...], tuple[object, ...], mx.array] | None = None
         self._sinks_cache: tuple[object, int, mx.array] | None = None
-        # Of the packed tokens and of the fine ones.
-        self._prepared_cache: dict[TokenStore, tuple[Block, int, int, Block]] = {}
+        self._kept: tuple[list[tuple[Block, int, int]], Any] | None = None
 
     def set_format(self, packed: Format) -> None:
         """Set the format of packed tokens, and that of fine ones with it."""
@@ -132,10 +154,12 @@ class Side:
     @property
     def working_bytes(self) -> int:
         """Bytes of the arrays kept between steps that are computed from the others: float32 copies of the
-        sinks, and the format's.
+        sinks, the centres of encoded tokens, and the format's.
         """
         sinks = 0 if self._sinks_cache is None else self._sinks_cache[2].nbytes
-        return sinks + self.format.working_bytes
+        prepared = None if self._kept is None else self._kept[1]
+        centres = prepared.centre.nbytes if isinstance(prepared, Prepared) else 0
+        return sinks + centres + self.format.working_bytes
 
     def release_working_arrays(self) -> None:
         """Release what ``working_bytes`` counts; the next step computes it again."""
@@ -162,7 +186,7 @@ class Side:
         copied = copy.copy(self)
         copied.sinks, copied.packed = self.sinks.snapshot(), self.packed.snapshot()
         copied.fine, copied.recent = self.fine.snapshot(), self.recent.snapshot()
-        copied._prepared_cache = {}
+        copied._kept = None
         return copied
 
     def first(self, count: int) -> Self:
@@ -245,6 +269,19 @@ class Side:
     ) -> None:
         """Encode the tokens that have left the tail, and pack those that have left the fine part.
 
+        Arguments as for ``take_due``.
+        """
+        for encoding in self.take_due(statistics, rounding, target):
+            encoding.append(encode(encoding.format, encoding.x))
+
+    def take_due(
+        self,
+        statistics: QueryStatistics = NO_STATISTICS,
+        rounding: Rounding = NO_ROUNDING,
+        target: Encoded | None = None,
+    ) -> list[Encoding]:
+        """Take out what ``pack_due`` encodes; the side is complete again once that is appended, in order.
+
         The first call fits the format to all raw tokens.
 
         Args:
@@ -255,22 +292,24 @@ class Side:
         target = self.due if target is None else target
         count, surplus = target.encoded - self.encoded, target.packed - self.packed.length
         if not (count or surplus):
-            return
+            return []
         self.revision = object()
         self._forget_encoded()  # Their references would prevent growth in place.
         if count and (unfitted := self.vectors_to_fit(statistics)) is not None:
             self.set_format(self.format.fit(*unfitted))
         first = statistics.first_position + self.sinks.length + self.packed.length
         packs_fine = min(surplus, self.fine.length)
+        encodings: list[Encoding] = []
         if packs_fine:
-            self._pack_fine(first, packs_fine, rounding)
+            encodings += self._take_fine(first, packs_fine, rounding)
             first += packs_fine
         if count:
             (due,) = self.recent.take_front(count)
             packs_raw = surplus - packs_fine
-            self._encode(self.packed, self.spec, due[:, :, :packs_raw], first, rounding)
+            encodings += self._encodings(self.packed, self.spec, due[:, :, :packs_raw], first, rounding)
             first += packs_raw + self.fine.length
-            self._encode(self.fine, FINE, due[:, :, packs_raw:], first, rounding)
+            encodings += self._encodings(self.fine, FINE, due[:, :, packs_raw:], first, rounding)
+        return encodings
 
     def vectors_to_fit(self, statistics: QueryStatistics) -> tuple[mx.array, QueryStatistics] | None:
         """Separate the sinks; what ``Format.fit`` is called with before the next packing.
@@ -289,18 +328,18 @@ class Side:
         behind_sinks = statistics.first_position + self.sinks.length
         return self.recent.view()[0], replace(statistics, first_position=behind_sinks)
 
-    def _pack_fine(self, first: int, count: int, rounding: Rounding) -> None:
-        """Pack the oldest ``count`` fine tokens, of which ``first`` is the position of the first."""
+    def _take_fine(self, first: int, count: int, rounding: Rounding) -> list[Encoding]:
+        """Take out the oldest ``count`` fine tokens, of which ``first`` is the position of the first."""
         block = self.fine.take_front(count)
         if self.spec == FINE:
             self.packed.append(block)
-        else:
-            self._encode(self.packed, self.spec, self.fine_format.decode(block), first, rounding)
+            return []
+        return self._encodings(self.packed, self.spec, self.fine_format.decode(block), first, rounding)
 
-    def _encode(
+    def _encodings(
         self, store: TokenStore, spec: FormatSpec, x: mx.array, first: int, rounding: Rounding
-    ) -> None:
-        """Append vectors ``[batch, heads, tokens, head_dim]`` to a store of encoded ones.
+    ) -> list[Encoding]:
+        """How vectors ``[batch, heads, tokens, head_dim]`` come into a store of encoded ones.
 
         Args:
             spec: Of the store's format.
@@ -309,13 +348,14 @@ class Side:
         format_ = self.format_of(store)
         count = x.shape[2]
         chunk = PACK_CHUNK_TOKENS if kernels() is None else GPU_PACK_CHUNK_TOKENS
+        encodings = []
         for low, high, bits, _ in rounding.spans(first, first + count):
             encoder = format_ if bits > spec.bits else format_.length_keeping
             for start in range(low, high, chunk):
                 end = min(start + chunk, high)
-                store.append(encode(encoder, x[:, :, start - first : end - first]))
-                if count > chunk:
-                    mx.eval(store.arrays)
+                part = x[:, :, start - first : end - first]
+                encodings.append(Encoding(self.role, store, encoder, part, count > chunk))
+        return encodings
 
     def format_of(self, store: TokenStore) -> Format:
         """The format of one of the two stores of encoded tokens."""
@@ -339,8 +379,7 @@ class Side:
 
     def _forget_encoded(self) -> None:
         """Release what is kept between steps of encoded tokens."""
-        self._decoded = None
-        self._prepared_cache = {}
+        self._decoded = self._kept = None
 
     def take_fit_of(self, other: Side) -> None:
         """Take the fit of a side in another format, unless this one is fitted or needs more."""
@@ -394,7 +433,7 @@ class Side:
         else:
             self._decoded = None
             parts = [array.astype(dtype) for array in self.sinks.view()]
-        return _concatenate([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
+        return concatenate([*parts, *(array.astype(dtype) for array in self.recent.view())], axis=2)
 
     def _decoded_by_kernel(self, dtype: mx.Dtype) -> mx.array | None:
         if not self.packed.length or (self.fine.length and kernels() is None):
@@ -403,7 +442,7 @@ class Side:
         if fine:
             # Few tokens, decoded by plain operations: to the kernel they are the first of the tail.
             raw = self.fine_format.decode(fine).astype(self.dtype)
-            recent = (_concatenate([raw, *recent], axis=2),)
+            recent = (concatenate([raw, *recent], axis=2),)
         return decode(self.format, sinks, packed, recent, dtype)
 
     def release_decoded(self) -> None:
@@ -427,7 +466,7 @@ class Side:
             parts.append(self.format.decode(store.view(first, first + size)).astype(dtype))
         if fine.length:
             parts.append(self.fine_format.decode(fine.view()).astype(dtype))
-        decoded = _concatenate(parts, axis=2)
+        decoded = concatenate(parts, axis=2)
         self._decoded = (objects, numbers, decoded) if keep_graph else None
         return decoded
 
@@ -439,18 +478,17 @@ class Side:
 
     def scores(self, folded: FoldedQueries, start: int = 0, end: int | None = None) -> mx.array:
         """Dot products with the keys of tokens ``[start, end)``: float32 ``[batch, heads, rows, tokens]``."""
+        (sinks, sinks_end), (front, encoded_end), (recent, end) = self._ranges(start, end)
         parts = []
-        for store, low, high in self._parts(start, end):
-            if store is self.sinks:
-                assert folded.sinks is not None
-                parts.append(folded.sinks[..., low:high])
-            elif store is not self.recent:
-                assert folded.stored is not None
-                encoded = self.format_of(store)
-                parts.append(encoded.multiply(folded.stored, self._prepared(store, low, high)))
-            else:
-                parts.append(_RAW.multiply(folded.raw, store.view(low, high)))
-        return _concatenate(parts)
+        if sinks < sinks_end:
+            assert folded.sinks is not None
+            parts.append(folded.sinks[..., sinks:sinks_end])
+        if front < encoded_end:
+            assert folded.stored is not None
+            parts.append(self.format.multiply(folded.stored, self._prepared(front, encoded_end)))
+        if recent < end:
+            parts.append(_RAW.multiply(folded.raw, self.recent.view(recent, end)))
+        return concatenate(parts)
 
     def combine(
         self, weights: mx.array, start: int = 0, end: int | None = None, depends_on: mx.array | None = None
@@ -461,36 +499,28 @@ class Side:
             weights: float32 ``[batch, heads, rows, tokens]``.
             depends_on: See ``Format.sum``.
         """
+        (sinks, sinks_end), (front, encoded_end), (recent, end) = self._ranges(start, end)
+        behind_sinks = sinks_end - sinks
+        behind_encoded = behind_sinks + encoded_end - front
         sums: list[mx.array] = []
-        stored: list[mx.array] = []
-        recent: list[mx.array] = []
-        offset = 0
-        for store, low, high in self._parts(start, end):
-            part = weights[..., offset : offset + high - low]
-            offset += high - low
-            if store is self.sinks:
-                sums.append(part @ self._float_sinks[:, :, low:high])
-            elif store is not self.recent:
-                encoded = self.format_of(store)
-                # Fine tokens are few: a wait for another stream takes longer than they do.
-                waits_for = depends_on if store is self.packed else None
-                stored.append(encoded.sum(part, self._prepared(store, low, high), waits_for))
-            else:
-                recent.append(_RAW.sum(part, store.view(low, high)))
-        if stored:
-            sums.append(self.format.unfold(sum(stored[1:], stored[0])))
-        sums += recent
+        if behind_sinks:
+            sums.append(weights[..., :behind_sinks] @ self._float_sinks[:, :, sinks:sinks_end])
+        if front < encoded_end:
+            encoded = self._prepared(front, encoded_end)
+            total = self.format.sum(weights[..., behind_sinks:behind_encoded], encoded, depends_on)
+            sums.append(self.format.unfold(total))
+        if recent < end:
+            sums.append(_RAW.sum(weights[..., behind_encoded:], self.recent.view(recent, end)))
         return sum(sums[1:], sums[0])
 
-    def _parts(self, start: int, end: int | None) -> Iterator[tuple[TokenStore, int, int]]:
-        """Stores that hold the tokens ``[start, end)``, each with the range inside it."""
+    def _ranges(self, start: int, end: int | None) -> tuple[tuple[int, int], ...]:
+        """The tokens ``[start, end)`` among the sinks, among the encoded tokens and in the tail."""
         end = self.length if end is None else end
-        offset = 0
-        for store in self.stores.values():
-            low, high = max(start - offset, 0), min(end - offset, store.length)
-            offset += store.length
-            if low < high:
-                yield store, low, high
+        ranges = []
+        for length in (self.sinks.length, self.encoded, self.recent.length):
+            ranges.append((min(max(start, 0), length), min(max(end, 0), length)))
+            start, end = start - length, end - length
+        return tuple(ranges)
 
     @property
     def _float_sinks(self) -> mx.array:
@@ -502,17 +532,25 @@ class Side:
             cached = self._sinks_cache = front_revision, length, sinks
         return cached[2]
 
-    def _prepared(self, store: TokenStore, low: int, high: int) -> Block:
-        """``Format.prepare`` of encoded tokens ``[low, high)`` of a store; cached for the full range."""
-        format_ = self.format_of(store)
-        if (low, high) != (0, store.length):
-            return format_.prepare(store.view(low, high))
-        cached = self._prepared_cache.get(store)
-        if cached is None or cached[0] is not store.arrays or cached[1:3] != (store.start, store.length):
-            cached = store.arrays, store.start, store.length, format_.prepare(store.view())
-            mx.async_eval(cached[3])  # type: ignore[no-untyped-call]  # see ``_float_sinks``
-            self._prepared_cache[store] = cached
-        return cached[3]
+    def _prepared(self, start: int, end: int) -> Any:
+        """``Format.prepare`` of the encoded tokens ``[start, end)``; kept between steps if those are all."""
+        if (start, end) != (0, self.encoded):
+            return self._prepare(start, end)
+        stores = self.packed, self.fine
+        state = [(store.arrays, store.start, store.length) for store in stores]
+        kept = self._kept
+        if kept is None or any(
+            a[0] is not b[0] or a[1:] != b[1:] for a, b in zip(kept[0], state, strict=True)
+        ):
+            kept = self._kept = state, self._prepare(start, end)
+            mx.async_eval(kept[1])  # type: ignore[no-untyped-call]  # see ``_float_sinks``
+        return kept[1]
+
+    def _prepare(self, start: int, end: int) -> Any:
+        split = self.packed.length
+        packed = self.packed.view(start, end) if start < split else ()
+        fine = self.fine.view(max(start - split, 0), end - split) if end > split else ()
+        return self.format.prepare(packed, fine)
 
     def arrays(self) -> dict[str, mx.array]:
         """Arrays needed to restore the side exactly, by name, without spare capacity."""
@@ -575,7 +613,3 @@ def check_fitted(
     }
     if fitted != expected:
         raise ValueError("the fitted vectors do not match the shape of the tokens")
-
-
-def _concatenate(parts: list[mx.array], axis: int = -1) -> mx.array:
-    return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis=axis)

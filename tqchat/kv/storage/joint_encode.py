@@ -1,0 +1,73 @@
+"""Encodes tokens of several sides at once: for the few of a step, an operation takes longer than its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import mlx.core as mx
+
+from tqchat.kv.codec.centres import Centres
+from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.kernels.device import kernels
+from tqchat.kv.kernels.encode import encode
+from tqchat.kv.storage.side import Encoding
+
+MAX_VECTORS = 2048
+"""Vectors encoded at once: with more of them, the number of operations does not matter."""
+
+
+def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
+    """Encode and append what sides have taken out.
+
+    Args:
+        sides: The encodings of each, which are appended in their order.
+    """
+    groups: dict[object, list[Encoding]] = {}
+    # The first encoding of every side before the second of any.
+    for number in range(max(map(len, sides), default=0)):
+        for encodings in sides:
+            if number < len(encodings):
+                groups.setdefault((number, _kind(encodings[number])), []).append(encodings[number])
+    for group in groups.values():
+        batch, heads, tokens, _ = group[0].x.shape
+        size = max(1, MAX_VECTORS // max(1, batch * heads * tokens))
+        for start in range(0, len(group), size):
+            _encode_batch(group[start : start + size])
+
+
+def _kind(encoding: Encoding) -> object:
+    """Equal for encodings that can be done in one batch. A GPU encodes in one kernel as it is."""
+    format_ = encoding.format
+    if not isinstance(format_, TurboFormat) or encoding.is_long or kernels() is not None:
+        return id(encoding)
+    fit = format_.centres is None, format_.balance is None, format_.metric is None
+    return format_.role, format_.quantiser, id(format_.rotation), fit, encoding.x.shape, encoding.x.dtype
+
+
+def _encode_batch(batch: Sequence[Encoding]) -> None:
+    formats = [one.format for one in batch if isinstance(one.format, TurboFormat)]
+    if len(batch) == 1 or len(formats) != len(batch):
+        for one in batch:
+            one.append(encode(one.format, one.x))
+        return
+    centres = [one.centres for one in formats if one.centres is not None]
+    together = replace(
+        formats[0],
+        centres=Centres(
+            *map(mx.concatenate, ([one.codes for one in centres], [one.scales for one in centres]))
+        )
+        if centres
+        else None,
+        balance=_joined([one.balance for one in formats]),
+        metric=_joined([one.metric for one in formats]),
+    )
+    block = encode(together, mx.concatenate([one.x for one in batch]))
+    rows = batch[0].x.shape[0]
+    for number, one in enumerate(batch):
+        one.append(tuple(array[number * rows : (number + 1) * rows] for array in block))
+
+
+def _joined(arrays: Sequence[mx.array | None]) -> mx.array | None:
+    present = [array for array in arrays if array is not None]
+    return mx.concatenate(present) if present else None
