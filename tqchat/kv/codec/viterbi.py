@@ -24,13 +24,21 @@ _IMPOSSIBLE = 1e9
 """Cost of a state that a path cannot start in."""
 
 
-_CHUNK_VECTORS = 256
-"""Vectors searched at a time on a CPU, so that the costs of a step stay in its cache."""
+_CHUNK_VECTORS = 768
+"""Vectors searched at a time by a thread of a CPU: with fewer, threads wait for each other's Python; the
+costs of more leave the cache.
+"""
+
+
+_LEAST_VECTORS = 256
+"""Fewer are not worth waking a thread."""
+
+_CORES = os.cpu_count() or 1
 
 
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, "trellis")
+    return ThreadPoolExecutor(_CORES, "trellis")
 
 
 class PathSearch:
@@ -51,8 +59,7 @@ class PathSearch:
         factors = np.concatenate([-2 * entries, np.square(entries).sum(axis=-1, keepdims=True)], axis=-1)
         by_origin = factors.transpose(0, 2, 1, 3).reshape(len(entries), STATES * STATES, 3)
         self._by_detail = [self._library.array(part) for part in by_origin]
-        by_nibble = factors.transpose(3, 1, 0, 2).reshape(3, STATES, -1)
-        self._by_nibble = [self._library.array(part) for part in by_nibble]
+        self._by_nibble = self._library.array(factors.transpose(1, 3, 0, 2).reshape(STATES, -1))
 
     def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
         """Nibbles and details of the cheapest circular path.
@@ -72,10 +79,9 @@ class PathSearch:
             nibbles, details = self._circular(targets)
             return nibbles.astype(mx.uint32), details.astype(mx.uint32)
         held = np.array(targets)
-        chunks = [
-            np.ascontiguousarray(held[..., i : i + _CHUNK_VECTORS]) for i in range(0, vectors, _CHUNK_VECTORS)
-        ]
-        # One chunk, as of a tile in a decode step, is not worth waking a thread.
+        rounds = -(-vectors // (_CHUNK_VECTORS * _CORES))
+        size = max(_LEAST_VECTORS, -(-vectors // (rounds * _CORES)))
+        chunks = [np.ascontiguousarray(held[..., i : i + size]) for i in range(0, vectors, size)]
         found = map(self._circular, chunks) if len(chunks) == 1 else _threads().map(self._circular, chunks)
         nibbles, details = (np.concatenate(part).astype(np.uint32) for part in zip(*found, strict=True))
         return mx.array(nibbles), mx.array(details)
@@ -132,11 +138,13 @@ class PathSearch:
         Returns:
             States before the first pair and after each, and the detail of each pair: integers ``[vectors]``.
         """
-        x, y, square = self._by_nibble
+        count = self._by_nibble.shape[1] // 3
         states, details = [last], []
         for target, cost in zip(targets[::-1], costs[-2::-1], strict=True):
             state = states[-1]
-            errors = x[state] * target[0][:, None] + y[state] * target[1][:, None] + square[state]
+            factors = self._library.take(self._by_nibble, state, axis=0)
+            x, y, square = factors[:, :count], factors[:, count : 2 * count], factors[:, 2 * count :]
+            errors = x * target[0][:, None] + y * target[1][:, None] + square
             branches = errors.reshape(len(state), -1, STATES) + cost.T[:, None]
             best = branches.reshape(len(state), -1).argmin(axis=-1)
             states.append(best % STATES)
