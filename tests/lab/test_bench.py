@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -208,6 +209,7 @@ def test_events_and_restore_print_their_rows(llama_folder: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("piece of text", "memory report", "look at the budget"))
     assert "**restore**" in printed and "turbo4, then the first token" in printed
+    assert ("turbo4, from the disk" in printed) == (sys.platform == "linux")
 
 
 def test_a_turn_over_a_packed_history_is_timed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +37,8 @@ class RestoreRow:
 
     Attributes:
         restore_s: From the files to a cache that can be used.
+        cold_restore_s: The same with the files dropped from the page cache; ``None`` if that is not possible
+            on this system.
         question_s: Reading the next message, of ``QUESTION_TOKENS`` tokens.
         first_step_s: From there to the first token.
     """
@@ -44,6 +48,7 @@ class RestoreRow:
     read_s: float
     save_s: float
     restore_s: float
+    cold_restore_s: float | None
     question_s: float
     first_step_s: float
     memory_bytes: int
@@ -71,7 +76,7 @@ def measure(
 
 def table(rows: Sequence[RestoreRow]) -> str:
     """The rows as Markdown."""
-    header = ["scheme", "tokens", "re-read", "restore", "speed-up"]
+    header = ["scheme", "tokens", "re-read", "restore", "from the disk", "speed-up"]
     header += [f"{QUESTION_TOKENS} new tokens", "first token", "save"]
     header += ["in memory", "on disk", f"written after {TURN_TOKENS} more"]
     cells = [
@@ -80,6 +85,7 @@ def table(rows: Sequence[RestoreRow]) -> str:
             f"{row.tokens:,}",
             f"{row.read_s:.2f} s",
             f"{1000 * row.restore_s:.1f} ms",
+            "" if row.cold_restore_s is None else f"{1000 * row.cold_restore_s:.1f} ms",
             f"{row.read_s / row.restore_s:,.0f}",
             f"{1000 * row.question_s:.1f} ms",
             f"{1000 * row.first_step_s:.1f} ms",
@@ -107,6 +113,11 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
     memory = held.report().bytes
     rounds = [_times_to_first_token(model, scheme, ids, length, vault) for _ in range(RESTORE_ROUNDS)]
     restore_s, question_s, first_step_s = (median(times) for times in zip(*rounds, strict=True))
+    cold = [
+        _times_to_first_token(model, scheme, ids, length, vault)[0]
+        for _ in range(RESTORE_ROUNDS)
+        if _drop_from_page_cache(vault)
+    ]
     for _ in held.prefill_in_chunks(ids[length:-REPLY_TOKENS]):
         pass
     for token in ids[-REPLY_TOKENS:]:
@@ -118,6 +129,7 @@ def _row(model: LoadedModel, scheme: str, ids: list[int], length: int, vault: Va
         read_s=read,
         save_s=saved,
         restore_s=restore_s,
+        cold_restore_s=median(cold) if cold else None,
         question_s=question_s,
         first_step_s=first_step_s,
         memory_bytes=memory,
@@ -141,6 +153,17 @@ def _times_to_first_token(
     read = time.perf_counter()
     next(iter(Decoder(held, prompt, Sampling(temperature=0.0), 1)))
     return restored - began, read - restored, time.perf_counter() - read
+
+
+def _drop_from_page_cache(vault: Vault) -> bool:
+    """Make the next reads of the vault's files come from the disk. ``False`` if this system cannot."""
+    if sys.platform != "linux":
+        return False
+    for path in (path for entry in vault.entries() for path in entry.folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # pages that are not written yet stay
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 def _save(held: PromptCache, vault: Vault) -> SaveResult:

@@ -109,6 +109,10 @@ def own_schemes(candidates: Sequence[Candidate]) -> list[str]:
 def _restore(model: LoadedModel, plan: Plan, tell: Callable[[str], None]) -> Iterator[BenchRow]:
     for row in restore_bench.measure(model, own_schemes(plan.candidates), plan.contexts, tell):
         yield BenchRow("restore", row.scheme, row.tokens, row.restore_s, 0.0, row.tokens / row.restore_s)
+        if (cold := row.cold_restore_s) is not None:
+            yield BenchRow(
+                "restore", f"{row.scheme}, from the disk", row.tokens, cold, 0.0, row.tokens / cold
+            )
         new, name = restore_bench.QUESTION_TOKENS, f"{row.scheme}, then a message"
         yield BenchRow("restore", name, row.tokens, row.question_s, 0.0, new / row.question_s)
         name = f"{row.scheme}, then the first token"
