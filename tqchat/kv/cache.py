@@ -187,6 +187,11 @@ class SchemeCache:
         return self.key_side.is_due or self.value_side.is_due
 
     @property
+    def is_complete(self) -> bool:
+        """Whether the sides hold as many tokens as were counted; not after an error during packing."""
+        return all(side.length == self.offset for side in self.sides)
+
+    @property
     def packed_tokens(self) -> int:
         """Packed and fine tokens of the side that has more."""
         return max(side.encoded for side in self.sides)
@@ -631,7 +636,7 @@ class SchemeCache:
         self.rounding = {
             role: Rounding.from_json(one).before(self.offset) for role, one in zip(ROLES, runs, strict=True)
         }
-        if not self._lengths_agree():
+        if not self.is_complete:
             raise ValueError("The arrays do not hold as many tokens as the cache says.")
 
     def _description(self) -> dict[str, Any]:
@@ -651,9 +656,6 @@ class SchemeCache:
     def _init_from(self, description: dict[str, Any], scheme: Scheme, dtype: mx.Dtype | None) -> None:
         """Initialise an empty cache from a description."""
         SchemeCache.__init__(self, scheme, dtype)
-
-    def _lengths_agree(self) -> bool:
-        return all(side.length == self.offset for side in self.sides)
 
     @classmethod
     def from_state(cls, state: tuple[str, dict[str, mx.array]]) -> Self:

@@ -17,7 +17,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.rope import Rope, model_ropes
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
-from tqchat.kv.storage.joint_encode import encode_together
+from tqchat.kv.storage.joint_encode import are_few, encode_together
 from tqchat.kv.storage.joint_fit import fit_together
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
@@ -163,11 +163,23 @@ def flat_layers(cache: list[Any]) -> list[Any]:
 
 
 def pack_together(layers: Iterable[SchemeCache]) -> None:
-    """``pack_due`` of the layers of a prompt cache in which something is due, with fewer operations."""
+    """``pack_due`` of the layers of a prompt cache in which something is due, with fewer operations.
+
+    Layers with many due tokens, as after a prompt, are packed one after the other, so that the raw tokens of
+    each are released before the next is packed.
+    """
     due = [layer for layer in layers if layer.is_due]
     fit_together(side for layer in due for side in layer.unfitted)
-    encode_together([side for layer in due for side in layer.take_due()])
+    few = []
     for layer in due:
+        sides = layer.take_due()
+        if are_few(sides):
+            few.append((layer, sides))
+        else:
+            encode_together(sides)
+            layer.submit()
+    encode_together([side for _, sides in few for side in sides])
+    for layer, _ in few:
         layer.submit()
 
 

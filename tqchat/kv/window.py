@@ -85,7 +85,8 @@ class WindowCache(SchemeCache):
     def _init_from(self, description: dict[str, Any], scheme: Scheme, dtype: mx.Dtype | None) -> None:
         WindowCache.__init__(self, untrusted.whole(description["max_size"], 1), scheme, dtype)
 
-    def _lengths_agree(self) -> bool:
+    @property
+    def is_complete(self) -> bool:
         keys, values = (side.length for side in self.sides)
         return min(self.offset, self.max_size - 1) <= keys == values <= self.offset
 

@@ -464,3 +464,16 @@ def test_a_fine_part_is_a_number_of_tokens(value: Any) -> None:
     text, arrays = filled("turbo3", 90).state
     with pytest.raises(ValueError):
         SchemeCache.from_state((json.dumps(json.loads(text) | {"fine": value}), arrays))
+
+
+def test_gains_that_are_joined_for_a_step_are_counted() -> None:
+    side = Side(parse_scheme("turbo2"), "value")
+    side.append(vectors(1024))
+    side.pack_due()
+    query = side.fold(mx.ones((1, HEADS, 1, DIM)))
+    side.release_working_arrays()
+    assert side.fine.length and not side.working_bytes - side.format.working_bytes
+    sinks = HEADS * side.sinks.length * DIM * 4
+    mx.eval(side.scores(query))
+    joined = HEADS * side.encoded * (2 + 1)  # float16 gains, and a byte for the centre
+    assert joined <= side.working_bytes - side.format.working_bytes <= joined + sinks

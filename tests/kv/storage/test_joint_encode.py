@@ -12,6 +12,7 @@ from tqchat.kv import SchemeCache, make_prompt_cache
 from tqchat.kv.cache import packing_later
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.prompt_cache import flat_layers, pack_together
+from tqchat.kv.scheme import parse_scheme
 from tqchat.kv.storage import joint_encode
 
 STEPS = 100
@@ -73,3 +74,24 @@ def test_a_step_encodes_each_kind_of_side_once(monkeypatch: pytest.MonkeyPatch) 
     vectors.clear()
     packed("llama", "turbo4", True)
     assert len(vectors) == 2 * packings * len(layers)
+
+
+@pytest.mark.skipif(kernels() is not None, reason="a GPU encodes each side in one kernel")
+def test_a_long_prompt_is_released_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    real = joint_encode.encode
+
+    def measured(format_: Any, x: mx.array) -> Any:
+        held.append(mx.get_active_memory())
+        return real(format_, x)
+
+    monkeypatch.setattr(joint_encode, "encode", measured)
+    layers = [SchemeCache(parse_scheme("turbo4")) for _ in range(6)]
+    for number, layer in enumerate(layers):
+        raw = mx.random.normal((1, 2, 4096, 64), key=mx.random.key(number)).astype(mx.float16)
+        layer.append(raw, raw + 1)
+        mx.eval(layer.state[1])
+        raw_bytes = 2 * raw.nbytes
+        del raw
+    pack_together(layers)
+    assert held[0] - held[-1] > 2 * raw_bytes

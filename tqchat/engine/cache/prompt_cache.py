@@ -341,8 +341,9 @@ def _offsets(cache: list[Any]) -> list[int]:
 
 
 def _holds(cache: list[Any], tokens: int) -> bool:
-    """Whether every layer that counts its tokens has counted ``tokens``."""
-    return all(offset == tokens for offset in _offsets(cache))
+    """Whether every layer that counts its tokens has counted ``tokens``, and ours hold them."""
+    ours = (layer for layer in flat_layers(cache) if isinstance(layer, kv.SchemeCache))
+    return all(offset == tokens for offset in _offsets(cache)) and all(layer.is_complete for layer in ours)
 
 
 def _all_count_tokens(cache: list[Any]) -> bool:

@@ -42,6 +42,12 @@ class Prepared(NamedTuple):
     parts: tuple[tuple[Quantiser, tuple[mx.array, ...]], ...]
 
     @property
+    def copied_bytes(self) -> int:
+        """Bytes of the arrays that are not views of stored ones."""
+        joined = self.gain.nbytes if len(self.parts) > 1 else 0
+        return joined + self.centre.nbytes
+
+    @property
     def factors(self) -> mx.array:
         """The gains, float32."""
         return mx.abs(self.gain).astype(mx.float32)

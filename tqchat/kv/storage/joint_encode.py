@@ -17,6 +17,18 @@ MAX_VECTORS = 2048
 """Vectors encoded at once: with more of them, the number of operations does not matter."""
 
 
+def are_few(sides: Sequence[Sequence[Encoding]]) -> bool:
+    """Whether what a layer has taken out is so little that it is worth encoding with that of other layers."""
+    return kernels() is None and all(
+        2 * _vectors(one) <= MAX_VECTORS and not one.is_long for encodings in sides for one in encodings
+    )
+
+
+def _vectors(encoding: Encoding) -> int:
+    batch, heads, tokens, _ = encoding.x.shape
+    return batch * heads * tokens
+
+
 def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
     """Encode and append what sides have taken out.
 
@@ -30,8 +42,7 @@ def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
             if number < len(encodings):
                 groups.setdefault((number, _kind(encodings[number])), []).append(encodings[number])
     for group in groups.values():
-        batch, heads, tokens, _ = group[0].x.shape
-        size = max(1, MAX_VECTORS // max(1, batch * heads * tokens))
+        size = max(1, MAX_VECTORS // _vectors(group[0]))
         for start in range(0, len(group), size):
             _encode_batch(group[start : start + size])
 

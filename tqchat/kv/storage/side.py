@@ -64,7 +64,6 @@ class Encoding:
         is_long: Whether it is one of several parts, each of which is evaluated before the next.
     """
 
-    role: Literal["key", "value"]
     store: TokenStore
     format: Format
     x: mx.array
@@ -154,12 +153,12 @@ class Side:
     @property
     def working_bytes(self) -> int:
         """Bytes of the arrays kept between steps that are computed from the others: float32 copies of the
-        sinks, the centres of encoded tokens, and the format's.
+        sinks, what ``Prepared`` copies, and the format's.
         """
         sinks = 0 if self._sinks_cache is None else self._sinks_cache[2].nbytes
         prepared = None if self._kept is None else self._kept[1]
-        centres = prepared.centre.nbytes if isinstance(prepared, Prepared) else 0
-        return sinks + centres + self.format.working_bytes
+        copied = prepared.copied_bytes if isinstance(prepared, Prepared) else 0
+        return sinks + copied + self.format.working_bytes
 
     def release_working_arrays(self) -> None:
         """Release what ``working_bytes`` counts; the next step computes it again."""
@@ -354,7 +353,7 @@ class Side:
             for start in range(low, high, chunk):
                 end = min(start + chunk, high)
                 part = x[:, :, start - first : end - first]
-                encodings.append(Encoding(self.role, store, encoder, part, count > chunk))
+                encodings.append(Encoding(store, encoder, part, count > chunk))
         return encodings
 
     def format_of(self, store: TokenStore) -> Format:
