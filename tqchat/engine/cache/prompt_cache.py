@@ -200,7 +200,7 @@ class PromptCache:
             self.draft.pack_prompts(on)
 
     def pack_due(self) -> None:
-        """Pack what is due. A reply does so with its first token, other prefills when they end."""
+        """Pack what is due. A reply does so between its steps, other prefills when they end."""
         pack_together(self._scheme_caches)
 
     def reset_peak(self) -> None:
