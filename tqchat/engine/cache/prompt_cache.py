@@ -201,7 +201,8 @@ class PromptCache:
 
     def pack_due(self) -> None:
         """Pack what is due. A reply does so between its steps, other prefills when they end."""
-        pack_together(self._scheme_caches)
+        with mx.stream(generation_stream):
+            pack_together(self._scheme_caches)
 
     def reset_peak(self) -> None:
         """Start measuring the peak of allocated memory for ``report``."""
