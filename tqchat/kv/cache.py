@@ -17,11 +17,11 @@ from tqchat.kv.attention.reference import attention
 from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
-from tqchat.kv.kernels.encode import encode
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.launch import Workspace
 from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
+from tqchat.kv.storage.joint_encode import encode_together
 from tqchat.kv.storage.joint_fit import Unfitted
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
@@ -417,9 +417,7 @@ class SchemeCache:
         return QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
 
     def _pack(self) -> None:
-        for encodings in self.take_due():
-            for one in encodings:
-                one.append(encode(one.format, one.x))
+        encode_together(self.take_due())
 
     def take_due(self) -> list[list[Encoding]]:
         """Take out what is due, from each side; see ``Side.take_due``. ``submit`` follows."""

@@ -11,6 +11,7 @@ from tqchat.kv.codec.centres import Centres
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
+from tqchat.kv.storage.joint_fit import stacked
 from tqchat.kv.storage.side import Encoding
 
 MAX_VECTORS = 2048
@@ -70,15 +71,10 @@ def _encode_batch(batch: Sequence[Encoding]) -> None:
         )
         if centres
         else None,
-        balance=_joined([one.balance for one in formats]),
-        metric=_joined([one.metric for one in formats]),
+        balance=stacked([one.balance for one in formats]),
+        metric=stacked([one.metric for one in formats]),
     )
     block = encode(together, mx.concatenate([one.x for one in batch]))
     rows = batch[0].x.shape[0]
     for number, one in enumerate(batch):
         one.append(tuple(array[number * rows : (number + 1) * rows] for array in block))
-
-
-def _joined(arrays: Sequence[mx.array | None]) -> mx.array | None:
-    present = [array for array in arrays if array is not None]
-    return mx.concatenate(present) if present else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import mlx.core as mx
@@ -47,8 +47,8 @@ def _fit_batch(batch: list[tuple[Side, mx.array, QueryStatistics]]) -> None:
     first = statistics[0]
     together = replace(
         first,
-        query_energy=_stacked([one.query_energy for one in statistics]),
-        balance=_stacked([one.balance for one in statistics]),
+        query_energy=stacked([one.query_energy for one in statistics]),
+        balance=stacked([one.balance for one in statistics]),
     )
     fitted = sides[0].format.fit(mx.concatenate(list(vectors), axis=0), together).fitted
     rows = vectors[0].shape[0]
@@ -57,6 +57,7 @@ def _fit_batch(batch: list[tuple[Side, mx.array, QueryStatistics]]) -> None:
         side.set_format(make_format(side.spec, side.head_dim, side.role, side.format.shared, own))
 
 
-def _stacked(arrays: list[mx.array | None]) -> mx.array | None:
+def stacked(arrays: Sequence[mx.array | None]) -> mx.array | None:
+    """Fitted arrays of several sides along the batch axis; ``None`` if they have none."""
     present = [array for array in arrays if array is not None]
     return mx.concatenate(present, axis=0) if present else None

@@ -546,6 +546,7 @@ class Side:
         return kept[1]
 
     def _prepare(self, start: int, end: int) -> Any:
+        """``_prepared``, made anew."""
         split = self.packed.length
         packed = self.packed.view(start, end) if start < split else ()
         fine = self.fine.view(max(start - split, 0), end - split) if end > split else ()
