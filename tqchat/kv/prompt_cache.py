@@ -53,7 +53,7 @@ def use_placeholders(model: Module, cache: list[Any]) -> None:
     On a CPU the decoding graph is a small part of a step and is reused.
     """
     route = routing.route_of(model)
-    layers = [layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
+    layers = scheme_caches(cache)
     for layer in layers:
         layer.route = route
     compressing = [layer for layer in layers if layer.scheme.compresses]
@@ -160,6 +160,11 @@ def flat_layers(cache: list[Any]) -> list[Any]:
     for layer in cache:
         flat += flat_layers(list(layer.caches)) if isinstance(layer, mlx_cache.CacheList) else [layer]
     return flat
+
+
+def scheme_caches(cache: list[Any]) -> list[SchemeCache]:
+    """The caches of a prompt cache that are ours; mlx-lm's are left out."""
+    return [layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
 
 
 def pack_together(layers: Iterable[SchemeCache]) -> None:

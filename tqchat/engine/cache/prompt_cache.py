@@ -23,7 +23,7 @@ from tqchat.kv import checkpoint
 from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import attach_ropes, flat_layers, pack_together, replace_layers
+from tqchat.kv.prompt_cache import attach_ropes, flat_layers, pack_together, replace_layers, scheme_caches
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.kv.storage.write_behind import waiting_bytes
 from tqchat.store.vault import Restored
@@ -89,7 +89,7 @@ class PromptCache:
 
     @property
     def _scheme_caches(self) -> list[kv.SchemeCache]:
-        return [layer for layer in flat_layers(self.cache) if isinstance(layer, kv.SchemeCache)]
+        return scheme_caches(self.cache)
 
     @property
     def rounding(self) -> tuple[int, int]:
@@ -343,8 +343,8 @@ def _offsets(cache: list[Any]) -> list[int]:
 
 def _holds(cache: list[Any], tokens: int) -> bool:
     """Whether every layer that counts its tokens has counted ``tokens``, and ours hold them."""
-    ours = (layer for layer in flat_layers(cache) if isinstance(layer, kv.SchemeCache))
-    return all(offset == tokens for offset in _offsets(cache)) and all(layer.is_complete for layer in ours)
+    complete = all(layer.is_complete for layer in scheme_caches(cache))
+    return complete and all(offset == tokens for offset in _offsets(cache))
 
 
 def _all_count_tokens(cache: list[Any]) -> bool:

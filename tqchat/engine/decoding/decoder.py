@@ -25,8 +25,8 @@ from tqchat.engine.decoding.step import Step, alone
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.kv import checkpoint
-from tqchat.kv.cache import MAX_DECODE_ROWS, SchemeCache, verifying
-from tqchat.kv.prompt_cache import flat_layers
+from tqchat.kv.cache import MAX_DECODE_ROWS, verifying
+from tqchat.kv.prompt_cache import scheme_caches
 
 STEPS_PER_CLEAR = 256
 """Steps between two releases of MLX's unused buffers, as in mlx-lm."""
@@ -267,5 +267,5 @@ def _since(then: float) -> tuple[float, float]:
 
 def _steps_until_packing(held: PromptCache) -> int:
     """Tokens until the cache packs next; a large number if never."""
-    layers = [layer for layer in flat_layers(held.cache) if isinstance(layer, SchemeCache)]
+    layers = scheme_caches(held.cache)
     return min((side.tokens_until_due for layer in layers for side in layer.sides), default=MAX_DECODE_ROWS)

@@ -20,8 +20,8 @@ from tqchat import kv
 from tqchat.engine import backend
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel
-from tqchat.kv.cache import SchemeCache, packing_later
-from tqchat.kv.prompt_cache import flat_layers, pack_together
+from tqchat.kv.cache import packing_later
+from tqchat.kv.prompt_cache import pack_together, scheme_caches
 from tqchat.kv.scheme import FP16
 from tqchat.lab.bench import kv_caches, timing
 from tqchat.lab.bench.results import BenchRow
@@ -104,7 +104,7 @@ def _time_decode(model: LoadedModel, cache: list[Any]) -> float:
     Caches pack between steps, all layers together, as in the chat.
     """
     began = ended = 0.0
-    ours = [layer for layer in flat_layers(cache) if isinstance(layer, SchemeCache)]
+    ours = scheme_caches(cache)
     # Any: the stub covers models of every kind.
     steps: Any = generate_step(mx.array([1]), model.model, max_tokens=DECODED_TOKENS + 1, prompt_cache=cache)
     with packing_later(ours):
