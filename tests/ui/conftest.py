@@ -22,6 +22,7 @@ from tqchat.settings import Settings
 from tqchat.ui.actions.registry import Registry
 from tqchat.ui.actions.table import ACTIONS
 from tqchat.ui.app import TqchatApp
+from tqchat.ui.screens.chat import ChatScreen
 from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
@@ -38,6 +39,14 @@ def drawn(app: App[None]) -> list[Strip]:
     return app.screen._compositor.render_strips()
 
 
+async def settle(app: App[None], pilot: Pilot[None]) -> None:
+    """Draw what the chat screen would draw at its next tick, which may be a quarter of a second away."""
+    for screen in app.screen_stack:
+        if isinstance(screen, ChatScreen) and screen.is_attached:
+            screen.draw_due()
+    await pilot.pause()
+
+
 @dataclass
 class RunningApp:
     """A running app, its pilot and its scripted engine."""
@@ -51,11 +60,12 @@ class RunningApp:
         return self.engines[0]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until a condition holds; fails after ``DEADLINE_S``."""
+        """Wait until a condition holds and the screen shows it; fails after ``DEADLINE_S``."""
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
             assert time.monotonic() < deadline, f"timed out; the screen shows:\n{self.text()}"
             await self.pilot.pause(0.02)
+        await settle(self.app, self.pilot)
 
     async def shows(self, text: str) -> None:
         """Wait until the screen shows a text."""

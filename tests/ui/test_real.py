@@ -10,7 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.models import STARTER_FOLDER
-from tests.ui.conftest import drawn
+from tests.ui.conftest import drawn, settle
 from tqchat.kv.scheme import parse_scheme
 from tqchat.paths import Paths
 from tqchat.settings import Settings
@@ -35,6 +35,7 @@ async def until(pilot: Pilot[None], app: TqchatApp, condition: object) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"timed out; the screen shows:\n{text(app)}"
         await pilot.pause(0.05)
+    await settle(app, pilot)
 
 
 def text(app: TqchatApp) -> str:
