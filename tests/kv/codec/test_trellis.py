@@ -12,7 +12,7 @@ from tqchat.kv.codec import trellis
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.trellis import DamagedTables, TrellisQuantiser, decoding_table, entries
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.codec.viterbi import PathSearch
+from tqchat.kv.codec.viterbi import MARGIN, STEPS, PathSearch
 from tqchat.kv.scheme import FormatSpec
 
 BITS = (2, 3, 4)
@@ -83,15 +83,21 @@ def cheapest_by_trying_all(target: np.ndarray, table: np.ndarray, last: int) -> 
     return float(total.min())
 
 
+@pytest.mark.parametrize("outlier", [None, 3.0, -5.0, 40.0, 1e6])
 @pytest.mark.parametrize("bits", [2, 3])
-def test_no_path_with_the_same_ends_is_better(bits: int) -> None:
-    x = normal(40, 6)
-    target = np.array(mx.abs(x) if bits > 2 else x).reshape(40, 3, 2)
+def test_no_path_with_the_same_ends_is_better(bits: int, outlier: float | None) -> None:
+    """Up to the rounding of errors; what lies far outside the table is searched at its edge."""
+    x = np.array(normal(40, 6))
+    if outlier is not None:
+        x[:, 1] = outlier
     table = np.array(entries(bits).astype(mx.float32))
-    words, values = TrellisQuantiser(bits).quantise(x)
-    found = np.array((values - x).square().sum(axis=-1))
-    for one, row, error in zip(target, np.array(words), found, strict=True):
-        assert error == pytest.approx(cheapest_by_trying_all(one, table, field(row, 8, 4)), abs=1e-4)
+    limit = MARGIN * np.abs(table).max()
+    target = np.clip(np.abs(x) if bits > 2 else x, -limit, limit).reshape(40, 3, 2)
+    words, values = (np.array(part) for part in TrellisQuantiser(bits).quantise(mx.array(x)))
+    found = np.square((np.abs(values) if bits > 2 else values).reshape(40, 3, 2) - target).sum(axis=(1, 2))
+    for one, row, error in zip(target, words, found, strict=True):
+        least = cheapest_by_trying_all(one, table, field(row, 8, 4))
+        assert least - 1e-4 < error < least + 0.02
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -155,3 +161,14 @@ def test_a_damaged_table_file_is_not_used(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DamagedTables, match="reinstall"):
         entries(2)
     trellis._tables.cache_clear()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_costs_of_the_search_are_exact_wherever_a_pair_lies(bits: int) -> None:
+    """Sixteen times the error of the best branch of any state is a whole number that float32 can hold."""
+    table = np.array(entries(bits).astype(mx.float32))
+    limit = MARGIN * np.abs(table).max()
+    axis = np.linspace(-limit if bits == 2 else 0, limit, 41)
+    targets = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    errors = np.square(table[None] - targets[:, None, None, None]).sum(axis=-1).min(axis=1)
+    assert 16 * STEPS**2 * errors.min(axis=1).max() < 1 << 24

@@ -567,9 +567,15 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
     packed_words, gains = format_.encode(part)
     plan = encode_plan(format_, part)
     found = emulator.run(plan.spec, encode_inputs(format_, part), encode_launch(plan, part.shape))
-    # Ties may be rounded differently.
-    assert (found[0] == packed_words).mean().item() > 0.99
-    assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()
+    # Ties may be rounded differently; a CPU searches the trellis with rounded errors.
+    same = (found[0] == packed_words).all(axis=-1)
+    assert (found[0] == packed_words).mean().item() > (0.99 if kind == "turbo" else 0.8)
+    difference = mx.abs(found[1][..., 0].astype(mx.float32) / gains[..., 0].astype(mx.float32) - 1)
+    assert mx.where(same, difference, 0).max().item() < 2e-3
+    errors = [
+        (format_.decode(block) - part).square().sum().item() for block in ((packed_words, gains), tuple(found))
+    ]
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Memory of another process, as the system and the driver of an NVIDIA card tell it."""
+"""Memory of a process, as the system and the driver of an NVIDIA card tell it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Footprint:
         Args:
             card_before: ``card_bytes()`` before it was started.
         """
-        self.resident_bytes, peak = _resident(pid)
+        self.resident_bytes, peak = resident(pid)
         self.peak_bytes = _most(self.peak_bytes, peak)
         self.device_bytes = _most(self.device_bytes, _on_card(pid, card_before))
 
@@ -64,8 +64,8 @@ def _sum(rows: list[list[int]]) -> int | None:
     return sum(row[0] for row in rows) * _MIB if rows else None
 
 
-def _resident(pid: int) -> tuple[int | None, int | None]:
-    """Resident memory, and the most there was so far."""
+def resident(pid: int) -> tuple[int | None, int | None]:
+    """A process's resident bytes, and the most there were so far."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

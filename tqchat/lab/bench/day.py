@@ -7,6 +7,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 # isort: split
 
 import gc
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from tqchat.engine.events import Done, Failed
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.errors import TqchatError
+from tqchat.lab.api_bench.footprint import resident
 from tqchat.lab.bench import timing
 from tqchat.lab.bench.results import BenchRow
 from tqchat.lab.candidates import Candidate
@@ -119,7 +121,9 @@ def _row(
     rounds: int,
     tell: Callable[[str], None],
 ) -> BenchRow:
-    chat, turns = Chat(model, scheme, words), 0
+    chat, turns = Chat(model, scheme, words), 1
+    chat.turn()
+    before = _resident() - chat.session.memory().bytes
     while chat.tokens < tokens or turns < tokens // TURN_TOKENS:
         chat.turn()
         turns += 1
@@ -127,8 +131,10 @@ def _row(
             tell(f"{scheme}: {turns} turns, {chat.tokens:,} tokens")
     gc.collect()
     mx.clear_cache()
-    expected = model.info.weight_bytes + chat.session.memory().bytes
+    weights = model.info.weight_bytes
+    expected = weights + chat.session.memory().bytes
     memory_ratio = mx.get_active_memory() / expected
+    resident_ratio = (_resident() - before + weights) / expected
     messages = [*chat.messages, chat.question()]
     sessions = {"day": chat.session, "fresh": Session(model, scheme)}
     seeds = {name: iter(range(rounds + timing.WARM_UP_ROUNDS)) for name in sessions}
@@ -151,4 +157,10 @@ def _row(
         1 / median(own),
         ratio_fresh=timing.ratio(times["fresh"], own),
         memory_ratio=memory_ratio,
+        resident_ratio=resident_ratio,
     )
+
+
+def _resident() -> int:
+    """Resident bytes of this process."""
+    return resident(os.getpid())[0] or 0

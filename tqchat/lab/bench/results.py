@@ -35,6 +35,7 @@ class BenchRow:
         read_bytes: Bytes that must be read: the cache, and for ``decode`` the weights.
         ratio_fresh: Speed relative to a cache that has read the same transcript afresh, like ``ratio_fp16``.
         memory_ratio: MLX's memory in use, relative to the weights and what the gauge says.
+        resident_ratio: The same of resident memory, without what the process took before the conversation.
         total_s: For ``api``: seconds of all turns.
         most_reread: For ``api``: the most tokens of the history that one turn read again, but for the turn
             after the restart.
@@ -61,6 +62,7 @@ class BenchRow:
     read_bytes_s: float | None = None
     ratio_fresh: float | None = None
     memory_ratio: float | None = None
+    resident_ratio: float | None = None
     ratio_plain: float | None = None
     total_s: float | None = None
     most_reread: int | None = None
@@ -132,6 +134,7 @@ def _table(rows: Sequence[BenchRow], copy_bytes_s: float | None) -> str:
         ("of mlx-lm's quantised", [_shown(row.ratio_mlx, _times) for row in rows]),
         ("of a fresh cache", [_shown(row.ratio_fresh, _times) for row in rows]),
         ("memory of the expected", [_shown(row.memory_ratio, _times) for row in rows]),
+        ("resident of the expected", [_shown(row.resident_ratio, _times) for row in rows]),
         ("of plain", [_shown(row.ratio_plain, _times) for row in rows]),
         ("slowest", [_shown(row.slowest_s, _seconds) for row in rows]),
         ("first after the restart", [_shown(row.restart_s, _seconds) for row in rows]),
