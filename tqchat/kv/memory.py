@@ -24,7 +24,8 @@ class LayerReport:
         rounded_tokens: Tokens that were rounded under an earlier scheme at least as coarsely as under this.
         rounded_bits: The fewest bits of such keys and values; 16 if there are none.
         rounded_times: How often such a token was rounded under earlier schemes, at most.
-        packed_tokens: Packed tokens, those at ``FINE_BITS`` included.
+        packed_tokens: Packed tokens, fine ones included.
+        fine_tokens: How many of them are at ``FINE_BITS``, as the newest are under schemes of few bits.
         key_bits, value_bits: Code widths of packed keys and values; 16 if they stay raw.
     """
 
@@ -50,6 +51,7 @@ class LayerReport:
     rounded_times: int = 0
     key_bits: int = 16
     value_bits: int = 16
+    fine_tokens: int = 0
 
     @property
     def compressed(self) -> bool:
@@ -125,6 +127,11 @@ class MemoryReport:
     def packed_tokens(self) -> int:
         """Packed tokens of the layer with the most."""
         return max((layer.packed_tokens for layer in self.layers), default=0)
+
+    @property
+    def fine_tokens(self) -> int:
+        """Packed tokens at ``FINE_BITS`` of the layer with the most."""
+        return max((layer.fine_tokens for layer in self.layers), default=0)
 
     @property
     def tail_tokens(self) -> int:

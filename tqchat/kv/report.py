@@ -90,6 +90,7 @@ def _scheme_layer(index: int, layer: SchemeCache) -> LayerReport:
         rounded_times=max(rounding.times for rounding in carried),
         key_bits=keys.spec.bits,
         value_bits=values.spec.bits,
+        fine_tokens=packed_side.fine.length,
     )
 
 

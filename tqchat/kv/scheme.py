@@ -241,8 +241,9 @@ class Scheme:
         if self.key.kind == self.value.kind == "affine":
             return f"Keys and values at {self.key.bits} bits, MLX's own quantisation."
         how = {"raw": "", "affine": " (affine)", "turbo": " (rotated)", "trellis": " (rotated, trellis)"}
-        keys = f"Keys at {self.key.bits} bits{how[self.key.kind]}"
-        return f"{keys}, values at {self.value.bits} bits{how[self.value.kind]}."
+        keys, values = (f"at {spec.bits} bits{how[spec.kind]}" for spec in (self.key, self.value))
+        both = f"Keys and values {keys}" if self.key == self.value else f"Keys {keys}, values {values}"
+        return f"{both}, recent tokens at {FINE_BITS}." if self.fine else f"{both}."
 
 
 RAW = FormatSpec("raw", 16)

@@ -17,7 +17,7 @@ from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import launch
 from tqchat.kv.kernels.decode import decode_inputs, decode_launch, decode_plan
 from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Kernels
-from tqchat.kv.kernels.encode import encode_inputs, encode_launch, encode_plan
+from tqchat.kv.kernels.encode import MAX_ERROR_RATIO, encode_inputs, encode_launch, encode_plan
 from tqchat.kv.kernels.fused import with_own_tail
 from tqchat.kv.kernels.launch import StepLauncher, Workspace
 from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_FINE_SPLITS, plan_for
@@ -567,15 +567,16 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
     packed_words, gains = format_.encode(part)
     plan = encode_plan(format_, part)
     found = emulator.run(plan.spec, encode_inputs(format_, part), encode_launch(plan, part.shape))
-    # Ties may be rounded differently; a CPU searches the trellis with rounded errors.
-    same = (found[0] == packed_words).all(axis=-1)
-    assert (found[0] == packed_words).mean().item() > (0.99 if kind == "turbo" else 0.8)
-    difference = mx.abs(found[1][..., 0].astype(mx.float32) / gains[..., 0].astype(mx.float32) - 1)
-    assert mx.where(same, difference, 0).max().item() < 2e-3
-    errors = [
-        (format_.decode(block) - part).square().sum().item() for block in ((packed_words, gains), tuple(found))
-    ]
-    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+    if kind == "turbo":
+        # Ties may be rounded differently.
+        assert (found[0] == packed_words).mean().item() > 0.99
+        assert mx.allclose(found[1].astype(mx.float32), gains.astype(mx.float32), rtol=2e-3).item()
+        return
+    # A CPU finds paths in another way, which are as cheap.
+    blocks = (packed_words, gains), tuple(found)
+    errors = [(format_.decode(block) - part).square().sum(axis=-1) for block in blocks]
+    assert errors[1].sum().item() == pytest.approx(errors[0].sum().item(), rel=MAX_ERROR_RATIO - 1)
+    assert mx.median(mx.abs(errors[1] / errors[0] - 1)).item() < 0.05
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
+import mlx.core as mx
 import pytest
 
 from tests.ui.conftest import OpenApp, RunningApp
@@ -12,12 +14,15 @@ from tests.ui.scripted import report
 from tqchat.engine import events
 from tqchat.engine.memory.auto_scheme import SchemeChoice
 from tqchat.engine.memory.quality_profile import Profile, SchemeQuality
+from tqchat.kv.cache import SchemeCache
 from tqchat.kv.memory import predict_bytes
+from tqchat.kv.report import memory_report
 from tqchat.kv.scheme import SCHEMES, TILE, parse_scheme
 from tqchat.ui import figures
 from tqchat.ui.controller.records import History, Sample
 from tqchat.ui.screens.scheme import rows
 from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
+from tqchat.ui.widgets.gauge.panel import lines
 from tqchat.ui.widgets.gauge.reading import Reading, bits
 from tqchat.ui.widgets.gauge.remaining import RemainingTokens, remaining_tokens
 from tqchat.ui.widgets.gauge.strip import strip
@@ -52,6 +57,27 @@ async def test_a_cache_that_is_not_compressed_yet_is_explained(open_app: OpenApp
         assert "saved" not in said(ui) and "as FP16" not in said(ui)
         await ui.pilot.press("f3")
         await ui.shows(f"compression starts after {more} more tokens")
+
+
+@pytest.mark.parametrize("name", [scheme.name for scheme in SCHEMES if scheme.compresses])
+def test_compression_starts_with_the_token_that_is_told(name: str) -> None:
+    """A real cache that grows by a token, as in a reply; then the newest packed tokens are told apart."""
+    scheme, cache = parse_scheme(name), SchemeCache(parse_scheme(name))
+    vectors = mx.random.normal((1, 2, 400, 64)).astype(mx.float16)
+    told, more = None, 0
+    for held in range(vectors.shape[2]):
+        counted = memory_report([cache], name)
+        assert bool(counted.packed_tokens) == (told == held)
+        if counted.packed_tokens:
+            break
+        (more,) = map(int, re.findall(r"after (\d+)", Reading(scheme, counted, History()).start))
+        told = held + more
+        cache.update_and_fetch(vectors[:, :, held : held + 1], vectors[:, :, held : held + 1])
+        cache.pack_due()
+    assert more == 1 and counted.packed_tokens == counted.tokens - counted.tail_tokens - counted.sink_tokens
+    assert counted.fine_tokens == (counted.packed_tokens if scheme.fine else 0)
+    shown = "\n".join(line.plain for line in lines(Reading(scheme, counted, History())))
+    assert ("at 6 bit" in shown) == bool(scheme.fine)
 
 
 def said(ui: RunningApp) -> str:

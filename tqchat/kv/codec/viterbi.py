@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -14,24 +13,26 @@ import numpy as np
 STATES = 16
 """States of the trellis: the values of a nibble."""
 
-WARM_UP_PAIRS = 8
-"""Pairs before and after the ends of a vector from which its first state is estimated.
-
-Mean squared error of 2-bit codes of 64 coordinates with 0 (first state fixed), 4, 8 and all pairs: 0.0823,
-0.0811, 0.0796, 0.0788.
+PAIRS_BEFORE = 8
+"""Pairs at a vector's end that are searched before its first pair, too, so that its first state is one that
+continues them. Squared errors with 0, 4 and 6, relative to those with 8: 1.037, 1.004, 1.0015 (4 bits, 128
+coordinates).
 """
+
+PAIRS_AGAIN = 8
+"""Pairs searched again from a vector's start, where the path does not start in the state that it ends in."""
 
 STEPS = 192
 """Steps per unit of a coordinate, to which the search rounds: squared errors are whole numbers then. It adds
-0.04 % to the error of 4-bit codes, less to that of others.
+0.1 % to the error of 4-bit codes, less to that of others.
 """
 
 MARGIN = 1.25
 """Coordinates beyond so many times the table's largest value are searched as if they were that large, so that
-sixteen times the squared error of the best branch is below 2^24.
+the squared error of the best branch is below 2^20 and leaves four bits to a state.
 """
 
-_IMPOSSIBLE = float(1 << 24)
+_IMPOSSIBLE = float(1 << 20)
 """Cost of a state that a path cannot start in."""
 
 
@@ -40,6 +41,12 @@ _CHUNK_VECTORS = 768
 costs of more leave the cache.
 """
 
+
+_PARTS = 8
+"""Parts in which errors are computed: a BLAS would share a larger product among threads, which are busy."""
+
+_PAIRS_TO_LOWER = 8
+"""After so many pairs costs are lowered by the least one."""
 
 _LEAST_VECTORS = 256
 """Fewer are not worth waking a thread."""
@@ -69,16 +76,17 @@ class PathSearch:
         self._limit = MARGIN * float(np.abs(entries).max())
         steps = np.rint(STEPS * entries)
         squares = np.square(steps).sum(axis=-1, keepdims=True)
-        # Sixteen times the squared error is the product with a target, so that a state can be added to it.
-        factors = STATES * np.concatenate([-2 * steps, squares, np.ones_like(squares)], axis=-1)
+        # The squared error is the product with a target.
+        factors = np.concatenate([-2 * steps, squares, np.ones_like(squares)], axis=-1)
         self._by_detail = [self._library.array(part) for part in factors.astype(np.float32)]
+        self._in_parts = [part.reshape(_PARTS, -1, 4) for part in factors.astype(np.float32)]
         self._x, self._y = (self._library.array(np.ascontiguousarray(entries[..., i])) for i in range(2))
 
     def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
-        """Nibbles and details of the cheapest circular path.
+        """Nibbles and details of the cheapest circular path, or of one that costs hardly more.
 
-        The state before the first pair is that of the cheapest path through the pairs around the vector's
-        ends; the path then starts and ends there.
+        It starts and ends in the state that the cheapest path over the last pairs and then all of them has
+        between the last and the first.
 
         Args:
             pairs: float32 ``[vectors, pairs, 2]``.
@@ -87,7 +95,8 @@ class PathSearch:
             uint32 ``[vectors, pairs]`` each.
         """
         vectors = len(pairs)
-        targets = pairs.transpose(1, 2, 0)
+        inside = mx.clip(mx.nan_to_num(pairs), -self._limit, self._limit)
+        targets = inside.transpose(1, 2, 0)
         if not self._on_cpu:
             nibbles, details = self._circular(targets)
             return nibbles.astype(mx.uint32), details.astype(mx.uint32)
@@ -107,21 +116,36 @@ class PathSearch:
         """
         library = self._library
         count, _, vectors = targets.shape
-        inside = library.clip(library.nan_to_num(targets), -self._limit, self._limit)
-        rounded = library.round(inside * STEPS)
+        rounded = library.round(targets * STEPS)
         squares = library.square(rounded).sum(axis=1, keepdims=True)
         rounded = library.concatenate([rounded, library.ones_like(squares), squares], axis=1)
-        around = min(WARM_UP_PAIRS, count)
-        ends = library.concatenate([rounded[count - around :], rounded[:around]])
-        origins, costs = self._forward(ends, library.zeros((STATES, vectors), dtype=library.float32))
-        first, *_ = _trace(library, origins[around:], costs.argmin(axis=0))
-        start = _IMPOSSIBLE * (library.arange(STATES)[:, None] != first).astype(library.float32)
-        origins, _ = self._forward(rounded, start)
-        states = library.stack(_trace(library, origins, first))
+        before = min(PAIRS_BEFORE, count)
+        lap = library.concatenate([rounded[count - before :], rounded])
+        costs = self._forward(lap, library.zeros((STATES, vectors), dtype=library.float32))
+        # The cheapest path anywhere tells the state between the last pair and the first.
+        ends = _trace(library, costs, costs[-1].argmin(axis=0))[before]
+        states = _trace(library, costs[before:], ends)
+        states = self._closed(rounded[:PAIRS_AGAIN], states, ends)
         windows = STATES * states[1:] + states[:-1]
         return states[1:].T, self._details(windows, targets[:, 0], targets[:, 1]).T
 
-    def _forward(self, targets: Any, costs: Any) -> tuple[Sequence[Any], Any]:
+    def _closed(self, targets: Any, states: Any, ends: Any) -> Any:
+        """Let paths start in the states ``ends``.
+
+        Args:
+            targets: Of the first pairs, over which those paths that start elsewhere are searched again.
+            states: From ``_trace``.
+        """
+        library, count = self._library, len(targets)
+        columns = np.flatnonzero(states[0] != ends) if self._on_cpu else library.arange(len(ends))
+        if not len(columns):
+            return states
+        start = _IMPOSSIBLE * (library.arange(STATES)[:, None] != ends[columns]).astype(library.float32)
+        costs = self._forward(targets[..., columns], start)
+        states[: count + 1, columns] = _trace(library, costs, states[count, columns])
+        return states
+
+    def _forward(self, targets: Any, costs: Any) -> Any:
         """The cheapest paths to each state.
 
         Args:
@@ -129,44 +153,42 @@ class PathSearch:
             costs: Of the states before the first pair, float32 ``[states, vectors]``.
 
         Returns:
-            For each pair the state before it on the cheapest path to each state, ``[states, vectors]``; and
-            the costs after the last, up to a number by vector.
+            The costs of the states after each pair, float32 ``[pairs, states, vectors]``, up to a number by
+            pair and vector. They are whole numbers, and sixteenths tell the state before the pair.
         """
-        if self._on_cpu:
-            return self._forward_in_place(targets, costs)
+        states = self._library.arange(STATES, dtype=self._library.float32)[:, None] / STATES
+        forward = self._forward_in_place if self._on_cpu else self._forward_in_mlx
+        return forward(targets, costs, states)
+
+    def _forward_in_mlx(self, targets: mx.array, costs: mx.array, states: mx.array) -> mx.array:
         found = []
         for target in targets:
             errors, *others = (factors @ target for factors in self._by_detail)
             for other in others:
                 errors = mx.minimum(errors, other)
-            branches = errors.reshape(STATES, STATES, -1) + costs
-            found.append(branches.argmin(axis=1))
-            costs = branches.min(axis=1)
+            branches = mx.round(errors).reshape(STATES, STATES, -1) + (costs + states)
+            found.append(branches.min(axis=1))
+            costs = mx.floor(found[-1])
             costs = costs - costs.min(axis=0)
-        return found, costs
+        return mx.stack(found)
 
-    def _forward_in_place(self, targets: np.ndarray, first: np.ndarray) -> tuple[Sequence[Any], np.ndarray]:
-        """``_forward`` in numpy, without new arrays of all branches.
-
-        Costs are multiples of 16 to which the state is added, so that the least one tells its state.
-        """
-        states = np.arange(STATES, dtype=np.float32)[:, None]
-        costs = first + states
-        errors, other = np.empty((2, STATES * STATES, first.shape[1]), np.float32)
+    def _forward_in_place(self, targets: np.ndarray, first: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Without new arrays of all branches."""
+        costs = first.copy()
+        errors, other = np.empty((2, _PARTS, STATES * STATES // _PARTS, first.shape[1]), np.float32)
         branches = errors.reshape(STATES, STATES, -1)
-        found = np.empty((len(targets), *first.shape), np.uint8)
-        whole = np.empty(first.shape, np.int32)
-        for origins, target in zip(found, targets, strict=True):
-            np.matmul(self._by_detail[0], target, out=errors)
-            for factors in self._by_detail[1:]:
+        found = np.empty((len(targets), *first.shape), np.float32)
+        for i, target in enumerate(targets):
+            np.matmul(self._in_parts[0], target, out=errors)
+            for factors in self._in_parts[1:]:
                 np.minimum(errors, np.matmul(factors, target, out=other), out=errors)
+            costs += states
             np.add(branches, costs, out=branches)
-            np.minimum.reduce(branches, axis=1, out=costs)
-            np.copyto(whole, costs, casting="unsafe")
-            np.bitwise_and(whole, STATES - 1, out=origins, casting="unsafe")
-            costs -= origins
-            costs += states - costs.min(axis=0)
-        return found, costs - states
+            np.minimum.reduce(branches, axis=1, out=found[i])
+            np.floor(found[i], out=costs)
+            if i % _PAIRS_TO_LOWER == 0:
+                costs -= costs.min(axis=0)
+        return found
 
     def _details(self, windows: Any, x: Any, y: Any) -> Any:
         """The nearest entry of each window: integers of the shape of all arguments."""
@@ -183,19 +205,20 @@ class PathSearch:
         return details
 
 
-def _trace(library: Any, origins: Sequence[Any], last: Any) -> list[Any]:
+def _trace(library: Any, costs: Any, last: Any) -> Any:
     """The states before the first pair and after each on the cheapest path that ends in the state ``last``.
 
     Args:
-        origins: From ``_forward``.
+        costs: From ``_forward``.
+        last: Integers ``[vectors]``.
 
     Returns:
-        Integers ``[vectors]`` each.
+        int32 ``[pairs + 1, vectors]``.
     """
     vectors = len(last)
     columns = library.arange(vectors)
-    states = [last]
-    for before in origins[::-1]:
-        state = library.take(before.reshape(-1), states[-1] * vectors + columns)
-        states.append(state.astype(last.dtype))
-    return states[::-1]
+    states = [last.astype(library.int32)]
+    for after in costs[::-1]:
+        cost = library.take(after.reshape(-1), states[-1] * vectors + columns)
+        states.append((STATES * (cost - library.floor(cost))).astype(library.int32))
+    return library.stack(states[::-1])

@@ -14,7 +14,6 @@ from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.rounding import LEAF_SIZE
 from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.codec.viterbi import WARM_UP_PAIRS
 from tqchat.kv.kernels.device import (
     MAX_HEAD_DIM,
     SIMD_WIDTH,
@@ -27,6 +26,12 @@ from tqchat.kv.kernels.device import (
 from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import CENTRES, FormatSpec
 from tqchat.kv.storage.threads import thread_key
+
+WARM_UP_PAIRS = 8
+"""Pairs before and after the ends of a vector from which the kernel estimates the first state of its path."""
+
+MAX_ERROR_RATIO = 1.03
+"""Squared errors of the kernel relative to those of plain operations, which search paths another way."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,6 @@ def _error(format_: TurboFormat, x: mx.array, reference: Block, candidate: Block
         error = (format_.decode(block) - x).square().sum(axis=-1)
         squared_errors.append(mx.where(mx.isfinite(error), error, 0).sum().item())
     same = mx.array_equal(mx.isnan(reference[1]), mx.isnan(candidate[1])).item()
-    if not same or squared_errors[1] > 1.01 * squared_errors[0] + 1e-6:
+    if not same or squared_errors[1] > MAX_ERROR_RATIO * squared_errors[0] + 1e-6:
         return f"its vectors are off by {squared_errors[1]:.3g}, not {squared_errors[0]:.3g}"
     return None

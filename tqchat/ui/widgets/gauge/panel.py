@@ -7,6 +7,7 @@ from textual.events import Click
 from textual.widgets import Static
 
 from tqchat.kv.memory import MemoryReport
+from tqchat.kv.scheme import FINE_BITS
 from tqchat.text import printable
 from tqchat.ui import figures
 from tqchat.ui.widgets.gauge.drawing import bar, curves, scheme_marks
@@ -39,10 +40,11 @@ class GaugePanel(Static):
             return
         self._shown = reading
         self.border_subtitle = reading.label or reading.scheme.name
-        self.update(Content("\n").join(_lines(reading)))
+        self.update(Content("\n").join(lines(reading)))
 
 
-def _lines(reading: Reading) -> list[Content]:
+def lines(reading: Reading) -> list[Content]:
+    """The panel's lines."""
     report = reading.report
     if report is None or not report.tokens:
         return [
@@ -53,7 +55,7 @@ def _lines(reading: Reading) -> list[Content]:
             *([Content(""), Content.styled(reading.start, "$quiet")] if reading.is_waiting else []),
             *_disk(reading),
         ]
-    lines = [
+    parts = [
         _row(figures.size(report.bytes), _times(reading, report), "bold", "$accent bold"),
         bar(reading.fraction, WIDTH),
         *_saved(reading, report),
@@ -73,11 +75,12 @@ def _lines(reading: Reading) -> list[Content]:
         gap = " " * max(1, WIDTH - legend.cell_length - len(span))
         if (marked := scheme_marks(samples, WIDTH)) is not None:
             drawn.append(marked)
-        lines += [*drawn, Content.assemble(legend, gap, (span, "$quiet")), Content("")]
-    lines += [
+        parts += [*drawn, Content.assemble(legend, gap, (span, "$quiet")), Content("")]
+    parts += [
         _side("keys", report),
         _side("values", report),
         _row("packed", figures.tokens(report.packed_tokens)),
+        *([_row(f"  at {FINE_BITS} bit", figures.tokens(report.fine_tokens))] if report.fine_tokens else []),
         _row("tail", figures.tokens(report.tail_tokens)),
         _row("sinks", figures.tokens(report.sink_tokens)),
         *_rounded(report),
@@ -89,7 +92,7 @@ def _lines(reading: Reading) -> list[Content]:
         Content(""),
         *_others(report),
     ]
-    return lines
+    return parts
 
 
 def _rounded(report: MemoryReport) -> list[Content]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tqchat.engine.memory.allocation import describe
 from tqchat.kv.memory import MemoryReport, predict_bytes
-from tqchat.kv.scheme import SCHEMES, TILE, Scheme
+from tqchat.kv.scheme import SCHEMES, Scheme
 from tqchat.ui import figures
 from tqchat.ui.controller.records import History
 
@@ -59,7 +59,7 @@ class Reading:
     @property
     def start(self) -> str:
         """When the first tokens will be compressed."""
-        start = self.scheme.sinks + self.scheme.tail + TILE
+        start = self.scheme.sinks + self.scheme.least_to_encode()
         held = self.report.tokens if self.report else 0
         if held >= start:
             return "Compression starts with the next reply."

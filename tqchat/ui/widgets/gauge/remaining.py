@@ -61,6 +61,7 @@ def _shape(report: MemoryReport) -> MemoryReport:
                 allocated_bytes=0,
                 fp16_bytes=0,
                 packed_tokens=0,
+                fine_tokens=0,
                 tail_tokens=0,
                 sink_tokens=0,
                 rounded_tokens=0,
