@@ -32,21 +32,16 @@ MARGIN = 1.25
 the squared error of the best branch is below 2^20 and leaves four bits to a state.
 """
 
-_IMPOSSIBLE = float(1 << 20)
+_IMPOSSIBLE = float(1 << 24)
 """Cost of a state that a path cannot start in."""
-
 
 _CHUNK_VECTORS = 768
 """Vectors searched at a time by a thread of a CPU: with fewer, threads wait for each other's Python; the
 costs of more leave the cache.
 """
 
-
 _PARTS = 8
 """Parts in which errors are computed: a BLAS would share a larger product among threads, which are busy."""
-
-_PAIRS_TO_LOWER = 8
-"""After so many pairs costs are lowered by the least one."""
 
 _LEAST_VECTORS = 256
 """Fewer are not worth waking a thread."""
@@ -76,10 +71,14 @@ class PathSearch:
         self._limit = MARGIN * float(np.abs(entries).max())
         steps = np.rint(STEPS * entries)
         squares = np.square(steps).sum(axis=-1, keepdims=True)
-        # The squared error is the product with a target.
+        # The squared error of a branch is the product with a target.
         factors = np.concatenate([-2 * steps, squares, np.ones_like(squares)], axis=-1)
-        self._by_detail = [self._library.array(part) for part in factors.astype(np.float32)]
-        self._in_parts = [part.reshape(_PARTS, -1, 4) for part in factors.astype(np.float32)]
+        by_detail = [part.astype(np.float32) for part in factors]
+        self._factors: list[Any] = (
+            [part.reshape(_PARTS, -1, 4) for part in by_detail]
+            if self._on_cpu
+            else list(map(mx.array, by_detail))
+        )
         self._x, self._y = (self._library.array(np.ascontiguousarray(entries[..., i])) for i in range(2))
 
     def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
@@ -163,7 +162,7 @@ class PathSearch:
     def _forward_in_mlx(self, targets: mx.array, costs: mx.array, states: mx.array) -> mx.array:
         found = []
         for target in targets:
-            errors, *others = (factors @ target for factors in self._by_detail)
+            errors, *others = (factors @ target for factors in self._factors)
             for other in others:
                 errors = mx.minimum(errors, other)
             branches = mx.round(errors).reshape(STATES, STATES, -1) + (costs + states)
@@ -179,15 +178,14 @@ class PathSearch:
         branches = errors.reshape(STATES, STATES, -1)
         found = np.empty((len(targets), *first.shape), np.float32)
         for i, target in enumerate(targets):
-            np.matmul(self._in_parts[0], target, out=errors)
-            for factors in self._in_parts[1:]:
+            np.matmul(self._factors[0], target, out=errors)
+            for factors in self._factors[1:]:
                 np.minimum(errors, np.matmul(factors, target, out=other), out=errors)
             costs += states
             np.add(branches, costs, out=branches)
             np.minimum.reduce(branches, axis=1, out=found[i])
             np.floor(found[i], out=costs)
-            if i % _PAIRS_TO_LOWER == 0:
-                costs -= costs.min(axis=0)
+            costs -= costs.min(axis=0)
         return found
 
     def _details(self, windows: Any, x: Any, y: Any) -> Any:
