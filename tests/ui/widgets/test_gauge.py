@@ -56,7 +56,9 @@ async def test_a_cache_that_is_not_compressed_yet_is_explained(open_app: OpenApp
         await ui.until(lambda: f"Compression starts after {more} more tokens." in said(ui))
         assert "saved" not in said(ui) and "as FP16" not in said(ui)
         await ui.pilot.press("f3")
-        await ui.shows(f"compression starts after {more} more tokens")
+        await ui.shows(f"compressed after {more} more tokens")
+        await ui.pilot.resize_terminal(60, 30)
+        await ui.shows(f"compressed after {more} more tokens")
 
 
 @pytest.mark.parametrize("name", [scheme.name for scheme in SCHEMES if scheme.compresses])

@@ -30,9 +30,9 @@ def _fit(reading: Reading, width: int) -> Content:
     """Bar and as many parts as fit, most important first."""
     report = reading.report
     if report is None or not report.tokens:
-        parts = ["no cache yet", reading.scheme.name, *([_start(reading)] if reading.is_waiting else [])]
+        parts = ["no cache yet", reading.scheme.name, *([reading.short_start] if reading.is_waiting else [])]
     elif reading.is_waiting:
-        parts = [figures.size(report.bytes), _start(reading)]
+        parts = [figures.size(report.bytes), reading.short_start]
     else:
         parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16"]
         parts.append(figures.ratio(report.ratio))
@@ -48,7 +48,3 @@ def _fit(reading: Reading, width: int) -> Content:
         (parts[0], ""),
         *((f" · {part}", "$quiet") for part in parts[1:]),
     )
-
-
-def _start(reading: Reading) -> str:
-    return reading.start.rstrip(".").lower()

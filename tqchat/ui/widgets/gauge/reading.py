@@ -58,12 +58,22 @@ class Reading:
 
     @property
     def start(self) -> str:
-        """When the first tokens will be compressed."""
-        start = self.scheme.sinks + self.scheme.least_to_encode()
-        held = self.report.tokens if self.report else 0
-        if held >= start:
+        """When the first tokens will be compressed, as a sentence."""
+        if not self._until_start:
             return "Compression starts with the next reply."
-        return f"Compression starts after {figures.number(start - held)} {'more ' if held else ''}tokens."
+        return f"Compression starts after {self._until_start}."
+
+    @property
+    def short_start(self) -> str:
+        """The same in a few words."""
+        return f"compressed after {self._until_start or 'the next reply'}"
+
+    @property
+    def _until_start(self) -> str:
+        """The tokens until then; empty if there are enough."""
+        held = self.report.tokens if self.report else 0
+        missing = self.scheme.sinks + self.scheme.least_to_encode() - held
+        return f"{figures.number(missing)} {'more ' if held else ''}tokens" if missing > 0 else ""
 
     @property
     def explanations(self) -> list[str]:
