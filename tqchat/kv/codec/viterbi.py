@@ -82,7 +82,8 @@ class PathSearch:
         self._x, self._y = (self._library.array(np.ascontiguousarray(entries[..., i])) for i in range(2))
 
     def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
-        """Nibbles and details of the cheapest circular path, or of one that costs hardly more.
+        """Nibbles and details of a circular path that costs 1 % more than the cheapest at 32 pairs, less at
+        more, but 8 % at 8 and several times as much at one or two.
 
         It starts and ends in the state that the cheapest path over the last pairs and then all of them has
         between the last and the first.
@@ -153,7 +154,8 @@ class PathSearch:
 
         Returns:
             The costs of the states after each pair, float32 ``[pairs, states, vectors]``, up to a number by
-            pair and vector. They are whole numbers, and sixteenths tell the state before the pair.
+            pair and vector. Those below 2^20, as of all states on cheapest paths, are whole numbers, and
+            sixteenths tell the state before the pair.
         """
         states = self._library.arange(STATES, dtype=self._library.float32)[:, None] / STATES
         forward = self._forward_in_place if self._on_cpu else self._forward_in_mlx

@@ -123,14 +123,14 @@ def _row(
 ) -> BenchRow:
     chat, turns = Chat(model, scheme, words), 1
     chat.turn()
+    _release_unused()
     before = _resident() - chat.session.memory().bytes
     while chat.tokens < tokens or turns < tokens // TURN_TOKENS:
         chat.turn()
         turns += 1
         if turns % 10 == 0:
             tell(f"{scheme}: {turns} turns, {chat.tokens:,} tokens")
-    gc.collect()
-    mx.clear_cache()
+    _release_unused()
     weights = model.info.weight_bytes
     expected = weights + chat.session.memory().bytes
     memory_ratio = mx.get_active_memory() / expected
@@ -159,6 +159,11 @@ def _row(
         memory_ratio=memory_ratio,
         resident_ratio=resident_ratio,
     )
+
+
+def _release_unused() -> None:
+    gc.collect()
+    mx.clear_cache()
 
 
 def _resident() -> int:

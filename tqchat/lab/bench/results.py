@@ -35,7 +35,7 @@ class BenchRow:
         read_bytes: Bytes that must be read: the cache, and for ``decode`` the weights.
         ratio_fresh: Speed relative to a cache that has read the same transcript afresh, like ``ratio_fp16``.
         memory_ratio: MLX's memory in use, relative to the weights and what the gauge says.
-        resident_ratio: The same of resident memory, without what the process took before the conversation.
+        resident_ratio: The same of resident memory, without what the process took by the first turn.
         total_s: For ``api``: seconds of all turns.
         most_reread: For ``api``: the most tokens of the history that one turn read again, but for the turn
             after the restart.

@@ -66,7 +66,7 @@ class Reading:
     @property
     def short_start(self) -> str:
         """The same in a few words."""
-        return f"compressed after {self._until_start or 'the next reply'}"
+        return f"compressed {f'after {self._until_start}' if self._until_start else 'with the next reply'}"
 
     @property
     def _until_start(self) -> str:
