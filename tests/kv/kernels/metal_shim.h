@@ -166,6 +166,9 @@ inline uint simd_shuffle_xor(uint x, ushort step) {
     memcpy(&x, &carried, 4);
     return x;
 }
+inline float simd_shuffle(float x, ushort lane) {
+    return shim::exchange(x, [=](int first) { return shim::running->fibers[first + lane].value; });
+}
 inline float simd_sum(float x) {
     return shim::exchange(x, [](int first) {
         float sum = 0;
@@ -235,6 +238,11 @@ inline uint tq_transpose(uint x) {
     shim::meet_simd();
     return y;
 }
+inline uint tq_equal(uint a, uint b) {
+    const half2 x = as_type<half2>(a), y = as_type<half2>(b);
+    return (x.x == y.x ? 0x3c00u : 0u) | (x.y == y.y ? 0x3c000000u : 0u);
+}
+inline uint tq_byte_products(uint x, uint low, uint high, uint more) { return (x & 255u) * low + (x >> 8 & 255u) * high + more; }
 inline uint tq_lows(uint a, uint b) { return (a & 0xFFFFu) | b << 16; }
 inline uint tq_highs(uint a, uint b) { return a >> 16 | (b & 0xFFFF0000u); }
 template <typename S>
@@ -243,10 +251,7 @@ uint tq_halves_of(uint bits) {
     const auto limited = [](float x) { return half(x - x == 0 ? std::fmin(std::fmax(x, -65504.0f), 65504.0f) : x); };
     return as_type<uint>(half2(limited(as_type<float>(bits << 16)), limited(as_type<float>(bits & 0xFFFF0000u))));
 }
-inline float tq_shuffle(float x, int lane) {
-    return shim::exchange(x, [=](int first) { return shim::running->fibers[first + lane].value; });
-}
-inline uint tq_shuffle(uint x, int lane) { return as_type<uint>(tq_shuffle(as_type<float>(x), lane)); }
+inline uint tq_shuffle(uint x, int lane) { return as_type<uint>(metal::simd_shuffle(as_type<float>(x), ushort(lane))); }
 template <int FIRST, int SECOND>
 uint tq_at_bytes(const uint* column, uint first, uint second, int byte) {
     return column[(first >> (8 * byte) & 255u) * FIRST + (second >> (8 * byte) & 255u) * SECOND];

@@ -198,7 +198,7 @@ def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:
         pointers = "".join(side.fine_pointer_declarations for side in sides)
         room = "const TqRoom fine_room = tq_room(sizes_strides[9]);\n"
         text += f"if (is_fine) {{\n{room}{pointers}{part(fine)}}} else "
-    text += f"{{\n{part(packed)}}}\n{part(groups)}{part('end')}"
+    text += f"{{\n{part(packed)}}}\n{part('centres')}{part(groups)}{part('end')}"
     return text if kernel == "attend" else f"{text}{part('last')}{_read('merge')}}}\n"
 
 
