@@ -2,6 +2,7 @@
 // and barriers. Runs the kernels' unchanged source without a GPU.
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -203,7 +204,7 @@ To as_type(From x) {
     return y;
 }
 
-// CUDA tensor-core operations: an m16n8k16 product of halves, and the transpose of 8 x 8 halves.
+// What only CUDA kernels use. Tensor-core operations: an m16n8k16 or m16n8k8 product of halves, and the transpose of 8 x 8.
 inline void tq_matmul(float (&d)[4], const uint (&a)[4], uint b_low, uint b_high) {
     const uint operands[6] = {a[0], a[1], a[2], a[3], b_low, b_high};
     memcpy(shim::self().operands, operands, sizeof(operands));
@@ -226,6 +227,19 @@ inline void tq_matmul(float (&d)[4], const uint (&a)[4], uint b_low, uint b_high
     shim::meet_simd();
     memcpy(d, sums, sizeof(sums));
 }
+inline void tq_matmul_8(float (&d)[4], const uint (&a)[2], uint b, const float (&c)[4]) {
+    float sums[4] = {c[0], c[1], c[2], c[3]};
+    const uint whole[4] = {a[0], a[1], 0, 0};
+    tq_matmul(sums, whole, b, 0);
+    memcpy(d, sums, sizeof(sums));
+}
+#define TQ_NO_UNROLL
+inline float tq_fast_rsqrt(float x) { return 1 / std::sqrt(x); }
+inline int tq_add_squares(uint word, int sum) {
+    for (int i = 0; i < 4; i++) sum += int(int8_t(word >> (8 * i))) * int8_t(word >> (8 * i));
+    return sum;
+}
+inline int tq_least_of_3(int a, int b, int c) { return std::min(std::min(a, b), c); }
 inline uint tq_transpose(uint x) {
     shim::self().operands[0] = x;
     shim::meet_simd();
@@ -244,6 +258,7 @@ inline uint tq_equal(uint a, uint b) {
 }
 inline uint tq_byte_products(uint x, uint low, uint high, uint more) { return (x & 255u) * low + (x >> 8 & 255u) * high + more; }
 inline uint tq_lows(uint a, uint b) { return (a & 0xFFFFu) | b << 16; }
+inline uint tq_halves_apart(uint a, uint b) { return (a & 0xFFFFu) | (b & 0xFFFF0000u); }
 inline uint tq_highs(uint a, uint b) { return a >> 16 | (b & 0xFFFF0000u); }
 template <typename S>
 uint tq_halves_of(uint bits) {

@@ -566,7 +566,7 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
     part = mx.contiguous(x[:, :, 5:21])
     packed_words, gains = format_.encode(part)
     plan = encode_plan(format_, part)
-    found = emulator.run(plan.spec, encode_inputs(format_, part), encode_launch(plan, part.shape))
+    found = emulator.run(plan.spec, encode_inputs(plan, format_, part), encode_launch(plan, part.shape))
     if kind == "turbo":
         # Ties may be rounded differently.
         assert (found[0] == packed_words).mean().item() > 0.99

@@ -23,8 +23,6 @@ MIN_INPUT_SIZE = 8
 """Fewest elements of a kernel input: Metal passes smaller ones in another address space."""
 TOLERANCE = 1e-2
 """Largest error relative to the largest value; products with codes are computed in float16."""
-RESIDENT_THREADS = 384
-"""Threads of a register-heavy kernel that should be resident on one CUDA multiprocessor."""
 
 Result = TypeVar("Result")
 
@@ -97,12 +95,12 @@ class Kernels:
     def _compile(self, spec: source.KernelSpec) -> Any:
         make_kernel = mx.fast.metal_kernel if self.language == "metal" else mx.fast.cuda_kernel
         text = spec.source(self.language)
-        content = repr((text, spec.inputs, _launch_bounds(spec.threads)))
+        content = repr((text, spec.inputs, _launch_bounds(spec)))
         digest = hashlib.sha256(content.encode()).hexdigest()
         # MLX caches kernels by name, so the name contains a digest of the source.
         name = f"tqchat_{spec.kernel}_{digest[:16]}"
         if self.language == "cuda" and spec.threads:
-            text = _with_launch_bounds(name, spec.threads, text)
+            text = _with_launch_bounds(name, spec, text)
         kernel: Any = make_kernel(
             name=name,
             input_names=list(spec.inputs),
@@ -126,22 +124,23 @@ def _kept_on_disk(kernel: Callable[..., Any], name: str, spec: source.KernelSpec
     return launch
 
 
-def _with_launch_bounds(name: str, threads: int, text: source.Source) -> source.Source:
+def _with_launch_bounds(name: str, spec: source.KernelSpec, text: source.Source) -> source.Source:
     """Source of a kernel with ``__launch_bounds__`` added.
 
-    Limits registers per thread so that ``RESIDENT_THREADS`` threads fit on a multiprocessor. MLX generates
-    the function's signature without bounds, so a macro of the function's name, defined between header and
-    body, adds them.
+    Limits registers per thread so that ``spec.resident_threads`` threads fit on a multiprocessor. MLX
+    generates the function's signature without bounds, so a macro of the function's name, defined between
+    header and body, adds them.
     """
     function = f"custom_kernel_{name}"
     return source.Source(
-        f"{text.header}#define {function} {_launch_bounds(threads)} {function}\n",
+        f"{text.header}#define {function} {_launch_bounds(spec)} {function}\n",
         f"#undef {function}\n{text.body}",
     )
 
 
-def _launch_bounds(threads: int) -> str:
-    return f"__launch_bounds__({threads}, {max(1, RESIDENT_THREADS // threads)})" if threads else ""
+def _launch_bounds(spec: source.KernelSpec) -> str:
+    threads = spec.threads
+    return f"__launch_bounds__({threads}, {max(1, spec.resident_threads // threads)})" if threads else ""
 
 
 def run(compiled: Any, inputs: Sequence[mx.array], launch: Launch) -> list[mx.array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,17 +18,29 @@ from tqchat.kv.kernels.device import (
     MAX_HEAD_DIM,
     SIMD_WIDTH,
     VERIFIED_TOKENS,
+    Kernels,
     Launch,
     kernels,
     run,
     unused_input,
 )
-from tqchat.kv.kernels.source import KernelSpec
+from tqchat.kv.kernels.source import Constants, KernelSpec
+from tqchat.kv.kernels.trellis_search import GROUP, STEPS, branch_fragments, limit
 from tqchat.kv.scheme import CENTRES, FormatSpec
 from tqchat.kv.storage.threads import thread_key
 
 WARM_UP_PAIRS = 8
 """Pairs before and after the ends of a vector from which the kernel estimates the first state of its path."""
+
+MIN_GROUPS = 256
+"""Groups of vectors from which the tensor-core kernel is used: each is one simd group's work, so that with
+fewer most of a device is idle.
+"""
+
+RESIDENT_SIMDS = 16
+"""Simd groups of the tensor-core kernel that the threadgroup memory of a CUDA multiprocessor holds, at 128
+dimensions.
+"""
 
 MAX_ERROR_RATIO = 1.03
 """Squared errors of the kernel relative to those of plain operations, which search paths another way."""
@@ -44,6 +56,7 @@ class EncodePlan:
         rotation: 1 Hadamard with signs, 2 dense matrix.
         centres: Number of centres, 0 if the format is not fitted.
         balance: Whether vectors are balanced; likewise ``metric``.
+        tensor_cores: Whether a simd group searches the paths of ``GROUP`` vectors at a time, on tensor cores.
     """
 
     dim: int
@@ -55,6 +68,7 @@ class EncodePlan:
     balance: bool
     metric: bool
     dtype: mx.Dtype
+    tensor_cores: bool = False
 
     @property
     def shaped(self) -> bool:
@@ -70,13 +84,15 @@ class EncodePlan:
 
     @property
     def simds(self) -> int:
-        """Vectors per threadgroup, limited by threadgroup memory."""
+        """Simd groups per threadgroup, limited by threadgroup memory."""
+        if self.tensor_cores:
+            return 2 if self.dim <= 128 else 1
         return 4 if self.dim <= 128 else 2
 
     @property
     def spec(self) -> KernelSpec:
         """The kernel's source specification."""
-        constants = (
+        constants: Constants = (
             ("DIM", self.dim),
             ("BITS", self.bits),
             ("KEY", int(self.is_key)),
@@ -91,14 +107,31 @@ class EncodePlan:
             ("S", self.dtype),
             ("G", mx.float16),
         )
-        inputs = "x", "centres", "centre_scales", "balance", "metric", "rotation"
+        inputs: tuple[str, ...] = "x", "centres", "centre_scales", "balance", "metric", "rotation"
+        if self.tensor_cores:
+            constants += ("SEARCH_STEPS", STEPS[self.bits]), ("SEARCH_LIMIT", limit(self.bits))
+            inputs += "table", "fragments"
+            threads = self.simds * SIMD_WIDTH
+            return KernelSpec(
+                "encode_tensor",
+                inputs,
+                ("words", "gains"),
+                constants,
+                (),
+                threads,
+                RESIDENT_SIMDS * SIMD_WIDTH,
+            )
         if self.trellis:
             return KernelSpec("encode_trellis", (*inputs, "table"), ("words", "gains"), constants)
         return KernelSpec("encode_scalar", inputs, ("words", "gains"), constants)
 
 
-def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
-    """The kernel for vectors like ``x``; ``None`` where none applies."""
+def encode_plan(format_: TurboFormat, x: mx.array, tensor_cores: bool = False) -> EncodePlan | None:
+    """The kernel for vectors like ``x``; ``None`` where none applies.
+
+    Args:
+        tensor_cores: Whether the device has tensor cores. They are used for trellis codes of enough vectors.
+    """
     trellis = isinstance(format_.quantiser, TrellisQuantiser)
     if format_.rotation.head_dim > MAX_HEAD_DIM or not (
         trellis or isinstance(format_.quantiser, ScalarQuantiser)
@@ -114,10 +147,11 @@ def encode_plan(format_: TurboFormat, x: mx.array) -> EncodePlan | None:
         format_.balance is not None,
         format_.metric is not None,
         x.dtype,
+        tensor_cores and trellis and x.shape[0] * x.shape[1] * (x.shape[2] // GROUP) >= MIN_GROUPS,
     )
 
 
-def encode_inputs(format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
+def encode_inputs(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
     """Input arrays of the encoding kernel for vectors ``x`` ``[batch, heads, tokens, head_dim]``."""
     fitted = format_.fitted
     names = {
@@ -126,22 +160,24 @@ def encode_inputs(format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
         "balance": mx.float16,
         "metric": mx.float16,
     }
-    quantiser = format_.quantiser
+    tables = [kernel_table(plan.bits).view(mx.uint32)] if plan.trellis else []
+    if plan.tensor_cores:
+        tables.append(branch_fragments(plan.bits))
     return (
         x,
         *(fitted[name] if name in fitted else unused_input(dtype) for name, dtype in names.items()),
         format_.rotation.array,
-        *([kernel_table(quantiser.bits).view(mx.uint32)] if isinstance(quantiser, TrellisQuantiser) else []),
+        *tables,
     )
 
 
 def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
     """Launch parameters for vectors of this shape, ``[batch, heads, tokens, head_dim]``, with any strides."""
     batch, heads, tokens, _ = shape
-    vectors = batch * heads * tokens
+    simds = batch * heads * (-(-tokens // GROUP) if plan.tensor_cores else tokens)
     threads = plan.simds * SIMD_WIDTH
     return {
-        "grid": (-(-vectors // plan.simds) * threads, 1, 1),
+        "grid": (-(-simds // plan.simds) * threads, 1, 1),
         "threadgroup": (threads, 1, 1),
         "output_shapes": [
             (batch, heads, tokens, plan.words),
@@ -168,22 +204,31 @@ def encode(format_: Format, x: mx.array) -> Block:
     device_kernels = kernels()
     if device_kernels is None or not isinstance(format_, TurboFormat):
         return format_.encode(x)
-    plan = encode_plan(format_, x)
-    if plan is None or plan in device_kernels.refused:
+    plan = encode_plan(format_, x, device_kernels.tensor_cores)
+    if plan is None:
         return format_.encode(x)
+    if plan.tensor_cores and not _is_trusted(device_kernels, plan, format_, x):
+        plan = replace(plan, tensor_cores=False)
+    return (
+        _candidate(plan, format_, x) if _is_trusted(device_kernels, plan, format_, x) else format_.encode(x)
+    )
 
-    def candidate(x: mx.array) -> Block:
-        return tuple(_compiled(thread_key(), plan, x.shape)(*encode_inputs(format_, x)))
 
-    if plan not in device_kernels.trusted:
+def _candidate(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Block:
+    return tuple(_compiled(thread_key(), plan, x.shape)(*encode_inputs(plan, format_, x)))
+
+
+def _is_trusted(device_kernels: Kernels, plan: EncodePlan, format_: TurboFormat, x: mx.array) -> bool:
+    """Whether the kernel may be used; on first use it is compared with plain operations."""
+    if plan not in device_kernels.trusted and plan not in device_kernels.refused:
         first = x[:, :, :VERIFIED_TOKENS]
         device_kernels.verify_first_use(
             plan,
             lambda: format_.encode(first),
-            lambda: candidate(first),
+            lambda: _candidate(plan, format_, first),
             lambda a, b: _error(format_, first, a, b),
         )
-    return candidate(x) if plan in device_kernels.trusted else format_.encode(x)
+    return plan in device_kernels.trusted
 
 
 def _error(format_: TurboFormat, x: mx.array, reference: Block, candidate: Block) -> str | None:

@@ -21,6 +21,7 @@ Kernel = Literal[
     "merge",
     "encode_scalar",
     "encode_trellis",
+    "encode_tensor",
     "decode_affine",
     "decode_shares",
     "decode_values",
@@ -117,6 +118,7 @@ class KernelSpec:
         constants: Compile-time integers and types.
         sides: Keys and values, for an attention kernel.
         threads: Threads per threadgroup if registers must be limited for them, else 0.
+        resident_threads: Threads that should be resident on one CUDA multiprocessor then.
     """
 
     kernel: Kernel
@@ -125,6 +127,7 @@ class KernelSpec:
     constants: Constants
     sides: tuple[SideArrays, ...] = ()
     threads: int = 0
+    resident_threads: int = 384
 
     def source(self, language: Language) -> Source:
         """The source in a language."""
@@ -132,12 +135,8 @@ class KernelSpec:
 
     def _body(self, language: Language) -> str:
         begin = constants(language, self.constants) + _read(f"{language}_begin")
-        if self.kernel in ("encode_scalar", "encode_trellis"):
-            quantiser = self.kernel.removeprefix("encode_")
-            return begin + "".join(
-                _read(part)
-                for part in ("encode", f"encode_{quantiser}", "encode_gain", f"encode_pack_{quantiser}")
-            )
+        if self.kernel in _ENCODE_PARTS:
+            return begin + "".join(_read(f"encode_{part}") for part in _ENCODE_PARTS[self.kernel])
         if self.kernel == "decode_affine":
             return begin + _read("decode") + _read("decode_affine")
         if self.kernel in ("decode_shares", "decode_values"):
@@ -163,8 +162,16 @@ _FUNCTIONS: dict[Kernel, tuple[str, ...]] = {
     "decode_values": ("values",),
     "encode_scalar": ("encode_functions", "rounding"),
     "encode_trellis": ("encode_functions",),
+    "encode_tensor": ("encode_functions", "encode_tensor_functions"),
 }
 """Further functions that a kernel needs."""
+
+_ENCODE_PARTS: dict[Kernel, tuple[str, ...]] = {
+    "encode_scalar": ("one", "prepare", "scalar", "gain", "pack_scalar"),
+    "encode_trellis": ("one", "prepare", "trellis", "details", "gain", "pack_trellis"),
+    "encode_tensor": ("tensor", "tensor_search", "tensor_end"),
+}
+"""Parts of the bodies of encoding kernels."""
 
 
 def _header(kernel: Kernel, language: Language) -> str:
