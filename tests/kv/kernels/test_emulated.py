@@ -24,6 +24,7 @@ from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_FINE_SPLITS, plan_for
 from tqchat.kv.scheme import FormatSpec, parse_scheme
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
+WIDE_TABLES = Kernels("cuda", tensor_cores=True, shared_memory=227 * 1024)
 
 pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
 
@@ -128,6 +129,11 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
         ("trellis4v2", (1, 2, 2), (128, 256), mx.float16, 1, TENSOR_CORES),
         ("trellis2v4", (1, 1, 3), (256, 128), mx.float16, 1, TENSOR_CORES),
         ("trellis8v3", (1, 1, 2), (128, 64), mx.float16, 1, TENSOR_CORES),
+        ("trellis4", (1, 1, 3), (128, 128), mx.float16, 1, WIDE_TABLES),
+        ("trellis4v2", (1, 2, 2), (64, 128), mx.bfloat16, 2, WIDE_TABLES),
+        ("trellis8v4", (1, 1, 2), (128, 256), mx.float16, 1, WIDE_TABLES),
+        ("trellis3v2", (1, 1, 2), (64, 64), mx.float16, 1, WIDE_TABLES),
+        (mixed(("trellis", 4), ("turbo", 4)), (1, 1, 2), (64, 64), mx.float16, 1, WIDE_TABLES),
         ("trellis2", (1, 2, 3), (64, 64), mx.float16, 1, METAL),
         ("trellis3", (1, 1, 2), (80, 80), mx.float16, 1, METAL),
         ("trellis4v2", (2, 1, 2), (128, 128), mx.bfloat16, 2, METAL),
@@ -151,6 +157,7 @@ def test_attention_matches_plain_operations(emulator, scheme, shape, dims, dtype
     assert launcher.plan.tensor_cores == on.tensor_cores and launcher.plan.single_launch == (
         on.language == "cuda"
     )
+    assert bool(launcher.plan.wide_tables) == bool(on.shared_memory)
     assert launcher.plan.value.writes_tail == (rows == 1)
     assert_matches_plain_operations(emulator, launcher, queries, cache, sink)
 

@@ -44,12 +44,14 @@ class Kernels:
 
     Attributes:
         tensor_cores: Whether the device has CUDA tensor cores (Ampere and later).
+        shared_memory: Bytes of threadgroup memory that a launch can reserve.
         trusted: Plans whose first result agreed with plain operations.
         refused: Plans that fall back to plain operations, with the reason.
     """
 
     language: source.Language
     tensor_cores: bool = False
+    shared_memory: int = 0
     trusted: set[Hashable] = field(default_factory=set)
     refused: dict[Hashable, str] = field(default_factory=dict)
     _compiled: dict[source.KernelSpec, Any] = field(default_factory=dict)
@@ -101,6 +103,7 @@ class Kernels:
         name = f"tqchat_{spec.kernel}_{digest[:16]}"
         if self.language == "cuda" and spec.threads:
             text = _with_launch_bounds(name, spec, text)
+        cuda_only: dict[str, Any] = {"shared_memory": spec.shared_memory} if self.language == "cuda" else {}
         kernel: Any = make_kernel(
             name=name,
             input_names=list(spec.inputs),
@@ -108,6 +111,7 @@ class Kernels:
             source=text.body,
             header=text.header,
             ensure_row_contiguous=False,
+            **cuda_only,
         )
         return kernel if self.language == "metal" else _kept_on_disk(kernel, name, spec, text)
 
@@ -167,8 +171,18 @@ def kernels() -> Kernels | None:
         return None
     if mx.metal.is_available():
         return Kernels("metal")
-    major: Any = mx.device_info().get("compute_capability_major", 0)
-    return Kernels("cuda", tensor_cores=int(major) >= 8)
+    info: dict[str, Any] = mx.device_info()
+    major, minor = (int(info.get(f"compute_capability_{part}", 0)) for part in ("major", "minor"))
+    return Kernels("cuda", tensor_cores=major >= 8, shared_memory=_shared_memory(major, minor))
+
+
+def _shared_memory(major: int, minor: int) -> int:
+    """Bytes of shared memory that a CUDA threadgroup can have, by compute capability.
+
+    Source: CUDA C++ Programming Guide, technical specifications per compute capability.
+    """
+    kilobytes = 227 if major in (9, 10, 11) else 163 if (major, minor) in ((8, 0), (8, 7)) else 99
+    return kilobytes * 1024 if major >= 8 else 0
 
 
 @lru_cache(maxsize=64)

@@ -33,6 +33,14 @@ MAX_BLOCKS = 1024
 """Most blocks of query rows in a launch; each has a counter in the workspace."""
 MERGE_SIMDS = 8
 """Simd groups per row of the separate merge kernel."""
+WIDE_TABLE_COLUMNS = 32
+"""Columns of a trellis table that has one for every lane, so that look-ups have no bank conflicts."""
+DECLARED_BYTES = 8192
+"""More than the threadgroup memory that the source of an attention kernel declares beside its tables."""
+NO_TABLE_BYTES = 16
+"""Threadgroup memory of the table of a side that has none."""
+NARROW_TABLE_BYTES = 32768 + 2 * NO_TABLE_BYTES
+"""Threadgroup memory that suffices for tables with a column for every lane, or is shared by fewer columns."""
 MERGE_BUFFER_FLOATS = 8192
 """Floats of threadgroup memory for partial sums while merging."""
 
@@ -78,6 +86,7 @@ class Plan:
         has_sink: Whether the model has learned attention sinks.
         has_fine: Whether there are fine tokens; there may be no packed ones then.
         tensor_cores: Whether packed tokens go through tensor cores.
+        wide_tables: Bytes that the launch reserves for trellis tables with a column for every lane, or 0.
         single_launch: Whether the last threadgroup of each block merges the splits in the same launch. It
             needs device-wide memory ordering inside a launch, which most Metal devices lack.
     """
@@ -94,6 +103,7 @@ class Plan:
     has_sink: bool
     has_fine: bool
     tensor_cores: bool
+    wide_tables: int
     single_launch: bool
 
     @property
@@ -155,6 +165,7 @@ class Plan:
             self._constants(self.rows, self.simds) if self.single_launch else self._constants(0, 1),
             (self._key, self._value),
             self.simds * SIMD_WIDTH if self.tensor_cores else 0,
+            shared_memory=self.wide_tables,
         )
 
     def merge_spec(self) -> source.KernelSpec:
@@ -207,6 +218,7 @@ class Plan:
             ("UNROLL", self.unroll),
             ("RAW_UNROLL", self.raw_unroll),
             ("TILE", self.tile),
+            ("WIDE_TABLES", self.wide_tables),
             ("SIMDS", self.simds),
             ("HAS_SINK", int(self.has_sink)),
             ("LEVELS", LEVELS),
@@ -233,10 +245,11 @@ def plan_for(queries: mx.array, keys: Side, values: Side, sink: bool, kernels: K
         return None
     group = queries.shape[1] // keys.shape[1]
     tensor = kernels.tensor_cores and _suits_tensor_cores(key, value, keys.dtype)
+    wide = _wide_tables(key, value, kernels.shared_memory) if tensor else 0
     merged = kernels.language == "cuda"
     heads, all_rows = queries.shape[0] * keys.shape[1], group * queries.shape[2]
     plan = _plan(
-        key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, has_fine, tensor, merged
+        key, value, heads, group, all_rows, queries.dtype, keys.dtype, sink, has_fine, tensor, wide, merged
     )
     packed_side = values if value.kind else keys
     if not plan.has_enough_tokens(packed_side.packed.length, packed_side.recent.length, queries.shape[2]):
@@ -272,6 +285,7 @@ def _plan(
     sink: bool,
     has_fine: bool,
     tensor: bool,
+    wide: int,
     merged: bool,
 ) -> Plan:
     # A lane holds its share of every row's query and sum in registers, so many rows need more lanes per
@@ -290,10 +304,25 @@ def _plan(
     # 8.
     few_blocks = heads * blocks <= 4
     wide_registers = not key.kind or max(key.dim, value.dim) > 128
-    simds = 4 if not tensor else 8 if wide_registers else 12 if few_blocks else 6
+    simds = 4 if not tensor else 8 if wide_registers else 12 if few_blocks or wide else 6
     return Plan(
-        key, value, group, rows, lanes, unroll, simds, queries, storage, sink, has_fine, tensor, merged
+        key, value, group, rows, lanes, unroll, simds, queries, storage, sink, has_fine, tensor, wide, merged
     )
+
+
+def _wide_tables(key: SidePlan, value: SidePlan, available: int) -> int:
+    """Bytes of the tables of both sides, if those of trellises should have a column for every lane; else 0."""
+    tables = {(side.kind, side.bits) for side in (key, value) if side.kind in (1, 3)}
+    if not any(kind == 3 for kind, _ in tables):
+        return 0
+    size = 4 * WIDE_TABLE_COLUMNS * sum(_table_entries(kind, bits) for kind, bits in tables)
+    size += 2 * NO_TABLE_BYTES
+    return size if NARROW_TABLE_BYTES < size <= available - DECLARED_BYTES else 0
+
+
+def _table_entries(kind: int, bits: int) -> int:
+    """Entries of a table of pairs, as in ``tq_entries``."""
+    return (1024 if bits == 4 else 256) if kind == 3 else 1 << 2 * bits
 
 
 def _per_lane(dim: int, lanes: int) -> int:

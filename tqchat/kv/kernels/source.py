@@ -119,6 +119,8 @@ class KernelSpec:
         sides: Keys and values, for an attention kernel.
         threads: Threads per threadgroup if registers must be limited for them, else 0.
         resident_threads: Threads that should be resident on one CUDA multiprocessor then.
+        shared_memory: Bytes of threadgroup memory that the launch reserves (CUDA), beside what the source
+            declares.
     """
 
     kernel: Kernel
@@ -128,6 +130,7 @@ class KernelSpec:
     sides: tuple[SideArrays, ...] = ()
     threads: int = 0
     resident_threads: int = 384
+    shared_memory: int = 0
 
     def source(self, language: Language) -> Source:
         """The source in a language."""
@@ -143,7 +146,8 @@ class KernelSpec:
             return begin + _read("decode") + _read("decode_turbo") + _read(self.kernel)
         if self.kernel == "merge":
             return begin + _read("fixed") + _read("merge_begin") + _read("merge")
-        return begin + _read("fixed") + _attend_body(self.kernel, self.sides)
+        reserved = language == "cuda" and bool(self.shared_memory)
+        return begin + _read("fixed") + _attend_body(self.kernel, self.sides, reserved)
 
 
 class Source(NamedTuple):
@@ -181,18 +185,22 @@ def _header(kernel: Kernel, language: Language) -> str:
     return _read(language) + levels + _read("trellis") + _read("common") + more
 
 
-def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...]) -> str:
+def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...], reserved: bool) -> str:
     """Body of an attention kernel.
 
     Tokens are processed by lane groups, or by CUDA tensor cores; a split holds raw, fine or packed ones.
     Splits are merged by the last threadgroup of the same launch, or by the ``merge`` kernel.
+
+    Args:
+        reserved: Whether the launch reserves the threadgroup memory of ``room``.
     """
 
     def part(name: str) -> str:
         return _read(f"attend_{name}")
 
     text = "" if kernel == "attend" else part("workspace")
-    text += part("begin") + "".join(side.pointer_declarations for side in sides)
+    room = "extern __shared__ TqChunk<16> room[];\n" if reserved else "TQ_SHARED TqChunk<16> room[ROOM];\n"
+    text += part("begin") + room + part("places") + "".join(side.pointer_declarations for side in sides)
     tail_updates = "".join(side.tail_update for side in sides)
     if kernel == "attend_tensor":
         text += part("tiles") + tail_updates + part("queries") + part("tensor")
