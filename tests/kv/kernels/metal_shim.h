@@ -283,7 +283,6 @@ void tq_load_early(const void* from, uint* out) {
 inline void tq_prefetch(const void*) {}
 
 // Threadgroups run one after another, so fences and atomics are not needed.
-inline void tq_device_fence() {}
 inline bool tq_is_last(uint* counter, int count) {
     *counter = *counter == uint(count) - 1 ? 0 : *counter + 1;
     return *counter == 0;

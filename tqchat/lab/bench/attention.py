@@ -273,4 +273,8 @@ def _calls_for(cache: Any, queries: mx.array, most: int, seconds: float) -> int:
     """Number of calls that take about ``seconds``, at most ``most``."""
     # The first run checks the kernel against plain operations, the second still compiles.
     each = min(_time_calls(cache, queries, 2) for _ in range(3))
+    # Waiting for the device is most of the time of two short calls, so as many as would fit are timed again.
+    several = min(most, int(seconds / each))
+    if several > 2:
+        each = min(each, _time_calls(cache, queries, several))
     return min(most, max(1, int(seconds / each)))
