@@ -18,7 +18,7 @@ from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
 from tqchat.kv.kernels.fused import FusedAttention
-from tqchat.kv.kernels.launch import Workspace
+from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
 from tqchat.kv.storage.joint_encode import encode_together

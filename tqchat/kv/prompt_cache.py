@@ -15,7 +15,7 @@ from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.placeholders import accepts_placeholders
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.rope import Rope, model_ropes
-from tqchat.kv.kernels.launch import Workspace
+from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
 from tqchat.kv.storage.joint_encode import are_few, encode_together
 from tqchat.kv.storage.joint_fit import fit_together

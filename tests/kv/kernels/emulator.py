@@ -34,6 +34,13 @@ _KINDS = {mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32
 _ANY_STRIDES = {"queries", "sinks_of", "tail_of", "codes", "gains", "scales", "biases"}
 
 
+def write_into(array: mx.array, contents: np.ndarray) -> None:
+    """Write to the memory of an array, which all that share it then have."""
+    viewed = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
+    mx.eval(viewed)
+    np.asarray(memoryview(viewed))[...] = contents
+
+
 class Emulator:
     """Compiles each kernel once, into ``folder``.
 
@@ -64,6 +71,7 @@ class Emulator:
         library = ctypes.CDLL(str(self._library(spec, inputs, launch)))
         keep: list[object] = []
         arguments: list[int] = []
+        tails: list[tuple[mx.array, np.ndarray]] = []
         for name, array in zip(spec.inputs, inputs, strict=True):
             # Contiguous and 16-byte aligned; strides are in elements, as MLX passes them.
             strided = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
@@ -78,6 +86,8 @@ class Emulator:
                 keep.append(viewed)
             if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # required by the kernels
                 assert memoryview(array).c_contiguous
+            if name.endswith("_tail"):  # kernels write into it
+                tails.append((array, strided))
             if name == "sizes" and workspace_array is not None:
                 # The array is kept too, so that its id is not reused.
                 shared = self.workspaces.setdefault(
@@ -96,6 +106,8 @@ class Emulator:
         groups = [-(-g // t) for g, t in zip(launch["grid"], launch["threadgroup"], strict=True)]
         pointers = (ctypes.c_void_p * len(arguments))(*arguments)
         library.launch(pointers, groups[0], groups[1], launch["threadgroup"][0])
+        for array, strided in tails:
+            write_into(array, strided)
         return [
             mx.array(r).view(mx.bfloat16) if d == mx.bfloat16 else mx.array(r)
             for r, d in zip(results, launch["output_dtypes"], strict=True)

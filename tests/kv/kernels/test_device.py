@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from mlx_lm.models import llama
 
+from tests.kv.kernels.emulator import write_into
 from tests.kv.kernels.test_emulated import append_unread, mixed, short_of_packing
 from tqchat import kv
 from tqchat.kv.attention import routing
@@ -17,9 +19,10 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import device
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.fused import FusedAttention, with_own_tail
-from tqchat.kv.kernels.launch import StepLauncher, Workspace
+from tqchat.kv.kernels.launch import StepLauncher, _LayoutsByTail
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.probe import probe
+from tqchat.kv.kernels.workspace import LayerLaunches, Workspace
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import parse_scheme
 
@@ -82,12 +85,14 @@ def run_writing_tails(error):
 
     def run(launcher, queries, keys, values, scale, mask, sink):
         right = attention(queries, with_own_tail(keys), with_own_tail(values), 0.1, "causal")
-        for side in (keys, values):
-            if side.recent.has_pending:
-                held, token = side.recent.parts
-                tail = held[...]
-                tail[:, :, side.recent.length - 1 : side.recent.length] = token + error
-                side.recent.mark_written(tail)
+        mx.eval(right)
+        for tail in (keys.recent, values.recent):
+            if tail.pending is not None:
+                written = tail.memory[...]
+                written[:, :, tail.length - 1 : tail.length] = tail.pending + error
+                mx.eval(tail.memory)
+                write_into(tail.memory, np.asarray(written))
+                tail.mark_written(launcher._launches)
         return right
 
     return run
@@ -98,26 +103,36 @@ def append_pending(layer):
     x = mx.random.normal((1, 2, 1, 64)).astype(mx.float16)
     append_unread(cache, x, x + 1)
     stores = [side.recent for side in cache.sides]
-    assert all(store.has_pending for store in stores)
+    assert all(store.pending is not None for store in stores)
     return stores, (x, x + 1)
 
 
-def test_the_cache_takes_the_tail_written_by_a_trusted_kernel(monkeypatch, layer):
+@pytest.fixture
+def copying(monkeypatch):
+    """Reading tails that were written copies them, without a kernel."""
+
+    def copy_of(array):
+        mx.eval(array)
+        return mx.array(np.array(array))
+
+    monkeypatch.setattr(LayerLaunches, "copy_of", lambda self, array: copy_of(array))
+
+
+def test_the_cache_has_the_tail_written_by_a_trusted_kernel(monkeypatch, layer, copying):
     device_kernels = use_kernels(monkeypatch, run_writing_tails(0))
     cache, queries = layer
     for number in range(3):
         stores, tokens = append_pending(layer)
-        held = [store.parts[0] for store in stores]
         length = cache.size()
         cache._fused(queries, *cache.sides, 0.1, None)
-        for store, array, token in zip(stores, held, tokens, strict=True):
-            assert not store.has_pending and mx.array_equal(store.view()[0][:, :, -1:], token)
-            # On first use the plain operations write, into the same array.
-            assert (store.arrays[0] is array) == (number == 0)
+        for store, token in zip(stores, tokens, strict=True):
+            # On first use the plain operations write.
+            assert store.pending is None and (store.writer is not None) == (number > 0)
+            assert mx.array_equal(store.view()[0][:, :, -1:], token) and store.writer is None
         assert cache.size() == length and len(device_kernels.trusted) == 1
 
 
-def test_a_kernel_that_writes_a_wrong_tail_is_used_only_without_pending_tokens(monkeypatch, layer):
+def test_a_kernel_that_writes_a_wrong_tail_is_used_only_without_pending_tokens(monkeypatch, layer, copying):
     device_kernels = use_kernels(monkeypatch, run_writing_tails(0.25))
     cache, queries = layer
     for _ in range(3):
@@ -129,7 +144,7 @@ def test_a_kernel_that_writes_a_wrong_tail_is_used_only_without_pending_tokens(m
     assert [plan.key.writes_tail for plan in device_kernels.trusted] == [False]
 
 
-def test_launchers_are_kept_for_each_number_of_rows_and_pending_tokens(monkeypatch, layer):
+def test_launchers_are_kept_for_each_number_of_rows_and_pending_tokens(monkeypatch, layer, copying):
     use_kernels(monkeypatch, run_writing_tails(0))
     cache, queries = layer
     kept = []
@@ -158,7 +173,7 @@ def test_verification_does_not_use_the_shared_workspace(monkeypatch, layer):
     use_kernels(monkeypatch, recording_run, "cuda")
     for _ in range(3):
         cache._fused(queries, *cache.sides, 0.1, None)
-    assert workspaces[0] is not shared and workspaces[1:] == [shared, shared]
+    assert workspaces[0] is not shared.of_thread and workspaces[1:] == [shared.of_thread] * 2
 
 
 @pytest.fixture
@@ -195,11 +210,12 @@ def test_a_trusted_plan_is_traced_once(monkeypatch, layer, compiling):
     fused = cache._fused
     device_kernels.trusted.add(plan_for(queries, *cache.sides, False, device_kernels))
     expected = queries.max().item()
-    shared.before = queries
+    shared.of_thread.reserve(1 << 20, _LayoutsByTail)
+    shared.of_thread.before = queries  # like an output, so that it is not traced once more
     for one in (*layers, cache):
         found = one._fused(queries, *one.sides, 0.1, None)
         assert found.shape == queries.shape and found.max().item() == pytest.approx(expected, rel=1e-2)
-        assert shared.before is found and len(traced) == 1
+        assert shared.of_thread.before is found and len(traced) == 1
     # Queries of another shape are detected by MLX's retracing.
     other = mx.concatenate([queries, queries], axis=2)
     assert fused(other, *cache.sides, 0.1, None) is None

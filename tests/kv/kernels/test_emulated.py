@@ -14,13 +14,14 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.kernels import launch
+from tqchat.kv.kernels import launch, workspace
 from tqchat.kv.kernels.decode import decode_inputs, decode_launch, decode_plan
 from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Kernels
 from tqchat.kv.kernels.encode import MAX_ERROR_RATIO, encode_inputs, encode_launch, encode_plan
 from tqchat.kv.kernels.fused import with_own_tail
-from tqchat.kv.kernels.launch import StepLauncher, Workspace
+from tqchat.kv.kernels.launch import StepLauncher
 from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_FINE_SPLITS, plan_for
+from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import FormatSpec, parse_scheme
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
@@ -31,7 +32,20 @@ pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    return Emulator(tmp_path_factory.mktemp("kernels"))
+    emulator = Emulator(tmp_path_factory.mktemp("kernels"))
+    with pytest.MonkeyPatch.context() as patch:
+        # Tails that were written are read through a kernel.
+        patch.setattr(workspace, "kernels", lambda: emulated_by(emulator))
+        yield emulator
+
+
+def emulated_by(emulator, workspace_array=None):
+    """Kernels that are run by an emulator."""
+
+    def compiled(spec):
+        return lambda inputs, **launch_: emulator.run(spec, inputs, launch_, workspace_array)
+
+    return SimpleNamespace(compiled=compiled)
 
 
 def mixed(key, value):
@@ -74,11 +88,8 @@ def run_emulated(emulator, launcher, queries, *sides, sink=None):
     """``StepLauncher.run`` with emulated kernels; it writes to the sides."""
     workspace_array = launcher.workspace.array if launcher.plan.single_launch else None
 
-    def compiled(spec):
-        return lambda inputs, **launch_: emulator.run(spec, inputs, launch_, workspace_array)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "kernels", lambda: SimpleNamespace(compiled=compiled))
+        patch.setattr(launch, "kernels", lambda: emulated_by(emulator, workspace_array))
         mx.disable_compile()
         found = launcher.run(queries, *sides, 0.1, "causal", sink)
         if mx.default_device() != mx.cpu:  # the engine's setting
@@ -96,7 +107,7 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
     step = largest / 128 if queries.dtype == mx.bfloat16 else 0
     assert mx.abs(output.astype(mx.float32) - expected).max().item() <= max(4e-3 * largest, step)
     for side, twin in zip(cache.sides, twins, strict=True):
-        assert not twin.recent.has_pending
+        assert twin.recent.pending is None
         assert mx.array_equal(side.recent.view()[0], twin.recent.view()[0])
 
 
@@ -309,7 +320,7 @@ def test_counters_return_to_zero_after_every_launch(emulator, dims, on):
 
 @pytest.mark.parametrize("on", [CUDA, TENSOR_CORES])
 def test_layers_can_share_a_workspace(emulator, on):
-    workspace = Workspace()
+    shared = Workspace()
     emulator.workspaces.clear()
     layers = []
     for arguments in (
@@ -322,11 +333,11 @@ def test_layers_can_share_a_workspace(emulator, on):
             side.recent.write_pending()
         plan = plan_for(queries, *cache.sides, False, on)
         layers.append(
-            (StepLauncher(plan, queries, *cache.sides, 0.1, "causal", None, workspace), queries, cache)
+            (StepLauncher(plan, queries, *cache.sides, 0.1, "causal", None, shared), queries, cache)
         )
         for launcher, layer_queries, layer_cache in layers * 2:
             assert_matches_plain_operations(emulator, launcher, layer_queries, layer_cache)
-            assert not emulator.workspaces[id(workspace.array)][1][:MAX_BLOCKS].any()
+            assert not emulator.workspaces[id(shared.of_thread.array)][1][:MAX_BLOCKS].any()
     assert len(emulator.workspaces) > 1  # it was replaced by a larger one
 
 
@@ -349,7 +360,7 @@ def test_a_pending_token_with_any_strides_is_written(emulator, on):
     # Slices of one projection of keys and values.
     both = mx.random.normal((1, 1, 2, 2 * 64)).astype(mx.float16).transpose(0, 2, 1, 3)
     append_unread(cache, both[..., :64], both[..., 64:])
-    assert all(side.recent.has_pending for side in cache.sides)
+    assert all(side.recent.pending is not None for side in cache.sides)
     launcher = launcher_for(cache, queries, on, None)
     assert launcher.plan.key.writes_tail and launcher.plan.value.writes_tail
     assert_matches_plain_operations(emulator, launcher, queries, cache)
@@ -365,7 +376,7 @@ def recorded_strides():
 
     def run(queries, before, sizes_, *stored):
         sizes.append(memoryview(sizes_).strides)
-        return [queries]
+        return queries
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "_compiled", lambda plan, shape, attend, merge: run)
@@ -422,7 +433,7 @@ def test_queries_of_another_shape_or_dtype_are_not_served():
     launcher = launcher_for(cache, queries, CUDA, None)
     for other_queries in (queries.astype(mx.bfloat16), mx.concatenate([queries, queries], axis=2)):
         assert launcher.run(other_queries, *cache.sides, 0.1, "causal", None) is None
-        assert all(side.recent.has_pending for side in cache.sides)
+        assert all(side.recent.pending is not None for side in cache.sides)
 
 
 def test_tokens_of_another_dtype_are_not_served():
@@ -517,10 +528,14 @@ def test_more_blocks_than_counters_have_no_kernel():
         ("turbo3", 80, METAL),  # fine tokens of 10 and 5 words
     ],
 )
-def test_rows_of_any_number_of_words_are_loaded_as_they_are_aligned(tmp_path, capfd, scheme, dim, on):
+def test_rows_of_any_number_of_words_are_loaded_as_they_are_aligned(
+    tmp_path, capfd, monkeypatch, scheme, dim, on
+):
+    checking = Emulator(tmp_path, checks_alignment=True)
+    monkeypatch.setattr(workspace, "kernels", lambda: emulated_by(checking))
     cache, queries = filled(scheme, 1, 1, 2, 190 + parse_scheme(scheme).fine, (dim, dim), mx.float16, 1)
     launcher = launcher_for(cache, queries, on, None)
-    assert_matches_plain_operations(Emulator(tmp_path, checks_alignment=True), launcher, queries, cache)
+    assert_matches_plain_operations(checking, launcher, queries, cache)
     assert "misaligned" not in capfd.readouterr().err
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.kv.kernels.test_emulated import TENSOR_CORES, filled, launcher_for
 from tqchat.kv.kernels import device, launch
 from tqchat.kv.kernels.plan import MAX_FINE_SPLITS, MAX_RAW_SPLITS, MAX_SPLITS
+from tqchat.kv.kernels.workspace import LAYOUT_CACHE_SIZE, ThreadWorkspace
 
 
 def attend_spec_for(on):
@@ -36,14 +37,14 @@ def make_factory(simds=6, blocks=8, scheme="turbo4"):
 
 
 def test_layouts_are_cached_by_capacities_and_starts():
-    workspace, factory = launch.Workspace(), make_factory()
-    workspace.reserve(factory.floats)
+    workspace, factory = ThreadWorkspace(), make_factory()
+    workspace.reserve(factory.floats, launch._LayoutsByTail)
 
     def sizes(number):
         capacities, starts = launch.PerStore(256 * number, 512, 128, 192), launch.PerStore(number, 0, 0, 0)
         return memoryview(workspace.layouts(factory, 4, 1000, 0, capacities, starts)[70].sizes).strides
 
-    numbers = range(3, launch.LAYOUT_CACHE_SIZE + 6)
+    numbers = range(3, LAYOUT_CACHE_SIZE + 6)
     strides = [sizes(number) for number in numbers]
     assert len(set(strides)) == len(strides)
     assert [sizes(number) for number in numbers] == strides

@@ -8,8 +8,9 @@ import mlx.core as mx
 
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.kernels.device import TOLERANCE, Kernels, kernels, relative_error
-from tqchat.kv.kernels.launch import StepLauncher, Workspace
+from tqchat.kv.kernels.launch import StepLauncher
 from tqchat.kv.kernels.plan import Plan, plan_for
+from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
 
@@ -23,9 +24,9 @@ class FusedAttention:
 
     def __init__(self) -> None:
         self.workspace = Workspace()
-        # By thread, query rows and parts of the tails: steps with and without draft tokens alternate, and so
-        # do layers that share a cache, of which only the first finds a pending token.
-        self._launchers: dict[tuple[object, int, int, int], StepLauncher] = {}
+        # By thread, query rows and pending tokens: steps with and without draft tokens alternate, and so do
+        # layers that share a cache, of which only the first finds a pending token.
+        self._launchers: dict[tuple[object, int, bool, bool], StepLauncher] = {}
 
     @property
     def nbytes(self) -> int:
@@ -45,7 +46,7 @@ class FusedAttention:
 
         Arguments as for ``attention``. Several query rows are supported under the causal mask only.
         """
-        step_key = thread_key(), queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        step_key = _step_key(queries, keys, values)
         launcher = self._launchers.get(step_key)
         output = None if launcher is None else launcher.run(queries, keys, values, scale, mask, sink_logits)
         if output is None:
@@ -70,7 +71,7 @@ class FusedAttention:
         if plan is None:
             return None
         if plan in device_kernels.refused:
-            if not (keys.recent.has_pending or values.recent.has_pending):
+            if keys.recent.pending is None and values.recent.pending is None:
                 return None
             # Without a pending token another plan applies, which may be trusted.
             for side in (keys, values):
@@ -78,12 +79,17 @@ class FusedAttention:
             return self(*arguments)
         if plan not in device_kernels.trusted:
             return _verify(device_kernels, plan, queries, keys, values, scale, mask, sink_logits)
-        step_key = thread_key(), queries.shape[2], len(keys.recent.parts), len(values.recent.parts)
+        step_key = _step_key(queries, keys, values)
         # Launchers of formats or sinks that the cache no longer has are dropped.
         current = {key: other for key, other in self._launchers.items() if other.matches(keys, values)}
         launcher = StepLauncher(plan, *arguments, self.workspace)
         self._launchers = current | {step_key: launcher}
         return launcher.run(*arguments)
+
+
+def _step_key(queries: mx.array, keys: Side, values: Side) -> tuple[object, int, bool, bool]:
+    pending = keys.recent.pending is not None, values.recent.pending is not None
+    return thread_key(), queries.shape[2], *pending
 
 
 def _verify(
@@ -114,7 +120,7 @@ def _verify(
 def with_own_tail(side: Side) -> Side:
     """A shallow copy of a side whose pending token can be written without changing ``side``."""
     copied = copy.copy(side)
-    copied.recent = copy.copy(side.recent)
+    copied.recent = side.recent.with_own_buffer()
     return copied
 
 

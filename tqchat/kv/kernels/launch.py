@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run, unused_input
+from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run
 from tqchat.kv.kernels.fixed import fixed_inputs
 from tqchat.kv.kernels.plan import (
     MAX_BLOCKS,
@@ -21,6 +20,7 @@ from tqchat.kv.kernels.plan import (
     Plan,
     have_equal_fine,
 )
+from tqchat.kv.kernels.workspace import LAYOUT_CACHE_SIZE, LayerLaunches, Workspace
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
 
@@ -35,9 +35,6 @@ class PerStore(NamedTuple):
     fine: int = 0
 
 
-LAYOUT_CACHE_SIZE = 16
-"""Sliding-window and full-attention layers alternate, so each needs its own entry."""
-
 TARGET_SIMD_GROUPS = 1584
 """Simd groups that occupy a large device; limits the splits of a context."""
 
@@ -51,46 +48,15 @@ class Layout(NamedTuple):
         splits: Splits of the context.
         attend: Launch over packed, raw and fine tokens.
         merge: Launch that merges the splits, unless ``attend`` does.
-        run: Both launches as a function of their arrays. Returns the output, then the tails that contain the
-            formerly pending tokens, keys before values.
+        run: Both launches as a function of their arrays, in the order of the inputs of
+            ``Plan.attend_spec``; pending tokens are written into the tails among them.
     """
 
     sizes: mx.array
     splits: int
     attend: Launch
     merge: Launch | None
-    run: Callable[..., list[mx.array]]
-
-
-class Workspace(threading.local):
-    """Working memory shared by the launches of a model's layers: partial results of the splits.
-
-    Launches that share it are ordered, as a model's layers are anyway. Each
-    thread has its own attributes, because lazy arrays of one thread cannot be evaluated by another.
-
-    Attributes:
-        array: Block counters, zero between launches, and partial results; minimal if another launch merges.
-            Set by ``reserve``, like ``layouts``.
-        before: Output of the last launch that used the array; an input of the next, to order them.
-        layouts: Cached constructor of ``_LayoutsByTail`` on this array.
-    """
-
-    array: mx.array | None = None
-    before: mx.array | None = None
-    layouts: Callable[..., _LayoutsByTail]
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """What it holds between steps."""
-        return [array for array in (self.array, self.before) if array is not None]
-
-    def reserve(self, floats: int) -> None:
-        """Grow the array to at least ``floats``. Existing layouts continue to use the smaller array."""
-        if self.before is None:
-            self.before = unused_input(mx.float32)
-        if self.array is None or self.array.size < floats:
-            self.array = mx.zeros(floats) if floats else unused_input(mx.float32)
-            self.layouts = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(partial(_LayoutsByTail, self.array))
+    run: Callable[..., mx.array]
 
 
 class StepLauncher:
@@ -118,14 +84,15 @@ class StepLauncher:
         workspace: Workspace,
     ) -> None:
         self.plan = plan
-        self.workspace = workspace
+        self.workspace = workspace.of_thread
         self._scale, self._mask, self._sink_logits = scale, mask, sink_logits
         self._formats = keys.format, values.format
         self._sink_revisions = keys.sinks.front_revision, values.sinks.front_revision
         self._packs_values = bool(plan.value.kind)
         # One factory per thread: lazy arrays of one thread cannot be evaluated by another.
         self._layout_factory = _layout_factory(thread_key(), plan, queries.shape)
-        workspace.reserve(self._layout_factory.floats)
+        self.workspace.reserve(self._layout_factory.floats, _LayoutsByTail)
+        self._launches = LayerLaunches(self.workspace)
         heads = queries.shape[0] * queries.shape[1] // plan.group
         self._fixed = fixed_inputs(plan, keys, values, heads, scale, sink_logits)
         self._refresh(keys, values)
@@ -133,7 +100,7 @@ class StepLauncher:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays kept between steps."""
-        return self._fixed.nbytes
+        return self._fixed.nbytes + self._launches.output.nbytes
 
     def matches(self, keys: Side, values: Side) -> bool:
         """Whether formats and sinks of the sides are those of this launcher, and fine tokens as it needs."""
@@ -152,7 +119,7 @@ class StepLauncher:
         self._key_revision, self._value_revision = keys.revision, values.revision
         packed_side = values if self._packs_values else keys
         stores = keys.packed, values.packed, keys.recent, values.recent, packed_side.fine
-        self._layouts = self.workspace.layouts(
+        self._layouts: _LayoutsByTail = self.workspace.layouts(
             self._layout_factory,
             packed_side.sinks.length,
             packed_side.packed.length,
@@ -160,6 +127,14 @@ class StepLauncher:
             PerStore(*(store.capacity for store in stores)),
             PerStore(*(store.start for store in stores)),
         )
+        # If nothing is packed, arrays of fine tokens take the place of packed ones, which no threadgroup
+        # reads then.
+        self._encoded_stores = [
+            store
+            for side in (keys, values)
+            for store in (side.packed if side.packed.length else side.fine, side.fine)
+            if store.length
+        ]
 
     def run(
         self,
@@ -181,35 +156,27 @@ class StepLauncher:
             if not self.matches(keys, values):
                 return None
             self._refresh(keys, values)
-        key_tail, value_tail = keys.recent, values.recent
-        layout = self._layouts[(value_tail if self._packs_values else key_tail).length]
+        tails = keys.recent, values.recent
+        layout = self._layouts[tails[self._packs_values].length]
         if layout is None:
             return None
         workspace = self.workspace
+        inputs = [queries, workspace.before, layout.sizes]
+        for tail in tails:
+            tail.join(workspace)
+            assert tail.memory is not None
+            inputs += (tail.memory,) if tail.pending is None else (tail.memory, tail.pending)
+        inputs.append(self._fixed)
+        for store in self._encoded_stores:
+            inputs += store.arrays
         try:
-            # In the order of the inputs of ``Plan.attend_spec``. If nothing is packed, arrays of fine tokens
-            # take the place of packed ones, which no threadgroup reads then.
-            output, *tails = layout.run(
-                queries,
-                workspace.before,
-                layout.sizes,
-                self._fixed,
-                *(keys.packed.arrays or keys.fine.arrays),
-                *keys.fine.arrays,
-                *key_tail.parts,
-                *(values.packed.arrays or values.fine.arrays),
-                *values.fine.arrays,
-                *value_tail.parts,
-            )
+            output = layout.run(*inputs)
         except UnexpectedArrays:
             return None
-        if layout.merge is None:
-            workspace.before = output
-        if tails:
-            if value_tail.has_pending:
-                value_tail.mark_written(tails.pop())
-            if key_tail.has_pending:
-                key_tail.mark_written(tails.pop())
+        workspace.before = self._launches.output = output
+        for tail in tails:
+            if tail.pending is not None:
+                tail.mark_written(self._launches)
         return output
 
 
@@ -284,21 +251,20 @@ class _LayoutFactory:
 
     def _make_launches(
         self, splits: int, capacities: PerStore
-    ) -> tuple[Launch, Launch | None, Callable[..., list[mx.array]]]:
+    ) -> tuple[Launch, Launch | None, Callable[..., mx.array]]:
+        """The launches for so many splits.
+
+        Args:
+            capacities: Of the stores; MLX would trace one compiled function for each of them, and search all
+                of these traces at every call.
+        """
         plan = self.plan
         output = self._batch, self._query_heads, self._rows, plan.value.dim
-        sides = (plan.key, capacities.raw_keys), (plan.value, capacities.raw_values)
-        tails = [
-            (self._batch, self._heads, capacity, side.dim) for side, capacity in sides if side.writes_tail
-        ]
         attend: Launch = {
             "grid": (splits * plan.simds * SIMD_WIDTH, self._blocks, 1),
             "threadgroup": (plan.simds * SIMD_WIDTH, 1, 1),
-            "output_shapes": [output if plan.single_launch else (splits * self._partial_floats,), *tails],
-            "output_dtypes": [
-                plan.queries if plan.single_launch else mx.float32,
-                *[plan.storage] * len(tails),
-            ],
+            "output_shapes": [output if plan.single_launch else (splits * self._partial_floats,)],
+            "output_dtypes": [plan.queries if plan.single_launch else mx.float32],
         }
         merge: Launch | None = None
         if not plan.single_launch:
@@ -318,7 +284,7 @@ class _LayoutsByTail(dict[int, Layout | None]):
     """Layouts by length of the tail, the only number that changes at every step.
 
     Args:
-        workspace_array: ``Workspace.array``.
+        workspace_array: ``ThreadWorkspace.array``.
         layouts: Factory; the other arguments are those of its ``make``.
     """
 
@@ -350,27 +316,33 @@ class UnexpectedArrays(Exception):
 
 def _compiled(
     plan: Plan, shape: tuple[int, ...], attend: Launch, merge: Launch | None
-) -> Callable[..., list[mx.array]]:
+) -> Callable[..., mx.array]:
     """The launches as a compiled function of their arrays.
 
     MLX traces it once, and again only for arrays of other shapes or dtypes, which is when these are checked.
     """
+    heads = shape[1] // plan.group
+    tails = [
+        (is_token, side.dim)
+        for side in (plan.key, plan.value)
+        for is_token in ((False, True) if side.writes_tail else (False,))
+    ]
 
-    def launch(
-        queries: mx.array, before: mx.array, sizes: mx.array, fixed: mx.array, *stored: mx.array
-    ) -> list[mx.array]:
-        expected = queries.shape == shape and queries.dtype == plan.queries
-        # The last array belongs to the tail of the values.
-        if not expected or stored[-1].dtype != plan.storage:
+    def launch(queries: mx.array, before: mx.array, sizes: mx.array, *stored: mx.array) -> mx.array:
+        if queries.shape != shape or queries.dtype != plan.queries:
             raise UnexpectedArrays
+        for array, (is_token, dim) in zip(stored, tails, strict=False):
+            batch, found_heads, tokens, found_dim = array.shape
+            found = batch, found_heads, found_dim, array.dtype
+            if found != (shape[0], heads, dim, plan.storage) or (is_token and tokens != 1):
+                raise UnexpectedArrays
         device_kernels = kernels()
         assert device_kernels is not None
-        first = (queries, before) if merge is None else (queries,)
-        output, *tails = run(
-            device_kernels.compiled(plan.attend_spec()), (*first, sizes, fixed, *stored), attend
-        )
+        inputs = queries, before, sizes, *stored
+        (output,) = run(device_kernels.compiled(plan.attend_spec()), inputs, attend)
         if merge is not None:
-            output = run(device_kernels.compiled(plan.merge_spec()), (output, sizes, fixed), merge)[0]
-        return [output, *tails]
+            fixed = stored[len(tails)]
+            (output,) = run(device_kernels.compiled(plan.merge_spec()), (output, sizes, fixed), merge)
+        return output
 
     return mx.compile(launch)

@@ -57,7 +57,7 @@ class SidePlan:
         mean: Whether a mean was subtracted (affine).
         centres: Number of centres (codebook); 0 if the format is not fitted.
         rotation: 0 none, 1 Hadamard with signs, 2 dense matrix.
-        writes_tail: Whether the newest token is pending, so that the kernel writes the tail.
+        writes_tail: Whether the newest token is pending, so that the kernel writes it into the tail.
     """
 
     dim: int
@@ -156,14 +156,15 @@ class Plan:
         kernel: source.Kernel = (
             "attend_tensor" if self.tensor_cores else "attend_merged" if self.single_launch else "attend"
         )
-        inputs = ("sizes", "fixed", *self._key.input_names, *self._value.input_names)
-        outputs = (*self._key.output_names, *self._value.output_names)
+        sides = self._key, self._value
+        tails = [name for side in sides for name in side.tail_names]
+        stored = [name for side in sides for name in side.encoded_names]
         return source.KernelSpec(
             kernel,
-            ("queries", "before", *inputs) if self.single_launch else ("queries", *inputs),
-            ("output" if self.single_launch else "partial", *outputs),
+            ("queries", "before", "sizes", *tails, "fixed", *stored),
+            ("output" if self.single_launch else "partial",),
             self._constants(self.rows, self.simds) if self.single_launch else self._constants(0, 1),
-            (self._key, self._value),
+            sides,
             self.simds * SIMD_WIDTH if self.tensor_cores else 0,
             shared_memory=self.wide_tables,
         )
@@ -331,7 +332,7 @@ def _per_lane(dim: int, lanes: int) -> int:
 
 
 def _side_plan(side: Side) -> SidePlan | None:
-    dim, format_, writes_tail = side.head_dim, side.format, side.recent.has_pending
+    dim, format_, writes_tail = side.head_dim, side.format, side.recent.pending is not None
     if dim % 8 or not 32 <= dim <= MAX_HEAD_DIM:
         return None
     if isinstance(format_, RawFormat) or not (side.packed.length or side.fine.length):

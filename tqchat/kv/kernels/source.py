@@ -19,6 +19,7 @@ Kernel = Literal[
     "attend_merged",
     "attend_tensor",
     "merge",
+    "copy",
     "encode_scalar",
     "encode_trellis",
     "encode_tensor",
@@ -40,7 +41,7 @@ class SideArrays:
     """The arrays of one side as an attention kernel sees them.
 
     Attributes:
-        writes_tail: Whether the newest token is passed separately; the kernel then outputs the tail with it.
+        writes_tail: Whether the newest token is passed separately; the kernel then writes it into the tail.
         has_fine: Whether there are fine tokens.
     """
 
@@ -50,30 +51,28 @@ class SideArrays:
     has_fine: bool = False
 
     @property
-    def input_names(self) -> tuple[str, ...]:
-        """Input arrays of the side."""
-        packed = ("codes", "scales", "biases")[: (0, 2, 3, 2)[self.kind]]
-        fine = ("fine_codes", "fine_scales") if self.has_fine else ()
-        tail = ("tail", "token") if self.writes_tail else ("tail",)
-        return tuple(f"{self.name}_{name}" for name in (*packed, *fine, *tail))
+    def tail_names(self) -> tuple[str, ...]:
+        """The input arrays of raw tokens."""
+        names = ("tail", "token") if self.writes_tail else ("tail",)
+        return tuple(f"{self.name}_{name}" for name in names)
 
     @property
-    def output_names(self) -> tuple[str, ...]:
-        """Output arrays of the side: the new tail, if the kernel writes it."""
-        return (f"{self.name}_grown",) if self.writes_tail else ()
+    def encoded_names(self) -> tuple[str, ...]:
+        """The input arrays of packed and fine tokens."""
+        packed = ("codes", "scales", "biases")[: (0, 2, 3, 2)[self.kind]]
+        fine = ("fine_codes", "fine_scales") if self.has_fine else ()
+        return tuple(f"{self.name}_{name}" for name in (*packed, *fine))
 
     @property
     def pointer_declarations(self) -> str:
-        """Pointers to a head's part of each array, and to the new tail."""
+        """Pointers to a head's part of each array."""
         side, kind = self.name, self.kind
         scale = f"const TQ_DEVICE {side.upper()}_SCALE*"
         head = self._at("codes", "STRIDE") if kind else f"{side}_tail_of + sinks * {side.upper()}_DIM"
-        grown = f"{side}_grown + ({side}_tail_of - {side}_tail)" if self.writes_tail else "0"
         return (
             f"const TQ_DEVICE uchar* {side}_head = (const TQ_DEVICE uchar*)({head});\n"
             f"{scale} {side}_scales_of = {self._at('scales', 'GROUPS') if kind else 0};\n"
             f"{scale} {side}_biases_of = {self._at('biases', 'GROUPS') if kind == 2 else 0};\n"
-            f"TQ_DEVICE S* {side}_grown_of = {grown};\n"
         )
 
     @property
@@ -89,17 +88,15 @@ class SideArrays:
 
     @property
     def tail_update(self) -> str:
-        """Statements that write the tail with the newest token."""
+        """Statement that writes the newest token into the tail, an input (see ``Tail``)."""
         if not self.writes_tail:
             return ""
         side = self.name
         strides = f"{side}_token_strides"
         token = f"{side}_token + batch * {strides}[0] + head * {strides}[1], {strides}[3]"
         return (
-            f"if (first_row == 0) tq_copy<{side.upper()}_DIM>({side}_tail_of, {side}_grown_of, tail - 1, "
-            "split * SIMDS * 32 + tq_thread, splits * SIMDS * 32);\n"
             f"if (is_raw) tq_copy_one<{side.upper()}_DIM>({token}, "
-            f"{side}_grown_of + (tail - 1) * {side.upper()}_DIM, tq_thread, SIMDS * 32);\n"
+            f"(TQ_DEVICE S*){side}_tail_of + (tail - 1) * {side.upper()}_DIM, tq_thread, SIMDS * 32);\n"
         )
 
     def _at(self, name: str, elements: str, room: str = "") -> str:
@@ -144,6 +141,8 @@ class KernelSpec:
             return begin + _read("decode") + _read("decode_affine")
         if self.kernel in ("decode_shares", "decode_values"):
             return begin + _read("decode") + _read("decode_turbo") + _read(self.kernel)
+        if self.kernel == "copy":
+            return begin + _read("copy")
         if self.kernel == "merge":
             return begin + _read("fixed") + _read("merge_begin") + _read("merge")
         reserved = language == "cuda" and bool(self.shared_memory)

@@ -173,12 +173,13 @@ class Side:
     @property
     def shape(self) -> tuple[int, int]:
         """Batch size and heads; (0, 0) while empty."""
-        # The tail last, because reading its arrays writes its pending token.
-        for store in (self.packed, self.fine, self.sinks, self.recent):
+        # Not of the tail's array, because reading that writes its pending token.
+        for store in (self.packed, self.fine, self.sinks):
             if store.arrays:
                 batch, heads, *_ = store.arrays[0].shape
                 return batch, heads
-        return 0, 0
+        batch, heads, *_ = self.recent.token_shape or (0, 0)
+        return batch, heads
 
     def snapshot(self) -> Self:
         """A copy that is not affected by later changes to this side."""

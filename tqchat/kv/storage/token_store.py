@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Self
+from typing import Protocol, Self
 
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block
+from tqchat.kv.storage.write_behind import in_own_buffer
 
 GROWTH_TOKENS = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
@@ -114,81 +115,153 @@ class TokenStore:
 
 
 MAX_DEFERRED_TAIL_TOKENS = 512
-"""Longest tail whose newest token is written by the attention kernel, which copies the whole tail for that.
+"""Longest tail whose newest token is written by the attention kernel: reading it afterwards copies it whole.
 
 Only a prompt that is not packed yet is longer.
 """
 
 
+class TailWriter(Protocol):
+    """Launches that write tokens into the memory of tails, of which MLX does not know."""
+
+    @property
+    def order(self) -> object:
+        """What orders them: launches of one order run one after the other."""
+
+    def copy_of(self, array: mx.array) -> mx.array:
+        """A copy of an array that these launches wrote to, computed after them."""
+
+
+class _Slots:
+    """How many slots of a buffer were used by any of the tails that share it."""
+
+    def __init__(self, used: int = 0) -> None:
+        self.used = used
+
+
 class Tail(TokenStore):
     """Store of raw vectors, one array ``[batch, heads, tokens, head_dim]``, with a deferred last token.
 
-    Writing the newest token is deferred until the array is read, or until an attention kernel writes it along
-    with its own work, which saves two operations per layer and token.
+    Writing the newest token is deferred until the array is read, or until an attention kernel writes it into
+    the memory of the array along with its own work, which saves two operations per layer and token.
+
+    MLX orders operations by their outputs, but here an input is written. So a kernel only writes to a slot
+    that no tail has used, which nothing else reads; and all but such kernels read a copy of the array that is
+    computed after them.
 
     Attributes:
         length: Tokens held, a pending one included.
-        parts: The array, and the pending token ``[batch, heads, 1, head_dim]`` if there is one.
+        memory: The array that kernels read and write; ``None`` if empty. All others read ``arrays``.
+        pending: The token that is not in the array yet, ``[batch, heads, 1, head_dim]``.
+        writer: Whose launches have written to ``memory``, if any.
+        token_shape: Shape of a token; ``None`` if empty.
     """
 
-    parts: Block = ()
-    _token_shape: tuple[tuple[int, ...], mx.Dtype] | None = None
-
-    @property
-    def has_pending(self) -> bool:
-        """Whether the newest token has not been written to the array."""
-        return len(self.parts) == 2
+    memory: mx.array | None = None
+    pending: mx.array | None = None
+    writer: TailWriter | None = None
+    token_shape: tuple[int, ...] | None = None
+    _dtype: mx.Dtype | None = None
+    _slots: _Slots
 
     @property
     def arrays(self) -> Block:
-        """The array with every token written."""
+        """The array with every token written, in the order of the graph."""
         self.write_pending()
-        return self.parts
+        if self.writer is not None:
+            self._copy_written()
+        return () if self.memory is None else (self.memory,)
 
     @arrays.setter
     def arrays(self, arrays: Block) -> None:
-        self.parts = arrays
+        self.pending = self.writer = self.memory = self.token_shape = None
+        self._slots = _Slots()
         if arrays:
-            batch, heads, _, dim = arrays[0].shape
-            self._token_shape = (batch, heads, 1, dim), arrays[0].dtype
+            (self.memory,) = arrays
+            batch, heads, _, dim = self.memory.shape
+            self.token_shape, self._dtype = (batch, heads, 1, dim), self.memory.dtype
+
+    def append(self, block: Block) -> None:
+        super().append(block)
+        # MLX has assigned to a copy, unless no other store had the buffer.
+        self._slots = _Slots(self.start + self.length)
 
     def append_deferred(self, token: mx.array) -> None:
         """Append a token ``[batch, heads, 1, head_dim]``, written later if possible.
 
-        It is written at once if the tail is long, or the token's shape or dtype differs from the tail's.
+        It is written at once if the tail is long, the token's shape or dtype differs from the tail's, or
+        another tail may have a token in its place.
         """
         if (
-            len(self.parts) != 1
-            or self.start
-            or self.length > MAX_DEFERRED_TAIL_TOKENS
-            or (token.shape, token.dtype) != self._token_shape
+            self.length > MAX_DEFERRED_TAIL_TOKENS
+            or token.shape != self.token_shape
+            or token.dtype != self._dtype
         ):
             self.append((token,))
             return
-        if self.length == self.capacity:
+        if self.start + self.length == self.capacity:
             self._grow((token,))
-        self.parts = self.parts[0], token
+        if not self.defer(token):
+            self.append((token,))
+
+    def defer(self, token: mx.array) -> bool:
+        """Append a token of the tail's shape and dtype as pending.
+
+        Returns:
+            Whether its slot is there and was never used, and no other token is pending.
+        """
+        slot, slots = self.start + self.length, self._slots
+        if self.pending is not None or slot >= self.capacity or slots.used > slot:
+            return False
+        self.pending = token
         self.length += 1
+        slots.used = slot + 1
+        return True
 
     @property
     def allocated_bytes(self) -> int:
-        return self.parts[0].nbytes if self.parts else 0
+        return 0 if self.memory is None else self.memory.nbytes
 
-    def drop_front(self, count: int) -> None:
-        self.write_pending()
-        super().drop_front(count)
+    def snapshot(self) -> Self:
+        copied = super().snapshot()
+        copied._slots = self._slots
+        return copied
+
+    def with_own_buffer(self) -> Self:
+        """A copy, into which the pending token can be written without changing this tail."""
+        copied = copy.copy(self)
+        if self.memory is not None:
+            written = self.memory if self.writer is None else self.writer.copy_of(self.memory)
+            copied.memory, copied.writer = in_own_buffer(written), None
+            copied._slots = _Slots(self.start + self.length)
+        return copied
 
     def trim(self, count: int) -> None:
-        self.write_pending()
+        if count:
+            self.pending = None
         super().trim(count)
 
     def write_pending(self) -> None:
         """Write the pending token, if any."""
-        if len(self.parts) == 2:
-            held, token = self.parts
-            held[:, :, self.length - 1 : self.length] = token
-            self.parts = (held,)
+        if (token := self.pending) is None:
+            return
+        if self.writer is not None:
+            self._copy_written()
+        assert self.memory is not None
+        end = self.start + self.length
+        self.memory[:, :, end - 1 : end] = token
+        self.pending = None
 
-    def mark_written(self, array: mx.array) -> None:
-        """Replace the array by ``array``, which contains the pending token."""
-        self.parts = (array,)
+    def join(self, order: object) -> None:
+        """Let launches of an order read ``memory``; it is copied if others have written to it."""
+        if self.writer is not None and self.writer.order is not order:
+            self._copy_written()
+
+    def mark_written(self, writer: TailWriter) -> None:
+        """Record that a launch has written the pending token."""
+        self.pending, self.writer = None, writer
+
+    def _copy_written(self) -> None:
+        assert self.memory is not None and self.writer is not None
+        self.memory, self.writer = self.writer.copy_of(self.memory), None
+        self._slots = _Slots(self.start + self.length)

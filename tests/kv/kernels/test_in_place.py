@@ -1,0 +1,291 @@
+"""Caches whose newest token is written into the tail's memory, by emulated kernels."""
+
+from __future__ import annotations
+
+import copy
+import random
+from types import SimpleNamespace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, write_into
+from tests.kv.test_families import short
+from tqchat.kv.attention import routing
+from tqchat.kv.cache import SchemeCache
+from tqchat.kv.kernels import fused, launch, workspace
+from tqchat.kv.kernels.device import Kernels
+from tqchat.kv.kernels.workspace import Workspace
+from tqchat.kv.window import WindowCache
+
+pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
+
+HEADS, GROUP, DIM = 1, 2, 64
+SCALE = 0.1
+
+
+class Everything(set):
+    def __contains__(self, plan):
+        return True
+
+
+class EmulatedKernels(Kernels):
+    """Kernels that are run by an emulator: attention as late as possible, once a copied tail needs it.
+
+    Attributes:
+        copies: Tails copied.
+        waiting: Outputs of the launches that have not run, and functions that run them.
+    """
+
+    def __init__(self, emulator, language, tensor_cores):
+        super().__init__(language, tensor_cores)
+        self.trusted = Everything()
+        self.emulator = emulator
+        self.workspace = Workspace()
+        self.copies = 0
+        self.last_output = None
+        self.waiting = []
+
+    def compiled(self, spec):
+        return lambda inputs, **launch_: self._launch(spec, inputs, launch_)
+
+    def _launch(self, spec, inputs, launch_):
+        outputs = [
+            mx.zeros(*pair) for pair in zip(launch_["output_shapes"], launch_["output_dtypes"], strict=True)
+        ]
+        mx.eval(outputs)
+        working_memory = self.workspace.of_thread.array
+
+        def run():
+            found = self.emulator.run(spec, inputs, launch_, working_memory)
+            for array, result in zip(outputs, found, strict=True):
+                write_into(array, np.array(result))
+
+        if spec.kernel == "copy":
+            mx.eval(inputs[0])
+            self.finish(inputs[1])
+            self.copies += 1
+            run()
+            return outputs
+        self.waiting.append((outputs, run))
+        if spec.kernel.startswith("attend") and self.last_output is not None:
+            before = inputs[spec.inputs.index("before")]
+            assert address(before) == address(self.last_output), "it must not run before the last launch"
+        if "output" in spec.outputs:
+            (self.last_output,) = outputs
+        return outputs
+
+    def finish(self, output=None):
+        """Run what waits: all launches, or up to that with this output."""
+        last = [output is not None and address(output) in map(address, done) for done, _ in self.waiting]
+        count = len(self.waiting) if output is None else last.index(True) + 1 if any(last) else 0
+        due, self.waiting = self.waiting[:count], self.waiting[count:]
+        for _, run in due:
+            run()
+
+
+def address(array):
+    """Of an array's memory: MLX passes new objects to compiled functions."""
+    return np.asarray(memoryview(array)).ctypes.data
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    return Emulator(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(params=["metal", "cuda"])
+def kernels(request, monkeypatch, emulator):
+    emulated = EmulatedKernels(emulator, request.param, tensor_cores=request.param == "cuda")
+    for module in (fused, launch, workspace):
+        monkeypatch.setattr(module, "kernels", lambda: emulated)
+    monkeypatch.setattr(routing, "_is_installed", True)
+    launch._layout_factory.cache_clear()
+    mx.disable_compile()
+    yield emulated
+    if mx.default_device() != mx.cpu:  # the engine's setting
+        mx.enable_compile()
+    launch._layout_factory.cache_clear()
+
+
+class PlainAttention(fused.FusedAttention):
+    """No kernels."""
+
+    def __call__(self, *arguments):
+        return None
+
+
+class Pair:
+    """A cache with kernels and its twin without, which get the same tokens."""
+
+    def __init__(self, kernels, cache):
+        self.kernels = kernels
+        self.cache, self.twin = cache, copy.deepcopy(cache)
+        self.prepare()
+        self.outputs = []
+
+    def prepare(self):
+        for one in (self.cache, self.twin):
+            one.uses_placeholders = True
+            one.route = SimpleNamespace(is_active=True)
+        self.cache.share(self.kernels.workspace)
+        self.twin._fused = PlainAttention()
+
+    def branch(self):
+        other = copy.copy(self)
+        other.cache, other.twin = copy.deepcopy((self.cache, self.twin))
+        other.prepare()
+        return other
+
+    def append(self, count):
+        x = mx.random.normal((1, HEADS, count, DIM)).astype(mx.float16)
+        return [cache.update_and_fetch(x, x + 1) for cache in (self.cache, self.twin)]
+
+    def attend(self, fetched, rows):
+        queries = mx.random.normal((1, HEADS * GROUP, rows, DIM)).astype(mx.float16)
+        self.outputs.append(
+            [
+                routing.routed_attention(queries, *pair, cache=cache, scale=SCALE, mask="causal")
+                for cache, pair in zip((self.cache, self.twin), fetched, strict=True)
+            ]
+        )
+
+    def step(self, rows=1):
+        self.attend(self.append(rows), rows)
+
+    def trim(self, count):
+        for cache in (self.cache, self.twin):
+            cache.trim(count)
+
+    def assert_same_tokens(self):
+        (_, arrays), (_, expected) = self.cache.state, self.twin.state
+        assert arrays.keys() == expected.keys()
+        for name, array in arrays.items():
+            assert mx.array_equal(array, expected[name]), name
+
+    def assert_same_outputs(self):
+        self.kernels.finish()
+        for output, expected in self.outputs:
+            limit = 4e-3 * mx.abs(expected).max().item()
+            assert mx.abs(output - expected).max().item() <= limit
+
+
+def filled(kernels, scheme="turbo4", cache=None):
+    """A pair with packed tokens."""
+    mx.random.seed(8)
+    cache = SchemeCache(short(scheme)) if cache is None else cache
+    x = mx.random.normal((1, HEADS, 150, DIM)).astype(mx.float16)
+    cache.update_and_fetch(x, x)
+    cache.observe(mx.random.normal((1, HEADS * GROUP, 8, DIM)))
+    cache.pack_due()
+    return Pair(kernels, cache)
+
+
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4", "trellis2"])
+def test_steps_and_packing_have_the_tokens_of_plain_operations(kernels, scheme):
+    pair = filled(kernels, scheme)
+    packed = pair.cache.packed_tokens
+    for _ in range(20):
+        pair.step()
+    assert pair.cache.packed_tokens > packed
+    # Tails are copied where they are packed, not in other steps.
+    assert 0 < kernels.copies <= 4
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+def test_the_tail_is_written_in_its_own_memory(kernels):
+    pair = filled(kernels)
+    pair.step()
+    memories = [side.recent.memory for side in pair.cache.sides]
+    for _ in range(3):
+        pair.step()
+        assert [side.recent.memory for side in pair.cache.sides] == memories
+        assert all(side.recent.writer is not None for side in pair.cache.sides)
+    assert not kernels.copies
+
+
+def test_layers_that_share_a_cache_read_the_token_that_the_first_wrote(kernels):
+    pair = filled(kernels)
+    for _ in range(4):
+        pair.step()
+        for _ in range(2):
+            pair.attend([cache.keys_and_values() for cache in (pair.cache, pair.twin)], 1)
+    assert not kernels.copies
+    pair.assert_same_outputs()
+    pair.assert_same_tokens()
+
+
+def test_branches_do_not_change_each_other(kernels):
+    pair = filled(kernels)
+    pair.step()
+    other = pair.branch()
+    third = pair.branch()
+    third.trim(2)
+    for _ in range(3):
+        for one in (pair, other, third):
+            one.step()
+    for one in (pair, other, third):
+        one.assert_same_tokens()
+        one.assert_same_outputs()
+
+
+def test_rejected_drafts_are_replaced(kernels):
+    pair = filled(kernels)
+    for rejected in (1, 3, 0):
+        pair.step(rows=4)
+        pair.trim(rejected)
+        pair.step()
+        pair.step()
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4"])
+def test_tokens_leave_a_window(kernels, scheme):
+    pair = filled(kernels, cache=WindowCache(140, short(scheme)))
+    for _ in range(20):
+        pair.step()
+    keys = pair.cache.key_side
+    assert keys.length == 140 and (keys.recent.start > 0) == (scheme == "turbo0v4")
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+def test_another_thread_continues(kernels):
+    pair = filled(kernels)
+    pair.step()
+    tail, other = pair.cache.key_side.recent, Workspace()
+    memory = tail.memory
+    pair.cache._fused._launchers = {}
+    pair.cache._fused.workspace = other
+    kernels.workspace, kernels.last_output = other, None  # those of the other thread
+    pair.step()
+    assert tail.memory is not memory and tail.writer.order is other.of_thread
+    pair.assert_same_tokens()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_sequence_of_steps_has_the_tokens_of_plain_operations(kernels, seed):
+    choose = random.Random(seed)
+    pairs = [filled(kernels)]
+    for _ in range(25):
+        pair = choose.choice(pairs)
+        match choose.choice(["step"] * 8 + ["draft", "trim", "branch", "read", "chunk", "append"]):
+            case "step":
+                pair.step()
+            case "draft":
+                pair.step(rows=3)
+                pair.trim(choose.randint(0, 2))
+            case "trim":
+                pair.trim(choose.randint(1, 4))
+            case "branch" if len(pairs) < 4:
+                pairs.append(pair.branch())
+            case "read":
+                pair.assert_same_tokens()
+            case "chunk":
+                pair.step(rows=9)
+    for pair in pairs:
+        pair.assert_same_tokens()
+        pair.assert_same_outputs()
