@@ -312,7 +312,7 @@ def _plan(
 
 
 def _wide_tables(key: SidePlan, value: SidePlan, available: int) -> int:
-    """Bytes of the tables of both sides, if those of trellises should have a column for every lane; else 0."""
+    """Bytes of both sides' tables, if those of trellises should have a column for every lane; else 0."""
     tables = {(side.kind, side.bits) for side in (key, value) if side.kind in (1, 3)}
     if not any(kind == 3 for kind, _ in tables):
         return 0
