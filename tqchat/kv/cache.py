@@ -18,6 +18,7 @@ from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
 from tqchat.kv.kernels.fused import FusedAttention
+from tqchat.kv.kernels.steady import SteadyStep
 from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
@@ -138,6 +139,8 @@ class SchemeCache:
     """
 
     route: Route | None = None
+    drops_tokens = False
+    """Whether an append may drop the oldest tokens."""
 
     def __init__(self, scheme: Scheme = FP16, dtype: mx.Dtype | None = None) -> None:
         self.scheme = scheme
@@ -167,6 +170,8 @@ class SchemeCache:
         self._fetched_placeholders: tuple[mx.array, mx.array] | None = None
         self._fetched: tuple[weakref.ref[mx.array], weakref.ref[mx.array]] | None = None
         self._fetched_packed = False
+        self._steady: SteadyStep | None = None
+        self._is_fetched_itself = False  # not as a row of a batch, which appends by itself
 
     def share(self, workspace: Workspace) -> None:
         """Use a kernel workspace shared with other layers."""
@@ -203,9 +208,18 @@ class SchemeCache:
             keys: ``[batch, heads, tokens, key_dim]``.
             values: ``[batch, heads, tokens, value_dim]``.
         """
+        steady = self._steady
+        if steady is not None and self.uses_placeholders and not self._awaits_attention and self.is_routed:
+            fetched = steady.append(self.key_side, self.value_side, keys, values)
+            if fetched is not None:
+                self.offset += 1
+                self._was_attended, self._awaits_attention = False, True
+                self._fetched_placeholders = fetched
+                return fetched
         if not keys.shape[2]:
             return self.keys_and_values() if self.key_side.length else (keys, values)
         self.append(keys, values)
+        self._is_fetched_itself = True
         return self.keys_and_values()
 
     @property
@@ -218,7 +232,7 @@ class SchemeCache:
         count = keys.shape[2]
         if self._awaits_attention:
             raise PlaceholderNotAttended
-        self._sides_before_packing = None
+        self._sides_before_packing = self._steady = None
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
         self._energy_by_row = None
@@ -497,6 +511,26 @@ class SchemeCache:
         """Whether ``attend`` applies: few queries, over the arrays of the last fetch, with packed tokens."""
         return self._fetched_packed and self.is_last_fetch(keys, values) and _attends_packed(queries.shape[2])
 
+    def attend_fetched(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        mask: mx.array | str | None,
+        sink_logits: mx.array | None,
+    ) -> mx.array | None:
+        """``attend``; ``None`` where it does not apply (see ``can_attend``)."""
+        steady, fetched = self._steady, self._fetched_placeholders
+        if steady is not None and fetched is not None and fetched[0] is keys and fetched[1] is values:
+            output = steady.attend(self.key_side, self.value_side, queries, scale, mask, sink_logits)
+            if output is not None:
+                self._was_attended, self._awaits_attention = True, False
+                return output
+        if self.can_attend(queries, keys, values):
+            return self.attend(queries, scale, mask, sink_logits)
+        return None
+
     def attend(
         self,
         queries: mx.array,
@@ -508,12 +542,28 @@ class SchemeCache:
         self._was_attended = True
         keys, values = self._sides_before_packing or (self.key_side, self.value_side)
         output = self._fused(queries, keys, values, scale, mask, sink_logits)
+        self._steady = self._steady_step(queries)
         if output is None:
             attend = attention_by_row if self.attends_row_by_row else attention
             output = attend(queries, keys, values, scale, mask, sink_logits)
         del keys, values
         self.finish_attention(output)
         return output
+
+    def _steady_step(self, queries: mx.array) -> SteadyStep | None:
+        """Steps like the one that has just attended, if it leaves nothing to do."""
+        if (
+            self.drops_tokens
+            or not self._is_fetched_itself
+            or self._packing_deferred
+            or not self._is_submitted
+            or self.dtype is not None
+            or self._fetched_placeholders is None
+            or self._placeholders is None
+        ):
+            return None
+        launcher = self._fused.steady_launcher(queries)
+        return None if launcher is None else SteadyStep(launcher, *self.sides, self._placeholders)
 
     def finish_attention(self, output: mx.array) -> None:
         """Perform packing that was deferred until ``output`` had been computed from the last fetch."""

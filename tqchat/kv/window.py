@@ -29,6 +29,8 @@ class WindowCache(SchemeCache):
     kept.
     """
 
+    drops_tokens = True
+
     def __init__(self, max_size: int, scheme: Scheme = FP16, dtype: mx.Dtype | None = None) -> None:
         super().__init__(replace(scheme, sinks=0), dtype)
         self.max_size = max_size

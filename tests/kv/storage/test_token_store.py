@@ -134,8 +134,8 @@ class Launches:
         """Launch, if a token is pending."""
         if tail.pending is None:
             return
-        tail.join(self.order)
-        memory, token, slot = tail.memory[...], tail.pending, tail.start + tail.length - 1
+        memory, token = tail.launch_arrays(self.order)
+        memory, slot = memory[...], tail.start + tail.length - 1
 
         def run():
             mx.eval(memory, token)

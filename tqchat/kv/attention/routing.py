@@ -79,8 +79,9 @@ class RoutedAttention:
             # Another library still calls it.
             return self._original(queries, keys, values, cache, scale, mask, sinks)
         if isinstance(cache, SchemeCache):
-            if cache.can_attend(queries, keys, values):
-                return cache.attend(queries, scale, mask, sinks)
+            output = cache.attend_fetched(queries, keys, values, scale, mask, sinks)
+            if output is not None:
+                return output
             if cache.is_last_fetch(keys, values):
                 cache.observe(queries)
                 is_decoded = cache.has_placeholders
@@ -165,11 +166,10 @@ class Route:
 
     @property
     def is_active(self) -> bool:
-        return (
-            _is_installed
-            and bool(self._namespaces)
-            and all(isinstance(names.get(_NAME), RoutedAttention) for names in self._namespaces)
-        )
+        for names in self._namespaces:
+            if type(names.get(_NAME)) is not RoutedAttention:
+                return False
+        return _is_installed and bool(self._namespaces)
 
 
 SchemeCache.route = Route([base])

@@ -53,6 +53,10 @@ class FusedAttention:
             output = self._plan_and_launch(queries, keys, values, scale, mask, sink_logits)
         return output
 
+    def steady_launcher(self, queries: mx.array) -> StepLauncher | None:
+        """The launcher that serves steps of one token, if there is one for these queries."""
+        return self._launchers.get((thread_key(), 1, True, True)) if queries.shape[2] == 1 else None
+
     def _plan_and_launch(
         self,
         queries: mx.array,

@@ -156,17 +156,19 @@ class StepLauncher:
             if not self.matches(keys, values):
                 return None
             self._refresh(keys, values)
-        tails = keys.recent, values.recent
-        layout = self._layouts[tails[self._packs_values].length]
+        key_tail, value_tail = keys.recent, values.recent
+        layout = self._layouts[(value_tail if self._packs_values else key_tail).length]
         if layout is None:
             return None
         workspace = self.workspace
-        inputs = [queries, workspace.before, layout.sizes]
-        for tail in tails:
-            tail.join(workspace)
-            assert tail.memory is not None
-            inputs += (tail.memory,) if tail.pending is None else (tail.memory, tail.pending)
-        inputs.append(self._fixed)
+        inputs = [
+            queries,
+            workspace.before,
+            layout.sizes,
+            *key_tail.launch_arrays(workspace),
+            *value_tail.launch_arrays(workspace),
+            self._fixed,
+        ]
         for store in self._encoded_stores:
             inputs += store.arrays
         try:
@@ -174,9 +176,10 @@ class StepLauncher:
         except UnexpectedArrays:
             return None
         workspace.before = self._launches.output = output
-        for tail in tails:
-            if tail.pending is not None:
-                tail.mark_written(self._launches)
+        if key_tail.pending is not None:
+            key_tail.mark_written(self._launches)
+        if value_tail.pending is not None:
+            value_tail.mark_written(self._launches)
         return output
 
 

@@ -252,10 +252,15 @@ class Tail(TokenStore):
         self.memory[:, :, end - 1 : end] = token
         self.pending = None
 
-    def join(self, order: object) -> None:
-        """Let launches of an order read ``memory``; it is copied if others have written to it."""
+    def launch_arrays(self, order: object) -> Block:
+        """The array, and the pending token if there is one, for a launch of an order.
+
+        The array is copied first if launches of another order have written to it.
+        """
         if self.writer is not None and self.writer.order is not order:
             self._copy_written()
+        assert self.memory is not None
+        return (self.memory,) if self.pending is None else (self.memory, self.pending)
 
     def mark_written(self, writer: TailWriter) -> None:
         """Record that a launch has written the pending token."""

@@ -1,0 +1,73 @@
+"""A short way through Python for decode steps that are like the last one."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from tqchat.kv.kernels.launch import StepLauncher
+from tqchat.kv.storage.placeholders import Placeholders
+from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.threads import thread_key
+
+
+class SteadyStep:
+    """Steps of one token of a layer, as long as the same launcher serves and nothing is due to be packed.
+
+    The host builds a layer's step in a few microseconds, and many models wait for it. So what the sides'
+    revisions determine is looked up once, here; the tokens are appended to the sides as ever.
+
+    Args:
+        launcher: That of the last step, which wrote a token into both tails.
+        keys, values: The sides after that step.
+        placeholders: What stands for the decoded tokens.
+    """
+
+    def __init__(self, launcher: StepLauncher, keys: Side, values: Side, placeholders: Placeholders) -> None:
+        self._launcher, self._placeholders = launcher, placeholders
+        self._thread = thread_key()
+        self._token_shape = keys.recent.token_shape
+        self._key_revision, self._value_revision = keys.revision, values.revision
+        # Tokens in the tail of the keys from which one more makes a side due.
+        self._limit = keys.recent.length + min(side.tokens_until_due for side in (keys, values)) - 1
+        self._before_tail = keys.length - keys.recent.length
+
+    def append(
+        self, keys: Side, values: Side, key: mx.array, value: mx.array
+    ) -> tuple[mx.array, mx.array] | None:
+        """Append a token to both sides and return the placeholders for all tokens.
+
+        Args:
+            key: ``[batch, heads, 1, key_dim]``; ``value`` likewise.
+
+        Returns:
+            ``None`` if this is another kind of step; nothing is appended then.
+        """
+        key_tail, value_tail = keys.recent, values.recent
+        if (
+            key.shape != self._token_shape
+            or keys.revision is not self._key_revision
+            or values.revision is not self._value_revision
+            or key_tail.length >= self._limit
+            or self._thread is not thread_key()
+        ):
+            return None
+        # Dtypes and the value's shape are checked where the launch is traced.
+        if not key_tail.defer(key):
+            keys.append(key)
+        if not value_tail.defer(value):
+            values.append(value)
+        return self._placeholders.of_length(self._before_tail + key_tail.length)
+
+    def attend(
+        self,
+        keys: Side,
+        values: Side,
+        queries: mx.array,
+        scale: float,
+        mask: mx.array | str | None,
+        sink_logits: mx.array | None,
+    ) -> mx.array | None:
+        """Attention after ``append``; ``None`` if the launcher does not serve the arguments."""
+        if keys.recent.pending is None or values.recent.pending is None:
+            return None
+        return self._launcher.run(queries, keys, values, scale, mask, sink_logits)
