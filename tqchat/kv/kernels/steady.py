@@ -17,8 +17,8 @@ class SteadyStep:
     revisions determine is looked up once, here; the tokens are appended to the sides as ever.
 
     Args:
-        launcher: That of the last step, which wrote a token into both tails.
-        keys, values: The sides after that step.
+        launcher: That of steps that write a token into both tails.
+        keys, values: The sides after such a step.
         placeholders: What stands for the decoded tokens.
     """
 
