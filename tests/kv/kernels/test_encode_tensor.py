@@ -151,7 +151,7 @@ def test_fragments_hold_the_squared_errors_of_branches(bits):
 
 
 def test_tensor_cores_are_for_many_vectors_of_trellis_codes():
-    many, few = vectors(1024, 16), vectors(64, 16)
+    many, few = vectors(64, 16), vectors(16, 16)
     trellis, scalar = format_for(3, "value", few), make_format(FormatSpec("turbo", 3), 16, "value")
     assert isinstance(scalar, TurboFormat)
     assert encode_plan(trellis, many, tensor_cores=True).tensor_cores
