@@ -248,18 +248,19 @@ def tiny_llama():
     return model
 
 
-def cache_factory(model):
+def cache_factory(model, scheme):
     def make():
-        cache = kv.make_prompt_cache(model, "turbo4")
+        cache = kv.make_prompt_cache(model, scheme)
         return cache, flat_layers(cache)
 
     return make
 
 
-def test_a_model_that_only_attends_gives_the_same_logits_with_placeholders():
+@pytest.mark.parametrize("scheme", ["turbo4", "trellis3", "turbo2", "trellis4v2", "turbo0v3"])
+def test_a_model_that_only_attends_gives_the_same_logits_with_placeholders(scheme):
     model = tiny_llama()
-    assert accepts_placeholders(model, cache_factory(model))
-    cache = kv.make_prompt_cache(model, "turbo4")
+    assert accepts_placeholders(model, cache_factory(model, scheme))
+    cache = kv.make_prompt_cache(model, scheme)
     tokens = mx.arange(180)[None] % 64
     for part in (tokens[:, :170], tokens[:, 170:171]):
         model(part, cache=cache)
