@@ -233,6 +233,7 @@ class SchemeCache:
         if self._awaits_attention:
             raise PlaceholderNotAttended
         self._sides_before_packing = self._steady = None
+        self._is_fetched_itself = False
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
         self._energy_by_row = None
@@ -555,6 +556,7 @@ class SchemeCache:
         if (
             self.drops_tokens
             or not self._is_fetched_itself
+            or self._step_rows != 1
             or self._packing_deferred
             or not self._is_submitted
             or self.dtype is not None

@@ -23,7 +23,7 @@ from tqchat.kv.window import WindowCache
 
 pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
 
-HEADS, GROUP, DIM = 1, 2, 64
+HEADS, GROUP, DIM = 2, 1, 64
 SCALE = 0.1
 
 
@@ -129,9 +129,9 @@ class Pair:
         self.prepare()
         self.outputs = []
 
-    def prepare(self):
+    def prepare(self, placeholders=True):
         for one in (self.cache, self.twin):
-            one.uses_placeholders = True
+            one.uses_placeholders = placeholders
             one.route = SimpleNamespace(is_active=True)
         self.cache.share(self.kernels.workspace)
         self.twin._fused = PlainAttention()
@@ -139,7 +139,7 @@ class Pair:
     def branch(self):
         other = copy.copy(self)
         other.cache, other.twin = copy.deepcopy((self.cache, self.twin))
-        other.prepare()
+        other.prepare(self.cache.uses_placeholders)
         return other
 
     def append(self, count, dtype=mx.float16):
@@ -200,6 +200,19 @@ def test_steps_and_packing_have_the_tokens_of_plain_operations(kernels, scheme):
     assert 0 < kernels.copies <= 4
     pair.assert_same_tokens()
     pair.assert_same_outputs()
+
+
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo3", "trellis2"])
+def test_steps_that_pack_attend_to_the_tokens_before_where_nothing_stands_for_decoded_ones(kernels, scheme):
+    pair = filled(kernels, scheme)
+    for one in (pair.cache, pair.twin):
+        one.uses_placeholders = False
+    packed = pair.cache.packed_tokens
+    for _ in range(36):
+        pair.step()
+    assert pair.cache.packed_tokens > packed
+    pair.assert_same_outputs()
+    pair.assert_same_tokens()
 
 
 def test_the_tail_is_written_in_its_own_memory(kernels):
@@ -356,10 +369,14 @@ def test_a_step_unlike_the_last_is_served_all_the_same(kernels, change):
     pair.assert_same_outputs(8e-3 if change == "queries" else 4e-3)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_any_sequence_of_steps_has_the_tokens_of_plain_operations(kernels, seed):
+@pytest.mark.parametrize(
+    ("seed", "scheme", "placeholders"), [(0, "turbo4", True), (1, "turbo3", True), (2, "trellis2", False)]
+)
+def test_any_sequence_of_steps_has_the_tokens_of_plain_operations(kernels, seed, scheme, placeholders):
     choose = random.Random(seed)
-    pairs = [filled(kernels)]
+    pairs = [filled(kernels, scheme)]
+    for one in (pairs[0].cache, pairs[0].twin):
+        one.uses_placeholders = placeholders
     for _ in range(25):
         pair = choose.choice(pairs)
         match choose.choice(["step"] * 8 + ["draft", "trim", "branch", "read", "chunk", "append"]):

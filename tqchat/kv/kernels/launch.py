@@ -127,14 +127,6 @@ class StepLauncher:
             PerStore(*(store.capacity for store in stores)),
             PerStore(*(store.start for store in stores)),
         )
-        # If nothing is packed, arrays of fine tokens take the place of packed ones, which no threadgroup
-        # reads then.
-        self._encoded_stores = [
-            store
-            for side in (keys, values)
-            for store in (side.packed if side.packed.length else side.fine, side.fine)
-            if store.length
-        ]
 
     def run(
         self,
@@ -161,18 +153,22 @@ class StepLauncher:
         if layout is None:
             return None
         workspace = self.workspace
-        inputs = [
-            queries,
-            workspace.before,
-            layout.sizes,
-            *key_tail.launch_arrays(workspace),
-            *value_tail.launch_arrays(workspace),
-            self._fixed,
-        ]
-        for store in self._encoded_stores:
-            inputs += store.arrays
+        key_fine, value_fine = keys.fine.arrays, values.fine.arrays
         try:
-            output = layout.run(*inputs)
+            # If nothing is packed, arrays of fine tokens take the place of packed ones, which no threadgroup
+            # reads then. Arrays are those of these sides: snapshots have the revision of the side itself.
+            output = layout.run(
+                queries,
+                workspace.before,
+                layout.sizes,
+                *key_tail.launch_arrays(workspace),
+                *value_tail.launch_arrays(workspace),
+                self._fixed,
+                *(keys.packed.arrays or key_fine),
+                *key_fine,
+                *(values.packed.arrays or value_fine),
+                *value_fine,
+            )
         except UnexpectedArrays:
             return None
         workspace.before = self._launches.output = output

@@ -35,12 +35,14 @@ MERGE_SIMDS = 8
 """Simd groups per row of the separate merge kernel."""
 WIDE_TABLE_COLUMNS = 32
 """Columns of a trellis table that has one for every lane, so that look-ups have no bank conflicts."""
-DECLARED_BYTES = 8192
+DECLARED_BYTES = 10240
 """More than the threadgroup memory that the source of an attention kernel declares beside its tables."""
 NO_TABLE_BYTES = 16
 """Threadgroup memory of the table of a side that has none."""
 NARROW_TABLE_BYTES = 32768 + 2 * NO_TABLE_BYTES
 """Threadgroup memory that suffices for tables with a column for every lane, or is shared by fewer columns."""
+MAX_ROWS = 8
+"""Most query rows of a block."""
 MERGE_BUFFER_FLOATS = 8192
 """Floats of threadgroup memory for partial sums while merging."""
 
@@ -295,7 +297,7 @@ def _plan(
     lanes = min(SIMD_WIDTH, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
     # Two large codebook tables and eight long queries exceed threadgroup memory.
     tables = {side.bits for side in (key, value) if side.kind == 1}
-    most = 4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else 8
+    most = 4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else MAX_ROWS
     blocks = ceil(all_rows / most)
     # Blocks of steps with drafted tokens all have the same size: on CUDA each size is a kernel to compile.
     rows = all_rows if blocks == 1 else most
@@ -318,7 +320,11 @@ def _wide_tables(key: SidePlan, value: SidePlan, available: int) -> int:
         return 0
     size = 4 * WIDE_TABLE_COLUMNS * sum(_table_entries(kind, bits) for kind, bits in tables)
     size += 2 * NO_TABLE_BYTES
-    return size if NARROW_TABLE_BYTES < size <= available - DECLARED_BYTES else 0
+    if size <= NARROW_TABLE_BYTES:
+        return 0
+    # The merge uses the same memory.
+    size = max(size, 4 * (MERGE_BUFFER_FLOATS + MAX_ROWS * (MAX_SPLITS + 2)))
+    return size if size <= available - DECLARED_BYTES else 0
 
 
 def _table_entries(kind: int, bits: int) -> int:

@@ -8,6 +8,7 @@ from tqchat.kv.kernels.launch import StepLauncher
 from tqchat.kv.storage.placeholders import Placeholders
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
+from tqchat.kv.storage.token_store import MAX_DEFERRED_TAIL_TOKENS
 
 
 class SteadyStep:
@@ -27,8 +28,9 @@ class SteadyStep:
         self._thread = thread_key()
         self._token_shape = keys.recent.token_shape
         self._key_revision, self._value_revision = keys.revision, values.revision
-        # Tokens in the tail of the keys from which one more makes a side due.
-        self._limit = keys.recent.length + min(side.tokens_until_due for side in (keys, values)) - 1
+        # Tokens in the tail of the keys from which one more makes a side due, or is written plainly.
+        until_due = min(side.tokens_until_due for side in (keys, values))
+        self._limit = min(keys.recent.length + until_due - 1, MAX_DEFERRED_TAIL_TOKENS)
         self._before_tail = keys.length - keys.recent.length
 
     def append(
