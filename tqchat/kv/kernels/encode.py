@@ -33,8 +33,8 @@ WARM_UP_PAIRS = 8
 """Pairs before and after the ends of a vector from which the kernel estimates the first state of its path."""
 
 MIN_GROUPS = 16
-"""Groups of vectors from which the tensor-core kernel is used: each is one simd group's work. Below about this
-number, launching takes as long as either kernel.
+"""Groups of vectors from which the tensor-core kernel is used: each is one simd group's work. Below about
+this number, launching takes as long as either kernel.
 """
 
 RESIDENT_SIMDS = 16
