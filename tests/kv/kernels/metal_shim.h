@@ -280,7 +280,7 @@ void tq_load_early(const void* from, uint* out) {
     out[0] = 0;
     memcpy(out, from, BYTES);
 }
-inline void tq_prefetch(const void*, bool = true) {}
+inline void tq_prefetch(const void*) {}
 
 // Threadgroups run one after another, so fences and atomics are not needed.
 inline bool tq_is_last(uint* counter, int count) {
