@@ -9,8 +9,10 @@ from queue import SimpleQueue
 import pytest
 
 from tests.engine.talk import send, user
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models import LoadedModel, warm_up
 from tqchat.engine.session import Session
+from tqchat.kv.prompt_cache import scheme_caches
 
 
 def test_a_model_and_scheme_is_warmed_up_once(
@@ -27,6 +29,17 @@ def test_a_model_and_scheme_is_warmed_up_once(
     warm_up.warm_up(starter, "turbo4", threading.Event())
     assert not warm_up.is_needed(starter, "turbo4") and warm_up.is_needed(starter, "trellis3")
     assert send(Session(starter, "turbo4"), [user("Hi.")]).text == before
+
+
+@pytest.mark.parametrize("scheme", ["trellis2", "trellis3", "turbo4v2"])
+def test_its_prompts_leave_fine_tokens_only_and_then_packed_ones(starter: LoadedModel, scheme: str) -> None:
+    for sentences, packs in ((warm_up.SENTENCES, False), (warm_up.LONG_SENTENCES, True)):
+        cache = PromptCache(starter, scheme)
+        cache.prefill(starter.tokenizer.encode(warm_up.SENTENCE * sentences))
+        cache.pack_due()
+        for layer in scheme_caches(cache.cache):
+            assert layer.key_side.fine.length
+            assert (layer.key_side.packed.length >= 32) == packs
 
 
 @pytest.mark.parametrize("had_some", [False, True])

@@ -19,10 +19,14 @@ from tqchat.engine.backend import KERNEL_FOLDER_VARIABLE
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.events import Failed
 from tqchat.engine.models.loading import LoadedModel
+from tqchat.kv.scheme import parse_scheme
 
 POLL_INTERVAL_S = 0.5
-PROMPT = "The quick brown fox jumps over the lazy dog. " * 16
-"""Long enough that tokens are packed."""
+SENTENCE = "The quick brown fox jumps over the lazy dog. "
+SENTENCES = 16
+"""Sentences of a prompt that is long enough for tokens to be encoded."""
+LONG_SENTENCES = 48
+"""Sentences of a prompt that leaves packed tokens behind fine ones, which have kernels of their own."""
 REPLY_TOKENS = 3
 FIRST_KERNELS = 16
 """Kernels that were compiled on an H200 for the bundled model's first reply, with MLX 0.32.4."""
@@ -46,13 +50,15 @@ def is_needed(model: LoadedModel, scheme: str) -> bool:
 
 
 def warm_up(model: LoadedModel, scheme: str, stop: threading.Event) -> None:
-    """Generate a short reply that nobody sees, on the calling thread; its kernels stay on disk."""
+    """Generate short replies that nobody sees, on the calling thread; their kernels stay on disk."""
     from tqchat.engine.session import Session
 
-    events = Session(model, scheme).send(
-        [ChatMessage("user", PROMPT)], Sampling(max_tokens=REPLY_TOKENS), stop
-    )
-    failed = any(isinstance(event, Failed) for event in events)
+    failed = False
+    for sentences in (SENTENCES, LONG_SENTENCES) if parse_scheme(scheme).fine else (SENTENCES,):
+        events = Session(model, scheme).send(
+            [ChatMessage("user", SENTENCE * sentences)], Sampling(max_tokens=REPLY_TOKENS), stop
+        )
+        failed |= any(isinstance(event, Failed) for event in events)
     mark = _mark(model, scheme)
     if mark is not None and not failed and not stop.is_set():
         with suppress(OSError):
