@@ -457,11 +457,14 @@ class SchemeCache:
         Args:
             output: Evaluated before them, if it reads tokens as they were: they can then change in place.
         """
+        if arrays := self.take_submitted():
+            mx.async_eval(() if output is None else output, arrays)  # type: ignore[no-untyped-call]
+
+    def take_submitted(self) -> list[Any]:
+        """The arrays that ``submit`` evaluates, for a caller that does so for several layers at once."""
         self._is_submitted = True
         arrays = [array for side in self.sides for store in side.stores.values() for array in store.arrays]
-        if arrays:
-            fitted = [side.format.fitted for side in self.sides]
-            mx.async_eval(() if output is None else output, arrays, fitted)  # type: ignore[no-untyped-call]
+        return [arrays, [side.format.fitted for side in self.sides]] if arrays else []
 
     def observe(self, queries: mx.array) -> None:
         """Add queries to the statistics that keys are fitted to; no effect once they are fitted.

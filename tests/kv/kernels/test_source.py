@@ -76,6 +76,20 @@ def test_a_context_is_split_among_the_target_number_of_simd_groups(blocks, simds
                 )
 
 
+@pytest.mark.parametrize("packed", [3000, 4096, 5000, 5376, 5377, 16_384])
+def test_a_short_context_takes_two_steps_of_threadgroups_that_have_a_multiprocessor_each(packed):
+    factory = make_factory(6, 8)
+    zeros = launch.PerStore(0, 0, 0, 0)
+    layout = factory.make(mx.zeros(8), 4, packed, 0, 120, zeros, zeros)
+    raw_splits = memoryview(layout.sizes).strides[3] // 4 >> 32
+    packed_splits = layout.splits - raw_splits
+    steps = -(-packed // (6 * 32))
+    if layout.splits * 8 <= launch.MULTIPROCESSORS:
+        assert packed_splits < steps <= 2 * packed_splits and packed <= 5376
+    else:
+        assert packed > 5376 and packed_splits == min(steps, factory.max_splits - raw_splits)
+
+
 @pytest.mark.parametrize("blocks", [1, 8, 32, 500])
 def test_fine_tokens_get_threadgroups_of_their_own(blocks):
     factory = make_factory(6, blocks, "trellis2")

@@ -35,7 +35,10 @@ class PerStore(NamedTuple):
     fine: int = 0
 
 
-TARGET_SIMD_GROUPS = 1584
+MULTIPROCESSORS = 132
+"""Of a large device (H100)."""
+
+TARGET_SIMD_GROUPS = 12 * MULTIPROCESSORS
 """Simd groups that occupy a large device; limits the splits of a context."""
 
 
@@ -230,8 +233,13 @@ class _LayoutFactory:
         share = max(1, max_splits // (3 if plan.has_fine else 2))
         raw_splits = min(MAX_RAW_SPLITS, share, -(-(sinks + tail) // tokens_per_split))
         fine_splits = min(MAX_FINE_SPLITS, share, -(-fine // tokens_per_split))
-        packed_splits = min(steps, max_splits - raw_splits - fine_splits)
-        splits = packed_splits + raw_splits + fine_splits
+        other_splits = raw_splits + fine_splits
+        packed_splits = min(steps, max_splits - other_splits)
+        # Two steps of a threadgroup on a multiprocessor of its own take less time than two threadgroups.
+        alone = MULTIPROCESSORS // self._blocks - other_splits
+        if plan.tensor_cores and alone < packed_splits and steps <= 2 * alone:
+            packed_splits = alone
+        splits = packed_splits + other_splits
         rooms = list(zip(capacities, starts, strict=True))
         pairs = (
             (sinks, fine),

@@ -202,10 +202,11 @@ def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...], reserved: bool) 
     text += part("begin") + room + part("places") + "".join(side.pointer_declarations for side in sides)
     tail_updates = "".join(side.tail_update for side in sides)
     if kernel == "attend_tensor":
-        text += part("tiles") + part("queries") + tail_updates + part("folded") + part("tensor")
+        text += part("tiles") + part("queries") + tail_updates + part("folded") + part("tensor_operands")
+        text += part("key_centres") + part("tensor")
         raw, fine, packed, groups = "tensor_raw", "tensor_fine", "tensor_packed", "tensor_groups"
     else:
-        text += part("queries") + tail_updates + part("folded") + part("state")
+        text += part("queries") + tail_updates + part("folded") + part("key_centres") + part("state")
         raw, fine, packed, groups = "raw", "fine", "lanes", "groups"
     text += f"if (is_raw) {{\n{part(raw)}}} else "
     if any(side.has_fine for side in sides):

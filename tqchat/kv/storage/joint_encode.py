@@ -20,7 +20,7 @@ MAX_VECTORS = 2048
 
 def are_few(sides: Sequence[Sequence[Encoding]]) -> bool:
     """Whether what a layer has taken out is so little that it is worth encoding with that of other layers."""
-    return kernels() is None and all(
+    return all(
         2 * _vectors(one) <= MAX_VECTORS and not one.is_long for encodings in sides for one in encodings
     )
 

@@ -334,7 +334,12 @@ class Side:
         if self.spec == FINE:
             self.packed.append(block)
             return []
-        return self._encodings(self.packed, self.spec, self.fine_format.decode(block), first, rounding)
+        return self._encodings(self.packed, self.spec, self._decode_fine(block), first, rounding)
+
+    def _decode_fine(self, block: Block) -> mx.array:
+        """Fine tokens as float32 vectors, in one kernel where available."""
+        decoded = decode(self.fine_format, (), block, (), mx.float32)
+        return self.fine_format.decode(block) if decoded is None else decoded
 
     def _encodings(
         self, store: TokenStore, spec: FormatSpec, x: mx.array, first: int, rounding: Rounding
@@ -440,8 +445,8 @@ class Side:
             return None
         sinks, packed, fine, recent = (store.view() if store.length else () for store in self.stores.values())
         if fine:
-            # Few tokens, decoded by plain operations: to the kernel they are the first of the tail.
-            raw = self.fine_format.decode(fine).astype(self.dtype)
+            # To the kernel they are the first of the tail.
+            raw = self._decode_fine(fine).astype(self.dtype)
             recent = (concatenate([raw, *recent], axis=2),)
         return decode(self.format, sinks, packed, recent, dtype)
 
@@ -465,7 +470,7 @@ class Side:
         for first in range(0, store.length, size):
             parts.append(self.format.decode(store.view(first, first + size)).astype(dtype))
         if fine.length:
-            parts.append(self.fine_format.decode(fine.view()).astype(dtype))
+            parts.append(self._decode_fine(fine.view()).astype(dtype))
         decoded = concatenate(parts, axis=2)
         self._decoded = (objects, numbers, decoded) if keep_graph else None
         return decoded
