@@ -14,7 +14,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.kernels import launch, workspace
+from tqchat.kv.kernels import decode, encode, launch, workspace
 from tqchat.kv.kernels.decode import decode_inputs, decode_launch, decode_plan
 from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Kernels
 from tqchat.kv.kernels.encode import MAX_ERROR_RATIO, encode_inputs, encode_launch, encode_plan
@@ -22,7 +22,10 @@ from tqchat.kv.kernels.fused import with_own_tail
 from tqchat.kv.kernels.launch import StepLauncher
 from tqchat.kv.kernels.plan import MAX_BLOCKS, MAX_FINE_SPLITS, plan_for
 from tqchat.kv.kernels.workspace import Workspace
+from tqchat.kv.prompt_cache import pack_together
 from tqchat.kv.scheme import FormatSpec, parse_scheme
+from tqchat.kv.storage import joint_encode
+from tqchat.kv.storage import side as side_module
 
 METAL, CUDA, TENSOR_CORES = Kernels("metal"), Kernels("cuda"), Kernels("cuda", tensor_cores=True)
 WIDE_TABLES = Kernels("cuda", tensor_cores=True, shared_memory=227 * 1024)
@@ -610,6 +613,8 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
         ("turbo", "key", 4, 128, False, mx.float16, mx.float16, "nothing"),
         ("turbo", "value", 5, 256, True, mx.float16, mx.bfloat16, "sinks and tail"),
         ("turbo", "key", 6, 16, True, mx.float16, mx.float16, "sinks and tail"),
+        ("turbo", "value", 6, 128, True, mx.float16, mx.float32, "nothing"),
+        ("turbo", "key", 6, 80, True, mx.bfloat16, mx.float32, "nothing"),
         ("trellis", "key", 2, 64, True, mx.float16, mx.float16, "tail"),
         ("trellis", "value", 3, 33, True, mx.float16, mx.float16, "nothing"),
         ("trellis", "key", 4, 96, True, mx.bfloat16, mx.float16, "sinks and tail"),
@@ -666,3 +671,45 @@ def test_inputs_of_decoding_are_in_device_memory(scheme, packed):
             assert plan is not None
         if plan is not None:
             assert all(x.size >= MIN_INPUT_SIZE for x in decode_inputs(plan, side.format, *stores))
+
+
+class Everything(set):
+    def __contains__(self, plan):
+        return True
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_layers_packed_by_kernels_have_the_errors_of_plain_operations(emulator, monkeypatch, head_dim):
+    used = []
+    compiled = emulated_by(emulator).compiled
+    device = SimpleNamespace(
+        compiled=lambda spec: used.append(spec.kernel) or compiled(spec),
+        tensor_cores=False,
+        trusted=Everything(),
+        refused={},
+    )
+
+    mx.random.seed(3)
+    tokens = mx.random.normal((2, 2, 1, 2, 400, head_dim)).astype(mx.float16)  # layers, sides
+
+    def packed():
+        layers = [SchemeCache(parse_scheme("trellis3")) for _ in tokens]
+        for first, end in ((0, 330), (330, 364), (364, 400)):
+            for layer, sides in zip(layers, tokens, strict=True):
+                for side, x in zip(layer.sides, sides, strict=True):
+                    side.append(x[:, :, first:end])
+            pack_together(layers)
+            assert layers[0].key_side.fine.length
+        return layers
+
+    plain = packed()
+    for module in (encode, decode, side_module, joint_encode):
+        monkeypatch.setattr(module, "kernels", lambda: device)
+    found = packed()
+    assert {"encode_scalar", "encode_trellis"} < set(used) and any(name.startswith("decode") for name in used)
+    monkeypatch.undo()
+    for one, other, sides in zip(plain, found, tokens, strict=True):
+        assert [side.packed.length for side in one.sides] == [side.packed.length for side in other.sides]
+        for a, b, x in zip(one.sides, other.sides, sides, strict=True):
+            errors = [(side.fetch(mx.float32) - x).square().sum().item() for side in (a, b)]
+            assert errors[1] == pytest.approx(errors[0], rel=MAX_ERROR_RATIO - 1)
