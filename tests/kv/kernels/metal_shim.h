@@ -17,7 +17,7 @@
 using uint = uint32_t;
 using ushort = uint16_t;
 using uchar = uint8_t;
-using half = _Float16;
+#define half _Float16  // a keyword: no name may be the same
 struct bfloat16_t {
     uint16_t bits;
     bfloat16_t() = default;

@@ -134,6 +134,9 @@ def assert_matches_plain_operations(emulator, launcher, queries, cache, sink=Non
         ("turbo2v3", (1, 3, 2), (64, 64), mx.bfloat16, 5, TENSOR_CORES),
         ("turbo3v1", (1, 1, 7), (128, 64), mx.float16, 1, TENSOR_CORES),
         ("turbo4v2", (1, 1, 3), (256, 256), mx.float16, 3, TENSOR_CORES),
+        ("turbo4", (1, 1, 8), (256, 256), mx.float16, 1, TENSOR_CORES),  # the most threadgroup memory
+        ("turbo8v4", (1, 1, 8), (256, 256), mx.float16, 1, TENSOR_CORES),
+        ("turbo4v3", (1, 1, 8), (128, 128), mx.float16, 1, TENSOR_CORES),
         ("turbo8v3", (1, 1, 2), (64, 256), mx.float16, 2, TENSOR_CORES),
         ("turbo4", (1, 1, 2), (64, 128), mx.float16, 1, TENSOR_CORES),
         ("turbo4", (1, 1, 2), (64, 256), mx.float16, 1, METAL),

@@ -35,7 +35,7 @@ MERGE_SIMDS = 8
 """Simd groups per row of the separate merge kernel."""
 WIDE_TABLE_COLUMNS = 32
 """Columns of a trellis table that has one for every lane, so that look-ups have no bank conflicts."""
-DECLARED_BYTES = 10240
+DECLARED_BYTES = 14336
 """More than the threadgroup memory that the source of an attention kernel declares beside its tables."""
 NO_TABLE_BYTES = 16
 """Threadgroup memory of the table of a side that has none."""
@@ -44,7 +44,7 @@ NARROW_TABLE_BYTES = 32768 + 2 * NO_TABLE_BYTES
 MAX_ROWS = 8
 """Most query rows of a block."""
 MERGE_BUFFER_FLOATS = 8192
-"""Floats of threadgroup memory for partial sums while merging."""
+"""Floats of threadgroup memory for merging: those of the largest codebook table."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,11 @@ class Plan:
             (f"{name}_FINE_STRIDE", words_per_vector(side.dim, FINE_BITS))
             for name, side in (("KEY", self.key), ("VALUE", self.value))
         ]
-        sums = merge_rows * self.value.dim
+        sums, states = merge_rows * self.value.dim, merge_rows * (MAX_SPLITS + 2)
         parts = next(
-            n for n in range(merge_simds, 0, -1) if merge_simds % n == 0 and n * sums <= MERGE_BUFFER_FLOATS
+            n
+            for n in range(merge_simds, 0, -1)
+            if merge_simds % n == 0 and (n * sums + states <= MERGE_BUFFER_FLOATS or n == 1)
         )
         return (
             *sides,
@@ -230,7 +232,7 @@ class Plan:
             ("MERGE_ROWS", merge_rows),
             ("MERGE_SIMDS", merge_simds),
             ("MERGE_PARTS", parts),
-            ("MERGE_FLOATS", parts * sums + merge_rows * (MAX_SPLITS + 2)),
+            ("MERGE_FLOATS", parts * sums + states),
             ("S", self.storage),
             ("T", self.queries),
         )
@@ -295,8 +297,8 @@ def _plan(
     # token.
     per_lane = 16 if all_rows <= 4 else 8
     lanes = min(SIMD_WIDTH, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
-    # Two large codebook tables and eight long queries exceed threadgroup memory.
-    tables = {side.bits for side in (key, value) if side.kind == 1}
+    # Two large tables and eight long queries exceed threadgroup memory.
+    tables = {(side.kind, side.bits) for side in (key, value) if side.kind in (1, 3)}
     most = 4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else MAX_ROWS
     blocks = ceil(all_rows / most)
     # Blocks of steps with drafted tokens all have the same size: on CUDA each size is a kernel to compile.
@@ -307,7 +309,8 @@ def _plan(
     # 8.
     few_blocks = heads * blocks <= 4
     wide_registers = not key.kind or max(key.dim, value.dim) > 128
-    simds = 4 if not tensor else 8 if wide_registers else 12 if few_blocks or wide else 6
+    at_once = (few_blocks and len(tables) < 2) or wide
+    simds = 4 if not tensor else 8 if wide_registers else 12 if at_once else 6
     return Plan(
         key, value, group, rows, lanes, unroll, simds, queries, storage, sink, has_fine, tensor, wide, merged
     )
@@ -323,7 +326,7 @@ def _wide_tables(key: SidePlan, value: SidePlan, available: int) -> int:
     if size <= NARROW_TABLE_BYTES:
         return 0
     # The merge uses the same memory.
-    size = max(size, 4 * (MERGE_BUFFER_FLOATS + MAX_ROWS * (MAX_SPLITS + 2)))
+    size = max(size, 4 * MERGE_BUFFER_FLOATS)
     return size if size <= available - DECLARED_BYTES else 0
 
 
