@@ -18,7 +18,7 @@ from tqchat.kv.kernels.device import Launch
 
 CPLUSPLUS = shutil.which("g++") or shutil.which("clang++")
 
-_TYPES = {
+TYPES = {
     mx.float16: "half",
     mx.bfloat16: "bfloat16_t",
     mx.float32: "float",
@@ -119,13 +119,13 @@ class Emulator:
         at = 0
         for name, array in zip(spec.inputs, inputs, strict=True):
             lines += [
-                f"    const {_TYPES[array.dtype]}* {name} = (const {_TYPES[array.dtype]}*)a[{at}];",
+                f"    const {TYPES[array.dtype]}* {name} = (const {TYPES[array.dtype]}*)a[{at}];",
                 f"    const int* {name}_shape = (const int*)a[{at + 1}]; (void){name}_shape;",
                 f"    const int64_t* {name}_strides = (const int64_t*)a[{at + 2}];",
             ]
             at += 3
         for name, dtype in zip(spec.outputs, launch["output_dtypes"], strict=True):
-            lines.append(f"    {_TYPES[dtype]}* {name} = ({_TYPES[dtype]}*)a[{at}];")
+            lines.append(f"    {TYPES[dtype]}* {name} = ({TYPES[dtype]}*)a[{at}];")
             at += 1
         # Static variables stand for threadgroup memory, which all fibers share.
         lines += [re.sub(r"^TQ_SHARED ", "static ", kernel_source.body, flags=re.MULTILINE), "}"]
