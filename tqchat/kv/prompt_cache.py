@@ -184,8 +184,9 @@ def pack_together(layers: Iterable[SchemeCache]) -> None:
             encode_together(sides)
             layer.submit()
     encode_together([side for _, sides in few for side in sides])
-    # One call for all of them: each takes about as long as a layer's operations.
-    mx.async_eval([layer.take_submitted() for layer, _ in few])  # type: ignore[no-untyped-call]
+    if few:
+        # One call for all of them: each takes about as long as a layer's operations.
+        mx.async_eval([layer.take_submitted() for layer, _ in few])  # type: ignore[no-untyped-call]
 
 
 def replace_layers(cache: Sequence[Any], layers: Mapping[int, Any]) -> list[Any]:

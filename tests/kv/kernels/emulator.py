@@ -41,6 +41,13 @@ def write_into(array: mx.array, contents: np.ndarray) -> None:
     np.asarray(memoryview(viewed))[...] = contents
 
 
+class Everything(set[object]):
+    """Plans of which each is trusted."""
+
+    def __contains__(self, plan: object) -> bool:
+        return True
+
+
 class Emulator:
     """Compiles each kernel once, into ``folder``.
 

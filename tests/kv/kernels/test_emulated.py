@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
@@ -674,11 +674,6 @@ def test_inputs_of_decoding_are_in_device_memory(scheme, packed):
             assert plan is not None
         if plan is not None:
             assert all(x.size >= MIN_INPUT_SIZE for x in decode_inputs(plan, side.format, *stores))
-
-
-class Everything(set):
-    def __contains__(self, plan):
-        return True
 
 
 @pytest.mark.parametrize("head_dim", [64, 80])

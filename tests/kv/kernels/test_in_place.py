@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, write_into
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, write_into
 from tests.kv.test_families import short
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
 
 HEADS, GROUP, DIM = 2, 1, 64
 SCALE = 0.1
-
-
-class Everything(set):
-    def __contains__(self, plan):
-        return True
 
 
 class EmulatedKernels(Kernels):

@@ -298,7 +298,7 @@ def _plan(
     per_lane = 16 if all_rows <= 4 else 8
     lanes = min(SIMD_WIDTH, 1 << ceil(log2(ceil(max(key.dim, value.dim) / per_lane))))
     # Two large tables and eight long queries exceed threadgroup memory.
-    tables = {(side.kind, side.bits) for side in (key, value) if side.kind in (1, 3)}
+    tables = _tables(key, value)
     most = 4 if len(tables) == 2 and max(key.dim, value.dim) > 128 else MAX_ROWS
     blocks = ceil(all_rows / most)
     # Blocks of steps with drafted tokens all have the same size: on CUDA each size is a kernel to compile.
@@ -318,7 +318,7 @@ def _plan(
 
 def _wide_tables(key: SidePlan, value: SidePlan, available: int) -> int:
     """Bytes of both sides' tables, if those of trellises should have a column for every lane; else 0."""
-    tables = {(side.kind, side.bits) for side in (key, value) if side.kind in (1, 3)}
+    tables = _tables(key, value)
     if not any(kind == 3 for kind, _ in tables):
         return 0
     size = 4 * WIDE_TABLE_COLUMNS * sum(_table_entries(kind, bits) for kind, bits in tables)
@@ -328,6 +328,11 @@ def _wide_tables(key: SidePlan, value: SidePlan, available: int) -> int:
     # The merge uses the same memory.
     size = max(size, 4 * MERGE_BUFFER_FLOATS)
     return size if size <= available - DECLARED_BYTES else 0
+
+
+def _tables(key: SidePlan, value: SidePlan) -> set[tuple[source.Kind, int]]:
+    """Kind and bits of the tables of both sides; one if they are the same."""
+    return {(side.kind, side.bits) for side in (key, value) if side.kind in (1, 3)}
 
 
 def _table_entries(kind: int, bits: int) -> int:
