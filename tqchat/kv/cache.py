@@ -108,10 +108,11 @@ class SchemeCache:
     """Keys and values of one layer under a ``Scheme``.
 
     Prefill keeps tokens raw unless ``packs_prompts`` is set, which packs each chunk after its attention
-    (before the next chunk, where attention is not routed). Otherwise packing starts with decode. A step of a
-    single token packs what has left the tail; its own attention still uses the tokens as they were, so that
-    it does not wait for the encoding. A step of several tokens (speculative decoding) packs what had left the
-    tail before it, because its own tokens may be trimmed again.
+    (before the next chunk, where attention is not routed), except the tokens that the next chunk would pack
+    again. Otherwise packing starts with decode. A step of a single token packs what has left the tail; its
+    own attention still uses the tokens as they were, so that it does not wait for the encoding. A step of
+    several tokens (speculative decoding) packs what had left the tail before it, because its own tokens may
+    be trimmed again.
 
     ``update_and_fetch`` returns arrays that are valid for any attention; for packed tokens they are lazily
     decoded, at no cost if ``attend`` is used instead. On a GPU even building that graph takes longer than a
@@ -135,6 +136,8 @@ class SchemeCache:
         rounding: What the tokens carry from earlier schemes, by role.
         is_verifying: Whether steps are of proposed tokens (see ``verifying``).
         packs_later: Whether single steps leave packing to ``pack_due`` (see ``packing_later``).
+        unsubmitted: Caches of the layers before this one that have packed a chunk of a prompt which is not
+            submitted yet, shared with them; only inside ``prompt_cache.reading_together``.
         route: The attention of the model that the cache is for; by default that of all of mlx-lm.
     """
 
@@ -160,7 +163,9 @@ class SchemeCache:
         self._packing_deferred = self._was_attended = self._is_shared = self._awaits_attention = False
         self._step_rows = MAX_DECODE_ROWS + 1
         self._step_was_cut = False
+        self._in_prompt = False
         self.is_verifying = self.packs_later = False
+        self.unsubmitted: list[SchemeCache] | None = None
         self._energy_by_row: tuple[mx.array, int] | None = None
         self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
@@ -237,7 +242,9 @@ class SchemeCache:
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
         self._energy_by_row = None
-        if count > 1 and ((was_deferred and self.packs_prompts) or (self._is_decode(count) and self.is_due)):
+        is_decode = self._is_decode(count)
+        self._in_prompt = self._packing_deferred and not is_decode
+        if count > 1 and ((was_deferred and self.packs_prompts) or (is_decode and self.is_due)):
             self._pack()
         self._step_rows, self._step_was_cut = count, False
         self.restored = {}
@@ -414,8 +421,25 @@ class SchemeCache:
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
-        self._pack()
+        encode_together(self.take_due())
         self.submit()
+
+    @property
+    def awaits_packing(self) -> bool:
+        """Whether packing a chunk of a prompt was left to ``pack_prompt`` or the next chunk."""
+        return self._packing_deferred and not self._awaits_attention
+
+    def expect(self, tokens: int) -> None:
+        """Tell how many tokens a prompt that is packed while it is read will add; 0 after it."""
+        if self.packs_prompts and not self.drops_tokens:
+            raw = self.scheme.sinks + self.scheme.tail + self.scheme.fine
+            for side in self.sides:
+                side.expect_packed(max(0, side.length + tokens - raw) if tokens else 0)
+
+    def pack_prompt(self) -> None:
+        """Pack the last chunk of a prompt. ``submit`` follows."""
+        self._packing_deferred = self._is_submitted = False
+        self._pack()
 
     @property
     def unfitted(self) -> list[Unfitted]:
@@ -432,16 +456,20 @@ class SchemeCache:
         return QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
 
     def _pack(self) -> None:
-        encode_together(self.take_due())
+        encode_together(self.take_due(self._in_prompt))
 
-    def take_due(self) -> list[list[Encoding]]:
-        """Take out what is due, from each side; see ``Side.take_due``. ``submit`` follows."""
+    def take_due(self, in_prompt: bool = False) -> list[list[Encoding]]:
+        """Take out what is due, from each side; see ``Side.take_due``. ``submit`` follows.
+
+        Args:
+            in_prompt: Whether more of a prompt may follow (see ``Side.due_in_prompt``).
+        """
         self._sides_before_packing = self._energy_by_row = None
         statistics = self._query_statistics
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
         ]
-        due = [side.due for _, side in packing]
+        due = [side.due_in_prompt if in_prompt else side.due for _, side in packing]
         taken = []
         for role, side in packing:
             # Both the same, as kernels need it. They differ if one side came from a scheme of another tail.
@@ -461,7 +489,7 @@ class SchemeCache:
             mx.async_eval(() if output is None else output, arrays)  # type: ignore[no-untyped-call]
 
     def take_submitted(self) -> list[Any]:
-        """The arrays that ``submit`` evaluates, for a caller that does so for several layers at once."""
+        """The cache's arrays, which ``submit`` evaluates, for a caller that does so for several layers."""
         self._is_submitted = True
         arrays = [array for side in self.sides for store in side.stores.values() for array in store.arrays]
         return [arrays, [side.format.fitted for side in self.sides]] if arrays else []
@@ -574,11 +602,15 @@ class SchemeCache:
         """Perform packing that was deferred until ``output`` had been computed from the last fetch."""
         self._sides_before_packing = None
         self._awaits_attention = False
-        if self._packing_deferred:
-            self._packing_deferred = self._is_submitted = False
-            self._pack()
-        if not self._is_submitted:
+        together = self.unsubmitted
+        if self._packing_deferred and not (together is not None and self.unfitted):
+            self.pack_prompt()
+        if self._is_submitted:
+            return
+        if together is None or not self.has_placeholders:
             self.submit(output)
+        else:
+            together.append(self)
 
     def make_mask(
         self, N: int, return_array: bool = False, window_size: int | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -187,6 +188,28 @@ def pack_together(layers: Iterable[SchemeCache]) -> None:
     if few:
         # One call for all of them: each takes about as long as a layer's operations.
         mx.async_eval([layer.take_submitted() for layer, _ in few])  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def reading_together(layers: Sequence[SchemeCache]) -> Iterator[None]:
+    """Inside, the layers of a prompt cache read one chunk of a prompt.
+
+    Those that pack it are fitted in one go after it, as a fit is a hundred small operations; once they are
+    fitted, several layers are submitted at a time where attention decodes their history (see ``routing``).
+    """
+    unsubmitted: list[SchemeCache] = []
+    for layer in layers:
+        layer.unsubmitted = unsubmitted
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unsubmitted = None
+    waiting = [layer for layer in layers if layer.awaits_packing]
+    fit_together(side for layer in waiting for side in layer.unfitted)
+    for layer in waiting:
+        layer.pack_prompt()
+        layer.submit()
 
 
 def replace_layers(cache: Sequence[Any], layers: Mapping[int, Any]) -> list[Any]:

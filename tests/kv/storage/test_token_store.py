@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import mlx.core as mx
@@ -70,6 +71,41 @@ def test_appends_beyond_the_capacity_grow_the_store():
         store.append_deferred(tokens(number, 1))
         assert store.length == number + 1 <= store.capacity
     assert stored_numbers(store) == list(range(60))
+
+
+def test_a_store_that_expects_tokens_grows_once():
+    store = TokenStore(growth=16)
+    store.expect(300)
+    capacities = set()
+    for first in range(0, 300, 50):
+        store.append((tokens(first, 50),))
+        capacities.add(store.capacity)
+    assert capacities == {300} and stored_numbers(store) == list(range(300))
+    store.expect(0)
+    store.append((tokens(300, 1),))
+    assert stored_numbers(store) == list(range(301)) and store.capacity <= 300 + 16
+
+
+def test_room_for_tokens_that_do_not_come_is_freed():
+    store = TokenStore(growth=16)
+    store.expect(1000)
+    store.append((tokens(0, 50),))
+    assert store.capacity == 1000
+    store.expect(0)
+    assert store.capacity <= 50 + 16 and stored_numbers(store) == list(range(50))
+
+
+def test_long_packed_storage_grows_by_a_share_of_its_length():
+    store = TokenStore(growth=16, share=8)
+    capacities = []
+    for number in range(1000):
+        store.append((tokens(number, 1, mx.float32),))
+        if store.capacity not in capacities:
+            capacities.append(store.capacity)
+            assert 0 < store.capacity - number <= max(16, number // 8)
+    assert stored_numbers(store) == list(range(1000))
+    steps = [after - before for before, after in itertools.pairwise(capacities)]
+    assert steps == sorted(steps) and steps[0] == 16 and steps[-1] > 64
 
 
 @pytest.mark.parametrize("token", [tokens(7, 1, mx.float32), tokens(7, 1, heads=1)])

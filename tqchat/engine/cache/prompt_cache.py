@@ -23,7 +23,14 @@ from tqchat.kv import checkpoint
 from tqchat.kv.cache import ROLES
 from tqchat.kv.checkpoint import Checkpoint
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.prompt_cache import attach_ropes, flat_layers, pack_together, replace_layers, scheme_caches
+from tqchat.kv.prompt_cache import (
+    attach_ropes,
+    flat_layers,
+    pack_together,
+    reading_together,
+    replace_layers,
+    scheme_caches,
+)
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
 from tqchat.kv.storage.write_behind import waiting_bytes
 from tqchat.store.vault import Restored
@@ -212,7 +219,8 @@ class PromptCache:
     def prefill(self, tokens: Sequence[int]) -> None:
         """Run the model over ``tokens``; they are in the cache and evaluated on return."""
         with mx.stream(generation_stream):
-            self.model.model(token_array(tokens)[None], cache=self.cache)
+            with reading_together(self._scheme_caches):
+                self.model.model(token_array(tokens)[None], cache=self.cache)
             self.evaluate()
         self.tokens.extend(tokens)
         backend.release_buffers()
@@ -222,14 +230,21 @@ class PromptCache:
         limit = prefill_chunk_tokens(self.model, self.cache)
         step = limit if self.chunk_seconds is None else min(FIRST_CHUNK_TOKENS, limit)
         start = 0
-        while start < len(tokens):
-            began = time.perf_counter()
-            self.prefill(chunk := tokens[start : start + step])
-            start += len(chunk)
-            yield start
-            if self.chunk_seconds is not None:
-                speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
-                step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))
+        for layer in self._scheme_caches:
+            layer.expect(len(tokens))
+        try:
+            while start < len(tokens):
+                began = time.perf_counter()
+                self.prefill(chunk := tokens[start : start + step])
+                start += len(chunk)
+                yield start
+                if self.chunk_seconds is not None:
+                    speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
+                    step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))
+        finally:
+            with mx.stream(generation_stream):
+                for layer in self._scheme_caches:
+                    layer.expect(0)
 
     def drop_unfinished_step(self) -> None:
         """Drop what a step that failed has added to some layers; where that is impossible, read all again."""
@@ -245,7 +260,13 @@ class PromptCache:
 
     def evaluate(self) -> None:
         """Evaluate pending operations, before saving or converting the arrays."""
-        mx.eval([layer.state for layer in self.cache if not layer.empty()])
+        mx.eval(
+            [
+                layer.take_submitted() if isinstance(layer, kv.SchemeCache) else layer.state
+                for layer in flat_layers(self.cache)
+                if not layer.empty()
+            ]
+        )
 
     def settle(self, certain: bool) -> None:
         """Pack and evaluate the cache after use, and clear it if it does not hold exactly ``tokens``.

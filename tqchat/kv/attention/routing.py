@@ -24,8 +24,10 @@ from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
-DECODED_BYTES_PER_START = 64 << 20
-"""Bytes of decoded history, of one layer or several, from which a prefill starts them on the device."""
+DECODED_BYTES_PER_START = 128 << 20
+"""Bytes of decoded history, of one layer or several, from which a prefill starts them on the device: each
+start takes the host as long as building the graph of half a layer.
+"""
 
 MAX_STARTS = 3
 """Parts of a prefill that are started before the first of them is done: each holds its decoded history."""
@@ -90,7 +92,7 @@ class RoutedAttention:
                 output = self._of_raw_tokens(queries, keys, values, cache, scale, mask, sinks)
                 cache.finish_attention(output)
                 if is_decoded:
-                    self._start(output, keys.nbytes + values.nbytes)
+                    self._start(output, keys.nbytes + values.nbytes, cache.unsubmitted)
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
             return cache.attend(self, queries, scale, mask, sinks)
@@ -98,14 +100,15 @@ class RoutedAttention:
             shared.mark_shared()
         return self._original(queries, keys, values, cache, scale, mask, sinks)
 
-    def _start(self, output: mx.array, decoded: int) -> None:
-        """Let the device decode and attend while the graph of the next layers is built.
+    def _start(self, output: mx.array, decoded: int, unsubmitted: list[SchemeCache] | None = None) -> None:
+        """Let the device decode, attend and pack while the graph of the next layers is built.
 
         Not after each short history, as that takes time itself; nor far ahead of the device, as what is
         started has its memory.
 
         Args:
             output: Of a layer that has decoded so many bytes.
+            unsubmitted: Layers up to this one that have packed tokens (see ``SchemeCache.unsubmitted``).
         """
         prefill = self._prefill
         prefill.decoded_bytes += decoded
@@ -115,7 +118,10 @@ class RoutedAttention:
         while len(prefill.started) >= MAX_STARTS:
             mx.eval(prefill.started.popleft())
         done = output[:1, :1, :1, :1] + 0  # a number of its own, so that the output is not kept
-        mx.async_eval(output, done)  # type: ignore[no-untyped-call]
+        packed = [layer.take_submitted() for layer in unsubmitted or ()]
+        mx.async_eval(output, done, packed)  # type: ignore[no-untyped-call]
+        if unsubmitted:
+            unsubmitted.clear()
         prefill.started.append(done)
 
     def _of_raw_tokens(

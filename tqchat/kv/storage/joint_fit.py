@@ -9,11 +9,15 @@ import mlx.core as mx
 
 from tqchat.kv.codec.fitting import QueryStatistics
 from tqchat.kv.codec.formats import make_format
+from tqchat.kv.kernels.device import kernels
 from tqchat.kv.storage.side import Side
 
 MAX_BYTES = 16 << 20
 """Bytes of raw vectors that are fitted at once. A fit takes several times their memory, and with more of
 them the number of operations does not matter."""
+
+GPU_MAX_BYTES = 64 << 20
+"""The same on a GPU, where it matters longer."""
 
 Unfitted = tuple[Side, QueryStatistics]
 """A side whose format is to be fitted, and what is known of its layer's queries."""
@@ -26,8 +30,9 @@ def fit_together(unfitted: Iterable[Unfitted]) -> None:
         found = side.vectors_to_fit(statistics)
         if found is not None:
             groups.setdefault(_kind_of_fit(side, *found), []).append((side, *found))
+    most = MAX_BYTES if kernels() is None else GPU_MAX_BYTES
     for group in groups.values():
-        size = max(1, MAX_BYTES // group[0][1].nbytes)
+        size = max(1, most // group[0][1].nbytes)
         for start in range(0, len(group), size):
             _fit_batch(group[start : start + size])
 

@@ -19,7 +19,7 @@ from tqchat.kv.kernels.encode import encode
 from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
-from tqchat.kv.storage.token_store import GROWTH_TOKENS, Tail, TokenStore
+from tqchat.kv.storage.token_store import GROWTH_TOKENS, PACKED_GROWTH_SHARE, Tail, TokenStore
 
 PACK_CHUNK_TOKENS = 512
 """Tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
@@ -115,7 +115,7 @@ class Side:
         self.revision = object()
         self.set_format(RawFormat())
         self.sinks = TokenStore(growth=1)
-        self.packed = TokenStore()
+        self.packed = TokenStore(share=PACKED_GROWTH_SHARE)
         self.fine = TokenStore(FINE_GROWTH_TOKENS)
         self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
         self._decoded: tuple[tuple[object, ...], tuple[object, ...], mx.array] | None = None
@@ -199,6 +199,12 @@ class Side:
         shortened.recent.length -= self.length - count
         return shortened
 
+    def expect_packed(self, count: int) -> None:
+        """Make room for so many packed tokens when they come, instead of growing with each chunk of them."""
+        if count < self.packed.capacity:
+            self._forget_encoded()
+        self.packed.expect(count)
+
     def append(self, x: mx.array) -> None:
         """Append vectors ``[batch, heads, tokens, head_dim]`` of one float dtype."""
         if not self.head_dim:
@@ -260,6 +266,14 @@ class Side:
         leaving = self._leaving_tail
         surplus = self.scheme.surplus(self.fine.length + leaving)
         return Encoded(self.encoded + leaving, self.packed.length + surplus)
+
+    @property
+    def due_in_prompt(self) -> Encoded:
+        """``due`` between chunks of a prompt: tokens that would be fine stay raw, as the next chunk packs
+        them.
+        """
+        encoded = self.encoded + max(0, self._leaving_tail - self.scheme.fine)
+        return Encoded(encoded, self.packed.length if encoded == self.encoded else encoded)
 
     def pack_due(
         self,
@@ -446,8 +460,10 @@ class Side:
         sinks, packed, fine, recent = (store.view() if store.length else () for store in self.stores.values())
         if fine:
             # To the kernel they are the first of the tail.
-            raw = self._decode_fine(fine).astype(self.dtype)
-            recent = (concatenate([raw, *recent], axis=2),)
+            tail = decode(self.fine_format, (), fine, recent, self.dtype)
+            if tail is None:
+                tail = concatenate([self.fine_format.decode(fine).astype(self.dtype), *recent], axis=2)
+            recent = (tail,)
         return decode(self.format, sinks, packed, recent, dtype)
 
     def release_decoded(self) -> None:

@@ -7,28 +7,40 @@ from typing import Protocol, Self
 
 import mlx.core as mx
 
-from tqchat.kv.codec.base import Block
+from tqchat.kv.codec.base import Block, concatenate
 from tqchat.kv.storage.write_behind import in_own_buffer
 
 GROWTH_TOKENS = 256
 """Tokens by which long storage grows, as in mlx-lm's ``KVCache``."""
 
 
+PACKED_GROWTH_SHARE = 16
+"""Packed storage grows by this share of its length if that is more. Growing moves all of it and takes new
+memory, about as long as ten steps of a 3B model on a GPU, and one packed token in sixteen is as much as one
+raw token in sixty.
+"""
+
+
 class TokenStore:
     """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis and keep spare capacity.
+
+    Args:
+        growth: Tokens by which it grows.
+        share: One part in so many of its length by which it grows, if that is more.
 
     Attributes:
         arrays: Row-contiguous, because kernels address them by ``capacity`` and ``start`` alone.
         capacity: Length of the arrays' token axis.
         start: Index of the first token held.
         length: Tokens held.
+        expected: Tokens that it is going to hold: the next growth makes room for as many.
         front_revision: Object that is replaced when the first token changes; snapshots share it.
     """
 
-    def __init__(self, growth: int = GROWTH_TOKENS) -> None:
-        self.growth = growth
+    def __init__(self, growth: int = GROWTH_TOKENS, share: int = 0) -> None:
+        self.growth, self.share = growth, share
         self.arrays: Block = ()
-        self.capacity = self.start = self.length = 0
+        self.capacity = self.start = self.length = self.expected = 0
         self.front_revision = object()
 
     @property
@@ -44,27 +56,33 @@ class TokenStore:
     def append(self, block: Block) -> None:
         """Append the tokens of a block."""
         count = block[0].shape[2]
-        if self.start + self.length + count > self.capacity:
-            self._grow(block)
         end = self.start + self.length + count
-        for array, part in zip(self.arrays, block, strict=True):
-            array[:, :, end - count : end] = part
+        if end > self.capacity:
+            self._grow(block, block)
+        else:
+            for array, part in zip(self.arrays, block, strict=True):
+                array[:, :, end - count : end] = part
         self.length += count
 
-    def _grow(self, block: Block) -> None:
-        """Allocate capacity for a block.
+    def _grow(self, like: Block, appended: Block = ()) -> None:
+        """Move to larger arrays.
 
-        Always more than the block needs: MLX turns an assignment to a whole array into an alias of its
-        source, so a slice of a prompt would keep the whole prompt alive, with its strides.
+        Always larger than needed: MLX turns an assignment to a whole array into an alias of its source, so a
+        slice of a prompt would keep the whole prompt alive, with its strides.
+
+        Args:
+            like: Tokens to make room for.
+            appended: The same, to put them there at once.
         """
-        added = (block[0].shape[2] // self.growth + 1) * self.growth
-        held = self.view()
-        spare = tuple(mx.zeros((*b.shape[:2], added, *b.shape[3:]), b.dtype) for b in block)
-        self.arrays = (
-            tuple(mx.concatenate([a, z], axis=2) for a, z in zip(held, spare, strict=True))
-            if self.length
-            else spare
-        )
+        held = self.view() if self.length else ()
+        count = like[0].shape[2]
+        share = self.length // self.share if self.share else 0
+        needed = (count // self.growth + 1) * self.growth
+        added = max(needed, share // self.growth * self.growth, self.expected - self.length)
+        spare = added - (count if appended else 0)
+        room = tuple(mx.zeros((*one.shape[:2], spare, *one.shape[3:]), one.dtype) for one in like)
+        groups = [block for block in (held, appended, room) if block]
+        self.arrays = tuple(concatenate(parts, axis=2) for parts in zip(*groups, strict=True))
         self.capacity, self.start = self.length + added, 0
 
     def view(self, start: int = 0, end: int | None = None) -> Block:
@@ -98,6 +116,12 @@ class TokenStore:
         if not self.length:
             self.clear()
         elif self.start >= self.growth:
+            self.take_front(0)
+
+    def expect(self, count: int) -> None:
+        """Set the number of tokens ``expected``; capacity for more than these or those held is freed."""
+        self.expected = count
+        if self.length and self.capacity > max(self.start + self.length, count) + self.growth:
             self.take_front(0)
 
     def trim(self, count: int) -> None:

@@ -150,7 +150,7 @@ def _tell_prefill(tell: Tell, context: int, name: str) -> None:
 def _time_prefill(
     model: LoadedModel, candidate: Candidate, packs: bool, prompt: list[int], peaks: dict[str, int]
 ) -> float:
-    """Seconds for a prompt. The last token is fed alone: that step packs the prompt."""
+    """Seconds for a prompt whose last token is fed alone, and for packing what is raw then."""
     held = PromptCache(model, candidate.scheme.name)
     held.pack_prompts(packs)
     if candidate in kv_caches.MLX_CACHES:
@@ -162,7 +162,10 @@ def _time_prefill(
     with may_drop_out(candidate):
         for _ in held.prefill_in_chunks(prompt[:-1]):
             pass
-        held.prefill(prompt[-1:])
+        with packing_later(held.cache):
+            held.prefill(prompt[-1:])
+        held.pack_due()
+        held.evaluate()
     seconds = time.perf_counter() - began
     peaks[candidate.name] = max(peaks[candidate.name], mx.get_peak_memory() - before)
     return seconds
