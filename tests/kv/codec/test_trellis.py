@@ -12,7 +12,7 @@ from tqchat.kv.codec import trellis
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.trellis import DamagedTables, TrellisQuantiser, decoding_table, entries
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.codec.viterbi import MARGIN, STEPS, PathSearch
+from tqchat.kv.codec.viterbi import MARGIN, NEAR_FROM, STEPS, PathSearch
 from tqchat.kv.scheme import FormatSpec
 
 BITS = (2, 3, 4)
@@ -106,6 +106,49 @@ def test_vectors_are_encoded_alike_alone_and_together(bits: int) -> None:
     together, _ = quantiser.quantise(x)
     alone, _ = quantiser.quantise(x[260:270])
     assert mx.array_equal(together[260:270], alone)
+
+
+def test_many_vectors_are_encoded_alike_in_any_company() -> None:
+    """Blocks of vectors and threads differ then."""
+    quantiser, x = TrellisQuantiser(4), normal(5000, 20)
+    together, _ = quantiser.quantise(x)
+    for start, count in ((0, NEAR_FROM), (1700, 2300)):
+        alone, _ = quantiser.quantise(x[start : start + count])
+        assert mx.array_equal(together[start : start + count], alone)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, 1e6], ids=["normal", "outliers", "nothing but outliers"])
+@pytest.mark.parametrize("head_dim", [128, 64, 33, 6, 2])
+def test_trying_near_branches_only_finds_paths_as_good(head_dim: int, scale: float) -> None:
+    quantiser, x = TrellisQuantiser(4), normal(2 * NEAR_FROM, head_dim)
+    x[:, ::16] *= scale
+    x *= head_dim**0.5 / mx.linalg.norm(x, axis=-1, keepdims=True)
+    words, near = quantiser.quantise(x)
+    stored = quantiser.lookup(quantiser.prepare(words, head_dim), head_dim)
+    assert mx.array_equal(quantiser.restore(stored, head_dim), near)
+    # Of fewer vectors all branches are tried.
+    every = mx.concatenate([quantiser.quantise(part)[1] for part in mx.split(x, 4)])
+    limit = MARGIN * mx.abs(entries(4)).max().astype(mx.float32)
+    inside = np.array(mx.clip(x, -limit, limit))
+    errors = [np.square(np.array(values) - inside).mean() for values in (near, every)]
+    assert errors[0] < 1.001 * errors[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, -1.0])
+def test_vectors_that_are_all_the_same_are_encoded_like_one(value: float) -> None:
+    """Their pairs lie in one cell: all other cells have no block."""
+    x = mx.full((NEAR_FROM, 16), value)
+    quantiser = TrellisQuantiser(4)
+    assert mx.array_equal(
+        quantiser.quantise(x)[1], mx.repeat(quantiser.quantise(x[:1])[1], NEAR_FROM, axis=0)
+    )
+
+
+def test_a_vector_that_is_not_finite_spoils_none_of_many() -> None:
+    quantiser, x = TrellisQuantiser(4), normal(NEAR_FROM + 2, 64)
+    alone = quantiser.quantise(x[2:])[0]
+    x[0, 5], x[1] = mx.nan, mx.inf
+    assert mx.array_equal(quantiser.quantise(x)[0][2:], alone)
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -89,11 +89,12 @@ class TrellisQuantiser:
         search = _search(self.bits)
         nibbles, details = search.best_path(mx.abs(pairs) if self.has_signs else pairs)
         before = mx.concatenate([nibbles[:, -1:], nibbles[:, :-1]], axis=1)
-        values = entries(self.bits)[details, nibbles, before].astype(mx.float32)
-        negative = pairs < 0
+        negative = (pairs < 0).astype(mx.uint32)
+        words = self.pack(nibbles, details, negative)
+        place = details * 256 + nibbles * 16 + before
         if self.has_signs:
-            values = mx.where(negative, -values, values)
-        words = self.pack(nibbles, details, negative.astype(mx.uint32))
+            place += (negative[..., 0] + 2 * negative[..., 1]) * (256 * len(entries(self.bits)))
+        values = mx.take_along_axis(decoding_table(self.bits), place.reshape(-1, 1), axis=0).view(mx.float32)
         values = values.reshape(len(rows), -1)[:, :head_dim]
         return words.reshape(*leading, -1), values.reshape(*leading, head_dim)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
-STATES = 16
-"""States of the trellis: the values of a nibble."""
+from tqchat.kv.codec.near_branches import STATES, NearBranches
 
 PAIRS_BEFORE = 8
 """Pairs at a vector's end that are searched before its first pair, too, so that its first state is one that
@@ -35,9 +34,12 @@ the squared error of the best branch is below 2^20 and leaves four bits to a sta
 _IMPOSSIBLE = float(1 << 24)
 """Cost of a state that a path cannot start in."""
 
-_CHUNK_VECTORS = 768
-"""Vectors searched at a time by a thread of a CPU: with fewer, threads wait for each other's Python; the
-costs of more leave the cache.
+_CHUNK_VECTORS = 3072
+"""Most vectors searched at a time by a thread of a CPU: with fewer, threads wait for each other's Python."""
+
+NEAR_FROM = 1024
+"""Vectors from which only near branches are tried, at 4 bits and on a CPU. With fewer it takes longer than
+trying all, as blocks are padded.
 """
 
 _PARTS = 8
@@ -52,6 +54,24 @@ _CORES = os.cpu_count() or 1
 @lru_cache(maxsize=1)
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(_CORES, "trellis")
+
+
+class Costs(NamedTuple):
+    """Costs of the cheapest paths to each state after each pair, up to a number by pair and vector.
+
+    Costs below 2^20, as of all states on cheapest paths, are whole numbers, and sixteenths tell the state
+    before the pair.
+
+    Attributes:
+        found: float32 ``[pairs, states, slots]``.
+        slots: By pair the slots of vectors, integers ``[vectors]``.
+    """
+
+    found: Any
+    slots: Any
+
+    def from_pair(self, first: int) -> Costs:
+        return Costs(self.found[first:], self.slots[first:])
 
 
 class PathSearch:
@@ -72,14 +92,15 @@ class PathSearch:
         steps = np.rint(STEPS * entries)
         squares = np.square(steps).sum(axis=-1, keepdims=True)
         # The squared error of a branch is the product with a target.
-        factors = np.concatenate([-2 * steps, squares, np.ones_like(squares)], axis=-1)
-        by_detail = [part.astype(np.float32) for part in factors]
+        factors = np.concatenate([np.ones_like(squares), -2 * steps, squares], axis=-1).astype(np.float32)
         self._factors: list[Any] = (
-            [part.reshape(_PARTS, -1, 4) for part in by_detail]
+            [part.reshape(_PARTS, -1, 4) for part in factors]
             if self._on_cpu
-            else list(map(mx.array, by_detail))
+            else list(map(mx.array, factors))
         )
         self._x, self._y = (self._library.array(np.ascontiguousarray(entries[..., i])) for i in range(2))
+        self._near = partial(NearBranches, entries, factors, STEPS, self._limit)
+        self._has_details = len(table) > 1
 
     def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
         """Nibbles and details of a circular path that costs 1 % more than the cheapest at 32 pairs, less at
@@ -95,36 +116,49 @@ class PathSearch:
             uint32 ``[vectors, pairs]`` each.
         """
         vectors = len(pairs)
-        inside = mx.clip(mx.nan_to_num(pairs), -self._limit, self._limit)
+        inside = mx.clip(mx.where(mx.isnan(pairs), 0, pairs), -self._limit, self._limit)
         targets = inside.transpose(1, 2, 0)
         if not self._on_cpu:
             nibbles, details = self._circular(targets)
             return nibbles.astype(mx.uint32), details.astype(mx.uint32)
         held = np.array(targets)
+        near = self._near_branches if self._has_details and vectors >= NEAR_FROM else None
         rounds = -(-vectors // (_CHUNK_VECTORS * _CORES))
-        size = max(_LEAST_VECTORS, -(-vectors // (rounds * _CORES)))
+        least = _LEAST_VECTORS if near is None else NEAR_FROM
+        size = -(-vectors // max(1, min(rounds * _CORES, vectors // least)))
         chunks = [np.ascontiguousarray(held[..., i : i + size]) for i in range(0, vectors, size)]
-        found = map(self._circular, chunks) if len(chunks) == 1 else _threads().map(self._circular, chunks)
+        search = partial(self._circular, near=near)
+        found = map(search, chunks) if len(chunks) == 1 else _threads().map(search, chunks)
         nibbles, details = (np.concatenate(part).astype(np.uint32) for part in zip(*found, strict=True))
         return mx.array(nibbles), mx.array(details)
 
-    def _circular(self, targets: Any) -> tuple[Any, Any]:
+    @cached_property
+    def _near_branches(self) -> NearBranches:
+        """Made on first use, as it takes 0.1 s."""
+        return self._near()
+
+    def _circular(self, targets: Any, near: NearBranches | None = None) -> tuple[Any, Any]:
         """``best_path`` of arrays of ``_library``.
 
         Args:
             targets: float32 ``[pairs, 2, vectors]``.
+            near: The search of near branches, if only those are tried.
         """
         library = self._library
         count, _, vectors = targets.shape
         rounded = library.round(targets * STEPS)
         squares = library.square(rounded).sum(axis=1, keepdims=True)
-        rounded = library.concatenate([rounded, library.ones_like(squares), squares], axis=1)
+        rounded = library.concatenate([squares, rounded, library.ones_like(squares)], axis=1)
         before = min(PAIRS_BEFORE, count)
-        lap = library.concatenate([rounded[count - before :], rounded])
-        costs = self._forward(lap, library.zeros((STATES, vectors), dtype=library.float32))
+        if near is not None:
+            costs = Costs(*near.forward(rounded, np.arange(-before, count)))
+        else:
+            lap = library.concatenate([rounded[count - before :], rounded])
+            costs = self._forward(lap, library.zeros((STATES, vectors), dtype=library.float32))
         # The cheapest path anywhere tells the state between the last pair and the first.
-        ends = _trace(library, costs, costs[-1].argmin(axis=0))[before]
-        states = _trace(library, costs[before:], ends)
+        costs = costs.from_pair(before)
+        ends = _trace(library, costs, _cheapest(library, costs))[0]
+        states = _trace(library, costs, ends)
         states = self._closed(rounded[:PAIRS_AGAIN], states, ends)
         windows = STATES * states[1:] + states[:-1]
         return states[1:].T, self._details(windows, targets[:, 0], targets[:, 1]).T
@@ -145,21 +179,17 @@ class PathSearch:
         states[: count + 1, columns] = _trace(library, costs, states[count, columns])
         return states
 
-    def _forward(self, targets: Any, costs: Any) -> Any:
-        """The cheapest paths to each state.
+    def _forward(self, targets: Any, costs: Any) -> Costs:
+        """The cheapest paths to each state, by trying all branches.
 
         Args:
-            targets: In steps, ``[pairs, 4, vectors]``: both coordinates, 1, and their squares' sum.
+            targets: In steps, ``[pairs, 4, vectors]``: the sum of both coordinates' squares, both, and 1.
             costs: Of the states before the first pair, float32 ``[states, vectors]``.
-
-        Returns:
-            The costs of the states after each pair, float32 ``[pairs, states, vectors]``, up to a number by
-            pair and vector. Those below 2^20, as of all states on cheapest paths, are whole numbers, and
-            sixteenths tell the state before the pair.
         """
         states = self._library.arange(STATES, dtype=self._library.float32)[:, None] / STATES
         forward = self._forward_in_place if self._on_cpu else self._forward_in_mlx
-        return forward(targets, costs, states)
+        found = forward(targets, costs, states)
+        return Costs(found, [self._library.arange(costs.shape[1])] * len(found))
 
     def _forward_in_mlx(self, targets: mx.array, costs: mx.array, states: mx.array) -> mx.array:
         found = []
@@ -205,20 +235,22 @@ class PathSearch:
         return details
 
 
-def _trace(library: Any, costs: Any, last: Any) -> Any:
+def _cheapest(library: Any, costs: Costs) -> Any:
+    """The states after the last pair that cost least."""
+    return library.take(costs.found[-1], costs.slots[-1], axis=1).argmin(axis=0)
+
+
+def _trace(library: Any, costs: Costs, last: Any) -> Any:
     """The states before the first pair and after each on the cheapest path that ends in the state ``last``.
 
     Args:
-        costs: From ``_forward``.
         last: Integers ``[vectors]``.
 
     Returns:
         int32 ``[pairs + 1, vectors]``.
     """
-    vectors = len(last)
-    columns = library.arange(vectors)
     states = [last.astype(library.int32)]
-    for after in costs[::-1]:
-        cost = library.take(after.reshape(-1), states[-1] * vectors + columns)
+    for after, slots in zip(costs.found[::-1], costs.slots[::-1], strict=True):
+        cost = library.take(after.reshape(-1), states[-1] * after.shape[1] + slots)
         states.append((STATES * (cost - library.floor(cost))).astype(library.int32))
     return library.stack(states[::-1])
