@@ -22,7 +22,12 @@ from tqchat.kv.storage.threads import thread_key
 from tqchat.kv.storage.token_store import GROWTH_TOKENS, PACKED_GROWTH_SHARE, Tail, TokenStore
 
 PACK_CHUNK_TOKENS = 512
-"""Tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
+"""Least tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
+
+PACK_CHUNK_VECTORS = 6144
+"""Vectors of all heads encoded at a time, if that is more: with fewer, two threads search for paths at the
+speed of one.
+"""
 
 GPU_PACK_CHUNK_TOKENS = 4096
 """The same on a GPU, where a kernel encodes without temporaries and launches cost more than small chunks."""
@@ -365,8 +370,9 @@ class Side:
             first: Position of the first vector.
         """
         format_ = self.format_of(store)
-        count = x.shape[2]
-        chunk = PACK_CHUNK_TOKENS if kernels() is None else GPU_PACK_CHUNK_TOKENS
+        batch, heads, count, _ = x.shape
+        chunk = max(PACK_CHUNK_TOKENS, PACK_CHUNK_VECTORS // (batch * heads))
+        chunk = chunk if kernels() is None else GPU_PACK_CHUNK_TOKENS
         encodings = []
         for low, high, bits, _ in rounding.spans(first, first + count):
             encoder = format_ if bits > spec.bits else format_.length_keeping
