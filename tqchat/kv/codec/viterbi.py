@@ -37,10 +37,13 @@ _IMPOSSIBLE = float(1 << 24)
 _CHUNK_VECTORS = 3072
 """Most vectors searched at a time by a thread of a CPU: with fewer, threads wait for each other's Python."""
 
-NEAR_FROM = 1024
-"""Vectors from which only near branches are tried, at 4 bits and on a CPU. With fewer it takes longer than
-trying all, as blocks are padded.
+NEAR_FROM = 2049
+"""Vectors from which only near branches are tried, at 4 bits and on a CPU. Layers that pack together between
+two steps have fewer, so that their codes do not depend on what is packed with them.
 """
+
+_LEAST_NEAR_VECTORS = 1024
+"""With fewer near branches take longer than trying all, as blocks are padded."""
 
 _PARTS = 8
 """Parts in which errors are computed: a BLAS would share a larger product among threads, which are busy."""
@@ -124,7 +127,7 @@ class PathSearch:
         held = np.array(targets)
         near = self._near_branches if self._has_details and vectors >= NEAR_FROM else None
         rounds = -(-vectors // (_CHUNK_VECTORS * _CORES))
-        least = _LEAST_VECTORS if near is None else NEAR_FROM
+        least = _LEAST_VECTORS if near is None else _LEAST_NEAR_VECTORS
         size = -(-vectors // max(1, min(rounds * _CORES, vectors // least)))
         chunks = [np.ascontiguousarray(held[..., i : i + size]) for i in range(0, vectors, size)]
         search = partial(self._circular, near=near)
