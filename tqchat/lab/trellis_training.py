@@ -15,7 +15,8 @@ import sys
 import mlx.core as mx
 import numpy as np
 
-from tqchat.kv.codec.viterbi import STATES, PathSearch
+from tqchat.kv.codec.near_branches import STATES
+from tqchat.kv.codec.viterbi import PathSearch
 from tqchat.kv.scheme import TRELLIS_BITS
 
 HEAD_DIM = 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 
 import mlx.core as mx
 import numpy as np
@@ -53,6 +54,30 @@ def attend(monkeypatch, layer, result):
     fused = FusedAttention()
     first = fused(queries, *cache.sides, 0.1, None)
     return device_kernels, expected, first, fused(queries, *cache.sides, 0.1, None)
+
+
+@pytest.mark.parametrize("language, device_of_reference", [("cuda", mx.cpu), ("metal", None)])
+def test_the_cpu_computes_what_a_cuda_kernel_is_compared_with(monkeypatch, language, device_of_reference):
+    chosen = [None]
+
+    @contextmanager
+    def stream(chosen_device):
+        chosen.append(chosen_device)
+        yield
+        chosen.append(None)
+
+    monkeypatch.setattr(mx, "stream", stream)
+    seen = []
+
+    def computed():
+        seen.append(chosen[-1])
+        return mx.zeros(2)
+
+    def error(expected, found):
+        seen.append(chosen[-1])
+
+    Kernels(language).verify_first_use("plan", computed, computed, error)
+    assert seen == [None, device_of_reference, device_of_reference]
 
 
 def test_a_kernel_that_agrees_is_trusted(monkeypatch, layer):

@@ -1,7 +1,6 @@
 """Compilation of a model's CUDA kernels ahead of its first reply, and what the user is told of it.
 
-MLX compiles kernels when they are first used and keeps them on disk. On a new machine a first reply needs
-some fifteen, at two seconds each.
+MLX compiles kernels when they are first used and keeps them on disk, at about two seconds each.
 """
 
 from __future__ import annotations
@@ -28,11 +27,8 @@ SENTENCES = 16
 LONG_SENTENCES = 48
 """Sentences of a prompt that leaves packed tokens behind fine ones, which have kernels of their own."""
 REPLY_TOKENS = 3
-FIRST_KERNELS = 16
-"""Kernels that were compiled on an H200 for the bundled model's first reply, with MLX 0.32.4."""
 QUIET_POLLS = 12
 """Polls without another kernel after which compilation has ended; none takes MLX so long."""
-BAR_CELLS = 16
 COMPILING = "Compiling kernels for this card, once for each kind of model and scheme:"
 COMPILED = "The kernels for this card are compiled; later starts take them from disk."
 
@@ -96,16 +92,8 @@ class KernelWatch:
             compiled = self._count() - self._before
             if compiled > told:
                 told, quiet_polls = compiled, 0
-                self._say(f"{COMPILING} {self._progress(compiled)}")
+                self._say(f"{COMPILING} {compiled} so far.")
                 continue
             quiet_polls += 1
             if quiet_polls == QUIET_POLLS:
                 self._say(COMPILED)
-
-    def _progress(self, compiled: int) -> str:
-        """With a bar on a new machine; on others some of the kernels are there."""
-        if self._before:
-            return f"{compiled} so far."
-        share = min(compiled / FIRST_KERNELS, 1)
-        filled = round(share * BAR_CELLS)
-        return f"{'█' * filled}{'░' * (BAR_CELLS - filled)} {compiled} of about {FIRST_KERNELS}"

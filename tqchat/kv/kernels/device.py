@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypedDict, TypeVar
@@ -72,7 +73,8 @@ class Kernels:
         """Run a plan for the first time and compare it with plain operations.
 
         If the results agree, the plan is trusted from now on; otherwise it is refused for good and the plain
-        result is returned.
+        result is returned. Instead of CUDA the CPU computes it: there MLX would compile a kernel for each
+        kind of operation first, which takes some ten seconds.
 
         Args:
             reference: The plain operations. Called after ``candidate``, so that it may modify its inputs.
@@ -82,9 +84,11 @@ class Kernels:
         expected: Result | None = None
         try:
             result = candidate()
-            expected = reference()
-            mx.eval(expected, result)
-            problem = error(expected, result)
+            mx.eval(result)
+            with mx.stream(mx.cpu) if self.language == "cuda" else nullcontext():
+                expected = reference()
+                mx.eval(expected)
+                problem = error(expected, result)
         except (RuntimeError, ValueError) as raised:
             problem = f"it does not run: {str(raised).splitlines()[0]}"
         if problem is None:

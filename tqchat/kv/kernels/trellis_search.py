@@ -8,8 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from tqchat.kv.codec.near_branches import STATES
 from tqchat.kv.codec.trellis import entries
-from tqchat.kv.codec.viterbi import MARGIN, STATES
+from tqchat.kv.codec.viterbi import MARGIN
 
 STEPS = {2: 64, 3: 128, 4: 128}
 """Steps per unit of a coordinate, by bits: with more, the costs of paths through 128 pairs could exceed their
