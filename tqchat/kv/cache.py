@@ -434,7 +434,13 @@ class SchemeCache:
         if self.packs_prompts and not self.drops_tokens:
             raw = self.scheme.sinks + self.scheme.tail + self.scheme.fine
             for side in self.sides:
-                side.expect_packed(max(0, side.length + tokens - raw) if tokens else 0)
+                side.packed.expected = max(0, side.length + tokens - raw) if tokens else 0
+
+    def free_spare_room(self) -> None:
+        """Free the room that a prompt was expected to need and did not."""
+        if self.packs_prompts and not self.drops_tokens:
+            for side in self.sides:
+                side.free_spare_room()
 
     def pack_prompt(self) -> None:
         """Pack the last chunk of a prompt. ``submit`` follows."""
@@ -444,8 +450,20 @@ class SchemeCache:
     @property
     def unfitted(self) -> list[Unfitted]:
         """The sides that ``pack_due`` fits, for ``fit_together``."""
+        return self._unfitted(in_prompt=False)
+
+    @property
+    def unfitted_in_prompt(self) -> list[Unfitted]:
+        """The sides that ``pack_prompt`` fits, for ``fit_together``."""
+        return self._unfitted(self._in_prompt)
+
+    def _unfitted(self, in_prompt: bool) -> list[Unfitted]:
         unfitted = [side for side in self.sides if side.spec.kind != "raw" and not side.format.fitted]
-        due = [side for side in unfitted if side.due.encoded > side.encoded]
+        due = [
+            side
+            for side in unfitted
+            if (side.due_in_prompt if in_prompt else side.due).encoded > side.encoded
+        ]
         statistics = self._query_statistics if due else NO_STATISTICS
         return [(side, statistics) for side in due]
 
@@ -603,7 +621,7 @@ class SchemeCache:
         self._sides_before_packing = None
         self._awaits_attention = False
         together = self.unsubmitted
-        if self._packing_deferred and not (together is not None and self.unfitted):
+        if self._packing_deferred and not (together is not None and self.unfitted_in_prompt):
             self.pack_prompt()
         if self._is_submitted:
             return

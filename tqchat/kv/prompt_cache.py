@@ -206,7 +206,7 @@ def reading_together(layers: Sequence[SchemeCache]) -> Iterator[None]:
         for layer in layers:
             layer.unsubmitted = None
     waiting = [layer for layer in layers if layer.awaits_packing]
-    fit_together(side for layer in waiting for side in layer.unfitted)
+    fit_together(side for layer in waiting for side in layer.unfitted_in_prompt)
     for layer in waiting:
         layer.pack_prompt()
         layer.submit()

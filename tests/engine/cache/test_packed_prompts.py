@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any
 
 import mlx.core as mx
@@ -36,11 +38,12 @@ def empty(model: LoadedModel, scheme: str, placeholders: bool = False) -> Prompt
     return held
 
 
-def layer_by_layer(model: LoadedModel, held: PromptCache) -> list[SchemeCache]:
+def layer_by_layer(model: LoadedModel, held: PromptCache, first: int = CHUNK) -> list[SchemeCache]:
     """The same prompt, read by the model without ``PromptCache``."""
+    ends = [0, *range(first, len(TOKENS), CHUNK), len(TOKENS)]
     with mx.stream(generation_stream):
-        for start in range(0, len(TOKENS), CHUNK):
-            model.model(token_array(TOKENS[start : start + CHUNK])[None], cache=held.cache)
+        for start, end in itertools.pairwise(ends):
+            model.model(token_array(TOKENS[start:end])[None], cache=held.cache)
             held.evaluate()
     return scheme_caches(held.cache)
 
@@ -85,6 +88,39 @@ def test_layers_are_fitted_together_to_what_each_would_be_fitted_to(
     assert {layer.key_side.fine.length for layer in layers} == {kv.parse_scheme(scheme).fine}
 
 
+@pytest.mark.parametrize("scheme", ["turbo3", "trellis2"])
+@pytest.mark.parametrize("first", [100, 150, 200])
+def test_layers_are_fitted_when_the_first_tokens_are_packed(
+    tiny: LoadedModel, scheme: str, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the short first chunk of a prompt whose chunks are limited in time."""
+    monkeypatch.setattr(prompt_cache, "FIRST_CHUNK_TOKENS", first)
+    held = empty(tiny, scheme)
+    held.chunk_seconds = 1e9
+    for _ in held.prefill_in_chunks(TOKENS):
+        for layer in scheme_caches(held.cache):
+            for side in layer.sides:
+                assert bool(side.format.fitted) is bool(side.packed.length) is bool(side.sinks.length)
+    check_same(scheme_caches(held.cache), layer_by_layer(tiny, empty(tiny, scheme), first))
+
+
+def test_room_that_is_given_back_is_a_change_of_the_side(tiny: LoadedModel) -> None:
+    """Launches of kernels keep the capacity of arrays until the revision changes."""
+    held = empty(tiny, "turbo4")
+    reading = held.prefill_in_chunks(TOKENS * 10)
+    next(reading)
+    held.pack_due()
+    sides = [side for layer in scheme_caches(held.cache) for side in layer.sides]
+    before = [(side.revision, side.packed.capacity) for side in sides]
+    del reading
+    held.settle(certain=True)
+    for side, (revision, capacity) in zip(sides, before, strict=True):
+        assert side.packed.capacity < capacity and side.revision is not revision
+    before = [(side.revision, side.packed.capacity) for side in sides]
+    held.settle(certain=True)
+    assert [(side.revision, side.packed.capacity) for side in sides] == before
+
+
 def test_a_prompt_takes_the_room_that_it_needs(tiny: LoadedModel) -> None:
     held = empty(tiny, "turbo4")
     rooms = []
@@ -94,13 +130,21 @@ def test_a_prompt_takes_the_room_that_it_needs(tiny: LoadedModel) -> None:
     assert len(set(rooms)) == 1 and 0 <= rooms[0] - held.cache[0].key_side.packed.length < 256
 
 
-def test_a_prompt_that_is_stopped_gives_back_the_room_for_the_rest(tiny: LoadedModel) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "on another thread"])
+def test_a_prompt_that_is_stopped_gives_back_the_room_for_the_rest(
+    tiny: LoadedModel, elsewhere: bool
+) -> None:
     held = empty(tiny, "turbo4")
     reading = held.prefill_in_chunks(TOKENS * 10)
     next(reading)
     packed = held.cache[0].key_side.packed
     assert packed.capacity > 8000
-    reading.close()
+    abandoned = [reading]
+    del reading
+    if elsewhere:
+        (thread := threading.Thread(target=abandoned.clear)).start()
+        thread.join()
+    abandoned.clear()
     held.settle(certain=True)
     assert packed.capacity <= packed.length + 2 * 256 and len(held.tokens) == CHUNK
 

@@ -75,24 +75,37 @@ def test_appends_beyond_the_capacity_grow_the_store():
 
 def test_a_store_that_expects_tokens_grows_once():
     store = TokenStore(growth=16)
-    store.expect(300)
+    store.expected = 300
     capacities = set()
     for first in range(0, 300, 50):
         store.append((tokens(first, 50),))
         capacities.add(store.capacity)
     assert capacities == {300} and stored_numbers(store) == list(range(300))
-    store.expect(0)
+    store.expected = 0
     store.append((tokens(300, 1),))
     assert stored_numbers(store) == list(range(301)) and store.capacity <= 300 + 16
 
 
 def test_room_for_tokens_that_do_not_come_is_freed():
     store = TokenStore(growth=16)
-    store.expect(1000)
+    store.expected = 1000
     store.append((tokens(0, 50),))
     assert store.capacity == 1000
-    store.expect(0)
+    store.free_spare_room()
+    assert store.capacity == 1000
+    store.expected = 0
+    store.free_spare_room()
     assert store.capacity <= 50 + 16 and stored_numbers(store) == list(range(50))
+
+
+def test_room_that_growing_leaves_is_not_freed():
+    store = TokenStore(growth=16, share=8)
+    store.append((tokens(0, 1000),))
+    store.append((tokens(1000, 9),))  # grows by 112
+    arrays = store.arrays
+    assert store.capacity - store.length > 16
+    store.free_spare_room()
+    assert store.arrays is arrays
 
 
 def test_long_packed_storage_grows_by_a_share_of_its_length():

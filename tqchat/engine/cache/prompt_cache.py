@@ -242,9 +242,9 @@ class PromptCache:
                     speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
                     step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))
         finally:
-            with mx.stream(generation_stream):
-                for layer in self._scheme_caches:
-                    layer.expect(0)
+            # Any thread may get here that collects a generator, so arrays are left to ``settle``.
+            for layer in self._scheme_caches:
+                layer.expect(0)
 
     def drop_unfinished_step(self) -> None:
         """Drop what a step that failed has added to some layers; where that is impossible, read all again."""
@@ -277,6 +277,9 @@ class PromptCache:
         """
         try:
             self.pack_due()
+            with mx.stream(generation_stream):
+                for layer in self._scheme_caches:
+                    layer.free_spare_room()
             self.evaluate()
             good = _holds(self.cache, len(self.tokens)) and (certain or _all_count_tokens(self.cache))
         except RuntimeError:

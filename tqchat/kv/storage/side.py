@@ -204,11 +204,13 @@ class Side:
         shortened.recent.length -= self.length - count
         return shortened
 
-    def expect_packed(self, count: int) -> None:
-        """Make room for so many packed tokens when they come, instead of growing with each chunk of them."""
-        if count < self.packed.capacity:
+    def free_spare_room(self) -> None:
+        """Free room for packed tokens that none are expected for."""
+        arrays = self.packed.arrays
+        self.packed.free_spare_room()
+        if self.packed.arrays is not arrays:
+            self.revision = object()
             self._forget_encoded()
-        self.packed.expect(count)
 
     def append(self, x: mx.array) -> None:
         """Append vectors ``[batch, heads, tokens, head_dim]`` of one float dtype."""

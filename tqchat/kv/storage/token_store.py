@@ -76,14 +76,18 @@ class TokenStore:
         """
         held = self.view() if self.length else ()
         count = like[0].shape[2]
-        share = self.length // self.share if self.share else 0
         needed = (count // self.growth + 1) * self.growth
-        added = max(needed, share // self.growth * self.growth, self.expected - self.length)
+        added = max(needed, self._least_growth, self.expected - self.length)
         spare = added - (count if appended else 0)
         room = tuple(mx.zeros((*one.shape[:2], spare, *one.shape[3:]), one.dtype) for one in like)
         groups = [block for block in (held, appended, room) if block]
         self.arrays = tuple(concatenate(parts, axis=2) for parts in zip(*groups, strict=True))
         self.capacity, self.start = self.length + added, 0
+
+    @property
+    def _least_growth(self) -> int:
+        share = self.length // self.share if self.share else 0
+        return max(self.growth, share // self.growth * self.growth)
 
     def view(self, start: int = 0, end: int | None = None) -> Block:
         """Tokens ``[start, end)`` as slices; later appends do not change them."""
@@ -118,10 +122,10 @@ class TokenStore:
         elif self.start >= self.growth:
             self.take_front(0)
 
-    def expect(self, count: int) -> None:
-        """Set the number of tokens ``expected``; capacity for more than these or those held is freed."""
-        self.expected = count
-        if self.length and self.capacity > max(self.start + self.length, count) + self.growth:
+    def free_spare_room(self) -> None:
+        """Free room for more tokens than are held or expected, except as much as growing leaves."""
+        needed = max(self.start + self.length, self.expected)
+        if self.length and self.capacity > needed + self._least_growth:
             self.take_front(0)
 
     def trim(self, count: int) -> None:
