@@ -241,6 +241,9 @@ class PromptCache:
                 if self.chunk_seconds is not None:
                     speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
                     step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))
+            # No chunk follows that would pack these: a step with them raw would need a kernel of its own.
+            with mx.stream(generation_stream):
+                pack_together(layer for layer in self._scheme_caches if layer.packs_prompts)
         finally:
             # Any thread may get here that collects a generator, so arrays are left to ``settle``.
             for layer in self._scheme_caches:

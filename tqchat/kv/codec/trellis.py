@@ -57,8 +57,9 @@ def entries(bits: int) -> mx.array:
     return _tables()[f"bits_{bits}"]
 
 
-@lru_cache(maxsize=3)
-def _search(bits: int) -> PathSearch:
+@lru_cache(maxsize=6)
+def _search(bits: int, on_cpu: bool) -> PathSearch:
+    """The search on the default device, which is the CPU or not."""
     return PathSearch(entries(bits).astype(mx.float32))
 
 
@@ -86,7 +87,7 @@ class TrellisQuantiser:
         rows = unit.reshape(-1, head_dim)
         padded = mx.pad(rows, [(0, 0), (0, 1)]) if head_dim % 2 else rows
         pairs = padded.reshape(len(rows), -1, 2)
-        search = _search(self.bits)
+        search = _search(self.bits, mx.default_device() == mx.cpu)
         nibbles, details = search.best_path(mx.abs(pairs) if self.has_signs else pairs)
         before = mx.concatenate([nibbles[:, -1:], nibbles[:, :-1]], axis=1)
         negative = (pairs < 0).astype(mx.uint32)
