@@ -57,6 +57,11 @@ def _dtype_name(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
+def _due(side: Side, in_prompt: bool) -> Encoded:
+    """The encoded tokens that packing leaves, between chunks of a prompt or at other times."""
+    return side.due_in_prompt if in_prompt else side.due
+
+
 _caches_by_keys: weakref.WeakValueDictionary[int, SchemeCache] = weakref.WeakValueDictionary()
 
 
@@ -459,11 +464,7 @@ class SchemeCache:
 
     def _unfitted(self, in_prompt: bool) -> list[Unfitted]:
         unfitted = [side for side in self.sides if side.spec.kind != "raw" and not side.format.fitted]
-        due = [
-            side
-            for side in unfitted
-            if (side.due_in_prompt if in_prompt else side.due).encoded > side.encoded
-        ]
+        due = [side for side in unfitted if _due(side, in_prompt).encoded > side.encoded]
         statistics = self._query_statistics if due else NO_STATISTICS
         return [(side, statistics) for side in due]
 
@@ -487,7 +488,7 @@ class SchemeCache:
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
         ]
-        due = [side.due_in_prompt if in_prompt else side.due for _, side in packing]
+        due = [_due(side, in_prompt) for _, side in packing]
         taken = []
         for role, side in packing:
             # Both the same, as kernels need it. They differ if one side came from a scheme of another tail.
