@@ -157,7 +157,7 @@ def test_packing_of_prompts_works_where_attention_is_not_routed() -> None:
 def test_a_part_that_could_not_be_started_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     routed = routing.RoutedAttention(None)
     monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 1)
-    monkeypatch.setattr(routing, "MAX_STARTS", 1)
+    monkeypatch.setattr(routing, "STARTED_BYTES", 1)
 
     def fails(*arrays: Any) -> None:
         raise RuntimeError("no memory left")
@@ -185,6 +185,31 @@ def test_threads_count_what_they_start_themselves(monkeypatch: pytest.MonkeyPatc
     assert not started
 
 
+@pytest.mark.parametrize(
+    ("layer", "limit", "parts", "waits"),
+    [
+        (4, 20, [8, 8, 8, 8], 2),  # two layers fit a part, two parts are within the limit
+        (4, 30, [8, 8, 8, 8], 1),
+        (7, 20, [7] * 8, 6),  # two would exceed a part
+        (40, 20, [40] * 8, 6),  # one exceeds all limits: two parts are started all the same
+    ],
+)
+def test_parts_and_what_is_started_are_limited_in_bytes(
+    monkeypatch: pytest.MonkeyPatch, layer: int, limit: int, parts: list[int], waits: int
+) -> None:
+    monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 10)
+    monkeypatch.setattr(routing, "STARTED_BYTES", limit)
+    routed = routing.RoutedAttention(None)
+    started, waited = [], []
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: started.append(routed._prefill.started_bytes))
+    monkeypatch.setattr(mx, "eval", lambda *arrays: waited.append(1))
+    for _ in range(8):
+        routed._start(mx.zeros((1, 1, 1, 1)), layer)
+    assert len(started) == len(parts) and len(waited) == waits
+    assert routed._prefill.started_bytes == sum(parts[waits:])
+    assert all(held <= max(limit, 2 * layer) - parts[0] for held in started)
+
+
 def test_a_prefill_starts_layers_early_but_not_far_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     model, message = tiny.llama(), tiny.tokens(60)
     routing.install()
@@ -194,13 +219,13 @@ def test_a_prefill_starts_layers_early_but_not_far_ahead(monkeypatch: pytest.Mon
     mx.eval(expected)
     waited: list[mx.array] = []
     monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", 1)  # every layer
-    monkeypatch.setattr(routing, "MAX_STARTS", 1)
+    monkeypatch.setattr(routing, "STARTED_BYTES", 1)
     started = getattr(llama_file, NAME)._prefill.started
     real = mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: (waited.extend(arrays), real(*arrays)))
     cache = prepared(model)
     waited.clear()
     found = model(message, cache=cache)
-    assert len(waited) >= len(cache) - 1 and len(started) == 1
-    assert all(array.nbytes <= 4 for array in [*waited, *started])
+    assert len(waited) >= len(cache) - 2 and len(started) == 2
+    assert all(array.nbytes <= 4 for array in [*waited, *(array for array, _ in started)])
     assert mx.array_equal(found, expected)

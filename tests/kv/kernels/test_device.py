@@ -69,6 +69,11 @@ def test_the_cpu_computes_what_a_cuda_kernel_is_compared_with(monkeypatch, langu
     monkeypatch.setattr(mx, "stream", stream)
     seen = []
 
+    given = mx.arange(3)
+    evaluated = []
+    real = mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *arrays: (evaluated.append((chosen[-1], arrays)), real(*arrays)))
+
     def computed():
         seen.append(chosen[-1])
         return mx.zeros(2)
@@ -76,8 +81,11 @@ def test_the_cpu_computes_what_a_cuda_kernel_is_compared_with(monkeypatch, langu
     def error(expected, found):
         seen.append(chosen[-1])
 
-    Kernels(language).verify_first_use("plan", computed, computed, error)
+    Kernels(language).verify_first_use("plan", lambda: [given], computed, computed, error)
     assert seen == [None, device_of_reference, device_of_reference]
+    # What the reference reads is complete before any operation of another device is in the graph.
+    assert [where for where, _ in evaluated] == [None, device_of_reference]
+    assert evaluated[0][1][1][0] is given
 
 
 def test_a_kernel_that_agrees_is_trusted(monkeypatch, layer):

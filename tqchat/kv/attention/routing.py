@@ -24,13 +24,15 @@ from tqchat.kv.attention.row_by_row import row_by_row
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
-DECODED_BYTES_PER_START = 128 << 20
-"""Bytes of decoded history, of one layer or several, from which a prefill starts them on the device: each
-start takes the host as long as building the graph of half a layer.
+DECODED_BYTES_PER_START = 160 << 20
+"""Most bytes of decoded history of several layers that a prefill starts on the device together: each start
+takes the host as long as building the graph of half a layer.
 """
 
-MAX_STARTS = 3
-"""Parts of a prefill that are started before the first of them is done: each holds its decoded history."""
+STARTED_BYTES = 256 << 20
+"""Bytes of decoded history that are started before the first of them are used. Two parts always are, so that
+the device has work while the host builds the next.
+"""
 
 _NAME = "scaled_dot_product_attention"
 _is_installed = False
@@ -43,12 +45,17 @@ class _Prefill(threading.local):
 
     Attributes:
         decoded_bytes: Bytes of decoded history that are not started yet.
-        started: A number of each started part that was not waited for, oldest first.
+        started: A number of each started part that was not waited for, and its bytes; oldest first.
     """
 
     def __init__(self) -> None:
         self.decoded_bytes = 0
-        self.started: deque[mx.array] = deque()
+        self.started: deque[tuple[mx.array, int]] = deque()
+
+    @property
+    def started_bytes(self) -> int:
+        """Bytes of decoded history in ``started``."""
+        return sum(size for _, size in self.started)
 
 
 class RoutedAttention:
@@ -112,17 +119,17 @@ class RoutedAttention:
         """
         prefill = self._prefill
         prefill.decoded_bytes += decoded
-        if prefill.decoded_bytes < DECODED_BYTES_PER_START:
-            return
-        prefill.decoded_bytes = 0
-        while len(prefill.started) >= MAX_STARTS:
-            mx.eval(prefill.started.popleft())
+        if prefill.decoded_bytes + decoded <= DECODED_BYTES_PER_START:
+            return  # the next layer, which is mostly as large, fits
+        part, prefill.decoded_bytes = prefill.decoded_bytes, 0
+        while len(prefill.started) > 1 and prefill.started_bytes + part > STARTED_BYTES:
+            mx.eval(prefill.started.popleft()[0])
         done = output[:1, :1, :1, :1] + 0  # a number of its own, so that the output is not kept
         packed = [layer.take_submitted() for layer in unsubmitted or ()]
         mx.async_eval(output, done, packed)  # type: ignore[no-untyped-call]
         if unsubmitted:
             unsubmitted.clear()
-        prefill.started.append(done)
+        prefill.started.append((done, part))
 
     def _of_raw_tokens(
         self,

@@ -232,7 +232,10 @@ def decode(format_: Format, sinks: Block, packed: Block, tail: Block, dtype: mx.
             parts = [*sinks, format_.decode(first), *tail]
             return mx.concatenate([part.astype(dtype) for part in parts], axis=2)
 
-        device_kernels.verify_first_use(plan, reference, lambda: candidate(first), _error)
+        def inputs() -> list[mx.array]:
+            return [*sinks, *first, *tail, *format_.shared.values(), *format_.fitted.values()]
+
+        device_kernels.verify_first_use(plan, inputs, reference, lambda: candidate(first), _error)
     return candidate(packed) if plan in device_kernels.trusted else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -66,6 +66,7 @@ class Kernels:
     def verify_first_use(
         self,
         plan: Hashable,
+        inputs: Callable[[], Iterable[mx.array]],
         reference: Callable[[], Result],
         candidate: Callable[[], Result],
         error: Callable[[Result, Result], str | None],
@@ -77,6 +78,8 @@ class Kernels:
         kind of operation first, which takes some ten seconds.
 
         Args:
+            inputs: All arrays that the reference reads. They are evaluated before it: an operation on the CPU
+                may read what the GPU has not written yet if both are evaluated together (MLX 0.32.4, CUDA).
             reference: The plain operations. Called after ``candidate``, so that it may modify its inputs.
             candidate: The kernel.
             error: Compares the reference with the candidate's result; ``None`` if they agree.
@@ -84,7 +87,7 @@ class Kernels:
         expected: Result | None = None
         try:
             result = candidate()
-            mx.eval(result)
+            mx.eval(result, list(inputs()))
             with mx.stream(mx.cpu) if self.language == "cuda" else nullcontext():
                 expected = reference()
                 mx.eval(expected)

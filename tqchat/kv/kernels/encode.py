@@ -224,6 +224,7 @@ def _is_trusted(device_kernels: Kernels, plan: EncodePlan, format_: TurboFormat,
         first = x[:, :, :VERIFIED_TOKENS]
         device_kernels.verify_first_use(
             plan,
+            lambda: [first, *format_.shared.values(), *format_.fitted.values()],
             lambda: format_.encode(first),
             lambda: _candidate(plan, format_, first),
             lambda a, b: _error(format_, first, a, b),

@@ -115,10 +115,14 @@ def _verify(
         output = StepLauncher(plan, *copies, Workspace()).run(*copies)
         return [] if output is None else [output, *(side.recent.view()[0] for side in copies[1:3])]
 
+    def inputs() -> list[mx.array]:
+        arrays = [queries] if sink_logits is None else [queries, sink_logits]
+        return [*arrays, *keys.arrays().values(), *values.arrays().values()]
+
     def reference() -> list[mx.array]:
         return [attention(*arguments), *(side.recent.view()[0] for side in (keys, values))]
 
-    return device_kernels.verify_first_use(plan, reference, candidate, _error)[0]
+    return device_kernels.verify_first_use(plan, inputs, reference, candidate, _error)[0]
 
 
 def with_own_tail(side: Side) -> Side:
