@@ -20,6 +20,7 @@ from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import LatentCache, cache_list, flat_layers
 from tqchat.kv.snapshot import DAMAGE, CacheFileError, describe_layer, rebuild_layer, shown
 from tqchat.kv.storage.side import Side
+from tqchat.kv.storage.token_store import GROWTH_TOKENS, capacity_for
 
 MAX_SINKS = 8
 """Layers with more sinks than this are saved whole."""
@@ -103,26 +104,56 @@ def rest(cache: list[Any], start: int) -> tuple[list[Any], Arrays]:
 
 def truncate_range(arrays: Arrays, start: int, end: int) -> Arrays:
     """The range ``[start, ...)`` without its tokens from ``end`` on."""
-    short: Arrays = {}
-    for name, array in arrays.items():
-        side, _, store = name.rpartition(".")
-        if store.startswith("packed_"):
-            sinks = arrays.get(f"{side}.sinks_0")
-            array = array[:, :, : end - start - (0 if sinks is None else sinks.shape[2])]
-        elif store.startswith("recent_") or side.endswith(".raw"):
-            array = array[:, :, : end - start]
-        short[name] = array
-    return short
+    shapes = {name: array.shape for name, array in arrays.items()}
+    kept = {name: tokens_of_range(name, shapes, end - start) for name in arrays}
+    return {
+        name: array if (count := kept[name]) is None else array[:, :, :count]
+        for name, array in arrays.items()
+    }
+
+
+def tokens_of_range(name: str, shapes: Mapping[str, Sequence[int]], count: int) -> int | None:
+    """How many of the first ``count`` tokens of a range an array of it holds at most.
+
+    ``None`` for arrays that belong to the range as a whole.
+
+    Args:
+        shapes: Of all arrays of the range.
+    """
+    side, _, store = name.rpartition(".")
+    if store.startswith("packed_"):
+        sinks = shapes.get(f"{side}.sinks_0")
+        return max(0, count - (0 if sinks is None else sinks[2]))
+    return count if store.startswith("recent_") or side.endswith(".raw") else None
+
+
+def is_joined(name: str) -> bool:
+    """Whether ``rebuild`` joins the arrays of this name of all ranges along the token axis."""
+    side, _, store = name.rpartition(".")
+    return store.startswith(("sinks_", "packed_", "fine_", "recent_")) or side.endswith(".raw")
+
+
+def capacity_to_read(name: str, tokens: int) -> int:
+    """Capacity to read so many tokens of an array into for ``rebuild``, so that the next append need not
+    move them.
+    """
+    _, _, store = name.rpartition(".")
+    grows = store.startswith(("packed_", "recent_")) and tokens >= GROWTH_TOKENS
+    return capacity_for(tokens) if grows else tokens
 
 
 def rebuild(
-    structure: list[Any], parts: Sequence[Arrays], tokens: int, whole: Mapping[int, Any] | None = None
+    structure: list[Any],
+    parts: Sequence[dict[str, Any]],
+    tokens: int,
+    whole: Mapping[int, Any] | None = None,
 ) -> list[Any]:
     """Rebuild a prompt cache from all its ranges in order, evaluated.
 
     Args:
         structure: The description that ``rest`` returned.
-        parts: The arrays of each range, then those of the rest unless it is omitted.
+        parts: The arrays of each range, then those of the rest unless it is omitted; or all of them, joined.
+            Long ones may be ``RoomyArray``, of ``capacity_to_read``.
         tokens: Total number of tokens.
         whole: Layers that are not ranged, by index, in place of those in the rest.
 
@@ -203,7 +234,7 @@ def _describe(layer: Any, numbers: Iterator[int], arrays: Arrays) -> dict[str, A
 def _rebuild(
     description: dict[str, Any],
     numbers: Iterator[int],
-    parts: Sequence[Arrays],
+    parts: Sequence[dict[str, Any]],
     tokens: int,
     whole: Mapping[int, Any],
 ) -> Any:
@@ -218,7 +249,7 @@ def _rebuild(
         if not layer.empty():
             mx.eval(layer.state)
         return layer
-    named: dict[str, list[mx.array]] = {}
+    named: dict[str, list[Any]] = {}
     for arrays in parts:
         for name in [name for name in arrays if name.startswith(prefix)]:
             # Removed from its part, so that at most one layer is held twice.
@@ -246,7 +277,7 @@ def _rebuild(
     return layer
 
 
-def _concatenate(name: str, pieces: list[mx.array]) -> mx.array:
+def _concatenate(name: str, pieces: list[Any]) -> Any:
     _, _, store = name.rpartition(".")
     if store.startswith(("shared_", "fitted_")):
         return pieces[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.kv.kernels.emulator import write_into
-from tqchat.kv.storage.token_store import MAX_DEFERRED_TAIL_TOKENS, Tail, TokenStore
+from tqchat.kv.storage.token_store import MAX_DEFERRED_TAIL_TOKENS, RoomyArray, Tail, TokenStore
 
 
 def tokens(first, count, dtype=mx.float16, heads=2):
@@ -33,6 +33,38 @@ def stored_numbers(store):
 def test_a_pending_token_is_written_when_the_array_is_read(tail):
     assert tail.length == 21 and stored_numbers(tail) == list(range(21))
     assert tail.pending is None
+
+
+@pytest.mark.parametrize("make", [TokenStore, Tail])
+def test_a_store_is_restored_with_the_room_behind_its_tokens(make):
+    array = mx.contiguous(mx.concatenate([tokens(0, 20), mx.zeros((1, 2, 12, 4), mx.float16)], axis=2))
+    store = make(growth=16)
+    store.restore([RoomyArray(array, 20)])
+    assert stored_numbers(store) == list(range(20))
+    assert store.capacity == 32
+    copied = store.snapshot()
+    store.append((tokens(20, 8),))
+    assert store.capacity == 32 and stored_numbers(store) == list(range(28))
+    assert stored_numbers(copied) == list(range(20))
+    store.append((tokens(28, 8),))
+    assert stored_numbers(store) == list(range(36))
+
+
+def test_a_restored_tail_defers_a_token_to_the_room_behind_it():
+    array = mx.contiguous(mx.concatenate([tokens(0, 20), mx.zeros((1, 2, 12, 4), mx.float16)], axis=2))
+    store = Tail(growth=16)
+    store.restore([RoomyArray(array, 20)])
+    store.append_deferred(tokens(20, 1))
+    assert store.pending is not None
+    assert stored_numbers(store) == list(range(21))
+
+
+def test_arrays_of_different_room_are_copied():
+    long, short = (mx.zeros((1, 2, count, 4), mx.float16) for count in (32, 28))
+    store = TokenStore(growth=16)
+    store.restore([RoomyArray(long, 20), RoomyArray(short, 20)])
+    assert store.length == 20
+    assert {array.shape[2] for array in store.arrays} == {store.capacity} == {32}
 
 
 def change(name):

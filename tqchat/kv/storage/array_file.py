@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import math
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +18,9 @@ import mlx.core as mx
 import numpy as np
 
 from tqchat.files import spill_folder
+from tqchat.kv.storage.reading import in_threads, read_array, read_fully
 from tqchat.kv.storage.write_behind import WriteBehind
 
-READ_THREADS = 8
 READ_PART_BYTES = 4 << 20
 """Most that one thread reads at a time. Filling new memory takes longer than the reading itself."""
 
@@ -151,15 +148,7 @@ class ArrayFile:
             return mx.zeros(stored.shape, stored.dtype)
         if (waiting := self._writer.find(stored.offset)) is not None:
             return waiting.array[...]
-        source = _NpyFile(stored, self._read_into)
-        loaded: Any = mx.load(source, format="npy")  # type: ignore[arg-type]
-        if source.error is not None:
-            raise source.error
-        array: mx.array = loaded
-        if array.dtype != stored.dtype:
-            array = array.view(stored.dtype)
-            mx.eval(array)
-        return array
+        return read_array(stored.shape, stored.dtype, lambda memory: self._read_into(memory, stored.offset))
 
     def content(self, stored: StoredArray) -> memoryview:
         """See ``StoredArray.content``."""
@@ -174,23 +163,9 @@ class ArrayFile:
         descriptor = self._file.fileno()
 
         def read(start: int) -> None:
-            part, at = buffer[start : start + READ_PART_BYTES], offset + start
-            while len(part):
-                count = os.preadv(descriptor, [part], at)
-                if not count:
-                    raise OSError(0, "a file is shorter than what was written")
-                part, at = part[count:], at + count
+            read_fully(descriptor, [buffer[start : start + READ_PART_BYTES]], offset + start)
 
-        starts = range(0, len(buffer), READ_PART_BYTES)
-        reads: list[Future[None]] = []
-        if len(starts) > 1:
-            with suppress(RuntimeError):  # no more threads: the program is ending
-                reads += (_readers().submit(read, start) for start in starts)
-        wait(reads)  # all of them, as after an error the buffer may be freed
-        for one in reads:
-            one.result()
-        for start in starts[len(reads) :]:
-            read(start)
+        in_threads(read, range(0, len(buffer), READ_PART_BYTES))
 
     def _verify(self) -> None:
         if self._unverified is None:
@@ -199,56 +174,6 @@ class ArrayFile:
         if hashlib.file_digest(self._file, "sha256").hexdigest() != self._unverified:  # type: ignore[arg-type]
             raise OSError(0, "a file is not what was written")
         self._unverified = None
-
-
-class _NpyFile:
-    """A stored array as a file in numpy's format, for ``mx.load``.
-
-    MLX has it read into the array's own memory; on CUDA it then copies to the GPU, where an array made from
-    host memory would stay in managed memory, which is slow.
-
-    Attributes:
-        error: Why the array could not be read. MLX ends the process if ``readinto`` raises.
-    """
-
-    closed = False
-
-    def __init__(self, stored: StoredArray, read_into: Callable[[memoryview, int], None]) -> None:
-        try:
-            kind = np.dtype(str(stored.dtype).removeprefix("mlx.core."))
-        except TypeError:  # bfloat16
-            kind = np.dtype(f"u{stored.itemsize}")
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": kind.str, "fortran_order": False, "shape": stored.shape}
-        )
-        self._header, self._stored, self._read_into = header.getvalue(), stored, read_into
-        self._position = 0
-        self.error: Exception | None = None
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:
-        target = memoryview(buffer).cast("B")
-        start, self._position = self._position, self._position + len(target)
-        if start < len(self._header):
-            target[:] = self._header[start : self._position]
-            return len(target)
-        try:
-            self._read_into(target, self._stored.offset + start - len(self._header))
-        except Exception as error:
-            self.error = error
-        return len(target)
-
-
-@cache
-def _readers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(READ_THREADS, thread_name_prefix="tqchat-read")
 
 
 def _reserve(descriptor: int, offset: int, count: int) -> None:

@@ -595,7 +595,7 @@ class Side:
         return named
 
     def restore(self, arrays: dict[str, Any], head_dim: int, dtype: mx.Dtype) -> None:
-        """Restore an empty side from ``arrays``.
+        """Restore an empty side from ``arrays``, of which long stores' may be ``RoomyArray``.
 
         Args:
             dtype: Of raw tokens.
@@ -615,11 +615,11 @@ class Side:
         if shared or fitted or "packed_0" in arrays or "fine_0" in arrays:
             self.set_format(make_format(self.spec, head_dim, self.role, shared, fitted))
         for name, store in self.stores.items():
-            block: list[mx.array] = []
+            block: list[Any] = []
             while (array := arrays.get(f"{name}_{len(block)}")) is not None:
                 block.append(array)
             if block:
-                store.append(tuple(block))
+                store.restore(block)
         self.revision = object()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import mlx.core as mx
@@ -19,6 +21,45 @@ PACKED_GROWTH_SHARE = 16
 memory, about as long as ten steps of a 3B model on a GPU, and one packed token in sixteen is as much as one
 raw token in sixty.
 """
+
+
+@dataclass(frozen=True)
+class RoomyArray:
+    """Tokens in an array with room for more behind them, for ``TokenStore.restore``.
+
+    Attributes:
+        array: ``[batch, heads, capacity, ...]``, evaluated, with zeros behind the tokens.
+        tokens: Fewer than the capacity.
+    """
+
+    array: mx.array
+    tokens: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        batch, heads, _, *rest = self.array.shape
+        return (batch, heads, self.tokens, *rest)
+
+    @property
+    def ndim(self) -> int:
+        return self.array.ndim
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.array.dtype
+
+    @property
+    def itemsize(self) -> int:
+        return self.array.itemsize
+
+    def view(self) -> mx.array:
+        """The tokens."""
+        return self.array[:, :, : self.tokens]
+
+
+def capacity_for(tokens: int) -> int:
+    """Capacity to restore a long store with, so that the next append need not move it."""
+    return (tokens // GROWTH_TOKENS + 1) * GROWTH_TOKENS
 
 
 class TokenStore:
@@ -63,6 +104,15 @@ class TokenStore:
             for array, part in zip(self.arrays, block, strict=True):
                 array[:, :, end - count : end] = part
         self.length += count
+
+    def restore(self, block: Sequence[mx.array | RoomyArray]) -> None:
+        """Fill an empty store with the tokens of a block; roomy arrays are taken as they are."""
+        roomy = [part for part in block if isinstance(part, RoomyArray)]
+        if len(roomy) < len(block) or len({(part.tokens, part.array.shape[2]) for part in roomy}) > 1:
+            self.append(tuple(part.view() if isinstance(part, RoomyArray) else part for part in block))
+            return
+        self.arrays = tuple(part.array for part in roomy)
+        self.capacity, self.start, self.length = roomy[0].array.shape[2], 0, roomy[0].tokens
 
     def _grow(self, like: Block, appended: Block = ()) -> None:
         """Move to larger arrays.
@@ -212,6 +262,10 @@ class Tail(TokenStore):
     def append(self, block: Block) -> None:
         super().append(block)
         # MLX has assigned to a copy, unless no other store had the buffer.
+        self._slots = _Slots(self.start + self.length)
+
+    def restore(self, block: Sequence[mx.array | RoomyArray]) -> None:
+        super().restore(block)
         self._slots = _Slots(self.start + self.length)
 
     def append_deferred(self, token: mx.array) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqchat.errors import TqchatError
 from tqchat.store.vault import segments
-from tqchat.store.vault.manifest import Manifest, Pieces, covered_tokens, layer_names, trim_pieces
+from tqchat.store.vault.manifest import Manifest, Piece, Pieces, covered_tokens, layer_names, trim_pieces
 from tqchat.store.vault.segments import SegmentError
 
 if TYPE_CHECKING:
@@ -49,21 +49,16 @@ class Refused:
 def restore(folder: Path, manifest: Manifest) -> Restored | Refused:
     """Rebuild a manifest's cache, up to the first damaged segment."""
     from tqchat.kv import ranges
+    from tqchat.store.vault import joined_read
 
-    parts, tokens, pieces, damage = [], [], [], None
-    try:
-        for piece in manifest.pieces:
-            arrays = segments.read(folder, piece.file)
-            tokens += _tokens(arrays, piece.end - piece.start)[: piece.used - piece.start]
-            parts.append(
-                ranges.truncate_range(arrays, piece.start, piece.used) if piece.used < piece.end else arrays
-            )
-            pieces.append(piece)
-        arrays = segments.read(folder, manifest.rest)
-        tokens += _tokens(arrays, manifest.tokens - covered_tokens(manifest.pieces))
-        parts.append(arrays)
-    except SegmentError as error:
-        damage = str(error)
+    parts: list[dict[str, Any]] = []
+    tokens: list[int] = []
+    pieces: list[Piece] = []
+    damage = None
+    if (joined := joined_read.read(folder, manifest)) is not None:
+        tokens, parts, pieces = joined.pop("tokens").tolist(), [joined], list(manifest.pieces)
+    else:
+        damage = _read_one_by_one(folder, manifest, parts, tokens, pieces)
     found = _checkpoints(folder, manifest, len(tokens))
     checkpoints = list(found.values())
     whole: dict[int, Any] = {}
@@ -94,6 +89,28 @@ def restore(folder: Path, manifest: Manifest) -> Restored | Refused:
         checkpoints=tuple(checkpoints),
         damage=damage if len(tokens) < manifest.tokens else None,
     )
+
+
+def _read_one_by_one(
+    folder: Path, manifest: Manifest, parts: list[dict[str, Any]], tokens: list[int], pieces: list[Piece]
+) -> str | None:
+    """Add the arrays and tokens of the manifest's files up to the first damaged one; returns its damage."""
+    from tqchat.kv import ranges
+
+    try:
+        for piece in manifest.pieces:
+            arrays = segments.read(folder, piece.file)
+            tokens += _tokens(arrays, piece.end - piece.start)[: piece.used - piece.start]
+            parts.append(
+                ranges.truncate_range(arrays, piece.start, piece.used) if piece.used < piece.end else arrays
+            )
+            pieces.append(piece)
+        arrays = segments.read(folder, manifest.rest)
+        tokens += _tokens(arrays, manifest.tokens - covered_tokens(manifest.pieces))
+        parts.append(arrays)
+    except SegmentError as error:
+        return str(error)
+    return None
 
 
 def _checkpoints(folder: Path, manifest: Manifest, tokens: int) -> dict[int, Checkpoint]:

@@ -13,8 +13,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from tqchat.errors import TqchatError
 from tqchat.files import Unreadable, open_regular
@@ -55,6 +56,22 @@ class Interrupted(Exception):
 
 class SegmentError(TqchatError):
     """A segment is missing, truncated or changed."""
+
+
+class Entry(NamedTuple):
+    """An array in a file's header."""
+
+    name: str
+    kind: str
+    shape: list[int]
+    bytes: int
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        import mlx.core as mx
+
+        dtype: mx.Dtype = getattr(mx, _TYPES[self.kind])
+        return dtype
 
 
 @dataclass(frozen=True)
@@ -132,15 +149,15 @@ def read(folder: Path, expected: StoredFile) -> dict[str, mx.array]:
     path = folder / expected.name
     try:
         with open_regular(path) as file:
-            header, entries = _read_header(file, expected)
+            header, entries = read_header(file, expected)
             digest = hashlib.sha256(header)
             arrays = {}
-            for name, kind, shape, count in entries:
-                buffer = bytearray(count)
-                if file.readinto(buffer) != count:
+            for entry in entries:
+                buffer = bytearray(entry.bytes)
+                if file.readinto(buffer) != entry.bytes:
                     raise SegmentError("a file is truncated")
                 digest.update(buffer)
-                arrays[name] = _array(buffer, kind, shape)
+                arrays[entry.name] = _array(buffer, entry)
     except (Unreadable, OSError) as error:
         raise _segment_error(error) from error
     if digest.hexdigest() != expected.sha256:
@@ -154,23 +171,21 @@ def open_arrays(folder: Path, expected: StoredFile) -> dict[str, StoredArray]:
     Raises:
         SegmentError: if the file is missing, unreadable or has another size.
     """
-    import mlx.core as mx
-
     from tqchat.kv.storage.array_file import ArrayFile, StoredArray
 
     try:
         with ExitStack() as opened:
             file = opened.enter_context(open_regular(folder / expected.name))
-            header, entries = _read_header(file, expected)
+            header, entries = read_header(file, expected)
             arrays = ArrayFile(file, folder, expected.sha256)
             opened.pop_all()  # closed with the last array
     except (Unreadable, OSError) as error:
         raise _segment_error(error) from error
     arrays.saved = expected
     found, at = {}, len(header)
-    for name, kind, shape, count in entries:
-        found[name] = StoredArray(arrays, at, tuple(shape), getattr(mx, _TYPES[kind]))
-        at += count
+    for entry in entries:
+        found[entry.name] = StoredArray(arrays, at, tuple(entry.shape), entry.dtype)
+        at += entry.bytes
     arrays.saved_arrays = frozenset(found)
     return found
 
@@ -183,8 +198,12 @@ def _segment_error(error: Unreadable | OSError) -> SegmentError:
     return SegmentError(f"a file cannot be read: {error.strerror or error}")
 
 
-def _read_header(file: BinaryIO, expected: StoredFile) -> tuple[bytes, list[tuple[str, str, list[int], int]]]:
-    """A file's bytes before its arrays, and their ``_entries``."""
+def read_header(file: BinaryIO, expected: StoredFile) -> tuple[bytes, tuple[Entry, ...]]:
+    """A file's bytes before its arrays, and what its header says of each array.
+
+    Raises:
+        SegmentError: if it has another size than expected, or its header is damaged.
+    """
     size = os.fstat(file.fileno()).st_size
     if size != expected.bytes:
         raise SegmentError("a file has the wrong size")
@@ -219,7 +238,8 @@ def _header(arrays: Mapping[str, mx.array] | Mapping[str, StoredArray]) -> bytes
     return struct.pack("<Q", len(text)) + text
 
 
-def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
+@lru_cache(maxsize=2)  # the segments of a cache have the same header, except the first and the last
+def _entries(text: bytes, size: int) -> tuple[Entry, ...]:
     """Name, dtype, shape and byte count of each array in file order; they must fill ``size`` exactly."""
     try:
         header = json.loads(text)
@@ -239,13 +259,13 @@ def _entries(text: bytes, size: int) -> list[tuple[str, str, list[int], int]]:
                 or end - start != math.prod(shape) * width
             ):
                 raise ValueError(name)
-            found.append((name, kind, shape, end - start))
+            found.append(Entry(name, kind, shape, end - start))
             at = end
         if at != size:
             raise ValueError("its arrays do not fill it")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SegmentError("the header of a file is damaged") from error
-    return found
+    return tuple(found)
 
 
 def _flush(file: BinaryIO) -> None:
@@ -266,12 +286,11 @@ def _bytes(array: mx.array | StoredArray) -> memoryview:
     return memoryview(flat)  # type: ignore[arg-type]
 
 
-def _array(buffer: bytearray, kind: str, shape: list[int]) -> mx.array:
+def _array(buffer: bytearray, entry: Entry) -> mx.array:
     import mlx.core as mx
 
-    dtype = getattr(mx, _TYPES[kind])
     if not buffer:
-        return mx.zeros(shape, dtype)
-    array = mx.array(memoryview(buffer)).view(dtype).reshape(shape)  # type: ignore[arg-type]
+        return mx.zeros(entry.shape, entry.dtype)
+    array = mx.array(memoryview(buffer)).view(entry.dtype).reshape(entry.shape)  # type: ignore[arg-type]
     mx.eval(array)
     return array
