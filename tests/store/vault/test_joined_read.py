@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +149,7 @@ def test_more_files_than_may_be_open_are_read_one_by_one(
 
     chat = SavedChat(vault, model, "turbo4", 1500)
     chat.save()
-    monkeypatch.setattr(joined_read, "MAX_FILES", 2)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (5, 5))
     assert joined_read.read(vault.folder / ID, manifest_of(vault)) is None
     assert_same(chat.load().cache, chat.cache)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import mlx.core as mx
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
     from tqchat.store.vault.manifest import Manifest
 
-MAX_FILES = 100
-"""Open at a time, as macOS allows a process 256. Caches of more files are read one by one."""
 _MIN_THREAD_BYTES = 256 << 10
 """Bytes per thread: with fewer, handing them over takes as long as reading them."""
 _MAX_ROWS = 4096
@@ -42,6 +41,22 @@ TOKENS = "tokens"
 
 class _CannotJoin(Exception):
     """The files are damaged or do not form one sequence; reading them one by one tells which."""
+
+
+class _Layout:
+    """Where the arrays of a file are; most segments of a cache have the same layout.
+
+    Attributes:
+        entries: By name, in file order.
+        offsets: Positions in the file, by name.
+        shapes: By name.
+    """
+
+    def __init__(self, entries: Sequence[Entry], header_bytes: int) -> None:
+        starts = accumulate((entry.bytes for entry in entries), initial=header_bytes)
+        self.entries = {entry.name: entry for entry in entries}
+        self.offsets = {entry.name: start for entry, start in zip(entries, starts, strict=False)}
+        self.shapes = {entry.name: entry.shape for entry in entries}
 
 
 @dataclass
@@ -57,14 +72,9 @@ class _File:
     tokens: int
     used: int
     sha256: str
-    entries: dict[str, Entry]
-    offsets: dict[str, int]
+    layout: _Layout
     digest: _Hash
     position: int
-    shapes: dict[str, list[int]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shapes = {name: entry.shape for name, entry in self.entries.items()}
 
     def read(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill buffers with what follows in the file."""
@@ -76,8 +86,7 @@ class _File:
             self.position += len(buffer)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """An array of one file within an array of all of them.
 
     Attributes:
@@ -100,12 +109,15 @@ def read(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
     stored = [(piece.file, piece.end - piece.start, piece.used - piece.start) for piece in manifest.pieces]
     rest = manifest.tokens - sum(used for _, _, used in stored)
     stored.append((manifest.rest, rest, rest))
-    if len(stored) > MAX_FILES:
+    if len(stored) > max_files():
         return None
+    layouts: dict[bytes, _Layout] = {}
     try:
         with ExitStack() as opened:
-            files = [_open(opened, folder, expected, tokens, used) for expected, tokens, used in stored]
-            arrays = {name: _read_array(name, files) for name in _order(files)}
+            files = [
+                _open(opened, folder, expected, tokens, used, layouts) for expected, tokens, used in stored
+            ]
+            arrays = {name: _read_array(name, files) for name in _order(layouts.values())}
             if any(file.digest.hexdigest() != file.sha256 for file in files):
                 return None
             return arrays
@@ -113,23 +125,35 @@ def read(folder: Path, manifest: Manifest) -> dict[str, Any] | None:
         return None
 
 
-def _open(opened: ExitStack, folder: Path, expected: StoredFile, tokens: int, used: int) -> _File:
+def max_files() -> int:
+    """Files that may be open at a time: half of what the system allows a process, which is 256 on macOS and
+    often 1,024 on Linux. Caches of more files are read one by one.
+    """
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+def _open(
+    opened: ExitStack,
+    folder: Path,
+    expected: StoredFile,
+    tokens: int,
+    used: int,
+    layouts: dict[bytes, _Layout],
+) -> _File:
     file = opened.enter_context(open_regular(folder / expected.name))
     header, entries = segments.read_header(file, expected)
-    by_name, offsets, at = {}, {}, len(header)
-    for entry in entries:
-        by_name[entry.name], offsets[entry.name] = entry, at
-        at += entry.bytes
-    if by_name.get(TOKENS) is None or by_name[TOKENS].shape != [tokens]:
+    if (layout := layouts.get(header)) is None:
+        layout = layouts[header] = _Layout(entries, len(header))
+    if layout.shapes.get(TOKENS) != [tokens]:
         raise _CannotJoin
-    digest = hashlib.sha256(header)
-    return _File(file, tokens, used, expected.sha256, by_name, offsets, digest, len(header))
+    return _File(file, tokens, used, expected.sha256, layout, hashlib.sha256(header), len(header))
 
 
-def _order(files: Sequence[_File]) -> list[str]:
+def _order(layouts: Iterable[_Layout]) -> list[str]:
     """The names of all arrays in an order in which every file can be read from beginning to end."""
     sorter: TopologicalSorter[str] = TopologicalSorter()
-    for names in dict.fromkeys(tuple(file.entries) for file in files):
+    for layout in layouts:
+        names = list(layout.entries)
         for name, follower in pairwise(names):
             sorter.add(follower, name)
         sorter.add(names[0])
@@ -137,15 +161,15 @@ def _order(files: Sequence[_File]) -> list[str]:
 
 
 def _read_array(name: str, files: Sequence[_File]) -> mx.array | RoomyArray:
-    holding = [file for file in files if name in file.entries]
-    entry = holding[0].entries[name]
+    holding = [file for file in files if name in file.layout.entries]
+    entry = holding[0].layout.entries[name]
     shape = entry.shape
     if name == TOKENS:
         axis = 0
     elif ranges.is_joined(name) and len(shape) == 4:
         axis = 2
     elif len(holding) == 1 and entry.bytes:
-        part = _Part(holding[0], holding[0].offsets[name], 1, 1, 0)
+        part = _Part(holding[0], holding[0].layout.offsets[name], 1, 1, 0)
         make = read_array if entry.bytes >= _MIN_THREAD_BYTES else read_small_array
         return make(shape, entry.dtype, lambda memory: _fill(memory, 1, entry.bytes, [part], 1))
     else:
@@ -165,21 +189,26 @@ def _parts(name: str, files: Sequence[_File], axis: int) -> tuple[list[_Part], i
     """The parts of an array that is joined along an axis, and how many tokens they keep."""
     parts: list[_Part] = []
     total = 0
-    common = None
+    first = files[0].layout.entries[name]
     for file in files:
-        entry = file.entries[name]
-        tokens = entry.shape[axis]
-        kind = entry.kind, len(entry.shape), entry.shape[:axis], entry.shape[axis + 1 :]
-        if common not in (None, kind):
+        entry = file.layout.entries[name]
+        if entry is not first and (
+            entry.kind != first.kind or _token_shape(entry, axis) != _token_shape(first, axis)
+        ):
             raise _CannotJoin
-        common = kind
-        kept = tokens
+        kept = tokens = entry.shape[axis]
         if file.used < file.tokens:
-            most = file.used if name == TOKENS else ranges.tokens_of_range(name, file.shapes, file.used)
+            most: int | None = file.used
+            if name != TOKENS:
+                most = ranges.tokens_of_range(name, file.layout.shapes, file.used)
             kept = tokens if most is None else min(most, tokens)
-        parts.append(_Part(file, file.offsets[name], tokens, kept, total))
+        parts.append(_Part(file, file.layout.offsets[name], tokens, kept, total))
         total += kept
     return parts, total
+
+
+def _token_shape(entry: Entry, axis: int) -> list[int]:
+    return [*entry.shape[:axis], 1, *entry.shape[axis + 1 :]] if len(entry.shape) > axis else []
 
 
 def _fill(memory: memoryview, rows: int, token_bytes: int, parts: Sequence[_Part], capacity: int) -> None:
