@@ -13,6 +13,7 @@ import resource
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -229,9 +230,14 @@ def _fill(memory: memoryview, rows: int, token_bytes: int, parts: Sequence[_Part
             for row, start in enumerate(starts):
                 memory[start : start + kept] = all_tokens[row * size : row * size + kept]
 
-    groups = min(READ_THREADS, os.cpu_count() or 1, max(1, len(memory) // _MIN_THREAD_BYTES))
+    groups = min(_threads(), max(1, len(memory) // _MIN_THREAD_BYTES))
     each = -(-len(parts) // groups)
     in_threads(read, [parts[at : at + each] for at in range(0, len(parts), each)])
     end = (parts[-1].start + parts[-1].kept) * token_bytes
     for start in range(0, len(memory) if end < row_bytes else 0, row_bytes):
         memory[start + end : start + row_bytes] = bytes(row_bytes - end)
+
+
+@cache
+def _threads() -> int:
+    return min(READ_THREADS, os.cpu_count() or 1)
