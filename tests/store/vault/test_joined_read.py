@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,34 @@ def test_a_cache_of_many_segments_is_read_to_its_place(vault: Vault, model: Load
         chat.save()
     found = chat.load()
     assert len(found.pieces) >= 4
+    assert found.tokens == chat.tokens
+    assert_same(found.cache, chat.cache)
+
+
+@pytest.mark.usefixtures("never_copied")
+@pytest.mark.parametrize("scheme", ["fp16", "turbo4"])
+def test_several_threads_read_an_array(
+    vault: Vault, model: LoadedModel, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tqchat.store.vault import joined_read
+
+    chat = SavedChat(vault, model, scheme, 700)
+    chat.save()
+    for count in (200, 90, 64, 100):
+        chat.grow(count)
+        chat.save()
+    readers = set()
+    read_fully = joined_read.read_fully
+
+    def noting_thread(descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
+        readers.add(threading.current_thread().name)
+        read_fully(descriptor, buffers, offset)
+
+    monkeypatch.setattr(joined_read, "read_fully", noting_thread)
+    monkeypatch.setattr(joined_read, "_MIN_THREAD_BYTES", 1 << 10)
+    monkeypatch.setattr(joined_read, "_threads", lambda: 3)
+    found = chat.load()
+    assert any(name.startswith("tqchat-read") for name in readers)
     assert found.tokens == chat.tokens
     assert_same(found.cache, chat.cache)
 
