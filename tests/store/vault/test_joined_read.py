@@ -67,6 +67,7 @@ def test_a_cache_of_many_segments_is_read_to_its_place(vault: Vault, model: Load
 def test_several_threads_read_an_array(
     vault: Vault, model: LoadedModel, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tqchat.kv.storage.reading import read_fully
     from tqchat.store.vault import joined_read
 
     chat = SavedChat(vault, model, scheme, 700)
@@ -75,7 +76,6 @@ def test_several_threads_read_an_array(
         chat.grow(count)
         chat.save()
     readers = set()
-    read_fully = joined_read.read_fully
 
     def noting_thread(descriptor: int, buffers: Sequence[memoryview], offset: int) -> None:
         readers.add(threading.current_thread().name)
