@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,14 +132,31 @@ def test_a_restored_cache_goes_on_in_the_memory_it_was_read_into(
 
 
 @pytest.mark.usefixtures("never_copied")
-def test_the_room_behind_the_tokens_holds_zeros(vault: Vault, model: LoadedModel) -> None:
+def test_the_room_behind_the_tokens_holds_zeros(
+    vault: Vault, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlx.core as mx
 
-    # Memory that is freed and used again would show its former content.
-    mx.eval([mx.full((256 << 10,), 7.0) for _ in range(16)])
+    from tqchat.kv.storage import reading
+    from tqchat.store.vault import joined_read
+
+    def into_used_memory(read: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(shape: Sequence[int], dtype: Any, fill: Callable[[memoryview], None]) -> Any:
+            def fill_used(memory: memoryview) -> None:
+                memory[:] = b"\x3f" * len(memory)
+                fill(memory)
+
+            return read(shape, dtype, fill_used)
+
+        return wrapped
+
+    for name in ("read_array", "read_small_array"):
+        monkeypatch.setattr(joined_read, name, into_used_memory(getattr(reading, name)))
     chat = SavedChat(vault, model, "turbo4", 1500)
     chat.save()
-    for layer in chat.load().cache:
+    cache = chat.load().cache
+    assert_same(cache, chat.cache)
+    for layer in cache:
         for side in layer.sides:
             for array in side.packed.arrays:
                 assert array.shape[2] > side.packed.length
