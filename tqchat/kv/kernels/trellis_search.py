@@ -24,6 +24,7 @@ _SCALE = 4096
 """Squares of branches are a multiple of it and a remainder, which halves hold exactly."""
 
 
+@lru_cache(maxsize=3)
 def limit(bits: int) -> int:
     """Largest coordinate in steps, as in ``viterbi.MARGIN``."""
     largest: Any = mx.abs(entries(bits)).max().item()
