@@ -192,7 +192,8 @@ class Session:
     ) -> Generator[Event | Step, None, None]:
         """Generate the reply to a prompt that is rendered already, like ``send``.
 
-        Steps of the model are yielded before they are run: they can be run with those of other sessions.
+        Steps of the model are yielded before they are run: they can be run with those of other sessions. A
+        cache that holds tokens back (``PromptCache.held_back``) is left for the caller to settle.
         """
         yield from self._answer(lambda: prompt, sampling, stop, conversation_id, None)
 
@@ -221,7 +222,8 @@ class Session:
         except Exception as error:
             yield self._failed(error, conversation_id, reply.text, reply.reasoning)
         finally:
-            self._cache.settle(certain)
+            if not (certain and self._cache.held_back):
+                self._cache.settle(certain)
 
     def _turn(self, messages: Sequence[ChatMessage], prompt: list[int]) -> int | None:
         """Index in the prompt after the last user message, if the cache needs a checkpoint there."""
@@ -249,6 +251,7 @@ class Session:
             words = f"The prompt would not fit the cache's memory budget: it is read under {plan.scheme}."
             yield Notice(conversation_id, words, "warning")
         self._cache.pack_prompts(plan.pack_prompts)
+        self._cache.hold_back(not plan.pack_prompts)
         self._cache.reset_peak()
         total = reply.prefilled
         yield PrefillProgress(conversation_id, 0, total)
@@ -331,7 +334,7 @@ class Session:
                     reason = self._ended(text, stop, reply, max_tokens, limit)
                 if reason is not None:
                     break
-                if reply.generated % TILE == 0 and self._memory.exceeded(cache):
+                if reply.generated % TILE == 0 and self._exceeds_memory():
                     yield from (news := self._step_down(decoder, conversation_id))
                     if not news:
                         reason = "memory"
@@ -375,6 +378,14 @@ class Session:
         for token in closing:
             yield from self._emit(text.add(token), text, conversation_id, reply, time.perf_counter())
 
+    def _exceeds_memory(self) -> bool:
+        """Whether the cache is larger than its budget, also once tokens that it held back are packed."""
+        if not self._memory.exceeded(self._cache):
+            return False
+        self._cache.hold_back(False)
+        self._cache.pack_due()
+        return self._memory.exceeded(self._cache)
+
     def _step_down(self, decoder: Decoder, conversation_id: str) -> list[Event]:
         """Convert a cache that has reached its budget to a smaller scheme. Empty if that is impossible."""
         budget, cache = self._memory, self._cache
@@ -396,7 +407,8 @@ class Session:
         return "stopped" if stop.is_set() else reply.limit_reached(max_tokens, limit)
 
     def _done(self, reason: StopReason, conversation_id: str, reply: Reply) -> Done:
-        self._cache.settle(certain=True)
+        if not self._cache.held_back:
+            self._cache.settle(certain=True)
         return reply.done(reason, conversation_id, self.scheme, self.model.info.label, self.memory())
 
     @staticmethod

@@ -155,13 +155,12 @@ class Engine:
         self._kernels: KernelWatch | None = None
         self._requests = RequestQueue(
             self._emit,
-            # Their replies end once their caches are saved: they do not wait for the disk.
+            # Other requests wait until they are written: not for the disk.
             self._vault.with_lesser(paths.requests, MAX_REQUEST_BRANCHES, durable=False),
             limits,
             requests or RequestOptions(),
             self._drafting.lookup,
             self._conversation_bytes,
-            self._has_commands,
         )
         self._thread = threading.Thread(target=self._run, name="tqchat-engine", daemon=True)
 

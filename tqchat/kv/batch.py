@@ -137,11 +137,25 @@ class BatchCache:
             fetched = placeholders.of_length(max(step.held) + count)
         else:
             fetched = (
-                _right_aligned([keys for keys, _ in fetches], step.keys, step.held),
-                _right_aligned([values for _, values in fetches], step.values, step.held),
+                self._right_aligned([keys for keys, _ in fetches], step.keys),
+                self._right_aligned([values for _, values in fetches], step.values),
             )
         self._fetched = weakref.ref(fetched[0]), weakref.ref(fetched[1])
         return fetched
+
+    def _right_aligned(self, fetched: Sequence[mx.array], new: mx.array) -> mx.array:
+        """What each sequence held, padded on the left to the longest, and the last step's tokens."""
+        step = self._step
+        assert step is not None
+        longest = max(step.held)
+        rows = []
+        for index, (array, held) in enumerate(zip(fetched, step.held, strict=True)):
+            if step.spans[index] != (0, new.shape[2]):  # behind what it held there is padding
+                array = mx.concatenate([array[:, :, :held].astype(new.dtype), new[index : index + 1]], axis=2)
+            if held < longest:
+                array = mx.pad(array, [(0, 0), (0, 0), (longest - held, 0), (0, 0)])
+            rows.append(array)
+        return mx.concatenate(rows, axis=0)
 
     def is_last_fetch(self, keys: mx.array, values: mx.array) -> bool:
         """Whether these are the arrays of the last fetch, to be attended to by ``attend``."""
@@ -304,18 +318,3 @@ def _as_row(cache: Any) -> SchemeCache:
     if not own.empty():
         row.append(*own.keys_and_values())
     return row
-
-
-def _right_aligned(fetched: Sequence[mx.array], new: mx.array, held: Sequence[int]) -> mx.array:
-    """Sequences that held so many tokens, padded on the left to the longest, and the step's tokens."""
-    longest = max(held)
-    rows = []
-    for index, (array, count) in enumerate(zip(fetched, held, strict=True)):
-        padding = mx.zeros((1, new.shape[1], longest - count, new.shape[3]), new.dtype)
-        rows.append(
-            mx.concatenate(
-                [padding, array[:, :, :count].astype(new.dtype), new[index : index + 1]],
-                axis=2,
-            )
-        )
-    return mx.concatenate(rows, axis=0)

@@ -172,6 +172,7 @@ class SchemeCache:
         self.is_verifying = self.packs_later = False
         self.unsubmitted: list[SchemeCache] | None = None
         self._energy_by_row: tuple[mx.array, int] | None = None
+        self._unobserved = 0
         self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
@@ -523,8 +524,11 @@ class SchemeCache:
         """
         if not self._is_unfitted:
             return
+        self._unobserved = self._rows_left_out(queries.shape[2])
+        if (count := queries.shape[2] - self._unobserved) <= 0:
+            return
+        queries = queries[:, :, :count] if self._unobserved else queries
         batch, heads = self.key_side.shape
-        count = queries.shape[2]
         rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
         squares = rows.square()
         squares = mx.where(mx.isfinite(squares.sum(axis=-1, keepdims=True)), squares, 0)
@@ -540,6 +544,15 @@ class SchemeCache:
             self.query_energy = energy if self.query_energy is None else self.query_energy + energy
         self.queries_seen += int(rows.shape[2])
         mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``submit``
+
+    def _rows_left_out(self, rows: int) -> int:
+        """Of a reply's last ``rows`` tokens, those whose queries are not observed while packing is held back.
+
+        As many are seen as if it were not: observing takes as many operations as attention to raw tokens.
+        """
+        if not self.key_side.least_packed or (rows > 1 and not self.is_verifying):
+            return 0
+        return min(rows, max(0, self.offset - self.scheme.sinks - self.scheme.least_to_encode()))
 
     @property
     def _is_unfitted(self) -> bool:
@@ -664,6 +677,7 @@ class SchemeCache:
         if observed is None or not 0 < n < self._step_rows:
             return
         by_row, queries_per_token = observed
+        n = max(0, n - self._unobserved)
         kept = by_row.shape[2] - n
         self.query_energy = by_row[:, :, kept - 1 : kept]
         self.queries_seen -= queries_per_token * n

@@ -91,7 +91,6 @@ class Server:
             options,
             True,
             lambda: 0,
-            lambda: False,
         )
 
     def ask(self, text: str, sampling: Sampling, scheme: str = "turbo4") -> Asked:

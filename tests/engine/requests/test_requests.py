@@ -126,7 +126,9 @@ def test_a_copied_cache_answers_as_one_that_was_read(start: Start) -> None:
     assert copied.counts.reused > 64
     alone = Reply(start(requests=RequestOptions(store=False)), chat(*other, tokens=24)).done()
     assert alone.counts.reused == alone.counts.restored == 0
-    assert copied.report.bytes == pytest.approx(alone.report.bytes, rel=0.05)
+    # What is new is raw in the copy until the reply has ended.
+    assert copied.report.fp16_bytes == alone.report.fp16_bytes
+    assert copied.report.bytes == pytest.approx(alone.report.bytes, rel=0.2)
     assert copied.text[:12] == alone.text[:12]
 
 
@@ -230,10 +232,8 @@ def test_saved_caches_of_requests_are_listed_expire_and_are_wiped(
 def test_only_one_process_saves_caches_of_requests(start: Start, paths: Paths) -> None:
     engine = start()
     Reply(engine, chat(*STORY)).done()
-    deadline = time.monotonic() + SECONDS
-    while not (saved := Vault(paths.requests).entries()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    Reply(engine, chat(*HELLO, tokens=1)).done()  # the first one's cache is saved before this one is read
+    saved = Vault(paths.requests).entries()
 
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in saved[0].folder.glob("*.safetensors")}

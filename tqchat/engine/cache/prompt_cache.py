@@ -59,6 +59,8 @@ class PromptCache:
         checkpoints: Copies to go back to where the cache cannot be trimmed, shortest first.
         draft: The draft model's cache of the same conversation, under the same scheme.
         chunk_seconds: About how long one chunk of a prefill may take; ``None`` for the fastest prefill.
+        held_back: Tokens beyond the tail that a reply leaves raw until so many are packed at once (see
+            ``hold_back``), and until the cache is settled after it; 0 to pack tile by tile.
     """
 
     def __init__(self, model: LoadedModel, scheme: str, draft: LoadedModel | None = None) -> None:
@@ -71,6 +73,7 @@ class PromptCache:
         self.checkpoints: list[Checkpoint] = []
         self.draft = None if draft is None else PromptCache(draft, scheme)
         self.chunk_seconds: float | None = None
+        self.held_back = 0
         self._other_bytes: int | None = None
         self.clear()
 
@@ -206,6 +209,17 @@ class PromptCache:
         if self.draft is not None:
             self.draft.pack_prompts(on)
 
+    def hold_back(self, on: bool) -> None:
+        """Set whether the steps that follow leave ``held_back`` tokens raw; ``settle`` packs them.
+
+        A short reply then fits no format and encodes nothing before its end, and its tokens are attended to
+        raw. Windows pack as ever, as they drop tokens.
+        """
+        for layer in self._scheme_caches:
+            if not layer.drops_tokens:
+                for side in layer.sides:
+                    side.least_packed = self.held_back if on else 0
+
     def pack_due(self) -> None:
         """Pack what is due. A reply does so between its steps, other prefills when they end."""
         with mx.stream(generation_stream):
@@ -278,6 +292,7 @@ class PromptCache:
             certain: Whether the last operation completed. If not, a cache with layers that do not count their
                 tokens is cleared, since it cannot be checked.
         """
+        self.hold_back(False)
         try:
             self.pack_due()
             with mx.stream(generation_stream):

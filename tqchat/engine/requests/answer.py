@@ -50,7 +50,7 @@ def answer(
     lookup: bool,
     other_bytes: Callable[[], int],
 ) -> Slices:
-    """Answer a request; the last event is ``Done`` or ``Failed``. Its cache is saved at the end.
+    """Answer a request; the last event is ``Done`` or ``Failed``. Its cache is in the pool by then.
 
     Args:
         default_scheme: The scheme of a request that names none; may be ``auto``.
@@ -94,7 +94,7 @@ def answer(
     try:
         for event in _answered(ticket, cached, prompts, rendered):
             if isinstance(event, Done):
-                last = event  # told once the cache is saved, so that a kill behind it costs nothing
+                last = event  # told once the next request can have the cache
             else:
                 yield event
     finally:

@@ -31,6 +31,11 @@ CHUNK_SECONDS = 0.3
 ROUND_SECONDS = 0.8
 """About how long the slices of all requests that are read take, one after another."""
 
+HELD_BACK = 256
+"""Tokens beyond the tail that stay raw until so many are packed at once, or the reply has ended. A request
+that packs stops the others, and attention to few raw tokens takes fewer operations than to packed ones.
+"""
+
 MAX_TRIMMED_TOKENS, MAX_TRIMMED_SHARE = 64, 0.25
 """A cache that would lose more tokens than this to a request is copied for it instead; one that is saved,
 only if that is a larger share of it as well."""
@@ -48,7 +53,7 @@ class Cached:
     Attributes:
         id: Names its folder in the vault, together with other caches that began like it.
         needed: Bytes that it will take once the prompt of the request that uses it is read.
-        report: What it takes; ``None`` while a request uses it.
+        report: What it takes, packed; ``None`` while a request uses it and until it is settled after that.
     """
 
     id: str
@@ -62,7 +67,7 @@ class Cached:
         return self.session.cache.allocated_bytes if self.report is None else self.report.allocated_bytes
 
     def measured(self) -> MemoryReport:
-        """What the cache takes now. Of idle ones, of which there may be many, that is counted once."""
+        """What the cache takes now. Of settled ones, of which there may be many, that is counted once."""
         return self.report or self.session.memory()
 
 
@@ -73,19 +78,14 @@ class CachePool:
         vault: Where they are saved; ``None`` to keep them in memory only.
         limits: Called for the memory limits of all of them together.
         may_write: Whether this process saves caches, instead of only restoring them.
-        interrupted: Whether something else waits for the engine; saves are then put off.
     """
 
     def __init__(
-        self,
-        vault: Vault | None,
-        limits: Callable[[], Limits],
-        may_write: Callable[[], bool],
-        interrupted: Callable[[], bool],
+        self, vault: Vault | None, limits: Callable[[], Limits], may_write: Callable[[], bool]
     ) -> None:
         self._vault = vault
         self._index = None if vault is None else PrefixIndex(vault)
-        self._limits, self._may_write, self._interrupted = limits, may_write, interrupted
+        self._limits, self._may_write = limits, may_write
         self._idle: list[Cached] = []  # least recently used first
         self._busy: list[Cached] = []
         self._model: LoadedModel | None = None
@@ -144,7 +144,7 @@ class CachePool:
         taken.report = None
         self._busy.append(taken)
         self._share(free)
-        taken.session.cache.chunk_seconds = CHUNK_SECONDS
+        taken.session.cache.chunk_seconds, taken.session.cache.held_back = CHUNK_SECONDS, HELD_BACK
         return taken
 
     def share_round(self, reading: int) -> None:
@@ -157,23 +157,36 @@ class CachePool:
             one.session.cache.chunk_seconds = min(CHUNK_SECONDS, ROUND_SECONDS / max(1, reading))
 
     def give_back(self, cached: Cached) -> None:
-        """A request no longer uses its cache; it is saved, at once if nothing else waits."""
+        """A request no longer uses its cache, which the next one may take at once. ``save`` follows."""
         self._busy.remove(cached)
         self.returned += 1
         if not cached.session.tokens:
             return
-        self._save(cached, self._interrupted)
-        if cached.session.model is self._model:
-            cached.report = cached.session.memory()
-            self._idle.append(cached)
-            for one in self._idle[:-MAX_IDLE]:
-                self._release(one)
+        self._idle.append(cached)
+        if cached.session.model is not self._model:
+            self._release(cached)
+        for one in self._idle[:-MAX_IDLE]:
+            self._release(one)
 
-    def save(self, interrupted: Callable[[], bool]) -> None:
-        """Save idle caches that were not saved when they were given back."""
-        for one in self._idle:
-            if one.session.changed and not interrupted():
+    def save(self, interrupted: Callable[[], bool], only_one: bool = False) -> bool:
+        """Pack and save what has changed in idle caches. Returns whether something was packed.
+
+        Args:
+            interrupted: Called before each of them, and every few megabytes of one; ``True`` ends it.
+            only_one: Pack one of them at most.
+        """
+        packed = False
+        for one in [one for one in self._idle if one.report is None or one.session.changed]:
+            if interrupted() or (packed and only_one):
+                break
+            if one.report is None:
+                one.session.cache.settle(certain=True)
+                one.report, packed = one.session.memory(), True
+            if one.session.tokens:
                 self._save(one, interrupted)
+            else:
+                self._idle.remove(one)
+        return packed
 
     def shrink(self, free: int) -> None:
         """Release idle caches until the pool takes at most ``free`` bytes, or only what requests use."""

@@ -53,7 +53,6 @@ class RequestQueue:
         limits: Called for the memory limits of all caches of requests together.
         lookup: Whether tokens are proposed from the prompt.
         other_bytes: Bytes of caches outside that share the memory budget.
-        interrupted: Whether something else waits for the engine; saves are then put off.
     """
 
     def __init__(
@@ -64,10 +63,9 @@ class RequestQueue:
         options: RequestOptions,
         lookup: bool,
         other_bytes: Callable[[], int],
-        interrupted: Callable[[], bool],
     ) -> None:
         self._emit, self._vault, self._limits, self._options = emit, vault, limits, options
-        self._lookup, self._other_bytes, self._interrupted = lookup, other_bytes, interrupted
+        self._lookup, self._other_bytes = lookup, other_bytes
         self._pruned_at = float("-inf")
         self._waiting: deque[Ticket] = deque()
         self._active: deque[_Active] = deque()
@@ -125,9 +123,9 @@ class RequestQueue:
             self._lease = None
 
     def save(self, interrupted: Callable[[], bool]) -> None:
-        """Save what could not be saved when its request was answered."""
-        if self._pool is not None:
-            self._pool.save(interrupted)
+        """Pack and save the caches of requests that were answered; only one of them if others wait."""
+        if self._pool is not None and self._pool.save(interrupted, only_one=self.has_work):
+            self._report(changed=True)
 
     def shrink(self, free: int) -> None:
         """Release idle caches until the pool takes at most ``free`` bytes, or only what requests use."""
@@ -179,7 +177,7 @@ class RequestQueue:
 
         if self._pool is None:
             vault = self._vault if self._options.store else None
-            self._pool = CachePool(vault, self._limits, self._may_write, self._interrupted)
+            self._pool = CachePool(vault, self._limits, self._may_write)
             self._pool.use(model)
         if time.monotonic() - self._pruned_at > PRUNE_INTERVAL_S:
             self.prune()
@@ -238,11 +236,12 @@ class RequestQueue:
             _tell(ticket, Failed(ticket.id, user_message(error), context_full=full, refused=refused))
             return False
 
-    def _report(self) -> None:
+    def _report(self, changed: bool = False) -> None:
         caches = [] if self._pool is None else self._pool.caches
         counts = len(self._active), len(self._waiting)
-        if self._told is not None and self._active and counts == (self._told.active, self._told.waiting):
-            return  # sizes are told when a request begins or ends
+        same = self._told is not None and counts == (self._told.active, self._told.waiting)
+        if same and self._active and not changed:
+            return  # sizes are told when a request begins or ends, and when its cache is packed
         reports = [one.measured() for one in caches]
         update = RequestsUpdate(
             len(self._active),

@@ -107,6 +107,7 @@ class Side:
     Attributes:
         format: Of the packed tokens.
         fine_format: Of the fine ones, with the rotation and the fit of ``format``.
+        least_packed: Fewest tokens packed at a time in single steps, if that is more than usual.
         revision: Object replaced by every change except appends that fit the capacity of ``recent``;
             snapshots share it.
     """
@@ -117,6 +118,7 @@ class Side:
         self.spec: FormatSpec = scheme.key if role == "key" else scheme.value
         self.head_dim = 0
         self.dtype = mx.float16
+        self.least_packed = 0
         self.revision = object()
         self.set_format(RawFormat())
         self.sinks = TokenStore(growth=1)
@@ -248,7 +250,8 @@ class Side:
     @property
     def _pack_threshold(self) -> int:
         """Tokens beyond the tail that trigger packing during decode."""
-        return _tokens_per_pack() if self.encoded >= BATCH_PACKING_FROM_TOKENS else TILE
+        usual = _tokens_per_pack() if self.encoded >= BATCH_PACKING_FROM_TOKENS else TILE
+        return max(usual, self.least_packed)
 
     @property
     def _missing_sinks(self) -> int:
