@@ -14,12 +14,14 @@ from tests.engine import tiny as models_of
 from tests.engine.talk import TALE, user
 from tqchat.engine import models
 from tqchat.engine.commands import Limits, Sampling
-from tqchat.engine.events import Done, Event, Failed, SchemeChanged
+from tqchat.engine.events import Done, Event, Failed, RequestsUpdate, SchemeChanged
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.requests.options import RequestOptions
-from tqchat.engine.requests.pool import CHUNK_SECONDS, ROUND_SECONDS
+from tqchat.engine.requests.pool import CHUNK_SECONDS, HELD_BACK, ROUND_SECONDS, Cached
 from tqchat.engine.requests.queue import MAX_ACTIVE, RequestQueue
 from tqchat.engine.requests.request import Request, Ticket
+from tqchat.kv.prompt_cache import scheme_caches
+from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.paths import Paths
 from tqchat.store.vault import Vault
 
@@ -84,8 +86,9 @@ class Server:
     def __init__(self, paths: Paths, model: LoadedModel, limits: Limits | None = None) -> None:
         self.model = model
         vault, options = Vault(paths.requests), RequestOptions(store=False)
+        self._events: list[Event] = []
         self.queue = RequestQueue(
-            lambda event: None,
+            self._events.append,
             vault,
             lambda: limits or Limits(),
             options,
@@ -102,6 +105,14 @@ class Server:
     def work(self, until: Callable[[], bool] | None = None) -> None:
         while self.queue.has_work and not (until is not None and until()):
             self.queue.step(self.model)
+
+    def caches(self) -> list[Cached]:
+        """All caches in memory."""
+        return [] if self.queue._pool is None else self.queue._pool.caches
+
+    def told(self) -> RequestsUpdate:
+        """The last that was told of all requests."""
+        return [one for one in self._events if isinstance(one, RequestsUpdate)][-1]
 
     def alone(self, text: str, sampling: Sampling, scheme: str = "turbo4") -> Done:
         asked = self.ask(text, sampling, scheme)
@@ -188,6 +199,72 @@ def test_a_dropped_request_takes_one_more_step_and_harms_no_other(
     assert dropped.done.stop_reason == "stopped" and len(calls.steps) <= before + 2
     server.work()
     assert texts(asked) == alone
+
+
+def packed(cached: Cached) -> int:
+    return max(layer.packed_tokens for layer in scheme_caches(cached.session.cache.cache))
+
+
+def test_a_short_reply_packs_nothing_until_it_has_ended(server: Server) -> None:
+    asked = [server.ask(f"{number}. {TALE[:400]}", limited(40)) for number in range(3)]
+    server.work(lambda: all(len(one.events) > 20 for one in asked))
+    assert [packed(one) for one in server.caches()] == [0, 0, 0]
+    server.work()
+    raw = [one.done.report for one in asked]
+    assert [packed(one) for one in server.caches()] == [0, 0, 0]
+    # What is told of the memory is what it takes now.
+    assert server.told().bytes == sum(one.bytes for one in raw) >= sum(one.fp16_bytes for one in raw)
+    server.queue.save(lambda: True)
+    assert [packed(one) for one in server.caches()] == [0, 0, 0]
+    server.queue.save(lambda: False)
+    assert all(packed(one) >= 48 for one in server.caches())
+    reports = [one.session.memory() for one in server.caches()]
+    assert server.told().bytes == sum(one.bytes for one in reports) < sum(one.bytes for one in raw)
+
+
+def test_the_next_request_has_the_cache_before_it_is_packed(server: Server) -> None:
+    first = server.alone(TALE[:400], limited(20))
+    assert [packed(one) for one in server.caches()] == [0]
+    second = server.alone(TALE[:400], limited(20))
+    assert second.counts.reused == first.counts.prompt - 1 and second.text == first.text
+    assert len(server.caches()) == 1
+
+
+def test_only_one_cache_is_packed_while_another_request_waits(server: Server) -> None:
+    for number in range(2):
+        server.ask(f"{number}. {TALE[:400]}", limited(4))
+    server.work()
+    waits = server.ask("Hello!", limited(2))
+    for count in (1, 2):
+        server.queue.save(lambda: False)
+        assert sum(packed(one) > 0 for one in server.caches()) == count
+    server.work()
+    assert waits.done
+
+
+def test_a_long_reply_packs_many_tokens_at_a_time(server: Server) -> None:
+    long = server.ask("Hello!", limited(HELD_BACK + 160))
+    sizes = set()
+    tail = parse_scheme("turbo4").tail
+    while server.queue.has_work:
+        server.queue.step(server.model)
+        sizes |= {packed(one) for one in server.caches()}
+    assert long.done.counts.generated > HELD_BACK + tail + TILE
+    assert len(sizes) == 2 and max(sizes) >= HELD_BACK
+
+
+@pytest.mark.parametrize("pack_prompts", [False, True])
+def test_nothing_is_held_back_where_memory_is_short(
+    paths: Paths, tiny: LoadedModel, pack_prompts: bool
+) -> None:
+    server = Server(paths, tiny)
+    raw = server.alone(TALE[:400], limited(1), "fp16").report.allocated_bytes
+    budget = None if pack_prompts else int(0.8 * raw)
+    short = Server(paths, tiny, Limits(budget=budget, pack_prompts=pack_prompts))
+    done = short.alone(TALE[:400], limited(100)).report
+    assert done.layers[0].packed_tokens >= 48
+    if budget is not None:
+        assert done.allocated_bytes <= budget
 
 
 def test_many_prompts_are_read_in_shorter_slices(server: Server) -> None:

@@ -72,3 +72,25 @@ def test_queries_of_rejected_tokens_are_not_fitted_to() -> None:
     assert together.queries_seen == alone.queries_seen
     assert together.query_energy is not None and alone.query_energy is not None
     assert mx.array_equal(together.query_energy, alone.query_energy)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 6, ROWS])
+def test_while_packing_is_held_back_as_many_queries_are_observed_as_without(kept: int) -> None:
+    tokens = random_tokens(ROWS, 9)
+    scheme = parse_scheme("turbo4")
+    usual = scheme.sinks + scheme.least_to_encode()
+    caches = [filled("turbo4", usual - 4, packs=False) for _ in range(2)]
+    for cache in caches:
+        for side in cache.sides:
+            side.least_packed = 256
+    alone, together = caches
+    for number in range(kept):
+        attend(alone, tokens, number, number + 1)
+    attend(together, tokens, 0, ROWS, verify=True)
+    together.trim(ROWS - kept)
+    queries_per_token = 3
+    assert alone.queries_seen == queries_per_token * min(usual, usual - 3 + kept)
+    assert together.queries_seen == alone.queries_seen
+    assert together.query_energy is not None and alone.query_energy is not None
+    assert mx.array_equal(together.query_energy, alone.query_energy)
+    assert not alone.is_due and not alone.packed_tokens
