@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from tqchat.store.vault.manifest import (
     Manifest,
     Pieces,
     codec_version,
+    mlx_lm_version,
     read_manifest,
 )
 from tqchat.store.vault.restore import READ_ERRORS, Refused, Restored, layout, restore
@@ -153,7 +153,7 @@ class Vault:
                     prefix_is_usable=writer.prefix_is_usable,
                     saved_at=time.time(),
                     codec=codec_version(),
-                    mlx_lm=metadata.version("mlx-lm"),
+                    mlx_lm=mlx_lm_version(),
                 )
             except Interrupted:
                 return SaveResult(writer.pieces, bytes_written=writer.written, complete=False)
