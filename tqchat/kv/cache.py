@@ -17,6 +17,7 @@ from tqchat.kv.attention.reference import attention
 from tqchat.kv.attention.row_by_row import attention_by_row
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
+from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.fused import FusedAttention
 from tqchat.kv.kernels.steady import SteadyStep
 from tqchat.kv.kernels.workspace import Workspace
@@ -432,7 +433,7 @@ class SchemeCache:
 
     @property
     def awaits_packing(self) -> bool:
-        """Whether packing a chunk of a prompt was left to ``pack_prompt`` or the next chunk."""
+        """Whether packing a chunk of a prompt was left to ``take_prompt`` or the next chunk."""
         return self._packing_deferred and not self._awaits_attention
 
     def expect(self, tokens: int) -> None:
@@ -448,10 +449,17 @@ class SchemeCache:
             for side in self.sides:
                 side.free_spare_room()
 
-    def pack_prompt(self) -> None:
-        """Pack the last chunk of a prompt. ``submit`` follows."""
+    def take_prompt(self) -> list[list[Encoding]]:
+        """``take_due`` of the last chunk of a prompt, for ``encode_together``. ``submit`` follows."""
         self._packing_deferred = self._is_submitted = False
-        self._pack()
+        return self.take_due(self._in_prompt)
+
+    @property
+    def _packs_with_others(self) -> bool:
+        """Whether a prompt's chunk is packed behind its last layer: on a GPU only if sides have to be fitted,
+        as a kernel encodes those of one layer as fast as of several.
+        """
+        return kernels() is None or bool(self.unfitted_in_prompt)
 
     @property
     def unfitted(self) -> list[Unfitted]:
@@ -460,7 +468,7 @@ class SchemeCache:
 
     @property
     def unfitted_in_prompt(self) -> list[Unfitted]:
-        """The sides that ``pack_prompt`` fits, for ``fit_together``."""
+        """The sides that ``take_prompt`` fits, for ``fit_together``."""
         return self._unfitted(self._in_prompt)
 
     def _unfitted(self, in_prompt: bool) -> list[Unfitted]:
@@ -635,8 +643,8 @@ class SchemeCache:
         self._sides_before_packing = None
         self._awaits_attention = False
         together = self.unsubmitted
-        if self._packing_deferred and not (together is not None and self.unfitted_in_prompt):
-            self.pack_prompt()
+        if self._packing_deferred and not (together is not None and self._packs_with_others):
+            encode_together(self.take_prompt())
         if self._is_submitted:
             return
         if together is None or not self.has_placeholders:

@@ -20,6 +20,7 @@ from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import TILE, Scheme, parse_scheme
 from tqchat.kv.storage.joint_encode import are_few, encode_together
 from tqchat.kv.storage.joint_fit import fit_together
+from tqchat.kv.storage.side import Encoding
 from tqchat.kv.window import WindowCache, convert_window, make_window
 
 mlx_lm_prompt_cache = mlx_cache.make_prompt_cache
@@ -176,9 +177,14 @@ def pack_together(layers: Iterable[SchemeCache]) -> None:
     """
     due = [layer for layer in layers if layer.is_due]
     fit_together(side for layer in due for side in layer.unfitted)
+    _pack(due, SchemeCache.take_due)
+
+
+def _pack(layers: Iterable[SchemeCache], take: Callable[[SchemeCache], list[list[Encoding]]]) -> None:
+    """Encode what is taken out of layers, and submit them."""
     few = []
-    for layer in due:
-        sides = layer.take_due()
+    for layer in layers:
+        sides = take(layer)
         if are_few(sides):
             few.append((layer, sides))
         else:
@@ -194,8 +200,9 @@ def pack_together(layers: Iterable[SchemeCache]) -> None:
 def reading_together(layers: Sequence[SchemeCache]) -> Iterator[None]:
     """Inside, the layers of a prompt cache read one chunk of a prompt.
 
-    Those that pack it are fitted in one go after it, as a fit is a hundred small operations; once they are
-    fitted, several layers are submitted at a time where attention decodes their history (see ``routing``).
+    Those that pack it are fitted in one go after it, as a fit is a hundred small operations. On a CPU they
+    are also packed in one go then; on a GPU several layers are submitted at a time where attention decodes
+    their history (see ``routing``).
     """
     unsubmitted: list[SchemeCache] = []
     for layer in layers:
@@ -207,9 +214,7 @@ def reading_together(layers: Sequence[SchemeCache]) -> Iterator[None]:
             layer.unsubmitted = None
     waiting = [layer for layer in layers if layer.awaits_packing]
     fit_together(side for layer in waiting for side in layer.unfitted_in_prompt)
-    for layer in waiting:
-        layer.pack_prompt()
-        layer.submit()
+    _pack(waiting, SchemeCache.take_prompt)
 
 
 def replace_layers(cache: Sequence[Any], layers: Mapping[int, Any]) -> list[Any]:

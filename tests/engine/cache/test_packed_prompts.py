@@ -19,7 +19,9 @@ from tqchat.kv import cache as cache_module
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.prompt_cache import scheme_caches
+from tqchat.kv.storage import joint_encode
 
 TOKENS = [3 + number * 7 % 90 for number in range(900)]
 CHUNK = 300
@@ -105,6 +107,27 @@ def test_layers_are_fitted_when_the_first_tokens_are_packed(
     check_same(scheme_caches(held.cache), layer_by_layer(tiny, empty(tiny, scheme), first))
 
 
+@pytest.mark.parametrize("chunk", [300, 450])
+def test_on_a_cpu_layers_are_encoded_together_as_each_would_be(
+    tiny: LoadedModel, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the longer chunk, 4-bit trellis codes are searched among few branches."""
+    monkeypatch.setattr(prompt_cache, "prefill_chunk_tokens", lambda model, cache: chunk)
+    encoded: list[int] = []
+    encode = joint_encode.encode
+    monkeypatch.setattr(
+        joint_encode, "encode", lambda format_, x: encoded.append(len(x)) or encode(format_, x)
+    )
+    held = empty(tiny, "trellis4")
+    chunks = -(-len(TOKENS) // chunk)
+    for _ in held.prefill_in_chunks(TOKENS):
+        pass
+    layers = scheme_caches(held.cache)
+    assert encoded[: 2 * chunks] == [len(layers)] * 2 * chunks  # keys and values of each chunk
+    monkeypatch.setattr(f"{__name__}.CHUNK", chunk)
+    check_same(layers, layer_by_layer(tiny, empty(tiny, "trellis4"), chunk))
+
+
 def test_room_that_is_given_back_is_a_change_of_the_side(tiny: LoadedModel) -> None:
     """Launches of kernels keep the capacity of arrays until the revision changes."""
     held = empty(tiny, "turbo4")
@@ -156,6 +179,7 @@ def test_layers_submitted_together_hold_what_they_hold_one_by_one(
 ) -> None:
     """As on a GPU, where a chunk of a prompt attends to decoded tokens."""
     monkeypatch.setattr(cache_module, "_attends_packed", lambda rows: rows <= cache_module.MAX_DECODE_ROWS)
+    monkeypatch.setattr(cache_module, "kernels", lambda: Kernels("metal"))
     monkeypatch.setattr(routing, "DECODED_BYTES_PER_START", bytes_per_start)
     started: list[Any] = []
     start = routing.RoutedAttention._start

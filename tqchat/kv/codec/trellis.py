@@ -28,6 +28,11 @@ import mlx.core as mx
 
 from tqchat.kv.codec.viterbi import PathSearch
 
+NEAR_FROM = 320
+"""Tokens from which only near branches are tried, at 4 bits and on a CPU: those of a prompt, not those that a
+reply packs at a time. Not vectors, so that codes do not depend on what is packed with them.
+"""
+
 _TABLES = Path(__file__).with_name("trellis_tables.safetensors")
 _TABLES_SHA256 = "d681060b7c53eee030e4e8cafc895523b00ebbf6981ada1b8c43d5dd4e0622f4"
 
@@ -88,7 +93,9 @@ class TrellisQuantiser:
         padded = mx.pad(rows, [(0, 0), (0, 1)]) if head_dim % 2 else rows
         pairs = padded.reshape(len(rows), -1, 2)
         search = _search(self.bits, mx.default_device() == mx.cpu)
-        nibbles, details = search.best_path(mx.abs(pairs) if self.has_signs else pairs)
+        nibbles, details = search.best_path(
+            mx.abs(pairs) if self.has_signs else pairs, few_branches=unit.shape[-2] >= NEAR_FROM
+        )
         before = mx.concatenate([nibbles[:, -1:], nibbles[:, :-1]], axis=1)
         negative = (pairs < 0).astype(mx.uint32)
         words = self.pack(nibbles, details, negative)

@@ -37,13 +37,8 @@ _IMPOSSIBLE = float(1 << 24)
 _CHUNK_VECTORS = 3072
 """Most vectors searched at a time by a thread of a CPU: with fewer, threads wait for each other's Python."""
 
-NEAR_FROM = 2049
-"""Vectors from which only near branches are tried, at 4 bits and on a CPU. Layers that pack together between
-two steps have fewer, so that their codes do not depend on what is packed with them.
-"""
-
-_LEAST_NEAR_VECTORS = 1024
-"""With fewer near branches take longer than trying all, as blocks are padded."""
+_LEAST_NEAR_VECTORS = 512
+"""Fewer vectors of which near branches are tried are not worth waking a thread, as blocks are padded."""
 
 _PARTS = 8
 """Parts in which errors are computed: a BLAS would share a larger product among threads, which are busy."""
@@ -105,7 +100,7 @@ class PathSearch:
         self._near = partial(NearBranches, entries, factors, STEPS, self._limit)
         self._has_details = len(table) > 1
 
-    def best_path(self, pairs: mx.array) -> tuple[mx.array, mx.array]:
+    def best_path(self, pairs: mx.array, few_branches: bool = False) -> tuple[mx.array, mx.array]:
         """Nibbles and details of a circular path that costs 1 % more than the cheapest at 32 pairs, less at
         more, but 8 % at 8 and several times as much at one or two.
 
@@ -114,6 +109,7 @@ class PathSearch:
 
         Args:
             pairs: float32 ``[vectors, pairs, 2]``.
+            few_branches: Try only branches that lie near each pair, at 4 bits and on a CPU.
 
         Returns:
             uint32 ``[vectors, pairs]`` each.
@@ -125,7 +121,7 @@ class PathSearch:
             nibbles, details = self._circular(targets)
             return nibbles.astype(mx.uint32), details.astype(mx.uint32)
         held = np.array(targets)
-        near = self._near_branches if self._has_details and vectors >= NEAR_FROM else None
+        near = self._near_branches if self._has_details and few_branches else None
         rounds = -(-vectors // (_CHUNK_VECTORS * _CORES))
         least = _LEAST_VECTORS if near is None else _LEAST_NEAR_VECTORS
         size = -(-vectors // max(1, min(rounds * _CORES, vectors // least)))

@@ -12,10 +12,10 @@ from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
 from tqchat.kv.storage.joint_fit import stacked
-from tqchat.kv.storage.side import Encoding
+from tqchat.kv.storage.side import PACK_CHUNK_VECTORS, Encoding
 
-MAX_VECTORS = 2048
-"""Vectors encoded at once: with more of them, the number of operations does not matter."""
+MAX_VECTORS = PACK_CHUNK_VECTORS
+"""Vectors encoded at once: with more, neither the number of operations nor that of threads matters."""
 
 
 def are_few(sides: Sequence[Sequence[Encoding]]) -> bool:
