@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from itertools import pairwise
 
 import mlx.core as mx
@@ -81,3 +83,25 @@ def test_an_error_in_one_thread_is_raised_after_all_have_ended():
     with pytest.raises(ValueError, match="one"):
         reading.in_threads(work, range(6))
     assert sorted(done) == [0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("startable", [0, 1])
+def test_what_no_thread_could_be_started_for_is_done_once(monkeypatch, startable):
+    """The executor keeps the call that it failed to start a thread for, and passes it to a later thread."""
+    reading._readers.cache_clear()
+    start = threading.Thread.start
+    started = []
+
+    def start_few(thread):
+        if len(started) >= startable:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    done = []
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start_few)
+        reading.in_threads(done.append, range(6))
+    assert sorted(done) == [0, 1, 2, 3, 4, 5]
+    reading.in_threads(lambda item: time.sleep(0.01), range(4))  # by threads that also take what was left
+    assert sorted(done) == [0, 1, 2, 3, 4, 5]

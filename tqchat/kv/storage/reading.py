@@ -82,15 +82,32 @@ def read_fully(descriptor: int, buffers: Sequence[memoryview], offset: int) -> N
 
 def in_threads(work: Callable[[T], None], items: Sequence[T]) -> None:
     """Call ``work`` with each item, in several threads if there are several."""
-    calls: list[Future[None]] = []
+    calls: list[Future[None]] = [Future() for _ in items]
+
+    def run(call: Future[None], item: T) -> None:
+        if call.set_running_or_notify_cancel():
+            try:
+                work(item)
+            except BaseException as error:
+                call.set_exception(error)
+            else:
+                call.set_result(None)
+
+    submitted = 0
     if len(items) > 1:
-        with suppress(RuntimeError):  # no more threads: the program is ending
-            calls += (_readers().submit(work, item) for item in items)
-    wait(calls)  # all of them, as after an error their memory may be freed
-    for one in calls:
-        one.result()
-    for item in items[len(calls) :]:
-        work(item)
+        with suppress(RuntimeError):  # no more threads: the program is ending, or has as many as it may
+            for call, item in zip(calls, items, strict=True):
+                _readers().submit(run, call, item)
+                submitted += 1
+    # The executor keeps the item whose thread could not be started, for a later thread: it must not be read
+    # then, when its memory may be freed.
+    own = [index for index in range(submitted, len(items)) if calls[index].cancel()]
+    others = [call for call in calls if not call.cancelled()]
+    wait(others)  # all of them, as after an error their memory may be freed
+    for call in others:
+        call.result()
+    for index in own:
+        work(items[index])
 
 
 class _NpyFile:
