@@ -23,17 +23,35 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("read", [reading.read_array, reading.read_small_array])
-@pytest.mark.parametrize("dtype", [mx.uint8, mx.bool_, mx.uint32, mx.float16, mx.bfloat16, mx.float32])
+@pytest.mark.parametrize(
+    "dtype", [mx.uint8, mx.bool_, mx.uint32, mx.float16, mx.bfloat16, mx.float32, mx.float64]
+)
 def test_an_array_gets_the_bytes_it_is_filled_with(read, dtype):
-    expected = mx.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
-    content = bytes(memoryview(expected.view(mx.uint8)))
+    with mx.stream(mx.cpu):  # float64 needs it
+        expected = mx.array([[0, 1, 1], [1, 0, 1]]).astype(dtype)
+        content = bytes(memoryview(expected.view(mx.uint8)))
 
     def fill(memory):
         memory[:] = content
 
-    array = read((2, 3), dtype, fill)
-    assert array.dtype == dtype
-    assert mx.array_equal(array, expected)
+    with mx.stream(mx.cpu):
+        array = read((2, 3), dtype, fill)
+        assert array.dtype == dtype
+        assert mx.array_equal(array, expected)
+
+
+@pytest.mark.parametrize("read", [reading.read_array, reading.read_small_array])
+def test_an_array_read_by_one_thread_is_used_by_another(read):
+    """MLX evaluates lazy arrays only in the thread that made them."""
+    arrays = []
+
+    def fill(memory):
+        memory[:] = b"\0" * len(memory)
+
+    thread = threading.Thread(target=lambda: arrays.append(read((2, 3), mx.bfloat16, fill)))
+    thread.start()
+    thread.join()
+    assert arrays[0].tolist() == [[0] * 3] * 2
 
 
 @pytest.mark.parametrize("read", [reading.read_array, reading.read_small_array])

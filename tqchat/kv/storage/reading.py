@@ -48,11 +48,18 @@ def read_small_array(shape: Sequence[int], dtype: mx.Dtype, fill: Callable[[memo
     content = bytearray(math.prod(shape) * kind.itemsize)
     fill(memoryview(content))
     array = mx.array(np.frombuffer(content, kind).reshape(shape))
-    return array if array.dtype == dtype else array.view(dtype)
+    if array.dtype != dtype:
+        array = array.view(dtype)
+        mx.eval(array)
+    return array
 
 
 def _numpy_kind(dtype: mx.Dtype) -> np.dtype[Any]:
-    """The dtype in numpy; for bfloat16, which it lacks, that of integers of the same size."""
+    """The dtype in numpy; that of integers of the same size for bfloat16, which it lacks, and for float64, of
+    which ``mx.array`` makes float32.
+    """
+    if dtype == mx.float64:
+        return np.dtype(np.uint64)
     try:
         return np.dtype(str(dtype).removeprefix("mlx.core.").removesuffix("_"))
     except TypeError:
