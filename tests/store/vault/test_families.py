@@ -111,6 +111,25 @@ def test_a_restored_cache_gives_identical_logits(vault: Vault, name: str, scheme
         assert same_logits(model, *backs)
 
 
+@pytest.mark.parametrize("name", [*FAMILIES_ALL_SCHEMES, *FAMILIES_FEW_SCHEMES, "minimax_m3_vl"])
+@pytest.mark.parametrize("scheme", ["fp16", "turbo0v4"])
+def test_files_are_read_to_their_place(
+    vault: Vault, name: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = families.model(name)
+    cache = kv.make_prompt_cache(model, scheme, dtype=mx.float16)
+    logits(model, cache, tiny.tokens(280), 270)
+    pieces = save(vault, cache, 280, scheme)
+    logits(model, cache, tiny.tokens(90, seed=9), 85)
+    save(vault, cache, 370, scheme, pieces)
+
+    def fail(*files: object) -> None:
+        raise AssertionError("files are read one by one")
+
+    monkeypatch.setattr("tqchat.store.vault.segments.read", fail)
+    assert same_logits(model, restored(vault, 370, scheme).cache, cache)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt_oss", "jamba"])
 @pytest.mark.parametrize("change", [("fp16", "turbo0v4"), ("turbo2", "affine8"), ("turbo0v4", "fp16")])
 def test_a_converted_cache_is_restored(vault: Vault, name: str, change: tuple[str, str]) -> None:

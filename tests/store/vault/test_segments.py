@@ -276,3 +276,15 @@ def test_a_save_over_the_budget_is_refused(tmp_path: Path, model: LoadedModel) -
     with pytest.raises(VaultError, match=r"cache budget of [0-9.]+ k?B"):
         SavedChat(vault, model, "fp16", 600).save()
     assert load(vault) is None
+
+
+@pytest.mark.parametrize("others", [0, 3], ids=["alone", "with others"])
+def test_arrays_without_content_are_read(tmp_path: Path, others: int) -> None:
+    """Latent attention has values without width, and the file of the remaining arrays may lack tokens."""
+    import mlx.core as mx
+
+    from tqchat.store.vault import segments as files
+
+    shapes = {"0.raw.0": (1, 8, 0, 128), "0.raw.1": (1, 1, 300, 0), "tokens": (others,)}
+    stored = files.write(tmp_path, {name: mx.zeros(shape) for name, shape in shapes.items()})
+    assert {name: array.shape for name, array in files.read(tmp_path, stored).items()} == shapes

@@ -169,7 +169,9 @@ def _read_array(name: str, files: Sequence[_File]) -> mx.array | RoomyArray:
         axis = 0
     elif ranges.is_joined(name) and len(shape) == 4:
         axis = 2
-    elif len(holding) == 1 and entry.bytes:
+    elif len(holding) == 1:
+        if not entry.bytes:
+            return mx.zeros(shape, entry.dtype)
         part = _Part(holding[0], holding[0].layout.offsets[name], 1, 1, 0)
         make = read_array if entry.bytes >= _MIN_THREAD_BYTES else read_small_array
         return make(shape, entry.dtype, lambda memory: _fill(memory, 1, entry.bytes, [part], 1))
@@ -178,7 +180,9 @@ def _read_array(name: str, files: Sequence[_File]) -> mx.array | RoomyArray:
     parts, total = _parts(name, holding, axis)
     capacity = ranges.capacity_to_read(name, total)
     rows, token_bytes = math.prod(shape[:axis]), math.prod(shape[axis + 1 :]) * entry.dtype.size
-    if not 0 < rows <= _MAX_ROWS or not total * token_bytes:
+    if not rows * token_bytes:  # latent attention has values without width
+        return mx.zeros([*shape[:axis], total, *shape[axis + 1 :]], entry.dtype)
+    if rows > _MAX_ROWS or not total:
         raise _CannotJoin
     whole = [*shape[:axis], capacity, *shape[axis + 1 :]]
     make = read_array if math.prod(whole) * entry.dtype.size >= _MIN_THREAD_BYTES else read_small_array

@@ -48,6 +48,8 @@ _TYPES = {
 _FLUSH_BYTES = 8 << 20
 """Bytes between flushes and between calls of ``interrupted``."""
 MAX_HEADER_BYTES = 16 << 20
+_MAX_EMPTY_DIMENSION = 1 << 16
+"""Of an array without tokens in a small file, whose heads and width can be more than the file's bytes."""
 
 
 class Interrupted(Exception):
@@ -250,7 +252,8 @@ def _entries(text: bytes, size: int) -> tuple[Entry, ...]:
             kind, shape = entry["dtype"], entry["shape"]
             width = {"BOOL": 1}.get(kind) or int(kind.lstrip("BFIU")) // 8
             # The product of a long list of numbers would take minutes.
-            valid_shape = len(shape) <= 8 and all(type(n) is int and 0 <= n <= size for n in shape)
+            most = max(size, _MAX_EMPTY_DIMENSION)
+            valid_shape = len(shape) <= 8 and all(type(n) is int and 0 <= n <= most for n in shape)
             if (
                 kind not in _TYPES
                 or not valid_shape
