@@ -25,8 +25,8 @@ from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
 DECODED_BYTES_PER_START = 160 << 20
-"""Most bytes of decoded history of several layers that a prefill starts on the device together: each start
-takes the host as long as building the graph of half a layer.
+"""Bytes of decoded history, of several layers of the same size, that a prefill starts on the device together
+at most: each start takes the host as long as building the graph of half a layer.
 """
 
 STARTED_BYTES = 256 << 20
