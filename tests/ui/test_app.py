@@ -138,6 +138,19 @@ async def test_conversations_open_from_the_list_and_by_key(open_app: OpenApp) ->
         assert ui.app.focused is ui.app.query_one(Prompt)
 
 
+async def test_the_end_of_a_line_longer_than_its_field_is_shown(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("first", "1")
+        ui.app.query_one("#search", Input).focus()
+        await ui.pilot.press(*("0123456789" * 4 + "last"))
+        await ui.shows("0123456789last")
+        await ui.pilot.press("escape", "ctrl+o")
+        await ui.until(lambda: isinstance(ui.app.screen, ModelPicker))
+        ui.app.screen.query_one(Input).focus()
+        await ui.pilot.press(*("abcdefghij" * 14 + "last"))
+        await ui.shows("abcdefghijlast")
+
+
 async def test_search_narrows_the_list(open_app: OpenApp) -> None:
     async with open_app() as ui:
         await ui.turn("About foxes", "1")
