@@ -85,6 +85,10 @@ def test_reserved_disk_space_stays_free(
     free = GB + 10_000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("U", (), {"total": 100 << 30, "free": free}))
     assert vault.prune() == []
+    free, vault.budget = 0, None
+    with pytest.raises(VaultError, match="almost full"):
+        save(vault, model, "new")
+    free, vault.budget = GB + 10_000, 5
     with pytest.raises(VaultError, match="almost full"):
         save(vault, model, "new")
     assert names(vault) == []

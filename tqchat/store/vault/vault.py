@@ -363,10 +363,10 @@ class Vault:
         need = writer.pending_bytes()
         self.prune([conversation_id], need)
         limit = self.budget_bytes()
-        if need + writer.reused_bytes > limit:
-            raise OSError(0, f"it needs more than the cache budget of {size(limit)}")
         if budget.excess_bytes(folder, _NO_BUDGET_BYTES, need):  # only the reserved disk space counts
             raise OSError(0, "the disk is almost full")
+        if need + writer.reused_bytes > limit:
+            raise OSError(0, f"it needs more than the cache budget of {size(limit)}")
         return not budget.excess_bytes(self.folder, limit, need + writer.pending_earlier_bytes())
 
     def _folder(self, conversation_id: str) -> Path:
