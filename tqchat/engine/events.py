@@ -10,6 +10,9 @@ from tqchat.kv.memory import MemoryReport
 
 StopReason = Literal["stop", "length", "stopped", "context", "memory"]
 
+MIN_REREAD_NOTICE_TOKENS = 64
+"""From this many tokens on that are read again, the user is told."""
+
 
 @dataclass(frozen=True)
 class ModelInfo:

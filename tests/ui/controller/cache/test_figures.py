@@ -22,6 +22,9 @@ def test_a_note_says_how_much_was_restored_or_why_not(path: Path) -> None:
     rig.engine.restored = events.Opened(one, 3076, 0.1)
     rig.chat.shown.open(one)
     assert rig.chat.caches.restore_notes[one] == "Restored 3,076 tokens, nothing re-read."
+    rig.engine.emit(events.Opened(one, 1065, 0.1, tokens=1199))
+    note = "Restored 1,065 tokens, the next message re-reads 134."
+    assert rig.chat.caches.restore_notes[one] == note
     rig.engine.emit(events.Opened(one, 0, 0.1, "This cache was made with another model; re-reading."))
     assert rig.chat.caches.restore_notes[one].startswith("This cache was made with another model")
 

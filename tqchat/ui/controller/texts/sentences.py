@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tqchat.engine import events
+from tqchat.engine.events import MIN_REREAD_NOTICE_TOKENS
 from tqchat.kv.memory import MemoryReport
 from tqchat.ui import figures
 
@@ -11,7 +12,12 @@ def opened(event: events.Opened) -> str | None:
     """How much of a cache was restored; ``None`` if there was none."""
     if event.reason:
         return event.reason
-    return f"Restored {figures.tokens(event.restored)}, nothing re-read." if event.restored else None
+    if not event.restored:
+        return None
+    unread = event.tokens - event.restored
+    is_told = unread >= MIN_REREAD_NOTICE_TOKENS
+    rest = f"the next message re-reads {figures.number(unread)}" if is_told else "nothing re-read"
+    return f"Restored {figures.tokens(event.restored)}, {rest}."
 
 
 def scheme_changed(event: events.SchemeChanged) -> str:
