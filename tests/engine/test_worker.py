@@ -228,6 +228,48 @@ def test_forgetting_deletes_the_cache_on_disk_and_in_memory(
     assert len(heard.all(Saved)) == 1
 
 
+def test_what_was_read_of_a_withdrawn_message_is_not_read_again(
+    engine: Engine, heard: Listener, paths: Paths
+) -> None:
+    text = "A fox swam over a wide river. " * 120
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
+    engine.submit(send("a", (user(f"{text} Sum it up."),)))
+    while not heard.next(PrefillProgress).done:
+        pass
+    engine.stop()
+    read = heard.next(Done).report.tokens
+    assert read
+    engine.submit(ForgetConversation("a", withdrawn=True))
+    asked = (user(f"{text} Translate it."),)
+    engine.submit(send("b", asked, 4))
+    done = heard.next(Done)
+    assert (done.conversation_id, done.counts.reused) == ("b", read)
+    saved = heard.next(Saved)
+    assert saved.conversation_id == "b" and not (paths.caches / "a").exists()
+    engine.submit(OpenConversation("c", (), "turbo0v4"))
+    engine.submit(OpenConversation("b", (*asked, assistant(done.text)), "turbo0v4"))
+    assert [heard.next(Opened).restored for _ in range(2)] == [0, saved.tokens]
+
+
+def test_only_a_new_conversation_takes_over_a_withdrawn_one(
+    tiny: LoadModel, engine: Engine, heard: Listener
+) -> None:
+    engine.submit(tiny)
+    engine.submit(send("old", HELLO, 4))
+    heard.next(Done)
+    kept = heard.next(Saved).tokens
+    engine.submit(send("a", DOG, 4))
+    engine.submit(ForgetConversation("a", withdrawn=True))
+    engine.submit(send("old", (*HELLO, assistant("Hi."), user("Who am I?")), 4))
+    heard.next(Done)
+    assert 0 < heard.next(Done).counts.restored <= kept
+    engine.submit(send("b", DOG, 4))
+    engine.submit(ForgetConversation("b", withdrawn=True))
+    engine.submit(send("d", DOG, 4, scheme="turbo3"))
+    heard.next(Done)
+    assert heard.next(Done).counts.reused == 0
+
+
 def test_tokens_of_a_deleted_message_are_in_no_file(
     tiny: LoadModel, engine: Engine, heard: Listener, paths: Paths
 ) -> None:

@@ -236,9 +236,14 @@ class Compose:
 
 @dataclass(frozen=True)
 class ForgetConversation:
-    """Delete a conversation's cache, in memory and on disk."""
+    """Delete a conversation's cache, in memory and on disk.
+
+    ``withdrawn``: Its only message went back into the prompt. What was read of it stays in memory for the
+    next message, if that begins a conversation.
+    """
 
     conversation_id: str
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.decoding.logprobs import Logprobs
 from tqchat.engine.decoding.step import Step, alone
 from tqchat.engine.events import (
+    MIN_REREAD_NOTICE_TOKENS,
     Done,
     Event,
     Failed,
@@ -44,9 +45,6 @@ from tqchat.store.vault import Vault
 
 REPORT_INTERVAL_S = 0.25
 """Time between two memory reports while a reply is generated."""
-
-MIN_REREAD_NOTICE_TOKENS = 64
-"""From this many re-read tokens on, a notice says why the cache could not be trimmed."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,8 @@ class Session:
         self._draft = draft
         self._lookup = lookup
         self.changed = False
-        self.transcript_tokens = 0
         """Whether the cache has unsaved changes."""
+        self.transcript_tokens = 0
         self._prompts = Prompts(model, began)
 
     @property
@@ -116,6 +114,10 @@ class Session:
     def began(self) -> float:
         """Start of the conversation, in seconds since the epoch."""
         return self._prompts.began
+
+    @began.setter
+    def began(self, began: float) -> None:
+        self._prompts.began = began
 
     @property
     def scheme(self) -> str:

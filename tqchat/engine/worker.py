@@ -97,9 +97,9 @@ _WAKE_UP = _WakeUp()
 
 @dataclass
 class _Current:
-    """The conversation whose cache is live."""
+    """The conversation whose cache is live; without an id, it was withdrawn."""
 
-    conversation_id: str
+    conversation_id: str | None
     messages: tuple[ChatMessage, ...]
     session: Session
     adapter: str | None
@@ -292,7 +292,7 @@ class Engine:
             case Compose() as command:
                 self._compose(command, task.stop)
             case ForgetConversation() as command:
-                self._forget(command.conversation_id)
+                self._forget(command)
             case WarmUp() as command:
                 self._warm_up(command, task.stop)
             case ForgetMessages() as command:
@@ -392,6 +392,8 @@ class Engine:
     def _reopen(self, current: _Current) -> None:
         """Open the conversation that was open with the previous model."""
         session = current.session
+        if current.conversation_id is None:
+            return
         command = OpenConversation(
             current.conversation_id,
             current.messages,
@@ -458,6 +460,8 @@ class Engine:
 
     def _session(self, command: Send | SetScheme, scheme: str) -> _Current:
         current = self._current
+        if isinstance(command, Send) and current is not None and current.conversation_id is None:
+            self._take_over(command, current)
         if (
             current is None
             or current.conversation_id != command.conversation_id
@@ -468,6 +472,19 @@ class Engine:
         if command.messages:
             current.messages = command.messages
         return current
+
+    def _take_over(self, command: Send, withdrawn: _Current) -> None:
+        """Let a conversation without a cache go on with that of a withdrawn one, under the same scheme."""
+        session, conversation_id = withdrawn.session, command.conversation_id
+        if (
+            parse_scheme(command.scheme).name == session.scheme
+            and self._vault.scheme(conversation_id) is None
+        ):
+            withdrawn.conversation_id = conversation_id
+            if command.began is not None:
+                session.began = command.began
+            self._emit(Opened(conversation_id, 0, 0.0))
+            self._emit(MemoryUpdate(conversation_id, session.memory()))
 
     def _send(self, command: Send, stop: threading.Event) -> None:
         current = self._session(command, command.scheme)
@@ -532,10 +549,14 @@ class Engine:
                 self._emit(event)
             self._answer_requests()
 
-    def _forget(self, conversation_id: str) -> None:
-        if self._current is not None and self._current.conversation_id == conversation_id:
-            self._current = None
-        self._remove_saved(conversation_id)
+    def _forget(self, command: ForgetConversation) -> None:
+        current = self._current
+        if current is not None and current.conversation_id == command.conversation_id:
+            if command.withdrawn:
+                current.conversation_id = None
+            else:
+                self._current = None
+        self._remove_saved(command.conversation_id)
 
     def _forget_messages(self, command: ForgetMessages) -> None:
         current = self._current
@@ -585,7 +606,9 @@ class Engine:
     def _save(self, interrupted: Callable[[], bool] = lambda: False) -> None:
         """Save the live cache if it has changed. A failure is reported once, until it changes again."""
         current = self._current
-        if current is None or not current.session.changed or not current.session.tokens:
+        if current is None or current.conversation_id is None:
+            return
+        if not current.session.changed or not current.session.tokens:
             return
         began = time.perf_counter()
         try:

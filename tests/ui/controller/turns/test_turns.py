@@ -79,6 +79,15 @@ def test_stopping_before_any_text_returns_the_message_to_the_prompt(rig: Rig) ->
     assert [content for _, content, _ in rig.transcript()] == ["First", "Yes."]
 
 
+def test_a_first_message_that_returns_to_the_prompt_leaves_what_was_read_of_it(rig: Rig) -> None:
+    rig.chat.turns.send("First")
+    conversation = rig.engine.sent()[0].conversation_id
+    rig.chat.turns.stop()
+    rig.engine.done("", "stopped")
+    assert rig.view.returned == ["First"] and rig.chat.shown.conversation is None
+    assert commands.ForgetConversation(conversation, withdrawn=True) in rig.engine.commands
+
+
 def test_stopping_keeps_the_text_so_far(rig: Rig) -> None:
     rig.chat.turns.send("First")
     rig.engine.delta("One two")

@@ -39,13 +39,16 @@ class Deletions:
         self.discard(conversation_id)
         self._deleted.append(None)
 
-    def discard(self, conversation_id: str) -> None:
-        """Delete a conversation, which ``undo`` does not restore if it has no messages."""
+    def discard(self, conversation_id: str, withdrawn: bool = False) -> None:
+        """Delete a conversation, which ``undo`` does not restore if it has no messages.
+
+        ``withdrawn``: Its only message is in the prompt again.
+        """
         self._work.drop(conversation_id)
         self._schemes.cancel_pending(conversation_id)
         self._database.delete(conversation_id)
         self._caches.forget(conversation_id)
-        self._engine.submit(commands.ForgetConversation(conversation_id))
+        self._engine.submit(commands.ForgetConversation(conversation_id, withdrawn))
         self._work.closed(conversation_id)
         if self._shown.is_shown(conversation_id):
             self._shown.new()

@@ -176,7 +176,7 @@ class Replies:
         conversation = self._database.conversation(turn.conversation_id)
         messages = self._database.messages(turn.conversation_id)
         if conversation.title_is_automatic and all(message.role == "system" for message in messages):
-            self._deletion.discard(turn.conversation_id)
+            self._deletion.discard(turn.conversation_id, withdrawn=True)
         else:
             self._shown.reread()
             if shown:
