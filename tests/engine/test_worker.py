@@ -228,8 +228,9 @@ def test_forgetting_deletes_the_cache_on_disk_and_in_memory(
     assert len(heard.all(Saved)) == 1
 
 
+@pytest.mark.parametrize("opens", [True, False])
 def test_what_was_read_of_a_withdrawn_message_is_not_read_again(
-    engine: Engine, heard: Listener, paths: Paths
+    engine: Engine, heard: Listener, paths: Paths, opens: bool
 ) -> None:
     text = "A fox swam over a wide river. " * 120
     engine.submit(LoadModel(str(STARTER_FOLDER)))
@@ -241,6 +242,8 @@ def test_what_was_read_of_a_withdrawn_message_is_not_read_again(
     assert read
     engine.submit(ForgetConversation("a", withdrawn=True))
     asked = (user(f"{text} Translate it."),)
+    if opens:
+        engine.submit(OpenConversation("b", asked, "turbo0v4"))
     engine.submit(send("b", asked, 4))
     done = heard.next(Done)
     assert (done.conversation_id, done.counts.reused) == ("b", read)

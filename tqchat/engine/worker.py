@@ -442,6 +442,8 @@ class Engine:
 
         if self._model is None:
             raise NoModel()
+        if (taken := self._take_over(command, scheme)) is not None:
+            return taken
         self._save()
         started = time.perf_counter()
         self._current = None
@@ -460,8 +462,6 @@ class Engine:
 
     def _session(self, command: Send | SetScheme, scheme: str) -> _Current:
         current = self._current
-        if isinstance(command, Send) and current is not None and current.conversation_id is None:
-            self._take_over(command, current)
         if (
             current is None
             or current.conversation_id != command.conversation_id
@@ -473,18 +473,25 @@ class Engine:
             current.messages = command.messages
         return current
 
-    def _take_over(self, command: Send, withdrawn: _Current) -> None:
-        """Let a conversation without a cache go on with that of a withdrawn one, under the same scheme."""
-        session, conversation_id = withdrawn.session, command.conversation_id
-        if (
-            parse_scheme(command.scheme).name == session.scheme
-            and self._vault.scheme(conversation_id) is None
-        ):
-            withdrawn.conversation_id = conversation_id
-            if command.began is not None:
-                session.began = command.began
-            self._emit(Opened(conversation_id, 0, 0.0))
-            self._emit(MemoryUpdate(conversation_id, session.memory()))
+    def _take_over(self, command: OpenConversation | Send | SetScheme, scheme: str) -> _Current | None:
+        """Let a new conversation go on with the cache of a withdrawn one, under the same scheme."""
+        current, conversation_id = self._current, command.conversation_id
+        if current is None or current.conversation_id is not None:
+            return None
+        if any(message.role == "assistant" for message in command.messages):
+            return None
+        if not self._models.has_adapter(command.adapter) or self._vault.scheme(conversation_id) is not None:
+            return None
+        session = current.session
+        if parse_scheme(scheme).name != session.scheme:
+            return None
+        current.conversation_id, current.messages = conversation_id, command.messages
+        session.thinking = command.thinking
+        if command.began is not None:
+            session.began = command.began
+        self._emit(Opened(conversation_id, 0, 0.0))
+        self._emit(MemoryUpdate(conversation_id, session.memory()))
+        return current
 
     def _send(self, command: Send, stop: threading.Event) -> None:
         current = self._session(command, command.scheme)
