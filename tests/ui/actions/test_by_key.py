@@ -51,6 +51,27 @@ async def test_the_cursor_selects_a_message_to_edit(open_app: OpenApp) -> None:
         await ui.shows("1/2")
 
 
+async def test_arrows_move_the_cursor_and_scroll_a_message_that_is_not_all_visible(open_app: OpenApp) -> None:
+    async with open_app((100, 30)) as ui:
+        await ui.turn("First", "One.")
+        await ui.turn("Second", "\n\n".join(f"line {number}" for number in range(40)))
+        log = ui.app.query_one(ChatLog)
+        await ui.pilot.press("f6")
+        await ui.until(lambda: log.marked and log.marked.content.startswith("line 0"))
+        await ui.pilot.press("home")
+        await ui.until(lambda: log.scroll_y == 0)
+        await ui.pilot.press("f6")
+        await ui.until(lambda: log.marked and log.marked.content == "Second")
+        await ui.pilot.press("up")
+        await ui.until(lambda: log.marked and log.marked.content == "One.")
+        await ui.pilot.press("down", "down")
+        await ui.until(lambda: log.marked and log.marked.content.startswith("line 0"))
+        was = log.scroll_y
+        await ui.pilot.press("down")
+        await ui.until(lambda: log.scroll_y == was + 1)
+        assert log.marked and log.marked.content.startswith("line 0")
+
+
 async def test_a_cut_off_reply_is_continued_by_key(open_app: OpenApp) -> None:
     async with open_app((160, 40)) as ui:
         await ui.send("Count")

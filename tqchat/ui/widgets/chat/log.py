@@ -232,6 +232,22 @@ class ChatLog(VerticalScroll):
         message = views[there].message if there < len(views) else None
         return self.mark(message.id if message else None)
 
+    def action_scroll_up(self) -> None:
+        """Arrow key: one line up, or to the message above if the marked one's beginning is visible."""
+        if self._marked is None or self._marked.region.y < self.region.y:
+            super().action_scroll_up()
+        else:
+            self.move_mark(-1)
+
+    def action_scroll_down(self) -> None:
+        """Arrow key: one line down, or to the message below if the marked one's end is visible."""
+        last = [view for view in self._views if view.message is not None][-1:]
+        marked = None if self._marked in last else self._marked
+        if marked is None or marked.region.bottom > self.region.bottom:
+            super().action_scroll_down()
+        else:
+            self.move_mark(1)
+
     def fade(self, since: tuple[str | None, bool] | None) -> None:
         """Fade messages from one on (included or not); ``None`` fades none."""
         faded, (first, included) = False, since or (None, False)
