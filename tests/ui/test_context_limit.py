@@ -8,6 +8,16 @@ from tqchat.ui.controller.texts.summaries import SUMMARY_HEADING
 from tqchat.ui.screens.dialog import Choose
 
 
+async def test_a_size_that_was_not_counted_is_offered_as_an_estimate(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.send("word " * 4_000)
+        await ui.until(ui.engine.sent)
+        failed = "This conversation is 5,012 tokens long and the model reads at most 4,096."
+        ui.engine.emit(events.Failed(ui.engine.sent()[0].conversation_id, failed, context_full=True))
+        await ui.until(lambda: isinstance(ui.app.screen, Choose))
+        await ui.shows("The context holds ≈ ")
+
+
 async def test_the_options_are_offered_before_the_context_is_full(open_app: OpenApp) -> None:
     async with open_app() as ui:
         for number in range(6):

@@ -51,7 +51,7 @@ async def _offer_options(parts: Parts, unsent: str | None) -> None:
     """Offer a summary, fewer turns, a smaller cache or a new conversation; then send ``unsent``."""
     chat = parts.chat
     limit = chat.models.context_limit
-    used = chat.context.used
+    used = ("≈ " if chat.context.is_estimate else "") + figures.number(chat.context.used)
     kept = chat.context.kept_when_dropping()
     count = len([one for one in chat.shown.messages if one.role != "system"])
     options: list[tuple[str, str]] = []
@@ -65,7 +65,7 @@ async def _offer_options(parts: Parts, unsent: str | None) -> None:
     if unsent is not None:
         options.append((ANYWAY, "the message as it is"))
     of = f" of {figures.number(limit)}" if limit else ""
-    title = f"The context holds {figures.number(used)}{of} tokens"
+    title = f"The context holds {used}{of} tokens"
     chosen = await parts.ask(Choose(title, options, options[0][0]))
     await _run_option(parts, chosen, unsent)
 
