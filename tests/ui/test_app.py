@@ -228,6 +228,7 @@ async def test_a_scheme_change_is_undone_by_re_reading(open_app: OpenApp) -> Non
         await ui.turn("About foxes", "Yes.", tokens=1900)
         await ui.send("/scheme turbo2")
         await ui.shows("Converted 1,900 tokens from turbo0v4 to turbo2")
+        await ui.shows("returns to turbo0v4 by re-reading.")
         await ui.pilot.press("alt+k")
         await ui.shows("Re-read 1,900 tokens from turbo2 to turbo0v4")
         assert ui.app.chat.schemes.chosen == "turbo0v4"

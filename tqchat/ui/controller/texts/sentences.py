@@ -30,7 +30,7 @@ def scheme_changed(event: events.SchemeChanged) -> str:
     )
     if event.kept_rounding:
         sentence += f" {kept_rounding(event.report)}"
-    return sentence if event.reread else f"{sentence} /scheme undo returns to it by re-reading."
+    return sentence if event.reread else f"{sentence} /scheme undo returns to {event.previous} by re-reading."
 
 
 def kept_rounding(report: MemoryReport) -> str:
