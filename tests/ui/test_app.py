@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from textual.events import Paste
 from textual.widgets import Input, OptionList
 
 from tests.ui.conftest import OpenApp
@@ -17,6 +18,7 @@ from tqchat.ui.screens.dialog import Ask, Confirm
 from tqchat.ui.screens.help import Help
 from tqchat.ui.screens.models import ModelPicker
 from tqchat.ui.screens.scheme import SchemePicker
+from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 SIZES = [(60, 20), (80, 24), (120, 40), (200, 50)]
@@ -387,6 +389,25 @@ async def test_side_panels_are_hidden_in_a_narrow_terminal_and_shown_by_keys(ope
         await ui.pilot.press("escape")
         await ui.hides("Conversations")
         assert ui.app.focused is ui.app.query_one(Prompt)
+
+
+async def test_text_typed_or_pasted_while_the_log_has_the_focus_goes_into_the_prompt(
+    open_app: OpenApp,
+) -> None:
+    async with open_app((60, 20)) as ui:
+        await ui.turn("What is a fox?", "A small animal.")
+        await ui.pilot.press("tab")
+        assert isinstance(ui.app.focused, ChatLog)
+        await ui.pilot.press("t", "w", "o", "space", "x")
+        prompt = ui.app.query_one(Prompt)
+        assert prompt.text == "two x" and prompt.has_focus
+        await ui.pilot.press("tab")
+        ui.app.screen.set_focus(ui.app.query_one(ChatLog))
+        ui.app.post_message(Paste(" and a paste"))
+        await ui.until(lambda: prompt.text == "two x and a paste")
+        # On a selected message keys act instead.
+        await ui.pilot.press("f6", "q")
+        assert prompt.text == "two x and a paste"
 
 
 async def test_hidden_panels_of_a_wide_terminal_are_remembered(open_app: OpenApp, paths: Paths) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.events import Key, Paste
 from textual.message import Message as Posted
 from textual.screen import Screen
 from textual.selection import Selection
@@ -118,9 +119,31 @@ class ChatScreen(Screen[None]):
 
     def on_text_selected(self) -> None:
         """Text was selected with the mouse: what is typed next still goes into the prompt."""
-        log = self.query_one(ChatLog)
-        if self.selections and log.has_focus and log.marked is None:
+        if self.selections and self._is_log_idle:
             self.query_one(Prompt).focus()
+
+    def on_key(self, event: Key) -> None:
+        """Text typed where no key does anything is meant for the prompt."""
+        if event.is_printable and self._is_log_idle:
+            event.stop()
+            self._hand_over(Key(event.key, event.character))
+
+    def on_paste(self, event: Paste) -> None:
+        """Likewise for what is pasted."""
+        if self._is_log_idle:
+            event.stop()
+            self._hand_over(Paste(event.text))
+
+    @property
+    def _is_log_idle(self) -> bool:
+        """Whether the log has the focus and no message is selected, on which keys would act."""
+        log = self.query_one(ChatLog)
+        return log.has_focus and log.marked is None
+
+    def _hand_over(self, event: Key | Paste) -> None:
+        prompt = self.query_one(Prompt)
+        self.set_focus(prompt)
+        prompt.post_message(event)
 
     # Side panels
 
