@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +11,11 @@ import pytest
 from tests.engine import tiny as tiny_models
 from tests.engine.talk import GREEDY, assistant, greedy, held_is_consistent, of, send, user
 from tqchat.engine import models
-from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.commands import ChatMessage, Limits, Sampling
 from tqchat.engine.events import Done, Failed, MemoryUpdate, Notice, PrefillProgress, SchemeChanged, TextDelta
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.reasoning import Ends, ReplyFormat, ReplyStream
-from tqchat.engine.session import Session
+from tqchat.engine.session import REPORT_INTERVAL_S, Session
 
 ADA = [user("Hello! My name is Ada.")]
 LONG = "It was a good day and the sun was up. " * 120
@@ -122,6 +123,41 @@ def test_the_gauge_hears_of_a_long_reply_at_least_twice_a_second(starter: Loaded
     updates = of(events, MemoryUpdate)
     assert len(updates) >= int(seconds * 2)
     assert all(update.tokens_per_second for update in updates)
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_the_gauge_hears_of_a_prompt_while_it_is_read(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch, packs: bool
+) -> None:
+    monkeypatch.setattr("tqchat.engine.session.REPORT_INTERVAL_S", 0.0)
+    roomy = replace(tiny, info=replace(tiny.info, context_limit=4096))
+    session = Session(roomy, "turbo4", Limits(pack_prompts=packs))
+    send(session, ADA, greedy(1))
+    held = len(session.tokens)
+    events = list(session.send([user("Read this. " + LONG)], greedy(1)))
+    first = next(index for index, event in enumerate(events) if isinstance(event, TextDelta | Done))
+    steps = [step for step in of(events[:first], PrefillProgress) if step.done]
+    updates = of(events[:first], MemoryUpdate)
+    assert len(updates) >= 2
+    assert [one.report.tokens for one in updates] == [one.held + one.done for one in steps[: len(updates)]]
+    assert all(one.tokens_per_second is None for one in updates)
+    sizes = [one.report.bytes for one in updates]
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+    assert [one.report.packed_tokens > 0 for one in updates] == [packs] * len(updates)
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert 0 < steps[0].held < held
+    assert {one.held + one.total for one in steps} == {done.counts.prompt}
+
+
+def test_reports_during_a_prompt_are_no_more_frequent_than_in_a_reply(tiny: LoadedModel) -> None:
+    roomy = replace(tiny, info=replace(tiny.info, context_limit=4096))
+    times = []
+    began = time.perf_counter()
+    for event in Session(roomy).send([user(LONG)], greedy(1)):
+        if isinstance(event, MemoryUpdate):
+            times.append(time.perf_counter() - began)
+    assert len(times) <= (time.perf_counter() - began) / REPORT_INTERVAL_S
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "turbo0v2"])

@@ -121,11 +121,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class PrefillProgress:
-    """The prompt is being read: ``done`` of ``total`` new tokens."""
+    """The prompt is being read: ``done`` of ``total`` new tokens, behind the ``held`` ones in the cache."""
 
     conversation_id: str
     done: int
     total: int
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,9 @@ class ToolCalled:
 
 @dataclass(frozen=True)
 class MemoryUpdate:
-    """The cache's memory report. ``tokens_per_second`` is the current decode speed during a reply."""
+    """The cache's memory report. ``tokens_per_second`` is the current decode speed during a reply, ``None``
+    before its first token.
+    """
 
     conversation_id: str
     report: MemoryReport

@@ -44,7 +44,7 @@ from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.store.vault import Vault
 
 REPORT_INTERVAL_S = 0.25
-"""Time between two memory reports while a reply is generated."""
+"""Time between two memory reports while a prompt is read or a reply is generated."""
 
 
 @dataclass(frozen=True)
@@ -256,17 +256,21 @@ class Session:
         self._cache.hold_back(not plan.pack_prompts)
         self._cache.reset_peak()
         total = reply.prefilled
-        yield PrefillProgress(conversation_id, 0, total)
+        begin = len(self._cache.tokens)
+        yield PrefillProgress(conversation_id, 0, total, begin)
         if stop.is_set():
             yield self._done("stopped", conversation_id, reply)
             return
-        begin = len(self._cache.tokens)
+        reported = time.perf_counter()
         for end in (turn or 0, len(tokens) - 1):
             for _ in self._cache.prefill_in_chunks(tokens[len(self._cache.tokens) : end]):
-                yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total)
+                yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total, begin)
                 if stop.is_set():
                     yield self._done("stopped", conversation_id, reply)
                     return
+                if (now := time.perf_counter()) - reported >= REPORT_INTERVAL_S:
+                    reported = now
+                    yield MemoryUpdate(conversation_id, self.memory())
             if turn == len(self._cache.tokens):
                 self._cache.take_checkpoint()
         yield from self._generate(prompt, sampling, stop, conversation_id, reply)
@@ -320,7 +324,8 @@ class Session:
                 now = time.perf_counter()
                 if not reply.generated:
                     reply.first_token = now
-                    yield PrefillProgress(conversation_id, reply.prefilled, reply.prefilled)
+                    held = reply.prompt - reply.prefilled
+                    yield PrefillProgress(conversation_id, reply.prefilled, reply.prefilled, held)
                 reply.generated += 1
                 reply.last_token = now
                 reply.drafted, reply.accepted = decoder.drafted, decoder.accepted

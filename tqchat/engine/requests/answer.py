@@ -15,7 +15,7 @@ from typing import Any
 from tqchat.engine.commands import ToolCall
 from tqchat.engine.decoding.logprobs import Logprobs
 from tqchat.engine.decoding.step import Step
-from tqchat.engine.events import Done, Event, TextDelta, ToolCalled
+from tqchat.engine.events import Done, Event, MemoryUpdate, TextDelta, ToolCalled
 from tqchat.engine.failures import ContextFull
 from tqchat.engine.memory import auto_scheme
 from tqchat.engine.models import LoadedModel
@@ -138,6 +138,8 @@ def _answered(ticket: Ticket, cached: Cached, prompts: Prompts, rendered: _Rende
         for event in events:
             if isinstance(event, Step):
                 yield event
+                continue
+            if isinstance(event, MemoryUpdate):
                 continue
             for one in calls.taken_from(event):
                 yield one if logprobs is None else _with_logprobs(one, logprobs)

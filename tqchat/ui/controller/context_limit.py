@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tqchat.engine import commands, events
-from tqchat.kv.memory import MemoryReport
 from tqchat.store.database import Database, Message
 from tqchat.store.records import Role
 from tqchat.ui import figures
@@ -50,7 +49,6 @@ class ContextLimit:
         self._models, self._work, self._caches = models, work, caches
         self._summary: PendingSummary | None = None
         self._warned_id: str | None = None
-        self._outdated_report: MemoryReport | None = None
         self._ratio = DEFAULT_CHARACTERS_PER_TOKEN
 
     @property
@@ -60,8 +58,8 @@ class ContextLimit:
 
     @property
     def is_estimate(self) -> bool:
-        """Whether ``used`` is estimated: the report on another branch does not count."""
-        return not self._caches.tokens or self._caches.report is self._outdated_report
+        """Whether ``used`` is estimated."""
+        return not self._caches.tokens
 
     @property
     def is_nearly_full(self) -> bool:
@@ -166,10 +164,11 @@ class ContextLimit:
         """Show a branch of these messages, and have the last one answered if it is the user's."""
         messages = [*opening, *((message.role, message.content) for message in kept)]
         self._database.begin_branch(conversation_id, messages)
-        self._warned_id, self._outdated_report = None, self._caches.reports.get(conversation_id)
+        self._warned_id = None
         if self._shown.is_shown(conversation_id):
             self._shown.reread()
             self._view.transcript_changed()
+        self._caches.counted[conversation_id] = 0
         if kept and kept[-1].role == "user":
             self._work.add(QueuedTurn(conversation_id, head, None))
             self._view.figures_changed()

@@ -186,13 +186,15 @@ class Controller:
                 self._restore.opened(event)
             case events.PrefillProgress():
                 self.work.prefilled(event)
+                if self.work.activity != "summing up":  # which reads another prompt than the conversation's
+                    self.caches.counted[event.conversation_id] = event.held + event.total
             case events.Notice():
                 if event.conversation_id is None or self.shown.is_shown(event.conversation_id):
                     self.view.say(event.text, event.severity)
             case events.TextDelta():
                 self.replies.grew(event)
             case events.MemoryUpdate():
-                self.caches.record(event.conversation_id, event.report)
+                self.caches.measured(event)
                 self.replies.measured(event)
             case events.Done():
                 self.replies.done(event)

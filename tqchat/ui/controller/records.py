@@ -79,6 +79,7 @@ class Reply:
         message_id: ``None`` until the first text is in the database.
         text, reasoning: The answer, and the reasoning before it.
         continued: The cut-off reply that is being continued, as it was before.
+        tokens_before: Tokens of the conversation before the turn, 0 if they were not counted.
         written_at: Clock time of the last write to the database; 0 before the first.
     """
 
@@ -90,6 +91,7 @@ class Reply:
     text: str = ""
     reasoning: str = ""
     continued: Message | None = None
+    tokens_before: int = 0
     written_at: float = 0.0
     stopping: bool = False
 

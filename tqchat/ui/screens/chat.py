@@ -323,6 +323,7 @@ class ChatScreen(Screen[None]):
             chat.replies.decode_speed if chat.caches.is_live else None,
             chat.context.tokens_left(),
             0 if chat.caches.requests is None else chat.caches.requests.bytes,
+            chat.caches.is_live and chat.work.activity == "reading",
         )
         gauge = self.query_one("#gauge")
         self.query_one(GaugeLine).display = not (gauge.display and self.has_gauge_beside)

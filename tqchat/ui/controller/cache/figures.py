@@ -18,7 +18,8 @@ class CacheFigures:
         reports: The last report on a cache in memory.
         histories: Cache size over the tokens of the shown branch.
         disk_bytes: Bytes of a saved cache.
-        transcript_tokens: Tokens of a conversation when it was opened, until its cache changes.
+        counted: Tokens of a conversation whose cache holds fewer or more of them: one that was opened or
+            withdrawn, one whose prompt is being read. 0 if they are not counted.
         requests: Caches of other programs' requests; ``None`` before the first one.
         restore_notes: A sentence on how a cache was restored when its conversation was opened.
     """
@@ -32,7 +33,7 @@ class CacheFigures:
         self.disk_bytes: dict[str, int] = {}
         self.requests: events.RequestsUpdate | None = None
         self.restore_notes: dict[str, str] = {}
-        self.transcript_tokens: dict[str, int] = {}
+        self.counted: dict[str, int] = {}
 
     @property
     def report(self) -> MemoryReport | None:
@@ -64,7 +65,7 @@ class CacheFigures:
 
     def branch_changed(self, conversation_id: str) -> None:
         """Another branch of the conversation is shown: what was counted is that of the one before."""
-        self.transcript_tokens.pop(conversation_id, None)
+        self.counted.pop(conversation_id, None)
         self.reload_history(conversation_id)
 
     def reload_history(self, conversation_id: str) -> None:
@@ -78,13 +79,31 @@ class CacheFigures:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the shown conversation: those in its cache, and those that the next message reads."""
-        unread = self.transcript_tokens.get(self._shown.id, 0) if self._shown.id else 0
-        return max(self.report.tokens if self.report else 0, unread)
+        """Tokens of the shown conversation, also those that its cache does not hold; 0 if not counted."""
+        return self.tokens_of(self._shown.id) if self._shown.id else 0
+
+    def tokens_of(self, conversation_id: str) -> int:
+        """Tokens of a conversation, 0 if they are not counted."""
+        report = self.reports.get(conversation_id)
+        return self.counted.get(conversation_id, report.tokens if report else 0)
 
     def opened(self, event: events.Opened) -> None:
         """A conversation is open in the engine: note its tokens."""
-        self.transcript_tokens[event.conversation_id] = event.tokens
+        self.counted[event.conversation_id] = max(event.tokens, event.restored)
+
+    def measured(self, event: events.MemoryUpdate) -> None:
+        """Take a report; from the first token of a reply on, the cache holds the whole prompt."""
+        self.record(event.conversation_id, event.report)
+        if event.tokens_per_second is not None:
+            self.counted.pop(event.conversation_id, None)
+
+    def finished(self, event: events.Done) -> None:
+        """Take the figures of a reply; if it was stopped early, the cache does not hold the whole prompt."""
+        self.record(event.conversation_id, event.report)
+        if event.report.tokens < event.counts.prompt:
+            self.counted[event.conversation_id] = event.counts.prompt
+        else:
+            self.counted.pop(event.conversation_id, None)
 
     def saved(self, event: events.Saved) -> None:
         """A cache is on disk."""
@@ -97,11 +116,11 @@ class CacheFigures:
             self.histories,
             self.restore_notes,
             self.disk_bytes,
-            self.transcript_tokens,
+            self.counted,
         ):
             known.pop(conversation_id, None)
 
     def forget_live(self) -> None:
         """Drop the figures of all caches in memory: another model cannot use them."""
-        for known in (self.reports, self.histories, self.restore_notes, self.transcript_tokens):
+        for known in (self.reports, self.histories, self.restore_notes, self.counted):
             known.clear()

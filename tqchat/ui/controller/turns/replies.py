@@ -71,18 +71,19 @@ class Replies:
         turn, model = self._work.waiting.pop(0), self._models.current
         conversation = self._database.conversation(turn.conversation_id)
         messages = self._database.messages(conversation.id)
+        tokens_before = self._caches.tokens_of(conversation.id)
         self._restore.ensure_open(conversation, messages)
         if conversation.model != model.ref:
             self._database.set_model(conversation.id, model.ref)
         reply = Reply(
             conversation.id, turn.head_before, turn.prompt_text, self._models.label(conversation.adapter)
         )
+        reply.tokens_before = tokens_before
         if turn.continues:
             last = messages[-1]
             reply.message_id, reply.text, reply.continued = last.id, last.content, last
             reply.reasoning = last.reasoning or ""
         self._work.reply, self.decode_speed = reply, None
-        self._caches.transcript_tokens.pop(conversation.id, None)
         self._work.begin("answering", conversation.id)
         if self._shown.is_shown(conversation.id):
             if turn.continues:
@@ -122,7 +123,7 @@ class Replies:
         """A reply is complete or was stopped."""
         reply, self._work.reply = self._work.reply, None
         self._caches.restore_notes.pop(event.conversation_id, None)
-        self._caches.record(event.conversation_id, event.report)
+        self._caches.finished(event)
         self._models.measured(event)
         self.decode_speed = event.decode_tokens_per_second or None
         if reply is None or reply.conversation_id != event.conversation_id:
@@ -181,6 +182,8 @@ class Replies:
             self._shown.reread()
             if shown:
                 self._view.transcript_changed()
+            if isinstance(turn, Reply):
+                self._caches.counted[turn.conversation_id] = turn.tokens_before
         if shown and turn.prompt_text is not None:
             self._view.prompt_returned(turn.prompt_text)
         self._view.conversations_changed()

@@ -29,12 +29,13 @@ class GaugeLine(Static):
 def _fit(reading: Reading, width: int) -> Content:
     """Bar and as many parts as fit, most important first."""
     report = reading.report
+    start = [reading.short_start] if reading.is_waiting else []
     if report is None or not report.tokens:
-        parts = ["no cache yet", reading.scheme.name, *([reading.short_start] if reading.is_waiting else [])]
-    elif reading.is_waiting:
-        parts = [figures.size(report.bytes), reading.short_start]
+        parts = ["no cache yet", reading.scheme.name, *([] if reading.is_reading else start)]
+    elif reading.is_waiting and not reading.is_reading:
+        parts = [figures.size(report.bytes), *start]
     else:
-        parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16"]
+        parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16", *start]
         parts.append(figures.ratio(report.ratio))
         parts.append(f"{reading.coverage} layers")
         parts.append(f"saved {figures.size(report.saved_bytes)}")

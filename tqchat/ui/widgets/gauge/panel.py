@@ -108,7 +108,8 @@ def _rounded(report: MemoryReport) -> list[Content]:
 def _saved(reading: Reading, report: MemoryReport) -> list[Content]:
     """What FP16 would take and what is saved; before anything is, when that begins."""
     if reading.is_waiting:
-        return [Content.styled(reading.start, "$quiet")]
+        would_take = _row("FP16 would take", figures.size(report.fp16_bytes))
+        return [*([would_take] if reading.is_reading else []), Content.styled(reading.start, "$quiet")]
     return [
         _row("FP16 would take", figures.size(report.fp16_bytes)),
         _row("saved" if report.saved_bytes >= 0 else "more than FP16", figures.size(abs(report.saved_bytes))),

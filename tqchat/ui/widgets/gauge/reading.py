@@ -24,6 +24,7 @@ class Reading:
         speed: Decode speed in tokens per second.
         request_bytes: Caches of other programs' requests in memory.
         context_left: Tokens until the context limit; ``None`` without a limit.
+        is_reading: Whether the conversation's prompt is being read.
     """
 
     scheme: Scheme
@@ -35,6 +36,7 @@ class Reading:
     speed: float | None = None
     context_left: int | None = None
     request_bytes: int = 0
+    is_reading: bool = False
 
     @property
     def fraction(self) -> float:
@@ -59,6 +61,8 @@ class Reading:
     @property
     def start(self) -> str:
         """When the first tokens will be compressed, as a sentence."""
+        if self.is_reading:
+            return "Raw while it is being read."
         if not self._until_start:
             return "Compression starts with the next reply."
         return f"Compression starts after {self._until_start}."
@@ -66,6 +70,8 @@ class Reading:
     @property
     def short_start(self) -> str:
         """The same in a few words."""
+        if self.is_reading:
+            return "raw so far"
         return f"compressed {f'after {self._until_start}' if self._until_start else 'with the next reply'}"
 
     @property
