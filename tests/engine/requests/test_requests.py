@@ -11,6 +11,7 @@ from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import TALE, assistant, greedy, user
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, LoadModel, Send, ToolCall
 from tqchat.engine.events import Done, Failed, ModelReady, PrefillProgress, RequestsUpdate, TextDelta
 from tqchat.engine.requests.options import RequestOptions
@@ -337,3 +338,33 @@ def test_a_long_text_beyond_the_context_is_refused_before_it_is_read(
     engine = start(llama_folder)
     failed = Reply(engine, chat(user("".join(f" {n:x}" for n in range(40_000))))).next(Failed)
     assert failed.context_full and failed.refused
+
+
+@pytest.mark.parametrize("saving", [False, True], ids=["packed", "saved"])
+def test_a_cache_that_cannot_be_packed_or_saved_ends_neither_requests_nor_the_engine(
+    start: Start, monkeypatch: pytest.MonkeyPatch, saving: bool
+) -> None:
+    engine = start()
+    first = Reply(engine, chat(*STORY, tokens=2)).done()
+    Reply(engine, chat(*HELLO, tokens=1)).done()  # the first one's cache is saved before this one is read
+    failed = threading.Event()
+
+    def fail(*given: object, **named: object) -> None:
+        failed.set()
+        raise MemoryError
+
+    settle = PromptCache.settle
+
+    def settled(cache: PromptCache, certain: bool) -> None:
+        with monkeypatch.context() as inside:
+            inside.setattr("tqchat.engine.cache.prompt_cache.pack_together", fail)
+            settle(cache, certain)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(*((Vault, "save", fail) if saving else (PromptCache, "settle", settled)))
+        Reply(engine, chat(user("Who are you?"), tokens=2)).done()
+        assert failed.wait(SECONDS)
+    again = Reply(engine, chat(*STORY, tokens=2)).done()
+    assert again.text == first.text and again.counts.reused == first.counts.prompt - 1
+    engine.shutdown(SECONDS)
+    assert engine._finished.is_set()

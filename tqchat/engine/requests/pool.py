@@ -180,13 +180,22 @@ class CachePool:
             if interrupted() or (packed and only_one):
                 break
             if one.report is None:
-                one.session.cache.settle(certain=True)
-                one.report, packed = one.session.memory(), True
-            if one.session.tokens:
+                packed = True
+                self._settle(one)
+            if one in self._idle:
                 self._save(one, interrupted)
-            else:
-                self._idle.remove(one)
         return packed
+
+    def _settle(self, cached: Cached) -> None:
+        """Pack an idle cache after its request; one that has become unusable is dropped."""
+        try:
+            cached.session.cache.settle(certain=True)
+            cached.report = cached.session.memory()
+        except Exception:  # its request has been answered, and other requests go on
+            _log.exception("Packing the cache of a request failed")
+            cached.session.cache.clear()
+        if not cached.session.cache.tokens:
+            self._idle.remove(cached)
 
     def shrink(self, free: int) -> None:
         """Release idle caches until the pool takes at most ``free`` bytes, or only what requests use."""
@@ -206,8 +215,11 @@ class CachePool:
         return bool(others)
 
     def _release(self, cached: Cached) -> None:
-        self._save(cached)
-        self._idle.remove(cached)
+        if cached.report is None:
+            self._settle(cached)
+        if cached in self._idle:
+            self._save(cached)
+            self._idle.remove(cached)
 
     def _longest_idle(self, tokens: Sequence[int], scheme: str) -> tuple[Cached | None, int]:
         best, most = None, MIN_RECALL_TOKENS - 1
@@ -240,6 +252,9 @@ class CachePool:
         except TqchatError as error:
             cached.session.changed = False
             _log.warning("%s", error)
+        except Exception:  # as in ``_settle``
+            cached.session.changed = False
+            _log.exception("Saving the cache of a request failed")
 
     def _budget(self, model: LoadedModel, other_bytes: int) -> int | None:
         """Bytes that the pool and the caches beside it may take together."""
