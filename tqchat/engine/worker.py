@@ -252,6 +252,11 @@ class Engine:
             except Exception:
                 _log.exception("A step of another program's request failed")
 
+    def _serve_requests(self) -> None:
+        """Do a slice of work for other programs beside a command, and pack and save one of their caches."""
+        self._answer_requests()
+        self._requests.save(self._has_commands, only_one=True)
+
     def _has_commands(self) -> bool:
         """Whether a command waits."""
         with self._lock:
@@ -512,7 +517,7 @@ class Engine:
             command.messages, command.sampling, stop, command.conversation_id, command.continues, self._vault
         ):
             self._emit(event)
-            self._answer_requests()
+            self._serve_requests()
             if isinstance(event, Done):
                 thought, answer = beginning.reasoning, beginning.content
                 if event.takes_answer:
@@ -533,7 +538,7 @@ class Engine:
             lambda done, total: self._emit(ConversionProgress(conversation_id, done, total)),
         ):
             self._emit(event)
-            self._answer_requests()
+            self._serve_requests()
 
     def _compose(self, command: Compose, stop: threading.Event) -> None:
         from tqchat.engine.composing import PreemptibleStop, compose
@@ -554,7 +559,7 @@ class Engine:
         for event in compose(self._model, scheme, command, stop):
             if event is not None:
                 self._emit(event)
-            self._answer_requests()
+            self._serve_requests()
 
     def _forget(self, command: ForgetConversation) -> None:
         current = self._current

@@ -368,3 +368,18 @@ def test_a_cache_that_cannot_be_packed_or_saved_ends_neither_requests_nor_the_en
     assert again.text == first.text and again.counts.reused == first.counts.prompt - 1
     engine.shutdown(SECONDS)
     assert engine._finished.is_set()
+
+
+def test_caches_of_requests_are_packed_and_saved_while_the_conversation_is_answered(
+    start: Start, heard: Listener, paths: Paths
+) -> None:
+    engine = start()
+    engine.submit(Send("mine", STORY, "turbo4", greedy(400)))
+    heard.next(TextDelta)
+    for number in range(2):
+        Reply(engine, chat(*HELLO, user(f"{number}? {TALE}"), tokens=2)).done()
+    told = len(heard.all(TextDelta))
+    while len(heard.all(TextDelta)) < told + 12:
+        heard.next(TextDelta)
+    assert len(Vault(paths.requests).entries()) == 2
+    assert not [done for done in heard.all(Done) if done.conversation_id == "mine"]

@@ -122,9 +122,13 @@ class RequestQueue:
             self._lease.release()
             self._lease = None
 
-    def save(self, interrupted: Callable[[], bool]) -> None:
-        """Pack and save the caches of requests that were answered; only one of them if others wait."""
-        if self._pool is not None and self._pool.save(interrupted, only_one=self.has_work):
+    def save(self, interrupted: Callable[[], bool], only_one: bool = False) -> None:
+        """Pack and save the caches of requests that were answered; only one of them if others wait.
+
+        Args:
+            only_one: Pack only one of them in any case.
+        """
+        if self._pool is not None and self._pool.save(interrupted, only_one or self.has_work):
             self._report(changed=True)
 
     def shrink(self, free: int) -> None:
