@@ -83,9 +83,15 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[[LoadedModel], Calls]:
 class Server:
     """A queue of requests, worked on step by step."""
 
-    def __init__(self, paths: Paths, model: LoadedModel, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        model: LoadedModel,
+        limits: Limits | None = None,
+        options: RequestOptions | None = None,
+    ) -> None:
         self.model = model
-        vault, options = Vault(paths.requests), RequestOptions(store=False)
+        vault, options = Vault(paths.requests), options or RequestOptions(store=False)
         self._events: list[Event] = []
         self.queue = RequestQueue(
             self._events.append,
@@ -396,3 +402,26 @@ def test_what_cannot_be_batched_is_run_one_by_one(
     assert [one.done.counts.generated for one in asked] == [done.counts.generated for done in own]
     assert texts(asked) == [(done.text, done.stop_reason) for done in own]
     assert (max(calls.steps) > 1) == batches
+
+
+def test_caches_are_packed_before_they_are_released_for_lack_of_memory(
+    paths: Paths, tiny: LoadedModel
+) -> None:
+    text = TALE
+    measured = Server(paths, tiny)
+    raw = measured.alone(text, limited(40)).report.allocated_bytes
+    measured.queue.save(lambda: False)
+    (one,) = measured.caches()
+    assert 3 * one.bytes < 2 * raw
+    budget = 2 * one.bytes + int(0.9 * raw)
+    for shrinks in (False, True):
+        server = Server(paths, tiny, Limits(budget=budget))
+        first = server.alone("1. " + text, limited(40))
+        server.alone("2. " + text, limited(40))
+        if shrinks:
+            server.queue.shrink(int(2.1 * one.bytes))
+        else:
+            server.alone("3. " + text, limited(2))
+        assert len(server.caches()) == 3 - shrinks
+        again = server.alone("1. " + text, limited(1))
+        assert again.counts.reused == first.counts.prompt - 1

@@ -117,6 +117,9 @@ class CachePool:
         empty = make(scheme)
         budget = self._budget(empty.model, other_bytes)
         free = None if budget is None else max(0, budget - other_bytes)
+        needed = MemoryBudget(Limits()).predicted_bytes(empty.cache, scheme, len(tokens))
+        if free is not None:
+            self._settle_until(free - needed)
         found, keep = self._longest_idle(tokens, scheme)
         stored, restorable = self._longest_saved(empty.model, tokens, scheme)
         restores = restorable > keep + MIN_RECALL_TOKENS
@@ -131,7 +134,6 @@ class CachePool:
                 copied, taken.id = found, found.id
             else:
                 taken = found
-        needed = MemoryBudget(Limits()).predicted_bytes(empty.cache, scheme, len(tokens))
         taken.needed = max(needed, taken.bytes, 0 if copied is None else copied.bytes)
         if free is not None and not self._make_room(taken, free, copied):
             return None
@@ -186,6 +188,13 @@ class CachePool:
                 self._save(one, interrupted)
         return packed
 
+    def _settle_until(self, free: int) -> None:
+        """Pack what idle caches hold back until the pool takes at most ``free`` bytes."""
+        for one in [one for one in self._idle if one.report is None]:
+            if self.bytes() <= free:
+                break
+            self._settle(one)
+
     def _settle(self, cached: Cached) -> None:
         """Pack an idle cache after its request; one that has become unusable is dropped."""
         try:
@@ -199,6 +208,7 @@ class CachePool:
 
     def shrink(self, free: int) -> None:
         """Release idle caches until the pool takes at most ``free`` bytes, or only what requests use."""
+        self._settle_until(free)
         for one in list(self._idle):
             if self.bytes() <= free:
                 break
