@@ -425,3 +425,16 @@ def test_caches_are_packed_before_they_are_released_for_lack_of_memory(
         assert len(server.caches()) == 3 - shrinks
         again = server.alone("1. " + text, limited(1))
         assert again.counts.reused == first.counts.prompt - 1
+
+
+def test_a_cache_that_is_cut_for_another_request_is_saved_before(paths: Paths, tiny: LoadedModel) -> None:
+    """As it would be copied if memory sufficed."""
+    size = Server(paths, tiny).alone(TALE, limited(1)).report.allocated_bytes
+    server = Server(paths, tiny, Limits(budget=int(1.2 * size)), RequestOptions())
+    first = server.alone(TALE, limited(1))
+    server.alone(TALE[: len(TALE) // 2], limited(1))
+    assert [one.counts.restored for one in (first, server.alone(TALE, limited(1)))] == [
+        0,
+        first.counts.prompt - 1,
+    ]
+    server.queue.end("The test is over.")

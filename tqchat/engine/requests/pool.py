@@ -134,6 +134,8 @@ class CachePool:
                 copied, taken.id = found, found.id
             else:
                 taken = found
+                if lost > limit:  # what the request does not share can be restored later
+                    self._save(found)
         taken.needed = max(needed, taken.bytes, 0 if copied is None else copied.bytes)
         if free is not None and not self._make_room(taken, free, copied):
             return None
