@@ -228,12 +228,18 @@ def test_a_short_reply_packs_nothing_until_it_has_ended(server: Server) -> None:
     assert server.told().bytes == sum(one.bytes for one in reports) < sum(one.bytes for one in raw)
 
 
-def test_the_next_request_has_the_cache_before_it_is_packed(server: Server) -> None:
-    first = server.alone(TALE[:400], limited(20))
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_next_request_has_the_cache_at_once_packed_as_if_it_came_later(
+    server: Server, is_late: bool
+) -> None:
+    first = server.alone(TALE, limited(1))
     assert [packed(one) for one in server.caches()] == [0]
-    second = server.alone(TALE[:400], limited(20))
-    assert second.counts.reused == first.counts.prompt - 1 and second.text == first.text
-    assert len(server.caches()) == 1
+    if is_late:
+        server.queue.save(lambda: False)
+    second = server.alone(TALE, limited(20))
+    assert second.counts.reused == first.counts.prompt - 1 and len(server.caches()) == 1
+    scheme = parse_scheme("turbo4")
+    assert packed(server.caches()[0]) == scheme.packable(first.counts.prompt - scheme.sinks)
 
 
 def test_only_one_cache_is_packed_while_another_request_waits(server: Server) -> None:

@@ -121,6 +121,10 @@ class CachePool:
         if free is not None:
             self._settle_until(free - needed)
         found, keep = self._longest_idle(tokens, scheme)
+        if found is not None and found.report is None:
+            self._settle(found)  # or the reply would depend on whether there was time for that
+            if found not in self._idle:
+                found, keep = None, 0
         stored, restorable = self._longest_saved(empty.model, tokens, scheme)
         restores = restorable > keep + MIN_RECALL_TOKENS
         taken = Cached(stored if restores else uuid.uuid4().hex, empty)
