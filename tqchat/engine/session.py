@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
-from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.cache.prompt_cache import PrefillStopped, PromptCache
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.decoding.logprobs import Logprobs
@@ -172,7 +172,8 @@ class Session:
         Args:
             messages: The transcript; the last message is the user's new one.
             sampling: Unset values are the model's defaults.
-            stop: Ends decoding within one token, prefill within one chunk.
+            stop: Ends decoding within one token, prefill within one chunk; on a CPU within one layer of a
+                chunk, which is dropped, if the cache can be trimmed.
             conversation_id: Copied to the events.
             continues: The last message is a reply that was cut off; continue it. Events hold only new text.
             vault: Searched for a saved branch if the transcript differs from the cached one.
@@ -263,14 +264,18 @@ class Session:
             return
         reported = time.perf_counter()
         for end in (turn or 0, len(tokens) - 1):
-            for _ in self._cache.prefill_in_chunks(tokens[len(self._cache.tokens) : end]):
-                yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total, begin)
-                if stop.is_set():
-                    yield self._done("stopped", conversation_id, reply)
-                    return
-                if (now := time.perf_counter()) - reported >= REPORT_INTERVAL_S:
-                    reported = now
-                    yield MemoryUpdate(conversation_id, self.memory())
+            unread = tokens[len(self._cache.tokens) : end]
+            try:
+                for _ in self._cache.prefill_in_chunks(unread, stop.is_set):
+                    yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total, begin)
+                    if stop.is_set():
+                        raise PrefillStopped
+                    if (now := time.perf_counter()) - reported >= REPORT_INTERVAL_S:
+                        reported = now
+                        yield MemoryUpdate(conversation_id, self.memory())
+            except PrefillStopped:
+                yield self._done("stopped", conversation_id, reply)
+                return
             if turn == len(self._cache.tokens):
                 self._cache.take_checkpoint()
         yield from self._generate(prompt, sampling, stop, conversation_id, reply)
@@ -465,10 +470,14 @@ class Session:
                     fresh = PromptCache(self.model, name, self._draft)
                 fresh.pack_prompts(plan.pack_prompts)
                 yield PrefillProgress(conversation_id, 0, len(target))
-                for done in fresh.prefill_in_chunks(target):
-                    yield PrefillProgress(conversation_id, done, len(target))
-                    if stop is not None and stop.is_set() and done < len(target):
-                        raise RereadStopped(previous)
+                stopped = stop.is_set if stop is not None else lambda: False
+                try:
+                    for done in fresh.prefill_in_chunks(target, stopped):
+                        yield PrefillProgress(conversation_id, done, len(target))
+                        if stopped() and done < len(target):
+                            raise PrefillStopped
+                except PrefillStopped:
+                    raise RereadStopped(previous) from None
                 fresh.settle(certain=True)
                 self._cache = fresh
             elif name != previous:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -144,6 +144,7 @@ class SchemeCache:
         packs_later: Whether single steps leave packing to ``pack_due`` (see ``packing_later``).
         unsubmitted: Caches of the layers before this one that have packed a chunk of a prompt which is not
             submitted yet, shared with them; only inside ``prompt_cache.reading_together``.
+        before_append: Called with the keys and values of each append before it changes anything; may raise.
         route: The attention of the model that the cache is for; by default that of all of mlx-lm.
     """
 
@@ -172,6 +173,7 @@ class SchemeCache:
         self._in_prompt = False
         self.is_verifying = self.packs_later = False
         self.unsubmitted: list[SchemeCache] | None = None
+        self.before_append: Callable[[mx.array, mx.array], None] | None = None
         self._energy_by_row: tuple[mx.array, int] | None = None
         self._unobserved = 0
         self._is_submitted = True
@@ -244,6 +246,8 @@ class SchemeCache:
         count = keys.shape[2]
         if self._awaits_attention:
             raise PlaceholderNotAttended
+        if self.before_append is not None:
+            self.before_append(keys, values)
         self._sides_before_packing = self._steady = None
         self._is_fetched_itself = False
         self._was_attended = self._was_attended and _attends_packed(count)

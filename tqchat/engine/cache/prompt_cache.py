@@ -8,6 +8,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -43,8 +44,15 @@ MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
 """Two suffice to regenerate or edit; more are kept while together they are smaller than the cache."""
 
 
+FINISH_SECONDS = 0.3
+"""A chunk that a stop finds this close to its end is read to the end."""
+
 FIRST_CHUNK_TOKENS, MIN_CHUNK_TOKENS = 128, 16
 """If the time of a chunk is limited: size of the first, before the speed is known, and the least."""
+
+
+class PrefillStopped(Exception):
+    """A prefill was stopped within a chunk; the cache is as it was before that chunk."""
 
 
 class PromptCache:
@@ -230,17 +238,52 @@ class PromptCache:
         mx.reset_peak_memory()
         self._other_bytes = mx.get_active_memory() - self.allocated_bytes - waiting_bytes()
 
-    def prefill(self, tokens: Sequence[int]) -> None:
-        """Run the model over ``tokens``; they are in the cache and evaluated on return."""
+    def prefill(self, tokens: Sequence[int], stopped: Callable[[], bool] | None = None) -> None:
+        """Run the model over ``tokens``; they are in the cache and evaluated on return.
+
+        Args:
+            stopped: Asked between two layers on a CPU, where a chunk takes seconds, if every layer can be
+                trimmed. Layers are then evaluated one by one, with the same results in the same time.
+
+        Raises:
+            PrefillStopped: if it was stopped; the cache is unchanged.
+        """
         with mx.stream(generation_stream):
-            with reading_together(self._scheme_caches):
+            with self._stoppable(stopped), reading_together(self._scheme_caches):
                 self.model.model(token_array(tokens)[None], cache=self.cache)
             self.evaluate()
         self.tokens.extend(tokens)
         backend.release_buffers()
 
-    def prefill_in_chunks(self, tokens: Sequence[int]) -> Iterator[int]:
-        """``prefill`` in chunks; yields the number of tokens read so far after each."""
+    @contextmanager
+    def _stoppable(self, stopped: Callable[[], bool] | None) -> Iterator[None]:
+        layers = self._scheme_caches
+        if stopped is None or not self.model.on_cpu or not layers or self.needs_checkpoints:
+            yield
+            return
+        queries = [(layer.query_energy, layer.queries_seen) for layer in layers]
+        stop = _StopBetweenLayers(stopped, len(layers))
+        for layer in layers:
+            layer.before_append = stop
+        try:
+            yield
+        except PrefillStopped:
+            self.drop_unfinished_step()
+            for layer, (energy, seen) in zip(layers, queries, strict=True):
+                layer.query_energy, layer.queries_seen = energy, seen
+            raise
+        finally:
+            for layer in layers:
+                layer.before_append = None
+
+    def prefill_in_chunks(
+        self, tokens: Sequence[int], stopped: Callable[[], bool] | None = None
+    ) -> Iterator[int]:
+        """``prefill`` in chunks; yields the number of tokens read so far after each.
+
+        Raises:
+            PrefillStopped: if it was stopped within a chunk; those before it are in the cache.
+        """
         limit = prefill_chunk_tokens(self.model, self.cache)
         step = limit if self.chunk_seconds is None else min(FIRST_CHUNK_TOKENS, limit)
         start = 0
@@ -249,7 +292,7 @@ class PromptCache:
         try:
             while start < len(tokens):
                 began = time.perf_counter()
-                self.prefill(chunk := tokens[start : start + step])
+                self.prefill(chunk := tokens[start : start + step], stopped)
                 start += len(chunk)
                 yield start
                 if self.chunk_seconds is not None:
@@ -349,6 +392,22 @@ class PromptCache:
         draft = self.draft.report() if self.draft is not None and self.draft.tokens else None
         checkpoints = tuple(one.report for one in self.checkpoints)
         return replace(report, checkpoints=checkpoints, peak_bytes=peak, draft=draft)
+
+
+class _StopBetweenLayers:
+    """Evaluates a chunk up to each layer's keys and values, and raises ``PrefillStopped`` on a stop."""
+
+    def __init__(self, stopped: Callable[[], bool], layers: int) -> None:
+        self._stopped, self._layers = stopped, layers
+        self._began, self._done = time.perf_counter(), 0
+
+    def __call__(self, keys: mx.array, values: mx.array) -> None:
+        mx.eval(keys, values)
+        done, self._done = self._done, self._done + 1
+        if self._stopped():
+            spent = time.perf_counter() - self._began
+            if not done or spent / done * (self._layers - done) > FINISH_SECONDS:
+                raise PrefillStopped
 
 
 def checkpoints_kept(sizes: Sequence[int], cache_bytes: int) -> int:
