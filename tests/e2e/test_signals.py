@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from tests.e2e.terminal import Terminal, stored_messages
 from tests.engine.hub.stand_in_hub import REPO, serving
 from tests.engine.scripted_model import scripted
-from tests.engine.talk import user
-from tests.models import tiny_llama
+from tests.engine.talk import TALE, user
+from tests.models import STARTER_FOLDER, tiny_llama
+from tqchat.engine import backend
 from tqchat.paths import Paths
 from tqchat.store.database import Database
 from tqchat.store.vault import Vault
@@ -75,6 +77,30 @@ def test_a_signal_while_idle_keeps_the_unsent_text(number: signal.Signals, model
         terminal.process.kill(number)
         ends_in_order(terminal, number)
     assert paths.unsent_text.read_text() == "Not sent yet"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("arguments", [(), ("--pack-prompts",)], ids=["", "packed"])
+def test_a_signal_while_a_first_message_is_read_saves_what_was_read(
+    number: signal.Signals, arguments: tuple[str, ...], paths: Paths
+) -> None:
+    """A chunk of it takes longer on a CPU than the signal leaves."""
+    if backend.prepare().name != "cpu":
+        pytest.skip("a GPU has read it by then")
+    with Terminal("--model", str(STARTER_FOLDER), "--scheme", "turbo4", *arguments) as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.press("\x1b[200~" + TALE * 12 + "\x1b[201~")
+        terminal.sees("[pasted text 1")
+        terminal.press("enter")
+        terminal.until(lambda: re.search(r"Reading \S+ (256|512|768) of", terminal.text()))
+        terminal.process.kill(number)
+        ends_in_order(terminal, number)
+    (message,) = stored_messages(paths)
+    (saved,) = Vault(paths.caches).entries()
+    assert message.role == "user" and saved.bytes
+    with Terminal("--model", str(STARTER_FOLDER), "--scheme", "turbo4") as terminal:
+        terminal.sees("Restored", "the next message re-reads")
+        terminal.quit()
 
 
 @pytest.mark.parametrize("ignores_hangup", [False, True], ids=["", "nohup"])

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-TIME_LIMIT_S = 1.3
+TIME_LIMIT_S = 1.6
 """After that the process ends even if the screen's thread does not answer, such as for a closed terminal."""
 
 _INPUT, _ERRORS = 0, 2

@@ -20,7 +20,7 @@ POLL_INTERVAL_S = 1.5
 """Interval of looking for changes by other processes and saving unsent text."""
 WRITE_TIMEOUT_S = 3.0
 """How long quitting waits for the database."""
-SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 0.8, 0.2
+SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 1.1, 0.2
 """How long the end by a signal waits for the cache, then for the database."""
 
 
@@ -89,7 +89,7 @@ def quit(parts: Parts) -> None:
         return
     parts.attempt(parts.unsent.keep)
     parts.host.push_screen(SavingDialog())
-    parts.engine.stopping = True
+    parts.engine.stopping = parts.chat.replies.closing = True
 
     def save() -> None:
         _stop_answering(parts)
@@ -119,7 +119,7 @@ def end_soon(parts: Parts, code: int | None) -> None:
         leave(parts, SHORT_WRITE_TIMEOUT_S, code)
         return
     _remember(parts)  # at once: the process may be ended before the engine has stopped
-    parts.engine.stopping = True
+    parts.engine.stopping = parts.chat.replies.closing = True
 
     def save() -> None:
         _stop_answering(parts)

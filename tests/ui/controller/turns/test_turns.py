@@ -88,6 +88,19 @@ def test_a_first_message_that_returns_to_the_prompt_leaves_what_was_read_of_it(r
     assert commands.ForgetConversation(conversation, withdrawn=True) in rig.engine.commands
 
 
+def test_a_first_message_that_was_read_in_part_stays_when_the_app_quits(rig: Rig) -> None:
+    """Its saved cache belongs to its conversation, which the next start opens again."""
+    for tokens, kept in ((0, []), (512, ["First"])):
+        rig.chat.turns.send("First")
+        rig.chat.replies.closing = True
+        rig.engine.done("", "stopped", tokens=tokens)
+        assert rig.view.returned == ["First"]
+        assert contents(rig) == kept
+        rig.chat.replies.closing = False
+    (conversation,) = rig.database.conversations()
+    assert rig.engine.sent()[-1].conversation_id == conversation.id
+
+
 def test_stopping_keeps_the_text_so_far(rig: Rig) -> None:
     rig.chat.turns.send("First")
     rig.engine.delta("One two")

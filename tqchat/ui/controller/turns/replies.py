@@ -31,6 +31,8 @@ class Replies:
     Attributes:
         decode_speed: Tokens per second of the reply under way, or of the last one.
         endings: Why replies of this process were cut off, by message id.
+        closing: Whether the app is quitting: a first message that was read in part stays then, unanswered, so
+            that the next start goes on from the saved cache.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Replies:
         self._on_finished = on_finished
         self.decode_speed: float | None = None
         self.endings: dict[str, str] = {}
+        self.closing = False
 
     def start(self) -> bool:
         """Send the oldest queued turn to the engine; whether there was one.
@@ -133,7 +136,8 @@ class Replies:
         if event.stop_reason == "stopped" and reply.is_empty:
             if self._shown.is_shown(reply.conversation_id):
                 self._view.reply_finished(None)
-            self.withdraw(reply)
+            if not (self.closing and event.report.tokens and self._is_first(reply)):
+                self.withdraw(reply)
             self._work.end()
             return
         self._writer.write_finished(reply, event)
@@ -166,6 +170,12 @@ class Replies:
         self._view.conversations_changed()
         self._work.end()
         self._on_finished(reply.conversation_id)
+
+    def _is_first(self, turn: Reply) -> bool:
+        """Whether a conversation would be deleted, with its cache, if this turn were withdrawn."""
+        conversation = self._database.conversation(turn.conversation_id)
+        asked = [one for one in self._database.messages(turn.conversation_id) if one.role != "system"]
+        return conversation.title_is_automatic and len(asked) == 1
 
     def withdraw(self, turn: Reply | QueuedTurn) -> None:
         """Undo a turn that was not answered: the user's text goes back into the prompt.
