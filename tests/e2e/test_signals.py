@@ -176,7 +176,8 @@ def test_signals_while_a_model_is_downloaded_a_prompt_read_a_scheme_changed_and_
         assert resumed == [f"bytes={len(hub.files['model.safetensors']) // 2}-"]
 
         with Terminal("--model", REPO, **environment) as terminal:
-            # A first message that nothing was read of goes back into the prompt, before the text there.
+            # A first message that nothing was read of goes back into the prompt, before the text there; one
+            # that was read in part stays.
             terminal.until(lambda: "Neither this" in unsent_texts(paths))
             terminal.until(lambda: "Ready." in terminal.text() or "Not answered" in terminal.text())
             terminal.press("ctrl+c", "ctrl+n")

@@ -319,6 +319,17 @@ async def test_quitting_saves_the_cache_and_the_conversation_reopens(open_app: O
         await ui.shows("Restored 300 tokens, nothing re-read.")
 
 
+async def test_a_message_that_was_read_in_part_is_shown_to_be_unanswered(
+    open_app: OpenApp, paths: Paths
+) -> None:
+    with Database(paths.database) as database:
+        identity = database.create("Long", None, "turbo0v4").id
+        database.add_message(identity, "user", "A long question")
+    State(conversation=identity).save(paths)
+    async with open_app((120, 24), restored=events.Opened(identity, 512, 0.1, tokens=3000)) as ui:
+        await ui.shows("Not answered. ^R answers it. Restored 512 tokens, the next message re-reads 2,488.")
+
+
 async def test_the_open_conversation_is_saved_at_once(open_app: OpenApp, paths: Paths) -> None:
     async with open_app() as ui:
         await ui.turn("About foxes", "Red ones.")

@@ -141,12 +141,13 @@ def doing(chat: Controller, key: Callable[[str], str]) -> Content:
         return Content.assemble(("Read only. ", "$warning"), (one_line(chat.shown.read_only), "$quiet"))
     if chat.models.current is None:
         return Content.assemble(("No model.", "$warning"), (f" {key('model')} loads one.", "$quiet"))
-    if chat.shown.conversation and (said := chat.caches.restore_notes.get(chat.shown.conversation.id)):
-        return Content.styled(one_line(said), "$quiet")
+    shown = chat.shown.conversation
+    restored = one_line(chat.caches.restore_notes.get(shown.id, "")) if shown else ""
     if chat.shown.messages and chat.shown.messages[-1].role == "user":
-        return Content.assemble(
-            ("Not answered.", "$warning"), (f" {key('regenerate')} answers it.", "$quiet")
-        )
+        answers = f" {key('regenerate')} answers it. {restored}".rstrip()
+        return Content.assemble(("Not answered.", "$warning"), (answers, "$quiet"))
+    if restored:
+        return Content.styled(restored, "$quiet")
     if chat.schemes.chosen == AUTO:
         return Content.styled(f"Ready. auto: {chat.schemes.auto_choice.reason}", "$quiet")
     return Content.styled("Ready.", "$quiet")
