@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.ui.conftest import OpenApp
+from tests.ui.conftest import OpenApp, RunningApp
 from tests.ui.scripted import report
 from tqchat.engine import events
 from tqchat.ui import figures
@@ -38,14 +38,19 @@ async def test_the_options_are_offered_before_the_context_is_full(open_app: Open
         assert sent[0].content.startswith(("2", "3", "4", "5")) and sent[-1].content.startswith("word")
 
 
+async def begin_summary(ui: RunningApp) -> None:
+    """Three turns, and the first way to shorten them, which is chosen."""
+    for number in range(3):
+        await ui.turn(f"{number} " + "word " * 1_500, "answer", tokens=1_200 * (number + 1))
+    await ui.send("/room")
+    await ui.until(lambda: isinstance(ui.app.screen, Choose))
+    await ui.pilot.press("enter")
+    await ui.until(lambda: ui.engine.composing())
+
+
 async def test_the_options_are_available_at_any_time(open_app: OpenApp) -> None:
     async with open_app() as ui:
-        for number in range(3):
-            await ui.turn(f"{number} " + "word " * 1_500, "answer", tokens=1_200 * (number + 1))
-        await ui.send("/room")
-        await ui.until(lambda: isinstance(ui.app.screen, Choose))
-        await ui.pilot.press("enter")
-        await ui.until(lambda: ui.engine.composing())
+        await begin_summary(ui)
         await ui.shows("Writing a summary")
         ui.engine.compose("Words.")
         await ui.shows("Continuing from a summary")
@@ -115,12 +120,7 @@ async def test_a_prompt_that_is_withdrawn_leaves_the_size_before_it(open_app: Op
 
 async def test_the_summarys_prompt_is_not_counted_as_the_conversations(open_app: OpenApp) -> None:
     async with open_app((140, 40)) as ui:
-        for number in range(3):
-            await ui.turn(f"{number} " + "word " * 1_500, "answer", tokens=1_200 * (number + 1))
-        await ui.send("/room")
-        await ui.until(lambda: isinstance(ui.app.screen, Choose))
-        await ui.pilot.press("enter")
-        await ui.until(lambda: ui.engine.composing())
+        await begin_summary(ui)
         ui.engine.emit(events.PrefillProgress(ui.engine.composing()[-1].conversation_id, 0, 900))
         await ui.shows("0 of 900 tokens")
         await ui.shows("context 3,600 / 4,096")

@@ -268,11 +268,11 @@ class Session:
             try:
                 for _ in self._cache.prefill_in_chunks(unread, stop.is_set):
                     yield PrefillProgress(conversation_id, len(self._cache.tokens) - begin, total, begin)
-                    if stop.is_set():
-                        raise PrefillStopped
                     if (now := time.perf_counter()) - reported >= REPORT_INTERVAL_S:
                         reported = now
                         yield MemoryUpdate(conversation_id, self.memory())
+                if unread and stop.is_set():
+                    raise PrefillStopped
             except PrefillStopped:
                 yield self._done("stopped", conversation_id, reply)
                 return
@@ -458,6 +458,7 @@ class Session:
         began = time.perf_counter()
         previous, before = self.scheme, self.memory().bytes
         fresh: PromptCache | None = None
+        stopped = stop.is_set if stop is not None else lambda: False
         try:
             name = parse_scheme(scheme).name
             if reread:
@@ -470,12 +471,9 @@ class Session:
                     fresh = PromptCache(self.model, name, self._draft)
                 fresh.pack_prompts(plan.pack_prompts)
                 yield PrefillProgress(conversation_id, 0, len(target))
-                stopped = stop.is_set if stop is not None else lambda: False
                 try:
                     for done in fresh.prefill_in_chunks(target, stopped):
                         yield PrefillProgress(conversation_id, done, len(target))
-                        if stopped() and done < len(target):
-                            raise PrefillStopped
                 except PrefillStopped:
                     raise RereadStopped(previous) from None
                 fresh.settle(certain=True)
@@ -485,7 +483,6 @@ class Session:
                     yield self._stepped_down(conversation_id, name, fitting)
                     name = fitting
                 spare = self._memory.spare_bytes(self._cache, name)
-                stopped = stop.is_set if stop is not None else lambda: False
                 self._cache.convert(name, stopped, progress, spare)
         except Exception as error:
             yield self._failed(error, conversation_id)

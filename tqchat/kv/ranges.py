@@ -105,11 +105,11 @@ def rest(cache: list[Any], start: int) -> tuple[list[Any], Arrays]:
 def truncate_range(arrays: Arrays, start: int, end: int) -> Arrays:
     """The range ``[start, ...)`` without its tokens from ``end`` on."""
     shapes = {name: array.shape for name, array in arrays.items()}
-    kept = {name: tokens_of_range(name, shapes, end - start) for name in arrays}
-    return {
-        name: array if (count := kept[name]) is None else array[:, :, :count]
-        for name, array in arrays.items()
-    }
+    short: Arrays = {}
+    for name, array in arrays.items():
+        count = tokens_of_range(name, shapes, end - start)
+        short[name] = array if count is None else array[:, :, :count]
+    return short
 
 
 def tokens_of_range(name: str, shapes: Mapping[str, Sequence[int]], count: int) -> int | None:

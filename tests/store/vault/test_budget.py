@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
 
 
-@pytest.fixture(scope="module")
-def model(llama_folder: Path) -> LoadedModel:
-    from tqchat.engine import models
-
-    return models.load(str(llama_folder))
-
-
 def save(vault: Vault, model: LoadedModel, name: str, age: int = 0, count: int = 300) -> None:
     tokens = [3 + n % 900 for n in range(count)]
     vault.save(name, filled(model, tokens), tokens, fingerprint=FINGERPRINT, scheme="turbo0v4")

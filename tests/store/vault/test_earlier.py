@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 TOKENS = [3 + n % 900 for n in range(300)]
 
 
-@pytest.fixture(scope="module")
-def model(llama_folder: Path) -> LoadedModel:
-    from tqchat.engine import models
-
-    return models.load(str(llama_folder))
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault(tmp_path / "caches")
-
-
 def changed(model: LoadedModel, scheme: str = "turbo3", backlog: int = 0) -> list[Any]:
     """A cache that was filled under turbo4 and changed to another scheme."""
     from tqchat.kv import convert_in_place

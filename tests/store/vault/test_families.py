@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,11 +40,6 @@ FAMILIES_FEW_SCHEMES = [
 CASES = [(name, scheme.name) for name in FAMILIES_ALL_SCHEMES for scheme in SCHEMES] + [
     (name, scheme) for name in FAMILIES_FEW_SCHEMES for scheme in ("fp16", "turbo0v4", "turbo2")
 ]
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault(tmp_path / "caches")
 
 
 def save(

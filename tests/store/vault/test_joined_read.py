@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,18 +19,6 @@ backend.prepare()
 
 if TYPE_CHECKING:
     from tqchat.engine.models import LoadedModel
-
-
-@pytest.fixture(scope="module")
-def model(llama_folder: Path) -> LoadedModel:
-    from tqchat.engine import models
-
-    return models.load(str(llama_folder))
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault(tmp_path / "caches")
 
 
 @pytest.fixture

@@ -20,18 +20,6 @@ if TYPE_CHECKING:
 SCHEMES = ["fp16", "affine8", "affine4", "turbo0v4", "turbo4", "turbo2"]
 
 
-@pytest.fixture(scope="module")
-def model(llama_folder: Path) -> LoadedModel:
-    from tqchat.engine import models
-
-    return models.load(str(llama_folder))
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault(tmp_path / "caches")
-
-
 def grow(model: LoadedModel, cache: list[Any], count: int, seed: int = 7) -> list[int]:
     """Append tokens to a cache: a prefill, then three decode steps."""
     import mlx.core as mx

@@ -22,18 +22,6 @@ ID = "5f0c1d2e"
 FINGERPRINT = "fingerprint"
 
 
-@pytest.fixture(scope="module")
-def model(llama_folder: Path) -> LoadedModel:
-    from tqchat.engine import models
-
-    return models.load(str(llama_folder))
-
-
-@pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault(tmp_path / "caches")
-
-
 def filled(model: LoadedModel, tokens: list[int], scheme: str = "turbo0v4") -> list[Any]:
     """A cache with ``tokens`` prefilled."""
     import mlx.core as mx

@@ -52,7 +52,7 @@ FIRST_CHUNK_TOKENS, MIN_CHUNK_TOKENS = 128, 16
 
 
 class PrefillStopped(Exception):
-    """A prefill was stopped within a chunk; the cache is as it was before that chunk."""
+    """A prefill was stopped before or within a chunk; the cache is as it was before that chunk."""
 
 
 class PromptCache:
@@ -282,7 +282,7 @@ class PromptCache:
         """``prefill`` in chunks; yields the number of tokens read so far after each.
 
         Raises:
-            PrefillStopped: if it was stopped within a chunk; those before it are in the cache.
+            PrefillStopped: if it was stopped before the last chunk was read; those before are in the cache.
         """
         limit = prefill_chunk_tokens(self.model, self.cache)
         step = limit if self.chunk_seconds is None else min(FIRST_CHUNK_TOKENS, limit)
@@ -295,6 +295,8 @@ class PromptCache:
                 self.prefill(chunk := tokens[start : start + step], stopped)
                 start += len(chunk)
                 yield start
+                if stopped is not None and start < len(tokens) and stopped():
+                    raise PrefillStopped
                 if self.chunk_seconds is not None:
                     speed = len(chunk) / max(time.perf_counter() - began, 1e-9)
                     step = min(limit, max(MIN_CHUNK_TOKENS, int(speed * self.chunk_seconds)))

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import resource
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -170,11 +170,8 @@ def _read_array(name: str, files: Sequence[_File]) -> mx.array | RoomyArray:
     elif ranges.is_joined(name) and len(shape) == 4:
         axis = 2
     elif len(holding) == 1:
-        if not entry.bytes:
-            return mx.zeros(shape, entry.dtype)
         part = _Part(holding[0], holding[0].layout.offsets[name], 1, 1, 0)
-        make = read_array if entry.bytes >= _MIN_THREAD_BYTES else read_small_array
-        return make(shape, entry.dtype, lambda memory: _fill(memory, 1, entry.bytes, [part], 1))
+        return _filled(shape, entry.dtype, lambda memory: _fill(memory, 1, entry.bytes, [part], 1))
     else:
         raise _CannotJoin
     parts, total = _parts(name, holding, axis)
@@ -185,9 +182,15 @@ def _read_array(name: str, files: Sequence[_File]) -> mx.array | RoomyArray:
     if rows > _MAX_ROWS or not total:
         raise _CannotJoin
     whole = [*shape[:axis], capacity, *shape[axis + 1 :]]
-    make = read_array if math.prod(whole) * entry.dtype.size >= _MIN_THREAD_BYTES else read_small_array
-    array = make(whole, entry.dtype, lambda memory: _fill(memory, rows, token_bytes, parts, capacity))
+    array = _filled(whole, entry.dtype, lambda memory: _fill(memory, rows, token_bytes, parts, capacity))
     return array if capacity == total else RoomyArray(array, total)
+
+
+def _filled(shape: Sequence[int], dtype: mx.Dtype, fill: Callable[[memoryview], None]) -> mx.array:
+    size = math.prod(shape) * dtype.size
+    if not size:
+        return mx.zeros(shape, dtype)
+    return (read_array if size >= _MIN_THREAD_BYTES else read_small_array)(shape, dtype, fill)
 
 
 def _parts(name: str, files: Sequence[_File], axis: int) -> tuple[list[_Part], int]:
