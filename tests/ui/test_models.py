@@ -86,6 +86,20 @@ async def test_enter_loads_and_typing_filters(open_app: OpenApp, model_folder: P
         await ui.until(lambda: ui.engine.commands[-1] == commands.LoadModel(None))
 
 
+async def test_a_picker_that_closes_requests_no_estimate_behind_the_choice(
+    open_app: OpenApp, model_folder: Path
+) -> None:
+    async with open_app(settings=settings_with(model_folder)) as ui:
+        picker = await opened(ui)
+        await ui.pilot.pause(0.3)
+        picker._estimates.clear()
+        asked = len(ui.engine.commands)
+        picker.dismiss(None)
+        picker._request_estimate()  # what its timer does between the choice and the screen's removal
+        await ui.until(lambda: not isinstance(ui.app.screen, ModelPicker))
+        assert ui.engine.commands[asked:] == []
+
+
 async def test_any_repository_or_folder_can_be_entered(
     open_app: OpenApp, model_folder: Path, tmp_path: Path
 ) -> None:

@@ -343,8 +343,12 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._timer = self.set_timer(ESTIMATE_DELAY_S, self._request_estimate)
 
     def _request_estimate(self) -> None:
+        if self not in self.app.screen_stack:
+            return  # closed while the timer ran
         row = self._marked
-        if row is None or row.model.folder is None or row.problem or row.ref in self._estimates:
+        if row is None or row.model.folder is None:
+            return
+        if row.problem or row.ref in self._estimates:
             return
         self._ask(row.ref, row.model.folder)
 
