@@ -74,7 +74,7 @@ def resolve_scheme(
         shapes: Report on any cache of this model that is not empty (``shapes.cache_shapes``).
         budget: Bytes that the cache may take; ``None`` if unknown.
         expected: Expected length of the conversation in tokens.
-        on_cpu: Whether the model runs on a CPU, where packing trellis codes takes as long as reading.
+        on_cpu: Whether the model runs on a CPU, where trellis codes are slower than scalar ones of the same size.
 
     Raises:
         UnknownScheme: if ``name`` is neither.
@@ -101,7 +101,7 @@ def choose(
     Args:
         needs: Bytes at ``expected`` tokens, by scheme; a scheme that is missing counts as fitting.
         expected: Expected length of the conversation in tokens.
-        on_cpu: Leave out trellis codes, whose packing is felt on a CPU.
+        on_cpu: Leave out trellis codes, which are slower than scalar ones of the same size on a CPU.
     """
 
     def fits(scheme: str) -> bool:
@@ -118,8 +118,8 @@ def choose(
             return SchemeChoice(
                 "fp16", f"fp16: on this model every other scheme measured above {KLD_LIMIT} nats."
             )
-        why = f"the smallest within {KLD_LIMIT} nats of FP16, measured on this model at {row.kld_mean:.2g}"
-        return SchemeChoice(row.scheme, f"{row.scheme}: {why}{constraint}.")
+        why = f"the smallest within {KLD_LIMIT} nats of FP16, measured on this model ({row.kld_mean:.2g})"
+        return SchemeChoice(row.scheme, f"{row.scheme}: {why}.")
     fitting = [row for row in rows if fits(row.scheme)]
     if fitting:
         row = min(fitting, key=lambda row: row.kld_mean)
@@ -152,4 +152,4 @@ def _is_eligible(name: str, on_cpu: bool) -> bool:
 
 
 def _constraint(budget: int | None, tokens: int) -> str:
-    return "" if budget is None else f" in {size(budget)} at {tokens:,} tokens"
+    return "" if budget is None else f" into {size(budget)} at {tokens:,} tokens"

@@ -12,7 +12,7 @@ from tqchat.ui.widgets.gauge.reading import Reading
 
 
 class GaugeLine(Static):
-    """``▕██████▌░░░░▏ 0.82 MB of 3.15 MB FP16 · 3.8x · 8 of 8 layers``, as much as fits."""
+    """``▕██████▌░░░░▏ 0.82 MB of 3.15 MB FP16 · 3.8x · saved 2.33 MB``, as much as fits."""
 
     def __init__(self) -> None:
         super().__init__("", id="gauge-line", markup=False)
@@ -37,7 +37,8 @@ def _fit(reading: Reading, width: int) -> Content:
     else:
         parts = [f"{figures.size(report.bytes)} of {figures.size(report.fp16_bytes)} FP16", *start]
         parts.append(figures.ratio(report.ratio))
-        parts.append(f"{reading.coverage} layers")
+        if report.layers_compressed < report.layers_total:
+            parts.append(f"{reading.coverage} layers packed")
         parts.append(f"saved {figures.size(report.saved_bytes)}")
     track = 16 if width >= 76 else 10
     while len(parts) > 1 and track + 3 + len(" · ".join(parts)) > width:
