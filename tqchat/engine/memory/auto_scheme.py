@@ -74,7 +74,7 @@ def resolve_scheme(
         shapes: Report on any cache of this model that is not empty (``shapes.cache_shapes``).
         budget: Bytes that the cache may take; ``None`` if unknown.
         expected: Expected length of the conversation in tokens.
-        on_cpu: Whether the model runs on a CPU, where trellis codes are slower than scalar ones of the same size.
+        on_cpu: Whether the model runs on a CPU, where trellis codes are slower than scalar ones.
 
     Raises:
         UnknownScheme: if ``name`` is neither.

@@ -149,7 +149,7 @@ def doing(chat: Controller, key: Callable[[str], str]) -> Content:
     if restored:
         return Content.styled(restored, "$quiet")
     if chat.schemes.chosen == AUTO:
-        return Content.styled(f"Ready. auto: {chat.schemes.auto_choice.reason}", "$quiet")
+        return Content.styled(f"Ready. auto chose {chat.schemes.auto_choice.reason}", "$quiet")
     return Content.styled("Ready.", "$quiet")
 
 
