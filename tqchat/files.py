@@ -177,7 +177,7 @@ def write_atomically(path: Path, content: bytes, durable: bool = True) -> None:
 
 
 def temporary_prefix(path: Path) -> str:
-    """How the names of temporary files begin that ``write_atomically`` makes beside a file."""
+    """Prefix of the temporary files that ``write_atomically`` makes beside a file."""
     return f".{path.name}."
 
 

@@ -104,7 +104,7 @@ class Desk:
 
     @property
     def visitors(self) -> tuple[Visitor, ...]:
-        """Who asks now, first come first. From any thread."""
+        """Requests in progress, oldest first. From any thread."""
         return tuple(
             replace(visitor, began=answer.began) for answer, (_, visitor) in self._open.copy().items()
         )

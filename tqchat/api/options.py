@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Options:
-    """Where the server listens, who may ask, and what applies where a request says nothing.
+    """Address, access rules and defaults of the server.
 
     Attributes:
         port: 0 for any free port.

@@ -34,12 +34,12 @@ class ApiServer:
 
     @property
     def address(self) -> str | None:
-        """Where it listens, e.g. ``http://127.0.0.1:8044/v1``; ``None`` if it does not."""
+        """Address of the running server, e.g. ``http://127.0.0.1:8044/v1``; ``None`` if it does not."""
         return None if self._running is None else self._running.address
 
     @property
     def who(self) -> tuple[Visitor, ...]:
-        """Who asks now, first come first."""
+        """Requests in progress, oldest first."""
         return () if self._running is None else self._running.desk.visitors
 
     def start(self) -> str:

@@ -1,4 +1,4 @@
-"""Where the server usually listens."""
+"""The server's default address."""
 
 from __future__ import annotations
 

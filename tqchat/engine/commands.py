@@ -19,7 +19,7 @@ STARTER = "SmolLM2-135M-Instruct"
 """The name of the bundled model."""
 
 _FORMER_NAME = "starter"
-"""What settings and conversations of earlier versions call the bundled model."""
+"""Name of the bundled model in settings and conversations of earlier versions."""
 
 
 def model_ref(ref: str | None) -> str:
@@ -29,7 +29,7 @@ def model_ref(ref: str | None) -> str:
 
 @dataclass(frozen=True)
 class Drafting:
-    """What proposes the tokens of replies.
+    """Source of drafted tokens.
 
     Attributes:
         model: Name of the draft model; ``None`` for none.
@@ -51,7 +51,7 @@ _DRAFTING = {
 
 
 def drafting_of(setting: str | None) -> Drafting:
-    """What the setting ``draft`` means: ``auto``, ``prompt``, ``none``, or a draft model's name."""
+    """Meaning of the setting ``draft``: ``auto``, ``prompt``, ``none``, or a draft model's name."""
     return _DRAFTING.get(setting) or Drafting(setting, lookup=False, is_asked_for=True)
 
 

@@ -52,7 +52,7 @@ class Channels:
 
     @property
     def thought(self) -> Pair:
-        """What a template writes around reasoning."""
+        """Text that a template writes around reasoning."""
         return Pair(self.opening, self.closing.partition(self.headers[0])[0])
 
     def fits(self, vocabulary: Collection[str]) -> bool:

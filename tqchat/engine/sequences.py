@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
+    """Length of the common prefix of two token sequences."""
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return index

@@ -154,7 +154,7 @@ class MemoryReport:
 
     @property
     def rounded_times(self) -> int:
-        """How often a token that carries earlier rounding was rounded, at most."""
+        """The largest number of roundings of a token that carries earlier rounding."""
         return max((layer.rounded_times for layer in self.layers), default=0)
 
     @property

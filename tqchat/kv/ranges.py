@@ -113,7 +113,7 @@ def truncate_range(arrays: Arrays, start: int, end: int) -> Arrays:
 
 
 def tokens_of_range(name: str, shapes: Mapping[str, Sequence[int]], count: int) -> int | None:
-    """How many of the first ``count`` tokens of a range an array of it holds at most.
+    """Upper bound of the tokens, of the first ``count`` of a range, that an array of it holds.
 
     ``None`` for arrays that belong to the range as a whole.
 

@@ -515,11 +515,11 @@ class Database(DatabaseFile):
             yield connection
 
     def _of(self, conversation_id: str) -> Rows:
-        """Where the current rows of a conversation are."""
+        """The database that holds the current rows of a conversation: this one, or a replica of the queue."""
         return (self._queue.replica(conversation_id) if self._queue is not None else None) or self
 
     def _with(self, message_id: str) -> Rows:
-        """Where the current rows of a message's conversation are."""
+        """The database that holds the current rows of a message's conversation."""
         query = "SELECT 1 FROM messages WHERE id = ?"
         replicas = self._queue.replicas() if self._queue is not None else []
         return next((one for one in replicas if one.rows(query, message_id)), self)

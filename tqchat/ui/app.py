@@ -214,7 +214,7 @@ class TqchatApp(App[None]):
         lifecycle.leave(self.parts, message.write_timeout_s, message.code)
 
     def on_load(self) -> None:
-        """Nothing is drawn yet."""
+        """Keep the event loop for signals. Runs before the first paint."""
         self._event_loop = asyncio.get_running_loop()
 
     def _on_signal(self) -> None:

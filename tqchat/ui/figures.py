@@ -30,7 +30,7 @@ def kld(nats: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """How many times smaller than FP16: ``3.8x``."""
+    """Ratio to FP16: ``3.8x``."""
     return f"{value:.1f}x" if value < 100 else f"{value:.0f}x"
 
 

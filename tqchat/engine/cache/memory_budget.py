@@ -48,7 +48,7 @@ class MemoryBudget:
         return min(share, int(backend.available_memory() * SHARE_OF_AVAILABLE) + cache.allocated_bytes)
 
     def plan(self, cache: PromptCache, tokens: int) -> PrefillPlan:
-        """How to prefill up to ``tokens`` tokens.
+        """Plan for a prefill of up to ``tokens`` tokens.
 
         Raises:
             OverMemoryBudget: if they do not fit and no smaller scheme is allowed or small enough.

@@ -144,7 +144,7 @@ class PromptCache:
         return None
 
     def retained_tokens(self, keep: int) -> int:
-        """How many of the first ``keep`` tokens ``trim_to`` can keep."""
+        """Number of the first ``keep`` tokens that ``trim_to`` can keep."""
         if keep >= len(self.tokens) or checkpoint.can_trim(self.cache):
             return min(keep, len(self.tokens))
         return max((one.tokens for one in self.checkpoints if one.tokens <= keep), default=0)
@@ -413,7 +413,7 @@ class _StopBetweenLayers:
 
 
 def checkpoints_kept(sizes: Sequence[int], cache_bytes: int) -> int:
-    """How many of the newest checkpoints are kept beside a cache.
+    """Number of the newest checkpoints kept beside a cache.
 
     Args:
         sizes: Bytes of each, oldest first.
@@ -455,7 +455,7 @@ def _all_count_tokens(cache: list[Any]) -> bool:
 
 
 def _signature(layer: Any) -> Any:
-    """What a saved layer must have in common with the model's own: class, scheme, dtype, window.
+    """Properties in which a saved layer must equal the model's own: class, scheme, dtype, window.
 
     Not its formats: they may have been allocated by an earlier profile. Nor tail and fine part, which other
     versions have shorter or longer, unless so many tokens would never be packed.

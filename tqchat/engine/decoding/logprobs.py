@@ -78,7 +78,7 @@ class Logprobs:
         self._unshown.append(TokenLogprob(self._bytes_of(token), own, likeliest))
 
     def shown_by(self, text: str) -> tuple[TokenLogprob, ...]:
-        """Those of the tokens whose text begins in this piece of the reply.
+        """Log probabilities of the tokens whose text begins in this piece of the reply.
 
         Tokens before them that no piece has shown are left out: marks, calls, dropped white space.
         """
@@ -103,7 +103,7 @@ class Logprobs:
 
 
 def _shown_as(spelling: bytes) -> tuple[bytes, ...]:
-    """How a text can show a token: without white space at its beginning, or without broken characters."""
+    """Forms of a token in a text: itself, without white space in front, without broken characters."""
     return spelling, spelling.lstrip(), spelling.decode("utf-8", "ignore").encode()
 
 

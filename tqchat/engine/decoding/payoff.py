@@ -49,7 +49,7 @@ class Acceptance:
 
 
 class Payoff:
-    """How many tokens are worth proposing.
+    """Decides how many tokens are worth drafting.
 
     All costs are in single steps of the model. A balance limits losses: proposals are charged to it, accepted
     tokens and, slowly, plain decoding fill it. So drafting ends where it does not pay, is tried again from

@@ -13,7 +13,7 @@ MATCH_TOKENS = 3
 """Shortest run of tokens that is looked up."""
 
 MAX_COMPARED_PLACES, MAX_COMPARED_TOKENS = 8, 32
-"""Of the latest places where the run stood, the one with the most equal tokens before it is taken."""
+"""Latest occurrences of a run that are compared, and tokens before each; the longest match wins."""
 
 MAX_PROPOSED_TOKENS = 11
 """With the token before them 12 rows: OpenBLAS multiplies more rows with other bits than single ones."""
@@ -26,7 +26,7 @@ MAX_CHANGED_TOKENS = 8
 
 
 class TokenIndex:
-    """Where each run of ``MATCH_TOKENS`` tokens stood in a sequence that grows."""
+    """Index of the positions of each run of ``MATCH_TOKENS`` tokens in a growing sequence."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[int, ...], int] = {}
@@ -80,7 +80,7 @@ class PromptLookup:
         return self._place > 0 and self._count(MAX_PROPOSED_TOKENS) > 0
 
     def propose(self, tokens: Sequence[int], number: int, most: int) -> list[int]:
-        """What followed at the place that the reply follows."""
+        """Tokens that followed at the place being copied."""
         self._follow(tokens)
         if not self._place:
             return []
@@ -123,7 +123,7 @@ class PromptLookup:
             self._place = place if place < len(tokens) else 0
 
     def _after_change(self, tokens: Sequence[int]) -> int:
-        """Where copying continues after a change in the copied text, 0 if that is unknown."""
+        """Position at which copying continues after a change in the copied text; 0 if unknown."""
         if not self._lost_place or self._changed > MAX_CHANGED_TOKENS:
             return 0
         old = tokens[self._lost_place : self._lost_place + MAX_CHANGED_TOKENS]

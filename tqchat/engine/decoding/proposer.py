@@ -1,4 +1,4 @@
-"""What proposes tokens to a decoder."""
+"""Interface of a source of drafted tokens."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Step:
         self._failed = False
 
     def context(self) -> AbstractContextManager[None]:
-        """What the model is called in."""
+        """Context manager of the model's calls."""
         return self._during(flat_layers(self.held.cache))
 
     def result(self) -> mx.array:

@@ -1,4 +1,4 @@
-"""What models take on disk, and deleting them from the Hugging Face cache."""
+"""Disk use of models, and their deletion from the Hugging Face cache."""
 
 from __future__ import annotations
 

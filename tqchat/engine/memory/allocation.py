@@ -27,7 +27,7 @@ Role = Literal["key", "value"]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much quantisation errors of each layer matter to a model.
+    """Sensitivity of a model to quantisation errors, by layer.
 
     Attributes:
         keys, values: KLD in nats per unit of relative squared error of the layer's keys (values), by the

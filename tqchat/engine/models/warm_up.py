@@ -34,7 +34,7 @@ COMPILED = "The kernels for this card are compiled; later starts take them from 
 
 
 def kernel_folder() -> Path | None:
-    """Where MLX keeps compiled kernels; ``None`` on other devices than CUDA's."""
+    """Folder of MLX's compiled kernels; ``None`` on other devices than CUDA's."""
     folder = os.environ.get(KERNEL_FOLDER_VARIABLE)
     return Path(folder) if folder and backend.prepare().name == "cuda" else None
 

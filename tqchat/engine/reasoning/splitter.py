@@ -48,7 +48,7 @@ class _Rule:
 
 
 class _AnswerSoFar:
-    """What an answer tells about a closing mark at its end, updated with each piece.
+    """Context of a possible closing mark at the end of an answer, updated with each piece.
 
     Attributes:
         at_line_start: Whether only spaces precede on its line.

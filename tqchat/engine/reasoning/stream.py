@@ -22,7 +22,7 @@ _BARRIER = "\ufffe"
 
 @dataclass(frozen=True)
 class Ends:
-    """Where a model's turn ends.
+    """End of a model's turn: its stop tokens and strings.
 
     Attributes:
         named: End-of-sequence tokens of the tokenizer, ``config.json`` and ``generation_config.json``.

@@ -1,4 +1,4 @@
-"""How requests of other programs are answered; imports nothing that takes time."""
+"""Options for answering requests of other programs; imports nothing slow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """How requests of other programs are answered.
+    """Options for answering requests of other programs.
 
     Attributes:
         scheme: The scheme of a request that names none; may be ``auto``.

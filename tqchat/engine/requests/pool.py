@@ -90,7 +90,7 @@ class CachePool:
         self._busy: list[Cached] = []
         self._model: LoadedModel | None = None
         self.returned = 0
-        """How many caches were given back: what did not fit may fit when that has changed."""
+        """Number of caches given back: what did not fit may fit when that has changed."""
 
     @property
     def caches(self) -> list[Cached]:

@@ -60,8 +60,8 @@ class ControlTokens:
         self.pattern = re.compile("|".join(map(re.escape, texts)) or "(?!)")
         hidden = sorted(self.by_text.keys() | _REASONING, key=len, reverse=True)
         self.hidden = re.compile("|".join(map(re.escape, hidden)))
-        """What contents must not show a template: control tokens, and marks of reasoning, by which templates
-        cut earlier replies, even if they are ordinary text to the tokenizer.
+        """Strings that contents must not show a template: control tokens, and marks of reasoning, by which
+        templates cut earlier replies, even if they are ordinary text to the tokenizer.
         """
         self._longest = max(map(len, texts), default=0)
         self._prefixes = frozenset(text[:end] for text in texts for end in range(1, len(text)))

@@ -33,7 +33,7 @@ MAX_LITERAL_ITEMS = 10_000
 """Most items of one table, list or tuple that is written out."""
 
 _ESCAPED = re.compile("[^\\x00-\\x7f\\U000f0000-\\U000fffff]")
-"""What ``tojson(ensure_ascii=True)`` escapes; the private characters stand for control tokens in contents."""
+"""Characters that ``tojson(ensure_ascii=True)`` escapes; private ones stand for control tokens."""
 _LOOP_FILTER = "_tqchat_loop"
 _JOIN_FILTER = "_tqchat_join"
 _BUILT_FILTER = "_tqchat_built"

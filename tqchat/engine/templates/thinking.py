@@ -51,7 +51,7 @@ _FALLBACKS = {
 
 @dataclass(frozen=True)
 class ThinkingSwitch:
-    """How a model's reasoning is switched.
+    """The switch of a model's reasoning.
 
     Attributes:
         kind: A template variable is set to a boolean (``flag``), a word (``level``) or a number of tokens

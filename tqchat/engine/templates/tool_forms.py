@@ -22,7 +22,7 @@ _SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 @dataclass(frozen=True)
 class CallForm:
-    """How a template takes calls.
+    """The form in which a template takes calls.
 
     Attributes:
         as_text: Arguments as JSON text, not as an object.
@@ -54,7 +54,7 @@ class ToolForms:
         self.definitions: list[Any] = [disguise.data(one) for one in tools]
 
     def fields(self, message: ChatMessage) -> dict[str, Any]:
-        """What a message has besides role, content and reasoning."""
+        """Fields of a message besides role, content and reasoning."""
         found: dict[str, Any] = {}
         if message.tool_calls:
             found["tool_calls"] = [self._call(one) for one in message.tool_calls]

@@ -30,6 +30,6 @@ def tool_calls(tokenizer: Any, tools: Sequence[Mapping[str, Any]]) -> ToolCallSp
 
 
 def call_format(tokenizer: Any) -> ToolFormat:
-    """How the model is to write calls."""
+    """The format in which the model is told to write calls."""
     support = tool_support(tokenizer)
     return PLAIN_FORMAT if support is None else support.format

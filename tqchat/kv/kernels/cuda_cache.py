@@ -194,7 +194,7 @@ def _architecture() -> str:
 
 
 def _include_folders() -> list[str]:
-    """Where MLX looks for headers: its own folder, then that of the CUDA package or of the toolkit."""
+    """Folders in which MLX looks for headers: its own, then that of the CUDA package or of the toolkit."""
     package = Path(mx.__file__).resolve().parent
     own = package / "include"
     toolkit = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"

@@ -89,7 +89,7 @@ class Rounding:
 
     @property
     def times(self) -> int:
-        """How often the token was rounded that was rounded most often."""
+        """The largest number of roundings of any token."""
         return max((times for _, _, times in self.runs), default=0)
 
     @property

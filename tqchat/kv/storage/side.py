@@ -368,7 +368,7 @@ class Side:
     def _encodings(
         self, store: TokenStore, spec: FormatSpec, x: mx.array, first: int, rounding: Rounding
     ) -> list[Encoding]:
-        """How vectors ``[batch, heads, tokens, head_dim]`` come into a store of encoded ones.
+        """Encodings that bring vectors ``[batch, heads, tokens, head_dim]`` into a store.
 
         Args:
             spec: Of the store's format.

@@ -211,7 +211,7 @@ class TailWriter(Protocol):
 
 
 class _Slots:
-    """How many slots of a buffer were used by any of the tails that share it."""
+    """Number of slots of a buffer used by any of the tails that share it."""
 
     def __init__(self, used: int = 0) -> None:
         self.used = used

@@ -89,7 +89,7 @@ class Replay:
         return turn
 
     def read_again(self) -> list[int]:
-        """Of each turn: tokens that were in the history before, and were read once more."""
+        """By turn: tokens that were in the history before, and were read once more."""
         return [0] + [
             max(0, now.prompt - now.cached - max(0, now.prompt - before.prompt - before.generated))
             for before, now in zip(self.turns, self.turns[1:], strict=False)

@@ -97,7 +97,7 @@ def best_match(
 
 
 def restorable_tokens(folder: Path, manifest: Manifest, target: Sequence[int]) -> int:
-    """How many leading tokens of ``target`` a cache can be continued from."""
+    """Number of leading tokens of ``target`` that a cache can be continued from."""
     return manifest.restorable_tokens(shared_tokens(read_tokens(folder, manifest), target))
 
 
@@ -118,7 +118,7 @@ def _is_sibling(folder: Path, old: Manifest, new: Manifest, tokens: Sequence[int
 
 
 def shared_tokens(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens two sequences share."""
+    """Length of the common prefix of two token sequences."""
     a, b = array("I", one), array("I", other)
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:

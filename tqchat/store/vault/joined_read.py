@@ -45,7 +45,7 @@ class _CannotJoin(Exception):
 
 
 class _Layout:
-    """Where the arrays of a file are; most segments of a cache have the same layout.
+    """Offsets of the arrays of a file; most segments of a cache have the same layout.
 
     Attributes:
         entries: By name, in file order.

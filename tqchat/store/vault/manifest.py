@@ -153,7 +153,7 @@ class Manifest:
         return {file.name for file in files}
 
     def restorable_tokens(self, shared: int) -> int:
-        """How many of the first ``shared`` tokens this cache can be continued from."""
+        """Number of the first ``shared`` tokens that this cache can be continued from."""
         if self.prefix_is_usable or shared >= self.tokens:
             return shared
         return max((one.tokens for one in self.checkpoints if one.tokens <= shared), default=0)

@@ -216,7 +216,7 @@ class Vault:
     def restorable_tokens(
         self, conversation_id: str, *, fingerprint: str, scheme: str, transcript: Sequence[int]
     ) -> int:
-        """How many of the ``transcript`` tokens ``load`` would restore if no file is damaged."""
+        """Number of ``transcript`` tokens that ``load`` would restore if no file is damaged."""
         try:
             folder = self._folder(conversation_id)
             found, _ = _matching_manifests(folder, conversation_id, fingerprint, scheme)

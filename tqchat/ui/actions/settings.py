@@ -238,7 +238,7 @@ def _confirm(parts: Parts, what: str) -> None:
 
 
 def _known_choices(parts: Parts) -> tuple[str, ...]:
-    """What the loaded model's switch can be set to.
+    """Values of the loaded model's reasoning switch.
 
     Raises:
         Refused: if there is no model or no switch.
@@ -256,7 +256,7 @@ def _model(parts: Parts) -> str:
 
 
 def thinking_choices(parts: Parts) -> Iterable[tuple[str, str]]:
-    """What the model's switch can be set to, and the default; nothing without a switch."""
+    """Values of the model's reasoning switch, and the default; empty without a switch."""
     known = parts.chat.thinking.choices
     if not known:
         return []

@@ -30,7 +30,7 @@ from tqchat.ui.controller.view import View
 
 
 class Controller:
-    """What a user can do with conversations, by part: ``controller.turns.send("Hello")``.
+    """A user's operations on conversations, by part: ``controller.turns.send("Hello")``.
 
     Every method is called on the screen's thread, ``handle`` for engine events too.
 

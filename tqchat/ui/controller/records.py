@@ -13,7 +13,7 @@ from tqchat.store.database import Message
 from tqchat.store.records import Role
 
 Activity = Literal["opening", "reading", "answering", "converting", "summing up"]
-"""What the engine is doing for a conversation."""
+"""Activity of the engine for a conversation."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Reply:
 
     @property
     def pieces(self) -> list[TextDelta]:
-        """What has been generated, for a view that begins to show the reply now."""
+        """Text generated so far, for a view that opens during the reply."""
         parts: tuple[tuple[Part, str], ...] = (("reasoning", self.reasoning), ("answer", self.text))
         return [TextDelta(self.conversation_id, text, part) for part, text in parts if text]
 

@@ -141,7 +141,7 @@ class Preview:
 def preview(
     text: str, folder: Path, earlier: Sequence[Attachment] = (), as_words: Collection[str] = ()
 ) -> list[Preview]:
-    """What ``read_mentioned`` will attach, and the files that it cannot attach."""
+    """Names of the files that ``read_mentioned`` will attach, and of those that it cannot attach."""
     found: dict[str, Preview] = {}
     for name in mentions(text, folder):
         if name in found:
@@ -173,7 +173,7 @@ def _attachment(name: str, folder: Path, earlier: Sequence[Attachment]) -> Attac
 
 
 def written_names(text: str) -> tuple[str, ...]:
-    """What follows an ``@`` in a text, whether there are such files or not."""
+    """Names after an ``@`` in a text, whether there are such files or not."""
     return tuple(quoted or plain for quoted, plain in _MENTION.findall(text)) if "@" in text else ()
 
 

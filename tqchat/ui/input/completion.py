@@ -70,7 +70,7 @@ def completions(
 
 
 def mention(line: str) -> str | None:
-    """What is written of a path after an ``@`` at the end of a line; ``None`` if there is no such ``@``."""
+    """The incomplete path after an ``@`` at the end of a line; ``None`` if there is no such ``@``."""
     match = _MENTION.search(line)
     return match[1] if match else None
 

@@ -56,7 +56,7 @@ def server(parts: Parts, port: int = PORT) -> ApiServer:
 
 
 def choices(parts: Parts) -> Sequence[tuple[str, str]]:
-    """What the palette offers."""
+    """Entries of the palette, each with its description."""
     address = None if parts.api is None else parts.api.address
     if parts.api is None or address is None:
         return [(ON, "Answer other programs on this machine, in OpenAI's protocol.")]
@@ -64,7 +64,7 @@ def choices(parts: Parts) -> Sequence[tuple[str, str]]:
 
 
 def _asking(who: Sequence[Visitor]) -> str:
-    """Who asks now, as a sentence."""
+    """The requests in progress, as a sentence."""
     if not who:
         return "none asks now."
     one = who[0]

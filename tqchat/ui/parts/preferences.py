@@ -11,7 +11,7 @@ from tqchat.settings import Settings, State
 
 
 class Panels(TypedDict, total=False):
-    """What is saved about the side panels; see ``State``."""
+    """Saved state of the side panels; see ``State``."""
 
     sidebar: bool
     sidebar_width: int

@@ -1,4 +1,4 @@
-"""What the model picker says of the model under the cursor."""
+"""Details of the model under the cursor of the model picker."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _suggestion(one: Suggestion, brief: bool) -> list[Content]:
 
 
 def _remote(row: ModelRow) -> list[Content]:
-    """What the hub says of a model that it has found."""
+    """Details of a model found on the hub."""
     if row.hit is None:
         return []
     facts = [row.ref, f"{figures.short(row.hit.downloads)} downloads"]

@@ -196,13 +196,13 @@ class SchemePicker(ModalScreen[Choice | None]):
         )
 
     def _bits_by_layer(self, scheme: Scheme) -> str | None:
-        """What the profile gives to which layers, if it does."""
+        """The profile's bits by layer, in words; empty without any."""
         if self._profile is None or self._report is None:
             return None
         return describe(layer_bits(allocate(scheme, self._profile.sensitivity, self._report)))
 
     def _effect(self, row: Row) -> str:
-        """What choosing the scheme does to this conversation."""
+        """Effect of the scheme on this conversation."""
         scheme, before, report = row.scheme, parse_scheme(self._in_force), self._report
         if report is None or not report.tokens or not self._live:
             return "Applies from the next message." if scheme.name != before.name else "In force."
@@ -246,7 +246,7 @@ class SchemePicker(ModalScreen[Choice | None]):
 
 
 def kld_sentence(nats: float) -> str:
-    """What the column of KLDs says."""
+    """Meaning of the KLD column."""
     return f"KLD here: its next-token probabilities are {figures.kld(nats)} nats from FP16's on this model."
 
 

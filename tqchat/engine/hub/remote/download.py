@@ -37,7 +37,7 @@ _MAX_UNLISTED_BYTES = 64 << 20
 """Longest configuration or tokenizer file whose size the hub does not list."""
 
 _SPACE_CHECK_BYTES = 64 << 20
-"""How often the free space is looked at, and how much must be left."""
+"""Interval of free-space checks, and the least free space."""
 
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-")
 
@@ -227,7 +227,7 @@ class _Transfer:
 
 
 class _Rejected(Exception):
-    """What was received must not be kept."""
+    """The received bytes must not be kept."""
 
 
 def _open_partial(path: Path) -> IO[bytes]:

@@ -80,7 +80,7 @@ class Listing:
 
 
 def list_files(hub: Hub, repo: str, limit: int | None = None) -> Listing:
-    """What a repo holds, checked to be a model that tqchat can load.
+    """The files of a repo, checked to be a model that tqchat can load.
 
     Reads the configuration of the model and of its tokenizer, not its weights.
 

@@ -113,7 +113,7 @@ def search(words: str, cancelled: Callable[[], bool] = lambda: False) -> list[Hi
 
 
 def inspect(repo: str, cancelled: Callable[[], bool] = lambda: False) -> RemoteModel:
-    """What the hub says of a model, and whether tqchat can load it, from its list of files and configuration.
+    """Properties of a model on the hub, and whether tqchat can load it, from its files and configuration.
 
     Raises:
         SearchFailed: if the hub cannot be reached.

@@ -9,7 +9,7 @@ from tqchat.ui import figures
 
 
 def opened(event: events.Opened) -> str | None:
-    """How much of a cache was restored; ``None`` if there was none."""
+    """Summary of a restored cache; ``None`` if there was none."""
     if event.reason:
         return event.reason
     if not event.restored:
@@ -21,7 +21,7 @@ def opened(event: events.Opened) -> str | None:
 
 
 def scheme_changed(event: events.SchemeChanged) -> str:
-    """What a scheme change converted, its time and the sizes before and after."""
+    """Summary of a scheme change: tokens converted, time, sizes before and after."""
     did = "Re-read" if event.reread else "Converted"
     sentence = (
         f"{did} {figures.tokens(event.tokens)} from {event.previous} to {event.scheme} in "
@@ -34,7 +34,7 @@ def scheme_changed(event: events.SchemeChanged) -> str:
 
 
 def kept_rounding(report: MemoryReport) -> str:
-    """How much of the history keeps which rounding of earlier schemes, and how often it was rounded."""
+    """Tokens that keep the rounding of earlier schemes, by scheme, and the number of roundings."""
     keys, values = report.rounded_bits
     widths = [
         f"{name} at {bits} bit{'' if bits == 1 else 's'}"

@@ -17,7 +17,7 @@ WRITE_INTERVAL_S = 0.5
 
 
 class Reporter(Protocol):
-    """Where problems of writing are said."""
+    """Receiver of write errors."""
 
     def say(self, text: str, severity: Severity = "information") -> None:
         """Say a sentence."""

@@ -60,14 +60,14 @@ class Body(Widget):
 
     @property
     def joint(self) -> str:
-        """What joins its text to that of the widget above when both are copied."""
+        """Separator between its text and that of the widget above when both are copied."""
         before, blocks = self._before, self._blocks
         if before is None or not blocks or separated(before, blocks[0]):
             return "\n\n"
         return (self._rows[0].joint if self._rows else None) or "\n"
 
     def lines(self, width: int) -> list[Content]:
-        """What is drawn at a width in cells, line by line."""
+        """Lines at a width in cells."""
         return [row.content for row in self.rows(width)]
 
     def rows(self, width: int) -> list[Row]:

@@ -52,7 +52,7 @@ def inline(text: str) -> Content:
 
 
 def _text(token: Token, following: Token | None) -> tuple[str, str]:
-    """What is shown of a token, and its style."""
+    """Text shown for a token, and its style."""
     match token.type:
         case "softbreak":
             # Definitions are a list, in which each begins a line.

@@ -40,7 +40,7 @@ def plain_text(blocks: Sequence[Block]) -> str:
 
 
 def lines(blocks: Sequence[Block], width: int) -> list[Content]:
-    """What is drawn of several blocks, line by line."""
+    """Lines of several blocks."""
     return [row.content for row in rows(blocks, width)]
 
 

@@ -23,7 +23,7 @@ REPLY_PAGE_CHARACTERS = 40_000
 
 @dataclass(frozen=True)
 class Facts:
-    """How a message ended and which version it is, for its heading and footer."""
+    """End state and version of a message, for its heading and footer."""
 
     ending: str | None = None
     version: int = 1

@@ -106,7 +106,7 @@ def _rounded(report: MemoryReport) -> list[Content]:
 
 
 def _saved(reading: Reading, report: MemoryReport) -> list[Content]:
-    """What FP16 would take and what is saved; before anything is, when that begins."""
+    """FP16 size and bytes saved; before anything is compressed, when compression starts."""
     if reading.is_waiting:
         would_take = _row("FP16 would take", figures.size(report.fp16_bytes))
         return [*([would_take] if reading.is_reading else []), Content.styled(reading.start, "$quiet")]

@@ -88,7 +88,7 @@ class Prompt(TextField):
 
     @property
     def known_text(self) -> str:
-        """What was pasted or put back, not typed: an ``@name`` in it need not be meant as a file."""
+        """Text pasted or put back, not typed: an ``@name`` in it need not be meant as a file."""
         return "\n".join(self._known)
 
     def complete(self, start: int, insert: str) -> None:
