@@ -148,7 +148,7 @@ _STALE_S = 24 * 3600
 _STALE_UNNAMED_S = 3600
 """Likewise for those without a process id in their name."""
 SPILL_PREFIX = "tqchat-convert-"
-"""Of the folder that a cache conversion needs."""
+"""Prefix of the temporary folder of a cache conversion."""
 _SPILLS = Path("/var/tmp")
 
 
@@ -187,7 +187,7 @@ def own_prefix(prefix: str) -> str:
 
 
 def spill_folder() -> Path:
-    """Where large files go: ``/var/tmp`` unless TMPDIR is set, because ``/tmp`` is often in memory."""
+    """Folder of large temporary files: ``/var/tmp`` unless TMPDIR is set, as ``/tmp`` is often in memory."""
     own = "TMPDIR" in os.environ or not os.access(_SPILLS, os.W_OK)
     return Path(tempfile.gettempdir()) if own else _SPILLS
 

@@ -213,7 +213,7 @@ class _StoredLayer:
 
 
 def _side_prefix(role: str) -> str:
-    """Of the names that ``describe_layer`` gives to a side's arrays."""
+    """Prefix of the names that ``describe_layer`` gives to a side's arrays."""
     return f"{_LAYER}.1.{role}_"
 
 

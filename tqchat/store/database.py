@@ -76,7 +76,7 @@ __all__ = [
 ]
 
 UNDELETE_WINDOW_S = 24 * 3600.0
-"""How long a deleted conversation can be restored."""
+"""Time in which a deleted conversation can be restored."""
 _READ_TIMEOUT_MS = 100
 
 

@@ -19,7 +19,7 @@ from tqchat.store.errors import DatabaseUnreadable, SearchIndexDamaged, from_os_
 from tqchat.store.migrations import check_version, migrate, repair_search_index
 
 BUSY_TIMEOUT_S = 5.0
-"""How long a write waits for another program's lock."""
+"""Longest wait of a write for another program's lock."""
 
 _creating = threading.Lock()
 

@@ -51,7 +51,7 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 
 PRINTABLE_ONLY = PrintableOnly()
 EXIT_TIMEOUT_S = 5.0
-"""How long the screen may take to leave the terminal: one that is gone takes nothing any more."""
+"""Longest wait for the screen to leave the terminal: one that is gone reads nothing any more."""
 
 
 class TqchatApp(App[None]):

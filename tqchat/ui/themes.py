@@ -51,7 +51,7 @@ DARK_CODE_COLORS = {
     "code-string": "#3b7a1a",
     "code-number": "#a84b0f",
 }
-"""Of keywords, of functions and other defined names, of builtins, strings and numbers."""
+"""Colours of keywords, of functions and other defined names, of builtins, strings and numbers."""
 ANSI_CODE_COLORS = {
     "code-keyword": "ansi_magenta",
     "code-name": "ansi_blue",

@@ -1,1 +1,1 @@
-"""Where models come from: local folders, the Hugging Face cache, downloads."""
+"""Sources of models: local folders, the Hugging Face cache, downloads."""

@@ -124,7 +124,7 @@ def check_weight_names(name: str, files: Collection[str], repo: bool = True) -> 
 
 
 def instead_of(name: str, repo: bool = True) -> str:
-    """Where to look for a version that mlx-lm loads, as the end of a sentence."""
+    """Advice on where a version is that mlx-lm loads, as the end of a sentence."""
     if not repo:
         return "take an MLX or safetensors version of it"
     base = _OTHER_FORMATS.sub("", name.rpartition("/")[2])

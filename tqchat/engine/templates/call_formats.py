@@ -1,4 +1,4 @@
-"""How a model writes calls: marks and parsers, those of mlx-lm where it has them."""
+"""Formats of tool calls in replies: marks and parsers, those of mlx-lm where it has them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BETWEEN = re.compile(r"[\s;,]*+")
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """How one model writes calls.
+    """Format of one model's tool calls.
 
     Attributes:
         start, end: Marks around a call; without an end mark, it ends with the reply.

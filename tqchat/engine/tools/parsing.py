@@ -18,7 +18,7 @@ MAX_STEPS = 4_000_000
 _BEGINNINGS = re.compile(
     r"call:|<function|<param|<invoke|<(?:longcat_)?arg_key|<\|open\|>|<atem:|<\|tool_call_begin|\[ARGS\]"
 )
-"""Where mlx-lm's parsers begin to search, each time to the end of the text if nothing matches."""
+"""Strings from which mlx-lm's parsers search, each time to the end of the text if nothing matches."""
 
 
 def parsed_calls(parser: Parser, text: str, tools: Sequence[Mapping[str, Any]] = ()) -> list[ToolCall]:

@@ -16,7 +16,7 @@ with 8 branches they are 1.0018.
 """
 
 BOUNDS = (0.3, 0.62, 0.97, 1.38, 1.9, 2.6)
-"""Where the cells of a coordinate end: dense where entries are."""
+"""Upper bounds of the cells of a coordinate: dense where entries are."""
 
 _CELLS = (len(BOUNDS) + 1) ** 2
 

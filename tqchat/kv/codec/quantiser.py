@@ -1,4 +1,4 @@
-"""How a rotated vector of unit variance becomes codes and back: where turbo and trellis differ."""
+"""Quantisers of rotated vectors of unit variance: scalar (turbo) and trellis codes."""
 
 from __future__ import annotations
 
@@ -79,4 +79,4 @@ class ScalarQuantiser:
 
 
 FINE_QUANTISER = ScalarQuantiser(FINE_BITS)
-"""Of fine tokens."""
+"""Quantiser of fine tokens."""

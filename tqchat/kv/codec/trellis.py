@@ -151,7 +151,7 @@ class TrellisQuantiser:
         return pairs.reshape(*nibbles.shape[:-1], -1).view(mx.float32)
 
     def arrange(self, x: mx.array) -> mx.array:
-        """Of each eight pairs first the even ones, then the odd ones; padded with zeros to whole eights."""
+        """Reorder pairs: of each eight the even, then the odd ones; padded with zeros to whole eights."""
         padding = -x.shape[-1] % 16
         if padding:
             x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, padding)])

@@ -36,7 +36,7 @@ class PerStore(NamedTuple):
 
 
 MULTIPROCESSORS = 132
-"""Of a large device (H100)."""
+"""Multiprocessors of a large device (H100)."""
 
 TARGET_SIMD_GROUPS = 12 * MULTIPROCESSORS
 """Simd groups that occupy a large device; limits the splits of a context."""

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 READ_THREADS = 8
 _MAX_BUFFERS = 512
-"""Of one call; systems allow 1,024."""
+"""Buffers of one read call; systems allow 1,024."""
 
 
 def read_array(shape: Sequence[int], dtype: mx.Dtype, fill: Callable[[memoryview], None]) -> mx.array:

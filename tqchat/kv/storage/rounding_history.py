@@ -55,7 +55,7 @@ class Rounding:
                 start = stop
 
     def before(self, end: int) -> Self:
-        """Of the tokens before ``end``."""
+        """The history of the tokens before ``end``."""
         return self._of(self.spans(0, end)) if self.runs else self
 
     def then(self, start: int, later: Rounding) -> Self:

@@ -41,7 +41,10 @@ def card_bytes() -> int | None:
 
 
 def _on_card(pid: int, card_before: int | None) -> int | None:
-    """Of a process. In containers the driver may not know its id: then the growth since it was started."""
+    """GPU memory of a process in bytes.
+
+    In containers the driver may not know its id: then the growth since it was started.
+    """
     if card_before is None:
         return None
     own = [used for id, used in _nvidia_smi("--query-compute-apps=pid,used_memory") if id == pid]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 TEMPORARY_PREFIX = "new-"
 SUFFIX = ".safetensors"
 EARLIER_PREFIX = "earlier-"
-"""Of files with the tokens of earlier schemes, which are the first to go when space is short."""
+"""Prefix of files with the tokens of earlier schemes, which are deleted first when space is short."""
 
 _TYPES = {
     "F16": "float16",
@@ -49,7 +49,7 @@ _FLUSH_BYTES = 8 << 20
 """Bytes between flushes and between calls of ``interrupted``."""
 MAX_HEADER_BYTES = 16 << 20
 _MAX_EMPTY_DIMENSION = 1 << 16
-"""Of an array without tokens in a small file, whose heads and width can be more than the file's bytes."""
+"""Largest dimension of an array without tokens, whose heads and width can exceed the bytes of its file."""
 
 
 class Interrupted(Exception):

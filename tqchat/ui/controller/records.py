@@ -140,7 +140,7 @@ class QueuedTurn:
 
 @dataclass(frozen=True)
 class Fork:
-    """Where the next message begins a branch: the message that it will follow.
+    """Start of a branch: the message that the next one will follow.
 
     ``edited_id`` is the message of which it is another version, ``None`` for a branch below a reply. ``role``
     is the author of the next message: an edited reply is the model's, and is not answered.

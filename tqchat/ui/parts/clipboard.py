@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 
 TIMEOUT_S = 2.0
-"""How long the clipboard program may take."""
+"""Time limit of the clipboard program."""
 
 
 def command(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> list[str] | None:

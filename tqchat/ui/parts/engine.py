@@ -7,7 +7,7 @@ from tqchat.engine.requests.request import Request, Ticket
 from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, OnEvent
 
 SAVE_TIMEOUT_S = 60.0
-"""How long quitting waits for the cache to be saved; a second Ctrl+Q does not wait."""
+"""Longest wait for the cache to be saved on quitting; a second Ctrl+Q does not wait."""
 
 
 class EngineLauncher:

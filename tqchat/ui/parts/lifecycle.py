@@ -19,9 +19,9 @@ from tqchat.ui.widgets.prompt.prompt import Prompt
 POLL_INTERVAL_S = 1.5
 """Interval of looking for changes by other processes and saving unsent text."""
 WRITE_TIMEOUT_S = 3.0
-"""How long quitting waits for the database."""
+"""Longest wait for the database on quitting."""
 SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 1.1, 0.2
-"""How long the end by a signal waits for the cache, then for the database."""
+"""Longest waits for the cache, then for the database, when a signal ends the app."""
 
 
 def show_initial(parts: Parts) -> None:
