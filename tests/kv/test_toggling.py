@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -317,7 +316,7 @@ def test_after_a_trim_to_nothing_packed_the_fit_starts_anew(scheme: str) -> None
     if scheme == "turbo4":  # a fit needs the queries of all tokens
         for layer, new in zip(cache, fresh, strict=True):
             assert not layer.key_side.format.fitted
-            layer.query_energy, layer.queries_seen = copy.copy(new.query_energy), new.queries_seen
+            layer.queries = new.queries
     for one in (cache, fresh):
         logits(model, one, others, 249)
     pairs = zip(cache, fresh, strict=True)

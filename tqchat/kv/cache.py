@@ -25,6 +25,7 @@ from tqchat.kv.scheme import FP16, Scheme
 from tqchat.kv.storage.earlier import EarlierSide, EarlierSides
 from tqchat.kv.storage.joint_encode import encode_together
 from tqchat.kv.storage.joint_fit import Unfitted
+from tqchat.kv.storage.observed_queries import NO_QUERIES, ObservedQueries
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended, Placeholders, placeholders_for
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.side import Encoded, Encoding, Side
@@ -132,9 +133,7 @@ class SchemeCache:
             float32 model.
 
     Attributes:
-        query_energy: Sum of squares of the queries observed before the keys are fitted, float32 ``[batch,
-            heads, 1, key_dim]``.
-        queries_seen: Number of those queries per head.
+        queries: Statistics of the queries observed before the keys are fitted.
         earlier_balance: The keys' balance under an earlier scheme whose fit does not serve this one, until
             they are fitted.
         earlier: The sides as they were under earlier schemes.
@@ -158,8 +157,7 @@ class SchemeCache:
         self.offset = 0
         self.key_side = Side(scheme, "key")
         self.value_side = Side(scheme, "value")
-        self.query_energy: mx.array | None = None
-        self.queries_seen = 0
+        self.queries = NO_QUERIES
         self.earlier_balance: mx.array | None = None
         self.rope: Rope | None = None
         self.earlier = EarlierSides()
@@ -174,8 +172,6 @@ class SchemeCache:
         self.is_verifying = self.packs_later = False
         self.unsubmitted: list[SchemeCache] | None = None
         self.before_append: Callable[[mx.array, mx.array], None] | None = None
-        self._energy_by_row: tuple[mx.array, int] | None = None
-        self._unobserved = 0
         self._is_submitted = True
         self._sides_before_packing: tuple[Side, Side] | None = None
         self._fused = FusedAttention()
@@ -252,7 +248,7 @@ class SchemeCache:
         self._is_fetched_itself = False
         self._was_attended = self._was_attended and _attends_packed(count)
         was_deferred, self._packing_deferred = self._packing_deferred, self.packs_prompts and count > 1
-        self._energy_by_row = None
+        self.queries = self.queries.final()
         is_decode = self._is_decode(count)
         self._in_prompt = self._packing_deferred and not is_decode
         if count > 1 and ((was_deferred and self.packs_prompts) or (is_decode and self.is_due)):
@@ -356,7 +352,7 @@ class SchemeCache:
         then, followed by the tokens since. Other tokens are decoded, and the fit is kept where it applies.
         """
         self.offset, self._dtypes = old.offset, old._dtypes
-        self.query_energy, self.queries_seen, self.rope = old.query_energy, old.queries_seen, old.rope
+        self.queries, self.rope = old.queries.final(), old.rope
         self.packs_prompts, self.uses_placeholders = old.packs_prompts, old.uses_placeholders
         self.earlier = old.earlier
         for role, target, source in zip(ROLES, self.sides, old.sides, strict=True):
@@ -483,9 +479,8 @@ class SchemeCache:
 
     @property
     def _query_statistics(self) -> QueryStatistics:
-        energy = None if self.query_energy is None else self.query_energy / self.queries_seen
-        first = self.offset - self.key_side.length
-        return QueryStatistics(energy, self.queries_seen, self.earlier_balance, self.rope, first)
+        first, seen = self.offset - self.key_side.length, self.queries
+        return QueryStatistics(seen.mean_energy, seen.count, self.earlier_balance, self.rope, first)
 
     def _pack(self) -> None:
         encode_together(self.take_due(self._in_prompt))
@@ -496,7 +491,8 @@ class SchemeCache:
         Args:
             in_prompt: Whether more of a prompt may follow (see ``Side.due_in_prompt``).
         """
-        self._sides_before_packing = self._energy_by_row = None
+        self._sides_before_packing = None
+        self.queries = self.queries.final()
         statistics = self._query_statistics
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
@@ -508,7 +504,7 @@ class SchemeCache:
             target = Encoded(max(one.encoded for one in due), max(one.packed for one in due))
             taken.append(side.take_due(statistics, self.rounding[role], target))
         if not self._is_unfitted:
-            self.query_energy, self.queries_seen, self.earlier_balance = None, 0, None
+            self.queries, self.earlier_balance = NO_QUERIES, None
         return taken
 
     def submit(self, output: mx.array | None = None) -> None:
@@ -534,28 +530,10 @@ class SchemeCache:
         Args:
             queries: ``[batch, query_heads, rows, key_dim]``. Rows that are not finite are ignored.
         """
-        if not self._is_unfitted:
-            return
-        self._unobserved = self._rows_left_out(queries.shape[2])
-        if (count := queries.shape[2] - self._unobserved) <= 0:
-            return
-        queries = queries[:, :, :count] if self._unobserved else queries
-        batch, heads = self.key_side.shape
-        rows = queries.astype(mx.float32).reshape(batch, heads, -1, self.key_side.head_dim)
-        squares = rows.square()
-        squares = mx.where(mx.isfinite(squares.sum(axis=-1, keepdims=True)), squares, 0)
-        if self.is_verifying:
-            by_row = squares.reshape(batch, heads, -1, count, self.key_side.head_dim).sum(axis=2)
-            if self.query_energy is not None:
-                by_row = mx.concatenate([self.query_energy, by_row], axis=2)
-            by_row = mx.cumsum(by_row, axis=2)
-            self._energy_by_row = by_row, int(rows.shape[2]) // count
-            self.query_energy = by_row[:, :, -1:]
-        else:
-            energy = squares.sum(axis=2, keepdims=True)
-            self.query_energy = energy if self.query_energy is None else self.query_energy + energy
-        self.queries_seen += int(rows.shape[2])
-        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``submit``
+        if self._is_unfitted:
+            left_out = self._rows_left_out(queries.shape[2])
+            _, heads = self.key_side.shape
+            self.queries = self.queries.add(queries, heads, left_out, self.is_verifying)
 
     def _rows_left_out(self, rows: int) -> int:
         """Of a reply's last ``rows`` tokens, those whose queries are not observed while packing is held back.
@@ -671,7 +649,7 @@ class SchemeCache:
     def trim(self, n: int) -> int:
         """Drop the last ``n`` tokens; returns how many were dropped."""
         n = min(self.offset, n)
-        self._forget_queries_of_last(n)
+        self.queries = self.queries.without_last(n) if n < self._step_rows else self.queries.final()
         for side in self.sides:
             side.trim(n)
         self.offset -= n
@@ -682,18 +660,6 @@ class SchemeCache:
         self._fetched_placeholders = self._fetched = self._sides_before_packing = None
         self.submit()
         return n
-
-    def _forget_queries_of_last(self, n: int) -> None:
-        """Take back the statistics of the last ``n`` tokens' queries, if they are of the last step."""
-        observed, self._energy_by_row = self._energy_by_row, None
-        if observed is None or not 0 < n < self._step_rows:
-            return
-        by_row, queries_per_token = observed
-        n = max(0, n - self._unobserved)
-        kept = by_row.shape[2] - n
-        self.query_energy = by_row[:, :, kept - 1 : kept]
-        self.queries_seen -= queries_per_token * n
-        mx.async_eval(self.query_energy)  # type: ignore[no-untyped-call]  # see ``submit``
 
     def size(self) -> int:
         return self.offset
@@ -710,8 +676,7 @@ class SchemeCache:
     @property
     def statistics_bytes(self) -> int:
         """Bytes of what the keys will be fitted with."""
-        held = (self.query_energy, self.earlier_balance)
-        return sum(array.nbytes for array in held if array is not None)
+        return self.queries.nbytes + (0 if self.earlier_balance is None else self.earlier_balance.nbytes)
 
     @property
     def launch_bytes(self) -> int:
@@ -738,8 +703,8 @@ class SchemeCache:
             for name, side in zip(ROLES, self.sides, strict=True)
             for key, array in side.arrays().items()
         }
-        if self.query_energy is not None:
-            arrays["query_energy"] = self.query_energy
+        if self.queries.energy is not None:
+            arrays["query_energy"] = self.queries.energy
         rope = self.rope.json if self.rope is not None and self._is_unfitted else "null"
         return f'{json.dumps(self._description())[:-1]}, "rope": {rope}}}', arrays
 
@@ -756,10 +721,10 @@ class SchemeCache:
             own = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
             untrusted.check_side(side.spec, head_dim, side.role, own)
             side.restore(own, head_dim, untrusted.FLOATS[raw_dtype])
-        self.query_energy = arrays.get("query_energy")
-        if self.query_energy is not None and self.query_energy.shape[2:] != (1, self.key_side.head_dim):
+        energy = arrays.get("query_energy")
+        if energy is not None and energy.shape[2:] != (1, self.key_side.head_dim):
             raise ValueError("The query statistics do not fit the keys.")
-        self.queries_seen = untrusted.whole(description["queries_seen"])
+        self.queries = ObservedQueries(energy, untrusted.whole(description["queries_seen"]))
         self.rope = None if description["rope"] is None else Rope.from_json(description["rope"])
         self.offset = untrusted.whole(description["offset"])
         runs = description.get("rounding", [(), ()])  # caches of older versions have none
@@ -778,7 +743,7 @@ class SchemeCache:
             "fine": self.scheme.fine,
             "dtype": None if self.dtype is None else _dtype_name(self.dtype),
             "offset": self.offset,
-            "queries_seen": self.queries_seen,
+            "queries_seen": self.queries.count,
             "rounding": [list(self.rounding[role].runs) for role in ROLES],
             "sides": [[side.head_dim, _dtype_name(side.dtype)] for side in self.sides],
         }

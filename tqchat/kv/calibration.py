@@ -12,6 +12,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.prompt_cache import flat_layers, make_prompt_cache
 from tqchat.kv.scheme import Scheme, parse_scheme
+from tqchat.kv.storage.observed_queries import NO_QUERIES
 from tqchat.kv.window import WindowCache
 
 MAX_OBSERVED_TOKENS = 128
@@ -32,9 +33,13 @@ def _lacks_queries(layer: Any, scheme: Scheme) -> bool:
         return False
     if isinstance(layer, SchemeCache):
         fitted_before = layer.earlier.get("key", scheme.key) is not None
-        return layer.key_side.spec.kind == "raw" and layer.query_energy is None and not fitted_before
+        return layer.key_side.spec.kind == "raw" and layer.queries.energy is None and not fitted_before
     # mlx-lm's ring buffer holds sliding windows under fp16.
-    return type(layer) is RotatingKVCache and not layer.keep and getattr(layer, "query_energy", None) is None
+    return (
+        type(layer) is RotatingKVCache
+        and not layer.keep
+        and getattr(layer, "queries", NO_QUERIES).energy is None
+    )
 
 
 def observe_queries(model: Module, tokens: Sequence[int], cache: list[Any]) -> None:
@@ -48,8 +53,8 @@ def observe_queries(model: Module, tokens: Sequence[int], cache: list[Any]) -> N
     energies = []
     for source, layer in zip(flat_layers(scratch), flat_layers(cache), strict=True):
         if isinstance(source, SchemeCache) and isinstance(layer, (SchemeCache, RotatingKVCache)):
-            energies.append(source.query_energy)
-            for name in ("query_energy", "queries_seen", "rope"):
+            energies.append(source.queries.energy)
+            for name in ("queries", "rope"):
                 setattr(layer, name, getattr(source, name))
     mx.eval(energies)
 
@@ -59,4 +64,4 @@ def forget_queries(cache: list[Any]) -> None:
     for layer in flat_layers(cache):
         raw = isinstance(layer, SchemeCache) and layer.key_side.spec.kind == "raw"
         if raw or isinstance(layer, RotatingKVCache):
-            layer.query_energy, layer.queries_seen = None, 0
+            layer.queries = NO_QUERIES

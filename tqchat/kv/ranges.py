@@ -36,7 +36,7 @@ def is_ranged(layer: Any) -> bool:
     Windows and recurrent states cannot: they hold only the newest tokens.
     """
     if type(layer) is SchemeCache:
-        return not layer.empty() and layer.query_energy is None and layer.scheme.sinks <= MAX_SINKS
+        return not layer.empty() and layer.queries.energy is None and layer.scheme.sinks <= MAX_SINKS
     if type(layer) in _PLAIN.values():
         return not layer.empty() and all(x.shape[2] >= layer.offset for x in (layer.keys, layer.values))
     return False

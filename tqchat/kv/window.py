@@ -14,6 +14,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from tqchat.kv import untrusted
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.scheme import FP16, MIN_FIT_TOKENS, TILE, Scheme
+from tqchat.kv.storage.observed_queries import NO_QUERIES
 from tqchat.kv.storage.token_store import GROWTH_TOKENS
 
 if TYPE_CHECKING:
@@ -148,8 +149,7 @@ def as_window(ring: RotatingKVCache) -> WindowCache:
             side.append(x)
     window.offset = ring.offset
     # Set by ``observe_queries``.
-    window.query_energy = getattr(ring, "query_energy", None)
-    window.queries_seen = getattr(ring, "queries_seen", 0)
+    window.queries = getattr(ring, "queries", NO_QUERIES)
     window.rope = getattr(ring, "rope", None)
     return window
 

@@ -69,9 +69,9 @@ def test_queries_of_rejected_tokens_are_not_fitted_to() -> None:
         attend(alone, tokens, number, number + 1)
     attend(together, tokens, 0, ROWS, verify=True)
     together.trim(ROWS - 2)
-    assert together.queries_seen == alone.queries_seen
-    assert together.query_energy is not None and alone.query_energy is not None
-    assert mx.array_equal(together.query_energy, alone.query_energy)
+    assert together.queries.count == alone.queries.count
+    assert together.queries.energy is not None and alone.queries.energy is not None
+    assert mx.array_equal(together.queries.energy, alone.queries.energy)
 
 
 @pytest.mark.parametrize("kept", [1, 3, 6, ROWS])
@@ -89,8 +89,8 @@ def test_while_packing_is_held_back_as_many_queries_are_observed_as_without(kept
     attend(together, tokens, 0, ROWS, verify=True)
     together.trim(ROWS - kept)
     queries_per_token = 3
-    assert alone.queries_seen == queries_per_token * min(usual, usual - 3 + kept)
-    assert together.queries_seen == alone.queries_seen
-    assert together.query_energy is not None and alone.query_energy is not None
-    assert mx.array_equal(together.query_energy, alone.query_energy)
+    assert alone.queries.count == queries_per_token * min(usual, usual - 3 + kept)
+    assert together.queries.count == alone.queries.count
+    assert together.queries.energy is not None and alone.queries.energy is not None
+    assert mx.array_equal(together.queries.energy, alone.queries.energy)
     assert not alone.is_due and not alone.packed_tokens

@@ -261,7 +261,7 @@ class PromptCache:
         if stopped is None or not self.model.on_cpu or not layers or self.needs_checkpoints:
             yield
             return
-        queries = [(layer.query_energy, layer.queries_seen) for layer in layers]
+        queries = [layer.queries for layer in layers]
         stop = _StopBetweenLayers(stopped, len(layers))
         for layer in layers:
             layer.before_append = stop
@@ -269,8 +269,8 @@ class PromptCache:
             yield
         except PrefillStopped:
             self.drop_unfinished_step()
-            for layer, (energy, seen) in zip(layers, queries, strict=True):
-                layer.query_energy, layer.queries_seen = energy, seen
+            for layer, seen in zip(layers, queries, strict=True):
+                layer.queries = seen
             raise
         finally:
             for layer in layers:
