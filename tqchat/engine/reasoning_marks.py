@@ -136,6 +136,7 @@ PAIRS: tuple[Pair, ...] = (
     Pair("[unused16]", "[unused17]", stated=True),  # Pangu
     Pair("Here is my thought process:", "Here is my response:", stated=True),  # Granite 3.2
     Pair("Here's my thought process:", "Here's my response:", stated=True),
+    Pair("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", stated=True),  # Apriel
 )
 
 TEMPLATE_PAIRS = tuple(pair for pair in PAIRS if not pair.stated) + tuple(one.thought for one in CHANNELS)
@@ -147,8 +148,9 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ("<output>", "</output>"),
     ("<Output>", "</Output>"),
     ("<|begin_of_solution|>", "<|end_of_solution|>"),
+    ("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),  # Apriel
 )
-"""Marks that some models write around the answer after reasoning."""
+"""Marks that some models write around the answer after reasoning; the first may also be its end."""
 
 _NAMED = re.compile(r"<([\w:.-]++)>|\[(\w++)\]")
 _CLOSING = re.compile(r"</[\w:.-]++>|\[/\w++\]")

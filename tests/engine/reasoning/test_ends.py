@@ -75,6 +75,19 @@ def test_ends_of_turn_that_are_not_special_tokens(
     assert (done.text.strip(), done.stop_reason) == ("Fine: <b>all</b> # of it.", "stop")
 
 
+def test_a_mark_that_begins_replies_and_user_messages_ends_no_reply(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}<|text|>{{ m.content }}<|text_end|><|im_end|>"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    )
+    reply = "<|text|>Fine.<|text_end|><|im_end|><|im_start|>user<|text|>And you?"
+    marks = ("<|text|>", "<|text_end|>")
+    folder = scripted(tmp_path / "model", [(PROMPT, reply)], template=template, special=marks, **NO_EOS)
+    done = send(Session(models.load(str(folder))), PROMPT, greedy(40))
+    assert (done.text, done.stop_reason) == ("Fine.", "stop")
+
+
 def test_files_without_valid_eos_tokens(tmp_path: Path) -> None:
     for content in ("{broken", "[]", "{}", '{"eos_token_id": null}', '{"eos_token_id": [true, -1, "x"]}'):
         (tmp_path / "config.json").write_text(content)

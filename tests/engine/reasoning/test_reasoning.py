@@ -78,6 +78,11 @@ KINDS = {
         CHATML + "{# Here is my thought process: Here is my response: #}"
         "{% if thinking %}{{ 'Here is my thought process: Here is my response:' }}{% endif %}",
     ),
+    "Apriel": Kind(
+        f"{THOUGHT}\n[BEGIN FINAL RESPONSE]\n{ANSWER}\n[END FINAL RESPONSE]\n",
+        opened("Here are my reasoning steps:\n")
+        + "{% if system %}[BEGIN FINAL RESPONSE] ... [END FINAL RESPONSE]{% endif %}",
+    ),
     "Command A": Kind(
         f"<|START_THINKING|>{THOUGHT}<|END_THINKING|><|START_RESPONSE|>{ANSWER}<|END_RESPONSE|>",
         special=("<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>", "<|END_RESPONSE|>"),
@@ -123,6 +128,7 @@ CONTROL = (
     "answer>",
     "to=",
     "Here is my",
+    "FINAL RESPONSE",
 )
 
 

@@ -34,7 +34,7 @@ def ends_of(tokenizer: Any) -> Ends:
         return Ends(named, written.tokens - named)
     added = {token for content, token in added_tokens(tokenizer).items() if _MARK.fullmatch(content)}
     marks = (added | special_ids(tokenizer)) & set(tokenizer.encode(between, add_special_tokens=False))
-    if marks := marks | written.tokens:
+    if marks := (marks - written.begins) | written.tokens:
         return Ends(named, frozenset(marks) - named)
     return Ends(named, texts=(stop,) if (stop := _stop_text(between)) else ())
 

@@ -398,6 +398,7 @@ class Splitter:
 
     def _end_message(self, mark: str) -> None:
         self._state, self._held_space, self._separate = "between", "", True
+        self._wrapper = self._wrappers.get(mark, self._wrapper)
 
     def _begin_header(self, mark: str) -> None:
         self.has_thought = True

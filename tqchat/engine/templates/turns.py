@@ -22,10 +22,13 @@ class EndOfTurn:
     Attributes:
         tokens: Control tokens that end the turn; none if the template ends it with ordinary text.
         text: What is written from the end of a reply to the next user message.
+        begins: Control tokens that the model writes itself before the words of a reply; user messages may
+            begin with the same.
     """
 
     tokens: frozenset[int]
     text: str
+    begins: frozenset[int] = frozenset()
 
 
 def end_of_turn(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> EndOfTurn:
@@ -43,7 +46,10 @@ def end_of_turn(tokenizer: Any, variables: Mapping[str, Any] | None = None) -> E
     control = control_tokens(tokenizer, template)
     last = [token for token, *_ in control.spans(behind)][-1:]
     following = [token for token, *_ in control.spans(more)][:1]
-    return EndOfTurn(frozenset(last or following), more or behind)
+    opening = _behind(tokenizer, said, variables, _QUESTION).partition(_REPLY)[0]
+    asked = _behind(tokenizer, said[:1], variables, _QUESTION, add_generation_prompt=True)
+    begins = {token for token, *_ in control.spans(opening)} - {token for token, *_ in control.spans(asked)}
+    return EndOfTurn(frozenset(last or following), more or behind, frozenset(begins))
 
 
 def _behind(
@@ -51,12 +57,13 @@ def _behind(
     messages: tuple[ChatMessage, ...],
     variables: Mapping[str, Any] | None,
     probe: str,
+    add_generation_prompt: bool = False,
 ) -> str:
     try:
         rendered = rendered_text(
             tokenizer,
             messages,
-            add_generation_prompt=False,
+            add_generation_prompt=add_generation_prompt,
             variables=variables,
             began=0.0,
         )
