@@ -17,6 +17,7 @@ Parser = Callable[[str, Any], Any]
 _JSON_MARKS = (("<|tool_call|>", "<|/tool_call|>"), (CALL, CALL_END))
 _DEEPSEEK = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 _FENCED = re.compile(r"([^\n]++)\n```json\n(.*)\n```", re.DOTALL)
+_CALL_ID = re.compile(r"\[CALL_ID\]([\w-]++)(?=\[ARGS\])")
 _BETWEEN = re.compile(r"[\s;,]*+")
 
 
@@ -47,7 +48,10 @@ def native_format(tokenizer: Any, template: ChatTemplate) -> ToolFormat | None:
         tokenizer: mlx-lm's ``TokenizerWrapper``.
     """
     if getattr(tokenizer, "has_tool_calling", False):
-        return ToolFormat(tokenizer.tool_call_start, tokenizer.tool_call_end or "", tokenizer.tool_parser)
+        start, parser = tokenizer.tool_call_start, tokenizer.tool_parser
+        if start == "[TOOL_CALLS]":
+            parser = _with_call_ids(parser)
+        return ToolFormat(start, tokenizer.tool_call_end or "", parser)
     written = template.literal_text
     if "<|call|>" in written and "functions." in written:
         return ToolFormat("<|channel|>commentary to=functions.", "<|call|>", _harmony)
@@ -59,6 +63,20 @@ def native_format(tokenizer: Any, template: ChatTemplate) -> ToolFormat | None:
     if "ipython" in template.source:
         return ToolFormat("<|python_tag|>", "", _several_objects, is_whole_reply=True)
     return None
+
+
+def _with_call_ids(parser: Parser) -> Parser:
+    """mlx-lm's parser for Mistral, which takes an id between name and arguments for the name."""
+
+    def parse(text: str, tools: Any) -> Any:
+        found = parser(_CALL_ID.sub("", text), tools)
+        calls = found if isinstance(found, list) else [found]
+        ids = _CALL_ID.findall(text)
+        if len(ids) != len(calls):
+            return calls
+        return [{**call, "id": one} for call, one in zip(calls, ids, strict=True)]
+
+    return parse
 
 
 def _json(text: str, _: Any) -> Any:
