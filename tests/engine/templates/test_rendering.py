@@ -99,6 +99,16 @@ def test_a_template_that_takes_nothing_is_reported_in_its_own_words(tokenizer: A
         render(tokenizer, [user("Hello")])
 
 
+@pytest.mark.parametrize("name", ["tools", "documents"])
+def test_a_template_that_is_made_for_tools_or_documents_is_used_without_any(
+    tokenizer: Any, name: str
+) -> None:
+    tokenizer.chat_template = "{% for one in " + name + " %}[{{ one }}]{% endfor %}" + DEAF
+    said = rendered(tokenizer, user("Hello!"))
+    tokenizer.chat_template = DEAF
+    assert said == rendered(tokenizer, user("Hello!"))
+
+
 def test_templates_run_in_a_sandbox(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ messages.__class__.__base__.__subclasses__() }}"
     with pytest.raises(PromptRejected, match="unsafe"):

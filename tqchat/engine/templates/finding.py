@@ -85,7 +85,7 @@ def chat_template(tokenizer: Any, for_tools: bool = False) -> ChatTemplate | Non
     In order: mlx-lm's own code for the model, ``chat_template.jinja`` and the templates of
     ``tokenizer_config.json`` and ``additional_chat_templates/`` (transformers reads those), then
     ``chat_template.json``, which transformers reads for processors only. An empty template, or one longer
-    than 1 MiB, counts as none.
+    than 256 KiB, counts as none.
 
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``.

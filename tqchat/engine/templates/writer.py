@@ -29,6 +29,9 @@ from tqchat.engine.templates.limits import one_budget
 from tqchat.engine.templates.presence import Presence
 from tqchat.engine.templates.tool_forms import ToolForms
 
+_LISTS = ("tools", "documents")
+"""Template variables that are null in a plain chat."""
+
 _PROBE = "tqchatprobe"
 """Replaces a content, to see whether the template writes it."""
 
@@ -87,6 +90,13 @@ class TemplateWriter:
         """
         try:
             with one_budget():
+                try:
+                    return self._first_complete(tuple(messages))
+                except TemplateLimit:
+                    raise
+                except TemplateError:
+                    if not self._lists_nothing():
+                        raise
                 return self._first_complete(tuple(messages))
         except TemplateStopped as error:
             raise PromptStopped("The prompt was stopped before it was complete.") from error
@@ -95,6 +105,18 @@ class TemplateWriter:
             raise PromptRejected(
                 f"This model's chat template cannot take the conversation: {reason}."
             ) from error
+
+    def _lists_nothing(self) -> bool:
+        """Give the template empty lists, if it reads any, for those that a plain chat does not have.
+
+        Templates that are made only for tools or documents go through them without asking whether there are
+        any.
+        """
+        read: dict[str, Any] = {
+            name: [] for name in _LISTS if name in self._template.variables and self._tools is None
+        }
+        self._variables = {**read, **self._variables}
+        return bool(read)
 
     def _first_complete(self, messages: Messages) -> str:
         opened = self._opened_thought()
