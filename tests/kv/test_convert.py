@@ -9,7 +9,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tests.kv import families, tiny
 from tests.kv.test_cache import logits
-from tqchat.kv import UnknownScheme, convert, convert_in_place, make_prompt_cache, memory_report
+from tqchat.kv import UnknownScheme, conversion, convert, convert_in_place, make_prompt_cache, memory_report
 
 NAMES = ["fp16", "affine4", "turbo0v2", "turbo8v4", "turbo4"]
 
@@ -107,3 +107,15 @@ def test_an_empty_cache_that_was_converted_is_fitted_like_a_new_one(
     for name, expected in states[1].items():
         found = states[0][name]
         assert mx.array_equal(found, expected) if isinstance(expected, mx.array) else found == expected
+
+
+def test_a_cache_is_converted_in_place_on_a_disk_that_is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversion, "FREE_DISK_FACTOR", 1 << 60)
+    model, tokens = tiny.llama(), tiny.tokens(330)
+    cache = make_prompt_cache(model, "turbo4")
+    logits(model, cache, tokens[:, :320], 319)
+    expected = convert(cache, "turbo2")
+    convert_in_place(cache, "turbo2")
+    assert memory_report(cache).scheme == "turbo2"
+    rest = tokens[:, 320:]
+    assert mx.array_equal(logits(model, cache, rest), logits(model, expected, rest))

@@ -6,6 +6,7 @@ A cache is rolled back to a checkpoint by restoring these copies and trimming th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from tqchat.kv.memory import LayerReport
 from tqchat.kv.prompt_cache import LatentCache, flat_layers, replace_layers
 from tqchat.kv.report import layer_reports
 from tqchat.kv.scheme import Scheme
-from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
+from tqchat.kv.snapshot import can_save, describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.storage.write_behind import in_own_buffer
 from tqchat.kv.window import only_window
 
@@ -70,11 +71,7 @@ def can_trim(cache: Sequence[Any]) -> bool:
 
 
 def take(cache: Sequence[Any], tokens: int) -> Checkpoint:
-    """Copy the layers that cannot be trimmed, evaluated. Windows lose what has left them.
-
-    Raises:
-        CacheFileError: if a layer's class is not supported.
-    """
+    """Copy the layers that cannot be trimmed, evaluated. Windows lose what has left them."""
     flat = flat_layers(list(cache))
     return Checkpoint(tokens, {index: copy_layer(only_window(flat[index])) for index in layers_copied(cache)})
 
@@ -105,11 +102,11 @@ def convert(checkpoints: Sequence[Checkpoint], scheme: Scheme) -> list[Checkpoin
 
 
 def copy_layer(layer: Any) -> Any:
-    """An independent copy of a layer, evaluated.
-
-    Raises:
-        CacheFileError: if the layer's class is not supported.
-    """
+    """An independent copy of a layer, evaluated."""
+    if not can_save(layer):  # a class of the model's own
+        duplicate = deepcopy(layer)
+        mx.eval(duplicate.state)
+        return duplicate
     arrays: dict[str, mx.array] = {}
     description = describe_layer(layer, "layer", arrays)
     # Copied arrays, because mlx-lm assigns into its own.

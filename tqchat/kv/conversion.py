@@ -23,7 +23,7 @@ from tqchat.kv.cache import ROLES, SchemeCache
 from tqchat.kv.codec.rope import release_angles
 from tqchat.kv.prompt_cache import convert_layer, flat_layers, layer_indices, replace_layers
 from tqchat.kv.scheme import Scheme, parse_scheme
-from tqchat.kv.snapshot import describe_layer, rebuild_layer, transient_attributes
+from tqchat.kv.snapshot import can_save, describe_layer, rebuild_layer, transient_attributes
 from tqchat.kv.storage.array_file import ArrayFile, StoredArray
 from tqchat.kv.storage.earlier import EarlierSide
 from tqchat.kv.storage.side import Side
@@ -156,7 +156,7 @@ def _convert(
     size = sum(_bytes_to_store(part) for part in flat_layers(cache))
     file.reserve(size)
     keeps = _has_room(file, size)
-    replaced: list[list[_StoredLayer]] = []
+    replaced: list[dict[int, _StoredLayer]] = []
     try:
         for index, number in enumerate(layer_indices(cache)):
             if stopped():
@@ -166,13 +166,18 @@ def _convert(
             pairs = list(zip(flat_layers([cache[index]]), flat_layers([new]), strict=True))
             if any(_offset(old) != _offset(part) for old, part in pairs):
                 raise RuntimeError("a converted layer does not hold the same tokens")
-            stored = [_store(old, file) for old, _ in pairs]
-            for (old, part), one in zip(pairs, stored, strict=True):
-                if keeps and (kept := _as_kept(old, part)) is not None:
+            stored: dict[int, _StoredLayer] = {}
+            for place, (old, part) in enumerate(pairs):
+                if part is old:
+                    continue  # no scheme applies to it
+                one = stored[place] = _store(old, file)
+                kept = _as_kept(old, part) if keeps else None
+                if kept is not None:
                     _keep_earlier(kept, part, one if kept is old else _store(kept, file))
             replaced.append(stored)
             cache[index] = new
-            del old, part, pairs, kept
+            old = part = kept = None  # so that their memory can be freed
+            del pairs
             while not file.wait(backlog, STOP_INTERVAL_S):
                 if stopped():
                     raise ConversionStopped
@@ -181,7 +186,7 @@ def _convert(
             progress(index + 1, len(cache))
     except BaseException:
         for index, stored in enumerate(replaced):
-            layers = {number: one.rebuild() for number, one in enumerate(stored)}
+            layers = {number: one.rebuild() for number, one in stored.items()}
             (cache[index],) = replace_layers([cache[index]], layers)
         raise
     finally:
@@ -239,7 +244,9 @@ def _found_in_files(layer: Any) -> dict[str, StoredArray]:
 
 
 def _bytes_to_store(layer: Any) -> int:
-    """Bytes that ``_convert`` writes of a layer."""
+    """Bytes that ``_convert`` writes of a layer, at most."""
+    if not can_save(layer):
+        return 0  # no scheme applies to it
     arrays: dict[str, mx.array] = {}
     describe_layer(layer, _LAYER, arrays)
     found = _found_in_files(layer)

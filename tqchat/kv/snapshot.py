@@ -138,14 +138,21 @@ def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
     return cache, metadata
 
 
+def can_save(layer: Any) -> bool:
+    """Whether a layer's class, not a list of layers, is one that a file may name."""
+    return _CLASSES.get(type(layer).__name__) is type(layer)
+
+
 def describe_layer(layer: Any, prefix: str, arrays: dict[str, mx.array]) -> dict[str, Any]:
     """JSON description of a layer for ``rebuild_layer``; adds its arrays to ``arrays`` as ``prefix.*``."""
     name = type(layer).__name__
     if isinstance(layer, mlx_cache.CacheList):
         parts = [describe_layer(part, f"{prefix}.{i}", arrays) for i, part in enumerate(layer.caches)]
         return {"class": "CacheList", "parts": parts}
-    if _CLASSES.get(name) is not type(layer):
-        raise CacheFileError(f"A cache of class {name} cannot be saved.")
+    if not can_save(layer):
+        raise CacheFileError(
+            f"This model's cache (of class {name}) cannot be saved: it is read again after a restart."
+        )
     scalars: list[list[Any]] = []
     leaves: dict[str, Any] = dict(tree_flatten(layer.state, is_leaf=lambda x: x is None))
     for key, leaf in leaves.items():
