@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny as tiny_models
+from tests.engine.talk import TALE, assistant, send, user
 from tests.models import STARTER_FOLDER, tiny_llama
 from tqchat.engine import backend, models
 from tqchat.engine.commands import STARTER, Sampling, resolve_sampling
+from tqchat.engine.events import SchemeChanged
 from tqchat.engine.hub.resolve import ModelNotFound, resolve
-from tqchat.engine.models import LoadedModel
+from tqchat.engine.models import LoadedModel, loading
 from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
+from tqchat.engine.session import Session
 from tqchat.errors import TqchatError
 from tqchat.paths import bundled
+from tqchat.store.vault import Vault
 
 on_cpu = pytest.mark.skipif(backend.prepare().name != "cpu", reason="weights stay as they are on a GPU")
 
@@ -133,6 +137,53 @@ def test_values_that_only_transformers_refuses_do_not_matter(
     loaded = models.load(str(folder))
     assert loaded.tokenizer.encode("hello")
     assert loaded.info.layers == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        (tiny_models.HYBRID, {"layer_types": ["mamba", "full_attention"]}),
+        (tiny_models.RECURRENT, {"layer_types": ["mamba"]}),
+        (tiny_models.EXPERTS, {"num_labels": "x"}),
+    ],
+    ids=["property of the configuration", "a property of another", "wrong type"],
+)
+def test_a_configuration_that_transformers_cannot_build_needs_no_other_tokenizer(
+    tmp_path: Path, config: dict[str, Any], values: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_models.write(tmp_path / "model", config)
+    expected = models.load(str(folder)).tokenizer
+    change(folder, **values)
+    found = loading._load_tokenizer(folder)
+    assert found.encode("Hello <|im_end|>") == expected.encode("Hello <|im_end|>")
+    assert found.eos_token_ids == expected.eos_token_ids
+    assert capfd.readouterr() == ("", "")  # it would be printed over the screen
+
+
+def test_a_model_with_a_cache_class_of_its_own_is_chatted_with(tmp_path: Path) -> None:
+    config = tiny_models.COMMON | {
+        "model_type": "deepseek_v41",
+        "num_hidden_layers": 2,
+        "q_lora_rank": 32,
+        "qk_rope_head_dim": 16,
+        "o_groups": 2,
+        "o_lora_rank": 16,
+        "moe_intermediate_size": 32,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 32,
+    }
+    loaded = models.load(str(tiny_models.write(tmp_path / "model", config)))
+    session = Session(loaded)
+    told, asked, other = user(TALE), user("Who am I?"), user("Where was the dog?")
+    first = send(session, [told])
+    chat = [told, assistant(first.text)]
+    answers = [send(session, [*chat, one]).text for one in (asked, other, asked)]
+    assert answers[0] == answers[2] == send(Session(loaded), [*chat, asked]).text
+    assert isinstance(list(session.set_scheme("turbo4"))[-1], SchemeChanged)
+    assert send(session, [*chat, other]).text == answers[1]
+    with pytest.raises(TqchatError, match=r"cannot be saved: it is read again after a restart\.$"):
+        session.save(Vault(tmp_path / "vault"), "one")
 
 
 def change(folder: Path, **values: Any) -> None:

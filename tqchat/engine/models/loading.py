@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -296,20 +297,22 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
 
 def _load_tokenizer(folder: Path) -> Any:
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
     from mlx_lm.utils import load_tokenizer
 
     token_tables.check(folder)
-    # Its warnings would be printed over the application's screen.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # What it logs would be printed over the application's screen.
+    transformers.logging.set_verbosity(logging.CRITICAL)
     try:
         options: dict[str, Any] = {"trust_remote_code": False}
         try:
             tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
-        except StrictDataclassError:
+        except Exception as error:
             # transformers refuses values of config.json that mlx-lm accepts and no tokenizer needs.
             options["config"] = transformers.PretrainedConfig()
-            tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
+            try:
+                tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
+            except Exception:
+                raise error from None
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_eos_tokens(folder)
         return tokenizer
     except BaseException as error:
