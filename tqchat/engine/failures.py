@@ -84,6 +84,8 @@ def as_model_error(name: str) -> Iterator[None]:
 
 def reason_of(error: BaseException) -> str:
     """Kind and first line of an error of another library, for the end of a sentence."""
+    if "No Metal back-end" in str(error):
+        return "mlx-lm computes it with Metal only, which a Mac has"
     lines = str(error)[:_MAX_REASON_CHARS].splitlines()
     return one_line(f"{type(error).__name__}: {lines[0] if lines else ''}").rstrip(".: ")
 

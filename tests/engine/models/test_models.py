@@ -86,6 +86,18 @@ def test_weights_that_do_not_fit_as_float32_stay_quantised(
     assert model.cache_dtype is None
 
 
+@on_cpu
+def test_experts_that_a_cpu_cannot_compute_are_refused_when_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "fits_as_float32", lambda model: False)
+    folder = tiny_models.write(tmp_path / "dense", tiny_models.EXPERTS)
+    with pytest.raises(TqchatError, match=r"^dense is a mixture of experts in 16 bits, .* quantised version"):
+        models.load(str(folder))
+    folder = tiny_models.write(tmp_path / "quantised", tiny_models.EXPERTS, quantised=True)
+    assert send(Session(models.load(str(folder))), [user("Hello")]).counts.generated
+
+
 def test_float16_models_keep_float16_caches(tiny: LoadedModel) -> None:
     import mlx.core as mx
 
@@ -118,6 +130,15 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other shapes": (lambda f: change(f, hidden_size=128), "shapes"),
     "other layers": (lambda f: change(f, num_hidden_layers=5), "missing"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    "half of a tokenizer": (lambda f: (f / "tokenizer.json").rename(f / "vocab.json"), "merges.txt"),
+    "empty tokenizer": (
+        lambda f: (
+            (f / "tokenizer.json").unlink(),
+            (f / "tokenizer.model").touch(),
+            (f / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}'),
+        ),
+        "makes no tokens of a word; download or copy the model again",
+    ),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
     "tokenizer with own code": (
         lambda f: (f / "tokenizer_config.json").write_text(

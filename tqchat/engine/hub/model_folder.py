@@ -199,8 +199,11 @@ def _check_regular(folder: Path) -> None:
 
 
 def _check_tokenizer(folder: Path) -> None:
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    found = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not found:
         raise NotAModel(f"{folder} has no tokenizer (tokenizer.json or tokenizer.model).")
+    if found == ["vocab.json"] and not (folder / "merges.txt").is_file():
+        raise NotAModel(f"{folder} lacks a part of its tokenizer (merges.txt): download it again.")
 
 
 def _indexed(index: Path) -> set[str]:

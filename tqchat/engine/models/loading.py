@@ -35,6 +35,7 @@ from tqchat.engine.templates import (
 )
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.text import one_line
+from tqchat.units import size
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -181,9 +182,16 @@ def _described(
     cache_dtype: mx.Dtype | None = None
     half = weights.native_half_dtype(model, config)
     in_half = weights.computes_in_half(model)
-    if machine.name == "cpu" and in_half and fits_as_float32(model):
-        weights.to_float32(model)
-        in_half = False
+    if machine.name == "cpu" and in_half:
+        if fits_as_float32(model):
+            weights.to_float32(model)
+            in_half = False
+        elif weights.has_half_experts(model):
+            raise ModelUnusable(
+                f"{model_folder.display_name(folder)} is a mixture of experts in 16 bits, which a CPU cannot "
+                f"compute, and in 32 bits it takes {size(weights.float32_bytes(model))}, more than there is "
+                "memory for; choose a quantised version of it or a smaller model."
+            )
     if not in_half:
         cache_dtype = half
     ref = model_ref(ref)
@@ -225,12 +233,12 @@ def with_adapter(plain: LoadedModel, adapter: adapters.Adapter) -> LoadedModel:
     replaced = adapters.apply(model, adapter, model_folder.display_name(plain.folder))
     if plain.compute == "float32":
         weights.widen(model)
-    size = weights.weight_bytes(model)
+    loaded_bytes = weights.weight_bytes(model)
     info = replace(
         info,
         fingerprint=_fingerprint(plain.folder, plain.compute, plain.cache_dtype, f"adapter {adapter.digest}"),
-        weight_bytes=size,
-        memory_budget=memory_budget(backend.prepare().memory_bytes, size),
+        weight_bytes=loaded_bytes,
+        memory_budget=memory_budget(backend.prepare().memory_bytes, loaded_bytes),
         adapter=adapter.name,
     )
     return replace(plain, info=info, adapter=adapter, replaced=replaced)
@@ -250,12 +258,12 @@ def without_adapter(loaded: LoadedModel) -> LoadedModel:
         machine = backend.prepare()
         return load_folder(loaded.folder, loaded.info.ref, machine, find_profile=loaded.find_profile)
     loaded.model.update_modules(loaded.replaced)
-    size = weights.weight_bytes(loaded.model)
+    loaded_bytes = weights.weight_bytes(loaded.model)
     info = replace(
         loaded.info,
         fingerprint=_fingerprint(loaded.folder, loaded.compute, loaded.cache_dtype),
-        weight_bytes=size,
-        memory_budget=memory_budget(backend.prepare().memory_bytes, size),
+        weight_bytes=loaded_bytes,
+        memory_budget=memory_budget(backend.prepare().memory_bytes, loaded_bytes),
         adapter=None,
     )
     return replace(loaded, info=info, adapter=None, replaced=None)
@@ -313,6 +321,8 @@ def _load_tokenizer(folder: Path) -> Any:
                 tokenizer = load_tokenizer(folder, options, eos_token_ids=[])  # type: ignore[no-untyped-call]
             except Exception:
                 raise error from None
+        if not tokenizer.encode("Hello", add_special_tokens=False):
+            raise ValueError("it makes no tokens of a word; download or copy the model again")
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_eos_tokens(folder)
         return tokenizer
     except BaseException as error:

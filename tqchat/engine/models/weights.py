@@ -35,6 +35,11 @@ def computes_in_half(model: Any) -> bool:
     return any(array.dtype in _HALF for _, array in _arrays(model))
 
 
+def has_half_experts(model: Any) -> bool:
+    """Whether it has experts of 16 bits that are not quantised: MLX multiplies them on a GPU only."""
+    return any(type(one) is SwitchLinear and one.weight.dtype in _HALF for one in model.modules())
+
+
 def float32_bytes(model: Any) -> int:
     """Bytes of the weights as float32."""
     quantised = {name for name, module in model.named_modules() if _is_quantised(module)}
