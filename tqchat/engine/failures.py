@@ -10,6 +10,9 @@ from tqchat.errors import TqchatError
 from tqchat.text import one_line
 from tqchat.units import size
 
+OTHER_COPY = "download or copy the model again, or choose another version of it"
+"""What to do about a model whose files make other libraries fail, as the end of a sentence."""
+
 _MAX_REASON_CHARS = 300
 _log = logging.getLogger(__name__)
 
@@ -79,13 +82,15 @@ def as_model_error(name: str) -> Iterator[None]:
         # A panic of a library written in Rust is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ModelUnusable(f"{name} cannot be loaded: {reason_of(error)}.") from error
+        if "No Metal back-end" in str(error):
+            reason = "mlx-lm computes it with Metal only, which a Mac has; choose another model"
+        else:
+            reason = f"{reason_of(error)}; {OTHER_COPY}"
+        raise ModelUnusable(f"{name} cannot be loaded: {reason}.") from error
 
 
 def reason_of(error: BaseException) -> str:
     """Kind and first line of an error of another library, for the end of a sentence."""
-    if "No Metal back-end" in str(error):
-        return "mlx-lm computes it with Metal only, which a Mac has"
     lines = str(error)[:_MAX_REASON_CHARS].splitlines()
     return one_line(f"{type(error).__name__}: {lines[0] if lines else ''}").rstrip(".: ")
 

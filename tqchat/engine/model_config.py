@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+MAX_CONTEXT = 1 << 40
+"""Greater numbers than any context stand for no limit."""
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length")
 _NESTED = ("text_config", "llm_config", "language_config", "language_model")
 
@@ -15,6 +18,6 @@ def context_limit(config: dict[str, Any]) -> int | None:
             continue
         for key in _CONTEXT_KEYS:
             value = table.get(key)
-            if isinstance(value, int) and value > 0:
-                return value
+            if isinstance(value, (int, float)) and 1 < value < MAX_CONTEXT:  # True is 1
+                return int(value)
     return None

@@ -137,8 +137,10 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
             (f / "tokenizer.model").touch(),
             (f / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}'),
         ),
-        "makes no tokens of a word; download or copy the model again",
+        "makes no tokens of a word; download or copy the model again, or choose another version",
     ),
+    "quantisation of another type": (lambda f: change(f, quantization=[4]), "choose another version of it"),
+    "a window of no model": (lambda f: change(f, sliding_window=10**20), "sliding_window is 1000000"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer"),
     "tokenizer with own code": (
         lambda f: (f / "tokenizer_config.json").write_text(
@@ -147,6 +149,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "Python code",
     ),
 }
+
+
+@pytest.mark.parametrize("name", ["[4bit] what? *{a}", "line\nbreak", "ünï 🦡 'q\" $HOME %s"])
+def test_a_folder_of_any_name_is_loaded(llama_folder: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(llama_folder, tmp_path / name))
+    assert models.load(str(folder)).info.name == name.replace("\n", " ")
 
 
 @pytest.mark.parametrize("value", [None, "2048", 2048.0])

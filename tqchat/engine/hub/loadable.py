@@ -51,6 +51,7 @@ _BOUNDS: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), (0, 1 << 14)),
     **dict.fromkeys(_EXPERTS, (0, 1 << 14)),
     **dict.fromkeys(("o_groups", "n_shared_head", "hc_mult", "num_kv_reuse_layers"), (0, 1 << 10)),
+    **dict.fromkeys(("sliding_window", "attention_window_size", "attention_chunk_size"), (-1, 1 << 30)),
     "head_dim": (2, 1 << 14),
     "vocab_size": (1, 1 << 24),
 }

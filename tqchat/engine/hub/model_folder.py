@@ -11,6 +11,7 @@ from typing import Any
 from tqchat.engine.hub import loadable, safetensors_header
 from tqchat.engine.hub.model_errors import NeedsCustomCode, NotAModel, UnsupportedModel
 from tqchat.files import is_nested_deeply
+from tqchat.text import one_line
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -85,7 +86,7 @@ def is_complete(folder: Path) -> bool:
 def display_name(folder: Path) -> str:
     """The repo id of a model in the Hugging Face cache, else its folder's name."""
     storage = _hub_storage(folder)
-    return "/".join(storage.name.split("--")[1:]) if storage is not None else folder.name
+    return one_line("/".join(storage.name.split("--")[1:]) if storage is not None else folder.name)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqchat.engine import backend
 from tqchat.engine.commands import model_ref
 from tqchat.engine.events import ModelInfo
-from tqchat.engine.failures import ModelUnusable, as_model_error, reason_of
+from tqchat.engine.failures import OTHER_COPY, ModelUnusable, as_model_error, reason_of
 from tqchat.engine.hub import model_folder
 from tqchat.engine.hub.remote import download
 from tqchat.engine.hub.resolve import resolve
@@ -195,7 +198,7 @@ def _described(
     if not in_half:
         cache_dtype = half
     ref = model_ref(ref)
-    name = ref.rstrip("/").rpartition("/")[2] or folder.name
+    name = one_line(ref.rstrip("/").rpartition("/")[2] or folder.name)
     compute = "float32" if not in_half else str(half)
     switch = thinking_switch(chat_template(tokenizer))
     sampling, warning = sampling_defaults(folder)
@@ -277,8 +280,9 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
     from mlx_lm.utils import load_model
 
     try:
-        # Never run code that comes with a model.
-        return load_model(folder, trust_remote_code=False)
+        with _without_wildcards(folder) as place:
+            # Never run code that comes with a model.
+            return load_model(place, trust_remote_code=False)
     except MemoryError as error:
         raise ModelUnusable(
             f"{model_folder.display_name(folder)} does not fit into memory; choose a smaller model."
@@ -297,10 +301,22 @@ def _load_weights(folder: Path, config: dict[str, Any]) -> tuple[Any, dict[str, 
         elif "shape" in text.lower():
             reason = "its weights do not have the shapes that its config.json says"
         else:
-            reason = reason_of(error)
+            reason = f"{reason_of(error)}; {OTHER_COPY}"
         raise ModelUnusable(
             f"{model_folder.display_name(folder)} cannot be loaded: {reason.rstrip('.')}."
         ) from error
+
+
+@contextmanager
+def _without_wildcards(folder: Path) -> Iterator[Path]:
+    """The folder by a name that is no pattern: mlx-lm searches for the weights with ``glob``."""
+    if glob.escape(str(folder)) == str(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        link = Path(temporary) / "model"
+        link.symlink_to(folder.resolve())
+        yield link
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -322,7 +338,7 @@ def _load_tokenizer(folder: Path) -> Any:
             except Exception:
                 raise error from None
         if not tokenizer.encode("Hello", add_special_tokens=False):
-            raise ValueError("it makes no tokens of a word; download or copy the model again")
+            raise ValueError("it makes no tokens of a word")
         tokenizer.eos_token_ids = tokenizer.eos_token_ids | named_eos_tokens(folder)
         return tokenizer
     except BaseException as error:
@@ -336,7 +352,7 @@ def _load_tokenizer(folder: Path) -> Any:
         lines = str(error)[:300].splitlines() or [type(error).__name__]
         reason = one_line(lines[0]).rstrip(".")
         raise ModelUnusable(
-            f"The tokenizer of {model_folder.display_name(folder)} cannot be loaded: {reason}."
+            f"The tokenizer of {model_folder.display_name(folder)} cannot be loaded: {reason}; {OTHER_COPY}."
         ) from error
 
 

@@ -103,7 +103,8 @@ class TemplateWriter:
         except TemplateError as error:
             reason = str(error).strip().rstrip(".")
             raise PromptRejected(
-                f"This model's chat template cannot take the conversation: {reason}."
+                f"This model's chat template cannot take the conversation: {reason}; choose another version "
+                "of the model."
             ) from error
 
     def _lists_nothing(self) -> bool:
