@@ -38,6 +38,16 @@ class ContextFull(TqchatError):
         )
 
 
+class UnknownToken(TqchatError):
+    """The tokenizer writes a token for which the model has no vector."""
+
+    def __init__(self, name: str, token: int, known: int) -> None:
+        super().__init__(
+            f"The tokenizer of {name} writes token {token:,} and its weights know {known:,}: they do not "
+            f"belong together; {OTHER_COPY}."
+        )
+
+
 class OverMemoryBudget(TqchatError):
     """The prompt's cache would not fit its memory budget."""
 

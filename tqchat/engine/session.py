@@ -288,6 +288,7 @@ class Session:
         limit = self.model.context_limit
         if limit is not None and len(prompt) >= limit:
             raise ContextFull(len(prompt), limit)
+        self.model.check_tokens(prompt)
         reply.prompt = len(prompt)
         if vault is not None:
             persistence.recall(cache, vault, conversation_id, prompt)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny as tiny_models
-from tests.engine.talk import TALE, assistant, send, user
+from tests.engine.scripted_model import tokenizer_files
+from tests.engine.talk import TALE, assistant, greedy, send, user
 from tests.models import STARTER_FOLDER, tiny_llama
 from tqchat.engine import backend, models
 from tqchat.engine.commands import STARTER, Sampling, resolve_sampling
-from tqchat.engine.events import SchemeChanged
+from tqchat.engine.events import Done, Failed, SchemeChanged
 from tqchat.engine.hub.resolve import ModelNotFound, resolve
 from tqchat.engine.models import LoadedModel, loading
 from tqchat.engine.models.fingerprint import fingerprint
@@ -149,6 +150,22 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "Python code",
     ),
 }
+
+
+def test_tokens_beyond_the_weights_are_not_read(tmp_path: Path) -> None:
+    config = tiny_models.COMMON | {"model_type": "llama", "num_hidden_layers": 2, "rope_theta": 10000.0}
+    folder = tiny_models.write(tmp_path / "model", config)
+    size = tokenizer_files(folder, "{{ messages[0].content }}", special=("<|beyond|>",))
+    session = Session(models.load(str(folder)))  # other models have more tokens than they use
+    assert isinstance(list(session.send([user("Hello <|beyond|>")], greedy(1)))[-1], Done)
+    session.model.tokenizer.chat_template = "<|beyond|>{{ messages[0].content }}"
+    said = list(session.send([user("Hello")]))[-1]
+    assert (
+        isinstance(said, Failed) and f"writes token {size - 1:,} and its weights know 12,288" in said.message
+    )
+    tokenizer_files(folder, "<|beyond|>{{ messages[0].content }}", special=("<|beyond|>",))
+    with pytest.raises(TqchatError, match="do not belong together"):
+        models.load(str(folder))
 
 
 @pytest.mark.parametrize("name", ["[4bit] what? *{a}", "line\nbreak", "ünï 🦡 'q\" $HOME %s"])

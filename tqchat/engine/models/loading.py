@@ -6,17 +6,17 @@ import glob
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqchat.engine import backend
-from tqchat.engine.commands import model_ref
+from tqchat.engine.commands import ChatMessage, model_ref
 from tqchat.engine.events import ModelInfo
-from tqchat.engine.failures import OTHER_COPY, ModelUnusable, as_model_error, reason_of
+from tqchat.engine.failures import OTHER_COPY, ModelUnusable, UnknownToken, as_model_error, reason_of
 from tqchat.engine.hub import model_folder
 from tqchat.engine.hub.remote import download
 from tqchat.engine.hub.resolve import resolve
@@ -30,10 +30,12 @@ from tqchat.engine.models.fingerprint import fingerprint
 from tqchat.engine.models.sampling_defaults import sampling_defaults
 from tqchat.engine.reasoning import ReplyFormat, ends_of, named_eos_tokens
 from tqchat.engine.templates import (
+    PromptRejected,
     ThinkingSwitch,
     chat_template,
     default_choice,
     default_variables,
+    render,
     thinking_switch,
 )
 from tqchat.kv.scheme import Scheme, parse_scheme
@@ -105,6 +107,22 @@ class LoadedModel:
         """The model's reasoning marks and end-of-turn tokens."""
         return ReplyFormat(self.tokenizer, ends_of(self.tokenizer))
 
+    @cached_property
+    def _embedded_tokens(self) -> int | None:
+        from tqchat.engine.models import weights
+
+        return weights.embedded_tokens(self.model)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Check that the model has vectors for all tokens: MLX would read whatever lies behind the last one.
+
+        Raises:
+            UnknownToken: if it has not.
+        """
+        known, greatest = self._embedded_tokens, max(tokens, default=0)
+        if known is not None and greatest >= known:
+            raise UnknownToken(self.info.name, greatest, known)
+
     @property
     def on_cpu(self) -> bool:
         """Whether the model runs on a CPU, where prefill chunks are smaller."""
@@ -164,6 +182,8 @@ def load_folder(
     with as_model_error(model_folder.display_name(folder)):
         plain = _described(folder, ref, machine, model, config, find_profile)
         _ = plain.reply_format  # a tokenizer that fails on any text does so here
+        with suppress(PromptRejected):
+            plain.check_tokens(render(plain.tokenizer, [ChatMessage("user", "Hello")]))
     return plain if added is None else with_adapter(plain, added)
 
 

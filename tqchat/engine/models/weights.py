@@ -40,6 +40,12 @@ def has_half_experts(model: Any) -> bool:
     return any(type(one) is SwitchLinear and one.weight.dtype in _HALF for one in model.modules())
 
 
+def embedded_tokens(model: Any) -> int | None:
+    """Number of tokens that the model has vectors for, ``None`` if it has no embedding of MLX's."""
+    kinds = (Embedding, QuantizedEmbedding)
+    return max((one.weight.shape[0] for one in model.modules() if isinstance(one, kinds)), default=None)
+
+
 def float32_bytes(model: Any) -> int:
     """Bytes of the weights as float32."""
     quantised = {name for name, module in model.named_modules() if _is_quantised(module)}
