@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.engine import tiny as tiny_models
 from tests.engine.hub.stand_in_hub import REPO, Hub, serving
 from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import assistant, greedy, user
@@ -398,6 +399,18 @@ def test_a_failed_save_is_reported_once(
     heard.next(SaveFailed)
     engine.shutdown(SECONDS)
     assert len(heard.all(SaveFailed)) == 2
+
+
+def test_a_cache_that_has_no_form_on_disk_is_reported_once_for_its_model(
+    engine: Engine, heard: Listener, tmp_path: Path
+) -> None:
+    engine.submit(LoadModel(str(tiny_models.write(tmp_path / "model", tiny_models.OWN_CACHE))))
+    for _ in range(2):
+        engine.submit(send("a", HELLO, 4))
+        heard.next(Done)
+    engine.shutdown(SECONDS)
+    (failed,) = heard.all(SaveFailed)
+    assert failed.message.endswith("cannot be saved: it is read again after a restart.")
 
 
 def test_a_seed_repeats_a_reply_on_the_engines_thread(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tqchat import kv
 from tqchat.engine.commands import (
     ChatMessage,
     Command,
@@ -153,6 +154,8 @@ class Engine:
         self._finished = threading.Event()
         self._current: _Current | None = None
         self._kernels: KernelWatch | None = None
+        self._unsavable: str | None = None
+        """Fingerprint of the model whose caches cannot be saved, once that was said."""
         self._requests = RequestQueue(
             self._emit,
             # Other requests wait until they are written: not for the disk.
@@ -627,6 +630,11 @@ class Engine:
             size = current.session.save(self._vault, current.conversation_id, interrupted)
         except Exception as error:
             current.session.changed = False
+            if isinstance(error, kv.CacheFileError):  # this model's caches have no form on disk
+                model = current.session.model.info.fingerprint
+                if model == self._unsavable:
+                    return
+                self._unsavable = model
             self._emit(SaveFailed(current.conversation_id, user_message(error)))
         else:
             if not size:

@@ -207,19 +207,7 @@ def test_a_configuration_that_transformers_cannot_build_needs_no_other_tokenizer
 
 
 def test_a_model_with_a_cache_class_of_its_own_is_chatted_with(tmp_path: Path) -> None:
-    config = tiny_models.COMMON | {
-        "model_type": "deepseek_v41",
-        "num_hidden_layers": 2,
-        "q_lora_rank": 32,
-        "qk_rope_head_dim": 16,
-        "o_groups": 2,
-        "o_lora_rank": 16,
-        "moe_intermediate_size": 32,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "sliding_window": 32,
-    }
-    loaded = models.load(str(tiny_models.write(tmp_path / "model", config)))
+    loaded = models.load(str(tiny_models.write(tmp_path / "model", tiny_models.OWN_CACHE)))
     session = Session(loaded)
     told, asked, other = user(TALE), user("Who am I?"), user("Where was the dog?")
     first = send(session, [told])
