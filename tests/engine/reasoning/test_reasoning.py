@@ -202,6 +202,21 @@ def test_only_the_end_of_a_thought_is_marked(tmp_path: Path) -> None:
     assert sum(delta.takes_answer for delta in of(events, TextDelta)) == 1
 
 
+SPEAKS_OF_IT = "Between <think> and </think>, as in:\n```\n<think>\nHm\n</think>\n```\nOpen <think>?"
+
+
+@pytest.mark.parametrize("opens", ["", "<think>\n", "<think>\n\n</think>\n\n"])
+def test_an_answer_behind_a_thought_may_speak_of_its_marks(tmp_path: Path, opens: str) -> None:
+    format = tokenizer_of(tmp_path, Kind("", opened(opens), plain=THINK))
+    thought = "" if "</" in opens else "Count.\n</think>\n\n"
+    reply = ("<think>\n" if not opens else "") + thought + SPEAKS_OF_IT + "\n<think>\nMore.\n</think>\nSo."
+    stream = ReplyStream(format, prompt_of(format))
+    spans = run_through(stream, format.tokenizer.encode(reply, add_special_tokens=False)) + stream.finish()
+    assert stream.reasoning == ("Count.\n\nMore." if thought else "More.")
+    assert stream.text.strip().startswith(SPEAKS_OF_IT) and stream.text.endswith("So.")
+    assert "".join(one.text for one in spans if one.part == "answer") == stream.text
+
+
 @pytest.mark.parametrize("plain", [(), THINK])
 @pytest.mark.parametrize(
     "reply",

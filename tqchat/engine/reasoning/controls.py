@@ -18,6 +18,7 @@ class Controls:
     def __init__(self, tokenizer: Any, marks: Iterable[str]) -> None:
         self._tokenizer = tokenizer
         self.added = added_tokens(tokenizer)
+        self._special = special_ids(tokenizer)
         self._ids: dict[str, int] = {}
         self._character: dict[int, str] = {}
         self._pattern = re.compile("(?!)")
@@ -49,6 +50,11 @@ class Controls:
     def is_control(self, mark: str) -> bool:
         """Whether a mark contains control tokens."""
         return self._pattern.search(mark) is not None
+
+    def may_be_text(self, mark: str) -> bool:
+        """Whether a mark is one token that is not special: text that spells it has that token too."""
+        token = self._ids.get(mark)
+        return token is not None and token not in self._special
 
     def encode(self, mark: str) -> list[int]:
         """The token ids of a mark with text around it."""

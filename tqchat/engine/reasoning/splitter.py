@@ -117,6 +117,8 @@ class Splitter:
         self._by_control: list[_Rule] = []
         self._openings: dict[str, str] = {}
         self._closings: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        """Marks that are one token that text has too, and that text."""
         self._wrappers = {
             controls.text(opening): controls.text(closing) for opening, closing in marks.wrappers
         }
@@ -201,6 +203,9 @@ class Splitter:
 
     def _learn_pair(self, pair: Pair) -> None:
         opening, closing = self._controls.text(pair.opening), self._controls.text(pair.closing)
+        for text, mark in ((pair.opening, opening), (pair.closing, closing)):
+            if self._controls.may_be_text(text):
+                self._tags[mark] = text
         if self._controls.is_control(pair.opening):
             self._by_control.append(_Rule(opening, self._open, True))
         else:
@@ -297,7 +302,14 @@ class Splitter:
         return best
 
     def _counts(self, rule: _Rule, at: int) -> bool:
-        """Whether a mark at ``at`` counts: a lone closing one only at the start of a line outside code."""
+        """Whether a mark at ``at`` counts.
+
+        A lone closing one does only at the start of a line outside code, and so does one in an answer behind
+        a thought, which may speak of the mark.
+        """
+        if rule.mark in self._tags and self.has_thought and self._state == "answer":
+            said = self._so_far.followed_by(self._buffer[:at])
+            return said.at_line_start and not said.in_code
         if rule.act != self._close_alone:
             return True
         said = self._so_far.followed_by(self._held_space + self._buffer[:at])
@@ -333,6 +345,9 @@ class Splitter:
         self._emit(text)
 
     def _emit(self, text: str) -> None:
+        if self._state == "answer" and self.has_thought:
+            for mark, spelled in self._tags.items():
+                text = text.replace(mark, spelled)
         text = without_controls(text)
         if self._state == "reasoning":
             # White space is held back until text follows, so that none remains before a closing mark.
@@ -353,8 +368,7 @@ class Splitter:
             self._spans.append(Span("reasoning", text))
         else:
             self._answer.append(text)
-            if not self.has_thought:
-                self._so_far.add(text)
+            self._so_far.add(text)
             self._spans.append(Span("answer", text))
 
     def _take(self) -> list[Span]:
@@ -398,6 +412,7 @@ class Splitter:
 
     def _end_message(self, mark: str) -> None:
         self._state, self._held_space, self._separate = "between", "", True
+        self._so_far = _AnswerSoFar(tuple(self._closings.values()))
         self._wrapper = self._wrappers.get(mark, self._wrapper)
 
     def _begin_header(self, mark: str) -> None:
