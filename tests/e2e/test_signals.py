@@ -68,6 +68,18 @@ def test_a_signal_during_a_reply_saves_it_and_its_cache(
     assert saved.bytes
 
 
+def test_a_scheme_asked_for_during_a_reply_outlives_a_kill(model: str, paths: Paths) -> None:
+    with Terminal("--model", model, "--scheme", "turbo4") as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.write(QUESTION)
+        terminal.sees("word5 ")
+        terminal.write("/scheme affine8")
+        terminal.sees("Changes to affine8 when this reply is done")
+        terminal.until(lambda: replies(paths))
+    with Terminal("--model", model) as terminal:
+        terminal.sees("unfinished", "affine8")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_idle_keeps_the_unsent_text(number: signal.Signals, model: str, paths: Paths) -> None:
     with Terminal("--model", model) as terminal:

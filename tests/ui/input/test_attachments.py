@@ -86,6 +86,13 @@ def test_previews_say_what_sending_will_do(folder: Path) -> None:
     assert attachments.read_mentioned("@notes.md", folder, as_words={"notes.md"}) == []
 
 
+def test_an_empty_file_is_called_empty_before_it_is_sent_and_in_the_conversation(folder: Path) -> None:
+    (folder / "none.txt").write_bytes(b"")
+    assert [one.label for one in attachments.preview("@none.txt", folder)] == ["none.txt · empty"]
+    sent = attachments.join("Sum up @none.txt", attachments.read_mentioned("@none.txt", folder))
+    assert [file.label for file in attachments.split(sent)[1]] == ["none.txt · empty"]
+
+
 def test_a_deleted_file_is_attached_as_it_was_before(folder: Path) -> None:
     earlier = [Attachment("gone.md", "as it was")]
     assert attachments.read_mentioned("@gone.md", folder, earlier) == earlier

@@ -162,7 +162,6 @@ class Controller:
             Whether all is in the file; ``False`` if that took longer than ``write_timeout_s``.
         """
         self.replies.close()
-        self.schemes.close()
         written = self.database.finish(write_timeout_s)
         self._leases.release_all()
         return written
@@ -230,4 +229,4 @@ class Controller:
 
     def _conversations_in_use(self) -> list[str | None]:
         waiting = [turn.conversation_id for turn in self.work.waiting]
-        return [self.shown.id, self.schemes.pending_id, self.work.conversation_id, *waiting]
+        return [self.shown.id, *self.schemes.pending_ids, self.work.conversation_id, *waiting]

@@ -153,11 +153,12 @@ class Fork:
 
 @dataclass(frozen=True)
 class PendingScheme:
-    """A scheme change that starts when the engine is free."""
+    """A scheme change that starts when the engine is free; ``before`` is the scheme until it is done."""
 
     conversation_id: str
     scheme: str
     reread: bool
+    before: str
 
 
 @dataclass(frozen=True)

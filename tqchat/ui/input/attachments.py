@@ -35,7 +35,9 @@ class Attachment:
 
     @property
     def label(self) -> str:
-        """``notes.md · 120 lines · 4.2 kB``."""
+        """``notes.md · 120 lines · 4.2 kB``, or ``notes.md · empty``."""
+        if not self.text:
+            return f"{one_line(self.name)} · empty"
         count = self.text.removesuffix("\n").count("\n") + 1
         lines = "1 line" if count == 1 else f"{figures.number(count)} lines"
         return f"{one_line(self.name)} · {lines} · {figures.size(len(self.text.encode(errors='replace')))}"

@@ -70,6 +70,72 @@ def test_a_scheme_change_during_a_reply_waits_for_its_end(rig: Rig) -> None:
     assert isinstance(rig.engine.commands[-1], commands.SetScheme)
 
 
+def test_changes_asked_for_in_two_conversations_during_a_reply_are_both_made(rig: Rig) -> None:
+    turn(rig, "First", "Hi.")
+    one = rig.chat.shown.id
+    assert one is not None
+    rig.chat.shown.new()
+    turn(rig, "Second", "Hi.")
+    two = rig.chat.shown.id
+    rig.chat.turns.send("Go on")
+    rig.chat.schemes.set("turbo0v2")
+    rig.chat.shown.open(one)
+    rig.chat.schemes.set("affine8")
+    rig.engine.done("Hi.")
+    changes = [command for command in rig.engine.commands if isinstance(command, commands.SetScheme)]
+    assert [(change.conversation_id, change.scheme) for change in changes] == [
+        (two, "turbo0v2"),
+        (one, "affine8"),
+    ]
+
+
+def test_asking_for_the_present_scheme_cancels_a_change_that_is_pending(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.delta("H")
+    rig.chat.schemes.set("turbo0v2")
+    rig.chat.schemes.set("turbo0v4")
+    rig.engine.done("Hi.")
+    assert not any(isinstance(command, commands.SetScheme) for command in rig.engine.commands)
+    assert rig.chat.schemes.chosen == "turbo0v4"
+
+
+def test_a_scheme_asked_for_during_a_conversion_follows_it(rig: Rig) -> None:
+    turn(rig, "Hello", "Hi.")
+    rig.engine.converts = False
+    rig.chat.schemes.set("turbo0v2")
+    rig.chat.schemes.set("turbo0v4")
+    assert rig.chat.schemes.chosen == "turbo0v4", "the cache still has it"
+    rig.engine.converts = True
+    conversation = rig.chat.shown.conversation
+    assert conversation is not None
+    size = report(300, "turbo0v2")
+    rig.engine.emit(
+        events.SchemeChanged(conversation.id, "turbo0v2", "turbo0v4", 300, 0.1, False, True, 9, 5, size)
+    )
+    last = rig.engine.commands[-1]
+    assert isinstance(last, commands.SetScheme) and last.scheme == "turbo0v4"
+    assert rig.chat.schemes.chosen == "turbo0v4"
+
+
+def test_a_change_asked_for_during_a_reply_that_fails_is_made(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.delta("H")
+    rig.chat.schemes.set("turbo0v2")
+    conversation = rig.chat.shown.conversation
+    assert conversation is not None
+    rig.engine.emit(events.Failed(conversation.id, "Out of memory."))
+    assert isinstance(rig.engine.commands[-1], commands.SetScheme)
+    assert rig.chat.schemes.chosen == "turbo0v2"
+
+
+def test_a_cache_read_again_under_its_scheme_is_not_called_a_change(rig: Rig) -> None:
+    turn(rig, "Hello", "Hi.")
+    rig.chat.schemes.set("turbo0v2")
+    rig.chat.schemes.set("turbo0v2", reread=True)
+    assert rig.view.said[-1][1].startswith("Re-read 300 tokens under turbo0v2 in ")
+    assert rig.chat.schemes.undo() and rig.chat.schemes.chosen == "turbo0v4"
+
+
 def test_a_cache_on_disk_is_converted_once_there_is_a_model(path: Path) -> None:
     rig = Rig(path)
     rig.chat.turns.send("Hello")

@@ -44,7 +44,7 @@ class CacheRestore:
             return
         self._work.open_id = conversation.id
         turns = for_engine(messages, conversation.system_prompt)
-        scheme = self._schemes.resolve(conversation.id, conversation.scheme)
+        scheme = self._schemes.resolve(conversation.id, self._schemes.of(conversation))
         self._engine.submit(
             commands.OpenConversation(
                 conversation.id,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from tqchat.engine import commands, events
 from tqchat.engine.memory.auto_scheme import SchemeChoice, choose_for_model
-from tqchat.store.database import AUTO, Database
+from tqchat.store.database import AUTO, Conversation, Database
 from tqchat.ui.controller.cache.figures import CacheFigures
 from tqchat.ui.controller.conversation.open_conversation import OpenConversation
 from tqchat.ui.controller.conversation.thinking import ThinkingSettings
@@ -19,6 +22,9 @@ from tqchat.ui.controller.view import View
 
 class SchemeChanges:
     """Sets schemes; a conversation with a cache is converted as soon as the engine is free.
+
+    The database has the scheme asked for from then on: if the process is killed before the conversion, the
+    next start builds the cache under that scheme.
 
     Attributes:
         progress: Progress of the conversion under way.
@@ -40,7 +46,7 @@ class SchemeChanges:
         self._shown, self._models, self._work, self._caches = shown, models, work, caches
         self._thinking = thinking
         self._auto_choices: dict[str, SchemeChoice] = {}
-        self._pending: PendingScheme | None = None
+        self._pending: dict[str, PendingScheme] = {}
         self._converting: PendingScheme | None = None
         self.progress: events.ConversionProgress | None = None
         self.previous: dict[str, str] = {}
@@ -49,7 +55,7 @@ class SchemeChanges:
     def chosen(self) -> str:
         """The scheme set for the shown conversation or the new one; may be ``auto``."""
         conversation = self._shown.conversation
-        return conversation.scheme if conversation else self._shown.new_conversation.scheme
+        return self.of(conversation) if conversation else self._shown.new_conversation.scheme
 
     @property
     def auto_choice(self) -> SchemeChoice:
@@ -67,9 +73,14 @@ class SchemeChanges:
         return f"auto: {self.in_force}" if self.chosen == AUTO else self.chosen
 
     @property
-    def pending_id(self) -> str | None:
-        """The conversation whose change is pending."""
-        return self._pending.conversation_id if self._pending else None
+    def pending_ids(self) -> Collection[str]:
+        """The conversations whose changes are pending."""
+        return self._pending.keys()
+
+    def of(self, conversation: Conversation) -> str:
+        """The scheme set for a conversation; the one before a change that is pending or under way."""
+        change = self._pending.get(conversation.id, self._converting)
+        return change.before if change and change.conversation_id == conversation.id else conversation.scheme
 
     def resolve(self, conversation_id: str, scheme: str) -> str:
         """The scheme of a conversation's setting, ``auto`` resolved."""
@@ -95,19 +106,25 @@ class SchemeChanges:
             self._shown.new_conversation.scheme = scheme
         elif self._shown.read_only:
             self._view.say(self._shown.read_only, "warning")
-        elif not self._caches.exists or (
-            not reread and self.resolve(conversation.id, scheme) == self.in_force
-        ):
-            self._database.set_scheme(conversation.id, scheme)
-            self._shown.reread()
         else:
-            self._pending = PendingScheme(conversation.id, scheme, reread)
+            self._ask(conversation, scheme, reread)
+        self._view.figures_changed()
+
+    def _ask(self, conversation: Conversation, scheme: str, reread: bool) -> None:
+        """Ask for a change, which replaces one that is pending."""
+        before = self.of(conversation)
+        differs = self.resolve(conversation.id, scheme) != self.in_force
+        converting = self._converting is not None and self._converting.conversation_id == conversation.id
+        self._database.set_scheme(conversation.id, scheme)
+        self._shown.reread()
+        self._pending.pop(conversation.id, None)
+        if self._caches.exists and (differs or reread or converting):
+            self._pending[conversation.id] = PendingScheme(conversation.id, scheme, reread, before)
             self._work.start_next()
-            if self._pending is not None:
+            if conversation.id in self._pending:
                 loaded = self._models.current is not None
                 when = "when this reply is done" if loaded else "once the model is loaded"
                 self._view.say(f"Changes to {scheme} {when}.")
-        self._view.figures_changed()
 
     def undo(self) -> bool:
         """Return to the scheme before the last change, re-reading the transcript; whether there was one."""
@@ -119,9 +136,9 @@ class SchemeChanges:
 
     def start_pending(self) -> bool:
         """Start the pending change; whether there was one."""
-        if self._pending is None:
+        if not self._pending:
             return False
-        change, self._pending = self._pending, None
+        change = self._pending.pop(next(iter(self._pending)))
         self._converting, self.progress = change, None
         self._work.begin("converting", change.conversation_id)
         self._work.open_id = change.conversation_id
@@ -141,26 +158,32 @@ class SchemeChanges:
 
     def cancel_pending(self, conversation_id: str) -> None:
         """Forget a change that has not started."""
-        if self.pending_id == conversation_id:
-            self._pending = None
+        self._pending.pop(conversation_id, None)
 
     def failed(self, conversation_id: str) -> None:
-        """The engine has failed on a conversation: its change does not happen."""
-        self.cancel_pending(conversation_id)
-        if self._converting is not None and self._converting.conversation_id == conversation_id:
-            self._converting = None
+        """The engine has failed on a conversation: a change under way does not happen."""
+        if (change := self._converting) is None or change.conversation_id != conversation_id:
+            return
+        self._converting = None
+        if conversation_id not in self._pending:
+            self._database.set_scheme(conversation_id, change.before)
+            self._shown.reread()
 
     def changed(self, event: events.SchemeChanged) -> None:
         """A cache has another scheme: as the user asked, or because the engine ran out of memory."""
         self._caches.record(event.conversation_id, event.report)
+        conversation = self._database.conversation(event.conversation_id)
+        chosen = self.of(conversation)
         change, self._converting = self._converting, None
-        chosen = self._database.conversation(event.conversation_id).scheme
-        self.previous[event.conversation_id] = chosen
-        asked = change.scheme if change and change.conversation_id == event.conversation_id else None
-        if asked is not None and self.resolve(event.conversation_id, asked) == event.scheme:
-            self._database.set_scheme(event.conversation_id, asked)
-        elif self.resolve(event.conversation_id, chosen) != event.scheme:
-            self._database.set_scheme(event.conversation_id, event.scheme)
+        asked = change.scheme if change and change.conversation_id == event.conversation_id else chosen
+        fits = (one for one in (asked, chosen) if self.resolve(event.conversation_id, one) == event.scheme)
+        now = next(fits, event.scheme)
+        if now != chosen:
+            self.previous[event.conversation_id] = chosen
+        if (later := self._pending.get(event.conversation_id)) is not None:
+            self._pending[event.conversation_id] = replace(later, before=now)
+        elif now != conversation.scheme:
+            self._database.set_scheme(event.conversation_id, now)
         self._shown.reread()
         self._caches.restore_notes.pop(event.conversation_id, None)
         self._view.say(sentences.scheme_changed(event))
@@ -174,8 +197,3 @@ class SchemeChanges:
     def model_changed(self) -> None:
         """Resolve ``auto`` again, and offer no undo: the caches of the previous model are gone."""
         self._auto_choices, self.previous = {}, {}
-
-    def close(self) -> None:
-        """Store a change that has not started: the next start builds the cache under that scheme."""
-        if self._pending is not None:
-            self._database.set_scheme(self._pending.conversation_id, self._pending.scheme)

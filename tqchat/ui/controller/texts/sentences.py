@@ -23,8 +23,10 @@ def opened(event: events.Opened) -> str | None:
 def scheme_changed(event: events.SchemeChanged) -> str:
     """Summary of a scheme change: tokens converted, time, sizes before and after."""
     did = "Re-read" if event.reread else "Converted"
+    is_same = event.previous == event.scheme
+    schemes = f"under {event.scheme}" if is_same else f"from {event.previous} to {event.scheme}"
     sentence = (
-        f"{did} {figures.tokens(event.tokens)} from {event.previous} to {event.scheme} in "
+        f"{did} {figures.tokens(event.tokens)} {schemes} in "
         f"{figures.seconds(event.seconds)}: "
         f"{figures.size(event.bytes_before)} → {figures.size(event.bytes_after)}."
     )

@@ -97,7 +97,7 @@ class Replies:
             commands.Send(
                 conversation.id,
                 for_engine(messages, conversation.system_prompt),
-                self._schemes.resolve(conversation.id, conversation.scheme),
+                self._schemes.resolve(conversation.id, self._schemes.of(conversation)),
                 self._sampling.of(conversation),
                 turn.continues,
                 began=conversation.began,
