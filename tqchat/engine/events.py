@@ -248,6 +248,7 @@ class Failed:
         text: The answer up to then; ``reasoning`` likewise.
         context_full: Whether the conversation is longer than the context limit.
         refused: Whether the command itself is at fault; repeated, it would fail again.
+        tokens: Tokens of a conversation that is longer than the context limit, else 0.
     """
 
     conversation_id: str
@@ -256,6 +257,7 @@ class Failed:
     context_full: bool = False
     reasoning: str = ""
     refused: bool = False
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class ContextFull(TqchatError):
     """The conversation is longer than the context limit."""
 
     def __init__(self, tokens: int, limit: int) -> None:
+        self.tokens = tokens
         super().__init__(
             f"This conversation is {tokens:,} tokens long and the model reads at most {limit:,}: "
             "shorten the message, go back to an earlier one, or start a new conversation."

@@ -426,6 +426,7 @@ class Session:
 
     @staticmethod
     def _failed(error: Exception, conversation_id: str, text: str = "", reasoning: str = "") -> Failed:
+        tokens = error.tokens if isinstance(error, ContextFull) else 0
         return Failed(
             conversation_id,
             user_message(error),
@@ -433,6 +434,7 @@ class Session:
             isinstance(error, ContextFull),
             reasoning,
             refused=isinstance(error, TqchatError),
+            tokens=tokens,
         )
 
     def set_scheme(

@@ -427,8 +427,10 @@ class Database(DatabaseFile):
             message_tree.restore(connection, removed)
         return message
 
-    def begin_branch(self, conversation_id: str, texts: Sequence[tuple[Role, str]]) -> Message:
-        """Start a branch at the root with these messages; the last one becomes the head.
+    def begin_branch(
+        self, conversation_id: str, texts: Sequence[tuple[Role, str]], copied: Sequence[Message] = ()
+    ) -> None:
+        """Start a branch at the root with new messages and copies of others; the last one becomes the head.
 
         Raises:
             UnknownConversation: if there is no such conversation.
@@ -440,7 +442,8 @@ class Database(DatabaseFile):
                     connection, conversation_id, parent, role, content, "complete", {}
                 )
                 parent = message.id
-            return message
+            for original in copied:
+                parent = message_tree.append_copy(connection, original, parent).id
 
     def totals(self, conversation_id: str) -> Totals:
         """A conversation's message count, tokens and mean decode speed over all branches."""

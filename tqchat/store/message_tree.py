@@ -136,6 +136,25 @@ def append(
     return message
 
 
+def append_copy(connection: sqlite3.Connection, message: Message, parent_id: str | None) -> Message:
+    """Add a message again below ``parent_id``, without its figures, which count once; it becomes the head."""
+    copy = Message(
+        new_id(),
+        message.conversation_id,
+        parent_id,
+        message.role,
+        message.content,
+        message.status,
+        message.created_at,
+        model=message.model,
+        reasoning=message.reasoning,
+        reasoning_seconds=message.reasoning_seconds,
+    )
+    insert_message(connection, copy)
+    set_head(connection, copy.conversation_id, copy.id, time.time())
+    return copy
+
+
 def set_head(
     connection: sqlite3.Connection,
     conversation_id: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from tests.ui.controller.rig import Rig
 from tests.ui.scripted import INFO
@@ -40,12 +41,29 @@ def test_a_nearly_full_context_is_reported_once(rig: Rig) -> None:
 
 
 def test_dropping_the_oldest_turns_keeps_them_as_a_version(rig: Rig) -> None:
-    talk(rig, 8, size=1_500)
-    before = rig.transcript()
+    talk(rig, 7, size=1_500)
+    rig.chat.turns.send("Last")
+    rig.engine.delta("Let me see.", part="reasoning")
+    rig.engine.done("Yes.", reasoning="Let me see.", tokens=3_300)
+    before, written = rig.transcript(), rig.chat.shown.messages[-1]
     assert rig.chat.context.drop_oldest()
     kept = rig.transcript()
     assert kept == before[-len(kept) :] and len(kept) < len(before) and kept[0][0] == "user"
-    first = rig.chat.shown.messages[0]
+    first, *_, last = rig.chat.shown.messages
+    assert last == replace(
+        written,
+        id=last.id,
+        parent_id=last.parent_id,
+        tokens=None,
+        tokens_per_second=None,
+        first_token_seconds=None,
+        scheme=None,
+        prompt_tokens=None,
+        drafted=None,
+        accepted=None,
+        cache_bytes=None,
+        fp16_bytes=None,
+    ), "with its time, model and reasoning, but its figures are counted once"
     assert rig.chat.tree.version(first) == (2, 2)
     rig.chat.tree.step_version(first.id, -1)
     assert rig.transcript() == before
@@ -85,8 +103,9 @@ def test_a_stopped_or_failed_summary_changes_nothing(rig: Rig) -> None:
 def test_an_unanswered_message_is_answered_after_the_summary(rig: Rig) -> None:
     talk(rig, 8, size=1_500)
     rig.chat.turns.send("too much")
-    rig.engine.emit(events.Failed(rig.engine.sent()[-1].conversation_id, "Too long.", context_full=True))
-    assert rig.view.full == 1
+    one = rig.engine.sent()[-1].conversation_id
+    rig.engine.emit(events.Failed(one, "Too long.", context_full=True, tokens=5_000))
+    assert rig.view.full == 1 and rig.chat.context.used == 5_000
     assert rig.chat.context.summarise()
     rig.engine.compose("All of it.")
     assert rig.engine.sent()[-1].messages[0].content.startswith(SUMMARY_HEADING)

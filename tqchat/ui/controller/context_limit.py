@@ -162,8 +162,7 @@ class ContextLimit:
         head: str | None,
     ) -> None:
         """Show a branch of these messages, and have the last one answered if it is the user's."""
-        messages = [*opening, *((message.role, message.content) for message in kept)]
-        self._database.begin_branch(conversation_id, messages)
+        self._database.begin_branch(conversation_id, opening, kept)
         self._warned_id = None
         if self._shown.is_shown(conversation_id):
             self._shown.reread()

@@ -152,6 +152,8 @@ class Replies:
         reply = self._work.reply
         if reply is not None and reply.conversation_id == event.conversation_id:
             self._work.reply = None
+            if event.tokens:
+                self._caches.counted[event.conversation_id] = event.tokens
             if event.text or event.reasoning:
                 reply.replace(event)
             if not reply.is_empty:
