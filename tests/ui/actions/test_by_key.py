@@ -10,6 +10,9 @@ from textual.widgets import Input, OptionList
 
 from tests.test_text import is_safe
 from tests.ui.conftest import OpenApp, RunningApp, drawn
+from tests.ui.controller.conversation.test_open_conversation import lease_of_another_process
+from tqchat.paths import Paths
+from tqchat.store.database import Database
 from tqchat.ui.widgets.chat.log import ChatLog
 from tqchat.ui.widgets.conversations.list import PAGE
 from tqchat.ui.widgets.prompt.prompt import Prompt
@@ -169,6 +172,26 @@ async def test_a_deleted_conversation_is_restored(open_app: OpenApp) -> None:
         await ui.shows("Alt+Z restores it.")
         await ui.pilot.press("alt+z")
         await ui.shows("Red ones.")
+
+
+async def test_what_another_process_has_open_is_not_said_to_be_deleted(
+    open_app: OpenApp, paths: Paths
+) -> None:
+    async with open_app() as ui:
+        with Database(paths.database) as other:
+            theirs = other.create("Theirs", None, "fp16")
+            other.add_message(theirs.id, "user", "Count")
+            other.add_message(theirs.id, "assistant", "one, two", "unfinished")
+            lease = lease_of_another_process(other, theirs.id)
+        ui.app.chat.shown.open(theirs.id)
+        await ui.shows("unfinished")
+        assert "continues" not in ui.text(), "it may be written there now"
+        await ui.pilot.press("f8", "y")
+        await ui.shows("open in another tqchat")
+        assert "Deleted" not in ui.text() and "one, two" in ui.text()
+        lease.kill()
+        lease.wait()
+        await ui.shows("continues")
 
 
 async def test_one_of_several_code_blocks_is_chosen(open_app: OpenApp) -> None:

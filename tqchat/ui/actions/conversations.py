@@ -73,7 +73,7 @@ async def _delete(parts: Parts, conversation: Conversation) -> None:
         return
     parts.attempt(parts.unsent.keep)
     shown = parts.chat.shown.conversation is not None and parts.chat.shown.conversation.id == conversation.id
-    parts.attempt(parts.chat.deletion.delete, conversation.id)
+    parts.chat.deletion.delete(conversation.id)
     if shown:
         parts.unsent.show()
     parts.say(f"Deleted “{title}”. {parts.keys.label('undelete')} restores it.")

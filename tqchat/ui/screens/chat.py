@@ -246,7 +246,7 @@ class ChatScreen(Screen[None]):
         chat = self._chat
         status = message.status if message.status != "complete" else None
         ending = chat.replies.endings.get(message.id) or status
-        if chat.turns.can_continue(message):
+        if chat.shown.read_only is None and chat.turns.can_continue(message):
             key = self._keys.label
             ending = f"{ending}: {key('continue')} continues, {key('regenerate')} regenerates"
         version, versions = chat.tree.version(message)

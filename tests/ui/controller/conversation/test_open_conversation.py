@@ -52,6 +52,23 @@ def test_a_conversation_open_in_another_process_is_read_only(rig: Rig, path: Pat
         assert rig.chat.turns.send("Mine")
 
 
+def test_a_conversation_that_another_process_deletes_is_left_and_its_lease_is_free(
+    rig: Rig, path: Path
+) -> None:
+    with Database(path) as other:
+        theirs = other.create("Theirs", None, "fp16")
+        lease = lease_of_another_process(other, theirs.id)
+        rig.chat.shown.open(theirs.id)
+        lease.kill()
+        lease.wait()
+        other.delete(theirs.id)
+        rig.chat.shown.refresh()
+        assert rig.chat.shown.conversation is None and rig.chat.shown.read_only is None
+        assert rig.view.said[-1][1] == "This conversation was deleted in another tqchat."
+        other.leases.acquire(theirs.id).release()
+    assert rig.chat.turns.send("Mine")
+
+
 def test_a_read_only_conversations_reply_is_not_continued(rig: Rig, path: Path) -> None:
     with Database(path) as other:
         theirs = other.create("Theirs", INFO.ref, "fp16")

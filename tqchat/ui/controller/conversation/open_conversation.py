@@ -146,25 +146,23 @@ class OpenConversation:
 
     def refresh(self) -> None:
         """Show what another process has written, and take over the lease that it has released."""
-        if self.conversation and self.read_only:
+        if changed := self._database.changed():
+            self._view.conversations_changed()
+        if self.conversation is None or not self.read_only:
+            return
+        try:
             self.read_only = self._leases.acquire(self.conversation.id)
             if self.read_only is None:
-                self._view.say("The other tqchat has closed this conversation; you can write here.")
                 self.open(self.conversation.id)
-        if not self._database.changed():
-            return
-        self._view.conversations_changed()
-        if self.conversation is None or not self.read_only or self._is_being_answered:
-            return
-        before = self.messages
-        try:
-            self.reread()
+                self._view.say("The other tqchat has closed this conversation; you can write here.")
+            elif changed and not self._is_being_answered:
+                before = self.messages
+                self.reread()
+                if self.messages != before:
+                    self._view.transcript_changed()
         except UnknownConversation:
             self.new()
             self._view.say("This conversation was deleted in another tqchat.")
-        else:
-            if self.messages != before:
-                self._view.transcript_changed()
 
     @property
     def _is_being_answered(self) -> bool:
