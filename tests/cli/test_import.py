@@ -333,6 +333,26 @@ def test_trees_that_are_none(capsys: Captured, database: Database, tmp_path: Pat
     assert "0 imported, 3 already here" in imports(capsys, file)
 
 
+def test_conversations_without_ids_are_told_apart(
+    capsys: Captured, database: Database, tmp_path: Path
+) -> None:
+    """Other programs write these formats too, and number the messages of each conversation from 1."""
+    chats: list[dict[str, Any]] = []
+    for subject in ("Foxes", "Owls"):
+        asked = exports.chatgpt_node("1", None, "user", f"About {subject}")
+        chat = exports.chatgpt_conversation(asked, id="x", title=subject, current="1")
+        del chat["id"], chat["conversation_id"]
+        chats.append(chat)
+    for subject in ("Bears", "Cats"):
+        asked = exports.claude_message("1", "human", f"About {subject}")
+        chats.append({"name": subject, "chat_messages": [asked]})
+    file = write(tmp_path / "conversations.json", chats)
+    imports(capsys, file)
+    found = {one.title: database.messages(one.id)[0].content for one in database.conversations()}
+    assert found == {name: f"About {name}" for name in ("Foxes", "Owls", "Bears", "Cats")}
+    assert "0 imported, 4 already here" in imports(capsys, file)
+
+
 HOSTILE = {
     "no.zip": b"PK\x03\x04 this is no archive",
     "empty.zip": exports.zipped(("readme.txt", b"x")),

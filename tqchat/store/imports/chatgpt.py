@@ -13,6 +13,7 @@ from tqchat.store.imports.transcript import (
     Transcript,
     as_text,
     fenced,
+    id_from_content,
     require,
     unix_time,
 )
@@ -61,17 +62,15 @@ def transcript(values: Mapping[str, Any], pieces: list[Piece]) -> Transcript:
     """The conversation with these pieces."""
     return Transcript(
         NAME,
-        as_text(values.get("conversation_id")) or as_text(values.get("id")) or _first_key(pieces),
+        as_text(values.get("conversation_id"))
+        or as_text(values.get("id"))
+        or id_from_content(pieces, values.get("create_time")),
         as_text(values.get("title")),
         pieces,
         unix_time(values.get("create_time")),
         unix_time(values.get("update_time")),
         head=as_text(values.get("current_node")) or None,
     )
-
-
-def _first_key(pieces: list[Piece]) -> str:
-    return next((piece.key for piece in pieces if piece.text), "")
 
 
 def _piece(key: str, node: Any) -> Piece:

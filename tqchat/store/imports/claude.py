@@ -13,6 +13,7 @@ from tqchat.store.imports.transcript import (
     as_text,
     attached_file,
     fenced,
+    id_from_content,
     require,
     unix_time,
 )
@@ -61,7 +62,7 @@ def transcript(values: Mapping[str, Any], pieces: list[Piece]) -> Transcript:
     """The conversation with these pieces."""
     return Transcript(
         NAME,
-        as_text(values.get("uuid")) or (pieces[0].key if pieces else ""),
+        as_text(values.get("uuid")) or id_from_content(pieces, values.get("created_at")),
         as_text(values.get("name")),
         pieces,
         unix_time(values.get("created_at")),

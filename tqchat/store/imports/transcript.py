@@ -161,6 +161,12 @@ def local_id(*source: str) -> str:
     return hashlib.sha256("\0".join(source).encode("utf-8", "replace")).hexdigest()[:_ID_CHARS]
 
 
+def id_from_content(pieces: Sequence[Piece], created_at: object) -> str:
+    """An id for a conversation without one, whose messages may have ids that other conversations use, too."""
+    first = next((piece for piece in pieces if piece.text.strip()), None)
+    return local_id(str(created_at), *((first.key, first.text) if first is not None else ()))
+
+
 def chained(pieces: Iterable[Piece]) -> dict[str, Piece]:
     """Pieces of a source without ids, with keys that follow from what was said up to each; by their old keys.
 
