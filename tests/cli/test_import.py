@@ -150,6 +150,7 @@ def test_claude(capsys: Captured, database: Database, tmp_path: Path) -> None:
         ("assistant", "Fox."),
     ]
     assert messages[1].reasoning == "It wants a poem."
+    assert [one.model for one in messages] == [None, "Claude", None, "Claude"], "not the local model"
     assert messages[0].created_at == pytest.approx(1_714_557_600.123456)
     assert [one.content for one in database.siblings(messages[2].id)] == ["Longer", "Shorter"]
     assert said(database.messages(old.id)) == [("user", "Hi"), ("assistant", "Hello!")]

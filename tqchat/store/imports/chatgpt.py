@@ -67,6 +67,7 @@ def transcript(values: Mapping[str, Any], pieces: list[Piece]) -> Transcript:
         or id_from_content(pieces, values.get("create_time")),
         as_text(values.get("title")),
         pieces,
+        NAME,
         unix_time(values.get("create_time")),
         unix_time(values.get("update_time")),
         head=as_text(values.get("current_node")) or None,

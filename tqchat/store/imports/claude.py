@@ -65,6 +65,7 @@ def transcript(values: Mapping[str, Any], pieces: list[Piece]) -> Transcript:
         as_text(values.get("uuid")) or id_from_content(pieces, values.get("created_at")),
         as_text(values.get("name")),
         pieces,
+        NAME,
         unix_time(values.get("created_at")),
         unix_time(values.get("updated_at")),
         head=as_text(values.get("current_leaf_message_uuid")) or None,

@@ -77,6 +77,7 @@ def transcript(values: Mapping[str, Any], pieces: list[Piece]) -> Transcript:
         f"{created:.3f}" if created is not None else local_id(title, pieces[0].key if pieces else ""),
         title,
         pieces,
+        NAME,
         created,
         system_prompt=_system_prompt(values),
     )

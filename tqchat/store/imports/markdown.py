@@ -109,6 +109,7 @@ def _transcript(text: str, name: str, changed_at: float | None) -> Transcript | 
         about.get("id") or local_id(title, listed[min(1, len(listed) - 1)].key),
         title,
         listed,
+        "Assistant",
         unix_time(written) or changed_at,
         changed_at,
         system_prompt="\n\n".join(text for turn in system if (text := _text(turn))) or None,

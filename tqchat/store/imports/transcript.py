@@ -77,6 +77,7 @@ class Transcript:
 
     Attributes:
         source: The program.
+        answers_as: Who wrote the replies whose model is not known; they must not look like a local model's.
         key: The conversation's id there.
         head: The ``key`` of the last message of the shown branch; by default the last piece.
     """
@@ -85,6 +86,7 @@ class Transcript:
     key: str
     title: str
     pieces: Sequence[Piece]
+    answers_as: str
     created_at: float | None = None
     updated_at: float | None = None
     head: str | None = None
@@ -135,7 +137,7 @@ def to_conversation(transcript: Transcript, now: float) -> tuple[Conversation, l
                 with_newlines(replace_surrogates(text)),
                 (group.last or group.first).status,
                 times[key],
-                model=_name(group.first.model or (group.last or group.first).model),
+                model=_name(_model_of(group) or transcript.answers_as) if role == "assistant" else None,
                 reasoning=with_newlines(replace_surrogates(reasoning)) or None,
             )
         )
@@ -154,6 +156,10 @@ def to_conversation(transcript: Transcript, now: float) -> tuple[Conversation, l
         with_newlines(replace_surrogates(transcript.system_prompt)) if transcript.system_prompt else None,
     )
     return conversation, messages
+
+
+def _model_of(group: _Group) -> str | None:
+    return group.first.model or (group.last or group.first).model
 
 
 def local_id(*source: str) -> str:
