@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.api.client import CHAT, Client
+from tests.api.conftest import serving
+from tests.models import STARTER_FOLDER
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CALL = {"function": {"name": "f"}}
@@ -60,6 +62,18 @@ def test_a_text_is_continued(client: Client) -> None:
     assert "".join(one["choices"][0]["text"] for one in stream) == whole["choices"][0]["text"]
 
 
+def test_a_continued_text_begins_with_the_space_of_its_first_token(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    body = {"prompt": "Once upon a", "max_tokens": 4, "temperature": 0, "logprobs": 0}
+    with serving(STARTER_FOLDER, tmp_path_factory.mktemp("home")) as server:
+        client = Client.of(server)
+        (choice,) = client.ask("POST", "/v1/completions", body).json["choices"]
+        stream = client.ask("POST", "/v1/completions", body | {"stream": True}).chunks
+    assert choice["text"].startswith(" ") and choice["text"] == "".join(choice["logprobs"]["tokens"])
+    assert "".join(one["choices"][0]["text"] for one in stream) == choice["text"]
+
+
 def test_log_probabilities_of_a_chat(client: Client) -> None:
     asked = {"max_tokens": 8, "logprobs": True, "top_logprobs": 3}
     (choice,) = client.chat("Tell me a story.", **asked).json["choices"]
@@ -87,7 +101,7 @@ def test_log_probabilities_of_a_continued_text(client: Client) -> None:
     told = choice["logprobs"]
     assert {len(values) for values in told.values()} == {len(told["tokens"])}
     assert set(told) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
-    assert "".join(told["tokens"]).strip() == choice["text"].strip()
+    assert "".join(told["tokens"]) == choice["text"]
     for token, logprob, top in zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True):
         assert top[token] == logprob == max(top.values()) and 1 <= len(top) <= 3
     chunks = client.ask("POST", "/v1/completions", body | {"stream": True}).chunks

@@ -67,3 +67,15 @@ def test_ids_beyond_the_tokenizer_print_nothing(tmp_path: Path) -> None:
     done = send(session, asked, greedy(20))
     assert (done.text, done.stop_reason) == ("Hello there", "stop")
     assert done.counts.generated == len(said)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_text_that_is_continued_keeps_every_space(tmp_path: Path, name: str) -> None:
+    made = tokenizer(tmp_path, name)
+    text = "Once upon a  time, a 🦊 ran away.\n  Then it came back. "
+    tokens = made.encode(text, add_special_tokens=False)
+    for place in range(1, len(tokens)):
+        detokenizer = Detokenizer(made, tokens[:place])
+        rest = "".join(detokenizer.add(token) for token in tokens[place:]) + detokenizer.flush()
+        begun = made.decode(tokens[:place])
+        assert "\ufffd" in begun or begun + rest == text

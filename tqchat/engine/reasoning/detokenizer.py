@@ -7,6 +7,7 @@ itself to decode the last few tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 REPLACEMENT = "\ufffd"
@@ -20,13 +21,17 @@ LONGEST_CHARACTER_TOKENS = 8
 class Detokenizer:
     """Returns whole characters; invalid bytes and ids that the tokenizer lacks are dropped."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+        """
+        Args:
+            before: Tokens of a text that goes on. Without it a space at the beginning is dropped.
+        """
         self._tokenizer = tokenizer
         self._fast = _backend(tokenizer)
-        self._window: list[int] = []
-        self._given = 0
-        self._before = ""
-        self._begun = False
+        self._window = [token for token in before[-LONGEST_CHARACTER_TOKENS:] if self._knows(token)]
+        self._given = len(self._window)
+        self._before = self._decode(self._window) if self._window else ""
+        self._begun = bool(self._window)
 
     def add(self, token: int) -> str:
         """The text that this token completes."""

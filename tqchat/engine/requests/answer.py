@@ -203,7 +203,8 @@ def _rendered(request: Request, model: LoadedModel, prompts: Prompts) -> _Render
         text = request.prompt or ""
         tokens = with_bos(model.tokenizer, list(model.tokenizer.encode(text, add_special_tokens=False)), True)
         format = model.reply_format
-        plain: TextStream = PlainStream(model.tokenizer, format.ends.named, frozenset(format.special))
+        special = frozenset(format.special)
+        plain: TextStream = PlainStream(model.tokenizer, tokens, format.ends.named, special)
         stream = StoppedStream(plain, request.stops) if request.stops else plain
         return _Rendered(tokens, stream, (), _Calls(model.tokenizer, ()))
     tools, opening = _opening(request, model, prompts)

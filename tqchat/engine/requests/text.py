@@ -16,13 +16,16 @@ class PlainStream:
     reasoning_tokens = 0
     took_answer = thinking = ended = False
 
-    def __init__(self, tokenizer: Any, ends: frozenset[int], special: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int], ends: frozenset[int], special: frozenset[int]
+    ) -> None:
         """
         Args:
+            prompt: Tokens of the text so far.
             ends: Tokens that end the text.
             special: Tokens that have no text.
         """
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, prompt)
         self._ends, self._special = ends, special
         self._pieces: list[str] = []
 
