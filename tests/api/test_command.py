@@ -59,8 +59,15 @@ def test_it_serves_until_a_signal_and_writes_no_text(llama_folder: Path, home: P
 def test_options_that_are_refused(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["api", *arguments]) != 0
+    assert cli.main(["api", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("days", ["nan", "0", "-1", "inf", "soon"])
+def test_days_that_are_refused_are_explained(days: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["api", f"--keep-days={days}"])
+    assert f"{days!r} is not a number of days above 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])

@@ -69,4 +69,4 @@ def test_other_shells_and_a_missing_library(capsys: Captured, monkeypatch: pytes
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without_shtab)
-    assert "pip install 'tqchat[completion]'" in fails(capsys, 1, "completion", "bash")
+    assert "pip install 'tqchat[completion]'" in fails(capsys, 2, "completion", "bash")

@@ -127,7 +127,7 @@ def test_is_loopback(host: str, only_here: bool) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_wildcard_addresses_are_refused(host: str) -> None:
-    with pytest.raises(serve.CannotServe, match="the one address that browsers will open"):
+    with pytest.raises(serve.CannotServe, match="the one address that clients will use"):
         serve.main(host=host, port=8043, model=None, scheme=None)
 
 
@@ -227,7 +227,7 @@ WILDCARDS = "0 0x0 00.0.0.0 0.0 ::0 0:: [::] [0.0.0.0] ::ffff:0.0.0.0 ::ffff:0:0
 
 @pytest.mark.parametrize("host", [*WILDCARDS.split(), ""])
 def test_all_addresses_are_refused_however_they_are_written(host: str) -> None:
-    with pytest.raises(serve.CannotServe, match="the one address that browsers will open"):
+    with pytest.raises(serve.CannotServe, match="the one address that clients will use"):
         serve.main(host=host, port=8043, model=None, scheme=None)
 
 

@@ -9,23 +9,29 @@ from tqchat.errors import TqchatError
 
 
 class CannotServe(TqchatError):
-    """The address is invalid or cannot be listened on."""
+    """The address cannot be listened on."""
+
+
+class BadAddress(CannotServe):
+    """The address, the port or the token is invalid."""
+
+    exit_code = 2
 
 
 def check_port(port: int) -> None:
     """
     Raises:
-        CannotServe: if there is no such port.
+        BadAddress: if there is no such port.
     """
     if not 0 < port < 65_536:
-        raise CannotServe(f"--port is {port}, but must be from 1 to 65535.")
+        raise BadAddress(f"--port is {port}, but must be from 1 to 65535.")
 
 
 def listening_address(host: str) -> str:
     """The one address to listen on: a numeric one in its usual form, or a name.
 
     Raises:
-        CannotServe: if it is not an address of a machine, or stands for all addresses of this one, however it
+        BadAddress: if it is not an address of a machine, or stands for all addresses of this one, however it
             is written: ``0``, ``0x0``, ``::0``, ``::ffff:0.0.0.0``.
     """
     host = host.removeprefix("[").removesuffix("]")
@@ -33,12 +39,10 @@ def listening_address(host: str) -> str:
         # Every form that the system accepts, not only those of ipaddress.
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if host else []
     except (OSError, UnicodeError, ValueError):
-        raise CannotServe(f"--host is {host}, but must be an address or a name of this machine.") from None
+        raise BadAddress(f"--host is {host}, but must be an address or a name of this machine.") from None
     numeric = [_address(str(one[4][0])) for one in found]
     if not numeric or any(address.is_unspecified for address in numeric):
-        raise CannotServe(
-            f"--host is {host or 'empty'}, but must be the one address that browsers will open."
-        )
+        raise BadAddress(f"--host is {host or 'empty'}, but must be the one address that clients will use.")
     try:
         socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
     except OSError:

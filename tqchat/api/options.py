@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tqchat.api.address import CannotServe, check_port, is_loopback, listening_address
+from tqchat.api.address import BadAddress, check_port, is_loopback, listening_address
 from tqchat.api.asked import Defaults
 from tqchat.api.guard import LOOPBACK_NAMES, is_token
 from tqchat.api.usual import LOOPBACK, PORT, TOKEN_VARIABLE
@@ -57,15 +57,15 @@ class Options:
         """The address to listen on.
 
         Raises:
-            CannotServe: if it, the port or the token is invalid, or a token is needed.
+            BadAddress: if it, the port or the token is invalid, or a token is needed.
         """
         if self.port:
             check_port(self.port)
         host = listening_address(self.host)
         if self.token is not None and not is_token(self.token):
-            raise CannotServe("The token must consist of visible ASCII characters, without spaces.")
+            raise BadAddress("The token must consist of visible ASCII characters, without spaces.")
         if self.token is None and not is_loopback(host):
-            raise CannotServe(
+            raise BadAddress(
                 f"{host} can be reached from other machines: set a token, with --token or in the environment "
                 f"variable {TOKEN_VARIABLE}."
             )

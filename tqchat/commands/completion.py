@@ -12,6 +12,8 @@ SHELLS = ("bash", "zsh", "fish")
 class NoShtab(TqchatError):
     """The library that writes completion scripts is not installed."""
 
+    exit_code = 2
+
     def __init__(self) -> None:
         super().__init__(
             "Completion scripts need the package shtab; install it with `pip install 'tqchat[completion]'`."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 
 from tqchat.api.usual import LOOPBACK, PORT, TOKEN_VARIABLE
 from tqchat.engine.requests.options import RequestOptions
@@ -36,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _days(text: str) -> float:
-    days = float(text)
-    if not 0 < days < 100_000:
-        raise ValueError
-    return days
+    with contextlib.suppress(ValueError):
+        if 0 < (days := float(text)) < 100_000:
+            return days
+    raise argparse.ArgumentTypeError(f"{text!a} is not a number of days above 0 and below 100,000")
