@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -176,3 +178,23 @@ def test_a_refusal_quotes_little_of_the_file(tmp_path: Path) -> None:
         with pytest.raises(CacheFileError) as refused:
             load(damaged)
         assert len(str(refused.value)) < 400
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    _, cache, path = saved(tmp_path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        with pytest.raises(CacheFileError, match="cannot be written"):
+            save(path, cache)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_missing_is_a_cache_file_error(tmp_path: Path) -> None:
+    with pytest.raises(CacheFileError, match="cannot be written"):
+        save(tmp_path / "missing" / "cache.safetensors", make_prompt_cache(tiny.llama(), "turbo4"))

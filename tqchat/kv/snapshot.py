@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import struct
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.errors import TqchatError
-from tqchat.files import Unreadable, open_regular
+from tqchat.files import Unreadable, open_regular, own_prefix, temporary_prefix
 from tqchat.kv import untrusted
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import TRANSIENT, SchemeCache
@@ -91,7 +92,8 @@ def save(path: str | Path, cache: list[Any], metadata: dict[str, str] | None = N
         metadata: Returned by ``load``.
 
     Raises:
-        CacheFileError: if the suffix is not ``.safetensors`` or a layer's class cannot be saved.
+        CacheFileError: if the suffix is not ``.safetensors``, a layer's class cannot be saved, or writing
+            fails; what the file held before is then intact.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -102,7 +104,15 @@ def save(path: str | Path, cache: list[Any], metadata: dict[str, str] | None = N
     # Slices of storage with spare capacity are not contiguous; safetensors needs contiguous arrays.
     contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
     mx.eval(contiguous)
-    mx.save_safetensors(str(path), contiguous, {"tqchat": json.dumps(description)})
+    # The whole file or the old one: mx.save_safetensors empties the file before it writes.
+    temporary = path.with_name(f"{own_prefix(temporary_prefix(path))}{secrets.token_hex(4)}.safetensors")
+    try:
+        mx.save_safetensors(str(temporary), contiguous, {"tqchat": json.dumps(description)})
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise CacheFileError(f"{path.name} cannot be written ({shown(error)}).") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> tuple[list[Any], dict[str, str]]:
