@@ -225,6 +225,10 @@ def test_files_and_pipes_that_cannot_be_attached(
     assert "There is no file gone.md" in fails(capsys, 2, "run", "Sum", "up", "@gone.md")
     assert "There is no file gone" in fails(capsys, 2, "run", "hi", "--file", "gone")
     assert "is a folder" in fails(capsys, 2, "run", "hi", "--file", str(tmp_path))
+    os.mkfifo(tmp_path / "pipe")
+    for name in (str(tmp_path / "pipe"), os.devnull):
+        assert "is a pipe or a device" in fails(capsys, 2, "run", "hi", "--file", name)
+        assert "is a pipe or a device" in fails(capsys, 2, "run", "hi", f"@{name}")
     assert "at most 1.00 MB" in fails(capsys, 2, "run", "hi", "--file", "large.txt")
     assert "not a text file" in fails(capsys, 2, "run", "hi", "@binary", "--file", "binary")
     for content, said in ((b"\xff\xfe", "UTF-8"), (b"a\0b", "UTF-8")):

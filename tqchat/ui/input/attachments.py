@@ -169,7 +169,7 @@ def _attachment(name: str, folder: Path, earlier: Sequence[Attachment]) -> Attac
     if kind == "file":
         return Attachment(name, _read(path, name))
     before = next((one for one in earlier if one.name == name), None)
-    if before is None and (kind == "folder" or _PATH_LIKE.search(name)):
+    if before is None and (kind or _PATH_LIKE.search(name)):
         raise _no_file(name, kind)
     return before
 
@@ -191,9 +191,9 @@ def mentions(text: str, folder: Path) -> Iterator[str]:
 
 
 def _kind(path: Path) -> str:
-    """``file``, ``folder``, or empty for neither, invalid names included."""
+    """``file``, ``folder``, ``other``, or empty for nothing, invalid names included."""
     try:
-        return "file" if path.is_file() else "folder" if path.is_dir() else ""
+        return "file" if path.is_file() else "folder" if path.is_dir() else "other" if path.exists() else ""
     except (OSError, ValueError):
         return ""
 
@@ -235,6 +235,8 @@ def read_file(folder: Path, name: str) -> Attachment:
 def _no_file(name: str, kind: str) -> CannotAttach:
     """Why a name that stands for no file, but for ``kind``, cannot be attached."""
     shown = one_line(name)
-    return CannotAttach(
-        f"{shown} is a folder; name a file in it." if kind else f"There is no file {shown} here."
-    )
+    if kind == "folder":
+        return CannotAttach(f"{shown} is a folder; name a file in it.")
+    if kind:
+        return CannotAttach(f"{shown} is a pipe or a device; only files can be attached.")
+    return CannotAttach(f"There is no file {shown} here.")
