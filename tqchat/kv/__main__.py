@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 USAGE = """usage: python -m tqchat.kv SCHEME COMMAND ...
 
 COMMAND is one of mlx-lm (generate, chat, server, ...); its own options follow."""
+
+GENERATING = ("generate", "chat", "server", "cache_prompt", "evaluate", "perplexity", "benchmark")
+"""Programs of mlx-lm that read or write text with a model."""
 
 
 def main() -> int:
@@ -25,9 +29,31 @@ def main() -> int:
 
     from tqchat.kv import use_scheme
 
-    use_scheme(scheme)
+    use_scheme(scheme, dtype=_widen_weights() if sys.argv[1] in GENERATING else None)
     run()  # type: ignore[no-untyped-call]
     return 0
+
+
+def _widen_weights() -> Any:
+    """On a CPU, where 16-bit weights take seconds per token, have mlx-lm load them as float32.
+
+    Returns:
+        The dtype for raw tokens of caches, which stay at 16 bits; ``None`` on other devices.
+    """
+    import mlx.core as mx
+    from mlx_lm import utils
+
+    if mx.default_device() != mx.cpu:
+        return None
+    load_model = utils.load_model
+
+    def load(*args: Any, **options: Any) -> Any:
+        model, config = load_model(*args, **options)
+        model.set_dtype(mx.float32)
+        return model, config
+
+    utils.load_model = load
+    return mx.bfloat16
 
 
 if __name__ == "__main__":

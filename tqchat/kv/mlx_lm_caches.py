@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx_lm.models import cache as mlx_cache
 
@@ -35,19 +36,22 @@ def register() -> None:
 class _Maker:
     """mlx-lm's ``make_prompt_cache`` under a scheme."""
 
-    def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
+    def __init__(self, scheme: Scheme, dtype: mx.Dtype | None) -> None:
+        self.scheme, self.dtype = scheme, dtype
 
     def __call__(self, model: Module, max_kv_size: int | None = None) -> list[Any]:
         if max_kv_size is not None:
             raise ValueError("A cache of limited size (max_kv_size) has no scheme. Leave max_kv_size out.")
-        return make_prompt_cache(model, self.scheme)
+        return make_prompt_cache(model, self.scheme, dtype=self.dtype)
 
 
-def use_scheme(scheme: str | Scheme | None) -> None:
+def use_scheme(scheme: str | Scheme | None, *, dtype: mx.Dtype | None = None) -> None:
     """Make mlx-lm's functions and programs create their prompt caches under ``scheme``; ``None`` ends it.
 
     For ``mlx_lm.generate``, ``mlx_lm.server`` and others that make a cache themselves.
+
+    Args:
+        dtype: Storage dtype of raw tokens; ``None`` keeps the model's.
 
     Raises:
         UnknownScheme: if there is no scheme of that name.
@@ -57,4 +61,4 @@ def use_scheme(scheme: str | Scheme | None) -> None:
         found = getattr(module, _NAME, None) if name.startswith("mlx_lm.") else None
         if found is not mlx_lm_prompt_cache and not isinstance(found, _Maker):
             continue
-        setattr(module, _NAME, mlx_lm_prompt_cache if chosen is None else _Maker(chosen))
+        setattr(module, _NAME, mlx_lm_prompt_cache if chosen is None else _Maker(chosen, dtype))
