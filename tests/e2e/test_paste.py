@@ -44,6 +44,28 @@ def test_a_paste_replaces_the_selection_once(paths: Paths, llama_folder: Path) -
     assert sent(paths) == ["aX"]
 
 
+def test_nothing_in_a_paste_is_a_key(paths: Paths, llama_folder: Path) -> None:
+    with Terminal("--model", str(llama_folder)) as terminal:
+        terminal.sees("Ask something")
+        terminal.press(paste("\x1b[1mlog\x1b[0m\r\x11\x0f quit\x1b[31m \x00in\x1b\x11 red\x1b[0m"), "!")
+        terminal.sees("red!")
+        terminal.press("enter")
+        terminal.until(lambda: sent(paths))
+    assert sent(paths) == ["log\n quit in red!"]
+
+
+def test_bytes_that_are_not_utf8_do_not_end_the_app(paths: Paths, llama_folder: Path) -> None:
+    with Terminal("--model", str(llama_folder)) as terminal:
+        terminal.sees("Ask something")
+        for data in (b"caf\xe9 ", b"\x1b[200~\xff\xfe\x1b[201~", b"\x1b[9999999999u", b" end"):
+            terminal.process.write(data)
+        terminal.sees(" end")
+        terminal.press("enter")
+        terminal.until(lambda: sent(paths))
+        terminal.quit()
+    assert sent(paths) == ["caf\ufffd \ufffd\ufffd end"]
+
+
 DIALOGS = {"\x1bOP": "Esc closes", "\x0f": "Models", "\x13": "Settings", "\x1b[21~": "This conversation"}
 """Keys that open dialogs, and what those show."""
 

@@ -133,6 +133,21 @@ def test_a_closed_terminal_ends_the_app_and_saves_the_reply(
     assert "word9" in reply
 
 
+def test_the_whole_screen_is_drawn_again_when_the_app_returns_to_the_foreground(model: str) -> None:
+    with Terminal("--model", model) as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.write(QUESTION)
+        terminal.sees("word9 ")
+        terminal.process.kill(signal.SIGTSTP)
+        terminal.until(lambda: b"\x1b[?1049l" in terminal.raw)
+        terminal.process.kill(signal.SIGCONT)
+        terminal.until(lambda: terminal.raw.count(b"\x1b[?1049h") == 2)
+        returned = terminal.raw.rfind(b"\x1b[?1049h")
+        terminal.until(lambda: b"palette" in terminal.raw[returned:])
+        assert b"tqchat" in terminal.raw[returned:]
+        terminal.quit()
+
+
 def hidden_files(paths: Paths) -> list[Path]:
     """The temporary files that a killed process could leave behind."""
     assert paths.home is not None

@@ -11,6 +11,8 @@ from typing import Any
 from textual import events as textual_events
 from textual import on
 from textual.app import App, SystemCommand
+from textual.driver import Driver
+from textual.drivers.linux_driver import LinuxDriver
 from textual.filter import LineFilter
 from textual.messages import ExitApp
 from textual.screen import Screen
@@ -37,6 +39,7 @@ from tqchat.ui.controller.engine.connection import EngineFactory, EngineLike, On
 from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.input.alt_prefix import AltPrefix
 from tqchat.ui.input.order import InputOrder, KeysHandled
+from tqchat.ui.input.terminal import TerminalDriver
 from tqchat.ui.output_filter import PrintableOnly
 from tqchat.ui.parts import clipboard, lifecycle
 from tqchat.ui.parts.appearance import Appearance
@@ -153,6 +156,11 @@ class TqchatApp(App[None]):
         """The chat."""
         return self.parts.screen
 
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's choice, with our own reading of a terminal."""
+        chosen = super().get_driver_class()
+        return TerminalDriver if chosen is LinuxDriver else chosen
+
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters of every drawn line."""
         return [*super().get_line_filters(), PRINTABLE_ONLY]
@@ -216,6 +224,8 @@ class TqchatApp(App[None]):
     def on_load(self) -> None:
         """Keep the event loop for signals. Runs before the first paint."""
         self._event_loop = asyncio.get_running_loop()
+        # Textual draws only what changes when it is brought back from the background.
+        self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh(layout=True))
 
     def _on_signal(self) -> None:
         if self._event_loop is None:

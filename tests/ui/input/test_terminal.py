@@ -1,0 +1,55 @@
+"""The bytes that a terminal sends become events, whatever they are and wherever reads split them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from textual.events import Key, Paste
+from textual.message import Message
+
+from tqchat.ui.input.terminal import TerminalInput
+
+PASTED = "log: \x1b[31mred\x1b[0m\r\n\x11\x07 \x1b[13u \x1b[<0;5;5M \x1b[200~ é 👩‍💻 \x1b"
+PASTE = b"\x1b[200~" + PASTED.encode() + b"\x1b[201~"
+PIECES = ("\x1b", "[", "<", "0", ";", ":", "M", "m", "u", "~", "R", "?", "$", "y", "A", "48;", "2026",
+          "9999999999", "1114112", "55296", "é", "\x00", "\x1b[200~", "\x1b[201~", "\x1b[:u")  # fmt: skip
+
+
+def shown(messages: list[Message]) -> list[str]:
+    """Characters of keys, and pastes."""
+    return [
+        message.text if isinstance(message, Paste) else message.character or message.key
+        for message in messages
+        if isinstance(message, (Key, Paste))
+    ]
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_a_paste_is_one_event_and_its_sequences_are_no_keys(size: int) -> None:
+    terminal, data = TerminalInput(), b"a" + PASTE + b"b" + PASTE + "é".encode()
+    messages = [
+        message
+        for begin in range(0, len(data), size)
+        for message in terminal.read(data[begin : begin + size])
+    ]
+    assert shown(messages) == ["a", PASTED, "b", PASTED, "é"]
+
+
+def test_bytes_that_are_not_utf8_are_marked() -> None:
+    assert shown(list(TerminalInput().read(b"\xe9a\xff"))) == ["\ufffd", "a", "\ufffd"]
+
+
+@pytest.mark.parametrize("sequence", ["\x1b[1114112u", "\x1b[9999999999u", "\x1b[:u", "\x1b[1:2:3:4u"])
+def test_keys_work_behind_a_malformed_sequence(sequence: str) -> None:
+    assert shown(list(TerminalInput().read(sequence.encode() + b"ab")))[-2:] == ["a", "b"]
+
+
+def test_no_input_raises_an_error() -> None:
+    chosen = random.Random(0)
+    terminal = TerminalInput()
+    for _ in range(20_000):
+        list(terminal.read("".join(chosen.choices(PIECES, k=5)).encode()))
+        list(terminal.read(chosen.randbytes(3)))
+    list(terminal.read(b"\x1b[201~" + b"z" * 40))
+    assert shown(list(terminal.read(b"end"))) == ["e", "n", "d"]

@@ -1,0 +1,91 @@
+"""Reading the terminal's input."""
+
+from __future__ import annotations
+
+import os
+import selectors
+from codecs import getincrementaldecoder
+from collections.abc import Iterator
+
+from textual._xterm_parser import XTermParser
+from textual.drivers.linux_driver import LinuxDriver
+from textual.events import Paste
+from textual.message import Message
+
+PASTE_START, PASTE_END = b"\x1b[200~", b"\x1b[201~"
+READ_BYTES = 65_536
+POLL_S = 0.1
+
+
+class TerminalInput:
+    """Makes events of the bytes that a terminal sends, whatever they are.
+
+    Textual's parser takes escape sequences in a paste for keys, and raises errors at malformed ones.
+    """
+
+    def __init__(self) -> None:
+        self._decode = getincrementaldecoder("utf-8")("replace").decode
+        self._parser = XTermParser()
+        self._last_typed = b""
+        self._pasted: bytearray | None = None
+
+    def read(self, data: bytes) -> Iterator[Message]:
+        """The events that are complete with ``data``, which may begin and end anywhere."""
+        while data:
+            if self._pasted is None:
+                typed, data = self._until_paste(data)
+                yield from self._parse(self._decode(typed))
+            else:
+                # The end of the paste may be split between two reads.
+                unseen = max(0, len(self._pasted) - len(PASTE_END))
+                self._pasted += data
+                data = b""
+                end = self._pasted.find(PASTE_END, unseen)
+                if end >= 0:
+                    data = bytes(self._pasted[end + len(PASTE_END) :])
+                    pasted = self._pasted[:end].decode("utf-8", "replace")
+                    self._pasted = None
+                    list(self._parser.feed(PASTE_END.decode()))  # the parser has seen the start
+                    yield Paste(pasted)
+
+    def tick(self) -> Iterator[Message]:
+        """The events that are complete because nothing follows, such as Escape."""
+        yield from self._parser.tick()
+
+    def _until_paste(self, data: bytes) -> tuple[bytes, bytes]:
+        """Split ``data`` behind the start of a paste, which may have begun in earlier data."""
+        earlier = len(self._last_typed)
+        seen = self._last_typed + data
+        start = seen.find(PASTE_START)
+        if start < 0:
+            self._last_typed = seen[1 - len(PASTE_START) :]
+            return data, b""
+        self._last_typed, self._pasted = b"", bytearray()
+        cut = start + len(PASTE_START) - earlier
+        return data[:cut], data[cut:]
+
+    def _parse(self, text: str) -> Iterator[Message]:
+        for character in text:
+            try:
+                yield from self._parser.feed(character)
+            except (ValueError, OverflowError):  # numbers in a sequence that are none, or too large
+                failed, self._parser = self._parser, XTermParser()
+                self._parser.mouse_pixels = failed.mouse_pixels
+                self._parser.terminal_size = failed.terminal_size
+                self._parser.terminal_pixel_size = failed.terminal_pixel_size
+
+
+class TerminalDriver(LinuxDriver):
+    """Textual's driver with ``TerminalInput``."""
+
+    def run_input_thread(self) -> None:
+        """Read until the driver stops."""
+        terminal_input = TerminalInput()
+        with selectors.SelectSelector() as selector:
+            selector.register(self.fileno, selectors.EVENT_READ)
+            while not self.exit_event.is_set():
+                if selector.select(POLL_S):
+                    for message in terminal_input.read(os.read(self.fileno, READ_BYTES)):
+                        self.process_message(message)
+                for message in terminal_input.tick():
+                    self.process_message(message)
