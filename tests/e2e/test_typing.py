@@ -91,3 +91,16 @@ def test_typing_and_pasting(paths: Paths, folder: Path, llama_folder: Path) -> N
         terminal.press("enter")
         assert terminal.ends() == 0
     assert "next" not in sent(paths), "typed behind Enter, for the next message"
+
+
+@pytest.mark.parametrize("key", ["\n", "\x1b\r", "\x1b[13;2u", "\x1b[27;2;13~"])
+def test_every_form_of_a_new_line_key_starts_a_line(
+    paths: Paths, folder: Path, llama_folder: Path, key: str
+) -> None:
+    with Terminal("--model", str(llama_folder), folder=folder) as terminal:
+        terminal.sees("Ask something")
+        terminal.press("one", key, "two")
+        terminal.sees("two")
+        terminal.press("enter")
+        terminal.until(lambda: sent(paths))
+    assert sent(paths) == ["one\ntwo"]

@@ -40,6 +40,24 @@ def test_bytes_that_are_not_utf8_are_marked() -> None:
     assert shown(list(TerminalInput().read(b"\xe9a\xff"))) == ["\ufffd", "a", "\ufffd"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "keys"),
+    [
+        ("\x1b\r", ["alt+enter"]),
+        ("\x1b[27;2;13~", ["shift+enter"]),
+        ("\x1b[27;5;13~", ["ctrl+enter"]),
+        ("\x1b[27;2;9~", ["shift+tab"]),
+        ("\x1b[13;2u\r", ["shift+enter", "enter"]),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 9])
+def test_modified_keys_are_named_in_every_form(sent: str, keys: list[str], size: int) -> None:
+    terminal, data = TerminalInput(), sent.encode()
+    pieces = [data[begin : begin + size] for begin in range(0, len(data), size)]
+    messages = [message for piece in pieces for message in terminal.read(piece)]
+    assert [message.key for message in messages if isinstance(message, Key)] == keys
+
+
 @pytest.mark.parametrize("sequence", ["\x1b[1114112u", "\x1b[9999999999u", "\x1b[:u", "\x1b[1:2:3:4u"])
 def test_keys_work_behind_a_malformed_sequence(sequence: str) -> None:
     assert shown(list(TerminalInput().read(sequence.encode() + b"ab")))[-2:] == ["a", "b"]

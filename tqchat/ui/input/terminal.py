@@ -9,10 +9,15 @@ from collections.abc import Iterator
 
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
-from textual.events import Paste
+from textual.events import Key, Paste
 from textual.message import Message
 
 PASTE_START, PASTE_END = b"\x1b[200~", b"\x1b[201~"
+ESCAPE = "\x1b"
+BEHIND_ESCAPE = {"\r": "[13;3u"}
+"""Keys whose Alt Textual loses: what terminals send behind Escape, and what kitty does."""
+NAMES = {"\r": "enter", "\t": "tab", "\x7f": "backspace", "\x1b": "escape", " ": "space"}
+"""Keys that Textual does not name when they come in xterm's form, such as Shift+Enter from tmux."""
 READ_BYTES = 65_536
 POLL_S = 0.1
 
@@ -26,6 +31,7 @@ class TerminalInput:
     def __init__(self) -> None:
         self._decode = getincrementaldecoder("utf-8")("replace").decode
         self._parser = XTermParser()
+        self._is_behind_escape = False
         self._last_typed = b""
         self._pasted: bytearray | None = None
 
@@ -50,7 +56,9 @@ class TerminalInput:
 
     def tick(self) -> Iterator[Message]:
         """The events that are complete because nothing follows, such as Escape."""
-        yield from self._parser.tick()
+        for message in self._parser.tick():
+            self._is_behind_escape = False
+            yield message
 
     def _until_paste(self, data: bytes) -> tuple[bytes, bytes]:
         """Split ``data`` behind the start of a paste, which may have begun in earlier data."""
@@ -66,13 +74,23 @@ class TerminalInput:
 
     def _parse(self, text: str) -> Iterator[Message]:
         for character in text:
+            sent = BEHIND_ESCAPE.get(character, character) if self._is_behind_escape else character
+            self._is_behind_escape = character == ESCAPE
             try:
-                yield from self._parser.feed(character)
+                for message in self._parser.feed(sent):
+                    yield _named(message)
             except (ValueError, OverflowError):  # numbers in a sequence that are none, or too large
                 failed, self._parser = self._parser, XTermParser()
                 self._parser.mouse_pixels = failed.mouse_pixels
                 self._parser.terminal_size = failed.terminal_size
                 self._parser.terminal_pixel_size = failed.terminal_pixel_size
+
+
+def _named(message: Message) -> Message:
+    """A key with its name: ``shift+enter`` instead of ``shift+`` and a control character."""
+    if isinstance(message, Key) and (name := NAMES.get(message.key[-1:])) and message.key[-2:-1] == "+":
+        return Key(message.key[:-1] + name, None)
+    return message
 
 
 class TerminalDriver(LinuxDriver):
