@@ -432,7 +432,7 @@ class Engine:
             draft = self._draft or models.load_folder(folder, ref, backend.prepare())
             decoding.check_draft(model, draft)
         except TqchatError as error:
-            self._emit(Notice(None, str(error), "warning"))
+            self._emit(Notice(None, f"Replies are written without a draft model. {error}", "warning"))
             return None
         return draft
 

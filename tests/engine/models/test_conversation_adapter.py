@@ -15,7 +15,7 @@ from tests.engine.test_worker import SECONDS, Listener
 from tests.models import tiny_llama
 from tqchat.engine import models
 from tqchat.engine.commands import NO_ADAPTER, Compose, LoadModel, OpenConversation, Send, SetScheme
-from tqchat.engine.events import Composed, Done, Failed, ModelReady, Opened, Saved, SchemeChanged
+from tqchat.engine.events import Composed, Done, Failed, ModelFailed, ModelReady, Opened, Saved, SchemeChanged
 from tqchat.engine.worker import Engine
 from tqchat.paths import Paths
 
@@ -193,5 +193,18 @@ def test_a_conversation_without_a_choice_has_the_default_of_the_start(
         for choice, name in ((None, PIRATE), (folders[POET], POET), (NO_ADAPTER, NO_ADAPTER), (None, PIRATE)):
             engine.submit(send(name, choice))
             assert heard.next(Done).text == expected[name]
+    finally:
+        engine.shutdown(SECONDS)
+
+
+def test_a_default_that_cannot_be_used_names_the_setting(
+    heard: Listener, paths: Paths, llama_folder: Path, tmp_path: Path
+) -> None:
+    engine = Engine(heard, paths=paths, adapter=str(tmp_path / "gone"))
+    engine.start()
+    try:
+        engine.submit(LoadModel(str(llama_folder)))
+        said = heard.next(ModelFailed).message
+        assert "There is no adapter folder" in said and "the setting adapter" in said
     finally:
         engine.shutdown(SECONDS)

@@ -40,7 +40,12 @@ class CurrentModel:
             TqchatError: if it cannot be loaded.
         """
         wanted = self._wanted(None, model_ref(ref))
-        self.loaded = load_folder(folder, ref, backend.prepare(), wanted, self._find_profile)
+        try:
+            self.loaded = load_folder(folder, ref, backend.prepare(), wanted, self._find_profile)
+        except adapters.AdapterUnusable as error:
+            raise adapters.AdapterUnusable(
+                f"{error} It is named by --adapter or the setting adapter: change that and start again."
+            ) from error
         self._in_use = wanted
         return self.loaded
 
