@@ -80,6 +80,11 @@ class Terminal:
         """Background colour of a cell."""
         return str(self._screen.buffer[row][column].bg)
 
+    def stands_out(self, text: str) -> bool:
+        """Whether a text is on the screen, on another background than the line below it."""
+        places = [(row, line.index(text)) for row, line in enumerate(self._screen.display) if text in line]
+        return any(self.background(column, row) != self.background(column, row + 1) for row, column in places)
+
     def press(self, *keys: str) -> None:
         for key in keys:
             self.process.send(KEYS.get(key, key))

@@ -102,3 +102,21 @@ def test_the_app_opens_with_a_damaged_home(paths: Paths) -> None:
             terminal.until(lambda text=text: text in re.sub(r"[\s│]", "", terminal.text()))
         terminal.press("escape", "ctrl+q")
         assert terminal.ends() == 0
+
+
+@pytest.mark.parametrize("theme", ["tqchat-dark", "tqchat-light", "tqchat-terminal"])
+def test_a_selected_line_stands_out_among_16_colours(paths: Paths, theme: str) -> None:
+    paths.config_file.write_text(f'{SETTINGS}theme = "{theme}"\n')
+    with Terminal(TERM="xterm", COLORTERM="") as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.press("ctrl+k")
+        terminal.sees("Scheme for this conversation")
+        terminal.press("down", "down")
+        terminal.until(lambda: terminal.stands_out("turbo0v2 "))
+        terminal.press("escape")
+        terminal.sees_no("Scheme for this conversation")
+        terminal.press("ctrl+p")
+        terminal.sees("Answer other programs")
+        terminal.press("down")
+        terminal.until(lambda: terminal.stands_out("Send @names"))
+        terminal.press("escape")

@@ -144,6 +144,16 @@ async def test_a_long_paste_is_folded_and_sent_in_full(open_app: OpenApp) -> Non
         await ui.pilot.press(*" go", "enter")
         await ui.until(lambda: ui.engine.sent())
         assert ui.engine.sent()[0].messages[-1].content == f"{text} go"
+        ui.engine.reply("Gone.", 20)
+        await ui.until(lambda: ui.app.chat.work.reply is None)
+        await ui.pilot.press("ctrl+z")
+        await ui.shows("[pasted text 1: 2,000 characters] go")
+        prompt.post_message(events.Paste("word\n" * 400))
+        await ui.shows("[pasted text 2: 2,000 characters]")
+        await ui.pilot.press("enter")
+        await ui.until(lambda: len(ui.engine.sent()) == 2)
+        again = "word\n" * 400
+        assert ui.engine.sent()[1].messages[-1].content == f"{text} go{again}"
 
 
 async def test_the_dialog_sets_system_prompt_and_sampling_of_this_conversation(open_app: OpenApp) -> None:

@@ -47,7 +47,7 @@ class Prompt(TextField):
         self._position: int | None = None
         self._unsent = ""
         self._pasted: dict[str, str] = {}
-        self._sent: tuple[str, dict[str, str], list[str], tuple[int, int]] = ("", {}, [], (0, 0))
+        self._sent: tuple[str, list[str], tuple[int, int]] = ("", [], (0, 0))
         self.submit: Callable[[str, str], None] = lambda text, typed: None
         """Sends the text; ``typed`` is the text with placeholders instead of folded pastes. Called within the
         handler of the key, so that text typed behind Enter belongs to the next message."""
@@ -121,17 +121,19 @@ class Prompt(TextField):
         self.put_back(f"{text}\n\n{written}" if written.strip() else text)
 
     def clear_sent(self) -> None:
-        """Clear the prompt and add its text to the history."""
-        self._sent = self.text, dict(self._pasted), list(self._known), self.cursor_location
+        """Clear the prompt and add its text to the history.
+
+        Pasted texts stay: undo brings their placeholders back.
+        """
+        self._sent = self.text, list(self._known), self.cursor_location
         self._history.append(self.full_text)
         self._position, self._unsent = None, ""
-        self._pasted.clear()
         self._known.clear()
         self.clear()
 
     def restore_sent(self) -> None:
         """Undo ``clear_sent``: the submitted text was refused."""
-        text, self._pasted, self._known, cursor = self._sent
+        text, self._known, cursor = self._sent
         self._history.pop()
         self.text = text
         self.move_cursor(cursor)
