@@ -224,7 +224,8 @@ class TqchatApp(App[None]):
     def on_load(self) -> None:
         """Keep the event loop for signals. Runs before the first paint."""
         self._event_loop = asyncio.get_running_loop()
-        self.set_class(self.console.color_system in (None, "standard"), "-few-colours")
+        has_few_colours = self.console.color_system == "standard" and not self.is_headless
+        self.set_class(has_few_colours, "-few-colours")
         # Textual draws only what changes when it is brought back from the background.
         self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh(layout=True))
 
