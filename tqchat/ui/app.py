@@ -224,8 +224,6 @@ class TqchatApp(App[None]):
     def on_load(self) -> None:
         """Keep the event loop for signals. Runs before the first paint."""
         self._event_loop = asyncio.get_running_loop()
-        has_few_colours = self.console.color_system == "standard" and not self.is_headless
-        self.set_class(has_few_colours, "-few-colours")
         # Textual draws only what changes when it is brought back from the background.
         self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh(layout=True))
 
@@ -290,6 +288,8 @@ class TqchatApp(App[None]):
     def _begin(self) -> None:
         if self.signals.installed:
             self.signals.install()  # again: the driver for browsers has set its own handlers
+        has_few_colours = self.console.color_system == "standard" and not self.is_headless
+        self.set_class(has_few_colours, "-few-colours")
         self._writes.start(purge_due)
         self.parts.prompt.submit = partial(prompt.submit, self._runner)
         self.parts.prompt.suggest = self.parts.completion.update
