@@ -147,3 +147,16 @@ async def test_the_settings_fit_at_small_and_large_sizes(open_app: OpenApp, size
         await open_setting(ui, "seed")
         await ui.shows("Esc closes")
         assert all(len(line) <= size[0] for line in ui.text().splitlines())
+
+
+async def test_a_text_that_is_not_changed_keeps_its_lines(open_app: OpenApp, paths: Paths) -> None:
+    lines = "Be brief.\nAnswer in French."
+    async with open_app(settings=Settings(theme="tqchat-dark", system_prompt=lines)) as ui:
+        await open_setting(ui, "system_prompt")
+        field = ui.app.screen.query_one("#value", Input)
+        await ui.pilot.press("enter")
+        await ui.until(lambda: field.display)
+        await ui.pilot.press("enter")
+        await ui.until(lambda: not field.display)
+        assert ui.app.parts.settings.system_prompt == lines
+        assert "system_prompt" not in State.load(paths).settings

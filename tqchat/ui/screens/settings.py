@@ -191,6 +191,9 @@ class SettingsScreen(ModalScreen[None]):
     def _take(self, event: LineField.Submitted) -> None:
         setting = self._marked
         assert setting is not None
+        if event.value == one_line(setting.format(getattr(self._preferences.settings, setting.name))):
+            self._edit(False)  # an unchanged text keeps its line breaks
+            return
         if not event.value.strip() and setting.kind != "text":
             self._preferences.set(setting.name, None)
         else:
