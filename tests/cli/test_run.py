@@ -273,6 +273,10 @@ def test_a_stored_conversation_is_continued(
     assert messages[5].content == figures["reply"] and messages[5].tokens == figures["tokens"]["generated"]
     figures = json.loads(run(capsys, llama_folder, "--conversation", talk.id, "on", "--json"))
     assert figures["tokens"]["restored"] > 0, "the saved cache is used"
+    with Database(paths.database) as database:
+        database.set_scheme(talk.id, "affine8")
+    figures = json.loads(run(capsys, llama_folder, "--conversation", talk.id, "on", "--json"))
+    assert figures["scheme"] == "affine8" and figures["tokens"]["restored"] > 0, "converted"
 
     # The conversation's own model and sampling; a failure takes the question back.
     assert main(["run", "--conversation", other.id, "hi", "--temperature", "0", "--json"]) == 0

@@ -22,6 +22,7 @@ from tqchat.engine import models
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import ChatMessage
+from tqchat.engine.events import SchemeChanged
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.kv.storage.rounding_history import UNROUNDED_BITS
@@ -202,13 +203,16 @@ def test_a_conversation_without_a_saved_cache_is_re_read(starter: LoadedModel, v
     assert "tokens are read again" in reason
 
 
-def test_another_scheme_is_refused(starter: LoadedModel, vault: Vault) -> None:
-    _, asked = saved_conversation(starter, "turbo0v4", vault)
-    restored, reason = Session(starter, "affine8").restore(vault, "story", asked)
-    assert restored == 0
-    assert reason is not None
-    assert "turbo0v4" in reason
-    assert "affine8" in reason
+def test_a_cache_saved_under_another_scheme_is_restored_and_converted(
+    starter: LoadedModel, vault: Vault
+) -> None:
+    saved, asked = saved_conversation(starter, "turbo0v4", vault)
+    session = Session(starter, "affine8")
+    restored, _ = session.restore(vault, "story", asked)
+    assert (restored, session.scheme) == (len(saved.tokens), "turbo0v4")
+    *_, changed = session.set_scheme("affine8")
+    assert isinstance(changed, SchemeChanged) and changed.tokens == restored
+    assert session.tokens == saved.tokens[:restored] and session.scheme == "affine8"
 
 
 @pytest.mark.parametrize("what", ["weights", "template", "config"])

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,27 @@ def test_the_next_start_prefills_only_new_tokens(heard: Listener, paths: Paths) 
     assert done.counts.restored == tokens
     assert "Ada" in done.text
     second.shutdown(SECONDS)
+
+
+def test_a_cache_saved_under_another_scheme_is_converted_instead_of_read_again(
+    heard: Listener, paths: Paths
+) -> None:
+    said: tuple[ChatMessage, ...] = HELLO
+    before = ""
+    for number, scheme in enumerate(("turbo0v4", "affine8", "turbo4")):
+        engine = Engine(heard, paths=paths)
+        engine.start()
+        engine.submit(LoadModel(str(STARTER_FOLDER)))
+        engine.submit(replace(send("talk", said), scheme=scheme))
+        done = heard.next(Done)
+        if number:
+            assert done.counts.restored > 0 and done.counts.prefilled < 40
+            changed = next(one for one in reversed(heard.events) if isinstance(one, SchemeChanged))
+            assert (changed.previous, changed.scheme) == (before, scheme)
+        said, before = (*said, assistant(done.text), user("What is my name?")), scheme
+        engine.shutdown(SECONDS)
+        heard.next(Saved)
+    assert "Ada" in done.text
 
 
 def test_stop_ends_earlier_commands_but_no_later_ones(engine: Engine, heard: Listener) -> None:

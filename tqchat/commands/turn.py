@@ -68,7 +68,13 @@ class StoredTurn:
         written = False
         try:
             transcript = for_engine([*self.before, message], system_prompt)
+            scheme = session.scheme
             session.restore(self._vault, conversation.id, transcript)
+            for event in session.set_scheme(scheme) if session.scheme != scheme else ():
+                if not isinstance(event, events.SchemeChanged):
+                    yield event
+                if isinstance(event, events.Failed):
+                    return
             for event in send(transcript, self._vault, conversation.id):
                 match event:
                     case events.TextDelta():

@@ -108,8 +108,8 @@ class ModelEstimate:
 class Opened:
     """A conversation is current.
 
-    ``restored`` of its ``tokens`` came from disk; ``reason`` says why some are missing. ``tokens`` is 0 if
-    they have not been counted.
+    ``restored`` of its ``tokens`` came from disk, under the ``scheme`` that they were saved with (empty if
+    none did); ``reason`` says why some are missing. ``tokens`` is 0 if they have not been counted.
     """
 
     conversation_id: str
@@ -117,6 +117,7 @@ class Opened:
     seconds: float
     reason: str | None = None
     tokens: int = 0
+    scheme: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import tqchat.engine.prepare_mlx  # noqa: F401
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tqchat.engine.cache import persistence
@@ -40,7 +41,7 @@ from tqchat.engine.templates.errors import PromptStopped
 from tqchat.engine.templates.limits import stopped_by
 from tqchat.errors import TqchatError
 from tqchat.kv.memory import MemoryReport
-from tqchat.kv.scheme import TILE, parse_scheme
+from tqchat.kv.scheme import TILE, UnknownScheme, parse_scheme
 from tqchat.store.vault import Vault
 
 REPORT_INTERVAL_S = 0.25
@@ -530,12 +531,22 @@ class Session:
     ) -> tuple[int, str | None]:
         """Restore the conversation's cache as far as it agrees with the transcript.
 
+        The session's scheme becomes the one that the cache was saved under; ``set_scheme`` converts it, which
+        is faster than reading the transcript again.
+
         Returns:
             The number of restored tokens, and the reason if messages are missing from them, else ``None``.
         """
         wanted = self._transcript(messages)
         self.transcript_tokens = len(wanted)
-        return persistence.restore(self._cache, vault, conversation_id, messages, wanted)
+        cache = self._cache
+        with suppress(UnknownScheme):
+            if (saved := vault.scheme(conversation_id)) is not None and saved != cache.scheme:
+                cache = PromptCache(self.model, saved, self._draft)
+        restored, reason = persistence.restore(cache, vault, conversation_id, messages, wanted)
+        if restored:
+            self._cache = cache
+        return restored, reason
 
     def forget_all_but(self, messages: Sequence[ChatMessage]) -> None:
         """Trim the cache to a transcript from which messages were deleted; the next save writes all of it."""

@@ -464,7 +464,8 @@ class Engine:
         restored, reason = session.restore(self._vault, conversation_id, messages)
         self._current = _Current(conversation_id, messages, session, command.adapter)
         seconds = time.perf_counter() - started
-        self._emit(Opened(conversation_id, restored, seconds, reason, session.transcript_tokens))
+        saved_under = session.scheme if restored else ""
+        self._emit(Opened(conversation_id, restored, seconds, reason, session.transcript_tokens, saved_under))
         self._emit(MemoryUpdate(conversation_id, session.memory()))
         return self._current
 
@@ -529,8 +530,7 @@ class Engine:
                 current.messages = (*history, reply)
 
     def _set_scheme(self, command: SetScheme, stop: threading.Event) -> None:
-        saved = self._vault.scheme(command.conversation_id)
-        current = self._session(command, saved or command.scheme)
+        current = self._session(command, command.scheme)
         conversation_id = command.conversation_id
         for event in current.session.set_scheme(
             command.scheme,

@@ -61,6 +61,25 @@ def test_the_message_tells_which_rounding_is_kept(rig: Rig) -> None:
     assert said.endswith(": 700 tokens, values at 2 bits, rounded up to 3 times.")
 
 
+def test_a_cache_saved_under_another_scheme_is_converted_when_it_is_opened(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.")
+    one = rig.chat.shown.id
+    assert one is not None
+    rig.chat.shown.new()
+    rig.chat.turns.send("Another")
+    rig.engine.reply("Hi.")
+    for saved, changes in (("turbo0v4", 0), ("turbo2", 1)):
+        rig.engine.restored = events.Opened(one, 900, 0.1, scheme=saved)
+        rig.chat.shown.new()
+        rig.chat.work.open_id = None
+        asked = len(rig.engine.commands)
+        rig.chat.shown.open(one)
+        kinds = [type(command) for command in rig.engine.commands[asked:]]
+        assert kinds == [commands.OpenConversation, *[commands.SetScheme] * changes]
+    assert rig.chat.schemes.chosen == "turbo0v4"
+
+
 def test_a_scheme_change_during_a_reply_waits_for_its_end(rig: Rig) -> None:
     rig.chat.turns.send("Hello")
     rig.engine.delta("H")

@@ -62,4 +62,5 @@ class CacheRestore:
         if (note := sentences.opened(event)) is not None:
             self._caches.restore_notes[event.conversation_id] = note
         if self._work.activity == "opening":
+            self._schemes.opened(event)
             self._work.end()

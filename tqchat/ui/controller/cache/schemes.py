@@ -156,6 +156,16 @@ class SchemeChanges:
         )
         return True
 
+    def opened(self, event: events.Opened) -> None:
+        """Have a cache converted that was saved under another scheme than the conversation's.
+
+        The process was killed before a change, or ``auto`` chooses another scheme by now.
+        """
+        conversation = self._database.conversation(event.conversation_id)
+        if event.scheme and self.resolve(conversation.id, self.of(conversation)) != event.scheme:
+            change = PendingScheme(conversation.id, conversation.scheme, False, event.scheme)
+            self._pending.setdefault(conversation.id, change)
+
     def cancel_pending(self, conversation_id: str) -> None:
         """Forget a change that has not started."""
         self._pending.pop(conversation_id, None)
