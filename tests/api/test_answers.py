@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -215,6 +216,14 @@ def test_a_wrong_field_is_named(client: Client, name: str, value: object, says: 
     answer = client.chat(**{name: value})
     assert answer.status == 400
     assert name in (answer.error["param"] or "") and says in answer.error["message"]
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_reply_without_limit_ends_with_the_context(client: Client, name: str) -> None:
+    fields: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0, name: -1}
+    answer = client.ask("POST", CHAT, fields).json
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+    assert answer["usage"]["completion_tokens"] > 8, "the server's default in these tests"
 
 
 @pytest.mark.parametrize("name", ["temperature", "seed", "max_tokens", "top_k"])

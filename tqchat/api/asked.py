@@ -311,13 +311,12 @@ def _scheme(fields: Fields, defaults: Defaults) -> str | None:
 
 
 def _sampling(fields: Fields, defaults: Defaults) -> Sampling:
-    given = {name: fields.setting(name, name) for name in _SAMPLING if not _disables(fields, name)}
-    if fields.get("top_k") == -1:
-        given["top_k"] = 0
+    given = {name: fields.setting(name, name) for name in _SAMPLING if name != "top_k"}
+    given["top_k"] = _limit(fields, "top_k", "top_k", 0)
     own = {name: value for name, value in given.items() if value is not None}
     own["max_tokens"] = defaults.sampling.max_tokens
     for name in ("max_tokens", "max_completion_tokens"):
-        if (limit := fields.setting(name, "max_tokens")) is not None:
+        if (limit := _limit(fields, name, "max_tokens", UNLIMITED_TOKENS)) is not None:
             own["max_tokens"] = limit
     seed = fields.get("seed")
     if seed is not None:
@@ -328,9 +327,10 @@ def _sampling(fields: Fields, defaults: Defaults) -> Sampling:
     return Sampling(**(base | own))
 
 
-def _disables(fields: Fields, name: str) -> bool:
-    """Whether a value switches a parameter off that tqchat writes in another way."""
-    return name == "top_k" and type(fields.get(name)) is int and fields.get(name) == -1
+def _limit(fields: Fields, name: str, setting: str, unlimited: int) -> Any:
+    """The value of a limit; ``unlimited`` for -1, which clients of other servers send for none."""
+    value = fields.get(name)
+    return unlimited if type(value) is int and value == -1 else fields.setting(name, setting)
 
 
 def _stops(fields: Fields) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ def main() -> int:
     """Run mlx-lm's program with the arguments after the scheme; the exit code."""
     from tqchat.kv.scheme import UnknownScheme, parse_scheme
 
-    if len(sys.argv) < 3 or sys.argv[1] in ("-h", "--help"):
+    if len(sys.argv) < 3 or sys.argv[1] in ("-h", "--help") or not _is_program(sys.argv[2]):
         print(USAGE, file=sys.stderr)
         return 2
     try:
@@ -32,6 +32,13 @@ def main() -> int:
     use_scheme(scheme, dtype=_widen_weights() if sys.argv[1] in GENERATING else None)
     run()  # type: ignore[no-untyped-call]
     return 0
+
+
+def _is_program(command: str) -> bool:
+    from importlib.util import find_spec
+
+    places = (f"mlx_lm.{command}", f"mlx_lm.quant.{command}")
+    return command.isidentifier() and any(find_spec(place) is not None for place in places)
 
 
 def _widen_weights() -> Any:

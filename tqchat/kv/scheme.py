@@ -41,10 +41,9 @@ class UnknownScheme(TqchatError):
     exit_code = 2
 
     def __init__(self, name: str) -> None:
-        known = ", ".join(scheme.name for scheme in SCHEMES)
         super().__init__(
-            f"There is no cache scheme {name!r}. Choose one of: {known}, "
-            "or turbo<K>v<V> with K of 0, 1 to 6 or 8 and V of 1 to 6, "
+            f"There is no cache scheme {name!r}. Choose fp16, affine8, affine4, "
+            "turbo<K>v<V> with K of 0, 1 to 6 or 8 and V of 1 to 6 (turbo4 is turbo4v4), "
             "or trellis<K>v<V> with K of 0, 2 to 4 or 8 and V of 2 to 4."
         )
 

@@ -73,7 +73,9 @@ def test_the_server_answers_several_at_once_under_a_scheme() -> None:
     assert all(replies) and replies[0] == replies[2] == again
 
 
-@pytest.mark.parametrize("arguments", [[], ["turbo4"], ["nonsense", "generate"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["turbo4"], ["nonsense", "generate"], ["turbo4", "nonsense"], ["turbo4", "a.b"]]
+)
 def test_a_wrong_call_says_what_is_right(arguments: list[str]) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "tqchat.kv", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
