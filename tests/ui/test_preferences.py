@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from textual.widgets import Input, OptionList
@@ -77,6 +78,30 @@ async def test_a_setting_is_changed_saved_and_reset(open_app: OpenApp, paths: Pa
         await ui.pilot.press("backspace")
         await ui.hides("set here")
         assert ui.app.chat.sampling.defaults.temperature == 0.9
+    assert State.load(paths).settings == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "says"),
+    [
+        ("model", "./no-such-model", "There is no model folder './no-such-model'"),
+        ("draft", "banana", "There is no model folder 'banana'"),
+        ("adapter", "~/no-such-adapter", "There is no folder '~/no-such-adapter'."),
+        ("model_folders", ", ".join(("{here}", "/no/such/folder")), "There is no folder '/no/such/folder'."),
+    ],
+)
+async def test_models_and_folders_that_do_not_exist_are_refused(
+    open_app: OpenApp, paths: Paths, tmp_path: Path, name: str, missing: str, says: str
+) -> None:
+    async with open_app(settings=settings.load_config(paths)) as ui:
+        await open_setting(ui, name)
+        await enter_value(ui, missing.format(here=tmp_path))
+        await ui.shows(says)
+        await ui.pilot.press("escape")
+        await enter_value(ui, "auto" if name == "draft" else str(tmp_path))
+        await ui.shows("set here")
+        await enter_value(ui, "")
+        await ui.hides("set here")
     assert State.load(paths).settings == {}
 
 

@@ -132,7 +132,7 @@ def read_config(paths: Paths) -> tuple[Settings, list[str]]:
         elif (allowed := violation(key, value)) is not None:
             quoted = (
                 ", in quotes"
-                if SETTINGS_BY_NAME[key].kind in ("theme", "model", "text", "choice", "scheme")
+                if SETTINGS_BY_NAME[key].kind in ("theme", "model", "folder", "text", "choice", "scheme")
                 else ""
             )
             problems.append(f"{file}: {key} is {shown_value(value)}, but must be {allowed}{quoted}.")

@@ -13,7 +13,9 @@ from tqchat.kv.scheme import AUTO, SCHEMES, UnknownScheme, scheme_setting
 
 Group = Literal["Look", "Model", "Cache", "Replies"]
 GROUPS: tuple[Group, ...] = ("Look", "Model", "Cache", "Replies")
-Kind = Literal["theme", "model", "scheme", "text", "choice", "integer", "number", "flag", "folders", "keys"]
+Kind = Literal[
+    "theme", "model", "scheme", "text", "choice", "integer", "number", "flag", "folder", "folders", "keys"
+]
 
 ThinkingDisplay = Literal["folded", "streaming", "open"]
 THINKING_DISPLAYS: tuple[ThinkingDisplay, ...] = ("folded", "streaming", "open")
@@ -206,7 +208,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "adapter",
         "Model",
-        "text",
+        "folder",
         "The folder of a LoRA adapter for the model of the start; /adapter chooses one for a conversation.",
         "a folder",
         _text,

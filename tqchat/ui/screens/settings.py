@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
@@ -14,7 +14,11 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from tqchat.engine.commands import drafting_of
+from tqchat.engine.hub.resolve import local_folder
+from tqchat.errors import TqchatError
 from tqchat.kv.scheme import AUTO, SCHEMES
+from tqchat.paths import expand_user
 from tqchat.settings import SETTINGS, SETTINGS_BY_NAME, Setting, Settings
 from tqchat.settings.schema import GROUPS
 from tqchat.text import one_line
@@ -198,10 +202,15 @@ class SettingsScreen(ModalScreen[None]):
             self._preferences.set(setting.name, None)
         else:
             try:
-                self._preferences.set(setting.name, setting.parse(event.value))
+                value = setting.parse(event.value)
+                _check_files(setting, value)
             except ValueError as error:
                 self._show_problem(f"It must be {error}.")
                 return
+            except TqchatError as error:
+                self._show_problem(one_line(str(error)))
+                return
+            self._preferences.set(setting.name, value)
         self._edit(False)
         self._redraw()
 
@@ -226,3 +235,18 @@ class SettingsScreen(ModalScreen[None]):
 
 def _sentence(allowed: str) -> str:
     return f"{allowed[0].upper()}{allowed[1:]}."
+
+
+def _check_files(setting: Setting, value: Any) -> None:
+    """Check that the models and folders that a setting names exist.
+
+    Raises:
+        TqchatError: if one does not.
+    """
+    if setting.kind == "model":
+        ref = drafting_of(value).model if setting.name == "draft" else value
+        local_folder(ref)
+    elif setting.kind in ("folder", "folders"):
+        for folder in [value] if setting.kind == "folder" else value:
+            if not expand_user(folder).is_dir():
+                raise TqchatError(f"There is no folder {folder!r}.")
