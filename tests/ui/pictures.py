@@ -86,7 +86,7 @@ async def make(folder: Path) -> None:
     """Save all pictures."""
     paths = locate()
     paths.ensure()
-    settings = Settings(theme="tqchat-dark", scheme="turbo0v4", max_tokens=160, seed=5)
+    settings = Settings(theme="tqchat-dark", scheme="turbo4", max_tokens=300, seed=5)
     app = TqchatApp(paths, settings)
     async with app.run_test(size=WIDE) as pilot:
         shots = Screenshots(app, pilot, folder)
@@ -98,8 +98,8 @@ async def make(folder: Path) -> None:
         await pilot.press("ctrl+n")
         for text in TALK[:-1]:
             await shots.send(text)
-        app.chat.schemes.set("turbo4")
-        await shots.until(lambda: app.chat.caches.report and app.chat.caches.report.scheme == "turbo4")
+        app.chat.schemes.set("auto")
+        await shots.until(lambda: app.chat.caches.report and app.chat.caches.report.scheme != "turbo4")
         await shots.send(TALK[-1])
         await shots.save("chat")
         app.theme = "tqchat-light"
