@@ -58,6 +58,21 @@ def test_modified_keys_are_named_in_every_form(sent: str, keys: list[str], size:
     assert [message.key for message in messages if isinstance(message, Key)] == keys
 
 
+@pytest.mark.parametrize(
+    ("sent", "keys"),
+    [
+        ("\x1b\x1b[D", ["alt+left"]),
+        ("\x1b\x1bOC", ["alt+right"]),
+        ("a\x1b\x1b[3~\x1b[D", ["a", "alt+delete", "left"]),
+        ("\x1b\x1b[1;2A", ["alt+shift+up"]),
+        ("\x1b\x1b[200~x\x1b[201~", ["escape"]),
+    ],
+)
+def test_alt_as_escape_before_a_sequence_is_alt_and_not_escape(sent: str, keys: list[str]) -> None:
+    messages = list(TerminalInput().read(sent.encode()))
+    assert [message.key for message in messages if isinstance(message, Key)] == keys
+
+
 @pytest.mark.parametrize("sequence", ["\x1b[1114112u", "\x1b[9999999999u", "\x1b[:u", "\x1b[1:2:3:4u"])
 def test_keys_work_behind_a_malformed_sequence(sequence: str) -> None:
     assert shown(list(TerminalInput().read(sequence.encode() + b"ab")))[-2:] == ["a", "b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import selectors
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
@@ -18,6 +19,10 @@ BEHIND_ESCAPE = {"\r": "[13;3u"}
 """Keys whose Alt Textual loses: what terminals send behind Escape, and what kitty does."""
 NAMES = {"\r": "enter", "\t": "tab", "\x7f": "backspace", "\x1b": "escape", " ": "space"}
 """Keys that Textual does not name when they come in xterm's form, such as Shift+Enter from tmux."""
+ALT = 2
+"""The bit of Alt in the modifiers of a sequence, which are sent plus one."""
+_BEHIND_ESCAPE = re.compile(r"\x1b\x1b(?:O([A-DFHP-S])|\[(?:(\d{1,2})(?:;(\d))?)?([A-DFHP-S~]))")
+"""A key with Alt as iTerm2, rxvt and PuTTY send it: Escape before the sequence of the key."""
 READ_BYTES = 65_536
 POLL_S = 0.1
 
@@ -40,7 +45,7 @@ class TerminalInput:
         while data:
             if self._pasted is None:
                 typed, data = self._until_paste(data)
-                yield from self._parse(self._decode(typed))
+                yield from self._parse(_BEHIND_ESCAPE.sub(_with_alt, self._decode(typed)))
             else:
                 # The end of the paste may be split between two reads.
                 unseen = max(0, len(self._pasted) - len(PASTE_END))
@@ -84,6 +89,13 @@ class TerminalInput:
                 self._parser.mouse_pixels = failed.mouse_pixels
                 self._parser.terminal_size = failed.terminal_size
                 self._parser.terminal_pixel_size = failed.terminal_pixel_size
+
+
+def _with_alt(found: re.Match[str]) -> str:
+    """The sequence of a key with Alt, in xterm's form."""
+    single, number, modifiers, end = found.groups()
+    held = int(modifiers or 1) - 1 | ALT
+    return f"\x1b[{number or 1};{held + 1}{single or end}"
 
 
 def _named(message: Message) -> Message:
