@@ -177,11 +177,19 @@ def expand_user(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises where there is no home
 
 
+def working_folder() -> Path:
+    """The folder that relative paths begin at; ``.`` if it has been deleted, where nothing is found."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return Path()
+
+
 def locate() -> Paths:
     """This process's locations: in ``TQCHAT_HOME`` if set, else the platform's standard folders."""
     home = os.environ.get(HOME_VARIABLE)
     if home:
-        root = expand_user(home).absolute()
+        root = working_folder() / expand_user(home)
         return Paths(root / "config", root / "state", root / "data", root / "cache", root / "logs", root)
     dirs = platformdirs.PlatformDirs("tqchat", appauthor=False)
     return Paths(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 # Every repetition is possessive and ends at the introducer of another sequence, so that a text of nothing but
@@ -55,11 +56,16 @@ def with_newlines(text: str) -> str:
 
 
 def decode_text(content: bytes) -> str:
-    """UTF-8 text, with or without a byte order mark, with its line ends as newlines.
+    """UTF-8 text, or UTF-16 with a byte order mark, with its line ends as newlines.
 
     Raises:
         UnicodeDecodeError: if it is no such text; with a NUL it is not.
     """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16")
+        if "\0" in text:
+            raise UnicodeDecodeError("utf-16", content, 0, 2, "NUL")
+        return with_newlines(text)
     if b"\0" in content:
         raise UnicodeDecodeError("utf-8", content, 0, 1, "NUL")
     return with_newlines(content.decode("utf-8-sig"))

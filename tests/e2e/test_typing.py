@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,17 @@ def test_every_form_of_a_new_line_key_starts_a_line(
         terminal.press("enter")
         terminal.until(lambda: sent(paths))
     assert sent(paths) == ["one\ntwo"]
+
+
+def test_a_start_folder_that_is_deleted_only_hides_its_files(
+    paths: Paths, folder: Path, llama_folder: Path
+) -> None:
+    with Terminal("--model", str(llama_folder), folder=folder) as terminal:
+        terminal.sees("Ask something")
+        shutil.rmtree(folder)
+        terminal.process.send("Sum up @notes.md")
+        terminal.press("enter")
+        terminal.sees("There is no file notes.md here")
+        terminal.press("enter")
+        terminal.until(lambda: sent(paths) == ["Sum up @notes.md"])
+        terminal.quit()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tqchat.errors import TqchatError
+from tqchat.paths import working_folder
 from tqchat.text import decode_text
 from tqchat.ui.input.attachments import (
     MAX_FILE_BYTES,
@@ -43,7 +44,7 @@ def read(words: Sequence[str], files: Sequence[str] = ()) -> str:
         BadQuestion: if there is no question, standard input is not text, or a file cannot be attached.
     """
     try:
-        return _read_all(words, files, Path.cwd())
+        return _read_all(words, files, working_folder())
     except CannotAttach as error:
         hint = "" if files else " Words after @ name files, except in a question that is piped in."
         raise BadQuestion(f"{error}{hint}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,8 @@ def test_files_mentioned_in_a_text_are_read(folder: Path) -> None:
         'Compare @notes.md, @"my file.txt" and @src/fox.py. me@example.com @someone', folder
     )
     assert [one.name for one in found] == ["notes.md", "my file.txt", "src/fox.py"]
+    (bracketed,) = attachments.read_mentioned("Sum them up (@notes.md).", folder)
+    assert bracketed.text == NOTES
     assert attachments.read_mentioned("@notes.md @notes.md", folder)[0].text == NOTES
 
 
@@ -53,6 +57,7 @@ def test_files_mentioned_in_a_text_are_read(folder: Path) -> None:
         ("@gone.md", "There is no file gone.md"),
         ("@src", "is a folder"),
         ("@picture.png", "is not a text file"),
+        ("@latin1.txt", "latin1.txt is not UTF-8 text"),
         ("@big.txt", "at most 1.00 MB"),
         ("@" + "x/" * 5000, "There is no file"),
         ("@a\0b/c", "There is no file"),
@@ -61,6 +66,7 @@ def test_files_mentioned_in_a_text_are_read(folder: Path) -> None:
 def test_a_typed_name_that_cannot_be_attached_is_an_error_until_it_is_sent_as_words(
     folder: Path, text: str, says: str
 ) -> None:
+    (folder / "latin1.txt").write_bytes("café".encode("latin-1"))
     (folder / "big.txt").write_bytes(b"x" * (attachments.MAX_FILE_BYTES + 1))
     with pytest.raises(CannotAttach, match=says):
         attachments.read_mentioned(text, folder)
@@ -72,6 +78,33 @@ def test_a_typed_name_that_cannot_be_attached_is_an_error_until_it_is_sent_as_wo
 def test_line_breaks_of_files_are_newlines(folder: Path, line_break: str) -> None:
     (folder / "lines.txt").write_bytes(line_break.join(["one", "two", ""]).encode())
     assert attachments.read_mentioned("@lines.txt", folder)[0].text == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_text_of_other_programs_is_attached(folder: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (folder / "saved.txt").write_bytes(f"{mark}naïve\r\nfox\r\n".encode(encoding))
+    assert attachments.read_file(folder, "saved.txt").text == "naïve\nfox\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(("folder_mode", "file_mode"), [(0o700, 0o644), (0o744, 0o644), (0o755, 0o600)])
+def test_a_file_that_this_user_must_not_read_is_named_so(folder_mode: int, file_mode: int) -> None:
+    # Below a folder that everyone may enter, which pytest's are not.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "closed").mkdir()
+        (folder / "closed" / "fox.md").write_text("fox")
+        (folder / "closed" / "fox.md").chmod(file_mode)
+        (folder / "closed").chmod(folder_mode)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CannotAttach, match=r"closed/fox.md cannot be read \(permission denied\)"):
+                attachments.read_mentioned("Sum up @closed/fox.md", folder)
+            is_complete("Sum up @closed/fox.md", [], folder)
+        finally:
+            os.seteuid(0)
 
 
 def test_previews_say_what_sending_will_do(folder: Path) -> None:

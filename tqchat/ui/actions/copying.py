@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from functools import lru_cache
 
 from tqchat.files import reason_of
-from tqchat.paths import expand_user
+from tqchat.paths import expand_user, working_folder
 from tqchat.store.database import Message
 from tqchat.text import one_line, stable_width
 from tqchat.ui import figures
@@ -148,7 +148,8 @@ def export(parts: Parts, argument: str) -> None:
     if conversation is None:
         raise Refused("There is no conversation to export yet.", "information")
     title = re.sub(r"[^\w-]+", "-", one_line(conversation.title))[:MAX_NAME_CHARS].strip("-").lower()
-    file = expand_user(argument or f"{title or 'conversation'}.md").absolute()
+    file = expand_user(argument or f"{title or 'conversation'}.md")
+    file = working_folder() / file
     try:
         with file.open("x", encoding="utf-8") as written:
             written.write(to_markdown(parts.database, conversation))

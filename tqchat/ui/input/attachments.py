@@ -16,7 +16,7 @@ from tqchat.ui import figures
 _HEADER = re.compile(r"Attached file (\S.*):")
 _OPENING_FENCE = re.compile(r"(`{3,}+)[^`]*")
 _FENCE = re.compile(r"`{3,}+")
-_MENTION = re.compile(r'(?<!\S)@(?:"([^"\n]+)"|([^\s"]+))')
+_MENTION = re.compile(r'(?<![^\s(])@(?:"([^"\n]+)"|([^\s"]+))')
 _PATH_LIKE = re.compile(r"/|\.\w{1,8}\Z|\A~")
 MAX_FILE_BYTES = 1_000_000
 """Largest file that can be attached; more than any local model can read."""
@@ -151,7 +151,7 @@ def preview(
         try:
             file = _attachment(name, folder, earlier)
         except CannotAttach as error:
-            if _kind(folder / expand_user(name)) == "file":
+            if kind_of(folder / expand_user(name)) == "file":
                 found[name] = Preview(name, f"sent as words: {error}", False)
             continue
         if file is not None:
@@ -165,7 +165,7 @@ def preview(
 def _attachment(name: str, folder: Path, earlier: Sequence[Attachment]) -> Attachment | None:
     """The file of a name; ``None`` if the name is only words."""
     path = folder / expand_user(name)
-    kind = _kind(path)
+    kind = kind_of(path)
     if kind == "file":
         return Attachment(name, _read(path, name))
     before = next((one for one in earlier if one.name == name), None)
@@ -184,16 +184,18 @@ def mentions(text: str, folder: Path) -> Iterator[str]:
     for quoted, plain in _MENTION.findall(text):
         name = quoted or plain
         # Punctuation after a name belongs to the sentence, unless a file has that name.
-        if plain and not _kind(folder / expand_user(name)):
+        if plain and not kind_of(folder / expand_user(name)):
             name = name.rstrip(".,;:!?)]}'")
         if name:
             yield name
 
 
-def _kind(path: Path) -> str:
-    """``file``, ``folder``, ``other``, or empty for nothing, invalid names included."""
+def kind_of(path: Path) -> str:
+    """``file``, ``folder``, ``other``, ``barred``, or empty for nothing, invalid names included."""
     try:
         return "file" if path.is_file() else "folder" if path.is_dir() else "other" if path.exists() else ""
+    except PermissionError:
+        return "barred"
     except (OSError, ValueError):
         return ""
 
@@ -214,7 +216,9 @@ def _read(path: Path, name: str) -> str:
     try:
         return decode_text(data)
     except UnicodeDecodeError as error:
-        raise CannotAttach(f"{name} is not a text file; only those can be attached.") from error
+        if b"\0" in data:
+            raise CannotAttach(f"{name} is not a text file; only those can be attached.") from error
+        raise CannotAttach(f"{name} is not UTF-8 text; save it as UTF-8 to attach it.") from error
 
 
 def read_file(folder: Path, name: str) -> Attachment:
@@ -227,7 +231,7 @@ def read_file(folder: Path, name: str) -> Attachment:
         CannotAttach: if it does not exist, is not text, or is too large.
     """
     path = folder / expand_user(name)
-    if (kind := _kind(path)) != "file":
+    if (kind := kind_of(path)) != "file":
         raise _no_file(name, kind)
     return Attachment(name, _read(path, name))
 
@@ -237,6 +241,8 @@ def _no_file(name: str, kind: str) -> CannotAttach:
     shown = one_line(name)
     if kind == "folder":
         return CannotAttach(f"{shown} is a folder; name a file in it.")
+    if kind == "barred":
+        return CannotAttach(f"{shown} cannot be read (permission denied).")
     if kind:
         return CannotAttach(f"{shown} is a pipe or a device; only files can be attached.")
     return CannotAttach(f"There is no file {shown} here.")

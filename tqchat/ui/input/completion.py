@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqchat.paths import expand_user
+from tqchat.paths import expand_user, working_folder
 from tqchat.text import single_line
 from tqchat.ui.input import slash
+from tqchat.ui.input.attachments import kind_of
 from tqchat.ui.input.file_tree import Ignored, fuzzy_matches
 from tqchat.ui.input.slash import Command
 
@@ -19,7 +20,7 @@ MAX_FOLDER_ENTRIES = 2_000
 """Entries of a folder that are searched."""
 _ELSEWHERE = ("/", "~", ".")
 """Beginnings of paths that are completed folder by folder: not below the start folder, or hidden."""
-_MENTION = re.compile(r'(?:^|\s)@("[^"]*|[^\s"]*)$')
+_MENTION = re.compile(r'(?:^|[\s(])@("[^"]*|[^\s"]*)$')
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def completions(
     written = mention(line)
     if written is None:
         return []
-    found = _files(written, folder or Path.cwd())
+    found = _files(written, folder or working_folder())
     name = written.removeprefix('"')
     if name and not name.startswith(_ELSEWHERE):
         found += [path for path in fuzzy_matches(name, paths) if path not in found and path != name]
@@ -85,7 +86,7 @@ def is_complete(line: str, commands: Sequence[Command], folder: Path | None = No
             return False
         return not last or command.values is None or last in command.values() or "=" in last[:-1]
     written = mention(line)
-    return not written or ((folder or Path.cwd()) / expand_user(written.strip('"'))).is_file()
+    return not written or kind_of((folder or working_folder()) / expand_user(written.strip('"'))) == "file"
 
 
 def _is_word(line: str, commands: Sequence[Command]) -> bool:

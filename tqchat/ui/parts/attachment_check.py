@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
+from tqchat.paths import working_folder
 from tqchat.ui.controller.controller import Controller
 from tqchat.ui.input import attachments
 from tqchat.ui.input.attachments import CannotAttach
@@ -52,7 +52,7 @@ class AttachmentCheck:
             return
 
         def read() -> None:
-            found = attachments.preview(text, Path.cwd(), earlier, as_words)
+            found = attachments.preview(text, working_folder(), earlier, as_words)
             self._on_screen(lambda: self._shown().show(found) if self._previewed == wanted else None)
 
         self._in_thread(read)
@@ -75,7 +75,7 @@ class AttachmentCheck:
         try:
             files = attachments.read_mentioned(
                 typed,
-                Path.cwd(),
+                working_folder(),
                 self._earlier(),
                 strict=strict,
                 known_text=self._prompt().known_text,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tqchat.paths import working_folder
 from tqchat.ui.input.completion import completions, is_complete, mention
 from tqchat.ui.input.file_tree import paths_below
 from tqchat.ui.input.slash import Command
@@ -74,7 +75,7 @@ class PromptCompletion:
 
     def _list_files(self) -> None:
         """List the files below the start folder in a thread, unless that was done just now."""
-        folder = Path.cwd()
+        folder = working_folder()
         if folder != self._folder:
             self._folder, self._paths, self._listed_at = folder, (), None
         is_recent = self._listed_at is not None and time.monotonic() - self._listed_at < LISTING_AGE_S
