@@ -50,6 +50,26 @@ def test_the_context_counts_what_the_next_message_reads(path: Path) -> None:
     assert rig.chat.context.used == 330, "what was counted at the start is forgotten"
 
 
+def test_the_context_is_that_of_the_branch_that_is_shown(path: Path) -> None:
+    rig = Rig(path)
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.", 40)
+    rig.chat.turns.send("Tell me everything. " * 20)
+    rig.engine.reply("All of it.", 700)
+    question = rig.chat.shown.messages[2]
+    rig.chat.tree.fork_at(question)
+    rig.chat.turns.send("Tell me little.")
+    rig.engine.reply("A little.", 60)
+    assert rig.chat.context.used == 60
+    rig.chat.tree.show_message(question.id)
+    assert (rig.chat.context.used, rig.chat.context.is_estimate) == (700, False)
+    rig.chat.turns.regenerate()
+    assert rig.chat.context.is_estimate and rig.chat.context.used > 100, "its reply is gone"
+    rig.chat.turns.stop()
+    rig.engine.done("", "stopped", 40)
+    assert (rig.chat.context.used, rig.chat.context.is_estimate) == (700, False)
+
+
 def test_another_model_clears_the_figures(rig: Rig) -> None:
     rig.chat.turns.send("Hello")
     rig.engine.reply("Hi.")

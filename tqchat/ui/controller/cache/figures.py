@@ -64,9 +64,11 @@ class CacheFigures:
         self.histories.setdefault(conversation_id, History()).add(report)
 
     def branch_changed(self, conversation_id: str) -> None:
-        """Another branch of the conversation is shown: what was counted is that of the one before."""
-        self.counted.pop(conversation_id, None)
+        """Another branch is shown: the cache still holds the one before; count that of its last reply."""
         self.reload_history(conversation_id)
+        samples = self.histories.get(conversation_id, History()).samples
+        is_counted = samples and self._shown.messages and self._shown.messages[-1].prompt_tokens
+        self.counted[conversation_id] = samples[-1].tokens if is_counted else 0
 
     def reload_history(self, conversation_id: str) -> None:
         """Rebuild a history from the replies of the branch, which also survives a restart."""

@@ -195,7 +195,10 @@ class Replies:
             if shown:
                 self._view.transcript_changed()
             if isinstance(turn, Reply):
-                self._caches.counted[turn.conversation_id] = turn.tokens_before
+                if shown:
+                    self._caches.branch_changed(turn.conversation_id)
+                if turn.tokens_before or not shown:
+                    self._caches.counted[turn.conversation_id] = turn.tokens_before
         if shown and turn.prompt_text is not None:
             self._view.prompt_returned(turn.prompt_text)
         self._view.conversations_changed()
