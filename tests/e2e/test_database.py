@@ -91,6 +91,21 @@ def test_what_a_locked_database_does_not_take_is_stored_at_the_next_start(
     assert not list(paths.state_dir.glob("unsaved-*"))
 
 
+def test_a_database_that_was_emptied_is_not_taken_for_a_first_start(paths: Paths, llama_folder: Path) -> None:
+    with Terminal("--model", str(llama_folder)) as terminal:
+        answered(terminal, "One?", paths)
+        terminal.quit()
+    backup = paths.database.read_bytes()
+    paths.database.write_bytes(b"")
+    with Terminal("--model", str(llama_folder)) as terminal:
+        terminal.sees("was empty, though 1 conversation has a saved cache", "put it back")
+        paths.database.with_name("copy").write_bytes(backup)
+        paths.database.with_name("copy").rename(paths.database)
+        terminal.sees("The file of the conversations was replaced", "One?")
+        terminal.quit()
+    assert said(paths)[0] == "One?"
+
+
 def test_a_removed_database_is_created_again_with_the_open_conversation(
     paths: Paths, llama_folder: Path
 ) -> None:

@@ -34,6 +34,25 @@ class NoCommand(TqchatError):
         super().__init__(f"{str(error).removesuffix('.')}, and `tqchat --help` the commands.")
 
 
+def _emptied(locations: paths.Paths) -> list[str]:
+    """A warning if the file of the conversations was emptied, though some of them have saved caches."""
+    file = locations.database
+    log = file.with_name(f"{file.name}-wal")
+    try:
+        if file.stat().st_size or (log.exists() and log.stat().st_size):
+            return []
+        cached = sum(1 for folder in locations.caches.iterdir() if folder.is_dir())
+    except OSError:
+        return []
+    if not cached:
+        return []
+    chats = "1 conversation has" if cached == 1 else f"{cached} conversations have"
+    return [
+        f"{file} was empty, though {chats} a saved cache: if you have a backup of the file, put it back "
+        "before you go on."
+    ]
+
+
 def main(
     *,
     model: str | None,
@@ -74,6 +93,7 @@ def main(
     locations = paths.locate()
     user_settings, problems = settings.read_config(locations)
     problems += locations.ensure()
+    problems += _emptied(locations)
 
     from tqchat.ui.app import TqchatApp
 
