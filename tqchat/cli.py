@@ -51,7 +51,8 @@ Sampling and thinking options default to the settings, then to the model's own v
   memory       bytes: size of the cache; allocated_bytes: the same with spare capacity;
                fp16_bytes: size of the same tokens at 16 bits; ratio: fp16_bytes
                divided by bytes; layers_compressed: layers that hold packed
-               tokens; layers_total: all layers"""
+               tokens; layers_total: all layers
+On failure, the object has one field, error: the sentence that standard error has."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{2,63}")
 _HEXADECIMAL = re.compile(r"[0-9a-f]+")

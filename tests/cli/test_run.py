@@ -75,6 +75,13 @@ def test_the_help_describes_every_key_of_the_json_output(capsys: Captured) -> No
             assert re.search(rf"\b{name}\b", described), name
 
 
+@pytest.mark.parametrize("wrong", [["--temperature", "9"], ["--file", "gone"], ["--model", "./gone"]])
+def test_a_failure_is_json_where_that_was_asked_for(capsys: Captured, wrong: list[str]) -> None:
+    code = main(["run", "hi", "--json", *wrong])
+    printed = capsys.readouterr()
+    assert code != 0 and f"tqchat: {json.loads(printed.out)['error']}\n" == printed.err
+
+
 def test_plain_output_is_the_reply_only(capsys: Captured, llama_folder: Path) -> None:
     plain = run(capsys, llama_folder, "hello")
     reply = json.loads(run(capsys, llama_folder, "hello", "--json"))["reply"]

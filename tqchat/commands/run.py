@@ -57,6 +57,15 @@ def main(options: argparse.Namespace) -> int:
         TqchatError: if the settings, options, model or question are invalid, or generation fails.
         Interrupted: on a signal, after what was generated so far is printed.
     """
+    try:
+        return _run(options)
+    except TqchatError as error:
+        if options.json:
+            print(json.dumps({"error": str(error)}), file=for_data(sys.stdout))
+        raise
+
+
+def _run(options: argparse.Namespace) -> int:
     locations = paths.locate()
     user_settings = settings.load(locations)
     chosen = scheme_setting(options.scheme) if options.scheme is not None else None
