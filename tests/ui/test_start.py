@@ -26,6 +26,8 @@ async def main():
     app = TqchatApp(places, settings.load(places), engine=Silent)
     async with app.run_test(size=(120, 40)) as pilot:
         while not heavy:
+            strips = app.screen._compositor.render_strips()
+            assert not any("No model" in strip.text for strip in strips), "one is about to be loaded"
             await pilot.pause(0.01)
         strips = app.screen._compositor.render_strips()
         assert any("Ask something to begin" in strip.text for strip in strips)

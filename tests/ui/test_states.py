@@ -126,3 +126,15 @@ def is_in_view(ui: RunningApp) -> bool:
     box = ui.app.screen.query_one(".box").content_region
     answers, field = ui.app.screen.query_one(".answers").region, ui.app.focused
     return field is not None and field.region.bottom <= answers.y and box.contains_region(answers)
+
+
+async def test_speed_makes_room_for_a_sentence_and_the_context_stays(open_app: OpenApp) -> None:
+    async with open_app((120, 40)) as ui:
+        await ui.turn("Hello", "Hi.")
+        await ui.shows("tok/s")
+        shown = ui.app.chat.shown.id
+        assert shown is not None
+        reason = "No cache was saved for this conversation; 3,421 tokens are read again with the next one."
+        ui.engine.emit(events.Opened(shown, 0, 0.1, reason, tokens=3421))
+        await ui.until(lambda: reason in ui.said("#status") and "context 3,421" in ui.said("#status"))
+        assert "tok/s" not in ui.said("#status")

@@ -295,7 +295,7 @@ class TqchatApp(App[None]):
         self.parts.prompt.suggest = self.parts.completion.update
         self.parts.prompt.choose = self.parts.completion.choose
         settings.apply_to_screen(self.parts, self.parts.settings)
-        lifecycle.show_initial(self.parts)
+        lifecycle.show_initial(self.parts, self._model)
         self.theme_changed_signal.subscribe(self, self.parts.appearance.remember)
         self.set_interval(lifecycle.POLL_INTERVAL_S, self.poll)
         self.parts.screen.call_after_refresh(lifecycle.start_engine, self.parts, self._model)

@@ -24,8 +24,9 @@ SHORT_SAVE_TIMEOUT_S, SHORT_WRITE_TIMEOUT_S = 1.1, 0.2
 """Longest waits for the cache, then for the database, when a signal ends the app."""
 
 
-def show_initial(parts: Parts) -> None:
+def show_initial(parts: Parts, model: str | None) -> None:
     """Fill the mounted screen: side panels, the last conversation, problems with the settings."""
+    parts.chat.models.announce(model)
     screen, state = parts.screen, parts.preferences.state
     screen.query_one("#conversations").set_class(not state.sidebar, "folded")
     screen.query_one("#gauge").set_class(not state.gauge, "folded")
@@ -66,6 +67,7 @@ def start_engine(parts: Parts, model: str | None) -> None:
     try:
         engine = parts.engine.start()
     except TqchatError as error:
+        parts.chat.models.loading = None
         parts.say(str(error), "error")
     else:
         parts.chat.connect(engine, model)

@@ -136,6 +136,22 @@ def test_a_scheme_asked_for_during_a_conversion_follows_it(rig: Rig) -> None:
     assert rig.chat.schemes.chosen == "turbo0v4"
 
 
+def test_a_change_that_waits_says_for_which_reply(rig: Rig) -> None:
+    rig.chat.turns.send("Hello")
+    rig.engine.reply("Hi.")
+    first = rig.chat.shown.id
+    assert first is not None
+    rig.chat.shown.new()
+    rig.chat.turns.send("Another")
+    rig.chat.shown.open(first)
+    rig.chat.schemes.set("fp16")
+    assert rig.view.said[-1][1] == "Changes to fp16 when another reply is done."
+    rig.engine.reply("Hi.")
+    rig.chat.turns.send("More")
+    rig.chat.schemes.set("turbo4")
+    assert rig.view.said[-1][1] == "Changes to turbo4 when this reply is done."
+
+
 def test_a_change_asked_for_during_a_reply_that_fails_is_made(rig: Rig) -> None:
     rig.chat.turns.send("Hello")
     rig.engine.delta("H")

@@ -122,9 +122,16 @@ class SchemeChanges:
             self._pending[conversation.id] = PendingScheme(conversation.id, scheme, reread, before)
             self._work.start_next()
             if conversation.id in self._pending:
-                loaded = self._models.current is not None
-                when = "when this reply is done" if loaded else "once the model is loaded"
-                self._view.say(f"Changes to {scheme} {when}.")
+                self._view.say(f"Changes to {scheme} {self._when(conversation.id)}.")
+
+    def _when(self, conversation_id: str) -> str:
+        """When a change that is pending starts, for the end of a sentence."""
+        if self._models.current is None:
+            return "once the model is loaded"
+        if self._work.reply is None:
+            return "in a moment"
+        which = "this" if self._work.conversation_id == conversation_id else "another"
+        return f"when {which} reply is done"
 
     def undo(self) -> bool:
         """Return to the scheme before the last change, re-reading the transcript; whether there was one."""

@@ -66,10 +66,14 @@ class ModelState:
         """Bytes that one conversation's cache may take: the user's setting, else the model's."""
         return self.memory_budget or (self.current.memory_budget if self.current else None)
 
+    def announce(self, ref: str | None) -> None:
+        """Show a model as being loaded: the engine that will load it is still being started."""
+        self.loading = events.ModelProgress(commands.model_ref(ref), "loading")
+
     def load(self, ref: str | None) -> None:
         """Load another model; the current one stays until the new one is ready."""
         if self._engine.connected:
-            self.loading = events.ModelProgress(commands.model_ref(ref), "loading")
+            self.announce(ref)
             self._engine.submit(commands.LoadModel(ref))
             self._view.figures_changed()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.cells import cell_len
 from textual.content import Content
@@ -21,8 +21,14 @@ from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.gauge.drawing import bar
 
 
-def _justified(left: Content, right: Content, width: int, urgent: bool = False) -> Content:
-    """Left- and right-aligned text on one line; the left one is truncated, unless it is urgent."""
+def _justified(left: Content, rights: Sequence[Content], width: int, urgent: bool = False) -> Content:
+    """Left- and right-aligned text on one line; the left one is truncated, unless it is urgent.
+
+    Args:
+        rights: The same text, shorter each time: the longest that leaves room for the left one is used.
+    """
+    fitting = (one for one in rights if left.cell_length + one.cell_length + 2 <= width)
+    right = next(fitting, rights[-1])
     available = width - right.cell_length - 2
     if available < 8 or (urgent and available < left.cell_length):
         return left.truncate(width, ellipsis=True)
@@ -37,11 +43,14 @@ class _Line(Static):
         super().__init__("", id=id, markup=False)
         self._left = self._right = Content("")
 
-    def put(self, left: Content, right: Content, urgent: bool = False) -> None:
-        """Show both texts; if they do not fit, an ``urgent`` left one takes the whole line."""
-        if not (left.is_same(self._left) and right.is_same(self._right)):
-            self._left, self._right = left, right
-            self.update(Fitted(1, lambda width: _justified(left, right, width, urgent)))
+    def put(self, left: Content, *rights: Content, urgent: bool = False) -> None:
+        """Show a text at the left, and the first at the right that fits beside it, else the last.
+
+        If that does not fit either, an ``urgent`` left one takes the whole line.
+        """
+        if not (left.is_same(self._left) and rights[0].is_same(self._right)):
+            self._left, self._right = left, rights[0]
+            self.update(Fitted(1, lambda width: _justified(left, rights, width, urgent)))
 
 
 SEPARATOR = " · "
@@ -95,12 +104,15 @@ class StatusLine(_Line):
             parts.append(figures.speed(chat.replies.decode_speed))
         if chat.thinking.choices:
             parts.append(f"thinking: {chat.thinking.label}")
-        right = Content.styled(" · ".join(parts), "$quiet")
+        rights = [Content.styled(" · ".join(shown), "$quiet") for shown in (parts, parts[:1])]
         if full:
-            right = Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
+            rights = [
+                Content.assemble(("! ", "$warning"), right.stylize("$warning", 0, len(parts[0])))
+                for right in rights
+            ]
         models = chat.models
         urgent = models.loading is not None or models.current is None or chat.turns.shown_reply is not None
-        self.put(doing(chat, self._key), right, urgent)
+        self.put(doing(chat, self._key), *rights, urgent=urgent)
 
 
 def doing(chat: Controller, key: Callable[[str], str]) -> Content:
