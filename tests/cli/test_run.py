@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_cli import fails
+from tests.engine.scripted_model import scripted
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
 from tqchat.engine.commands import ChatMessage
@@ -294,6 +295,33 @@ def test_a_stored_conversation_is_continued(
         assert len(database.messages(other.id)) == 2
         assert database.leases.holder_pid(other.id) is None
     assert "tqchat ls" in fails(capsys, 2, "run", "--conversation", "none", "hi")
+
+
+def test_a_cache_that_cannot_be_saved_is_said_below_the_reply(llama_folder: Path, paths: Paths) -> None:
+    with Database(paths.database) as database:
+        talk = database.create("t", None, "fp16")
+    paths.caches.rmdir()
+    paths.caches.write_text("in the way")
+    command = [sys.executable, "-m", "tqchat", "run", "hi", "--model", str(llama_folder), "--max-tokens", "3"]
+    ended = subprocess.run(
+        [*command, "--conversation", talk.id],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    with Database(paths.database) as database:
+        reply = database.messages(talk.id)[-1].content
+    assert ended.stdout.strip().startswith(f"{reply.strip()}\ntqchat: The cache could not be saved")
+
+
+def test_an_empty_reply_is_said_to_be_one(capsys: Captured, tmp_path: Path) -> None:
+    model = scripted(tmp_path / "model", [([ChatMessage("user", "hi")], "<|im_end|>")])
+    assert main(["run", "hi", "--model", str(model)]) == 0
+    printed = capsys.readouterr()
+    assert not printed.out.strip()
+    assert printed.err == "tqchat: The model's reply is empty; ask in other words.\n"
 
 
 def test_auto_says_what_it_chose_only_when_asked_or_changed(

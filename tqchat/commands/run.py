@@ -156,6 +156,8 @@ def _report(done: Done, as_json: bool, with_drafts: bool) -> None:
             f"{CUT_REASONS[done.stop_reason]}.",
             file=sys.stderr,
         )
+    elif done.stop_reason == "stop" and not (done.text.strip() or done.reasoning):
+        print("tqchat: The model's reply is empty; ask in other words.", file=sys.stderr)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -303,14 +305,14 @@ def _print(events: Iterator[Event], as_json: bool, show_thinking: bool) -> Done:
                 raise ReplyFailed(event.message)
             case Done():
                 done = event
+                if thinking:
+                    print(thoughts.flush(), file=sys.stderr)
+                if not as_json:
+                    print(stream.flush(), flush=True)
             case _:
                 pass
     if done is None:
         raise ReplyFailed("The model ended without a reply; try again.")
-    if thinking:
-        print(thoughts.flush(), file=sys.stderr)
-    if not as_json:
-        print(stream.flush())
     return done
 
 

@@ -85,12 +85,13 @@ class StoredTurn:
                         if not reply.is_empty:
                             writer.write_finished(reply, event)
                             written = True
-                            self._save(session, event)
                     case events.Failed() if event.text or event.reasoning:
                         reply.replace(event)
                     case _:
                         pass
                 yield event
+                if written and isinstance(event, events.Done):
+                    self._save(session, event)  # after the reply's last line: it may have something to say
         finally:
             if reply.is_empty:
                 self._database.delete_message(message.id)
