@@ -38,6 +38,7 @@ _MARK = (
 _STACK = re.compile(rf"([{_MARK}]{{3}})[{_MARK}]+")
 _BREAKS = dict.fromkeys(map(ord, "\n\t\u2028\u2029"), " ")
 _MAX_PENDING_CHARS = 256
+_FENCE = re.compile(r" {0,3}(?:(`{3,}+)[^`]*|(~{3,}+).*)")
 
 
 def printable(text: str) -> str:
@@ -69,6 +70,29 @@ def decode_text(content: bytes) -> str:
     if b"\0" in content:
         raise UnicodeDecodeError("utf-8", content, 0, 1, "NUL")
     return with_newlines(content.decode("utf-8-sig"))
+
+
+def fence_after(line: str, fence: str = "") -> str:
+    """The code fence of Markdown that is open below a line; empty if none is.
+
+    Args:
+        fence: The one that is open above it.
+    """
+    found = _FENCE.fullmatch(line)
+    if found is None:
+        return fence
+    marks = found[1] or found[2]
+    if not fence:
+        return marks
+    return "" if marks.startswith(fence) and line.strip() == marks else fence
+
+
+def with_closed_fence(text: str) -> str:
+    """Markdown that leaves no code block open, as a reply that was cut off does."""
+    fence = ""
+    for line in text.split("\n"):
+        fence = fence_after(line, fence)
+    return f"{text}\n{fence}" if fence else text
 
 
 def stable_width(text: str) -> str:

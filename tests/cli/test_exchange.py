@@ -11,8 +11,9 @@ import pytest
 
 from tests.cli.test_cli import Captured, fails
 from tqchat.cli import main
-from tqchat.paths import Paths
+from tqchat.paths import Paths, locate
 from tqchat.store.database import Database
+from tqchat.text import with_closed_fence
 
 
 @pytest.fixture
@@ -128,3 +129,33 @@ def test_an_export_to_a_full_disk_is_reported(talk: str) -> None:
     )
     assert result.returncode == 1
     assert result.stderr == "tqchat: /dev/full cannot be written (no space left on device).\n"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Cut off:\n```python\ndef fox():",
+        "````md\n```py\nprint()\n```\n## You\n````\nNested.",
+        "~~~\n```\n~~~\nDone.",
+        "```a``` is code in a line.",
+        "Longer closes:\n```\ncode\n````\nSo.",
+        "1. A list\n   ```\n   code",
+    ],
+)
+def test_code_blocks_in_a_markdown_export_end_with_their_message(
+    capsys: Captured, paths: Paths, tmp_path: Path, reply: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = ["What is a fox?", reply, "And a vixen?", "A female fox."]
+    with Database(paths.database) as database:
+        talk = database.create("Foxes", None, "auto")
+        for index, text in enumerate(said):
+            database.add_message(talk.id, "assistant" if index % 2 else "user", text)
+    file = tmp_path / "foxes.md"
+    assert main(["export", talk.id, "-o", str(file)]) == 0
+    monkeypatch.setenv("TQCHAT_HOME", str(tmp_path / "other"))
+    assert main(["import", str(file)]) == 0
+    capsys.readouterr()
+    with Database(locate().database) as database:
+        found = [one.content for one in database.messages(database.conversations()[0].id)]
+    assert found == [with_closed_fence(text) for text in said]
+    assert found[1].startswith(reply)

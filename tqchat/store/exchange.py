@@ -22,7 +22,7 @@ from tqchat.store.rows import (
     insert_message,
     new_id,
 )
-from tqchat.text import one_line
+from tqchat.text import one_line, with_closed_fence
 
 Outcome = Literal["added", "copied", "restored", "skipped", "extended", "in use"]
 UNTITLED = "(untitled)"
@@ -73,7 +73,8 @@ def as_json(conversations: Iterable[tuple[Conversation, Sequence[Message]]]) -> 
 
 
 def to_markdown(database: Database, conversation: Conversation) -> str:
-    """Export a conversation's shown branch as Markdown. Message contents are not escaped.
+    """Export a conversation's shown branch as Markdown. Message contents are not escaped,
+    but a code block that one leaves open is closed.
 
     Raises:
         UnknownConversation: if it was deleted meanwhile.
@@ -85,11 +86,11 @@ def to_markdown(database: Database, conversation: Conversation) -> str:
     facts = [_format_time(conversation.created_at), *([conversation.model] if conversation.model else [])]
     parts = [f"# {one_line(conversation.title) or UNTITLED}", f"*{one_line(', '.join(facts))}*"]
     if conversation.system_prompt:
-        parts += ["## System", conversation.system_prompt.strip("\n")]
+        parts += ["## System", with_closed_fence(conversation.system_prompt.strip("\n"))]
     for message in shown:
         name = {"user": "You", "system": "System"}.get(message.role) or one_line(message.model or "Assistant")
         note = "" if message.status == "complete" else f" ({message.status})"
-        parts += [f"## {name}{note}", message.content.strip("\n")]
+        parts += [f"## {name}{note}", with_closed_fence(message.content.strip("\n"))]
     if hidden:
         others = f"{hidden} more message{'' if hidden == 1 else 's'}"
         parts.append(f"*{others} on other branches; export as JSON to keep them.*")

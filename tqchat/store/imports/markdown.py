@@ -15,6 +15,7 @@ from tqchat.store.imports.transcript import (
     unix_time,
 )
 from tqchat.store.records import Status
+from tqchat.text import fence_after
 
 NAME = "Markdown"
 MAX_FILE_BYTES = 16_000_000
@@ -31,7 +32,6 @@ _MODEL_NAMES = (
 _HEADING = re.compile(r"(#{1,6})[ \t]+(\S[^\n]*)")
 _BOLD = re.compile(r"\*\*([^*\n]{1,60})\*\*:?[ \t]*")
 _NAMED = re.compile(r"([A-Za-z][A-Za-z ]{0,20}):(?=\s|\Z)[ \t]*")
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _NOTE = re.compile(r"\s*[\[(][^\[\]()]*[\])]\s*\Z")
 _SAID = re.compile(r"\s+(?:said|says|asked|wrote)\Z")
 _MODEL_ID = re.compile(r"[\w./:+-]{1,200}(?: \+ [\w./:-]{1,200})?")
@@ -128,12 +128,8 @@ def _turns(text: str, model: str | None) -> tuple[list[str], list[_Turn]]:
     fence = ""
     for line in text.split("\n"):
         mark = None
-        if opened := _FENCE.match(line):
-            if not fence:
-                fence = opened[1]
-            elif opened[1].startswith(fence) and not line.strip().strip(fence[0]):
-                fence = ""
-        elif not fence:
+        above, fence = fence, fence_after(line, fence)
+        if not above and not fence:
             mark = next((one for one in _marks(line) if style is None or one.style == style), None)
         if mark is not None and (role := _role(mark, model, turns)) is not None:
             style = mark.style
