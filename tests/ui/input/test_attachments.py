@@ -170,6 +170,20 @@ async def test_a_file_is_completed_attached_and_folded(open_app: OpenApp, folder
         assert "the red fox" in ui.engine.sent()[1].messages[-1].content, "as it was attached before"
 
 
+async def test_a_file_that_changes_after_it_is_named_is_shown_as_it_will_be_sent(
+    open_app: OpenApp, folder: Path
+) -> None:
+    async with open_app() as ui:
+        ui.app.query_one(Prompt).put("Sum up @notes.md please")
+        await ui.shows("▸ notes.md · 6 lines")
+        (folder / "notes.md").write_text("the blue fox")
+        await ui.shows("▸ notes.md · 1 line · 12 B")
+        (folder / "notes.md").unlink()
+        await ui.pilot.press("enter")
+        await ui.shows("There is no file notes.md here. Enter again sends it as words.")
+        await ui.hides("▸ notes.md")
+
+
 async def test_enter_completes_until_the_text_is_complete(open_app: OpenApp, folder: Path) -> None:
     async with open_app() as ui:
         prompt = ui.app.query_one(Prompt)

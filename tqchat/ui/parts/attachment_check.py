@@ -36,15 +36,19 @@ class AttachmentCheck:
         self._as_words: frozenset[str] = frozenset()
         self._previewed: tuple[object, ...] = ()
 
-    def update(self) -> None:
-        """Show the files that the text in the prompt names. Files are read in a thread."""
+    def update(self, again: bool = False) -> None:
+        """Show the files that the text in the prompt names. Files are read in a thread.
+
+        Args:
+            again: Whether to look for changed files although the names are the same.
+        """
         text = self._prompt().text
         names = attachments.written_names(text)
         if not text:
             self._as_words = frozenset()
         earlier, as_words = self._earlier(), self._as_words
         wanted = (names, as_words, tuple(one.name for one in earlier))
-        if wanted == self._previewed:
+        if wanted == self._previewed and not (again and names):
             return
         self._previewed = wanted
         if not names:
@@ -83,6 +87,7 @@ class AttachmentCheck:
             )
         except CannotAttach:
             self._refused = typed
+            self.update(again=True)
             raise
         return attachments.join(text, files)
 

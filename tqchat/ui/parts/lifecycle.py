@@ -74,7 +74,7 @@ def start_engine(parts: Parts, model: str | None) -> None:
 
 
 def poll(parts: Parts) -> None:
-    """Load changes by other processes and editors, and save unsent text."""
+    """Load changes by other processes and editors, attached files included, and save unsent text."""
     if parts.engine.stopping or not parts.screen.query(Prompt):
         return
     parts.attempt(parts.chat.follow_file)
@@ -82,6 +82,7 @@ def poll(parts: Parts) -> None:
     for problem in parts.appearance.reload():
         parts.say(problem, "warning")
     parts.attempt(parts.unsent.keep)
+    parts.attachments.update(again=True)
 
 
 def quit(parts: Parts) -> None:

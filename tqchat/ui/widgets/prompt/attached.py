@@ -22,6 +22,8 @@ class AttachedFiles(Static):
 
     def show(self, files: Sequence[Preview]) -> None:
         """Show these files; none hides the widget."""
+        if files == self.files:
+            return
         self.files = files
         self.display = bool(files)
         shown = files if len(files) <= self.MAX_ROWS else files[: self.MAX_ROWS - 1]
