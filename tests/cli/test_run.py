@@ -276,7 +276,7 @@ def test_a_stored_conversation_is_continued(
         messages = database.messages(talk.id)
         assert database.conversation(talk.id).system_prompt == "Talk like a fox."
     assert [one.role for one in messages] == ["user", "assistant"] * 3
-    assert messages[3].content.strip() == printed.strip() and messages[3].status == "complete"
+    assert messages[3].content.strip() == printed.strip() and messages[3].status == "stopped"
     assert split(messages[4].content) == ("again", [Attachment("standard input", "more")])
     assert messages[5].content == figures["reply"] and messages[5].tokens == figures["tokens"]["generated"]
     figures = json.loads(run(capsys, llama_folder, "--conversation", talk.id, "on", "--json"))

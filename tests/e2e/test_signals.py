@@ -262,3 +262,21 @@ def test_run_ends_while_the_model_is_loaded(model: str) -> None:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert output.strip() == b"" and errors.decode().endswith("tqchat: Interrupted.\n")
+
+
+def test_a_reply_cut_off_at_a_limit_goes_on_after_a_restart(model: str, paths: Paths) -> None:
+    paths.config_file.write_text("temperature = 0.0\nmax_tokens = 12\n")
+    with Terminal("--model", model) as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.write(QUESTION)
+        terminal.sees("cut at the length limit")
+        terminal.quit()
+    (before,) = replies(paths)
+    with Terminal("--model", model) as terminal:
+        terminal.sees("stopped: F4 continues", "Restored")
+        terminal.press("\x1bOS")
+        terminal.until(lambda: len(replies(paths)[0]) > len(before) + 10)
+        terminal.sees("cut at the length limit")
+        terminal.quit()
+    (after,) = replies(paths)
+    assert after.startswith(before) and WORDS.startswith(after.strip())

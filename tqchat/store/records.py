@@ -68,7 +68,8 @@ class Message:
 
     Attributes:
         parent_id: The message before it; versions of a message have the same parent.
-        status: ``unfinished`` if the process ended during the reply, ``stopped`` if the user stopped it.
+        status: ``unfinished`` if the process ended during the reply, ``stopped`` if the user or a limit
+            stopped it.
         tokens: Tokens of this message.
         prompt_tokens: Tokens before it when it was generated.
         drafted: Tokens that a draft model or the conversation proposed.

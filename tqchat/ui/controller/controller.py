@@ -112,7 +112,6 @@ class Controller:
             models,
             work,
             withdraw=self.replies.withdraw,
-            was_cut_off=lambda message_id: message_id in self.replies.endings,
         )
         work.serve(
             [self.replies.start, schemes.start_pending, self._restore.start],

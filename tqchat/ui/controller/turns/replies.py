@@ -30,7 +30,7 @@ class Replies:
 
     Attributes:
         decode_speed: Tokens per second of the reply under way, or of the last one.
-        endings: Why replies of this process were cut off, by message id.
+        endings: Which limit cut off replies of this process, by message id; they are stored as ``stopped``.
         closing: Whether the app is quitting: a first message that was read in part stays then, unanswered, so
             that the next start goes on from the saved cache.
     """

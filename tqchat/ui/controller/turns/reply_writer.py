@@ -56,7 +56,7 @@ class ReplyWriter:
         drafted = _drafted(continued) + counts.drafted
         changes: MessageChanges = {
             "content": reply.text,
-            "status": "stopped" if done.stop_reason == "stopped" else "complete",
+            "status": "complete" if done.stop_reason == "stop" else "stopped",
             "tokens": before + counts.generated,
             "prompt_tokens": max(0, counts.prompt - before),
             "tokens_per_second": done.decode_tokens_per_second,

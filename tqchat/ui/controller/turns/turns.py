@@ -18,11 +18,7 @@ from tqchat.ui.controller.view import View
 
 
 class Turns:
-    """Commits the user's messages and queues them.
-
-    ``withdraw`` undoes a turn that was not answered; ``was_cut_off`` tells whether a complete reply ended at
-    a limit.
-    """
+    """Commits the user's messages and queues them. ``withdraw`` undoes a turn that was not answered."""
 
     def __init__(
         self,
@@ -35,11 +31,10 @@ class Turns:
         work: EngineWork,
         *,
         withdraw: Callable[[QueuedTurn], None],
-        was_cut_off: Callable[[str], bool],
     ) -> None:
         self._database, self._view, self._engine = database, view, engine
         self._shown, self._tree, self._models, self._work = shown, tree, models, work
-        self._withdraw, self._was_cut_off = withdraw, was_cut_off
+        self._withdraw = withdraw
 
     @property
     def shown_reply(self) -> Reply | None:
@@ -124,9 +119,8 @@ class Turns:
     def can_continue(self, message: Message) -> bool:
         """Whether a message is the last of the branch, and a reply that was cut off."""
         last = bool(self._shown.messages) and self._shown.messages[-1].id == message.id
-        cut_off = message.status != "complete" or self._was_cut_off(message.id)
         generated = message.content.strip() or message.reasoning
-        return last and cut_off and message.role == "assistant" and bool(generated)
+        return last and message.status != "complete" and message.role == "assistant" and bool(generated)
 
     def continue_reply(self) -> bool:
         """Continue the last reply where it was cut off; whether it was possible now.
