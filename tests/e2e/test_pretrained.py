@@ -37,7 +37,7 @@ def turns(paths: Paths) -> list[tuple[str, str]]:
             (message.role, message.content)
             for conversation in database.conversations()
             for message in database.messages(conversation.id)
-            if message.status == "complete"
+            if message.status != "unfinished"
         ]
 
 

@@ -163,7 +163,7 @@ def unsent_texts(paths: Paths) -> str:
 def answered(paths: Paths, question: str) -> bool:
     messages = stored_messages(paths)
     asked = {message.id for message in messages if message.content == question}
-    return any(one.parent_id in asked and one.status == "complete" for one in messages)
+    return any(one.parent_id in asked and one.status != "unfinished" for one in messages)
 
 
 def test_signals_while_a_model_is_downloaded_a_prompt_read_a_scheme_changed_and_a_cache_saved(
