@@ -224,7 +224,9 @@ def test_signals_while_a_model_is_downloaded_a_prompt_read_a_scheme_changed_and_
 
     with Terminal("--model", REPO, TMPDIR=str(temporary)) as terminal:
         terminal.sees("What is an owl?", "Not sent either")
-        terminal.until(lambda: any(said in terminal.text() for said in ("Restored", "Converted")))
+        terminal.until(
+            lambda: any(said in terminal.text() for said in ("Restored", "Converted", "The saved cache"))
+        )
         terminal.until(lambda: not hidden_files(paths))
         terminal.quit()
     assert not hidden_files(paths) + list((paths.data_dir / "leases").iterdir()) + list(temporary.iterdir())
