@@ -52,6 +52,22 @@ def test_files_mentioned_in_a_text_are_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "written", ['"my file.txt"', "'my file.txt'", "my\\ file.txt", "{folder}/my\\ file.txt"]
+)
+def test_a_name_is_written_as_terminals_write_it_when_a_file_is_dropped(folder: Path, written: str) -> None:
+    text = f"Sum up @{written.format(folder=folder)} and say 'that'."
+    (found,) = attachments.read_mentioned(text, folder)
+    assert found.text == "with a space" and found.name.endswith("my file.txt")
+    assert [one.attached for one in attachments.preview(text, folder)] == [True]
+
+
+def test_an_apostrophe_or_a_backslash_alone_is_no_quotation(folder: Path) -> None:
+    (folder / "a\\b.md").write_text("backslash")
+    found = attachments.read_mentioned("@a\\b.md, @'tis what @someone's dog does", folder)
+    assert [one.text for one in found] == ["backslash"]
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         ("@gone.md", "There is no file gone.md"),

@@ -16,7 +16,8 @@ from tqchat.ui import figures
 _HEADER = re.compile(r"Attached file (\S.*):")
 _OPENING_FENCE = re.compile(r"(`{3,}+)[^`]*")
 _FENCE = re.compile(r"`{3,}+")
-_MENTION = re.compile(r'(?<![^\s(])@(?:"([^"\n]+)"|([^\s"]+))')
+_MENTION = re.compile(r"""(?<![^\s(])@(?:"([^"\n]+)"|'([^'\n]+)'|((?:\\.|[^\s"])+))""")
+_ESCAPED = re.compile(r"\\(.)")
 _PATH_LIKE = re.compile(r"/|\.\w{1,8}\Z|\A~")
 MAX_FILE_BYTES = 1_000_000
 """Largest file that can be attached; more than any local model can read."""
@@ -103,7 +104,7 @@ def read_mentioned(
     known_text: str = "",
     as_words: Collection[str] = (),
 ) -> list[Attachment]:
-    """Read the files that a text names with ``@path`` or ``@"a path"``, each once.
+    """Read the files that a text names with ``@path`` or ``@"a path"`` (see ``mentions``), each once.
 
     Args:
         folder: Base of relative paths.
@@ -176,13 +177,19 @@ def _attachment(name: str, folder: Path, earlier: Sequence[Attachment]) -> Attac
 
 def written_names(text: str) -> tuple[str, ...]:
     """Names after an ``@`` in a text, whether there are such files or not."""
-    return tuple(quoted or plain for quoted, plain in _MENTION.findall(text)) if "@" in text else ()
+    return tuple("".join(found) for found in _MENTION.findall(text)) if "@" in text else ()
 
 
 def mentions(text: str, folder: Path) -> Iterator[str]:
-    """The names after an ``@`` in a text."""
-    for quoted, plain in _MENTION.findall(text):
-        name = quoted or plain
+    """The names after an ``@`` in a text.
+
+    In quotes, or with backslashes before spaces, as terminals write the name of a file that is dropped there.
+    """
+    for double_quoted, single_quoted, plain in _MENTION.findall(text):
+        name = double_quoted or single_quoted or plain
+        if plain and kind_of(folder / expand_user(unescaped := _ESCAPED.sub(r"\1", plain))) == "file":
+            yield unescaped
+            continue
         # Punctuation after a name belongs to the sentence, unless a file has that name.
         if plain and not kind_of(folder / expand_user(name)):
             name = name.rstrip(".,;:!?)]}'")
