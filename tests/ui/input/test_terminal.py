@@ -44,7 +44,9 @@ def test_bytes_that_are_not_utf8_are_marked() -> None:
     ("sent", "keys"),
     [
         ("\x1b\r", ["alt+enter"]),
+        ("\x1b[27;3;13~", ["alt+enter"]),
         ("\x1b[27;2;13~", ["shift+enter"]),
+        ("\x1b[27;2;127~a", ["shift+backspace", "a"]),
         ("\x1b[27;5;13~", ["ctrl+enter"]),
         ("\x1b[27;2;9~", ["shift+tab"]),
         ("\x1b[13;2u\r", ["shift+enter", "enter"]),
@@ -71,6 +73,12 @@ def test_modified_keys_are_named_in_every_form(sent: str, keys: list[str], size:
 def test_alt_as_escape_before_a_sequence_is_alt_and_not_escape(sent: str, keys: list[str]) -> None:
     messages = list(TerminalInput().read(sent.encode()))
     assert [message.key for message in messages if isinstance(message, Key)] == keys
+
+
+def test_a_new_line_needs_no_kitty_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("textual.constants.DISABLE_KITTY_KEY", True)
+    messages = list(TerminalInput().read(b"\x1b\r\x1b[27;2;13~"))
+    assert [message.key for message in messages if isinstance(message, Key)] == ["alt+enter", "shift+enter"]
 
 
 @pytest.mark.parametrize("sequence", ["\x1b[1114112u", "\x1b[9999999999u", "\x1b[:u", "\x1b[1:2:3:4u"])

@@ -6,7 +6,7 @@ import os
 import re
 import selectors
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from textual._xterm_parser import XTermParser
 from textual.drivers.linux_driver import LinuxDriver
@@ -14,17 +14,27 @@ from textual.events import Key, Paste
 from textual.message import Message
 
 PASTE_START, PASTE_END = b"\x1b[200~", b"\x1b[201~"
-ESCAPE = "\x1b"
-BEHIND_ESCAPE = {"\r": "[13;3u"}
-"""Keys whose Alt Textual loses: what terminals send behind Escape, and what kitty does."""
-NAMES = {"\r": "enter", "\t": "tab", "\x7f": "backspace", "\x1b": "escape", " ": "space"}
-"""Keys that Textual does not name when they come in xterm's form, such as Shift+Enter from tmux."""
+ALT_ENTER = "\x1b\r"
+XTERM_KEY = re.compile(r"\x1b\[27;(\d+);(9|13|27|127)~")
+"""A key with modifiers in xterm's form, of those whose characters Textual takes for text."""
 ALT = 2
 """The bit of Alt in the modifiers of a sequence, which are sent plus one."""
 _BEHIND_ESCAPE = re.compile(r"\x1b\x1b(?:O([A-DFHP-S])|\[(?:(\d{1,2})(?:;(\d))?)?([A-DFHP-S~]))")
 """A key with Alt as iTerm2, rxvt and PuTTY send it: Escape before the sequence of the key."""
 READ_BYTES = 65_536
 POLL_S = 0.1
+
+
+class _KeyParser(XTermParser):
+    """Textual's parser with keys that it loses or does not name: Alt+Enter, Shift+Enter from tmux."""
+
+    def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> Iterable[Key]:
+        modifiers, code = "3", "13"
+        if match := XTERM_KEY.fullmatch(sequence):
+            modifiers, code = match.groups()
+        elif sequence != ALT_ENTER:
+            return super()._sequence_to_key_events(sequence, alt)
+        return [key.copy() for key in self._parse_extended_key(f"\x1b[{code};{modifiers}u") or ()]
 
 
 class TerminalInput:
@@ -35,8 +45,7 @@ class TerminalInput:
 
     def __init__(self) -> None:
         self._decode = getincrementaldecoder("utf-8")("replace").decode
-        self._parser = XTermParser()
-        self._is_behind_escape = False
+        self._parser = _KeyParser()
         self._last_typed = b""
         self._pasted: bytearray | None = None
 
@@ -61,9 +70,7 @@ class TerminalInput:
 
     def tick(self) -> Iterator[Message]:
         """The events that are complete because nothing follows, such as Escape."""
-        for message in self._parser.tick():
-            self._is_behind_escape = False
-            yield message
+        yield from self._parser.tick()
 
     def _until_paste(self, data: bytes) -> tuple[bytes, bytes]:
         """Split ``data`` behind the start of a paste, which may have begun in earlier data."""
@@ -79,13 +86,10 @@ class TerminalInput:
 
     def _parse(self, text: str) -> Iterator[Message]:
         for character in text:
-            sent = BEHIND_ESCAPE.get(character, character) if self._is_behind_escape else character
-            self._is_behind_escape = character == ESCAPE
             try:
-                for message in self._parser.feed(sent):
-                    yield _named(message)
+                yield from self._parser.feed(character)
             except (ValueError, OverflowError):  # numbers in a sequence that are none, or too large
-                failed, self._parser = self._parser, XTermParser()
+                failed, self._parser = self._parser, _KeyParser()
                 self._parser.mouse_pixels = failed.mouse_pixels
                 self._parser.terminal_size = failed.terminal_size
                 self._parser.terminal_pixel_size = failed.terminal_pixel_size
@@ -96,13 +100,6 @@ def _with_alt(found: re.Match[str]) -> str:
     single, number, modifiers, end = found.groups()
     held = int(modifiers or 1) - 1 | ALT
     return f"\x1b[{number or 1};{held + 1}{single or end}"
-
-
-def _named(message: Message) -> Message:
-    """A key with its name: ``shift+enter`` instead of ``shift+`` and a control character."""
-    if isinstance(message, Key) and (name := NAMES.get(message.key[-1:])) and message.key[-2:-1] == "+":
-        return Key(message.key[:-1] + name, None)
-    return message
 
 
 class TerminalDriver(LinuxDriver):
