@@ -18,6 +18,7 @@ from tqchat.engine.commands import Limits, LoadModel, Send
 from tqchat.engine.events import Done, PrefillProgress, Saved
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.worker import Engine
+from tqchat.kv.cache import verifying
 from tqchat.kv.prompt_cache import scheme_caches
 from tqchat.paths import Paths
 
@@ -125,3 +126,18 @@ def test_a_stop_while_a_prompt_is_read_takes_one_layer_more_and_what_was_read_is
     assert done.stop_reason == "stopped"
     (saved,) = heard.all(Saved)
     assert saved.tokens == read
+
+
+def test_a_stopped_chunk_leaves_query_statistics_that_can_be_trimmed(starter: LoadedModel) -> None:
+    if not starter.on_cpu:
+        pytest.skip("a GPU reads whole chunks")
+    held = empty(starter, "turbo4", pack=False)
+    held.prefill(TOKENS[:40])
+    with verifying(held.cache):
+        held.prefill(TOKENS[40:44])
+    with pytest.raises(PrefillStopped):
+        held.prefill(TOKENS[44:100], StopAtCall(3))
+    held.trim_to(30)
+    for layer in scheme_caches(held.cache):
+        energy = layer.queries.energy
+        assert energy is not None and energy.shape[2] == 1

@@ -261,7 +261,7 @@ class PromptCache:
         if stopped is None or not self.model.on_cpu or not layers or self.needs_checkpoints:
             yield
             return
-        queries = [layer.queries for layer in layers]
+        queries = [layer.queries.final() for layer in layers]
         stop = _StopBetweenLayers(stopped, len(layers))
         for layer in layers:
             layer.before_append = stop
