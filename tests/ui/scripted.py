@@ -65,7 +65,7 @@ class ScriptedEngine:
 
     def __init__(self, on_event: Callable[[events.Event], None], *, loads: bool = True) -> None:
         self.emit = on_event
-        self.loads, self.converts = loads, True
+        self.loads, self.opens, self.converts = loads, True, True
         self.commands: list[commands.Command] = []
         self.tickets: list[Ticket] = []
         self.stops = self.cancels = 0
@@ -86,7 +86,7 @@ class ScriptedEngine:
                 self.emit(estimate(command.ref))
             case commands.Send():
                 self.schemes[command.conversation_id] = command.scheme
-            case commands.OpenConversation():
+            case commands.OpenConversation() if self.opens:
                 self.emit(self.restored or events.Opened(command.conversation_id, 0, 0.0))
             case commands.SetScheme() if self.converts:
                 self._convert(command)

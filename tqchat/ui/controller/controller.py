@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tqchat.engine import commands, events
 from tqchat.engine.memory.quality_profile import Profile
 from tqchat.errors import TqchatError
-from tqchat.store.database import Database
+from tqchat.store.database import Database, UnknownConversation
 from tqchat.ui.controller.cache.figures import CacheFigures
 from tqchat.ui.controller.cache.restore import CacheRestore
 from tqchat.ui.controller.cache.schemes import SchemeChanges
@@ -133,6 +133,8 @@ class Controller:
         """Take an engine event. Database errors are shown, and the engine starts its next job."""
         try:
             self._route(event)
+        except UnknownConversation:  # deleted while the engine worked on it
+            self.work.end()
         except TqchatError as error:
             self.view.say(str(error), "error")
             self.work.end()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.ui.controller.rig import Rig, contents, turn
-from tqchat.engine import commands
+from tests.ui.scripted import report
+from tqchat.engine import commands, events
 
 
 def test_deleting_a_conversation_stops_its_reply(rig: Rig) -> None:
@@ -61,3 +64,31 @@ def test_a_message_is_not_deleted_during_a_reply(rig: Rig) -> None:
     rig.chat.turns.send("Two")
     assert not rig.chat.deletion.delete_message(rig.chat.shown.messages[0])
     assert contents(rig) == ["One", "1", "Two"]
+
+
+@pytest.mark.parametrize("activity", ["opening", "converting"])
+def test_a_conversation_deleted_while_the_engine_works_on_it_causes_no_error(rig: Rig, activity: str) -> None:
+    turn(rig, "About foxes", "Red.")
+    shown = rig.chat.shown.id
+    assert shown is not None
+    answer: events.Event
+    if activity == "opening":
+        rig.chat.shown.new()
+        turn(rig, "Another", "Yes.")
+        rig.engine.opens = False
+        rig.chat.shown.open(shown)
+        answer = events.Opened(shown, 900, 0.1, tokens=900, scheme="turbo2")
+    else:
+        rig.engine.converts = False
+        rig.chat.schemes.set("turbo2")
+        answer = events.SchemeChanged(
+            shown, "turbo2", "turbo0v4", 900, 0.1, False, False, 1, 1, report(900, "turbo2")
+        )
+    assert rig.chat.work.activity == activity
+    rig.chat.deletion.delete(shown)
+    said = len(rig.view.said)
+    rig.engine.emit(answer)
+    assert rig.view.said[said:] == [] and rig.chat.work.conversation_id is None
+    rig.engine.opens = True
+    assert rig.chat.deletion.undo() and rig.chat.shown.id == shown
+    assert rig.chat.schemes.chosen == ("turbo0v4" if activity == "opening" else "turbo2")

@@ -173,9 +173,11 @@ class SchemeChanges:
             change = PendingScheme(conversation.id, conversation.scheme, False, event.scheme)
             self._pending.setdefault(conversation.id, change)
 
-    def cancel_pending(self, conversation_id: str) -> None:
-        """Forget a change that has not started."""
+    def forget(self, conversation_id: str) -> None:
+        """Forget a conversation's changes: it was deleted."""
         self._pending.pop(conversation_id, None)
+        if self._converting is not None and self._converting.conversation_id == conversation_id:
+            self._converting = None
 
     def failed(self, conversation_id: str) -> None:
         """The engine has failed on a conversation: a change under way does not happen."""

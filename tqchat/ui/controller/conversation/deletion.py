@@ -45,7 +45,7 @@ class Deletions:
         ``withdrawn``: Its only message is in the prompt again.
         """
         self._work.drop(conversation_id)
-        self._schemes.cancel_pending(conversation_id)
+        self._schemes.forget(conversation_id)
         self._database.delete(conversation_id)
         self._caches.forget(conversation_id)
         self._engine.submit(commands.ForgetConversation(conversation_id, withdrawn))
