@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from tests.cli.test_cli import fails
 from tests.engine.scripted_model import scripted
 from tests.models import STARTER_FOLDER
 from tqchat.cli import main
+from tqchat.commands.turn import open_turn
+from tqchat.engine import models
 from tqchat.engine.commands import ChatMessage
+from tqchat.engine.events import Failed
+from tqchat.engine.session import Session
 from tqchat.paths import Paths
 from tqchat.store.database import Database, SamplingChoice
 from tqchat.ui.input.attachments import MAX_FILE_BYTES, Attachment, split
@@ -322,6 +327,22 @@ def test_an_empty_reply_is_said_to_be_one(capsys: Captured, tmp_path: Path) -> N
     printed = capsys.readouterr()
     assert not printed.out.strip()
     assert printed.err == "tqchat: The model's reply is empty; ask in other words.\n"
+
+
+def test_a_signal_stops_the_conversion_of_a_saved_cache_and_takes_the_question_back(
+    capsys: Captured, llama_folder: Path, paths: Paths
+) -> None:
+    with Database(paths.database) as database:
+        talk = database.create("Foxes", None, "fp16")
+    run(capsys, llama_folder, "--conversation", talk.id, "hello")
+    session, stop = Session(models.load(str(llama_folder)), "affine8"), threading.Event()
+    stop.set()
+    with open_turn(paths, talk.id, None) as turn:
+        answer = turn.answer(session, "on", None, stop, lambda *_: pytest.fail("a reply was begun"))
+        *_, failed = answer
+    assert isinstance(failed, Failed) and session.scheme == "fp16"
+    with Database(paths.database) as database:
+        assert [one.content for one in database.messages(talk.id)][::2] == ["hello"]
 
 
 def test_auto_says_what_it_chose_only_when_asked_or_changed(

@@ -248,6 +248,7 @@ def _answer(request: _Request, session: Session, stop: threading.Event) -> Gener
         session,
         request.question,
         system_prompt,
+        stop,
         lambda transcript, vault, name: session.send(transcript, sampling, stop, name, vault=vault),
     )
 

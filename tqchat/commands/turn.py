@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,11 +55,13 @@ class StoredTurn:
         session: Session,
         question: str,
         system_prompt: str | None,
+        stop: threading.Event,
         send: Callable[[tuple[ChatMessage, ...], Vault, str], Iterator[events.Event]],
     ) -> Iterator[events.Event]:
         """The events of the reply to a question; both are stored. The saved cache is restored and saved.
 
         Args:
+            stop: Ends the conversion of the saved cache; ``send`` has its own.
             send: Generates the reply to a transcript.
         """
         conversation = self.conversation
@@ -70,7 +73,7 @@ class StoredTurn:
             transcript = for_engine([*self.before, message], system_prompt)
             scheme = session.scheme
             session.restore(self._vault, conversation.id, transcript)
-            for event in session.set_scheme(scheme) if session.scheme != scheme else ():
+            for event in session.set_scheme(scheme, stop=stop) if session.scheme != scheme else ():
                 if not isinstance(event, events.SchemeChanged):
                     yield event
                 if isinstance(event, events.Failed):
