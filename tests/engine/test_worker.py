@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.engine.hub.stand_in_hub import REPO, Hub, serving
 from tests.engine.listener import SECONDS, Listener
 from tests.engine.talk import assistant, greedy, user
 from tests.models import STARTER_FOLDER
+from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.commands import (
     ChatMessage,
     ForgetConversation,
@@ -136,6 +138,26 @@ def test_a_cache_saved_under_another_scheme_is_converted_instead_of_read_again(
         engine.shutdown(SECONDS)
         heard.next(Saved)
     assert "Ada" in done.text
+
+
+def test_a_stop_while_the_cache_is_converted_for_a_reply_ends_the_reply_as_stopped(
+    engine: Engine, heard: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.submit(LoadModel(str(STARTER_FOLDER)))
+    engine.submit(send("talk", HELLO))
+    done = heard.next(Done)
+    convert = PromptCache.convert
+
+    def stopped_conversion(*arguments: Any) -> None:
+        engine.stop()
+        convert(*arguments)
+
+    monkeypatch.setattr(PromptCache, "convert", stopped_conversion)
+    again = (*HELLO, assistant(done.text), user("What is my name?"))
+    engine.submit(replace(send("talk", again), scheme="affine8"))
+    done = heard.next(Done)
+    assert (done.stop_reason, done.text) == ("stopped", "") and not heard.all(Failed)
+    assert heard.all(MemoryUpdate)[-1].report.scheme == "turbo0v4"
 
 
 def test_stop_ends_earlier_commands_but_no_later_ones(engine: Engine, heard: Listener) -> None:

@@ -510,6 +510,8 @@ class Engine:
             for event in session.set_scheme(
                 command.scheme, stop=stop, conversation_id=command.conversation_id
             ):
+                if isinstance(event, Failed) and stop.is_set():
+                    break  # the reply ends as one that is stopped before its first token
                 self._emit(event)
                 if isinstance(event, Failed):
                     return
