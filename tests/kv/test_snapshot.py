@@ -198,3 +198,13 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path: Path) -> None:
 def test_a_folder_that_is_missing_is_a_cache_file_error(tmp_path: Path) -> None:
     with pytest.raises(CacheFileError, match="cannot be written"):
         save(tmp_path / "missing" / "cache.safetensors", make_prompt_cache(tiny.llama(), "turbo4"))
+
+
+def test_what_is_saved_again_keeps_its_link_and_mode_and_may_have_a_long_name(tmp_path: Path) -> None:
+    path, link = tmp_path / f"{'x' * 240}.safetensors", tmp_path / "link.safetensors"
+    save(path, make_prompt_cache(tiny.llama(), "turbo4"))
+    path.chmod(0o600)
+    link.symlink_to(path)
+    before = path.stat().st_ino
+    save(link, make_prompt_cache(tiny.llama(), "affine8"))
+    assert link.is_symlink() and path.stat().st_ino != before and path.stat().st_mode & 0o777 == 0o600

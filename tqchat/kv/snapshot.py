@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import stat
 import struct
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_cache
 
 from tqchat.errors import TqchatError
-from tqchat.files import Unreadable, open_regular, own_prefix, temporary_prefix
+from tqchat.files import Unreadable, open_regular, own_prefix
 from tqchat.kv import untrusted
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import TRANSIENT, SchemeCache
@@ -105,10 +106,12 @@ def save(path: str | Path, cache: list[Any], metadata: dict[str, str] | None = N
     contiguous = {name: mx.contiguous(array) for name, array in arrays.items()}
     mx.eval(contiguous)
     # The whole file or the old one: mx.save_safetensors empties the file before it writes.
-    temporary = path.with_name(f"{own_prefix(temporary_prefix(path))}{secrets.token_hex(4)}.safetensors")
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{own_prefix('')}{secrets.token_hex(4)}.safetensors")
     try:
+        temporary.touch(stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666)
         mx.save_safetensors(str(temporary), contiguous, {"tqchat": json.dumps(description)})
-        temporary.replace(path)
+        temporary.replace(target)
     except (OSError, RuntimeError) as error:
         raise CacheFileError(f"{path.name} cannot be written ({shown(error)}).") from error
     finally:
