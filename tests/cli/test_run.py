@@ -20,8 +20,8 @@ from tests.models import STARTER_FOLDER
 from tqchat.cli import main
 from tqchat.commands.turn import open_turn
 from tqchat.engine import models
-from tqchat.engine.commands import ChatMessage
-from tqchat.engine.events import Failed
+from tqchat.engine.commands import ChatMessage, Sampling
+from tqchat.engine.events import Done
 from tqchat.engine.session import Session
 from tqchat.paths import Paths
 from tqchat.store.database import Database, SamplingChoice
@@ -338,9 +338,10 @@ def test_a_signal_stops_the_conversion_of_a_saved_cache_and_takes_the_question_b
     session, stop = Session(models.load(str(llama_folder)), "affine8"), threading.Event()
     stop.set()
     with open_turn(paths, talk.id, None) as turn:
-        answer = turn.answer(session, "on", None, stop, lambda *_: pytest.fail("a reply was begun"))
-        *_, failed = answer
-    assert isinstance(failed, Failed) and session.scheme == "fp16"
+        *_, done = turn.answer(
+            session, "on", None, stop, lambda said, *_: session.send(said, Sampling(max_tokens=4), stop)
+        )
+    assert isinstance(done, Done) and (done.stop_reason, done.text, done.scheme) == ("stopped", "", "fp16")
     with Database(paths.database) as database:
         assert [one.content for one in database.messages(talk.id)][::2] == ["hello"]
 

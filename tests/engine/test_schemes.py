@@ -10,8 +10,8 @@ import pytest
 
 from tests.engine.talk import GREEDY, TALE, assistant, greedy, held_is_consistent, of, send, user
 from tests.kv.tiny import REPRESENTATIVE
-from tqchat.engine.commands import ChatMessage
-from tqchat.engine.events import Event, Failed, PrefillProgress, SchemeChanged
+from tqchat.engine.commands import ChatMessage, Limits
+from tqchat.engine.events import Event, Failed, Notice, PrefillProgress, SchemeChanged
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.session import Session
 from tqchat.kv.memory import LayerReport, MemoryReport
@@ -52,6 +52,17 @@ def test_a_cache_is_converted_to_another_scheme(starter: LoadedModel, previous: 
     done = send(session, [*said, user("What is my name?")])
     assert done.counts.reused >= len(tokens) - 1
     assert done.scheme == scheme
+
+
+def test_a_reply_goes_on_under_the_present_scheme_where_the_change_before_it_fails(
+    starter: LoadedModel,
+) -> None:
+    session, said = packed_session(starter, "turbo4")
+    session.limits = Limits(budget=int(1.5 * session.memory().bytes))
+    (notice,) = session.prepare_scheme("fp16", threading.Event(), "talk")
+    assert isinstance(notice, Notice) and notice.text.endswith("The reply is generated under turbo4.")
+    done = send(session, [*said, user("Go on.")], greedy(4))
+    assert (done.scheme, done.counts.generated) == ("turbo4", 4)
 
 
 def test_conversion_to_more_bits_reports_kept_rounding(starter: LoadedModel) -> None:

@@ -73,11 +73,7 @@ class StoredTurn:
             transcript = for_engine([*self.before, message], system_prompt)
             scheme = session.scheme
             session.restore(self._vault, conversation.id, transcript)
-            for event in session.set_scheme(scheme, stop=stop) if session.scheme != scheme else ():
-                if not isinstance(event, events.SchemeChanged):
-                    yield event
-                if isinstance(event, events.Failed):
-                    return
+            yield from session.prepare_scheme(scheme, stop, conversation.id)
             for event in send(transcript, self._vault, conversation.id):
                 match event:
                     case events.TextDelta():

@@ -506,6 +506,21 @@ class Session:
             report=report,
         )
 
+    def prepare_scheme(self, scheme: str, stop: threading.Event, conversation_id: str) -> Iterator[Event]:
+        """Change the scheme for the reply that follows. If that fails or is stopped, the present one stays.
+
+        Raises:
+            UnknownScheme: if there is no such scheme.
+        """
+        if parse_scheme(scheme).name == self.scheme:
+            return
+        for event in self.set_scheme(scheme, stop=stop, conversation_id=conversation_id):
+            if not isinstance(event, Failed):
+                yield event
+            elif not stop.is_set():
+                words = f"{event.message} The reply is generated under {self.scheme}."
+                yield Notice(conversation_id, words, "warning")
+
     @staticmethod
     def _stepped_down(conversation_id: str, scheme: str, fitting: str) -> Notice:
         words = f"{scheme} would not fit the cache's memory budget: the scheme changes to {fitting}."

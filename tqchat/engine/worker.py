@@ -506,15 +506,8 @@ class Engine:
         current = self._session(command, command.scheme)
         session = current.session
         session.limits = self._limits()
-        if parse_scheme(command.scheme).name != session.scheme:
-            for event in session.set_scheme(
-                command.scheme, stop=stop, conversation_id=command.conversation_id
-            ):
-                if isinstance(event, Failed) and stop.is_set():
-                    break  # the reply ends as one that is stopped before its first token
-                self._emit(event)
-                if isinstance(event, Failed):
-                    return
+        for event in session.prepare_scheme(command.scheme, stop, command.conversation_id):
+            self._emit(event)
         self._make_room_for(session)
         history, beginning = command.messages, ChatMessage("assistant", "")
         if command.continues and history and history[-1].role == "assistant":
