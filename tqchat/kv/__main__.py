@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -11,6 +12,9 @@ COMMAND is one of mlx-lm (generate, chat, server, ...); its own options follow."
 
 GENERATING = ("generate", "chat", "server", "cache_prompt", "evaluate", "perplexity", "benchmark")
 """Programs of mlx-lm that read or write text with a model."""
+
+MEMORY_SHARE = 0.7
+"""Share of the memory that float32 weights may take, at most."""
 
 
 def main() -> int:
@@ -42,12 +46,13 @@ def _is_program(command: str) -> bool:
 
 
 def _widen_weights() -> Any:
-    """On a CPU, where 16-bit weights take seconds per token, have mlx-lm load them as float32.
+    """On a CPU, where 16-bit weights take seconds per token, have mlx-lm load them as float32, if they fit.
 
     Returns:
         The dtype for raw tokens of caches, which stay at 16 bits; ``None`` on other devices.
     """
     import mlx.core as mx
+    from mlx.utils import tree_flatten
     from mlx_lm import utils
 
     if mx.default_device() != mx.cpu:
@@ -56,7 +61,10 @@ def _widen_weights() -> Any:
 
     def load(*args: Any, **options: Any) -> Any:
         model, config = load_model(*args, **options)
-        model.set_dtype(mx.float32)
+        arrays: Any = tree_flatten(model.parameters())
+        size = sum(array.nbytes for _, array in arrays)
+        if 2 * size < MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            model.set_dtype(mx.float32)
         return model, config
 
     utils.load_model = load
