@@ -201,6 +201,9 @@ def test_a_conversation_without_a_saved_cache_is_re_read(starter: LoadedModel, v
     assert restored == 0
     assert reason is not None
     assert "tokens are read again" in reason
+    short = replace(starter, info=replace(starter.info, context_limit=20))
+    _, reason = Session(short).restore(vault, "old", [*STORY, assistant("Once upon a time.")])
+    assert reason is not None and "at most 20 tokens" in reason and "read again" not in reason
 
 
 def test_a_cache_saved_under_another_scheme_is_restored_and_converted(

@@ -52,27 +52,30 @@ def restore(
     Returns:
         Restored tokens, and why some are missing (``None`` if none of the transcript's are).
     """
+    limit = cache.model.context_limit
     found = vault.load(
         conversation_id, fingerprint=cache.model.info.fingerprint, scheme=cache.scheme, transcript=wanted
     )
     if found is None:
         answered = any(message.role == "assistant" for message in messages)
-        return 0, _with_cost("No cache was saved for this conversation", len(wanted)) if answered else None
+        return 0, _with_cost(
+            "No cache was saved for this conversation", len(wanted), limit
+        ) if answered else None
     if isinstance(found, Refused):
-        return 0, _with_cost(found.reason, len(wanted))
+        return 0, _with_cost(found.reason, len(wanted), limit)
     if (reason := cache.replace_with(found)) is not None:
-        return 0, _with_cost(reason, len(wanted))
+        return 0, _with_cost(reason, len(wanted), limit)
     shared = common_prefix(cache.tokens, wanted)
     if shared == len(cache.tokens):
         missing = len(wanted) - shared
-        return shared, _with_cost(found.damage, missing) if found.damage and missing else None
+        return shared, _with_cost(found.damage, missing, limit) if found.damage and missing else None
     cache.trim_to(shared)
     if len(cache.tokens) == len(wanted):
         return shared, None  # the cache has more than the transcript: nothing is missing
     reason = "The saved cache and the transcript differ"
     if shared:
         reason += f" from token {shared + 1:,} on"
-    return len(cache.tokens), _with_cost(reason, len(wanted) - len(cache.tokens))
+    return len(cache.tokens), _with_cost(reason, len(wanted) - len(cache.tokens), limit)
 
 
 def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Sequence[int]) -> None:
@@ -94,5 +97,7 @@ def recall(cache: PromptCache, vault: Vault, conversation_id: str, prompt: Seque
         cache.replace_with(found)
 
 
-def _with_cost(reason: str, tokens: int) -> str:
+def _with_cost(reason: str, tokens: int, limit: int | None) -> str:
+    if limit is not None and tokens >= limit:
+        return f"{reason}; the model reads at most {limit:,} tokens, and this conversation has more."
     return f"{reason}; {tokens:,} tokens are read again with the next message."
