@@ -26,6 +26,9 @@ class NoControlTokens:
     def is_control(self, mark: str) -> bool:
         return False
 
+    def may_be_text(self, mark: str) -> bool:
+        return False
+
 
 def split_reply(text: str, piece: int) -> tuple[str, str]:
     splitter = Splitter(Marks(), NoControlTokens(), ("<|end|>",))  # type: ignore[arg-type]
