@@ -133,6 +133,11 @@ def test_a_closed_terminal_ends_the_app_and_saves_the_reply(
     assert "word9" in reply
 
 
+def is_stopped(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="cannot see whether a process is stopped")
 def test_the_whole_screen_is_drawn_again_when_the_app_returns_to_the_foreground(model: str) -> None:
     with Terminal("--model", model) as terminal:
         terminal.sees("Ask something", "Ready.")
@@ -140,6 +145,7 @@ def test_the_whole_screen_is_drawn_again_when_the_app_returns_to_the_foreground(
         terminal.sees("word9 ")
         terminal.process.kill(signal.SIGTSTP)
         terminal.until(lambda: b"\x1b[?1049l" in terminal.raw)
+        terminal.until(lambda: is_stopped(terminal.process.pid))  # a signal before it would be lost
         terminal.process.kill(signal.SIGCONT)
         terminal.until(lambda: terminal.raw.count(b"\x1b[?1049h") == 2)
         returned = terminal.raw.rfind(b"\x1b[?1049h")
