@@ -96,6 +96,36 @@ def _chat_ml(call: str) -> str:
     )
 
 
+_MISTRAL_MARKS = (
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+)
+
+
+def _mistral(identity: str = "") -> str:
+    """Mistral's template since 2025; ``identity`` is written between a call's name and its arguments."""
+    return (
+        "<s>{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in"
+        " messages %}"
+        "{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}[/SYSTEM_PROMPT]"
+        "{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]"
+        "{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}[/TOOL_RESULTS]"
+        "{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}"
+        + identity
+        + "[ARGS]{{ c.function.arguments | tojson }}{% endfor %}</s>{% endif %}{% endfor %}"
+    )
+
+
 FAMILIES = [
     Family(
         "Qwen2.5, Qwen3, Hermes",
@@ -156,57 +186,18 @@ FAMILIES = [
     ),
     Family(
         "Mistral Small 3.2",
-        "<s>{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in"
-        " messages %}"
-        "{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}[/SYSTEM_PROMPT]"
-        "{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]"
-        "{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}[/TOOL_RESULTS]"
-        "{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}"
-        "[CALL_ID]{{ c.id }}[ARGS]{{ c.function.arguments | tojson }}{% endfor %}</s>{% endif %}{% endfor %}",
+        _mistral("[CALL_ID]{{ c.id }}"),
         'Let me look.[TOOL_CALLS]get_weather[CALL_ID]abc123XYZ[ARGS]{"city": "Paris", "days": 2}',
         "</s>",
-        (
-            "<s>",
-            "</s>",
-            "[INST]",
-            "[/INST]",
-            "[AVAILABLE_TOOLS]",
-            "[/AVAILABLE_TOOLS]",
-            "[TOOL_CALLS]",
-            "[ARGS]",
-            "[CALL_ID]",
-            "[TOOL_RESULTS]",
-            "[/TOOL_RESULTS]",
-            "[SYSTEM_PROMPT]",
-            "[/SYSTEM_PROMPT]",
-        ),
+        (*_MISTRAL_MARKS, "[CALL_ID]"),
         identity="abc123XYZ",
     ),
     Family(
         "Ministral 3, Devstral 2",
-        "<s>{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}{% for m in"
-        " messages %}"
-        "{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}[/SYSTEM_PROMPT]"
-        "{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]"
-        "{% elif m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}[/TOOL_RESULTS]"
-        "{% else %}{{ m.content }}{% for c in m.tool_calls or [] %}[TOOL_CALLS]{{ c.function.name }}[ARGS]"
-        "{{ c.function.arguments | tojson }}{% endfor %}</s>{% endif %}{% endfor %}",
+        _mistral(),
         'Let me look.[TOOL_CALLS]get_weather[ARGS]{"city": "Paris", "days": 2}',
         "</s>",
-        (
-            "<s>",
-            "</s>",
-            "[INST]",
-            "[/INST]",
-            "[AVAILABLE_TOOLS]",
-            "[/AVAILABLE_TOOLS]",
-            "[TOOL_CALLS]",
-            "[ARGS]",
-            "[TOOL_RESULTS]",
-            "[/TOOL_RESULTS]",
-            "[SYSTEM_PROMPT]",
-            "[/SYSTEM_PROMPT]",
-        ),
+        _MISTRAL_MARKS,
     ),
     Family(
         "Llama 3.1",

@@ -12,6 +12,14 @@ from tqchat.engine.memory.auto_scheme import UNMEASURED
 from tqchat.ui.controller.texts.sentences import kept_rounding
 
 
+def answered(rig: Rig, question: str) -> str:
+    """Begin another conversation and have its first message answered; the conversation's id."""
+    rig.chat.shown.new()
+    turn(rig, question, "Hi.")
+    assert rig.chat.shown.id is not None
+    return rig.chat.shown.id
+
+
 def test_a_scheme_set_before_the_first_message_is_for_this_conversation_only(rig: Rig) -> None:
     rig.chat.schemes.set("affine4")
     rig.chat.turns.send("Hello")
@@ -62,13 +70,8 @@ def test_the_message_tells_which_rounding_is_kept(rig: Rig) -> None:
 
 
 def test_a_cache_saved_under_another_scheme_is_converted_when_it_is_opened(rig: Rig) -> None:
-    rig.chat.turns.send("Hello")
-    rig.engine.reply("Hi.")
-    one = rig.chat.shown.id
-    assert one is not None
-    rig.chat.shown.new()
-    rig.chat.turns.send("Another")
-    rig.engine.reply("Hi.")
+    one = answered(rig, "Hello")
+    answered(rig, "Another")
     for saved, changes in (("turbo0v4", 0), ("turbo2", 1)):
         rig.engine.restored = events.Opened(one, 900, 0.1, scheme=saved)
         rig.chat.shown.new()
@@ -90,12 +93,7 @@ def test_a_scheme_change_during_a_reply_waits_for_its_end(rig: Rig) -> None:
 
 
 def test_changes_asked_for_in_two_conversations_during_a_reply_are_both_made(rig: Rig) -> None:
-    turn(rig, "First", "Hi.")
-    one = rig.chat.shown.id
-    assert one is not None
-    rig.chat.shown.new()
-    turn(rig, "Second", "Hi.")
-    two = rig.chat.shown.id
+    one, two = answered(rig, "First"), answered(rig, "Second")
     rig.chat.turns.send("Go on")
     rig.chat.schemes.set("turbo0v2")
     rig.chat.shown.open(one)
@@ -137,10 +135,7 @@ def test_a_scheme_asked_for_during_a_conversion_follows_it(rig: Rig) -> None:
 
 
 def test_a_change_that_waits_says_for_which_reply(rig: Rig) -> None:
-    rig.chat.turns.send("Hello")
-    rig.engine.reply("Hi.")
-    first = rig.chat.shown.id
-    assert first is not None
+    first = answered(rig, "Hello")
     rig.chat.shown.new()
     rig.chat.turns.send("Another")
     rig.chat.shown.open(first)
