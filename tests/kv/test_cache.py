@@ -20,7 +20,7 @@ from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.prompt_cache import flat_layers
 from tqchat.kv.scheme import TILE, parse_scheme
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended
-from tqchat.kv.storage.side import BATCH_PACKING_FROM_TOKENS, GPU_TILES_PER_PACK
+from tqchat.kv.storage.side import Side
 
 COMPRESSING = tiny.REPRESENTATIVE[1:]
 
@@ -324,11 +324,23 @@ def test_a_gpu_packs_several_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         packed.append(cache.packed_tokens)
         assert (packed[-1] > (packed[-2] if i else 0)) == (due == 1)
     steps = [(before, after - before) for before, after in itertools.pairwise(packed) if after > before]
-    assert [count for _, count in steps] == [
-        GPU_TILES_PER_PACK * TILE if before >= BATCH_PACKING_FROM_TOKENS else TILE for before, _ in steps
-    ]
-    assert steps[-2][0] >= BATCH_PACKING_FROM_TOKENS
+    assert [count for _, count in steps] == [2 * TILE if before >= 256 else TILE for before, _ in steps]
+    assert steps[-2][0] >= 256
     assert cache.size() == 500
+
+
+@pytest.mark.parametrize(
+    ("encoded", "together"), [(240, 16), (256, 32), (8_000, 32), (8_192, 64), (20_000, 128), (40_000, 256)]
+)
+def test_a_gpu_packs_more_at_once_the_more_tokens_are_packed(
+    monkeypatch: pytest.MonkeyPatch, encoded: int, together: int
+) -> None:
+    """So the raw tokens beyond the tail are always a small share, and packing of little time."""
+    monkeypatch.setattr("tqchat.kv.storage.side.kernels", lambda: Kernels("metal"))
+    side = Side(parse_scheme("turbo0v2"), "value")
+    side.append(mx.zeros((1, 1, 4 + side.scheme.tail + encoded, 32), mx.float16))
+    side.pack_due()
+    assert (side.encoded, side.tokens_until_due) == (encoded, together)
 
 
 def test_with_placeholders_packing_waits_for_the_attention(

@@ -497,12 +497,18 @@ class SchemeCache:
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
         ]
+        # In place on both sides or on none, so that their stores stay alike.
+        own = self._fused.workspace.of_thread
+        in_place = (
+            not in_prompt and own.has_launched and all(side.can_pack_in_place(own) for _, side in packing)
+        )
+        workspace = own if in_place else None
         due = [_due(side, in_prompt) for _, side in packing]
         taken = []
         for role, side in packing:
             # Both the same, as kernels need it. They differ if one side came from a scheme of another tail.
             target = Encoded(max(one.encoded for one in due), max(one.packed for one in due))
-            taken.append(side.take_due(statistics, self.rounding[role], target))
+            taken.append(side.take_due(statistics, self.rounding[role], target, workspace))
         if not self._is_unfitted:
             self.queries, self.earlier_balance = NO_QUERIES, None
         return taken
@@ -519,7 +525,7 @@ class SchemeCache:
     def take_submitted(self) -> list[Any]:
         """The cache's arrays, which ``submit`` evaluates, for a caller that does so for several layers."""
         self._is_submitted = True
-        arrays = [array for side in self.sides for store in side.stores.values() for array in store.arrays]
+        arrays = [one for side in self.sides for store in side.stores.values() for one in store.unsubmitted]
         return [arrays, [side.format.fitted for side in self.sides]] if arrays else []
 
     def observe(self, queries: mx.array) -> None:

@@ -30,8 +30,9 @@ def test_the_starter_drafting_for_itself_says_what_it_says_alone(
     starter: LoadedModel, scheme: str, tiles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several are packed at once on a GPU, once enough are packed.
-    monkeypatch.setattr("tqchat.kv.storage.side._tokens_per_pack", lambda: tiles * TILE)
-    monkeypatch.setattr("tqchat.kv.storage.side.BATCH_PACKING_FROM_TOKENS", TILE)
+    monkeypatch.setattr(
+        "tqchat.kv.storage.side._tokens_per_pack", lambda encoded: tiles * TILE if encoded else TILE
+    )
     alone = send(Session(starter, scheme), ASKED, greedy(60))
     drafted = Session(starter, scheme, draft=starter)
     done = send(drafted, ASKED, greedy(60))

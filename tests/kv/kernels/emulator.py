@@ -8,13 +8,16 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 
+from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import Launch
+from tqchat.kv.kernels.encode import EncodePlan, encode_inputs, encode_launch
 
 CPLUSPLUS = shutil.which("g++") or shutil.which("clang++")
 
@@ -31,7 +34,8 @@ TYPES = {
 _KINDS = {mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32, mx.uint32: np.uint32}
 
 
-_ANY_STRIDES = {"queries", "sinks_of", "tail_of", "codes", "gains", "scales", "biases"}
+_ANY_STRIDES = {"queries", "sinks_of", "tail_of", "codes", "gains", "scales", "biases", "x"}
+_ANY_STRIDES |= {"stored_words", "stored_gains"}  # kernels write into them
 
 
 def write_into(array: mx.array, contents: np.ndarray) -> None:
@@ -83,7 +87,7 @@ class Emulator:
             # Contiguous and 16-byte aligned; strides are in elements, as MLX passes them.
             strided = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
             strides = np.array(strided.strides, np.int64) // strided.itemsize
-            if name == "sizes":  # read through their strides only
+            if name == "sizes":  # read through its strides only
                 strides = np.array(memoryview(array).strides, np.int64) // array.itemsize
             if name in _ANY_STRIDES or name.endswith("_token"):
                 viewed = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
@@ -164,3 +168,19 @@ class Emulator:
             subprocess.run(command, check=True, capture_output=True, text=True)
             self.compiled += 1
         return built
+
+
+def assert_same_in_place(
+    emulator: Emulator, plan: EncodePlan, format_: TurboFormat, x: mx.array, expected: Sequence[mx.array]
+) -> None:
+    """The kernel that writes into a store has the same codes there, and nothing else is written."""
+    in_place = replace(plan, in_place=True)
+    batch, heads, tokens, _ = x.shape
+    stored = [mx.full((batch, heads, tokens + 9, one.shape[3]), 7, one.dtype) for one in expected]
+    slots = [array[:, :, 5 : 5 + tokens] for array in stored]
+    inputs = [*encode_inputs(plan, format_, x), *slots, mx.zeros(8)]
+    emulator.run(in_place.spec, inputs, encode_launch(in_place, x.shape))
+    for array, block in zip(stored, expected, strict=True):
+        around = mx.full((batch, heads, 5, block.shape[3]), 7, block.dtype)
+        whole = mx.concatenate([around, block, around[:, :, :4]], axis=2)
+        assert mx.array_equal(array.view(mx.uint16), whole.view(mx.uint16))

@@ -121,10 +121,11 @@ def run_writing_tails(error):
         mx.eval(right)
         for tail in (keys.recent, values.recent):
             if tail.pending is not None:
-                written = tail.memory[...]
+                (memory,) = tail.memory
+                written = memory[...]
                 written[:, :, tail.length - 1 : tail.length] = tail.pending + error
-                mx.eval(tail.memory)
-                write_into(tail.memory, np.asarray(written))
+                mx.eval(memory)
+                write_into(memory, np.asarray(written))
                 tail.mark_written(launcher._launches)
         return right
 
@@ -148,7 +149,7 @@ def copying(monkeypatch):
         mx.eval(array)
         return mx.array(np.array(array))
 
-    monkeypatch.setattr(LayerLaunches, "copy_of", lambda self, array: copy_of(array))
+    monkeypatch.setattr(LayerLaunches, "copy_of", lambda self, array, capacity: copy_of(array))
 
 
 def test_the_cache_has_the_tail_written_by_a_trusted_kernel(monkeypatch, layer, copying):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, assert_same_in_place
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
@@ -595,6 +595,7 @@ def test_encoding_matches_plain_operations(emulator, kind, role, bits, dim, fitt
     packed_words, gains = format_.encode(part)
     plan = encode_plan(format_, part)
     found = emulator.run(plan.spec, encode_inputs(plan, format_, part), encode_launch(plan, part.shape))
+    assert_same_in_place(emulator, plan, format_, part, found)
     if kind == "turbo":
         # Ties may be rounded differently.
         assert (found[0] == packed_words).mean().item() > 0.99

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, assert_same_in_place
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.trellis import entries
@@ -49,8 +49,12 @@ def format_for(bits, role, x, fitted=True):
     return format_.fit(x, energies if role == "key" else NO_STATISTICS)
 
 
+def tensor_plan(format_, x):
+    return replace(encode_plan(format_, x), tensor_cores=True)
+
+
 def run(emulator, format_, x):
-    plan = replace(encode_plan(format_, x), tensor_cores=True)
+    plan = tensor_plan(format_, x)
     return tuple(emulator.run(plan.spec, encode_inputs(plan, format_, x), encode_launch(plan, x.shape)))
 
 
@@ -79,6 +83,7 @@ def test_paths_cost_no_more_than_those_of_plain_operations(emulator, bits, role,
     part = mx.contiguous(x[:, :, 5:34])  # 29 tokens: the last group is not full
     expected = format_.encode(part)
     found = run(emulator, format_, part)
+    assert_same_in_place(emulator, tensor_plan(format_, part), format_, part, found)
     errors = squared_errors(format_, (expected, found), part)
     assert errors[1].sum().item() < SAMPLE_RATIO * errors[0].sum().item()
     assert mx.median(mx.abs(errors[1] / errors[0] - 1)).item() < 0.02

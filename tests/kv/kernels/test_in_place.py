@@ -15,10 +15,13 @@ from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, write_int
 from tests.kv.test_families import short
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.kernels import fused, launch, workspace
+from tqchat.kv.kernels import decode, encode, fused, launch, workspace
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.workspace import Workspace
+from tqchat.kv.scheme import FINE
+from tqchat.kv.storage import joint_encode, side
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended
+from tqchat.kv.storage.token_store import TokenStore
 from tqchat.kv.window import WindowCache
 
 pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
@@ -28,11 +31,12 @@ SCALE = 0.1
 
 
 class EmulatedKernels(Kernels):
-    """Kernels that are run by an emulator: attention as late as possible, once a copied tail needs it.
+    """Kernels that are run by an emulator. Those that write into their inputs run as late as possible: once
+    another one that runs after them does, or their output is waited for.
 
     Attributes:
-        copies: Tails copied.
-        waiting: Outputs of the launches that have not run, and functions that run them.
+        copies: Arrays copied.
+        waiting: Launches that have not run: their outputs, what they run after, and functions that run them.
     """
 
     def __init__(self, emulator, language, tensor_cores):
@@ -40,7 +44,7 @@ class EmulatedKernels(Kernels):
         self.trusted = Everything()
         self.emulator = emulator
         self.workspace = Workspace()
-        self.copies = 0
+        self.copies = self.in_place = 0
         self.last_output = None
         self.waiting = []
 
@@ -66,20 +70,38 @@ class EmulatedKernels(Kernels):
             self.copies += 1
             run()
             return outputs
-        self.waiting.append((outputs, run))
+        if spec.kernel.startswith("decode") or "words" in spec.outputs:
+            mx.eval(inputs)
+            run()
+            return outputs
+        self.in_place += spec.kernel.startswith("encode")
+        after = [
+            array
+            for name, array in zip(spec.inputs, inputs, strict=True)
+            if name in ("before", "last_output", "partial") or name.startswith("after")
+        ]
+        self.waiting.append((outputs, after, run if spec.kernel != "join" else lambda: None))
         if spec.kernel.startswith("attend") and self.last_output is not None:
             before = inputs[spec.inputs.index("before")]
-            assert address(before) == address(self.last_output), "it must not run before the last launch"
+            assert address(self.last_output) in self.needed(before), "it must not run before the last launch"
         if "output" in spec.outputs:
             (self.last_output,) = outputs
         return outputs
 
+    def needed(self, output):
+        """Addresses of the outputs of launches that wait and run before this one, and of its own."""
+        found = {address(output)}
+        for outputs, after, _ in reversed(self.waiting):
+            if found.intersection(map(address, outputs)):
+                found.update(map(address, after))
+        return found
+
     def finish(self, output=None):
-        """Run what waits: all launches, or up to that with this output."""
-        last = [output is not None and address(output) in map(address, done) for done, _ in self.waiting]
-        count = len(self.waiting) if output is None else last.index(True) + 1 if any(last) else 0
-        due, self.waiting = self.waiting[:count], self.waiting[count:]
-        for _, run in due:
+        """Run what waits: all launches, or that with this output and those that it runs after."""
+        needed = None if output is None else self.needed(output)
+        due = [one for one in self.waiting if needed is None or needed.intersection(map(address, one[0]))]
+        self.waiting = [one for one in self.waiting if not any(one is other for other in due)]
+        for _, _, run in due:
             run()
 
 
@@ -97,8 +119,16 @@ def emulator(tmp_path_factory):
 @pytest.fixture(params=["metal", "cuda"])
 def kernels(request, monkeypatch, emulator):
     emulated = EmulatedKernels(emulator, request.param, tensor_cores=request.param == "cuda")
-    for module in (fused, launch, workspace):
+    for module in (fused, launch, workspace, encode, decode, joint_encode):
         monkeypatch.setattr(module, "kernels", lambda: emulated)
+    waiting = TokenStore.arrays.fget
+
+    def arrays(store):
+        if store._written is not None:
+            emulated.finish(store._written[0])
+        return waiting(store)
+
+    monkeypatch.setattr(TokenStore, "arrays", TokenStore.arrays.getter(arrays))
     monkeypatch.setattr(routing, "_is_installed", True)
     launch._layout_factory.cache_clear()
     mx.disable_compile()
@@ -184,15 +214,75 @@ def filled(kernels, scheme="turbo4", cache=None):
     return Pair(kernels, cache)
 
 
-@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4", "trellis2"])
+@pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4", "trellis2", "turbo8v3", "turbo6v3", "trellis4v2"])
 def test_steps_and_packing_have_the_tokens_of_plain_operations(kernels, scheme):
     pair = filled(kernels, scheme)
     packed = pair.cache.packed_tokens
-    for _ in range(20):
+    for _ in range(40):
         pair.step()
-    assert pair.cache.packed_tokens > packed
-    # Tails are copied where they are packed, not in other steps.
-    assert 0 < kernels.copies <= 4
+    assert pair.cache.packed_tokens >= packed + 32
+    # Two packings, each of what is due in the stores' own memory.
+    sides = [side for side in pair.cache.sides if side.spec.kind in ("turbo", "trellis")]
+    assert kernels.in_place == 2 * sum(2 if side.fine.length and side.spec != FINE else 1 for side in sides)
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+def test_stores_move_to_more_room_between_launches(kernels, monkeypatch):
+    """Tails, fine and packed tokens, each of which has room for a few more than it holds."""
+    for name in ("FINE_GROWTH_TOKENS", "GPU_GROWTH_TOKENS"):
+        monkeypatch.setattr(side, name, 8)
+    cache = SchemeCache(short("trellis2"))
+    for one in cache.sides:
+        one.packed.growth = 8
+    pair = filled(kernels, cache=cache)
+    moved = set()
+    for _ in range(40):
+        memories = {name: store.memory for name, store in pair.cache.key_side.stores.items()}
+        pair.step()
+        stores = pair.cache.key_side.stores
+        moved |= {name for name, memory in memories.items() if stores[name].memory is not memory}
+    assert moved == {"packed", "fine", "recent"}
+    assert kernels.in_place == 8 and kernels.copies >= 8
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+def test_what_is_read_while_packing_waits_has_all_tokens(kernels):
+    pair = filled(kernels, "trellis2")
+    packed = pair.cache.packed_tokens
+    while pair.cache.packed_tokens == packed:
+        pair.step()
+    branch = pair.branch()
+    pair.assert_same_tokens()
+    for one in (pair, branch):
+        one.append(3)
+        one.trim(2)
+        for _ in range(20):
+            one.step()
+    for one in (pair, branch):
+        one.assert_same_tokens()
+        one.assert_same_outputs()
+
+
+def test_packed_tokens_of_another_thread_are_waited_for(kernels):
+    pair = filled(kernels)
+    packed = pair.cache.packed_tokens
+    while pair.cache.packed_tokens == packed:
+        pair.step()
+    assert kernels.in_place
+    kernels.finish()
+    mx.eval(pair.outputs, pair.twin.state[1])
+
+    def in_another_thread():
+        kernels.last_output = None
+        for _ in range(20):
+            pair.step()
+        kernels.finish()
+        mx.eval(pair.outputs)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(in_another_thread).result()
     pair.assert_same_tokens()
     pair.assert_same_outputs()
 

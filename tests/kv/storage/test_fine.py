@@ -161,7 +161,7 @@ def test_counts_and_order_after_random_appends_and_trims(name: str, seed: int) -
 
 
 def test_on_a_gpu_four_tiles_are_packed_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(side_module, "_tokens_per_pack", lambda: 4 * TILE)
+    monkeypatch.setattr(side_module, "_tokens_per_pack", lambda encoded: 4 * TILE if encoded >= 256 else TILE)
     scheme = parse_scheme("turbo3")
     side, rule = Side(scheme, "value"), Letters(scheme)
     x = vectors(900)

@@ -24,10 +24,12 @@ from tqchat.kv.kernels.device import (
     run,
     unused_input,
 )
-from tqchat.kv.kernels.source import Constants, KernelSpec
+from tqchat.kv.kernels.source import IN_PLACE_INPUTS, Constants, Kernel, KernelSpec
 from tqchat.kv.kernels.trellis_search import GROUP, STEPS, branch_fragments, limit
+from tqchat.kv.kernels.workspace import DONE, ThreadWorkspace
 from tqchat.kv.scheme import CENTRES, FormatSpec
 from tqchat.kv.storage.threads import thread_key
+from tqchat.kv.storage.token_store import TokenStore
 
 WARM_UP_PAIRS = 8
 """Pairs before and after the ends of a vector from which the kernel estimates the first state of its path."""
@@ -57,6 +59,7 @@ class EncodePlan:
         centres: Number of centres, 0 if the format is not fitted.
         balance: Whether vectors are balanced; likewise ``metric``.
         tensor_cores: Whether a simd group searches the paths of ``GROUP`` vectors at a time, on tensor cores.
+        in_place: Whether it writes into slices of a store, which are inputs.
     """
 
     dim: int
@@ -69,6 +72,7 @@ class EncodePlan:
     metric: bool
     dtype: mx.Dtype
     tensor_cores: bool = False
+    in_place: bool = False
 
     @property
     def shaped(self) -> bool:
@@ -107,23 +111,21 @@ class EncodePlan:
             ("S", self.dtype),
             ("G", mx.float16),
         )
+        kernel: Kernel = "encode_trellis" if self.trellis else "encode_scalar"
         inputs: tuple[str, ...] = "x", "centres", "centre_scales", "balance", "metric", "rotation"
-        if self.tensor_cores:
-            constants += ("SEARCH_STEPS", STEPS[self.bits]), ("SEARCH_LIMIT", limit(self.bits))
-            inputs += "table", "fragments"
-            threads = self.simds * SIMD_WIDTH
-            return KernelSpec(
-                "encode_tensor",
-                inputs,
-                ("words", "gains"),
-                constants,
-                (),
-                threads,
-                RESIDENT_SIMDS * SIMD_WIDTH,
-            )
         if self.trellis:
-            return KernelSpec("encode_trellis", (*inputs, "table"), ("words", "gains"), constants)
-        return KernelSpec("encode_scalar", inputs, ("words", "gains"), constants)
+            inputs += ("table",)
+        threads = 0
+        if self.tensor_cores:
+            kernel = "encode_tensor"
+            constants += ("SEARCH_STEPS", STEPS[self.bits]), ("SEARCH_LIMIT", limit(self.bits))
+            inputs += ("fragments",)
+            threads = self.simds * SIMD_WIDTH
+        outputs: tuple[str, ...] = "words", "gains"
+        if self.in_place:
+            inputs += IN_PLACE_INPUTS
+            outputs = ("done",)
+        return KernelSpec(kernel, inputs, outputs, constants, (), threads, RESIDENT_SIMDS * SIMD_WIDTH)
 
 
 def encode_plan(format_: TurboFormat, x: mx.array, tensor_cores: bool = False) -> EncodePlan | None:
@@ -176,7 +178,7 @@ def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
     batch, heads, tokens, _ = shape
     simds = batch * heads * (-(-tokens // GROUP) if plan.tensor_cores else tokens)
     threads = plan.simds * SIMD_WIDTH
-    return {
+    launch: Launch = {
         "grid": (-(-simds // plan.simds) * threads, 1, 1),
         "threadgroup": (threads, 1, 1),
         "output_shapes": [
@@ -185,6 +187,9 @@ def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
         ],
         "output_dtypes": [mx.uint32, mx.float16],
     }
+    if plan.in_place:
+        launch |= {"output_shapes": DONE["output_shapes"], "output_dtypes": DONE["output_dtypes"]}
+    return launch
 
 
 @lru_cache(maxsize=32)
@@ -201,21 +206,66 @@ def _compiled(thread: object, plan: EncodePlan, shape: tuple[int, ...]) -> Calla
 
 def encode(format_: Format, x: mx.array) -> Block:
     """``format_.encode(x)``, in one kernel where available."""
+    plan = _trusted_plan(format_, x)
+    if plan is None or not isinstance(format_, TurboFormat):
+        return format_.encode(x)
+    return tuple(_run(plan, format_, x))
+
+
+def encode_in_place(
+    format_: Format, x: mx.array, store: TokenStore, workspace: ThreadWorkspace, after: mx.array
+) -> mx.array | None:
+    """Append ``format_.encode(x)`` to a store, in its memory.
+
+    Args:
+        after: An output of the workspace's launches, after which this one runs.
+
+    Returns:
+        The launch's output; ``None`` if it cannot be done, and nothing was.
+    """
+    plan = _trusted_plan(format_, x, in_place=True)
+    if plan is None or not isinstance(format_, TurboFormat):
+        return None
+    slots = store.free_slots(x.shape[2], workspace)
+    if slots is None:
+        return None
+    (done,) = _run(plan, format_, x, *slots, after)
+    store.add_written(x.shape[2], done, workspace)
+    return done
+
+
+def _trusted_plan(format_: Format, x: mx.array, in_place: bool = False) -> EncodePlan | None:
+    """The kernel that may be used, verified now if it is its first use; ``None`` if there is none."""
     device_kernels = kernels()
     if device_kernels is None or not isinstance(format_, TurboFormat):
-        return format_.encode(x)
+        return None
     plan = encode_plan(format_, x, device_kernels.tensor_cores)
     if plan is None:
-        return format_.encode(x)
+        return None
+    plan = replace(plan, in_place=in_place) if in_place else plan
     if plan.tensor_cores and not _is_trusted(device_kernels, plan, format_, x):
         plan = replace(plan, tensor_cores=False)
-    return (
-        _candidate(plan, format_, x) if _is_trusted(device_kernels, plan, format_, x) else format_.encode(x)
-    )
+    return plan if _is_trusted(device_kernels, plan, format_, x) else None
+
+
+def _run(plan: EncodePlan, format_: TurboFormat, x: mx.array, *more: mx.array) -> list[mx.array]:
+    return _compiled(thread_key(), plan, x.shape)(*encode_inputs(plan, format_, x), *more)
 
 
 def _candidate(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Block:
-    return tuple(_compiled(thread_key(), plan, x.shape)(*encode_inputs(plan, format_, x)))
+    """The vectors as the kernel encodes them, in place in arrays of their own if that is the plan."""
+    if not plan.in_place:
+        return tuple(_run(plan, format_, x))
+    batch, heads, tokens, _ = x.shape
+    # Three tokens of room around them.
+    room = [
+        mx.zeros((batch, heads, tokens + 6, width), dtype)
+        for width, dtype in ((plan.words, mx.uint32), (1, mx.float16))
+    ]
+    mx.eval(room)
+    slots = tuple(array[:, :, 3 : 3 + tokens] for array in room)
+    mx.eval(_run(plan, format_, x, *slots, unused_input(mx.float32)))
+    return slots
 
 
 def _is_trusted(device_kernels: Kernels, plan: EncodePlan, format_: TurboFormat, x: mx.array) -> bool:

@@ -156,7 +156,7 @@ class StepLauncher:
         if layout is None:
             return None
         workspace = self.workspace
-        key_fine, value_fine = keys.fine.arrays, values.fine.arrays
+        key_fine, value_fine = keys.fine.launch_arrays(workspace), values.fine.launch_arrays(workspace)
         try:
             # If nothing is packed, arrays of fine tokens take the place of packed ones, which no threadgroup
             # reads then. Arrays are those of these sides: snapshots have the revision of the side itself.
@@ -167,9 +167,9 @@ class StepLauncher:
                 *key_tail.launch_arrays(workspace),
                 *value_tail.launch_arrays(workspace),
                 self._fixed,
-                *(keys.packed.arrays or key_fine),
+                *(keys.packed.launch_arrays(workspace) or key_fine),
                 *key_fine,
-                *(values.packed.arrays or value_fine),
+                *(values.packed.launch_arrays(workspace) or value_fine),
                 *value_fine,
             )
         except UnexpectedArrays:

@@ -351,7 +351,7 @@ def _side_plan(side: Side) -> SidePlan | None:
         return None
     if isinstance(format_, RawFormat) or not (side.packed.length or side.fine.length):
         return SidePlan(dim, 0, 0, 1, 1, mx.float16, False, 0, 0, writes_tail)
-    words = side.packed.arrays[0].shape[3] if side.packed.length else side.spec.words_per_vector(dim)
+    words = side.packed.memory[0].shape[3] if side.packed.length else side.spec.words_per_vector(dim)
     if isinstance(format_, TurboFormat) and type(format_.quantiser) in source.QUANTISER_KINDS:
         rotation = 1 if format_.rotation.array.ndim == 1 else 2
         return SidePlan(
@@ -370,6 +370,6 @@ def _side_plan(side: Side) -> SidePlan | None:
         group = format_.spec.group_size(dim)
         mean = format_.mean is not None
         return SidePlan(
-            dim, 2, format_.spec.bits, words, group, side.packed.arrays[1].dtype, mean, 0, 0, writes_tail
+            dim, 2, format_.spec.bits, words, group, side.packed.memory[1].dtype, mean, 0, 0, writes_tail
         )
     return None

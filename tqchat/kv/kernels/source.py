@@ -20,6 +20,7 @@ Kernel = Literal[
     "attend_tensor",
     "merge",
     "copy",
+    "join",
     "encode_scalar",
     "encode_trellis",
     "encode_tensor",
@@ -136,13 +137,16 @@ class KernelSpec:
     def _body(self, language: Language) -> str:
         begin = constants(language, self.constants) + _read(f"{language}_begin")
         if self.kernel in _ENCODE_PARTS:
-            return begin + "".join(_read(f"encode_{part}") for part in _ENCODE_PARTS[self.kernel])
+            slots = "in_place" if IN_PLACE_INPUTS[0] in self.inputs else "new"
+            return begin + "".join(_read(f"encode_{part}") for part in (slots, *_ENCODE_PARTS[self.kernel]))
         if self.kernel == "decode_affine":
             return begin + _read("decode") + _read("decode_affine")
         if self.kernel in ("decode_shares", "decode_values"):
             return begin + _read("decode") + _read("decode_turbo") + _read(self.kernel)
         if self.kernel == "copy":
             return begin + _read("copy")
+        if self.kernel == "join":
+            return begin
         if self.kernel == "merge":
             return begin + _read("fixed") + _read("merge_begin") + _read("merge")
         reserved = language == "cuda" and bool(self.shared_memory)
@@ -168,6 +172,9 @@ _FUNCTIONS: dict[Kernel, tuple[str, ...]] = {
     "encode_tensor": ("encode_functions", "encode_tensor_functions"),
 }
 """Further functions that a kernel needs."""
+
+IN_PLACE_INPUTS = "stored_words", "stored_gains", "last_output"
+"""Further inputs of an encoding kernel that writes into a store: slices of it, and what it runs after."""
 
 _ENCODE_PARTS: dict[Kernel, tuple[str, ...]] = {
     "encode_scalar": ("one", "prepare", "scalar", "gain", "pack_scalar"),

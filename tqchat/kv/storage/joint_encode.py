@@ -11,6 +11,7 @@ from tqchat.kv.codec.centres import Centres
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
+from tqchat.kv.kernels.workspace import ThreadWorkspace
 from tqchat.kv.storage.joint_fit import stacked
 from tqchat.kv.storage.side import PACK_CHUNK_VECTORS, Encoding
 
@@ -36,6 +37,9 @@ def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
     Args:
         sides: The encodings of each, which are appended in their order.
     """
+    if kernels() is not None:
+        _encode_by_kernels(sides)
+        return
     groups: dict[object, list[Encoding]] = {}
     # The first encoding of every side before the second of any.
     for number in range(max(map(len, sides), default=0)):
@@ -49,12 +53,30 @@ def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
 
 
 def _kind(encoding: Encoding) -> object:
-    """Equal for encodings that can be done in one batch. A GPU encodes in one kernel as it is."""
+    """Equal for encodings that can be done in one batch."""
     format_ = encoding.format
-    if not isinstance(format_, TurboFormat) or encoding.is_long or kernels() is not None:
+    if not isinstance(format_, TurboFormat) or encoding.is_long:
         return id(encoding)
     fit = format_.centres is None, format_.balance is None, format_.metric is None
     return format_.role, format_.quantiser, id(format_.rotation), fit, encoding.x.shape, encoding.x.dtype
+
+
+def _encode_by_kernels(sides: Sequence[Sequence[Encoding]]) -> None:
+    """``encode_together`` on a GPU: a launch for each encoding, in place where possible."""
+    outputs: dict[ThreadWorkspace, list[mx.array]] = {}
+    for encodings in sides:
+        done: mx.array | None = None
+        for one in encodings:
+            after = one.workspace.before if one.workspace is not None and done is None else done
+            output = None if after is None else one.encode_in_place(after)
+            if output is None:
+                one.append(encode(one.format, one.x))
+            else:
+                done = output
+        if done is not None and encodings[-1].workspace is not None:
+            outputs.setdefault(encodings[-1].workspace, []).append(done)
+    for workspace, last in outputs.items():
+        workspace.wait_for(last)
 
 
 def _encode_batch(batch: Sequence[Encoding]) -> None:

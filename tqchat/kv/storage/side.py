@@ -15,7 +15,8 @@ from tqchat.kv.codec.formats import make_fine_format, make_format
 from tqchat.kv.codec.turbo import Prepared
 from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import kernels
-from tqchat.kv.kernels.encode import encode
+from tqchat.kv.kernels.encode import encode, encode_in_place
+from tqchat.kv.kernels.workspace import ThreadWorkspace
 from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
@@ -35,19 +36,39 @@ GPU_PACK_CHUNK_TOKENS = 4096
 MAX_DECODE_CHUNKS = 4
 """Most parts in which a side is decoded, if they are longer than ``PACK_CHUNK_TOKENS``."""
 
-GPU_TILES_PER_PACK = 4
-"""Tiles packed together during decode on a GPU, where launching costs more than encoding a tile."""
-
 BATCH_PACKING_FROM_TOKENS = 256
-"""Encoded tokens from which tiles are packed together: the extra raw tokens are then a small share."""
+"""Encoded tokens from which a GPU packs several tiles together during decode, where launching costs more than
+encoding a tile.
+"""
+
+GPU_TOKENS_PER_PACK = 32, 256
+"""Fewest and most of these tokens."""
+
+ENCODED_PER_PACKED_TOGETHER = 128
+"""Between them, the encoded tokens for each that is packed together, so that few more tokens than the tail
+are raw.
+"""
 
 FINE_GROWTH_TOKENS = 64
-"""Tokens by which the fine part grows, which is short and moves to new arrays whenever tokens leave it."""
+"""Tokens by which the fine part grows, which is short."""
+
+GPU_GROWTH_TOKENS = 64
+"""More tokens by which the tail and the fine part grow on a GPU, where tokens leave them in place: they move
+only once the room behind them is used.
+"""
 
 
-def _tokens_per_pack() -> int:
-    """Tokens packed together during decode once ``BATCH_PACKING_FROM_TOKENS`` are encoded."""
-    return TILE if kernels() is None else GPU_TILES_PER_PACK * TILE
+def _tokens_per_pack(encoded: int) -> int:
+    """Tokens packed together during decode after so many encoded ones."""
+    if encoded < BATCH_PACKING_FROM_TOKENS or kernels() is None:
+        return TILE
+    fewest, most = GPU_TOKENS_PER_PACK
+    # Powers of two: a launch is traced for each number.
+    return min(most, max(fewest, 1 << (encoded // ENCODED_PER_PACKED_TOGETHER).bit_length() - 1))
+
+
+def _more_growth() -> int:
+    return 0 if kernels() is None else GPU_GROWTH_TOKENS
 
 
 _RAW = RawFormat()
@@ -67,12 +88,27 @@ class Encoding:
     Attributes:
         x: ``[batch, heads, tokens, head_dim]``.
         is_long: Whether it is one of several parts, each of which is evaluated before the next.
+        workspace: Of the launches that may append them in the store's memory, or ``None``.
     """
 
     store: TokenStore
     format: Format
     x: mx.array
     is_long: bool
+    workspace: ThreadWorkspace | None = None
+
+    def encode_in_place(self, after: mx.array) -> mx.array | None:
+        """Append the vectors, encoded by one launch in the store's memory.
+
+        Args:
+            after: An output of the workspace's launches, after which this one runs.
+
+        Returns:
+            The launch's output; ``None`` if it cannot be done, and nothing was.
+        """
+        if self.workspace is None or self.is_long:
+            return None
+        return encode_in_place(self.format, self.x, self.store, self.workspace, after)
 
     def append(self, block: Block) -> None:
         """Append the vectors, encoded."""
@@ -123,8 +159,8 @@ class Side:
         self.set_format(RawFormat())
         self.sinks = TokenStore(growth=1)
         self.packed = TokenStore(share=PACKED_GROWTH_SHARE)
-        self.fine = TokenStore(FINE_GROWTH_TOKENS)
-        self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else _tokens_per_pack())
+        self.fine = TokenStore(FINE_GROWTH_TOKENS + _more_growth())
+        self.recent = Tail(GROWTH_TOKENS if self.spec.kind == "raw" else TILE + _more_growth())
         self._decoded: tuple[tuple[object, ...], tuple[object, ...], mx.array] | None = None
         self._sinks_cache: tuple[object, int, mx.array] | None = None
         self._kept: tuple[list[tuple[Block, int, int]], Any] | None = None
@@ -180,10 +216,9 @@ class Side:
     @property
     def shape(self) -> tuple[int, int]:
         """Batch size and heads; (0, 0) while empty."""
-        # Not of the tail's array, because reading that writes its pending token.
         for store in (self.packed, self.fine, self.sinks):
-            if store.arrays:
-                batch, heads, *_ = store.arrays[0].shape
+            if store.memory:
+                batch, heads, *_ = store.memory[0].shape
                 return batch, heads
         batch, heads, *_ = self.recent.token_shape or (0, 0)
         return batch, heads
@@ -208,9 +243,9 @@ class Side:
 
     def free_spare_room(self) -> None:
         """Free room for packed tokens that none are expected for."""
-        arrays = self.packed.arrays
+        memory = self.packed.memory
         self.packed.free_spare_room()
-        if self.packed.arrays is not arrays:
+        if self.packed.memory is not memory:
             self.revision = object()
             self._forget_encoded()
 
@@ -250,8 +285,7 @@ class Side:
     @property
     def _pack_threshold(self) -> int:
         """Tokens beyond the tail that trigger packing during decode."""
-        usual = _tokens_per_pack() if self.encoded >= BATCH_PACKING_FROM_TOKENS else TILE
-        return max(usual, self.least_packed)
+        return max(_tokens_per_pack(self.encoded), self.least_packed)
 
     @property
     def _missing_sinks(self) -> int:
@@ -303,6 +337,7 @@ class Side:
         statistics: QueryStatistics = NO_STATISTICS,
         rounding: Rounding = NO_ROUNDING,
         target: Encoded | None = None,
+        workspace: ThreadWorkspace | None = None,
     ) -> list[Encoding]:
         """Take out what ``pack_due`` encodes; the side is complete again once that is appended, in order.
 
@@ -312,6 +347,7 @@ class Side:
             statistics: Of the layer's queries; ``first_position`` is the position of the side's first token.
             rounding: What the tokens carry from earlier schemes, by position.
             target: The encoded tokens to leave, no fewer of each than ``due``, which is the default.
+            workspace: Of launches that may encode in place (see ``can_pack_in_place``).
         """
         target = self.due if target is None else target
         count, surplus = target.encoded - self.encoded, target.packed - self.packed.length
@@ -325,15 +361,28 @@ class Side:
         packs_fine = min(surplus, self.fine.length)
         encodings: list[Encoding] = []
         if packs_fine:
-            encodings += self._take_fine(first, packs_fine, rounding)
+            if target.encoded == target.packed:
+                workspace = None  # the fine part stays empty
+            encodings += self._take_fine(first, packs_fine, rounding, workspace)
             first += packs_fine
         if count:
-            (due,) = self.recent.take_front(count)
-            packs_raw = surplus - packs_fine
-            encodings += self._encodings(self.packed, self.spec, due[:, :, :packs_raw], first, rounding)
-            first += packs_raw + self.fine.length
-            encodings += self._encodings(self.fine, FINE, due[:, :, packs_raw:], first, rounding)
+            if workspace is None:
+                (due,) = self.recent.take_front(count)
+            else:
+                due = self.recent.pop_front_for(count)
+            raw = surplus - packs_fine
+            encodings += self._encodings(self.packed, self.spec, due[:, :, :raw], first, rounding, workspace)
+            first += raw + self.fine.length
+            encodings += self._encodings(self.fine, FINE, due[:, :, raw:], first, rounding, workspace)
         return encodings
+
+    def can_pack_in_place(self, workspace: ThreadWorkspace) -> bool:
+        """Whether launches of a workspace can encode what is due in the memory of the stores.
+
+        Not the first tokens, which formats are fitted to.
+        """
+        needs_fit = not self.format.fitted and bool(fitted_shapes(self.spec, self.role, self.head_dim))
+        return self.encoded > 0 and not needs_fit and self.recent.can_pop_for(workspace)
 
     def vectors_to_fit(self, statistics: QueryStatistics) -> tuple[mx.array, QueryStatistics] | None:
         """Separate the sinks; what ``Format.fit`` is called with before the next packing.
@@ -352,13 +401,15 @@ class Side:
         behind_sinks = statistics.first_position + self.sinks.length
         return self.recent.view()[0], replace(statistics, first_position=behind_sinks)
 
-    def _take_fine(self, first: int, count: int, rounding: Rounding) -> list[Encoding]:
+    def _take_fine(
+        self, first: int, count: int, rounding: Rounding, workspace: ThreadWorkspace | None
+    ) -> list[Encoding]:
         """Take out the oldest ``count`` fine tokens, of which ``first`` is the position of the first."""
-        block = self.fine.take_front(count)
+        block = self.fine.take_front(count) if workspace is None else self.fine.pop_front(count)
         if self.spec == FINE:
             self.packed.append(block)
             return []
-        return self._encodings(self.packed, self.spec, self._decode_fine(block), first, rounding)
+        return self._encodings(self.packed, self.spec, self._decode_fine(block), first, rounding, workspace)
 
     def _decode_fine(self, block: Block) -> mx.array:
         """Fine tokens as float32 vectors, in one kernel where available."""
@@ -366,7 +417,13 @@ class Side:
         return self.fine_format.decode(block) if decoded is None else decoded
 
     def _encodings(
-        self, store: TokenStore, spec: FormatSpec, x: mx.array, first: int, rounding: Rounding
+        self,
+        store: TokenStore,
+        spec: FormatSpec,
+        x: mx.array,
+        first: int,
+        rounding: Rounding,
+        workspace: ThreadWorkspace | None,
     ) -> list[Encoding]:
         """Encodings that bring vectors ``[batch, heads, tokens, head_dim]`` into a store.
 
@@ -384,7 +441,7 @@ class Side:
             for start in range(low, high, chunk):
                 end = min(start + chunk, high)
                 part = x[:, :, start - first : end - first]
-                encodings.append(Encoding(store, encoder, part, count > chunk))
+                encodings.append(Encoding(store, encoder, part, count > chunk, workspace))
         return encodings
 
     def format_of(self, store: TokenStore) -> Format:

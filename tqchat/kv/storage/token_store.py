@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, concatenate
+from tqchat.kv.kernels.workspace import ThreadWorkspace, copy_with_room
 from tqchat.kv.storage.write_behind import in_own_buffer
 
 GROWTH_TOKENS = 256
@@ -62,15 +63,27 @@ def capacity_for(tokens: int) -> int:
     return (tokens // GROWTH_TOKENS + 1) * GROWTH_TOKENS
 
 
+class _Slots:
+    """Number of slots of a buffer used by any of the stores that share it."""
+
+    def __init__(self, used: int = 0) -> None:
+        self.used = used
+
+
 class TokenStore:
     """Arrays ``[batch, heads, tokens, ...]`` that grow along the token axis and keep spare capacity.
+
+    A launch of a kernel can append tokens in the arrays' own memory, without moving it or copying them there.
+    MLX orders operations by their outputs, but here an input is written. So launches only write to slots
+    that no store has used, which nothing else reads; and all but the launches that follow wait for them.
 
     Args:
         growth: Tokens by which it grows.
         share: One part in so many of its length by which it grows, if that is more.
 
     Attributes:
-        arrays: Row-contiguous, because kernels address them by ``capacity`` and ``start`` alone.
+        memory: The arrays that launches read and write; all others read ``arrays``. Row-contiguous, because
+            kernels address them by ``capacity`` and ``start`` alone.
         capacity: Length of the arrays' token axis.
         start: Index of the first token held.
         length: Tokens held.
@@ -80,14 +93,34 @@ class TokenStore:
 
     def __init__(self, growth: int = GROWTH_TOKENS, share: int = 0) -> None:
         self.growth, self.share = growth, share
-        self.arrays: Block = ()
+        self.memory: Block = ()
+        # Output and workspace of the last launch that wrote to the memory.
+        self._written: tuple[mx.array, ThreadWorkspace] | None = None
+        self._slots = _Slots()
         self.capacity = self.start = self.length = self.expected = 0
         self.front_revision = object()
 
     @property
+    def arrays(self) -> Block:
+        """The arrays, once launches have written all tokens."""
+        if self._written is not None:
+            mx.eval(self._written[0])
+            self._written = None
+        return self.memory
+
+    @arrays.setter
+    def arrays(self, arrays: Block) -> None:
+        self.memory, self._written, self._slots = arrays, None, _Slots()
+
+    @property
+    def unsubmitted(self) -> Block:
+        """What to evaluate so that another thread can use the store."""
+        return self.memory if self._written is None else (self._written[0],)
+
+    @property
     def allocated_bytes(self) -> int:
         """Bytes of the arrays, spare capacity included."""
-        return sum(array.nbytes for array in self.arrays)
+        return sum(array.nbytes for array in self.memory)
 
     @property
     def bytes(self) -> int:
@@ -104,6 +137,51 @@ class TokenStore:
             for array, part in zip(self.arrays, block, strict=True):
                 array[:, :, end - count : end] = part
         self.length += count
+        # MLX has assigned to a copy, unless no other store had the buffer.
+        self._slots = _Slots(self.start + self.length)
+
+    def free_slots(self, count: int, workspace: ThreadWorkspace) -> Block | None:
+        """Where a launch can write the next ``count`` tokens, as slices of the memory.
+
+        ``add_written`` follows.
+
+        Args:
+            workspace: Of the launch.
+
+        Returns:
+            ``None`` if the store is empty, or another one may have tokens there.
+        """
+        if not self.memory or self._slots.used > self.start + self.length:
+            return None
+        if self._written is not None and self._written[1] is not workspace:
+            mx.eval(self.arrays)
+        if self.start + self.length + count > self.capacity:
+            self._move(self.length + self._added_capacity(count), workspace)
+        first = self.start + self.length
+        return tuple(array[:, :, first : first + count] for array in self.memory)
+
+    def add_written(self, count: int, output: mx.array, workspace: ThreadWorkspace) -> None:
+        """Record that a launch writes the next ``count`` tokens.
+
+        Args:
+            output: Of the launch, which runs after all earlier ones of its workspace.
+        """
+        self.length += count
+        self._slots.used = self.start + self.length
+        self._written = output, workspace
+
+    def launch_arrays(self, workspace: ThreadWorkspace) -> Block:
+        """The arrays for a launch of a workspace."""
+        same = self._written is None or self._written[1] is workspace
+        return self.memory if same else self.arrays
+
+    def _move(self, capacity: int, workspace: ThreadWorkspace) -> None:
+        """Move to larger arrays, by kernels, after what launches of the workspace have written."""
+        held = (array[:, :, self.start : self.start + self.length] for array in self.memory)
+        after = workspace.before if self._written is None else self._written[0]
+        self.arrays = tuple(copy_with_room(array, capacity, after) for array in held)
+        self.capacity, self.start = capacity, 0
+        self._slots.used = self.length
 
     def restore(self, block: Sequence[mx.array | RoomyArray]) -> None:
         """Fill an empty store with the tokens of a block; roomy arrays are taken as they are."""
@@ -113,6 +191,7 @@ class TokenStore:
             return
         self.arrays = tuple(part.array for part in roomy)
         self.capacity, self.start, self.length = roomy[0].array.shape[2], 0, roomy[0].tokens
+        self._slots.used = self.length
 
     def _grow(self, like: Block, appended: Block = ()) -> None:
         """Move to larger arrays.
@@ -126,13 +205,17 @@ class TokenStore:
         """
         held = self.view() if self.length else ()
         count = like[0].shape[2]
-        needed = (count // self.growth + 1) * self.growth
-        added = max(needed, self._least_growth, self.expected - self.length)
+        added = self._added_capacity(count)
         spare = added - (count if appended else 0)
         room = tuple(mx.zeros((*one.shape[:2], spare, *one.shape[3:]), one.dtype) for one in like)
         groups = [block for block in (held, appended, room) if block]
         self.arrays = tuple(concatenate(parts, axis=2) for parts in zip(*groups, strict=True))
         self.capacity, self.start = self.length + added, 0
+
+    def _added_capacity(self, count: int) -> int:
+        """Tokens beyond those held that the next arrays have room for, ``count`` of them needed."""
+        needed = (count // self.growth + 1) * self.growth
+        return max(needed, self._least_growth, self.expected - self.length)
 
     @property
     def _least_growth(self) -> int:
@@ -149,7 +232,19 @@ class TokenStore:
         copied = copy.copy(self)
         # New array objects: item assignment rebinds one object and leaves others unchanged.
         copied.arrays = tuple(array[...] for array in self.arrays)
+        copied._slots = self._slots
         return copied
+
+    def pop_front(self, count: int) -> Block:
+        """Remove and return the first ``count`` tokens; the rest stays where it is, and others follow."""
+        front = self.view(0, count)
+        self._drop_in_place(count)
+        return front
+
+    def _drop_in_place(self, count: int) -> None:
+        self.start += count
+        self.length -= count
+        self.front_revision = object()
 
     def take_front(self, count: int) -> Block:
         """Remove and return the first ``count`` tokens; the rest moves to new arrays."""
@@ -164,9 +259,7 @@ class TokenStore:
         """Drop the first ``count`` tokens; their capacity is freed once it reaches one growth step."""
         if not count:
             return
-        self.start += count
-        self.length -= count
-        self.front_revision = object()
+        self._drop_in_place(count)
         if not self.length:
             self.clear()
         elif self.start >= self.growth:
@@ -203,18 +296,11 @@ class TailWriter(Protocol):
     """Launches that write tokens into the memory of tails, of which MLX does not know."""
 
     @property
-    def order(self) -> object:
-        """What orders them: launches of one order run one after the other."""
+    def order(self) -> ThreadWorkspace:
+        """The workspace that orders them."""
 
-    def copy_of(self, array: mx.array) -> mx.array:
-        """A copy of an array that these launches wrote to, computed after them."""
-
-
-class _Slots:
-    """Number of slots of a buffer used by any of the tails that share it."""
-
-    def __init__(self, used: int = 0) -> None:
-        self.used = used
+    def copy_of(self, array: mx.array, capacity: int) -> mx.array:
+        """A copy of an array that these launches wrote to, with so much capacity, computed after them."""
 
 
 class Tail(TokenStore):
@@ -223,24 +309,19 @@ class Tail(TokenStore):
     Writing the newest token is deferred until the array is read, or until an attention kernel writes it into
     the memory of the array along with its own work, which saves two operations per layer and token.
 
-    MLX orders operations by their outputs, but here an input is written. So a kernel only writes to a slot
-    that no tail has used, which nothing else reads; and all but such kernels read a copy of the array that is
-    computed after them.
+    All but the launches that follow read a copy of the array that is computed after them, instead of waiting.
 
     Attributes:
         length: Tokens held, a pending one included.
-        memory: The array that kernels read and write; ``None`` if empty. All others read ``arrays``.
         pending: The token that is not in the array yet, ``[batch, heads, 1, head_dim]``.
         writer: Whose launches have written to ``memory``, if any.
         token_shape: Shape of a token; ``None`` if empty.
     """
 
-    memory: mx.array | None = None
     pending: mx.array | None = None
     writer: TailWriter | None = None
     token_shape: tuple[int, ...] | None = None
     _dtype: mx.Dtype | None = None
-    _slots: _Slots
 
     @property
     def arrays(self) -> Block:
@@ -248,25 +329,20 @@ class Tail(TokenStore):
         self.write_pending()
         if self.writer is not None:
             self._copy_written()
-        return () if self.memory is None else (self.memory,)
+        return self.memory
 
     @arrays.setter
     def arrays(self, arrays: Block) -> None:
-        self.pending = self.writer = self.memory = self.token_shape = None
-        self._slots = _Slots()
+        self.pending = self.writer = self.token_shape = None
+        self.memory, self._slots = arrays, _Slots()
         if arrays:
-            (self.memory,) = arrays
-            batch, heads, _, dim = self.memory.shape
-            self.token_shape, self._dtype = (batch, heads, 1, dim), self.memory.dtype
+            batch, heads, _, dim = arrays[0].shape
+            self.token_shape, self._dtype = (batch, heads, 1, dim), arrays[0].dtype
 
-    def append(self, block: Block) -> None:
-        super().append(block)
-        # MLX has assigned to a copy, unless no other store had the buffer.
-        self._slots = _Slots(self.start + self.length)
-
-    def restore(self, block: Sequence[mx.array | RoomyArray]) -> None:
-        super().restore(block)
-        self._slots = _Slots(self.start + self.length)
+    @property
+    def unsubmitted(self) -> Block:
+        # What launches have written is copied when another thread needs it.
+        return self.arrays if self.writer is None else ()
 
     def append_deferred(self, token: mx.array) -> None:
         """Append a token ``[batch, heads, 1, head_dim]``, written later if possible.
@@ -282,7 +358,7 @@ class Tail(TokenStore):
             self.append((token,))
             return
         if self.start + self.length == self.capacity:
-            self._grow((token,))
+            self._make_room(token)
         if not self.defer(token):
             self.append((token,))
 
@@ -300,21 +376,34 @@ class Tail(TokenStore):
         slots.used = slot + 1
         return True
 
-    @property
-    def allocated_bytes(self) -> int:
-        return 0 if self.memory is None else self.memory.nbytes
+    def _make_room(self, token: mx.array) -> None:
+        """Grow by at least a token."""
+        if self.writer is None or self.pending is not None:
+            self._grow((token,))
+            return
+        capacity = self.length + self._added_capacity(1)
+        (held,) = (array[:, :, self.start : self.start + self.length] for array in self.memory)
+        self.arrays = (self.writer.copy_of(held, capacity),)
+        self.capacity, self.start = capacity, 0
+        self._slots.used = self.length
 
-    def snapshot(self) -> Self:
-        copied = super().snapshot()
-        copied._slots = self._slots
-        return copied
+    def pop_front_for(self, count: int) -> mx.array:
+        """``pop_front`` for a launch that can read the memory (see ``can_pop_for``)."""
+        (front,) = (array[:, :, self.start : self.start + count] for array in self.memory)
+        self._drop_in_place(count)
+        return front
+
+    def can_pop_for(self, workspace: ThreadWorkspace) -> bool:
+        """Whether a launch of a workspace can read the tokens in the memory, all of them written."""
+        return self.pending is None and (self.writer is None or self.writer.order is workspace)
 
     def with_own_buffer(self) -> Self:
         """A copy, into which the pending token can be written without changing this tail."""
         copied = copy.copy(self)
-        if self.memory is not None:
-            written = self.memory if self.writer is None else self.writer.copy_of(self.memory)
-            copied.memory, copied.writer = in_own_buffer(written), None
+        if self.memory:
+            (memory,) = self.memory
+            written = memory if self.writer is None else self.writer.copy_of(memory, self.capacity)
+            copied.memory, copied.writer = (in_own_buffer(written),), None
             copied._slots = _Slots(self.start + self.length)
         return copied
 
@@ -329,26 +418,25 @@ class Tail(TokenStore):
             return
         if self.writer is not None:
             self._copy_written()
-        assert self.memory is not None
         end = self.start + self.length
-        self.memory[:, :, end - 1 : end] = token
+        for array in self.memory:
+            array[:, :, end - 1 : end] = token
         self.pending = None
 
-    def launch_arrays(self, order: object) -> Block:
-        """The array, and the pending token if there is one, for a launch of an order.
+    def launch_arrays(self, workspace: ThreadWorkspace) -> Block:
+        """The array, and the pending token if there is one, for a launch of a workspace.
 
-        The array is copied first if launches of another order have written to it.
+        The array is copied first if launches of another one have written to it.
         """
-        if self.writer is not None and self.writer.order is not order:
+        if self.writer is not None and self.writer.order is not workspace:
             self._copy_written()
-        assert self.memory is not None
-        return (self.memory,) if self.pending is None else (self.memory, self.pending)
+        return self.memory if self.pending is None else (*self.memory, self.pending)
 
     def mark_written(self, writer: TailWriter) -> None:
         """Record that a launch has written the pending token."""
         self.pending, self.writer = None, writer
 
     def _copy_written(self) -> None:
-        assert self.memory is not None and self.writer is not None
-        self.memory, self.writer = self.writer.copy_of(self.memory), None
-        self._slots = _Slots(self.start + self.length)
+        assert self.writer is not None
+        self.memory = tuple(self.writer.copy_of(array, self.capacity) for array in self.memory)
+        self.writer, self._slots = None, _Slots(self.start + self.length)
