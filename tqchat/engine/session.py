@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from tqchat.engine.cache import persistence
 from tqchat.engine.cache.memory_budget import MemoryBudget
-from tqchat.engine.cache.prompt_cache import PrefillStopped, PromptCache
+from tqchat.engine.cache.prompt_cache import PromptCache
+from tqchat.engine.cache.stop_between_layers import PrefillStopped
 from tqchat.engine.commands import ChatMessage, Limits, Sampling, Thinking, resolve_sampling
 from tqchat.engine.decoding import Decoder, check_draft
 from tqchat.engine.decoding.logprobs import Logprobs

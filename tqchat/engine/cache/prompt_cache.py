@@ -18,6 +18,7 @@ from mlx_lm.models import cache as mlx_cache
 
 from tqchat import kv
 from tqchat.engine import backend
+from tqchat.engine.cache.stop_between_layers import PrefillStopped, can_stop_at, stopping_between_layers
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array
 from tqchat.kv import checkpoint
@@ -43,16 +44,8 @@ MAX_UNPACKED_TOKENS = 512
 MAX_CHECKPOINTS, MIN_CHECKPOINTS = 8, 2
 """Two suffice to regenerate or edit; more are kept while together they are smaller than the cache."""
 
-
-FINISH_SECONDS = 0.3
-"""A chunk that a stop finds this close to its end is read to the end."""
-
 FIRST_CHUNK_TOKENS, MIN_CHUNK_TOKENS = 128, 16
 """If the time of a chunk is limited: size of the first, before the speed is known, and the least."""
-
-
-class PrefillStopped(Exception):
-    """A prefill was stopped before or within a chunk; the cache is as it was before that chunk."""
 
 
 class PromptCache:
@@ -242,8 +235,8 @@ class PromptCache:
         """Run the model over ``tokens``; they are in the cache and evaluated on return.
 
         Args:
-            stopped: Asked between two layers on a CPU, where a chunk takes seconds, if every layer can be
-                trimmed. Layers are then evaluated one by one, with the same results in the same time.
+            stopped: Asked between two layers on a CPU, where a chunk takes seconds. Layers are then evaluated
+                one by one, with the same results in the same time.
 
         Raises:
             PrefillStopped: if it was stopped; the cache is unchanged.
@@ -257,24 +250,22 @@ class PromptCache:
 
     @contextmanager
     def _stoppable(self, stopped: Callable[[], bool] | None) -> Iterator[None]:
-        layers = self._scheme_caches
-        if stopped is None or not self.model.on_cpu or not layers or self.needs_checkpoints:
+        if stopped is None or not self.model.on_cpu or not any(map(can_stop_at, flat_layers(self.cache))):
             yield
             return
+        # Copies, not references: views of whole chunks would be held, and mlx-lm assigns into its arrays.
+        before = checkpoint.take(self.cache, len(self.tokens))
+        layers = self._scheme_caches
         queries = [layer.queries.final() for layer in layers]
-        stop = _StopBetweenLayers(stopped, len(layers))
-        for layer in layers:
-            layer.before_append = stop
         try:
-            yield
+            with stopping_between_layers(self.cache, stopped):
+                yield
         except PrefillStopped:
+            self.cache = replace_layers(self.cache, before.layers)
             self.drop_unfinished_step()
             for layer, seen in zip(layers, queries, strict=True):
                 layer.queries = seen
             raise
-        finally:
-            for layer in layers:
-                layer.before_append = None
 
     def prefill_in_chunks(
         self, tokens: Sequence[int], stopped: Callable[[], bool] | None = None
@@ -311,7 +302,7 @@ class PromptCache:
     def drop_unfinished_step(self) -> None:
         """Drop what a step that failed has added to some layers; where that is impossible, read all again."""
         tokens = self.tokens
-        longer = [layer for layer in flat_layers(self.cache) if layer.offset > len(tokens)]
+        longer = [layer for layer in flat_layers(self.cache) if getattr(layer, "offset", 0) > len(tokens)]
         if all(layer.is_trimmable() for layer in longer):
             for layer in longer:
                 layer.trim(layer.offset - len(tokens))
@@ -394,22 +385,6 @@ class PromptCache:
         draft = self.draft.report() if self.draft is not None and self.draft.tokens else None
         checkpoints = tuple(one.report for one in self.checkpoints)
         return replace(report, checkpoints=checkpoints, peak_bytes=peak, draft=draft)
-
-
-class _StopBetweenLayers:
-    """Evaluates a chunk up to each layer's keys and values, and raises ``PrefillStopped`` on a stop."""
-
-    def __init__(self, stopped: Callable[[], bool], layers: int) -> None:
-        self._stopped, self._layers = stopped, layers
-        self._began, self._done = time.perf_counter(), 0
-
-    def __call__(self, keys: mx.array, values: mx.array) -> None:
-        mx.eval(keys, values)
-        done, self._done = self._done, self._done + 1
-        if self._stopped():
-            spent = time.perf_counter() - self._began
-            if not done or spent / done * (self._layers - done) > FINISH_SECONDS:
-                raise PrefillStopped
 
 
 def checkpoints_kept(sizes: Sequence[int], cache_bytes: int) -> int:
