@@ -42,6 +42,9 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path) -> None:
     assert {"--continue", "--conversation"} == completed(script, tmp_path, "run", "--con")
     assert completed(script, tmp_path, "export", "--format", "") == {"md", "json"}
     assert completed(script, tmp_path, "cache", "w") == {"wipe"}
+    assert completed(script, tmp_path, "--scheme", "turbo8") == {"turbo8v4", "turbo8v3", "turbo8v2"}
+    assert completed(script, tmp_path, "run", "--scheme", "a") == {"auto", "affine8", "affine4"}
+    assert completed(script, tmp_path, "lab", "eval", "--json", "no") == {"notes.json"}
     assert completed(script, tmp_path, "import", "no") == {"notes.json"}
 
 

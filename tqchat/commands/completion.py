@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tqchat.errors import TqchatError
+from tqchat.kv.scheme import SCHEMES
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -21,7 +22,7 @@ class NoShtab(TqchatError):
 
 
 def main(parser: argparse.ArgumentParser, shell: str) -> int:
-    """Print the script that completes commands, options and file names in a shell.
+    """Print the script that completes commands, options, schemes and file names in a shell.
 
     Raises:
         NoShtab: if shtab is not installed.
@@ -30,20 +31,25 @@ def main(parser: argparse.ArgumentParser, shell: str) -> int:
         import shtab
     except ImportError as error:
         raise NoShtab from error
-    _complete_files(parser, shtab.FILE, shtab.DIRECTORY)
+    _complete_values(parser, shtab.FILE, shtab.DIRECTORY)
     print(shtab.complete(parser, shell=shell))
     return 0
 
 
-def _complete_files(parser: argparse.ArgumentParser, files: object, folders: object) -> None:
-    """Let arguments that name files and folders complete as such."""
+def _complete_values(parser: argparse.ArgumentParser, files: object, folders: object) -> None:
+    """Let arguments that name schemes, files and folders complete as such.
+
+    The parser is only described afterwards: it would refuse other spellings of schemes.
+    """
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                _complete_files(command, files, folders)
+                _complete_values(command, files, folders)
             continue
         name = action.metavar if isinstance(action.metavar, str) else action.dest
-        if name in ("FOLDER", "MODEL"):
+        if name == "SCHEME":
+            action.choices = ["auto", *(scheme.name for scheme in SCHEMES)]
+        elif name in ("FOLDER", "MODEL"):
             action.complete = folders  # type: ignore[attr-defined]
-        elif "FILE" in name or "." in name:
+        elif "FILE" in name or "OUT" in name or "." in name:
             action.complete = files  # type: ignore[attr-defined]
