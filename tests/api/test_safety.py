@@ -178,6 +178,18 @@ def test_hostile_requests_get_an_answer_and_no_more(client: Client, data: bytes,
     assert client.ask("GET", "/health").status == 200
 
 
+def test_a_refusal_reaches_a_client_that_sends_a_long_request(start: Start) -> None:
+    """All of it is sent before the answer is read, as clients do."""
+    text = "x" * (12 << 20)
+    client = Client.of(start(Scripted()))
+    assert client.chat(text).error["code"] == "request_too_large"
+    other_page = {"Origin": "http://evil.example"}
+    assert client.ask("POST", CHAT, text.encode(), other_page).error["code"] == "forbidden"
+    assert Client.of(start(Scripted(), token="s3cret")).chat(text).status == 401
+    together = Client.of(start(Scripted(), limits=Limits(bodies_bytes=1 << 20)))
+    assert together.chat(text[: 7 << 20]).error["code"] == "too_many_requests"
+
+
 def test_slow_senders_are_cut_off(start: Start) -> None:
     client = Client.of(start(Scripted(), limits=Limits(header_s=0.2, body_s=0.2)))
     assert client.raw(b"") == client.raw(b"GET / HTTP/1.1\r\nHost: loc") == b""

@@ -37,6 +37,8 @@ KEEP_ALIVE_S = 10.0
 """After this time without text a stream gets a comment: neither side takes the connection for dead."""
 LARGE_BODY_BYTES = 64 << 10
 """From this size on a body is parsed on a thread, so that others are answered meanwhile."""
+LINGER_S, LINGER_PAUSE_S = 30.0, 1.0
+"""A refused request is read on for so long at most, and until nothing has come for the second time."""
 MAX_AGENT_CHARS = 60
 NOT_SERVED = (
     "/v1/embeddings",
@@ -367,7 +369,25 @@ async def _refused(request: HttpRequest, error: Exception) -> Response:
 
 
 def _response(error: ApiError) -> Response:
-    return JSONResponse(error.to_json(), error.status, dict(error.headers))
+    return _Refusal(error.to_json(), error.status, dict(error.headers))
+
+
+class _Refusal(JSONResponse):
+    """An error. If it closes the connection, the rest of the request is read first, and not kept.
+
+    A connection that is closed while its client still sends is reset, and the answer is lost on its way.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        if self.headers.get("connection") == "close":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while (await asyncio.wait_for(receive(), LINGER_PAUSE_S)).get("more_body"):
+                        pass
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _no_such_path(request: HttpRequest, error: Exception) -> Response:
