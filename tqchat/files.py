@@ -16,7 +16,8 @@ import stat
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,7 @@ _STALE_S = 24 * 3600
 """Older leftovers are removed even if the process id in their name is in use again."""
 _STALE_UNNAMED_S = 3600
 """Likewise for those without a process id in their name."""
-SPILL_PREFIX = "tqchat-convert-"
-"""Prefix of the temporary folder of a cache conversion."""
+_TEMPORARY_PREFIX = "tqchat-tmp-"
 _SPILLS = Path("/var/tmp")
 
 
@@ -190,6 +190,24 @@ def spill_folder() -> Path:
     """Folder of large temporary files: ``/var/tmp`` unless TMPDIR is set, as ``/tmp`` is often in memory."""
     own = "TMPDIR" in os.environ or not os.access(_SPILLS, os.W_OK)
     return Path(tempfile.gettempdir()) if own else _SPILLS
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's temporary one, deleted at the end; after a kill, by the next process.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    remove_temporary_folders()
+    with tempfile.TemporaryDirectory(prefix=own_prefix(_TEMPORARY_PREFIX)) as folder:
+        yield Path(folder)
+
+
+def remove_temporary_folders() -> None:
+    """Delete the temporary folders of killed processes."""
+    with suppress(OSError):  # there is no place for temporary files
+        remove_leftovers(Path(tempfile.gettempdir()), _TEMPORARY_PREFIX)
 
 
 def remove_leftovers(folder: Path, prefix: str) -> None:

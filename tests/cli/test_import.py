@@ -252,6 +252,15 @@ def test_an_export_as_markdown_comes_back(
             ]
 
 
+def test_an_import_makes_no_temporary_folder(
+    capsys: Captured, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill would leave it, and the system's temporary folder may be full."""
+    file = write(tmp_path / "conversations.json", exports.chatgpt())
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert "2 imported" in imports(capsys, file)
+
+
 def test_a_dry_run_says_all_and_changes_nothing(
     capsys: Captured, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

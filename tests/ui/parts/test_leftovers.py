@@ -19,15 +19,15 @@ from tqchat.ui.parts import leftovers
 
 HOLD = """
 import os, sys, tempfile
-from pathlib import Path
 from tqchat import files
 from tqchat.paths import locate
 from tqchat.store.database import Database
 paths = locate()
 made = [tempfile.mkstemp(dir=file.parent, prefix=files.own_prefix(files.temporary_prefix(file)))[1]
         for file in (paths.state_file, paths.presets, paths.unsent_text)]
-made.append(tempfile.mkdtemp(dir=files.spill_folder(), prefix=files.own_prefix(files.SPILL_PREFIX)))
-Path(made[-1], "0.safetensors").write_bytes(b"keys")
+copies = files.temporary_folder()
+made.append(copies.__enter__())
+(made[-1] / "tqchat.db").write_bytes(b"messages")
 lease = Database(paths.database).leases.acquire("abc")
 print(*made, paths.data_dir / "leases" / "abc", sep="\\n", flush=True)
 sys.stdin.read()

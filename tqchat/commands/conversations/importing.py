@@ -8,13 +8,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from tqchat import paths
 from tqchat.commands.conversations.exchange import BadFile
 from tqchat.commands.conversations.listing import SHORT_ID, UNTITLED
+from tqchat.files import temporary_folder
 from tqchat.store import exchange
 from tqchat.store.database import Database
 from tqchat.store.imports.json_stream import MAX_FILE_BYTES, BadImport
@@ -138,17 +139,14 @@ def main(name: str, *, dry_run: bool) -> int:
 def _transaction(dry_run: bool) -> Iterator[_Into]:
     """The database and its connection in a transaction. A dry run undoes it, and creates no database."""
     file = paths.locate().database
-    with tempfile.TemporaryDirectory(prefix="tqchat-") as folder:
+    with ExitStack() as stack:
         if dry_run and not file.exists():
-            file = Path(folder) / file.name
-        with Database(file) as database:
-            try:
-                with database.writing() as connection:
-                    yield database, connection
-                    if dry_run:
-                        raise _DryRun
-            except _DryRun:
-                pass
+            file = stack.enter_context(temporary_folder()) / file.name
+        database = stack.enter_context(Database(file))
+        with suppress(_DryRun), database.writing() as connection:
+            yield database, connection
+            if dry_run:
+                raise _DryRun
 
 
 def _import_part(into: _Into, file: SourceFile, summary: _Summary) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqchat import paths
-from tqchat.files import Unreadable, open_regular
+from tqchat.files import Unreadable, open_regular, temporary_folder
 from tqchat.paths import UnusableFolder
 from tqchat.store.database import Conversation, Database, UnknownConversation
 from tqchat.store.errors import DatabaseNotWritable, StoreFull
@@ -29,8 +28,8 @@ def open_for_reading(path: Path) -> Iterator[Database]:
     try:
         database = Database(path)
     except (DatabaseNotWritable, StoreFull, UnusableFolder) as error:
-        with tempfile.TemporaryDirectory(prefix="tqchat-") as folder:
-            copy = Path(folder) / path.name
+        with temporary_folder() as folder:
+            copy = folder / path.name
             try:
                 _copy(path, copy)
             except (OSError, sqlite3.Error, Unreadable):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import logging
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -38,6 +37,7 @@ from tqchat.engine.templates import (
     render,
     thinking_switch,
 )
+from tqchat.files import temporary_folder
 from tqchat.kv.scheme import Scheme, parse_scheme
 from tqchat.text import one_line
 from tqchat.units import size
@@ -333,8 +333,8 @@ def _without_wildcards(folder: Path) -> Iterator[Path]:
     if glob.escape(str(folder)) == str(folder):
         yield folder
         return
-    with tempfile.TemporaryDirectory() as temporary:
-        link = Path(temporary) / "model"
+    with temporary_folder() as temporary:
+        link = temporary / "model"
         link.symlink_to(folder.resolve())
         yield link
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from tqchat.files import SPILL_PREFIX, remove_leftovers, spill_folder, temporary_prefix
+from tqchat.files import remove_leftovers, remove_temporary_folders, temporary_prefix
 from tqchat.paths import Paths
 from tqchat.store.errors import StoreError
 from tqchat.store.lease import Leases
@@ -15,7 +15,7 @@ def remove(paths: Paths, known: Collection[str]) -> None:
     """Remove what nobody needs any more; ``known`` are the ids of all conversations. Runs in a thread."""
     for file in (paths.state_file, paths.unsent_text, paths.presets):
         remove_leftovers(file.parent, temporary_prefix(file))
-    remove_leftovers(spill_folder(), SPILL_PREFIX)
+    remove_temporary_folders()
     leases, vault = Leases(paths.database), Vault(paths.caches)
     leases.remove_dead()
     vault.remove_leftovers()
