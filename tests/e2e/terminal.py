@@ -80,6 +80,13 @@ class Terminal:
         """Background colour of a cell."""
         return str(self._screen.buffer[row][column].bg)
 
+    def foreground(self, text: str) -> str:
+        """Colour of a text on the screen."""
+        row, column = next(
+            (row, line.index(text)) for row, line in enumerate(self._screen.display) if text in line
+        )
+        return str(self._screen.buffer[row][column].fg)
+
     def stands_out(self, text: str) -> bool:
         """Whether a text is on the screen, on another background than the line below it."""
         places = [(row, line.index(text)) for row, line in enumerate(self._screen.display) if text in line]

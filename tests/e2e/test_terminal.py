@@ -104,6 +104,16 @@ def test_the_app_opens_with_a_damaged_home(paths: Paths) -> None:
         assert terminal.ends() == 0
 
 
+@pytest.mark.parametrize(("term", "accent"), [("xterm", "brightblack"), ("xterm-256color", "5f5f00")])
+def test_text_is_legible_in_fewer_colours(paths: Paths, term: str, accent: str) -> None:
+    """The nearest ones to this theme's accent are yellow and light brown, on white."""
+    paths.config_file.write_text(f'{SETTINGS}theme = "tqchat-paper"\n')
+    with Terminal(TERM=term, COLORTERM="") as terminal:
+        terminal.sees("Ask something", "Ready.")
+        terminal.until(lambda: terminal.foreground("turbo0v4") == accent)
+        terminal.quit()
+
+
 @pytest.mark.parametrize("theme", ["tqchat-dark", "tqchat-light", "tqchat-terminal"])
 def test_a_selected_line_stands_out_among_16_colours(paths: Paths, theme: str) -> None:
     paths.config_file.write_text(f'{SETTINGS}theme = "{theme}"\n')

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from rich.color import ColorSystem
 from textual import events as textual_events
 from textual import on
 from textual.app import App, SystemCommand
@@ -40,7 +41,7 @@ from tqchat.ui.gc_pauses import freeze_gc
 from tqchat.ui.input.alt_prefix import AltPrefix
 from tqchat.ui.input.order import InputOrder, KeysHandled
 from tqchat.ui.input.terminal import TerminalDriver
-from tqchat.ui.output_filter import PrintableOnly
+from tqchat.ui.output_filter import LegibleColors, PrintableOnly
 from tqchat.ui.parts import clipboard, lifecycle
 from tqchat.ui.parts.appearance import Appearance
 from tqchat.ui.parts.end_signals import EndSignals
@@ -53,6 +54,10 @@ from tqchat.ui.widgets.conversations.list import ConversationList
 from tqchat.ui.widgets.prompt.prompt import Prompt
 
 PRINTABLE_ONLY = PrintableOnly()
+FEWER_COLORS = {
+    "standard": LegibleColors(ColorSystem.STANDARD),
+    "256": LegibleColors(ColorSystem.EIGHT_BIT),
+}
 EXIT_TIMEOUT_S = 5.0
 """Longest wait for the screen to leave the terminal: one that is gone reads nothing any more."""
 
@@ -163,7 +168,8 @@ class TqchatApp(App[None]):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """Filters of every drawn line."""
-        return [*super().get_line_filters(), PRINTABLE_ONLY]
+        fewer = None if self.is_headless else FEWER_COLORS.get(self.console.color_system or "")
+        return [*super().get_line_filters(), PRINTABLE_ONLY, *([fewer] if fewer else [])]
 
     def copy_to_clipboard(self, text: str) -> None:
         """Copy what is shown of a text: into the terminal's clipboard (OSC 52) and the desktop's.

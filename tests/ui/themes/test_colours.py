@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
-from rich.color import ColorType
+from rich.color import ColorSystem, ColorType
 from rich.segment import Segment
 from textual.color import Color
 
 from tests.ui.conftest import OpenApp
 from tests.ui.themes.test_themes import SHIPPED, contrast
 from tests.ui.tour import segments, visit_screens
+from tqchat.ui.output_filter import USUAL_PALETTES, LegibleColors
 
 DRAWING = re.compile("[\u2500-\u259f\u2800-\u28ff\\s]+")
 """Frames, bars and curves; their figures are also shown as text."""
@@ -35,7 +37,7 @@ def colours(segment: Segment) -> tuple[Color, Color] | None:
 async def test_all_text_has_enough_contrast(
     open_app: OpenApp, size: tuple[int, int], names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unreadable = set()
+    unreadable, few = set(), set[tuple[object, ...]]()
     async with open_app(size) as ui:
         async for screen in visit_screens(ui, monkeypatch):
             # The picker previews a theme of its own; the palette keeps the colours it was opened in.
@@ -48,9 +50,25 @@ async def test_all_text_has_enough_contrast(
                     pair = colours(segment)
                     if pair is not None and contrast(*pair) < MIN_CONTRAST:
                         unreadable.add((name, screen, segment.text.strip(), f"{contrast(*pair):.1f}"))
+                    if pair is not None:
+                        few |= {(name, screen, at) for at in illegible_in_few_colours(segment)}
             ui.app.theme = "tqchat-dark"
             ui.app.parts.appearance.previewing = False
     assert not unreadable
+    assert not few
+
+
+def illegible_in_few_colours(segment: Segment) -> Iterator[tuple[object, ...]]:
+    """Where too little contrast is left of a segment in terminals of 256 and of 16 colours."""
+    for system, least in ((ColorSystem.EIGHT_BIT, MIN_CONTRAST), (ColorSystem.STANDARD, 4)):
+        (shown,) = LegibleColors(system).apply([segment], Color.parse("black"))
+        assert shown.text == segment.text and shown.style is not None
+        used = [one.downgrade(system) for one in (shown.style.color, shown.style.bgcolor) if one is not None]
+        pairs = [[Color(*one.get_truecolor()) for one in used]]
+        if system is ColorSystem.STANDARD:
+            pairs = [[palette[one.number or 0] for one in used] for palette in USUAL_PALETTES]
+        if (left := min(contrast(*pair) for pair in pairs)) < least:
+            yield system.name, segment.text.strip(), f"{left:.1f}"
 
 
 async def test_the_terminal_theme_shows_only_ansi_colours(
