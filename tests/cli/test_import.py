@@ -252,6 +252,32 @@ def test_an_export_as_markdown_comes_back(
             ]
 
 
+def test_markdown_from_a_pipe_and_from_a_file_of_another_name(
+    capsys: Captured, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``tqchat export`` writes to a pipe, ``tqchat import`` reads from one."""
+    own = database.create("Foxes", None, "auto").id
+    database.add_message(own, "user", "What is a fox?")
+    assert main(["export", own]) == 0
+    chat = capsys.readouterr().out
+    other = tmp_path / "other"
+    command = [sys.executable, "-m", "tqchat", "import", "-"]
+    monkeypatch.setenv("TQCHAT_HOME", str(other))
+    found = subprocess.run(command, input="\ufeff" + chat, capture_output=True, text=True, encoding="utf-8")
+    assert (found.returncode, found.stderr) == (0, "")
+    with Database(other / "data" / "tqchat.db") as imported:
+        (foxes,) = imported.conversations()
+        assert foxes.title == "Foxes"
+        assert said(imported.messages(foxes.id)) == [("user", "What is a fox?")]
+    assert "0 imported, 1 already here" in imports(capsys, write(tmp_path / "fox.txt", chat.encode()))
+    assert (
+        "Standard input is no chat"
+        in subprocess.run(command, input="Hello", capture_output=True, text=True).stderr
+    )
+    for odd, reason in ((b"\xff\xfe", "UTF-8"), (b"", "JSON"), (b"{", "JSON"), (b" [1", "JSON")):
+        assert reason in fails(capsys, 2, "import", write(tmp_path / "odd", odd))
+
+
 def test_an_import_makes_no_temporary_folder(
     capsys: Captured, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,8 +119,10 @@ def main(name: str, *, dry_run: bool) -> int:
                     _import_part(into, file, summary)
             else:
                 with _opened(name) as opened:
-                    changed_at = path.stat().st_mtime if name != "-" and path.is_file() else None
-                    _import_all(into, read_file(opened, path.name, now, changed_at), summary)
+                    is_file = name != "-" and path.is_file()
+                    changed_at = path.stat().st_mtime if is_file else None
+                    shown = path.name if is_file else "Standard input"
+                    _import_all(into, read_file(opened, shown, now, changed_at), summary)
             if not summary.found:
                 reasons = [*summary.problems, *summary.empty] or ["there are no conversations in it"]
                 raise BadImport("; ".join(reasons[:3]))

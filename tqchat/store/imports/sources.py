@@ -6,6 +6,7 @@ import io
 import re
 import zipfile
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -108,11 +109,17 @@ def read_file(file: IO[bytes], name: str, now: float, changed_at: float | None =
     file.seek(0)
     if start.startswith(_ZIP):
         yield from _read_zip(file, now)
-    elif _MARKDOWN_NAME.fullmatch(Path(name).name):
+    elif _MARKDOWN_NAME.fullmatch(Path(name).name) or _may_be_markdown(start, name):
         yield from _read_markdown(file, name, now, changed_at)
     else:
         with _reported():
             yield from _read_json(lambda: _rewound(file), now)
+
+
+def _may_be_markdown(start: bytes, name: str) -> bool:
+    """Whether a file that another name does not declare as Markdown, such as a pipe, begins like no JSON."""
+    text = start.removeprefix(BOM_UTF8).lstrip()
+    return text[:1] not in (b"", b"{", b"[") and b"\0" not in start and Path(name).suffix.lower() != ".json"
 
 
 def _rewound(file: IO[bytes]) -> AbstractContextManager[IO[bytes]]:
