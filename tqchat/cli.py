@@ -23,6 +23,7 @@ from tqchat.commands.models import command as models
 from tqchat.commands.run import add_sampling_options
 from tqchat.commands.servers.api_options import add_options as add_api_options
 from tqchat.errors import TqchatError
+from tqchat.paths import NoCurrentFolder
 from tqchat.text import one_line
 
 _ID_HELP = "id of the conversation, or a unique prefix of it"
@@ -36,6 +37,9 @@ Exit codes: 0 success, 1 failure, 2 invalid option, setting or input,
 128 + n ended by signal n (130: interrupted), 141 output closed by the reader."""
 _RUN_EPILOG = """\
 Sampling and thinking options default to the settings, then to the model's own values.
+
+Standard input is read to its end. In a loop over lines, keep it from `run`:
+  while read -r question; do tqchat run "$question" < /dev/null; done < questions.txt
 
 --json prints one line, an object with these fields:
   reply        the answer
@@ -89,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(completed)
     options.without_command = completed != written
     try:
+        _check_current_folder()
         code = _dispatch(options)
         sys.stdout.flush()
     except Interrupted as interrupted:
@@ -123,6 +128,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return EXIT_FAILED
     return code
+
+
+def _check_current_folder() -> None:
+    """
+    Raises:
+        NoCurrentFolder: if it was deleted.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise NoCurrentFolder from error
 
 
 def _parser() -> argparse.ArgumentParser:

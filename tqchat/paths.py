@@ -24,6 +24,13 @@ _RESOURCES = {
 }
 
 
+class NoCurrentFolder(TqchatError):
+    """The current folder was deleted, so that no relative name means anything and libraries fail to load."""
+
+    def __init__(self) -> None:
+        super().__init__("The current folder was deleted; change to another one with `cd` and try again.")
+
+
 class UnusableFolder(TqchatError):
     """A required folder cannot be created or accessed; ``error`` is the system's error."""
 

@@ -46,6 +46,17 @@ def test_without_a_terminal_the_error_names_tqchat_run(capsys: Captured, home: P
     assert not home.exists()
 
 
+def test_in_a_folder_that_was_deleted(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for arguments in ([], ["run", "hi"], ["doctor"]):
+        assert "change to another one" in fails(capsys, 1, *arguments)
+
+
 def test_unknown_scheme(capsys: Captured) -> None:
     for arguments in (
         ["--scheme", "zip"],
