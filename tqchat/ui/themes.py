@@ -127,7 +127,9 @@ def load(file: Path) -> Theme:
     missing = [key for key in REQUIRED if key not in colors]
     if missing:
         raise BadTheme(f"The theme {one_line(file.name)} lacks these colors: {', '.join(missing)}.")
-    variables = _variables(file, data.get("variables", {}))
+    # Without it, text that is selected with the mouse keeps its colours, which fit another ground.
+    selected = {} if ansi else {"screen-selection-foreground": colors["foreground"]}
+    variables = selected | _variables(file, data.get("variables", {}))
     return Theme(name=name, dark=dark, ansi=ansi, variables=variables, **colors)
 
 

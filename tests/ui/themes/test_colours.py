@@ -58,6 +58,25 @@ async def test_all_text_has_enough_contrast(
     assert not few
 
 
+async def test_text_selected_with_the_mouse_has_enough_contrast(open_app: OpenApp) -> None:
+    reply = (
+        "**Bold** `code` [link](http://x)\n\n# Head\n\n```python\n# none\ndef f(x):\n    return str(3)\n```"
+    )
+    unreadable = set()
+    async with open_app((120, 40)) as ui:
+        await ui.turn("Go", reply)
+        ui.app.screen.text_select_all()
+        ui.app.parts.appearance.previewing = True
+        for name in TRUE_COLOUR:
+            ui.app.theme = name
+            await ui.pilot.pause()
+            for segment in (segment for line in segments(ui) for segment in line):
+                pair = colours(segment)
+                if pair is not None and contrast(*pair) < MIN_CONTRAST:
+                    unreadable.add((name, segment.text.strip(), f"{contrast(*pair):.1f}"))
+    assert not unreadable
+
+
 def illegible_in_few_colours(segment: Segment) -> Iterator[tuple[object, ...]]:
     """Where too little contrast is left of a segment in terminals of 256 and of 16 colours."""
     for system, least in ((ColorSystem.EIGHT_BIT, MIN_CONTRAST), (ColorSystem.STANDARD, 4)):
