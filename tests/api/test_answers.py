@@ -162,6 +162,13 @@ def nested(levels: int) -> object:
     return [nested(levels - 1)] if levels else []
 
 
+def test_whole_numbers_may_be_written_with_a_point(client: Client) -> None:
+    fields = {"max_tokens": 3.0, "max_completion_tokens": 2.0, "n": 1.0, "seed": 5.0, "top_k": 4.0}
+    answer = client.chat(**fields, logprobs=True, top_logprobs=2.0, temperature=1.0)
+    assert answer.status == 200, answer.body
+    assert answer.json["usage"]["completion_tokens"] <= 2
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

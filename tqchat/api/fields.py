@@ -13,6 +13,7 @@ from tqchat.api.errors import ApiError, invalid
 
 MAX_DIGITS = 20
 """Longest whole number that is read; no field takes a larger one."""
+MAX_EXACT_FLOAT = 2**53
 MAX_DEPTH = 100
 """Most levels of lists and objects in what is handed on, such as the schema of a tool."""
 
@@ -80,8 +81,14 @@ class Fields:
         return f"{self.place}.{name}" if self.place else name
 
     def get(self, name: str) -> Any:
-        """A field as it came, or ``None``."""
-        return self._value.get(name)
+        """A field, or ``None``.
+
+        Some clients write a whole number as ``3.0``, which in JSON is the same number.
+        """
+        value = self._value.get(name)
+        if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
+            return int(value)
+        return value
 
     def has(self, name: str) -> bool:
         """Whether a field is there and says something: not null, false, 0, or empty."""
@@ -141,7 +148,7 @@ class Fields:
         Raises:
             ApiError: if it is too deep or holds a number that nothing can use.
         """
-        return _plain(self.get(name), self.named(name), MAX_DEPTH)
+        return _plain(self._value.get(name), self.named(name), MAX_DEPTH)
 
 
 def _fields(value: object, place: str) -> Fields:
