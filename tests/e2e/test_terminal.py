@@ -104,13 +104,21 @@ def test_the_app_opens_with_a_damaged_home(paths: Paths) -> None:
         assert terminal.ends() == 0
 
 
-@pytest.mark.parametrize(("term", "accent"), [("xterm", "brightblack"), ("xterm-256color", "5f5f00")])
-def test_text_is_legible_in_fewer_colours(paths: Paths, term: str, accent: str) -> None:
+@pytest.mark.parametrize(
+    ("term", "accent", "selected"),
+    [("xterm", "brightblack", "brightwhite"), ("xterm-256color", "5f5f00", "5f5f00")],
+)
+def test_text_is_legible_in_fewer_colours(paths: Paths, term: str, accent: str, selected: str) -> None:
     """The nearest ones to this theme's accent are yellow and light brown, on white."""
     paths.config_file.write_text(f'{SETTINGS}theme = "tqchat-paper"\n')
     with Terminal(TERM=term, COLORTERM="") as terminal:
         terminal.sees("Ask something", "Ready.")
         terminal.until(lambda: terminal.foreground("turbo0v4") == accent)
+        terminal.press("ctrl+p")
+        terminal.sees("Answer other programs")
+        # The help of the selected line, which is faint elsewhere.
+        terminal.until(lambda: terminal.foreground("Answer other programs") == selected)
+        terminal.press("escape")
         terminal.quit()
 
 

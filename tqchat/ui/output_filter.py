@@ -24,6 +24,8 @@ USUAL_PALETTES = [[Color.parse(f"#{one}") for one in (*names.split(), "ffffff")]
 """What terminals usually show as their 16 colours; their users may have set others."""
 MIN_CONTRAST = {ColorSystem.EIGHT_BIT: 4.5, ColorSystem.STANDARD: 4.0}
 """Contrast that text keeps if it has it in true colours. Of xterm's 16 colours, grey on white has 4."""
+_GREYS = (0, 7)
+"""Black and white, of 8 colours and of their bright forms."""
 _STEPS = 10
 
 
@@ -69,7 +71,10 @@ def _legible(style: Style, system: ColorSystem) -> Style:
     if text is None or ground is None or text.triplet is None or ground.triplet is None:
         return style  # the terminal's own colours
     true_text, true_ground = Color.from_rich_color(text), Color.from_rich_color(ground)
-    least = min(MIN_CONTRAST[system], contrast(true_text, true_ground))
+    least = MIN_CONTRAST[system]
+    # Of 16 colours the style sheet gives selected lines another ground than the theme, whatever is on it.
+    if system is not ColorSystem.STANDARD or (ground.downgrade(system).number or 0) % 8 in _GREYS:
+        least = min(least, contrast(true_text, true_ground))
     target = max(WHITE, BLACK, key=lambda end: _shown_contrast(end, true_ground, system))
     for step in range(_STEPS):
         mixed = true_text.blend(target, step / _STEPS)
