@@ -104,6 +104,14 @@ def test_the_app_opens_with_a_damaged_home(paths: Paths) -> None:
         assert terminal.ends() == 0
 
 
+def test_the_screen_is_utf_8_in_a_locale_of_an_older_encoding(paths: Paths) -> None:
+    with Terminal(PYTHONIOENCODING="latin-1", PYTHONUTF8="0") as terminal:
+        terminal.sees("Ask something", "╭─ Conversations")
+        terminal.press("größe 狐")
+        terminal.sees("größe 狐")
+        terminal.quit()
+
+
 @pytest.mark.parametrize(
     ("term", "accent", "selected"),
     [("xterm", "brightblack", "brightwhite"), ("xterm-256color", "5f5f00", "5f5f00")],

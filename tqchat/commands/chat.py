@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -90,6 +91,9 @@ def main(
     drawn = all(stream is not None and stream.isatty() for stream in streams)
     if not os.environ.get("TEXTUAL_DRIVER") and (os.environ.get("TERM") == "dumb" or not drawn):
         raise NoTerminal
+    if isinstance(sys.__stderr__, io.TextIOWrapper):
+        # Keys are read as UTF-8 whatever the locale says, and older encodings have no frames.
+        sys.__stderr__.reconfigure(encoding="utf-8", errors="replace")
     locations = paths.locate()
     user_settings, problems = settings.read_config(locations)
     problems += locations.ensure()
