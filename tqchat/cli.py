@@ -131,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_current_folder() -> None:
-    """
+    """Check that the current folder is there.
+
     Raises:
         NoCurrentFolder: if it was deleted.
     """
