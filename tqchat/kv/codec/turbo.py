@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 
@@ -26,6 +26,10 @@ def _value_stream() -> mx.ThreadLocalStream:
     Thread-local: each attending thread gets its own.
     """
     return mx.new_thread_local_stream(mx.cpu)
+
+
+MAX_LAUNCHES = 16
+"""Most functions in ``TurboFormat.launches``."""
 
 
 class Prepared(NamedTuple):
@@ -99,7 +103,18 @@ class TurboFormat(FittedFormat):
     def shared(self) -> dict[str, mx.array]:
         return {"rotation": self.rotation.array}
 
-    @property
+    @cached_property
+    def launches(self) -> dict[object, Any]:
+        """Functions that launch kernels for the format, by the arrays that they are for."""
+        return {}
+
+    def keep_launch(self, key: object, launch: Any) -> None:
+        """Add to ``launches``; those of prompts, which have any length, are forgotten now and then."""
+        if len(self.launches) >= MAX_LAUNCHES:
+            self.launches.clear()
+        self.launches[key] = launch
+
+    @cached_property
     def fitted(self) -> dict[str, mx.array]:
         arrays = {"metric": self.metric}
         if self.centres is not None:

@@ -22,6 +22,7 @@ from tqchat.kv.kernels.device import (
     SIMD_WIDTH,
     TOLERANCE,
     VERIFIED_TOKENS,
+    Kernels,
     Launch,
     kernels,
     relative_error,
@@ -215,17 +216,44 @@ def decode(format_: Format, sinks: Block, packed: Block, tail: Block, dtype: mx.
     device_kernels = kernels()
     if device_kernels is None:
         return None
-    plan = decode_plan(format_, sinks, packed, tail, dtype)
-    if plan is None or plan in device_kernels.refused:
-        return None
+    shapes = tuple((array.shape, array.dtype) for array in (*sinks, *packed, *tail))
+    key = thread_key(), shapes, len(sinks), dtype
+    launch: Callable[..., mx.array] | None = None
+    if isinstance(format_, TurboFormat):
+        launch = format_.launches.get(key)
+    if launch is None:
+        plan = decode_plan(format_, sinks, packed, tail, dtype)
+        if plan is None or not _is_trusted(device_kernels, plan, format_, sinks, packed, tail, dtype):
+            return None
+        launch = _launch_of(plan, format_, sinks, packed, tail)
+        if isinstance(format_, TurboFormat):
+            format_.keep_launch(key, launch)
+    return launch(sinks, packed, tail)
 
-    def candidate(packed: Block) -> mx.array:
-        inputs = decode_inputs(plan, format_, sinks, packed, tail)
-        batch, heads, count, _ = packed[0].shape
-        raw = tuple(block[0].shape[2] if block else 0 for block in (sinks, tail))
-        return _compiled(thread_key(), plan, (batch, heads, count), raw)(*inputs)
 
-    if plan not in device_kernels.trusted:
+def _launch_of(
+    plan: DecodePlan, format_: Format, sinks: Block, packed: Block, tail: Block
+) -> Callable[..., mx.array]:
+    """The launch of a plan as a function of arrays like these."""
+    batch, heads, count, _ = packed[0].shape
+    raw = tuple(block[0].shape[2] if block else 0 for block in (sinks, tail))
+    compiled = _compiled(thread_key(), plan, (batch, heads, count), raw)
+    none = (unused_input(plan.storage),)
+    fixed = decode_inputs(plan, format_, sinks, packed, tail)[2 + len(packed) :]
+    return lambda sinks, packed, tail: compiled(*(sinks or none), *packed, *(tail or none), *fixed)
+
+
+def _is_trusted(
+    device_kernels: Kernels,
+    plan: DecodePlan,
+    format_: Format,
+    sinks: Block,
+    packed: Block,
+    tail: Block,
+    dtype: mx.Dtype,
+) -> bool:
+    """Whether the kernel may be used; on first use it is compared with plain operations."""
+    if plan not in device_kernels.trusted and plan not in device_kernels.refused:
         first = tuple(array[:, :, :VERIFIED_TOKENS] for array in packed)
 
         def reference() -> mx.array:
@@ -235,8 +263,11 @@ def decode(format_: Format, sinks: Block, packed: Block, tail: Block, dtype: mx.
         def inputs() -> list[mx.array]:
             return [*sinks, *first, *tail, *format_.shared.values(), *format_.fitted.values()]
 
-        device_kernels.verify_first_use(plan, inputs, reference, lambda: candidate(first), _error)
-    return candidate(packed) if plan in device_kernels.trusted else None
+        def candidate() -> mx.array:
+            return _launch_of(plan, format_, sinks, first, tail)(sinks, first, tail)
+
+        device_kernels.verify_first_use(plan, inputs, reference, candidate, _error)
+    return plan in device_kernels.trusted
 
 
 def _error(reference: mx.array, candidate: mx.array) -> str | None:

@@ -206,10 +206,8 @@ def _compiled(thread: object, plan: EncodePlan, shape: tuple[int, ...]) -> Calla
 
 def encode(format_: Format, x: mx.array) -> Block:
     """``format_.encode(x)``, in one kernel where available."""
-    plan = _trusted_plan(format_, x)
-    if plan is None or not isinstance(format_, TurboFormat):
-        return format_.encode(x)
-    return tuple(_run(plan, format_, x))
+    launch = _launch(format_, x)
+    return format_.encode(x) if launch is None else tuple(launch(x))
 
 
 def encode_in_place(
@@ -223,39 +221,48 @@ def encode_in_place(
     Returns:
         The launch's output; ``None`` if it cannot be done, and nothing was.
     """
-    plan = _trusted_plan(format_, x, in_place=True)
-    if plan is None or not isinstance(format_, TurboFormat):
+    launch = _launch(format_, x, in_place=True)
+    slots = None if launch is None else store.free_slots(x.shape[2], workspace)
+    if launch is None or slots is None:
         return None
-    slots = store.free_slots(x.shape[2], workspace)
-    if slots is None:
-        return None
-    (done,) = _run(plan, format_, x, *slots, after)
+    (done,) = launch(x, *slots, after)
     store.add_written(x.shape[2], done, workspace)
     return done
 
 
-def _trusted_plan(format_: Format, x: mx.array, in_place: bool = False) -> EncodePlan | None:
-    """The kernel that may be used, verified now if it is its first use; ``None`` if there is none."""
+def _launch(format_: Format, x: mx.array, in_place: bool = False) -> Callable[..., list[mx.array]] | None:
+    """The launch for vectors like ``x``, kept with the format; ``None`` where no kernel may be used.
+
+    The first use of each kernel is verified now.
+    """
     device_kernels = kernels()
     if device_kernels is None or not isinstance(format_, TurboFormat):
         return None
-    plan = encode_plan(format_, x, device_kernels.tensor_cores)
-    if plan is None:
-        return None
-    plan = replace(plan, in_place=in_place) if in_place else plan
-    if plan.tensor_cores and not _is_trusted(device_kernels, plan, format_, x):
-        plan = replace(plan, tensor_cores=False)
-    return plan if _is_trusted(device_kernels, plan, format_, x) else None
+    key = thread_key(), x.shape, x.dtype, in_place
+    launch: Callable[..., list[mx.array]] | None = format_.launches.get(key)
+    if launch is None:
+        plan = encode_plan(format_, x, device_kernels.tensor_cores)
+        plan = None if plan is None else replace(plan, in_place=in_place)
+        if plan is not None and plan.tensor_cores and not _is_trusted(device_kernels, plan, format_, x):
+            plan = replace(plan, tensor_cores=False)
+        if plan is not None and _is_trusted(device_kernels, plan, format_, x):
+            launch = _launch_of(plan, format_, x)
+            format_.keep_launch(key, launch)
+    return launch
 
 
-def _run(plan: EncodePlan, format_: TurboFormat, x: mx.array, *more: mx.array) -> list[mx.array]:
-    return _compiled(thread_key(), plan, x.shape)(*encode_inputs(plan, format_, x), *more)
+def _launch_of(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Callable[..., list[mx.array]]:
+    """The launch of a plan as a function of vectors like ``x`` and of the arrays of ``IN_PLACE_INPUTS``."""
+    compiled = _compiled(thread_key(), plan, x.shape)
+    _, *fixed = encode_inputs(plan, format_, x)
+    return lambda x, *more: compiled(x, *fixed, *more)
 
 
 def _candidate(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Block:
     """The vectors as the kernel encodes them, in place in arrays of their own if that is the plan."""
+    launch = _launch_of(plan, format_, x)
     if not plan.in_place:
-        return tuple(_run(plan, format_, x))
+        return tuple(launch(x))
     batch, heads, tokens, _ = x.shape
     # Three tokens of room around them.
     room = [
@@ -264,7 +271,7 @@ def _candidate(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Block:
     ]
     mx.eval(room)
     slots = tuple(array[:, :, 3 : 3 + tokens] for array in room)
-    mx.eval(_run(plan, format_, x, *slots, unused_input(mx.float32)))
+    mx.eval(launch(x, *slots, unused_input(mx.float32)))
     return slots
 
 

@@ -24,6 +24,10 @@ raw token in sixty.
 """
 
 
+MAX_LAZY_MOVE_BYTES = 8 << 20
+"""Larger arrays are moved at once, so that the old ones are released before the next layer's are moved."""
+
+
 @dataclass(frozen=True)
 class RoomyArray:
     """Tokens in an array with room for more behind them, for ``TokenStore.restore``.
@@ -182,6 +186,8 @@ class TokenStore:
         self.arrays = tuple(copy_with_room(array, capacity, after) for array in held)
         self.capacity, self.start = capacity, 0
         self._slots.used = self.length
+        if self.allocated_bytes > MAX_LAZY_MOVE_BYTES:
+            mx.eval(self.memory)
 
     def restore(self, block: Sequence[mx.array | RoomyArray]) -> None:
         """Fill an empty store with the tokens of a block; roomy arrays are taken as they are."""
