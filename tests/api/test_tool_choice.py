@@ -89,6 +89,42 @@ def test_the_turn_after_a_forced_call_reads_only_what_is_new(caller: Client) -> 
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] >= held - 1
 
 
+NATIVE = '<|tool_call_start|>[look(place="Paris"), find(place="Rome")]<|tool_call_end|>'
+LFM2 = (
+    "{% if tools %}<|im_start|>system\nList of tools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A server whose model has marks of its own for calls, and a template that writes definitions only."""
+    folder = tmp_path_factory.mktemp("native")
+    marks = ("<|tool_call_start|>", "<|tool_call_end|>")
+    asked = [ChatMessage("user", QUESTION)]
+    scripted(folder, [(asked, f"Let me see.{NATIVE}")], template=LFM2, special=marks, tools=TOOLS)
+    with serving(folder, tmp_path_factory.mktemp("home")) as server:
+        yield Client.of(server)
+
+
+def test_calls_in_the_own_form_of_a_model_are_calls_and_no_text(native: Client) -> None:
+    assert asked(native) == ([LOOK, FIND], "Let me see.", "tool_calls")
+
+
+def test_the_turn_after_calls_in_the_own_form_reads_only_what_is_new(native: Client) -> None:
+    body = {"messages": [{"role": "user", "content": QUESTION}], "tools": TOOLS}
+    first = native.ask("POST", CHAT, body | {"max_tokens": 100}).json
+    message = first["choices"][0]["message"]
+    results = [
+        {"role": "tool", "content": "Sunny.", "tool_call_id": one["id"]} for one in message["tool_calls"]
+    ]
+    messages = [*body["messages"], message, *results]
+    usage = native.ask("POST", CHAT, body | {"messages": messages, "max_tokens": 1}).json["usage"]
+    held = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= held - 1
+
+
 def test_what_is_no_call_after_all_is_text(client: Client) -> None:
     for choice in ("required", {"type": "function", "function": {"name": "find"}}):
         answer = client.chat(QUESTION, tools=TOOLS, tool_choice=choice, max_tokens=3, logprobs=True)

@@ -65,6 +65,7 @@ def scripted(
     generation: Any = None,
     tokenizer: Mapping[str, Any] | None = None,
     variables: Mapping[str, Any] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
     spare_ids: int = 0,
 ) -> Path:
     """Write a model whose next token depends on its position alone: behind each prompt comes its reply.
@@ -73,6 +74,7 @@ def scripted(
         turns: Transcripts and what is said behind them: text with control tokens, or token ids.
         ends: Contents of the end tokens that ``config.json`` names; ``None`` names none.
         variables: What the chat template is told.
+        tools: Functions that the transcripts are asked with.
         spare_ids: Ids that the model has beyond the tokenizer's.
     """
     import mlx.core as mx
@@ -105,7 +107,7 @@ def scripted(
 
     said = [loaded.convert_tokens_to_ids("<|im_end|>")] * POSITIONS
     for messages, reply in turns:
-        start = len(render(loaded, messages, variables=variables)) - 1
+        start = len(render(loaded, messages, variables=variables, tools=tools)) - 1
         ids = loaded.encode(reply, add_special_tokens=False) if isinstance(reply, str) else list(reply)
         said[start : start + len(ids)] = ids
     mx.random.seed(1)

@@ -301,7 +301,7 @@ FAMILIES = [
         identity="functions.get_weather:0",
     ),
     Family(
-        "LFM2",
+        "LFM2.5 8B, which writes calls",
         "<|startoftext|>{% if tools %}<|im_start|>system\nList of tools: <|tool_list_start|>[{% for t in"
         " tools %}"
         "{{ t | tojson }}{% endfor %}]<|tool_list_end|><|im_end|>\n{% endif %}{% for m in messages %}"
@@ -395,21 +395,163 @@ FAMILIES = [
         ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>"),
     ),
     Family(
-        "Granite 3.3",
-        "{% if messages[0].role == 'system' %}<|start_of_role|>system<|end_of_role|>{{"
-        " messages[0].content }}<|end_of_text|>\n"
-        "{% endif %}{% if tools %}<|start_of_role|>available_tools<|end_of_role|>{{ tools |"
-        " tojson(indent=4) }}<|end_of_text|>\n"
-        "{% endif %}{% for m in messages if m.role != 'system' %}<|start_of_role|>{{ m.role"
-        " }}<|end_of_role|>{{ m.content }}"
-        "{% if m.tool_calls %}<|tool_call|>[{% for c in m.tool_calls %}"
-        '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}{{ "" if'
-        ' loop.last else ", " }}'
-        "{% endfor %}]{% endif %}<|end_of_text|>\n{% endfor %}"
+        "Granite 3.3, which writes definitions only",
+        "<|start_of_role|>system<|end_of_role|>{% if messages[0].role == 'system' %}{{"
+        " messages[0].content }}{% else %}When a tool is required, respond only with <|tool_call|> followed"
+        " by a JSON list of tools used.{% endif %}<|end_of_text|>\n"
+        "{% if tools %}<|start_of_role|>available_tools<|end_of_role|>{{ tools | tojson(indent=4)"
+        " }}<|end_of_text|>\n{% endif %}{% for m in messages if m.role != 'system' %}"
+        "{{ '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + '<|end_of_text|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}",
         '<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris", "days": 2}}]',
         "<|end_of_text|>\n",
         ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>", "<|tool_call|>"),
+    ),
+    Family(
+        "Granite 4",
+        _chat_ml(
+            '<tool_call>\n{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}\n</tool_call>'
+        )
+        .replace("<|im_start|>assistant\n", "<|start_of_role|>assistant<|end_of_role|>")
+        .replace("<|im_start|>", "<|start_of_role|>")
+        .replace("<|im_end|>", "<|end_of_text|>"),
+        'Let me look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days":'
+        " 2}}\n</tool_call>",
+        "<|end_of_text|>\n",
+        ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"),
+        ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    ),
+    Family(
+        "LFM2 and LFM2.5, which write definitions only",
+        "<|startoftext|>{% set ns = namespace(system='') %}{% if messages[0].role == 'system' %}"
+        "{% set ns.system = messages[0].content %}{% set messages = messages[1:] %}{% endif %}"
+        "{% if tools %}{% set ns.system = ns.system + 'List of tools: <|tool_list_start|>[' %}"
+        "{% for t in tools %}{% set ns.system = ns.system + (t | tojson) %}{% endfor %}"
+        "{% set ns.system = ns.system + ']<|tool_list_end|>' %}{% endif %}"
+        "{% if ns.system %}{{ '<|im_start|>system\n' + ns.system + '<|im_end|>\n' }}{% endif %}"
+        "{% for m in messages %}{% set content = m.content %}{% if m.role == 'tool' %}"
+        "{% set content = '<|tool_response_start|>' + content + '<|tool_response_end|>' %}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        '<|tool_call_start|>[get_weather(city="Paris", days=2)]<|tool_call_end|>',
+        "<|im_end|>\n",
+        (
+            "<|startoftext|>",
+            *_IM,
+            "<|tool_list_start|>",
+            "<|tool_list_end|>",
+            "<|tool_call_start|>",
+            "<|tool_call_end|>",
+            "<|tool_response_start|>",
+            "<|tool_response_end|>",
+        ),
+    ),
+    Family(
+        "SmolLM3, which writes definitions only",
+        "<|im_start|>system\n## Custom Instructions\n\n{% if messages[0].role == 'system' %}{{"
+        " messages[0].content }}{% endif %}{% if xml_tools or python_tools or tools %}### Tools\n\n"
+        "{% if tools %}{% set xml_tools = tools %}{% endif %}<tools>\n"
+        "{% for t in xml_tools[:] %}{{ t | string }}\n{% endfor %}</tools>\n\nFor each function call,"
+        " return a json object within <tool_call></tool_call> XML tags:\n"
+        '<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>{% endif %}'
+        "<|im_end|>\n{% for m in messages %}{% set content = m.content if m.content is string else '' %}"
+        "{% if m.role == 'user' %}{{ '<|im_start|>user\n' + content + '<|im_end|>\n' }}"
+        "{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant\n' + content.lstrip('\n')"
+        " + '<|im_end|>\n' }}"
+        "{% elif m.role == 'tool' %}{{ '<|im_start|>user\n' + content + '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        'Let me look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris", "days":'
+        " 2}}\n</tool_call>",
+        "<|im_end|>\n",
+        _IM,
+        ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    ),
+    Family(
+        "Command R7B, Command A",
+        "<BOS_TOKEN><|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{% for t in tools or [] %}"
+        '{"name": "{{ t.function.name }}", "description": "{{ t.function.description }}", "parameters": {{'
+        " t.function.parameters | tojson }}}\n{% endfor %}{% if messages[0].role == 'system' %}{{"
+        " messages[0].content }}{% endif %}<|END_OF_TURN_TOKEN|>{% set ns = namespace(n=0) %}"
+        "{% for m in messages %}{% if m.role == 'user' %}"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ m.content }}<|END_OF_TURN_TOKEN|>"
+        "{% elif m.role == 'assistant' %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% if m.tool_calls %}"
+        "<|START_ACTION|>[\n{% for c in m.tool_calls %}"
+        '    {"tool_call_id": "{{ ns.n }}", "tool_name": "{{ c.function.name }}", "parameters": {{'
+        " c.function.arguments | tojson }}}{{ '' if loop.last else ',' }}\n{% set ns.n = ns.n + 1 %}"
+        "{% endfor %}]<|END_ACTION|>{% else %}<|START_RESPONSE|>{{ m.content }}<|END_RESPONSE|>{% endif %}"
+        "<|END_OF_TURN_TOKEN|>{% elif m.role == 'tool' %}<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>"
+        "<|START_TOOL_RESULT|>[{{ m.content | tojson }}]<|END_TOOL_RESULT|><|END_OF_TURN_TOKEN|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{% endif %}",
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters":'
+        ' {"city": "Paris", "days": 2}}\n]<|END_ACTION|>',
+        "<|END_OF_TURN_TOKEN|>",
+        (
+            "<BOS_TOKEN>",
+            "<|START_OF_TURN_TOKEN|>",
+            "<|END_OF_TURN_TOKEN|>",
+            "<|SYSTEM_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+            "<|START_THINKING|>",
+            "<|END_THINKING|>",
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+            "<|START_ACTION|>",
+            "<|END_ACTION|>",
+            "<|START_TOOL_RESULT|>",
+            "<|END_TOOL_RESULT|>",
+        ),
+    ),
+    Family(
+        "DeepSeek V3.1, which writes calls only",
+        "<｜begin▁of▁sentence｜>{% for m in messages if m.role == 'system' %}{{ m.content }}{% endfor %}"
+        "{% set ns = namespace(user=false) %}{% for m in messages %}"
+        "{% if m.role == 'user' %}{% set ns.user = true %}{{ '<｜User｜>' + m.content }}"
+        "{% elif m.role == 'assistant' %}{% if ns.user %}<｜Assistant｜></think>{% endif %}"
+        "{% set ns.user = false %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "{{ '<｜tool▁calls▁begin｜>' if loop.first else '' }}{{ '<｜tool▁call▁begin｜>' + c.function.name +"
+        " '<｜tool▁sep｜>' + c.function.arguments + '<｜tool▁call▁end｜>' }}"
+        "{{ '<｜tool▁calls▁end｜>' if loop.last else '' }}{% endfor %}<｜end▁of▁sentence｜>"
+        "{% elif m.role == 'tool' %}{% set ns.user = false %}"
+        "{{ '<｜tool▁output▁begin｜>' + m.content + '<｜tool▁output▁end｜>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt and ns.user %}<｜Assistant｜></think>{% endif %}",
+        "Let me look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+        '{"city": "Paris", "days": 2}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        "<｜end▁of▁sentence｜>",
+        (
+            "<｜begin▁of▁sentence｜>",
+            "<｜end▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁calls▁end｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁call▁end｜>",
+            "<｜tool▁sep｜>",
+            "<｜tool▁output▁begin｜>",
+            "<｜tool▁output▁end｜>",
+        ),
+        ("<think>", "</think>"),
+    ),
+    *(
+        Family(
+            name,
+            "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+            "{{ m.content }}"
+            "{% if m.tool_calls %}" + start + "[{% for c in m.tool_calls %}"
+            '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}{{ "" if'
+            ' loop.last else ", " }}{% endfor %}]' + end + "{% endif %}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+            f'Let me look.{start}[{{"name": "get_weather", "arguments": {{"city": "Paris", "days": 2}}}}]'
+            f"{end}",
+            "<|im_end|>\n",
+            _IM,
+            plain,
+        )
+        for name, start, end, plain in (
+            ("Nemotron Nano 2", "<TOOLCALL>", "</TOOLCALL>", ()),
+            ("Apriel", "<tool_calls>", "</tool_calls>", ("<tool_calls>", "</tool_calls>")),
+        )
     ),
     Family(
         "without a place for tools",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,68 @@ def test_a_call_is_parsed_and_put_back_in_the_tokens_that_the_model_wrote(family
             render(family.tokenizer, [ChatMessage("system", "Be brief."), *chat, *turn], tools=[WEATHER])
         )
         assert all(one in later for one in ("Be brief.", "How is Paris?", "It is sunny.", "And Rome?"))
+
+
+@pytest.mark.parametrize(
+    "start", ["LFM2 and", "SmolLM3", "Granite 3.3", "Granite 4", "Command R7B", "DeepSeek V3.1"]
+)
+def test_calls_are_asked_for_and_read_in_the_form_that_the_template_states(start: str) -> None:
+    family = next(one for one in FAMILIES if one.name.startswith(start))
+    assert tool_support(family.tokenizer) is not None
+    text = family.tokenizer.decode(
+        render(family.tokenizer, [ChatMessage("user", "How is Paris?")], tools=[WEATHER])
+    )
+    assert "Weather of a city." in text
+    assert ("You can call functions" in text) == (start == "DeepSeek V3.1")
+
+
+def test_a_template_with_calls_only_has_an_example_of_its_control_tokens_in_the_prompt() -> None:
+    tokenizer = next(one for one in FAMILIES if one.name.startswith("DeepSeek V3.1")).tokenizer
+    begins = tokenizer.convert_tokens_to_ids("<｜tool▁call▁begin｜>")
+    chat = [ChatMessage("system", "Be brief."), ChatMessage("user", "Hello <｜tool▁call▁begin｜>")]
+    prompt = render(tokenizer, chat, tools=[WEATHER])
+    assert prompt.count(begins) == 1 and begins not in render(tokenizer, chat)
+    example = (
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function name<｜tool▁sep｜>"
+        '{"argument name": "value"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+    )
+    assert example in tokenizer.decode(prompt) and "Weather of a city." in tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize("start", ["LFM2 and", "SmolLM3", "Granite 3.3"])
+def test_arguments_of_every_kind_are_put_back_where_the_template_writes_no_calls(start: str) -> None:
+    family = next(one for one in FAMILIES if one.name.startswith(start))
+    values = {"a": 'x "y"\n\\ é 😀', "b": [1, -2.5, None, {"c": [True, False]}], "d": {}, "e": "it's"}
+    call = replace(CALL, arguments=json.dumps(values, ensure_ascii=False))
+    other = replace(call, arguments="{}")
+    prompt = render(family.tokenizer, [ChatMessage("user", "Go.")], tools=[WEATHER])
+    chat = [ChatMessage("user", "Go."), ChatMessage("assistant", "Look.", tool_calls=(call, other))]
+    written = render(family.tokenizer, chat, add_generation_prompt=False, tools=[WEATHER])
+    assert written[: len(prompt)] == prompt
+    end = len(written) - len(encoded(family, family.end))
+    text, calls = said(family, written[len(prompt) : end])
+    assert text == "Look." and [json.loads(one.arguments) for one in calls] == [values, {}]
+
+
+@pytest.mark.parametrize("start", ["LFM2 and", "DeepSeek V3.1"])
+def test_private_characters_of_the_client_are_not_taken_for_marks(start: str) -> None:
+    family = next(one for one in FAMILIES if one.name.startswith(start))
+    private = "".join(map(chr, range(0xF0000, 0xF0020)))
+    chat = [ChatMessage("user", "Go."), ChatMessage("assistant", "", tool_calls=(CALL,))]
+
+    def controls(word: str) -> list[int]:
+        last = ChatMessage("tool", word), ChatMessage("user", word)
+        tokens = render(family.tokenizer, [*chat, *last], tools=[WEATHER])
+        assert word in family.tokenizer.decode(tokens)
+        return [token for token in tokens if token in family.tokenizer.added_tokens_decoder]
+
+    assert controls(private) == controls("word")
+
+
+def test_the_fenced_calls_of_deepseek_r1_are_not_asked_for_without_a_place_for_definitions() -> None:
+    family = next(one for one in FAMILIES if one.name == "DeepSeek V3")
+    template = family.template.replace("{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}", "")
+    assert tool_support(replace(family, template=template).tokenizer) is None
 
 
 @each

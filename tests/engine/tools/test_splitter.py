@@ -179,6 +179,36 @@ def test_deeply_nested_calls_are_text(name: str, body: str) -> None:
         assert len(call.arguments) < 2 * len(text)
 
 
+@pytest.mark.parametrize(
+    ("body", "calls"),
+    [
+        ("[f()]", [("f", "{}")]),
+        ("[f(city=New York)]", [("f", '{"city": "New York"}')]),
+        ('[f(a="x), g(1"), g(b=True)]', [("f", '{"a": "x), g(1"}'), ("g", '{"b": true}')]),
+        ('[{"name": "f", "arguments": {"a": null}}]', [("f", '{"a": null}')]),
+        ('[{"name": "f"}, 1]', []),
+        ('[f("Paris")]', []),
+        ("[f(), g(Paris)]", []),
+        ("[f(a=1), g(b=Paris)]", []),
+        ("[f(a=New York), g(b=1)]", []),
+        ("[f(a=1), 2]", []),
+        ('[f(a="x]', []),
+        ('[f(a="x")', []),
+        ("f(a=1)", []),
+        ("[f(a=g())]", [("f", '{"a": "g()"}')]),
+        ("[f(**{})]", []),
+        ("[]", []),
+        ("", []),
+    ],
+)
+def test_calls_as_python_are_read_whole_or_not_at_all(body: str, calls: list[Any]) -> None:
+    format = call_format(next(one for one in FAMILIES if one.name.startswith("LFM2 and")).tokenizer)
+    written = f"{format.start}{body}{format.end}"
+    text, found = split(written, format, sizes=[1] * len(written))
+    assert found == calls
+    assert found or text == written
+
+
 def test_an_endless_call_is_given_back_before_the_end() -> None:
     splitter = ToolCallSplitter(PLAIN_FORMAT)
     given = "".join(str(one) for _ in range(20) for one in splitter.feed("<tool_call>" + "x" * 10_000))

@@ -237,6 +237,7 @@ class Disguise:
         used = {c for c in set().union(*contents) if ord(c) >= _FIRST_PRIVATE}
         self._free = (chr(n) for n in range(_FIRST_PRIVATE, _LAST_PRIVATE) if chr(n) not in used)
         self._characters: dict[str, str] = {}
+        self._trusted: dict[str, str] = {}
         self._barrier = next(self._free)
         self.used = False
         """Whether any content needed it."""
@@ -281,6 +282,16 @@ class Disguise:
     def word(self, text: str) -> str:
         """A word that templates compare with or measure: without barriers, which its neighbours have."""
         return text if self._control.hidden.search(text) is None else self.content(text)
+
+    def trusted(self, text: str) -> str:
+        """A character for a text of our own in a content, whose control tokens are ones in the prompt."""
+        if text and text not in self._trusted:
+            self._trusted[text] = next(self._free)
+        return self._trusted.get(text, "")
+
+    def with_trusted(self, text: str) -> str:
+        """A rendered text with the texts that ``trusted`` has got."""
+        return text.translate({ord(character): original for original, character in self._trusted.items()})
 
     def restored(self, text: str) -> str:
         """A rendered text with the contents as they were."""

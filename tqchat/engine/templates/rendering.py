@@ -109,13 +109,15 @@ def rendered_text(
     if support is not None:
         texts += [*texts_of(tools), *(text for one in messages for text in _tool_texts(one))]
     disguise = Disguise(control, texts)
+    if support is not None:
+        messages, tools = support.placed(messages, tools, disguise)
     if template is None:
         disguised = [replace(one, content=disguise.content(one.content)) for one in messages]
         return Rendered(plain_text(disguised, add_generation_prompt), disguise)
     variables = {**default_variables(tokenizer), **(variables or {})}
     forms = ToolForms(tools, support.form, disguise) if support is not None else None
     writer = TemplateWriter(template, add_generation_prompt, variables, began, disguise, forms)
-    return Rendered(writer.written(messages), disguise)
+    return Rendered(disguise.with_trusted(writer.written(messages)), disguise)
 
 
 def _valid(message: ChatMessage) -> ChatMessage:
