@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import random
+import warnings
 from typing import Any
 
 import pytest
@@ -207,6 +208,13 @@ def test_calls_as_python_are_read_whole_or_not_at_all(body: str, calls: list[Any
     text, found = split(written, format, sizes=[1] * len(written))
     assert found == calls
     assert found or text == written
+
+
+def test_a_call_as_python_with_an_unknown_escape_is_read_without_a_warning() -> None:
+    format = call_format(next(one for one in FAMILIES if one.name.startswith("LFM2 and")).tokenizer)
+    with warnings.catch_warnings(record=True, action="always") as warned:
+        (call,) = parsed_calls(format.parser, r'[f(pattern="\d+")]')
+    assert not warned and json.loads(call.arguments) == {"pattern": r"\d+"}
 
 
 def test_an_endless_call_is_given_back_before_the_end() -> None:

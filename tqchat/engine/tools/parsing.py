@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def parsed_calls(parser: Parser, text: str, tools: Sequence[Mapping[str, Any]] =
     if len(_BEGINNINGS.findall(text)) * len(text) > MAX_STEPS:
         return []
     try:
-        found = parser(text, list(tools) or None)
+        with warnings.catch_warnings(action="ignore"):  # Python 3.12 prints one about "\d"
+            found = parser(text, list(tools) or None)
         calls = found if isinstance(found, list) else [found]
         return [_call(one, tools) for one in calls]
     except Exception:  # parsers of many formats, on whatever a model writes: it is text then
