@@ -497,9 +497,10 @@ class SchemeCache:
         packing = [
             (role, side) for role, side in zip(ROLES, self.sides, strict=True) if side.spec.kind != "raw"
         ]
-        # In place on both sides or on none, so that their stores stay alike.
+        # In place on both sides or on none, so that their stores stay alike, or become so.
         own = self._fused.workspace.of_thread
-        in_place = (
+        are_alike = len({(side.fine.start, side.fine.capacity) for _, side in packing}) <= 1
+        in_place = are_alike and (
             not in_prompt and own.has_launched and all(side.can_pack_in_place(own) for _, side in packing)
         )
         workspace = own if in_place else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
-from tqchat.kv.kernels.device import Launch
+from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Launch
 from tqchat.kv.kernels.encode import EncodePlan, encode_inputs, encode_launch
 
 CPLUSPLUS = shutil.which("g++") or shutil.which("clang++")
@@ -45,6 +47,14 @@ def write_into(array: mx.array, contents: np.ndarray) -> None:
     np.asarray(memoryview(viewed))[...] = contents
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder for built kernels of all modules and, where tests run in several processes, all of these."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 class Everything(set[object]):
     """Plans of which each is trusted."""
 
@@ -63,7 +73,6 @@ class Emulator:
     def __init__(self, folder: Path, checks_alignment: bool = False) -> None:
         self.folder = folder
         self.checks = ["-fsanitize=alignment"] if checks_alignment else []
-        self.compiled = 0
         self.workspaces: dict[int, tuple[mx.array, np.ndarray]] = {}
 
     def run(
@@ -84,6 +93,7 @@ class Emulator:
         arguments: list[int] = []
         tails: list[tuple[mx.array, np.ndarray]] = []
         for name, array in zip(spec.inputs, inputs, strict=True):
+            assert name == "sizes" or array.size >= MIN_INPUT_SIZE, f"Metal passes {name} in other memory"
             # Contiguous and 16-byte aligned; strides are in elements, as MLX passes them.
             strided = np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
             strides = np.array(strided.strides, np.int64) // strided.itemsize
@@ -148,7 +158,9 @@ class Emulator:
         stem = f"{spec.kernel}-{hashlib.sha256(program.encode()).hexdigest()[:16]}"
         built = self.folder / f"{stem}.so"
         if not built.exists():
-            code = self.folder / f"{stem}.cpp"
+            # Other processes may build the same.
+            code = self.folder / f"{stem}-{os.getpid()}.cpp"
+            building = code.with_suffix(".so")
             code.write_text(program)
             assert CPLUSPLUS is not None
             here = Path(__file__).parent
@@ -163,10 +175,10 @@ class Emulator:
                 f"-I{here}",
                 str(code),
                 "-o",
-                str(built),
+                str(building),
             ]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            self.compiled += 1
+            building.replace(built)
         return built
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, assert_same_in_place
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, assert_same_in_place, shared_folder
 from tqchat.kv.attention.reference import attention
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(CPLUSPLUS is None, reason="no C++ compiler")
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    emulator = Emulator(tmp_path_factory.mktemp("kernels"))
+    emulator = Emulator(shared_folder(tmp_path_factory))
     with pytest.MonkeyPatch.context() as patch:
         # Tails that were written are read through a kernel.
         patch.setattr(workspace, "kernels", lambda: emulated_by(emulator))

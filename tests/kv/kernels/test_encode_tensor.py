@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, assert_same_in_place
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, assert_same_in_place, shared_folder
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.trellis import entries
@@ -30,7 +30,7 @@ SAMPLE_RATIO = 1.02
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    return Emulator(tmp_path_factory.mktemp("kernels"))
+    return Emulator(shared_folder(tmp_path_factory))
 
 
 def vectors(tokens, dim, heads=2, batch=2):

@@ -11,16 +11,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, write_into
+from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, shared_folder, write_into
 from tests.kv.test_families import short
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
 from tqchat.kv.kernels import decode, encode, fused, launch, workspace
 from tqchat.kv.kernels.device import Kernels
+from tqchat.kv.kernels.plan import have_equal_fine
 from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import FINE
 from tqchat.kv.storage import joint_encode, side
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended
+from tqchat.kv.storage.rounding_history import Rounding
 from tqchat.kv.storage.token_store import TokenStore
 from tqchat.kv.window import WindowCache
 
@@ -113,7 +115,7 @@ def address(array):
 
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory):
-    return Emulator(tmp_path_factory.mktemp("kernels"))
+    return Emulator(shared_folder(tmp_path_factory))
 
 
 @pytest.fixture(params=["metal", "cuda"])
@@ -263,6 +265,77 @@ def test_what_is_read_while_packing_waits_has_all_tokens(kernels):
     for one in (pair, branch):
         one.assert_same_tokens()
         one.assert_same_outputs()
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_ends_of_runs_of_rounding_leave_few_vectors(kernels, monkeypatch, heads):
+    monkeypatch.setitem(globals(), "HEADS", heads)
+    pair = filled(kernels)
+    for one in (pair.cache, pair.twin):
+        one.rounding = dict.fromkeys(("key", "value"), Rounding(((135, 4, 1),)))
+    for _ in range(22):
+        pair.step()
+    assert kernels.in_place
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+def test_memory_of_a_prompt_is_released_when_it_is_packed(kernels):
+    pair = filled(kernels, "trellis2")
+    pair.step()
+    pair.attend(pair.append(400), 400)
+    for one in (pair.cache, pair.twin):
+        one.pack_due()
+    own, others = ([side.allocated_bytes for side in one.sides] for one in (pair.cache, pair.twin))
+    assert own == others
+    for _ in range(20):
+        pair.step()
+    assert kernels.in_place
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+def test_fine_parts_that_differ_become_alike(kernels):
+    """As after a change from a scheme that rounded the values alone, whose rounding ends somewhere."""
+    pair = filled(kernels, "turbo3")
+    pair.step()
+    cache = pair.cache
+    cache.value_side.fine.growth = 40
+    cache.value_side.fine.take_front(0)
+    assert not have_equal_fine(*cache.sides)
+    packed = cache.packed_tokens
+    while cache.packed_tokens == packed:
+        cache.append(*mx.random.normal((2, 1, HEADS, 1, DIM)).astype(mx.float16))
+        cache.pack_due()
+    cache.value_side.fine.growth = cache.key_side.fine.growth
+    cache.append(*mx.random.normal((2, 1, HEADS, 32, DIM)).astype(mx.float16))
+    cache.pack_due()
+    assert have_equal_fine(*cache.sides)
+
+
+@pytest.mark.parametrize("scheme", ["affine4", "turbo8v4", "turbo3"])
+def test_what_is_encoded_by_other_operations_is_read_after_the_launches_that_wrote_it(
+    kernels, monkeypatch, scheme
+):
+    """With the room of a tail on a GPU, which is written in the same memory over many steps."""
+    pair = filled(kernels, scheme)
+    for one in pair.cache.sides:
+        one.recent.growth = 80
+    encode_plainly = joint_encode.encode
+
+    def at_once(format_, x):
+        block = encode_plainly(format_, x)
+        mx.eval(block)
+        return block
+
+    monkeypatch.setattr(joint_encode, "encode", at_once)
+    for _ in range(3):
+        pair.step()
+    pair.trim(24)  # the launches that wrote encoded tokens cannot write in their place again
+    for _ in range(60):
+        pair.step()
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
 
 
 def test_packed_tokens_of_another_thread_are_waited_for(kernels):

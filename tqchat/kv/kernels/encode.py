@@ -16,6 +16,7 @@ from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import (
     MAX_HEAD_DIM,
+    MIN_INPUT_SIZE,
     SIMD_WIDTH,
     VERIFIED_TOKENS,
     Kernels,
@@ -221,26 +222,37 @@ def encode_in_place(
     Returns:
         The launch's output; ``None`` if it cannot be done, and nothing was.
     """
-    launch = _launch(format_, x, in_place=True)
-    slots = None if launch is None else store.free_slots(x.shape[2], workspace)
+    batch, heads, tokens, _ = x.shape
+    if batch * heads * tokens < MIN_INPUT_SIZE:
+        return None
+    launch = _launch(format_, x, after)
+    slots = None if launch is None else store.free_slots(tokens, workspace)
     if launch is None or slots is None:
         return None
     (done,) = launch(x, *slots, after)
-    store.add_written(x.shape[2], done, workspace)
+    store.add_written(tokens, done, workspace)
     return done
 
 
-def _launch(format_: Format, x: mx.array, in_place: bool = False) -> Callable[..., list[mx.array]] | None:
+def _launch(
+    format_: Format, x: mx.array, after: mx.array | None = None
+) -> Callable[..., list[mx.array]] | None:
     """The launch for vectors like ``x``, kept with the format; ``None`` where no kernel may be used.
 
     The first use of each kernel is verified now.
+
+    Args:
+        after: For a launch in place, what it runs after.
     """
     device_kernels = kernels()
     if device_kernels is None or not isinstance(format_, TurboFormat):
         return None
+    in_place = after is not None
     key = thread_key(), x.shape, x.dtype, in_place
     launch: Callable[..., list[mx.array]] | None = format_.launches.get(key)
     if launch is None:
+        if after is not None:
+            mx.eval(after)  # it may write ``x``, which the verification reads
         plan = encode_plan(format_, x, device_kernels.tensor_cores)
         plan = None if plan is None else replace(plan, in_place=in_place)
         if plan is not None and plan.tensor_cores and not _is_trusted(device_kernels, plan, format_, x):

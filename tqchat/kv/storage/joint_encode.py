@@ -70,7 +70,7 @@ def _encode_by_kernels(sides: Sequence[Sequence[Encoding]]) -> None:
             after = one.workspace.before if one.workspace is not None and done is None else done
             output = None if after is None else one.encode_in_place(after)
             if output is None:
-                one.append(encode(one.format, one.x))
+                one.append(encode(one.format, one.vectors(after)))
             else:
                 done = output
         if done is not None and encodings[-1].workspace is not None:

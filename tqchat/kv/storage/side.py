@@ -14,9 +14,9 @@ from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_fine_format, make_format
 from tqchat.kv.codec.turbo import Prepared
 from tqchat.kv.kernels.decode import decode
-from tqchat.kv.kernels.device import kernels
+from tqchat.kv.kernels.device import MIN_INPUT_SIZE, kernels
 from tqchat.kv.kernels.encode import encode, encode_in_place
-from tqchat.kv.kernels.workspace import ThreadWorkspace
+from tqchat.kv.kernels.workspace import ThreadWorkspace, copy_with_room
 from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
@@ -48,6 +48,9 @@ ENCODED_PER_PACKED_TOGETHER = 128
 """Between them, the encoded tokens for each that is packed together, so that few more tokens than the tail
 are raw.
 """
+
+MOST_IN_PLACE = 2
+"""Times the tokens usually packed together, the most whose memory is kept when they leave the tail."""
 
 FINE_GROWTH_TOKENS = 64
 """Tokens by which the fine part grows, which is short."""
@@ -109,6 +112,19 @@ class Encoding:
         if self.workspace is None or self.is_long:
             return None
         return encode_in_place(self.format, self.x, self.store, self.workspace, after)
+
+    def vectors(self, after: mx.array | None) -> mx.array:
+        """The vectors for operations that MLX orders.
+
+        Args:
+            after: As for ``encode_in_place``; launches before it may have written the vectors.
+        """
+        if after is None:
+            return self.x
+        if self.x.size < MIN_INPUT_SIZE:
+            mx.eval(after)
+            return self.x
+        return copy_with_room(self.x, self.x.shape[2], after)
 
     def append(self, block: Block) -> None:
         """Append the vectors, encoded."""
@@ -379,10 +395,12 @@ class Side:
     def can_pack_in_place(self, workspace: ThreadWorkspace) -> bool:
         """Whether launches of a workspace can encode what is due in the memory of the stores.
 
-        Not the first tokens, which formats are fitted to.
+        Not the first tokens, which formats are fitted to, and not those of a prompt: they would take up
+        memory until the tail moves.
         """
         needs_fit = not self.format.fitted and bool(fitted_shapes(self.spec, self.role, self.head_dim))
-        return self.encoded > 0 and not needs_fit and self.recent.can_pop_for(workspace)
+        few = self._leaving_tail <= MOST_IN_PLACE * _tokens_per_pack(self.encoded)
+        return self.encoded > 0 and few and not needs_fit and self.recent.can_pop_for(workspace)
 
     def vectors_to_fit(self, statistics: QueryStatistics) -> tuple[mx.array, QueryStatistics] | None:
         """Separate the sinks; what ``Format.fit`` is called with before the next packing.

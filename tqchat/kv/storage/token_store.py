@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import mlx.core as mx
 
 from tqchat.kv.codec.base import Block, concatenate
+from tqchat.kv.kernels.device import MIN_INPUT_SIZE
 from tqchat.kv.kernels.workspace import ThreadWorkspace, copy_with_room
 from tqchat.kv.storage.write_behind import in_own_buffer
 
@@ -65,6 +66,15 @@ class RoomyArray:
 def capacity_for(tokens: int) -> int:
     """Capacity to restore a long store with, so that the next append need not move it."""
     return (tokens // GROWTH_TOKENS + 1) * GROWTH_TOKENS
+
+
+def _with_room(array: mx.array, capacity: int) -> mx.array:
+    """Tokens, of which there may be none, in an array with room for more."""
+    batch, heads, count, *rest = array.shape
+    roomy = mx.zeros((batch, heads, capacity, *rest), array.dtype)
+    if count:
+        roomy[:, :, :count] = array
+    return roomy
 
 
 class _Slots:
@@ -180,10 +190,14 @@ class TokenStore:
         return self.memory if same else self.arrays
 
     def _move(self, capacity: int, workspace: ThreadWorkspace) -> None:
-        """Move to larger arrays, by kernels, after what launches of the workspace have written."""
-        held = (array[:, :, self.start : self.start + self.length] for array in self.memory)
-        after = workspace.before if self._written is None else self._written[0]
-        self.arrays = tuple(copy_with_room(array, capacity, after) for array in held)
+        """Move to larger arrays, after what launches of the workspace have written."""
+        held = [array[:, :, self.start : self.start + self.length] for array in self.memory]
+        if min(array.size for array in held) < MIN_INPUT_SIZE:
+            mx.eval(self.arrays)
+            self.arrays = tuple(_with_room(array, capacity) for array in held)
+        else:
+            after = workspace.before if self._written is None else self._written[0]
+            self.arrays = tuple(copy_with_room(array, capacity, after) for array in held)
         self.capacity, self.start = capacity, 0
         self._slots.used = self.length
         if self.allocated_bytes > MAX_LAZY_MOVE_BYTES:
