@@ -59,5 +59,6 @@ def train_adapter(folder: Path, model_folder: Path, text: str, *, steps: int = 3
     try:
         train_model(argparse.Namespace(**{**CONFIG_DEFAULTS, **options}), model, data, [])
     finally:
-        mx.enable_compile()
+        if mx.default_device() != mx.cpu:  # the engine's setting
+            mx.enable_compile()
     return folder
