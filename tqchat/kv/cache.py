@@ -499,11 +499,11 @@ class SchemeCache:
         ]
         # In place on both sides or on none, so that their stores stay alike, or become so.
         own = self._fused.workspace.of_thread
-        are_alike = len({(side.fine.start, side.fine.capacity) for _, side in packing}) <= 1
-        in_place = are_alike and (
-            not in_prompt and own.has_launched and all(side.can_pack_in_place(own) for _, side in packing)
+        in_place = (
+            not in_prompt and own.has_launched and all(one.can_pack_in_place(own) for _, one in packing)
         )
-        workspace = own if in_place else None
+        are_alike = len({(side.fine.start, side.fine.capacity) for _, side in packing}) <= 1
+        workspace = own if in_place and are_alike else None
         due = [_due(side, in_prompt) for _, side in packing]
         taken = []
         for role, side in packing:

@@ -24,6 +24,19 @@ WEATHER: dict[str, Any] = {
 }
 
 
+_DEEPSEEK_MARKS = (
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+)
+
+
 @dataclass(frozen=True)
 class Family:
     """A family and its template.
@@ -360,15 +373,7 @@ FAMILIES = [
         "\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         "<｜end▁of▁sentence｜>",
         (
-            "<｜begin▁of▁sentence｜>",
-            "<｜end▁of▁sentence｜>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool▁call▁begin｜>",
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁sep｜>",
+            *_DEEPSEEK_MARKS,
             "<｜tool▁outputs▁begin｜>",
             "<｜tool▁outputs▁end｜>",
         ),
@@ -519,15 +524,7 @@ FAMILIES = [
         '{"city": "Paris", "days": 2}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         "<｜end▁of▁sentence｜>",
         (
-            "<｜begin▁of▁sentence｜>",
-            "<｜end▁of▁sentence｜>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool▁call▁begin｜>",
-            "<｜tool▁call▁end｜>",
-            "<｜tool▁sep｜>",
+            *_DEEPSEEK_MARKS,
             "<｜tool▁output▁begin｜>",
             "<｜tool▁output▁end｜>",
         ),

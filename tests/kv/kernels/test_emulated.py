@@ -276,7 +276,7 @@ def test_fine_tokens_at_different_places_have_no_kernel():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(values.packed, "length", values.packed.length - 1)
         assert plan_for(queries, keys, values, False, CUDA) is None
-    values.fine._grow(values.fine.view())
+    values.fine._grow(values.fine.length, values.fine.view())
     assert keys.fine.capacity < values.fine.capacity
     assert plan_for(queries, keys, values, False, CUDA) is None
     assert launcher.run(queries, keys, values, 0.1, "causal", None) is None

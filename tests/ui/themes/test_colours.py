@@ -37,7 +37,7 @@ def colours(segment: Segment) -> tuple[Color, Color] | None:
 async def test_all_text_has_enough_contrast(
     open_app: OpenApp, size: tuple[int, int], names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unreadable, few = set(), set[tuple[object, ...]]()
+    unreadable, few = set[tuple[str, ...]](), set[tuple[object, ...]]()
     async with open_app(size) as ui:
         async for screen in visit_screens(ui, monkeypatch):
             # The picker previews a theme of its own; the palette keeps the colours it was opened in.
@@ -47,10 +47,8 @@ async def test_all_text_has_enough_contrast(
                 ui.app.theme = name
                 await ui.pilot.pause()
                 for segment in (segment for line in segments(ui) for segment in line):
-                    pair = colours(segment)
-                    if pair is not None and contrast(*pair) < MIN_CONTRAST:
-                        unreadable.add((name, screen, segment.text.strip(), f"{contrast(*pair):.1f}"))
-                    if pair is not None:
+                    unreadable |= {(name, screen, *found) for found in of_low_contrast(segment)}
+                    if colours(segment) is not None:
                         few |= {(name, screen, at) for at in illegible_in_few_colours(segment)}
             ui.app.theme = "tqchat-dark"
             ui.app.parts.appearance.previewing = False
@@ -62,7 +60,7 @@ async def test_text_selected_with_the_mouse_has_enough_contrast(open_app: OpenAp
     reply = (
         "**Bold** `code` [link](http://x)\n\n# Head\n\n```python\n# none\ndef f(x):\n    return str(3)\n```"
     )
-    unreadable = set()
+    unreadable = set[tuple[str, ...]]()
     async with open_app((120, 40)) as ui:
         await ui.turn("Go", reply)
         ui.app.screen.text_select_all()
@@ -71,10 +69,15 @@ async def test_text_selected_with_the_mouse_has_enough_contrast(open_app: OpenAp
             ui.app.theme = name
             await ui.pilot.pause()
             for segment in (segment for line in segments(ui) for segment in line):
-                pair = colours(segment)
-                if pair is not None and contrast(*pair) < MIN_CONTRAST:
-                    unreadable.add((name, segment.text.strip(), f"{contrast(*pair):.1f}"))
+                unreadable |= {(name, *found) for found in of_low_contrast(segment)}
     assert not unreadable
+
+
+def of_low_contrast(segment: Segment) -> Iterator[tuple[str, str]]:
+    """The text and contrast of a segment that has too little of it."""
+    pair = colours(segment)
+    if pair is not None and contrast(*pair) < MIN_CONTRAST:
+        yield segment.text.strip(), f"{contrast(*pair):.1f}"
 
 
 def illegible_in_few_colours(segment: Segment) -> Iterator[tuple[object, ...]]:

@@ -36,9 +36,13 @@ class StopBetweenLayers:
         self._began, self._next = time.perf_counter(), 0
 
     def __call__(self, index: int, *arrays: mx.array) -> None:
-        """
+        """Evaluate the first arrays that a layer is about to store, and see whether to stop.
+
         Args:
-            index: Of the layer in ``flat_layers``. Only the first arrays of each are evaluated.
+            index: Of the layer in ``flat_layers``.
+
+        Raises:
+            PrefillStopped: if so.
         """
         if index < self._next:
             return

@@ -68,15 +68,6 @@ def capacity_for(tokens: int) -> int:
     return (tokens // GROWTH_TOKENS + 1) * GROWTH_TOKENS
 
 
-def _with_room(array: mx.array, capacity: int) -> mx.array:
-    """Tokens, of which there may be none, in an array with room for more."""
-    batch, heads, count, *rest = array.shape
-    roomy = mx.zeros((batch, heads, capacity, *rest), array.dtype)
-    if count:
-        roomy[:, :, :count] = array
-    return roomy
-
-
 class _Slots:
     """Number of slots of a buffer used by any of the stores that share it."""
 
@@ -146,7 +137,7 @@ class TokenStore:
         count = block[0].shape[2]
         end = self.start + self.length + count
         if end > self.capacity:
-            self._grow(block, block)
+            self._grow(count, block, block)
         else:
             for array, part in zip(self.arrays, block, strict=True):
                 array[:, :, end - count : end] = part
@@ -170,7 +161,7 @@ class TokenStore:
         if self._written is not None and self._written[1] is not workspace:
             mx.eval(self.arrays)
         if self.start + self.length + count > self.capacity:
-            self._move(self.length + self._added_capacity(count), workspace)
+            self._make_room(count, workspace)
         first = self.start + self.length
         return tuple(array[:, :, first : first + count] for array in self.memory)
 
@@ -189,19 +180,23 @@ class TokenStore:
         same = self._written is None or self._written[1] is workspace
         return self.memory if same else self.arrays
 
-    def _move(self, capacity: int, workspace: ThreadWorkspace) -> None:
-        """Move to larger arrays, after what launches of the workspace have written."""
+    def _make_room(self, count: int, workspace: ThreadWorkspace) -> None:
+        """Grow by at least ``count`` tokens, by launches after those that have written some."""
         held = [array[:, :, self.start : self.start + self.length] for array in self.memory]
         if min(array.size for array in held) < MIN_INPUT_SIZE:
-            mx.eval(self.arrays)
-            self.arrays = tuple(_with_room(array, capacity) for array in held)
-        else:
-            after = workspace.before if self._written is None else self._written[0]
-            self.arrays = tuple(copy_with_room(array, capacity, after) for array in held)
-        self.capacity, self.start = capacity, 0
-        self._slots.used = self.length
+            self._grow(count, self.memory)
+            return
+        capacity = self.length + self._added_capacity(count)
+        after = workspace.before if self._written is None else self._written[0]
+        self._move_to(tuple(copy_with_room(array, capacity, after) for array in held), capacity)
         if self.allocated_bytes > MAX_LAZY_MOVE_BYTES:
             mx.eval(self.memory)
+
+    def _move_to(self, arrays: Block, capacity: int) -> None:
+        """Take other arrays, which begin with the tokens held."""
+        self.arrays = arrays
+        self.capacity, self.start = capacity, 0
+        self._slots.used = self.length
 
     def restore(self, block: Sequence[mx.array | RoomyArray]) -> None:
         """Fill an empty store with the tokens of a block; roomy arrays are taken as they are."""
@@ -213,24 +208,23 @@ class TokenStore:
         self.capacity, self.start, self.length = roomy[0].array.shape[2], 0, roomy[0].tokens
         self._slots.used = self.length
 
-    def _grow(self, like: Block, appended: Block = ()) -> None:
-        """Move to larger arrays.
+    def _grow(self, count: int, like: Block, appended: Block = ()) -> None:
+        """Move to arrays with room for at least ``count`` more tokens.
 
         Always larger than needed: MLX turns an assignment to a whole array into an alias of its source, so a
         slice of a prompt would keep the whole prompt alive, with its strides.
 
         Args:
-            like: Tokens to make room for.
-            appended: The same, to put them there at once.
+            like: Any number of such tokens.
+            appended: The tokens, to put them there at once.
         """
         held = self.view() if self.length else ()
-        count = like[0].shape[2]
         added = self._added_capacity(count)
         spare = added - (count if appended else 0)
         room = tuple(mx.zeros((*one.shape[:2], spare, *one.shape[3:]), one.dtype) for one in like)
         groups = [block for block in (held, appended, room) if block]
-        self.arrays = tuple(concatenate(parts, axis=2) for parts in zip(*groups, strict=True))
-        self.capacity, self.start = self.length + added, 0
+        arrays = tuple(concatenate(parts, axis=2) for parts in zip(*groups, strict=True))
+        self._move_to(arrays, self.length + added)
 
     def _added_capacity(self, count: int) -> int:
         """Tokens beyond those held that the next arrays have room for, ``count`` of them needed."""
@@ -378,7 +372,7 @@ class Tail(TokenStore):
             self.append((token,))
             return
         if self.start + self.length == self.capacity:
-            self._make_room(token)
+            self._make_room_for(token)
         if not self.defer(token):
             self.append((token,))
 
@@ -396,16 +390,14 @@ class Tail(TokenStore):
         slots.used = slot + 1
         return True
 
-    def _make_room(self, token: mx.array) -> None:
+    def _make_room_for(self, token: mx.array) -> None:
         """Grow by at least a token."""
         if self.writer is None or self.pending is not None:
-            self._grow((token,))
+            self._grow(1, (token,))
             return
         capacity = self.length + self._added_capacity(1)
         (held,) = (array[:, :, self.start : self.start + self.length] for array in self.memory)
-        self.arrays = (self.writer.copy_of(held, capacity),)
-        self.capacity, self.start = capacity, 0
-        self._slots.used = self.length
+        self._move_to((self.writer.copy_of(held, capacity),), capacity)
 
     def pop_front_for(self, count: int) -> mx.array:
         """``pop_front`` for a launch that can read the memory (see ``can_pop_for``)."""
