@@ -260,6 +260,11 @@ inline uint tq_byte_products(uint x, uint low, uint high, uint more) { return (x
 inline uint tq_lows(uint a, uint b) { return (a & 0xFFFFu) | b << 16; }
 inline uint tq_halves_apart(uint a, uint b) { return (a & 0xFFFFu) | (b & 0xFFFF0000u); }
 inline uint tq_highs(uint a, uint b) { return a >> 16 | (b & 0xFFFF0000u); }
+inline uint tq_bytes_in_turn(uint a, uint b, int k) {
+    a >>= 8 * k;
+    b >>= 8 * k;
+    return (a & 255u) | (b & 255u) << 8 | (a & 0xFF00u) << 8 | (b & 0xFF00u) << 16;
+}
 template <typename S>
 uint tq_halves_of(uint bits) {
     if (std::is_same<S, half>::value) return bits;
@@ -267,9 +272,10 @@ uint tq_halves_of(uint bits) {
     return as_type<uint>(half2(limited(as_type<float>(bits << 16)), limited(as_type<float>(bits & 0xFFFF0000u))));
 }
 inline uint tq_shuffle(uint x, int lane) { return as_type<uint>(metal::simd_shuffle(as_type<float>(x), ushort(lane))); }
-template <int FIRST, int SECOND>
-uint tq_at_bytes(const uint* column, uint first, uint second, int byte) {
-    return column[(first >> (8 * byte) & 255u) * FIRST + (second >> (8 * byte) & 255u) * SECOND];
+template <int FIRST, int SECOND, int HALF>
+uint tq_at_bytes(const uint* column, uint word) {
+    const uint both = word >> (16 * HALF);
+    return column[((both & 255u) * FIRST + (both >> 8 & 255u) * SECOND) / 4];
 }
 template <int COLUMNS>
 uint tq_at_byte(const uint* column, uint word, int byte) {
