@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
@@ -15,16 +17,20 @@ from tests.kv.kernels.test_emulated import METAL, filled
 from tqchat.kv.codec.fitting import NO_STATISTICS
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.turbo import TurboFormat
+from tqchat.kv.kernels import workspace
 from tqchat.kv.kernels.decode import decode_inputs, decode_plan
+from tqchat.kv.kernels.device import MIN_INPUT_SIZE
 from tqchat.kv.kernels.encode import encode_inputs, encode_plan
 from tqchat.kv.kernels.plan import plan_for
 from tqchat.kv.kernels.source import KernelSpec
 from tqchat.kv.scheme import FormatSpec
 
 CLANG = shutil.which("clang")
+# Like Metal: variables outside of functions are in the constant address space only.
+NO_GLOBALS = "-cl-ext=-__opencl_c_program_scope_global_variables,-__opencl_c_device_enqueue"
 OPTIONS = (
-    *("-x", "cl", "-cl-std=clc++", "-Xclang", "-finclude-default-header", "--target=spir64"),
-    *("-fsyntax-only", "-w", f"-I{Path(__file__).parent}", "-"),
+    *("-x", "cl", "-cl-std=clc++2021", "-Xclang", "-finclude-default-header", "--target=spir64"),
+    *("-Xclang", NO_GLOBALS, "-fsyntax-only", "-w", f"-I{Path(__file__).parent}", "-"),
 )
 POSITIONS = """uint3 thread_position_in_threadgroup, threadgroup_position_in_grid, threadgroups_per_grid;
 uint thread_index_in_simdgroup, simdgroup_index_in_threadgroup;
@@ -66,6 +72,7 @@ def types(arrays: Sequence[mx.array]) -> list[str]:
     [
         "uint f(uint half) { return half; }",
         "float f(device float* x); float g(threadgroup float* x) { return f(x); }",
+        "constexpr int n = 10;",
     ],
 )
 def test_what_metal_does_not_accept_is_found(text: str) -> None:
@@ -110,8 +117,28 @@ def test_encoding_and_decoding(spec: FormatSpec, dim: int) -> None:
     if isinstance(format_, TurboFormat):
         encoding = encode_plan(format_, x)
         assert encoding is not None
-        check(encoding.spec, types(encode_inputs(encoding, format_, x)), ["uint", "half"])
+        inputs = types(encode_inputs(encoding, format_, x))
+        check(encoding.spec, inputs, ["uint", "half"])
+        in_place = replace(encoding, in_place=True)
+        check(in_place.spec, [*inputs, "uint", "half", "float"], ["float"])
     packed = format_.encode(x)
     decoding = decode_plan(format_, (), packed, (), mx.float16)
     assert decoding is not None
     check(decoding.spec, types(decode_inputs(decoding, format_, (), packed, ())), ["half"])
+
+
+def test_copying_and_joining(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs: list[KernelSpec] = []
+
+    def compiled(spec: KernelSpec) -> Callable[..., list[mx.array]]:
+        specs.append(spec)
+        return lambda **launch: [mx.zeros(MIN_INPUT_SIZE)]
+
+    monkeypatch.setattr(workspace, "kernels", lambda: SimpleNamespace(compiled=compiled))
+    after = mx.zeros(MIN_INPUT_SIZE)
+    for dtype, width in ((mx.float16, 1), (mx.float16, 80), (mx.uint32, 5)):
+        array = mx.zeros((1, 2, 64, width), dtype)
+        workspace._compiled_copy.__wrapped__(None, array.shape, dtype, 128)(array, after)
+        check(specs.pop(), [TYPES[dtype], "float", "float"], [TYPES[dtype]])
+    workspace._compiled_join.__wrapped__(None)(*[after] * workspace.JOINED)
+    check(specs.pop(), ["float"] * workspace.JOINED, ["float"])
