@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -36,6 +37,11 @@ POSITIONS = """uint3 thread_position_in_threadgroup, threadgroup_position_in_gri
 uint thread_index_in_simdgroup, simdgroup_index_in_threadgroup;
 """
 """What MLX declares in a kernel."""
+UNQUALIFIED = re.compile(
+    r"(?<!device )(?<!threadgroup )(?<!thread )(?<!TQ_DEVICE )(?<!TQ_SHARED_AT )(?<!TQ_THREAD )"
+    r"\b(float|half2?|u?int|ushort|uchar|int8_t|int64_t|[STOAG]|\w+_SCALE|Tq\w+<[^<>]*>)[*&](?!&)"
+)
+"""A pointer or reference without an address space, which Metal before 4.1 does not accept and clang does."""
 
 
 def is_there() -> bool:
@@ -54,6 +60,7 @@ pytestmark = pytest.mark.skipif(not is_there(), reason="no clang that reads C++ 
 def check(spec: KernelSpec, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Assert that the source compiles as a function with MLX's arguments, of these types."""
     source = spec.source("metal")
+    assert UNQUALIFIED.search("".join(source)) is None
     arguments = []
     for name, kind in zip(spec.inputs, inputs, strict=True):
         arguments.append(f"const device {kind}* {name}")
@@ -125,6 +132,13 @@ def test_encoding_and_decoding(spec: FormatSpec, dim: int) -> None:
     decoding = decode_plan(format_, (), packed, (), mx.float16)
     assert decoding is not None
     check(decoding.spec, types(decode_inputs(decoding, format_, (), packed, ())), ["half"])
+
+
+def test_pointers_without_address_space_are_found() -> None:
+    for text in ("const float* x", "f(uint* x)", "TqVector<S, 4>* x", "int& x", "(KEY_SCALE*)x"):
+        assert UNQUALIFIED.search(text)
+        assert not UNQUALIFIED.search(re.sub(r"(\w+(<[^<>]*>)?[*&])", r"thread \1", text))
+    assert not UNQUALIFIED.search("x * y + S * 2 && uint(x) & z")
 
 
 def test_copying_and_joining(monkeypatch: pytest.MonkeyPatch) -> None:
