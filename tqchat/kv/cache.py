@@ -19,6 +19,7 @@ from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.rope import Rope, release_angles
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.fused import FusedAttention
+from tqchat.kv.kernels.launch import NextToken, StepLauncher
 from tqchat.kv.kernels.steady import SteadyStep
 from tqchat.kv.kernels.workspace import Workspace
 from tqchat.kv.scheme import FP16, Scheme
@@ -231,6 +232,18 @@ class SchemeCache:
         self.append(keys, values)
         self._is_fetched_itself = True
         return self.keys_and_values()
+
+    def next_token(self) -> NextToken | None:
+        """The launch that appends and attends to the next token, if the step is like the last one."""
+        if self._steady is None or not self.uses_placeholders or self._awaits_attention:
+            return None
+        return self._steady.next_token(self.key_side, self.value_side)
+
+    def mark_appended(self, launcher: StepLauncher, output: mx.array) -> None:
+        """Record that the launch of ``next_token`` has run; see ``StepLauncher.mark_appended``."""
+        launcher.mark_appended(self.key_side, self.value_side, output)
+        self.offset += 1
+        self._was_attended = True
 
     @property
     def tokens_before_append(self) -> int:
@@ -491,7 +504,7 @@ class SchemeCache:
         Args:
             in_prompt: Whether more of a prompt may follow (see ``Side.due_in_prompt``).
         """
-        self._sides_before_packing = None
+        self._sides_before_packing = self._steady = None
         self.queries = self.queries.final()
         statistics = self._query_statistics
         packing = [
@@ -664,7 +677,7 @@ class SchemeCache:
         self.rounding = {role: rounding.before(self.offset) for role, rounding in self.rounding.items()}
         self._step_was_cut = 0 < n < self._step_rows <= MAX_VERIFIED_ROWS
         self._awaits_attention = False
-        self._fetched_placeholders = self._fetched = self._sides_before_packing = None
+        self._fetched_placeholders = self._fetched = self._sides_before_packing = self._steady = None
         self.submit()
         return n
 

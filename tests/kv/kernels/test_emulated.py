@@ -385,7 +385,7 @@ def recorded_strides():
         return queries
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "_compiled", lambda plan, shape, attend, merge: run)
+        patch.setattr(launch, "_function", lambda plan, shape, attend, merge: run)
         launch._layout_factory.cache_clear()
         yield sizes
     launch._layout_factory.cache_clear()

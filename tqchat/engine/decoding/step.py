@@ -18,6 +18,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from tqchat import kv
 from tqchat.engine.cache.prompt_cache import PromptCache
 from tqchat.engine.models.token_arrays import token_array
+from tqchat.kv.attention.compiled_step import logits_of
 from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.routing import Route, route_of
 from tqchat.kv.batch import BatchCache
@@ -73,7 +74,7 @@ class Step:
             self.held.drop_unfinished_step()
         if self._logits is None:
             with mx.stream(generation_stream), self.context():
-                self._logits = self.held.model.model(self.tokens[None], cache=self.held.cache)[0]
+                self._logits = logits_of(self.held.model.model, self.tokens[None], self.held.cache)[0]
         return self._logits
 
     @staticmethod

@@ -21,6 +21,7 @@ from mlx_lm.models import base
 
 from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.row_by_row import row_by_row
+from tqchat.kv.attention.traced_layer import TracedLayer
 from tqchat.kv.batch import BatchCache
 from tqchat.kv.cache import SchemeCache, cache_of
 
@@ -103,6 +104,8 @@ class RoutedAttention:
                 return output
         elif isinstance(cache, BatchCache) and cache.is_last_fetch(keys, values):
             return cache.attend(self, queries, scale, mask, sinks)
+        elif isinstance(cache, TracedLayer) and cache.is_last_fetch(keys, values):
+            return cache.attend(queries, scale, mask, sinks)
         if (shared := cache_of(keys, values)) is not None:
             shared.mark_shared()
         return self._original(queries, keys, values, cache, scale, mask, sinks)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
 import mlx.core as mx
 
-from tqchat.kv.kernels.device import SIMD_WIDTH, Launch, kernels, run
+from tqchat.kv.kernels.device import MIN_INPUT_SIZE, SIMD_WIDTH, Launch, kernels, run
 from tqchat.kv.kernels.fixed import fixed_inputs
 from tqchat.kv.kernels.plan import (
     MAX_BLOCKS,
@@ -42,6 +42,27 @@ TARGET_SIMD_GROUPS = 12 * MULTIPROCESSORS
 """Simd groups that occupy a large device; limits the splits of a context."""
 
 
+GRID_STEP = 8
+"""Threadgroups per block of query rows are rounded up to a multiple of this: a step of a model is compiled
+for a number of them, and those beyond the splits end at once.
+"""
+
+
+class Launches(NamedTuple):
+    """Launches for up to so many splits of a context.
+
+    Attributes:
+        attend: Launch over packed, raw and fine tokens.
+        merge: Launch that merges the splits, unless ``attend`` does.
+        run: Both launches as a function of their arrays, in the order of the inputs of
+            ``Plan.attend_spec``; pending tokens are written into the tails among them.
+    """
+
+    attend: Launch
+    merge: Launch | None
+    run: Callable[..., mx.array]
+
+
 class Layout(NamedTuple):
     """Launches of a step, shared by all layers with equal shapes and lengths.
 
@@ -49,17 +70,14 @@ class Layout(NamedTuple):
         sizes: View of the workspace whose strides are the sizes (see ``_LayoutFactory.make``). Kernels get
             strides by value, whereas an array of sizes would have to be computed first.
         splits: Splits of the context.
-        attend: Launch over packed, raw and fine tokens.
-        merge: Launch that merges the splits, unless ``attend`` does.
-        run: Both launches as a function of their arrays, in the order of the inputs of
-            ``Plan.attend_spec``; pending tokens are written into the tails among them.
+        launches: Their launches, which are the same objects for layouts that launch the same.
+        compiled: ``launches.run`` as a compiled function.
     """
 
     sizes: mx.array
     splits: int
-    attend: Launch
-    merge: Launch | None
-    run: Callable[..., mx.array]
+    launches: Launches
+    compiled: Callable[..., mx.array]
 
 
 class StepLauncher:
@@ -156,21 +174,14 @@ class StepLauncher:
         if layout is None:
             return None
         workspace = self.workspace
-        key_fine, value_fine = keys.fine.launch_arrays(workspace), values.fine.launch_arrays(workspace)
         try:
-            # If nothing is packed, arrays of fine tokens take the place of packed ones, which no threadgroup
-            # reads then. Arrays are those of these sides: snapshots have the revision of the side itself.
-            output = layout.run(
+            output = layout.compiled(
                 queries,
                 workspace.before,
                 layout.sizes,
                 *key_tail.launch_arrays(workspace),
                 *value_tail.launch_arrays(workspace),
-                self._fixed,
-                *(keys.packed.launch_arrays(workspace) or key_fine),
-                *key_fine,
-                *(values.packed.launch_arrays(workspace) or value_fine),
-                *value_fine,
+                *self._encoded(keys, values),
             )
         except UnexpectedArrays:
             return None
@@ -180,6 +191,96 @@ class StepLauncher:
         if value_tail.pending is not None:
             value_tail.mark_written(self._launches)
         return output
+
+    def _encoded(self, keys: Side, values: Side) -> tuple[mx.array, ...]:
+        """The inputs that hold what does not change while tokens are appended to the tails.
+
+        If nothing is packed, arrays of fine tokens take the place of packed ones, which no threadgroup reads
+        then. Arrays are those of these sides: snapshots have the revision of the side itself.
+        """
+        workspace = self.workspace
+        key_fine, value_fine = keys.fine.launch_arrays(workspace), values.fine.launch_arrays(workspace)
+        return (
+            self._fixed,
+            *(keys.packed.launch_arrays(workspace) or key_fine),
+            *key_fine,
+            *(values.packed.launch_arrays(workspace) or value_fine),
+            *value_fine,
+        )
+
+    def next_token(self, keys: Side, values: Side) -> NextToken | None:
+        """The launch of attention that appends a token to both sides; ``None`` if there is none.
+
+        The sides have the revisions of the last launch, and a slot for the token.
+        """
+        tails = keys.recent, values.recent
+        layout = self._layouts[tails[self._packs_values].length + 1]
+        if layout is None:
+            return None
+        arrays = [array for tail in tails for array in tail.launch_arrays(self.workspace)]
+        attention = Attention(layout.launches.run, self._scale, self._mask, self._sink_logits)
+        return NextToken(self, attention, layout.sizes, [*arrays, *self._encoded(keys, values)])
+
+    def mark_appended(self, keys: Side, values: Side, output: mx.array) -> None:
+        """Record that the launch of ``next_token`` has run.
+
+        Args:
+            output: Of it, or of a later launch of the workspace.
+        """
+        self.workspace.before = self._launches.output = output
+        for side in (keys, values):
+            side.recent.add_one_written(self._launches)
+
+
+class Attention(NamedTuple):
+    """The launch that appends a token to the tails and attends to all, without its arrays.
+
+    Attributes:
+        run: See ``Launches``.
+        scale, mask, sink_logits: What it attends with (see ``StepLauncher``).
+    """
+
+    run: Callable[..., mx.array]
+    scale: float
+    mask: str | None
+    sink_logits: mx.array | None
+
+    def __call__(
+        self,
+        queries: mx.array,
+        key: mx.array,
+        value: mx.array,
+        before: mx.array,
+        sizes: mx.array,
+        arrays: Sequence[mx.array],
+    ) -> mx.array:
+        """Attention of the token, ``[batch, query_heads, 1, value_dim]``.
+
+        Args:
+            queries: ``[batch, query_heads, 1, key_dim]``.
+            key: ``[batch, heads, 1, key_dim]``; ``value`` likewise.
+            before: What it runs after.
+            sizes, arrays: Those of ``NextToken``, or others of their shapes and dtypes.
+
+        Raises:
+            UnexpectedArrays: if an array does not fit.
+        """
+        key_tail, value_tail, *encoded = arrays
+        return self.run(queries, before, sizes, key_tail, key, value_tail, value, *encoded)
+
+
+class NextToken(NamedTuple):
+    """A layer's launch for the next token.
+
+    Attributes:
+        sizes: See ``Layout``.
+        arrays: The tails, then all that does not change while tokens are appended.
+    """
+
+    launcher: StepLauncher
+    attention: Attention
+    sizes: mx.array
+    arrays: list[mx.array]
 
 
 class _LayoutFactory:
@@ -206,6 +307,7 @@ class _LayoutFactory:
         )
         self.floats = MAX_BLOCKS + self.max_splits * self._partial_floats if plan.single_launch else 0
         self._launches = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(self._make_launches)
+        self._compiled = lru_cache(maxsize=LAYOUT_CACHE_SIZE)(self._compile)
 
     def make(
         self,
@@ -240,6 +342,7 @@ class _LayoutFactory:
         if plan.tensor_cores and alone < packed_splits and steps <= 2 * alone:
             packed_splits = alone
         splits = packed_splits + other_splits
+        threadgroups = min(-(-splits // GRID_STEP) * GRID_STEP, max_splits)
         rooms = list(zip(capacities, starts, strict=True))
         pairs = (
             (sinks, fine),
@@ -253,24 +356,32 @@ class _LayoutFactory:
         return Layout(
             mx.as_strided(workspace_array, [1] * len(strides), strides),
             splits,
-            *self._launches(splits, capacities),
+            self._launches(threadgroups),
+            self._compiled(threadgroups, capacities),
         )
 
-    def _make_launches(
-        self, splits: int, capacities: PerStore
-    ) -> tuple[Launch, Launch | None, Callable[..., mx.array]]:
-        """The launches for so many splits.
+    def _compile(self, threadgroups: int, capacities: PerStore) -> Callable[..., mx.array]:
+        """The launches as a compiled function of their arrays.
+
+        MLX traces it once, and again only for arrays of other shapes or dtypes, which is when these are
+        checked.
 
         Args:
-            capacities: Of the stores; MLX would trace one compiled function for each of them, and search all
-                of these traces at every call.
+            capacities: Of the stores; MLX would trace one function for each of them, and search all of these
+                traces at every call.
         """
+        run = self._launches(threadgroups).run
+        compiled: Callable[..., mx.array] = mx.compile(lambda *arrays: run(*arrays))
+        return compiled
+
+    def _make_launches(self, threadgroups: int) -> Launches:
+        """The launches for up to so many splits."""
         plan = self.plan
         output = self._batch, self._query_heads, self._rows, plan.value.dim
         attend: Launch = {
-            "grid": (splits * plan.simds * SIMD_WIDTH, self._blocks, 1),
+            "grid": (threadgroups * plan.simds * SIMD_WIDTH, self._blocks, 1),
             "threadgroup": (plan.simds * SIMD_WIDTH, 1, 1),
-            "output_shapes": [output if plan.single_launch else (splits * self._partial_floats,)],
+            "output_shapes": [output if plan.single_launch else (threadgroups * self._partial_floats,)],
             "output_dtypes": [plan.queries if plan.single_launch else mx.float32],
         }
         merge: Launch | None = None
@@ -281,7 +392,7 @@ class _LayoutFactory:
                 "output_shapes": [output],
                 "output_dtypes": [plan.queries],
             }
-        return attend, merge, _compiled(plan, self._shape, attend, merge)
+        return Launches(attend, merge, _function(plan, self._shape, attend, merge))
 
 
 _layout_factory = lru_cache(maxsize=64)(_LayoutFactory)
@@ -321,13 +432,10 @@ class UnexpectedArrays(Exception):
     """Queries or tokens do not have the shape and dtype of the launches."""
 
 
-def _compiled(
+def _function(
     plan: Plan, shape: tuple[int, ...], attend: Launch, merge: Launch | None
 ) -> Callable[..., mx.array]:
-    """The launches as a compiled function of their arrays.
-
-    MLX traces it once, and again only for arrays of other shapes or dtypes, which is when these are checked.
-    """
+    """The launches as a function of their arrays."""
     heads = shape[1] // plan.group
     tails = [
         (is_token, side.dim)
@@ -339,7 +447,10 @@ def _compiled(
         if queries.shape != shape or queries.dtype != plan.queries:
             raise UnexpectedArrays
         for array, (is_token, dim) in zip(stored, tails, strict=False):
-            batch, found_heads, tokens, found_dim = array.shape
+            # A view of a tail's memory (see ``flat``) has no shape to check.
+            batch, found_heads, tokens, found_dim = (
+                array.shape if array.ndim > 1 else (shape[0], heads, 0, dim)
+            )
             found = batch, found_heads, found_dim, array.dtype
             if found != (shape[0], heads, dim, plan.storage) or (is_token and tokens != 1):
                 raise UnexpectedArrays
@@ -352,4 +463,9 @@ def _compiled(
             (output,) = run(device_kernels.compiled(plan.merge_spec()), (output, sizes, fixed), merge)
         return output
 
-    return mx.compile(launch)
+    return launch
+
+
+def flat(array: mx.array) -> mx.array:
+    """A view of an array's memory whose shape does not depend on the array's capacity."""
+    return mx.as_strided(array, (MIN_INPUT_SIZE,), (1,))

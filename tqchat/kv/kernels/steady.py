@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+
 import mlx.core as mx
 
-from tqchat.kv.kernels.launch import StepLauncher
+from tqchat.kv.kernels.launch import NextToken, StepLauncher, flat
 from tqchat.kv.storage.placeholders import Placeholders
 from tqchat.kv.storage.side import Side
 from tqchat.kv.storage.threads import thread_key
@@ -32,6 +34,8 @@ class SteadyStep:
         until_due = min(side.tokens_until_due for side in (keys, values))
         self._limit = min(keys.recent.length + until_due - 1, MAX_DEFERRED_TAIL_TOKENS)
         self._before_tail = keys.length - keys.recent.length
+        self._arrays: list[mx.array] = []
+        self._views: list[mx.array] = []
 
     def append(
         self, keys: Side, values: Side, key: mx.array, value: mx.array
@@ -45,13 +49,7 @@ class SteadyStep:
             ``None`` if this is another kind of step; nothing is appended then.
         """
         key_tail, value_tail = keys.recent, values.recent
-        if (
-            key.shape != self._token_shape
-            or keys.revision is not self._key_revision
-            or values.revision is not self._value_revision
-            or key_tail.length >= self._limit
-            or self._thread is not thread_key()
-        ):
+        if key.shape != self._token_shape or not self._is_next(keys, values):
             return None
         # Dtypes and the value's shape are checked where the launch is traced.
         if not key_tail.defer(key):
@@ -59,6 +57,27 @@ class SteadyStep:
         if not value_tail.defer(value):
             values.append(value)
         return self._placeholders.of_length(self._before_tail + key_tail.length)
+
+    def _is_next(self, keys: Side, values: Side) -> bool:
+        return (
+            keys.revision is self._key_revision
+            and values.revision is self._value_revision
+            and keys.recent.length < self._limit
+            and self._thread is thread_key()
+        )
+
+    def next_token(self, keys: Side, values: Side) -> NextToken | None:
+        """The launch of the next step, its arrays as ``flat`` views.
+
+        ``None`` if the step is of another kind, or if tokens must move before it.
+        """
+        has_slots = keys.recent.has_unused_slot and values.recent.has_unused_slot
+        found = self._launcher.next_token(keys, values) if has_slots and self._is_next(keys, values) else None
+        if found is None:
+            return None
+        if not self._arrays or not all(map(operator.is_, found.arrays, self._arrays)):
+            self._arrays, self._views = found.arrays, [flat(array) for array in found.arrays]
+        return found._replace(arrays=self._views)
 
     def attend(
         self,

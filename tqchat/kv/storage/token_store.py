@@ -382,13 +382,26 @@ class Tail(TokenStore):
         Returns:
             Whether its slot is there and was never used, and no other token is pending.
         """
-        slot, slots = self.start + self.length, self._slots
-        if self.pending is not None or slot >= self.capacity or slots.used > slot:
+        if not self.has_unused_slot:
             return False
         self.pending = token
-        self.length += 1
-        slots.used = slot + 1
+        self._count_one()
         return True
+
+    @property
+    def has_unused_slot(self) -> bool:
+        """Whether the slot of the next token is there and was never used, and no token is pending."""
+        slot = self.start + self.length
+        return self.pending is None and slot < self.capacity and self._slots.used <= slot
+
+    def add_one_written(self, writer: TailWriter) -> None:
+        """Record that a launch appends a token in the unused slot."""
+        self._count_one()
+        self.writer = writer
+
+    def _count_one(self) -> None:
+        self.length += 1
+        self._slots.used = self.start + self.length
 
     def _make_room_for(self, token: mx.array) -> None:
         """Grow by at least a token."""
