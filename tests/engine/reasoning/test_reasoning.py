@@ -229,6 +229,10 @@ def test_an_answer_behind_a_thought_may_speak_of_its_marks(tmp_path: Path, opens
         "The mark ◁think▷ is Kimi's.",
         "```xml\n<reasoning id='1'>\nNone.\n</reasoning>\n```",
         "Write:\n```\n</thinking>\n```\nand go on.",
+        "Use the `<think>` tag, then `</think>`.",
+        "Write <think> before it and </think> behind.\n</think>\nis the end.",
+        "The end is `</think>`, as here:\n```\nHm.</think>\n```\nSo.",
+        "An example:\n```xml\n<think>\nHm\n</think>\n```\nSo.",
     ],
 )
 def test_what_is_no_mark_is_text(tmp_path: Path, reply: str, plain: tuple[str, ...]) -> None:
@@ -237,6 +241,26 @@ def test_what_is_no_mark_is_text(tmp_path: Path, reply: str, plain: tuple[str, .
     run_through(stream, format.tokenizer.encode(reply, add_special_tokens=False))
     stream.finish(cut=False)
     assert (stream.reasoning, stream.text) == ("", reply.removeprefix(" "))
+
+
+@pytest.mark.parametrize("special", [(), THINK])
+def test_a_reply_may_think_again_at_the_start_of_a_line(tmp_path: Path, special: tuple[str, ...]) -> None:
+    kind = Kind("", special=special, plain=() if special else THINK)
+    format = tokenizer_of(tmp_path, kind)
+    stream = ReplyStream(format, prompt_of(format))
+    reply = "I shall look.\n\n<think>\nHm.\n</think>\n\nIt is J."
+    run_through(stream, format.tokenizer.encode(reply, add_special_tokens=False))
+    stream.finish(cut=False)
+    assert (stream.reasoning, stream.text.split()) == ("Hm.", ["I", "shall", "look.", "It", "is", "J."])
+
+
+@pytest.mark.parametrize("reply", ["Hm.</think>It is J.", "Hm `x`.\n</think>It is J."])
+def test_a_thought_may_end_within_a_line(tmp_path: Path, reply: str) -> None:
+    format = tokenizer_of(tmp_path, Kind("", plain=THINK))
+    stream = ReplyStream(format, prompt_of(format))
+    run_through(stream, format.tokenizer.encode(reply, add_special_tokens=False))
+    stream.finish(cut=False)
+    assert (stream.reasoning, stream.text) == (reply.partition("</think>")[0].strip(), "It is J.")
 
 
 def test_a_thought_that_the_prompt_has_closed_is_over(tmp_path: Path) -> None:
@@ -371,3 +395,10 @@ def test_run_prints_no_reasoning_whose_end_alone_is_marked(tmp_path: Path) -> No
     assert THOUGHT in said.stderr
     load(tmp_path / "plain", Kind(ANSWER, plain=THINK))
     assert run(ASKED[0].content, "--model", str(tmp_path / "plain"), home=tmp_path).stdout == ANSWER + "\n"
+
+
+def test_run_prints_the_whole_of_a_reply_that_speaks_of_the_marks(tmp_path: Path) -> None:
+    kind = Kind("Use the `<think>` tag: all up to `</think>` is hidden.", plain=THINK)
+    load(tmp_path / "model", kind)
+    said = run(ASKED[0].content, "--model", str(tmp_path / "model"), home=tmp_path)
+    assert (said.returncode, said.stdout) == (0, kind.reply + "\n"), said.stderr

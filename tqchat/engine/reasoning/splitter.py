@@ -48,27 +48,33 @@ class _Rule:
 
 
 class _AnswerSoFar:
-    """Context of a possible closing mark at the end of an answer, updated with each piece.
+    """Context of a possible mark at the end of an answer, updated with each piece.
 
     Attributes:
         at_line_start: Whether only spaces precede on its line.
-        in_code: Whether a code fence is open.
+        in_code: Whether a code fence, or code within the line, is open.
         opened: The opening marks that occur in it.
     """
 
     def __init__(self, openings: Sequence[str]) -> None:
-        self.at_line_start, self.in_code = True, False
+        self.at_line_start = True
+        self._in_fence = self._in_line_code = False
         self.opened: frozenset[str] = frozenset()
         self._openings = openings
         self._overlap = max(map(len, openings), default=1) - 1
         self._end = self._backticks = ""
 
+    @property
+    def in_code(self) -> bool:
+        return self._in_fence or self._in_line_code
+
     def add(self, text: str) -> None:
         """Add text to the end."""
         _, line_break, line = text.rpartition("\n")
         self.at_line_start = (bool(line_break) or self.at_line_start) and not line.strip(" ")
+        self._in_line_code = (self._in_line_code and not line_break) != (line.count("`") % 2 == 1)
         code = self._backticks + text
-        self.in_code ^= code.count("```") % 2 == 1
+        self._in_fence ^= code.count("```") % 2 == 1
         self._backticks = "`" * ((len(code) - len(code.rstrip("`"))) % 3)
         joined = self._end + text
         self.opened |= {opening for opening in self._openings if opening in joined}
@@ -84,9 +90,10 @@ class _AnswerSoFar:
 class Splitter:
     """A state machine over the text of one reply. Marks are not emitted; partial ones are held back.
 
-    Marks made of control tokens count everywhere. Marks of ordinary text count only where text is unlikely:
-    an opening one at the beginning of the reply, a closing one inside the reasoning that it closes or, if
-    nothing was opened, at the beginning of a line.
+    Marks made of special tokens count everywhere, other marks only where text is unlikely: an opening one at
+    the beginning of the reply or, if it is one token, of a line outside code; a closing one inside the
+    reasoning that it closes or, if nothing was opened or spoken of, at the beginning of a line or, if it is
+    one token, outside code.
 
     A message whose header begins with ``call_mark`` is a call of a tool: part of the answer, header included.
 
@@ -117,6 +124,8 @@ class Splitter:
         self._by_control: list[_Rule] = []
         self._openings: dict[str, str] = {}
         self._closings: dict[str, str] = {}
+        self._opening_of: dict[str, str] = {}
+        """Openings, as an answer has them, by closing mark: those of text and of ``_tags``."""
         self._tags: dict[str, str] = {}
         """Marks that are one token that text has too, and that text."""
         self._wrappers = {
@@ -128,7 +137,7 @@ class Splitter:
             self._learn_channels(marks.channels)
         for stop in stop_texts:
             self._by_control.append(_Rule(controls.text(stop), self._stop, True))
-        self._so_far = _AnswerSoFar(tuple(self._closings.values()))
+        self._so_far = _AnswerSoFar(tuple(self._opening_of.values()))
         every = [rule.mark for rule in self._by_control]
         every += [*self._openings, *self._closings, *self._wrappers, *self._wrappers.values()]
         self._first = re.compile(f"[{re.escape(''.join({mark[0] for mark in every}))}]")
@@ -214,6 +223,8 @@ class Splitter:
             self._by_control.append(_Rule(closing, self._close, True))
         else:
             self._closings[closing] = opening
+        if closing in self._closings or closing in self._tags:
+            self._opening_of[closing] = self._spelled(opening)
 
     def _learn_channels(self, channels: Channels) -> None:
         text = self._controls.text
@@ -302,18 +313,16 @@ class Splitter:
         return best
 
     def _counts(self, rule: _Rule, at: int) -> bool:
-        """Whether a mark at ``at`` counts.
-
-        A lone closing one does only at the start of a line outside code, and so does one in an answer behind
-        a thought, which may speak of the mark.
-        """
-        if rule.mark in self._tags and self.has_thought and self._state == "answer":
-            said = self._so_far.followed_by(self._buffer[:at])
-            return said.at_line_start and not said.in_code
-        if rule.act != self._close_alone:
+        """Whether a mark at ``at`` counts: in an answer, text may speak of it."""
+        is_token = rule.mark in self._tags
+        if rule.act != self._close_alone and not (is_token and self._state == "answer"):
             return True
-        said = self._so_far.followed_by(self._held_space + self._buffer[:at])
-        return said.at_line_start and not said.in_code and self._closings[rule.mark] not in said.opened
+        said = self._so_far.followed_by(self._spelled(self._held_space + self._buffer[:at]))
+        if said.in_code:
+            return False
+        if self.has_thought or rule.act == self._open:
+            return said.at_line_start
+        return (said.at_line_start or is_token) and self._opening_of[rule.mark] not in said.opened
 
     def _mark_begun_at(self, text: str) -> int:
         """Index from which the end of the text may be a partial mark; its length if none."""
@@ -345,9 +354,8 @@ class Splitter:
         self._emit(text)
 
     def _emit(self, text: str) -> None:
-        if self._state == "answer" and self.has_thought:
-            for mark, spelled in self._tags.items():
-                text = text.replace(mark, spelled)
+        if self._state == "answer":
+            text = self._spelled(text)
         text = without_controls(text)
         if self._state == "reasoning":
             # White space is held back until text follows, so that none remains before a closing mark.
@@ -370,6 +378,12 @@ class Splitter:
             self._answer.append(text)
             self._so_far.add(text)
             self._spans.append(Span("answer", text))
+
+    def _spelled(self, text: str) -> str:
+        """Text with the tokens that text has too as they are written."""
+        for mark, written in self._tags.items():
+            text = text.replace(mark, written)
+        return text
 
     def _take(self) -> list[Span]:
         """The spans since the last call, neighbours of the same part joined."""
@@ -412,7 +426,7 @@ class Splitter:
 
     def _end_message(self, mark: str) -> None:
         self._state, self._held_space, self._separate = "between", "", True
-        self._so_far = _AnswerSoFar(tuple(self._closings.values()))
+        self._so_far = _AnswerSoFar(tuple(self._opening_of.values()))
         self._wrapper = self._wrappers.get(mark, self._wrapper)
 
     def _begin_header(self, mark: str) -> None:
