@@ -138,3 +138,52 @@ async def test_speed_makes_room_for_a_sentence_and_the_context_stays(open_app: O
         ui.engine.emit(events.Opened(shown, 0, 0.1, reason, tokens=3421))
         await ui.until(lambda: reason in ui.said("#status") and "context 3,421" in ui.said("#status"))
         assert "tok/s" not in ui.said("#status")
+
+
+async def test_a_sentence_that_does_not_fit_beside_the_context_is_wrapped(open_app: OpenApp) -> None:
+    async with open_app((60, 24)) as ui:
+        await ui.turn("Hello", "Hi.")
+        shown = ui.app.chat.shown.id
+        assert shown is not None
+        reason = "No cache was saved for this conversation; 3,421 tokens are read again with the next one."
+        ui.engine.emit(events.Opened(shown, 0, 0.1, reason, tokens=3421))
+        await ui.shows("context 3,421")
+        rows = ui.text().splitlines()
+        await ui.until(lambda: reason in " ".join(ui.text().split()))
+        assert "context 3,421" in rows[-2] and "F1 help" in rows[-1]
+
+
+async def test_a_long_sentence_without_a_context_leaves_no_empty_row(open_app: OpenApp) -> None:
+    async with open_app((60, 24)) as ui:
+        ui.app.chat.shown.read_only = (
+            "This conversation is open in another tqchat, which has to be closed first."
+        )
+        await ui.pilot.press("f3")
+        ui.app.chat.view.figures_changed()
+        await ui.until(lambda: "closed first." in ui.text().splitlines()[-2])
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+async def test_a_narrow_terminal_names_the_key_that_shows_why_auto_chose(
+    open_app: OpenApp, columns: int
+) -> None:
+    async with open_app((columns, 24), settings=Settings(theme="tqchat-dark", scheme="auto")) as ui:
+        await ui.turn("Hello", "Hi.")
+        choice = ui.app.chat.schemes.auto_choice
+        await ui.shows(f"^K says why auto chose {choice.scheme}.")
+        await ui.pilot.press("ctrl+k")
+        await ui.until(lambda: choice.reason in " ".join(ui.text().replace("│", " ").split()))
+
+
+async def test_the_longest_sentence_on_a_scheme_change_is_whole_in_a_narrow_terminal(
+    open_app: OpenApp,
+) -> None:
+    sentence = (
+        "Converted 12,345 tokens from turbo4v2 to affine8 in 12 s: 123 MB → 234 MB. History keeps its "
+        "earlier rounding: 12,345 tokens, keys at 4 bits, values at 2 bits, rounded up to 12 times. "
+        "/scheme undo returns to turbo4v2 by re-reading."
+    )
+    async with open_app((60, 24)) as ui:
+        await ui.turn("Hello", "Hi.")
+        ui.app.parts.screen.say(sentence)
+        await ui.until(lambda: sentence in " ".join(ui.text().split()))

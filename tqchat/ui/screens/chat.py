@@ -335,8 +335,9 @@ class ChatScreen(Screen[None]):
         self.query_one(Welcome).show(chat, self._keys.label, self._first_run)
         self._draw_fork(chat.shown.fork)
         reply = self.query_one(ChatLog).reply
-        if reply is not None and chat.turns.shown_reply and chat.turns.shown_reply.is_empty:
-            reply.wait_for(doing(chat, self._keys.label))
+        now = doing(chat, self._keys.label)
+        if reply is not None and now and chat.turns.shown_reply and chat.turns.shown_reply.is_empty:
+            reply.wait_for(now)
 
     def _draw_fork(self, fork: Fork | None) -> None:
         """Fade messages that the next message replaces or branches off from, and say so at the prompt."""

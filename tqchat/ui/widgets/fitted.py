@@ -12,13 +12,13 @@ from textual.visual import RenderOptions, Visual
 
 
 class Fitted(Visual):
-    """``lines`` lines of text that ``fit`` lays out for a width in cells.
+    """Text that ``fit`` lays out for a width in cells, in ``lines`` lines; ``None``: as many as that gives.
 
     A hidden widget has no width, and Textual does not report every change of it
     to a widget that is shown again, so that laying out in advance can be wrong.
     """
 
-    def __init__(self, lines: int, fit: Callable[[int], Content]) -> None:
+    def __init__(self, lines: int | None, fit: Callable[[int], Content]) -> None:
         self.lines, self.fit = lines, fit
 
     def render_strips(
@@ -32,5 +32,5 @@ class Fitted(Visual):
         return container_width
 
     def get_height(self, rules: RulesMap, width: int) -> int:
-        """Lines, whatever the width."""
-        return self.lines
+        """Number of lines."""
+        return self.fit(width).get_height(rules, width) if self.lines is None else self.lines

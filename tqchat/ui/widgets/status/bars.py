@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 from rich.cells import cell_len
 from textual.content import Content
@@ -21,42 +22,59 @@ from tqchat.ui.widgets.fitted import Fitted
 from tqchat.ui.widgets.gauge.drawing import bar
 
 
-def _justified(left: Content, rights: Sequence[Content], width: int, urgent: bool = False) -> Content:
-    """Left- and right-aligned text on one line; the left one is truncated, unless it is urgent.
+def _justified(left: Content, right: Content, width: int) -> Content:
+    """Left- and right-aligned text on one line; the left one is truncated."""
+    available = width - right.cell_length - 2
+    if available < 8:
+        return left.truncate(width, ellipsis=True)
+    return _beside(left.truncate(available, ellipsis=True), right, width)
+
+
+def _wrapped(lefts: Sequence[Content], rights: Sequence[Content], width: int, urgent: bool) -> Content:
+    """Left- and right-aligned text on one line if they fit, else on several.
 
     Args:
-        rights: The same text, shorter each time: the longest that leaves room for the left one is used.
+        lefts, rights: The same text, shorter each time: the longest that fit on one line are used.
+        urgent: Whether the right text is left out rather than given a line of its own.
     """
-    fitting = (one for one in rights if left.cell_length + one.cell_length + 2 <= width)
-    right = next(fitting, rights[-1])
-    available = width - right.cell_length - 2
-    if available < 8 or (urgent and available < left.cell_length):
-        return left.truncate(width, ellipsis=True)
-    left = left.truncate(available, ellipsis=True)
+    for left, right in product(lefts, rights):
+        if _fits(left, right, width):
+            return _beside(left, right, width)
+    *lines, last = lefts[-1].wrap(max(width, 1))
+    right = next((one for one in rights if _fits(last, one, width)), Content())
+    lines.append(_beside(last, right, width))
+    if rights[-1] and not (right or urgent):
+        lines.append(_beside(Content(), rights[-1].truncate(width, ellipsis=True), width))
+    return Content("\n").join(lines)
+
+
+def _fits(left: Content, right: Content, width: int) -> bool:
+    return left.cell_length + (right.cell_length + 2 if right else 0) <= width
+
+
+def _beside(left: Content, right: Content, width: int) -> Content:
     return Content.assemble(left, " " * (width - left.cell_length - right.cell_length), right)
 
 
-class _Line(Static):
-    """One line laid out for the width at which it is drawn."""
+class _Bar(Static):
+    """Text that is laid out for the width at which it is drawn."""
 
     def __init__(self, id: str) -> None:
         super().__init__("", id=id, markup=False)
-        self._left = self._right = Content("")
+        self._texts: list[Content] = []
 
-    def put(self, left: Content, *rights: Content, urgent: bool = False) -> None:
-        """Show a text at the left, and the first at the right that fits beside it, else the last.
-
-        If that does not fit either, an ``urgent`` left one takes the whole line.
-        """
-        if not (left.is_same(self._left) and rights[0].is_same(self._right)):
-            self._left, self._right = left, rights[0]
-            self.update(Fitted(1, lambda width: _justified(left, rights, width, urgent)))
+    def put(self, texts: list[Content], lines: int | None, fit: Callable[[int], Content]) -> None:
+        """Show texts by ``fit``, if they have changed."""
+        if len(texts) == len(self._texts) and all(map(Content.is_same, texts, self._texts)):
+            return
+        self._texts = texts
+        self.update(Fitted(lines, fit))
 
 
 SEPARATOR = " · "
 
 
-class TopBar(_Line):
+class TopBar(_Bar):
     """Title, model and scheme."""
 
     def __init__(self) -> None:
@@ -66,17 +84,16 @@ class TopBar(_Line):
         """Show the open conversation."""
         title = one_line(chat.shown.conversation.title) if chat.shown.conversation else UNTITLED
         model = one_line(chat.models.label(chat.shown.adapter)) or "no model"
-        self.put(
-            Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold")),
-            Content.assemble((model, ""), (SEPARATOR, "$quiet"), (chat.schemes.label, "$accent")),
-        )
+        left = Content.assemble(("tqchat", "bold $accent"), ("  ", ""), (title, "bold"))
+        right = Content.assemble((model, ""), (SEPARATOR, "$quiet"), (chat.schemes.label, "$accent"))
+        self.put([left, right], 1, lambda width: _justified(left, right, width))
 
     async def on_click(self, event: Click) -> None:
         """Open the picker of the model or scheme clicked on; at the left end, show or fold the list."""
         if event.get_content_offset_capture(self).x < len("tqchat"):
             await self.run_action("app.act('toggle_list')")
             return
-        model, _, scheme = self._right.plain.partition(SEPARATOR)
+        model, _, scheme = "".join(text.plain for text in self._texts[1:]).partition(SEPARATOR)
         from_right = self.size.width - event.get_content_offset_capture(self).x
         if from_right <= len(scheme):
             await self.run_action("app.act('scheme')")
@@ -84,8 +101,11 @@ class TopBar(_Line):
             await self.run_action("app.act('model')")
 
 
-class StatusLine(_Line):
-    """Current activity on the left; context use, speed and the reasoning switch on the right."""
+class StatusLine(_Bar):
+    """Current activity on the left; context use, speed and the reasoning switch on the right.
+
+    One line high, or as many as a sentence needs.
+    """
 
     def __init__(self, key: Callable[[str], str]) -> None:
         super().__init__("status")
@@ -112,11 +132,12 @@ class StatusLine(_Line):
             ]
         models = chat.models
         urgent = models.loading is not None or models.current is None or chat.turns.shown_reply is not None
-        self.put(doing(chat, self._key), *rights, urgent=urgent)
+        lefts = [now] if (now := doing(chat, self._key)) is not None else _ready(chat, self._key)
+        self.put([*lefts, *rights], None, lambda width: _wrapped(lefts, rights, width, urgent))
 
 
-def doing(chat: Controller, key: Callable[[str], str]) -> Content:
-    """The most important current status. ``key`` maps an action to its key's name."""
+def doing(chat: Controller, key: Callable[[str], str]) -> Content | None:
+    """The most important current status, ``None`` without one. ``key`` maps an action to its key's name."""
     loading = chat.models.loading
     if chat.turns.shown_reply is not None:
         return _answering(chat)
@@ -160,9 +181,17 @@ def doing(chat: Controller, key: Callable[[str], str]) -> Content:
         return Content.assemble(("Not answered.", "$warning"), (answers, "$quiet"))
     if restored:
         return Content.styled(restored, "$quiet")
+    return None
+
+
+def _ready(chat: Controller, key: Callable[[str], str]) -> list[Content]:
+    """That nothing is going on, shorter each time."""
+    texts = ["Ready."]
     if chat.schemes.chosen == AUTO:
-        return Content.styled(f"Ready. auto chose {chat.schemes.auto_choice.reason}", "$quiet")
-    return Content.styled("Ready.", "$quiet")
+        choice = chat.schemes.auto_choice
+        short = f"{key('scheme')} says why auto chose {choice.scheme}."
+        texts = [f"Ready. auto chose {choice.reason}", f"Ready. {short}", short]
+    return [Content.styled(text, "$quiet") for text in texts]
 
 
 def _answering(chat: Controller) -> Content:
