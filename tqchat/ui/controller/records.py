@@ -153,12 +153,18 @@ class Fork:
 
 @dataclass(frozen=True)
 class PendingScheme:
-    """A scheme change that starts when the engine is free; ``before`` is the scheme until it is done."""
+    """A scheme change that starts when the engine is free.
+
+    Attributes:
+        before: The scheme until it is done, and after a failure or a stop.
+        within_auto: Whether the conversation's setting is ``auto`` before and after.
+    """
 
     conversation_id: str
     scheme: str
     reread: bool
     before: str
+    within_auto: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from tests.ui.controller.rig import Rig, turn
 from tests.ui.scripted import report
 from tqchat.engine import commands, events
@@ -215,3 +217,45 @@ def test_a_failed_conversion_does_not_name_a_later_change_by_the_engine(rig: Rig
         )
     )
     assert rig.chat.schemes.chosen == "turbo2"
+
+
+@pytest.mark.parametrize("change", ["opened again", "asked for again", "settings", "model"])
+def test_auto_keeps_a_scheme_whose_conversion_was_stopped_until_something_changes(
+    rig: Rig, change: str
+) -> None:
+    rig.chat.schemes.set("auto")
+    turn(rig, "Hello", "Hi.")
+    one = rig.chat.shown.id
+    assert one is not None
+    rig.engine.restored = events.Opened(one, 900, 0.1, scheme="turbo2")
+    rig.engine.converts = False
+
+    def open_again() -> None:
+        rig.chat.shown.new()
+        rig.chat.work.open_id = None
+        rig.chat.shown.open(one)
+
+    open_again()
+    assert isinstance(rig.engine.commands[-1], commands.SetScheme)
+    assert rig.chat.turns.stop() and rig.engine.stops == 1
+    rig.engine.emit(events.Failed(one, "Stopped."))
+    assert rig.database.conversation(one).scheme == rig.chat.schemes.chosen == "auto"
+    assert rig.chat.schemes.label == "auto: turbo2"
+    assert UNMEASURED in rig.chat.schemes.auto_choice.reason
+    turn(rig, "More", "Yes.")
+    assert rig.engine.sent()[-1].scheme == "turbo2"
+
+    if change == "opened again":
+        open_again()
+    elif change == "asked for again":
+        rig.chat.schemes.set("auto")
+    elif change == "settings":
+        rig.chat.use_defaults("turbo4", None, commands.Sampling())
+    else:
+        rig.engine.ready()
+    assert rig.chat.schemes.resolve(one, "auto") == UNMEASURED
+    if change in ("opened again", "asked for again"):
+        last = rig.engine.commands[-1]
+        assert isinstance(last, commands.SetScheme) and last.scheme == UNMEASURED
+        rig.engine.emit(events.Failed(one, "Stopped."))
+        assert rig.chat.schemes.label == "auto: turbo2"

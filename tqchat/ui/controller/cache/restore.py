@@ -43,6 +43,7 @@ class CacheRestore:
         if self._work.open_id == conversation.id:
             return
         self._work.open_id = conversation.id
+        self._schemes.is_opened(conversation.id)
         turns = for_engine(messages, conversation.system_prompt)
         scheme = self._schemes.resolve(conversation.id, self._schemes.of(conversation))
         self._engine.submit(

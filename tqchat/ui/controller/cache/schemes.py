@@ -46,6 +46,8 @@ class SchemeChanges:
         self._shown, self._models, self._work, self._caches = shown, models, work, caches
         self._thinking = thinking
         self._auto_choices: dict[str, SchemeChoice] = {}
+        self._kept: dict[str, SchemeChoice] = {}
+        """What ``auto`` stands for instead, by conversation, after its conversion failed or was stopped."""
         self._pending: dict[str, PendingScheme] = {}
         self._converting: PendingScheme | None = None
         self.progress: events.ConversionProgress | None = None
@@ -88,7 +90,7 @@ class SchemeChanges:
 
     def _auto_choice(self, conversation_id: str) -> SchemeChoice:
         """A conversation keeps its choice until another model is loaded or the settings change."""
-        found = self._auto_choices.get(conversation_id)
+        found = self._kept.get(conversation_id) or self._auto_choices.get(conversation_id)
         if found is None:
             budget = self._models.memory_budget
             found = choose_for_model(self._models.current, self._models.profile, budget=budget)
@@ -112,14 +114,19 @@ class SchemeChanges:
 
     def _ask(self, conversation: Conversation, scheme: str, reread: bool) -> None:
         """Ask for a change, which replaces one that is pending."""
-        before = self.of(conversation)
-        differs = self.resolve(conversation.id, scheme) != self.in_force
+        before, in_force = self.of(conversation), self.in_force
+        if scheme == AUTO:
+            self._kept.pop(conversation.id, None)
+        differs = self.resolve(conversation.id, scheme) != in_force
+        within_auto = differs and before == scheme == AUTO
         converting = self._converting is not None and self._converting.conversation_id == conversation.id
         self._database.set_scheme(conversation.id, scheme)
         self._shown.reread()
         self._pending.pop(conversation.id, None)
         if self._caches.exists and (differs or reread or converting):
-            self._pending[conversation.id] = PendingScheme(conversation.id, scheme, reread, before)
+            self._pending[conversation.id] = PendingScheme(
+                conversation.id, scheme, reread, in_force if within_auto else before, within_auto
+            )
             self._work.start_next()
             if conversation.id in self._pending:
                 self._view.say(f"Changes to {scheme} {self._when(conversation.id)}.")
@@ -170,8 +177,13 @@ class SchemeChanges:
         """
         conversation = self._database.conversation(event.conversation_id)
         if event.scheme and self.resolve(conversation.id, self.of(conversation)) != event.scheme:
-            change = PendingScheme(conversation.id, conversation.scheme, False, event.scheme)
+            scheme = conversation.scheme
+            change = PendingScheme(conversation.id, scheme, False, event.scheme, scheme == AUTO)
             self._pending.setdefault(conversation.id, change)
+
+    def is_opened(self, conversation_id: str) -> None:
+        """A conversation is about to be opened in the engine: ``auto`` may try its choice again."""
+        self._kept.pop(conversation_id, None)
 
     def forget(self, conversation_id: str) -> None:
         """Forget a conversation's changes: it was deleted."""
@@ -180,11 +192,21 @@ class SchemeChanges:
             self._converting = None
 
     def failed(self, conversation_id: str) -> None:
-        """The engine has failed on a conversation: a change under way does not happen."""
+        """The engine has failed on a conversation, or was stopped: a change under way does not happen.
+
+        One that ``auto`` wanted is not tried again until the conversation is opened again, or something
+        changes that ``auto`` depends on.
+        """
         if (change := self._converting) is None or change.conversation_id != conversation_id:
             return
         self._converting = None
-        if conversation_id not in self._pending:
+        if conversation_id in self._pending:
+            return
+        if change.within_auto:
+            wanted = self.resolve(conversation_id, AUTO)
+            why = f"{change.before}: kept, because the change to {wanted} was not completed."
+            self._kept[conversation_id] = SchemeChoice(change.before, why)
+        else:
             self._database.set_scheme(conversation_id, change.before)
             self._shown.reread()
 
@@ -212,7 +234,8 @@ class SchemeChanges:
     def forget_auto_choices(self) -> None:
         """Resolve ``auto`` again: the settings have changed."""
         self._auto_choices.clear()
+        self._kept.clear()
 
     def model_changed(self) -> None:
         """Resolve ``auto`` again, and offer no undo: the caches of the previous model are gone."""
-        self._auto_choices, self.previous = {}, {}
+        self._auto_choices, self._kept, self.previous = {}, {}, {}
