@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import builtins
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pexpect
 import pytest
 
 from tests.cli.test_cli import Captured, fails
 from tqchat.cli import main
 from tqchat.commands.completion import SHELLS
+from tqchat.paths import Paths
+from tqchat.store.database import Database
 
 pytest.importorskip("shtab")
 
@@ -46,6 +50,69 @@ def test_bash_completes_commands_options_and_files(tmp_path: Path) -> None:
     assert completed(script, tmp_path, "run", "--scheme", "a") == {"auto", "affine8", "affine4"}
     assert completed(script, tmp_path, "lab", "eval", "--json", "no") == {"notes.json"}
     assert completed(script, tmp_path, "import", "no") == {"notes.json"}
+
+
+INTERACTIVE = {
+    "bash": ("bash", "--norc", "-i"),
+    "zsh": ("zsh", "-f", "-i"),
+    "fish": ("fish", "--no-config", "-i"),
+}
+LOADS = {
+    "bash": "source {0}",
+    "zsh": "autoload -Uz compinit; compinit -u -D; source {0}; compdef _shtab_tqchat tqchat",
+    "fish": "source {0}",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_tab_completes_conversations_models_and_attached_files(
+    tmp_path: Path, paths: Paths, shell: str
+) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"this system has no {shell}")
+    with Database(paths.database) as database:
+        # Another, so that the id is not the only candidate.
+        ids = [database.create(f"Foxes: {number}", None, "turbo4").id[:8] for number in range(2)]
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "b c.md").touch()
+    (tmp_path / "hub" / "models--org--small-4bit").mkdir(parents=True)
+    script = tmp_path / "script"
+    made = [sys.executable, "-m", "tqchat", "completion", shell]
+    script.write_text(subprocess.run(made, capture_output=True, text=True, check=True).stdout)
+    program = tmp_path / "bin" / "tqchat"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = ls ] && exec {sys.executable} -m tqchat ls\nprintf "<%s>" "$@" "end"; echo\n'
+    )
+    program.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HOME": str(tmp_path),
+        "TERM": "xterm",
+    }
+    program_, *arguments = INTERACTIVE[shell]
+    terminal = pexpect.spawn(
+        program_, arguments, env=environment, cwd=str(tmp_path), dimensions=(40, 160), timeout=30
+    )
+    terminal.sendline(LOADS[shell].format(script) + "; echo rea''dy")
+    terminal.expect("ready")
+    for line, words in (
+        (f"show {ids[1][:6]}", ["show", ids[1]]),
+        (f"rm {ids[0]} {ids[1][:6]}", ["rm", *ids]),
+        ("run --draft pro", ["run", "--draft", "prompt"]),
+        ("--draft org", ["--draft", "org/small-4bit"]),
+        ("--model org", ["--model", "org/small-4bit"]),
+        ("run What is in @no", ["run", "What", "is", "in", "@notes.txt"]),
+        ("run What is in @do\tb", ["run", "What", "is", "in", "@docs/b c.md"]),
+        ("run What is no", ["run", "What", "is", "no"]),
+    ):
+        terminal.send(f"tqchat {line}\t")
+        terminal.send("\r")
+        terminal.expect_exact("".join(f"<{word}>" for word in [*words, "end"]))
+    terminal.close(force=True)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
