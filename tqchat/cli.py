@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqchat import __version__, terminal
 from tqchat.commands import lab
@@ -25,6 +26,9 @@ from tqchat.commands.servers.api_options import add_options as add_api_options
 from tqchat.errors import TqchatError
 from tqchat.paths import NoCurrentFolder
 from tqchat.text import one_line
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _ID_HELP = "id of the conversation, or a unique prefix of it"
 _EPILOG = """\
@@ -90,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     written = list(sys.argv[1:] if arguments is None else arguments)
     completed = _with_command(parser, written)
-    options = parser.parse_args(completed)
-    options.without_command = completed != written
     try:
+        options = parser.parse_args(completed)
+        options.without_command = completed != written
         _check_current_folder()
         code = _dispatch(options)
         sys.stdout.flush()
@@ -120,14 +124,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno in _NO_ACCESS and error.filename is not None:
             _print_error(f"{error.filename} cannot be used ({(error.strerror or str(error)).lower()}).")
             return EXIT_FAILED
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not is_full and error.errno not in (errno.EIO, errno.EFBIG):
             raise
         _discard_output()
-        _print_error(
-            f"Writing failed ({(error.strerror or str(error)).lower()}); free some space and try again."
-        )
+        advice = "; free some space and try again" if is_full else ""
+        _print_error(f"Writing failed ({(error.strerror or str(error)).lower()}){advice}.")
         return EXIT_FAILED
     return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not hide that its help could not be written."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        if file is not sys.stdout:
+            super()._print_message(message, file)
+        elif message:
+            print(message, end="", flush=True)
 
 
 def _check_current_folder() -> None:
@@ -143,7 +157,7 @@ def _check_current_folder() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="tqchat",
         description="Chat with a local model over a compressed KV cache. Without a command, the app opens.",
         epilog=_EPILOG,

@@ -164,15 +164,27 @@ def test_closed_standard_streams_are_no_error(paths: Paths) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("command", ["locate", "--help", "--version", "models pull --help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_output_to_a_full_disk_is_reported() -> None:
+def test_output_to_a_full_disk_is_reported(command: str, unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    program = [sys.executable, "-m", "tqchat", *command.split()]
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "tqchat", "locate"], stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        result = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert result.returncode == 1
     assert result.stderr.startswith("tqchat: Writing failed (no space left")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["locate", "--help", "--version", "models pull --help"])
+def test_output_that_nobody_reads_ends_in_silence(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "tqchat", *command.split()]
+    result = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 @pytest.mark.parametrize(
