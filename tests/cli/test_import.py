@@ -252,6 +252,53 @@ def test_an_export_as_markdown_comes_back(
             ]
 
 
+EXPORTED = "# Owls\n\n*2026-01-02 10:00, starter*\n\n## You\n\nHi\n\n## starter\n\nHello"
+HEADINGS = [
+    "## You\n\nsaid it.\n\n## Assistant\n\nYes.",
+    "##  Two spaces\n\n##   You\n#  One\n##\tYou\n##\n##No\n### You",
+    "# You\n\n**You:** Hi\n\nYou: Hi",
+    f"It was:\n\n---\n\n{EXPORTED}",
+    f"It was:\n\n```\n\n---\n\n{EXPORTED}\n```\n\n## You",
+    "1. A list\n\n   ```\n   ## You\n   ```\n\n## claude",
+]
+
+
+@pytest.mark.parametrize("title", ["Foxes", "You", "Claude or Llama", "## You"])
+def test_headings_within_messages_of_an_export_begin_no_message(
+    capsys: Captured, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, title: str
+) -> None:
+    for number in range(2):
+        name = f"{title} {number}" if number else title
+        talk = database.create(name, "a/model", "auto", system_prompt=HEADINGS[0])
+        for text in HEADINGS:
+            database.add_message(talk.id, "user", text)
+            database.add_message(talk.id, "assistant", text, model="starter")
+    file = tmp_path / "all.md"
+    assert main(["export", "--all", "-o", str(file)]) == 0
+    assert "\n##  You\n\nsaid it.\n\n##  Assistant\n" in file.read_text()
+    monkeypatch.setenv("TQCHAT_HOME", str(tmp_path / "other"))
+    assert "2 imported" in imports(capsys, str(file))
+    with Database(tmp_path / "other" / "data" / "tqchat.db") as other:
+        assert {one.title for one in other.conversations()} == {title, f"{title} 1"}
+        for one in other.conversations():
+            assert one.system_prompt == HEADINGS[0]
+            said = [(message.role, message.content) for message in other.messages(one.id)]
+            assert said == [(role, text) for text in HEADINGS for role in ("user", "assistant")]
+
+
+def test_an_export_of_an_earlier_version_is_imported(
+    capsys: Captured, database: Database, tmp_path: Path
+) -> None:
+    file = tmp_path / "old.md"
+    file.write_text(
+        "# Foxes\n\n*2026-01-02 10:00, a/model*\n\n## You\n\nHi\n\n## a/model\n\n## Two words\n\nRed.\n"
+        f"\n---\n\n{EXPORTED}\n"
+    )
+    assert "2 imported" in imports(capsys, str(file))
+    said = {one.title: [m.content for m in database.messages(one.id)] for one in database.conversations()}
+    assert said == {"Foxes": ["Hi", "## Two words\n\nRed."], "Owls": ["Hi", "Hello"]}
+
+
 def test_markdown_from_a_pipe_and_from_a_file_of_another_name(
     capsys: Captured, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 from tqchat.store.database import ConversationInUse, Database
 from tqchat.store.import_parser import FORMAT, VERSION, ParsedConversation, read_conversations
+from tqchat.store.imports.markdown import with_spaced_headings
 from tqchat.store.records import Conversation, Message
 from tqchat.store.rows import (
     CONVERSATION_COLUMNS,
@@ -73,8 +74,8 @@ def as_json(conversations: Iterable[tuple[Conversation, Sequence[Message]]]) -> 
 
 
 def to_markdown(database: Database, conversation: Conversation) -> str:
-    """Export a conversation's shown branch as Markdown. Message contents are not escaped,
-    but a code block that one leaves open is closed.
+    """Export a conversation's shown branch as Markdown. Message contents are not escaped, but a code block
+    that one leaves open is closed, and headings get a second space.
 
     Raises:
         UnknownConversation: if it was deleted meanwhile.
@@ -86,15 +87,19 @@ def to_markdown(database: Database, conversation: Conversation) -> str:
     facts = [_format_time(conversation.created_at), *([conversation.model] if conversation.model else [])]
     parts = [f"# {one_line(conversation.title) or UNTITLED}", f"*{one_line(', '.join(facts))}*"]
     if conversation.system_prompt:
-        parts += ["## System", with_closed_fence(conversation.system_prompt.strip("\n"))]
+        parts += ["## System", _content(conversation.system_prompt)]
     for message in shown:
         name = {"user": "You", "system": "System"}.get(message.role) or one_line(message.model or "Assistant")
         note = "" if message.status == "complete" else f" ({message.status})"
-        parts += [f"## {name}{note}", with_closed_fence(message.content.strip("\n"))]
+        parts += [f"## {name}{note}", _content(message.content)]
     if hidden:
         others = f"{hidden} more message{'' if hidden == 1 else 's'}"
         parts.append(f"*{others} on other branches; export as JSON to keep them.*")
     return "\n\n".join(parts) + "\n"
+
+
+def _content(text: str) -> str:
+    return with_spaced_headings(with_closed_fence(text.strip("\n")))
 
 
 def from_json(database: Database, content: bytes | BinaryIO) -> list[Imported]:

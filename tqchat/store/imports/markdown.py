@@ -39,10 +39,28 @@ _FACTS = re.compile(r"\*(\d{4}-\d\d-\d\d \d\d:\d\d)(?:, (.+))?\*")
 _OTHER_BRANCHES = re.compile(
     r"\n\n\*\d+ more messages? on other branches; export as JSON to keep them\.\*\s*\Z"
 )
-_EXPORTS = re.compile(r"\n---\n\n(?=# [^\n]*\n\n\*\d{4}-\d\d-\d\d \d\d:\d\d)")
+_OWN = re.compile(r"# \S[^\n]*\n\n\*\d{4}-\d\d-\d\d \d\d:\d\d")
+"""Beginning of an export by tqchat: title and date."""
+_EXPORTS = re.compile(rf"\n---\n\n(?={_OWN.pattern})")
+_OWN_MARK = re.compile(r"## \S")
+_HEADING_WITHIN = re.compile(r"\A#{1,2} (?= *\S)")
+_SPACED_HEADING = re.compile(r"\A(#{1,2} ) (?= *\S)")
 _FRONT_MATTER = re.compile(r"---\n(.*?\n)---\n", re.DOTALL)
 _FIELD = re.compile(r"([A-Za-z_]+):[ \t]*(\S[^\n]*)")
 _MAX_NAME_CHARS = 200
+
+
+def with_spaced_headings(text: str) -> str:
+    """The text of a message for an export: its headings get a second space, which readers of Markdown ignore.
+
+    So they cannot be taken for the beginning of a conversation or of a message, which have one.
+    """
+    lines, fence = text.split("\n"), ""
+    for number, line in enumerate(lines):
+        above, fence = fence, fence_after(line, fence)
+        if not above and not fence:
+            lines[number] = _HEADING_WITHIN.sub(r"\g<0> ", line)
+    return "\n".join(lines)
 
 
 def transcripts(text: str, name: str, changed_at: float | None) -> list[Transcript]:
@@ -53,8 +71,22 @@ def transcripts(text: str, name: str, changed_at: float | None) -> list[Transcri
         changed_at: When the file was changed, for a conversation without a date.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    found = (_transcript(part, name, changed_at) for part in _EXPORTS.split(text))
+    found = (_transcript(part, name, changed_at) for part in _exports(text))
     return [one for one in found if one is not None]
+
+
+def _exports(text: str) -> Iterator[str]:
+    """The conversations of an export of several; a code block may contain another export."""
+    start = read = 0
+    fence = ""
+    for found in _EXPORTS.finditer(text):
+        for line in text[read : found.start()].split("\n"):
+            fence = fence_after(line, fence)
+        read = found.start() + 1
+        if not fence:
+            yield text[start : found.start()]
+            start = found.end()
+    yield text[start:]
 
 
 @dataclass
@@ -122,14 +154,15 @@ def _text(turn: _Turn) -> str:
 
 def _turns(text: str, model: str | None) -> tuple[list[str], list[_Turn]]:
     """The lines before the first message, and the messages."""
+    is_own = _OWN.match(text.lstrip()) is not None
     head: list[str] = []
     turns: list[_Turn] = []
-    style: str | None = None
+    style = "##" if is_own else None
     fence = ""
     for line in text.split("\n"):
         mark = None
         above, fence = fence, fence_after(line, fence)
-        if not above and not fence:
+        if not above and not fence and (not is_own or _OWN_MARK.match(line)):
             mark = next((one for one in _marks(line) if style is None or one.style == style), None)
         if mark is not None and (role := _role(mark, model, turns)) is not None:
             style = mark.style
@@ -138,7 +171,8 @@ def _turns(text: str, model: str | None) -> tuple[list[str], list[_Turn]]:
             named = mark.name if role == "assistant" and mark.name.lower() not in _ROLES else None
             turns.append(_Turn(role, status, named, [mark.rest] if mark.rest else []))
         elif turns:
-            turns[-1].lines.append(line)
+            is_spaced = is_own and not above and not fence
+            turns[-1].lines.append(_SPACED_HEADING.sub(r"\1", line) if is_spaced else line)
         else:
             head.append(line)
             if facts := _FACTS.fullmatch(line.strip()):
