@@ -59,6 +59,21 @@ def test_every_word_of_the_source_is_visible(texts: list[str]) -> None:
     assert {text: lost for text in texts if (lost := missing(text))} == {}
 
 
+@pytest.mark.parametrize(
+    "deep",
+    [
+        "".join(f"{'  ' * level}- level{level}\n" for level in range(60)),
+        f"{'> ' * 60}quoted\n",
+        f"{'- ' * 60}item\n",
+    ],
+    ids=["lists", "quotes", "marks"],
+)
+def test_deep_nesting_costs_no_word_of_it_or_behind_it(deep: str) -> None:
+    text = f"{deep}\n\n# Behind\n\n- done\n"
+    assert missing(text) == set()
+    assert "\n".join(drawn(blocks(text))) == "\n".join(drawn(streamed(text, 7)))
+
+
 @pytest.mark.parametrize("texts", [EXAMPLES, DOCUMENTS], ids=["CommonMark", "random"])
 def test_streamed_text_has_the_lines_of_the_complete_text(texts: list[str]) -> None:
     for text in texts:
