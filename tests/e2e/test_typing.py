@@ -107,6 +107,15 @@ def test_every_form_of_a_new_line_key_starts_a_line(
     assert sent(paths) == ["one\ntwo"]
 
 
+def test_joiners_spaces_and_new_emoji_that_are_typed_are_sent(paths: Paths, llama_folder: Path) -> None:
+    paths.config_file.write_text("max_tokens = 1\n")
+    text = "می\u200cخواهم 全角\u3000の 10\u202f000\xa0€ 👩\u200d💻 \U0001fae9"
+    with Terminal("--model", str(llama_folder)) as terminal:
+        terminal.sees("Ask something")
+        terminal.press(text, "enter")
+        terminal.until(lambda: sent(paths) == [text])
+
+
 def test_a_start_folder_that_is_deleted_only_hides_its_files(
     paths: Paths, folder: Path, llama_folder: Path
 ) -> None:

@@ -41,6 +41,20 @@ def test_bytes_that_are_not_utf8_are_marked() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["می\u200cخواهم", "全角\u3000の", "10\xa0000\u202f€", "👩\u200d💻", "\U0001fae9\ue0b0"]
+)
+def test_every_character_that_is_text_is_typed(text: str) -> None:
+    typed = [message for message in TerminalInput().read(text.encode()) if isinstance(message, Key)]
+    assert "".join(key.character or "" for key in typed) == text
+    assert all(key.is_printable and key.copy().is_printable for key in typed)
+
+
+def test_controls_and_overrides_are_no_text() -> None:
+    typed = TerminalInput().read("\x01\x85\u202e\u2066\x7f".encode())
+    assert not any(message.is_printable for message in typed if isinstance(message, Key))
+
+
+@pytest.mark.parametrize(
     ("sent", "keys"),
     [
         ("\x1b\r", ["alt+enter"]),

@@ -13,6 +13,8 @@ from textual.drivers.linux_driver import LinuxDriver
 from textual.events import Key, Paste
 from textual.message import Message
 
+from tqchat.text import printable
+
 PASTE_START, PASTE_END = b"\x1b[200~", b"\x1b[201~"
 ALT_ENTER = "\x1b\r"
 XTERM_KEY = re.compile(r"\x1b\[27;(\d+);(9|13|27|127)~")
@@ -25,15 +27,36 @@ READ_BYTES = 65_536
 POLL_S = 0.1
 
 
+class TextKey(Key):
+    """A key that types a character which Python does not count as printable."""
+
+    @property
+    def is_printable(self) -> bool:
+        """Whether fields insert it: always."""
+        return True
+
+    def copy(self) -> TextKey:
+        """A copy of this key event."""
+        return TextKey(self.key, self.character)
+
+
+TextKey.handler_name = Key.handler_name  # Textual derives it from the name of the class
+
+
 class _KeyParser(XTermParser):
-    """Textual's parser with keys that it loses or does not name: Alt+Enter, Shift+Enter from tmux."""
+    """Textual's parser with keys that it loses or does not name: Alt+Enter, Shift+Enter from tmux, spaces of
+    other languages, joiners, and emoji that are newer than Python."""
 
     def _sequence_to_key_events(self, sequence: str, alt: bool = False) -> Iterable[Key]:
         modifiers, code = "3", "13"
         if match := XTERM_KEY.fullmatch(sequence):
             modifiers, code = match.groups()
         elif sequence != ALT_ENTER:
-            return super()._sequence_to_key_events(sequence, alt)
+            keys = super()._sequence_to_key_events(sequence, alt)
+            is_text = (
+                not (alt or sequence.isascii() or sequence.isprintable()) and printable(sequence) == sequence
+            )
+            return [TextKey(key.key, key.character) for key in keys] if is_text else keys
         return [key.copy() for key in self._parse_extended_key(f"\x1b[{code};{modifiers}u") or ()]
 
 

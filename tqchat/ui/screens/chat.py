@@ -126,7 +126,7 @@ class ChatScreen(Screen[None]):
         """Text typed where no key does anything is meant for the prompt."""
         if event.is_printable and self._is_log_idle:
             event.stop()
-            self._hand_over(Key(event.key, event.character))
+            self._hand_over(event.copy())
 
     def on_paste(self, event: Paste) -> None:
         """Likewise for what is pasted."""
