@@ -96,3 +96,62 @@ def test_only_these_fields_are_used(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("textual"):
             assert not {"Input", "MaskedInput", "TextArea"} & {alias.name for alias in node.names}
+
+
+CHARACTERS = [
+    "a",
+    "e\u0301",
+    "👨\u200d👩\u200d👧",
+    "🇩🇪",
+    "🇫🇷",
+    "❤\ufe0f",
+    "👍🏽",
+    "स्",
+    "漢",
+    "\u1100\u1161\u11a8",
+]
+"""What is one character on the screen, of one code point or several."""
+
+
+@pytest.mark.parametrize("kind", [LineField, TextField, Prompt])
+async def test_keys_move_over_and_delete_whole_characters(kind: type[LineField] | type[TextField]) -> None:
+    async with Fields().run_test() as pilot:
+        field = pilot.app.query(kind).last()
+        field.focus()
+
+        def text() -> str:
+            return field.value if isinstance(field, LineField) else field.text
+
+        def put(text: str) -> None:
+            if isinstance(field, LineField):
+                field.value = text
+            else:
+                field.text = text
+
+        for key in ("backspace", "left", "shift+left"):
+            put("".join(CHARACTERS))
+            await pilot.press("end")
+            for count in range(len(CHARACTERS), 0, -1):
+                await pilot.press(*([key] if key == "backspace" else [key, "x", "left"]))
+                before = "".join(CHARACTERS[: count - 1])
+                assert text().startswith(before + ("" if key == "backspace" else "x"))
+        for key in ("delete", "right"):
+            put("".join(CHARACTERS))
+            await pilot.press("home")
+            for count in range(1, len(CHARACTERS) + 1):
+                await pilot.press(*([key] if key == "delete" else [key, "x", "left", "delete"]))
+                assert text().endswith("".join(CHARACTERS[count:]))
+        assert text() == "".join(CHARACTERS)
+
+
+@pytest.mark.parametrize("place", range(1, 5))
+async def test_the_cursor_is_never_put_inside_a_character(place: int) -> None:
+    async with Fields().run_test() as pilot:
+        line, field = pilot.app.query_one(LineField), pilot.app.query_one(TextField)
+        line.value = field.text = "👨\u200d👩\u200d👧 and"
+        line.cursor_position = place
+        field.move_cursor((0, place))
+        for one in (line, field):
+            one.focus()
+            await pilot.press("left", "x")
+        assert line.value == field.text == "x👨\u200d👩\u200d👧 and"

@@ -5,12 +5,19 @@ Keys, pastes, unsent texts, earlier messages, system prompts, presets and comple
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
+from rich.cells import split_graphemes
 from textual import events
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
-from textual.widgets.text_area import Edit, EditResult
+from textual.widgets.input import Selection as LineSelection
+from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
 from tqchat.text import printable, single_line, with_newlines
+
+_FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")
 
 
 def entered(text: str) -> str:
@@ -31,11 +38,40 @@ async def run_own_binding(field: Widget, event: events.Key) -> None:
             return
 
 
+def outside_characters(text: str, position: int, after: bool = False) -> int:
+    """A position, or the beginning of the visible character that it is inside of; with ``after`` its end.
+
+    A letter with combining marks, a flag and a joined emoji are one visible character each.
+    """
+    if 0 < position < len(text) and not text[position - 1 : position + 1].isascii():
+        for begin, end in _characters(text):
+            if begin < position < end:
+                return end if after else begin
+    return position
+
+
+def _characters(text: str) -> Iterator[tuple[int, int]]:
+    """Begin and end of the visible characters; those of one code point may be left out."""
+    yield from (flag.span() for flag in _FLAG.finditer(text))
+    yield from ((begin, end) for begin, end, _ in split_graphemes(text)[0])
+
+
 class LineField(Input):
     """A field of one line."""
 
     async def _on_key(self, event: events.Key) -> None:
         await run_own_binding(self, event)
+
+    def validate_selection(self, selection: LineSelection) -> LineSelection:
+        """Called by Textual for every movement: the cursor is never inside a visible character."""
+        start, end = super().validate_selection(selection)
+        after = end > self.selection.end
+        return LineSelection(*(outside_characters(self.value, place, after) for place in (start, end)))
+
+    def delete(self, start: int, end: int) -> None:
+        """Delete whole visible characters."""
+        value = self.value
+        super().delete(outside_characters(value, start), outside_characters(value, end, after=True))
 
     def validate_value(self, value: str) -> str:
         """Called by Textual for every new value."""
@@ -47,6 +83,25 @@ class TextField(TextArea):
 
     async def _on_key(self, event: events.Key) -> None:
         await run_own_binding(self, event)
+
+    def validate_selection(self, selection: Selection) -> Selection:
+        """Called by Textual for every movement: the cursor is never inside a visible character."""
+        after = selection.end > self.selection.end
+        return Selection(*(self._outside_characters(place, after) for place in selection))
+
+    def get_cursor_left_location(self) -> Location:
+        """Where the cursor moves to the left, and how far Backspace deletes."""
+        return self._outside_characters(super().get_cursor_left_location())
+
+    def get_cursor_right_location(self) -> Location:
+        """Where the cursor moves to the right, and how far Delete deletes."""
+        return self._outside_characters(super().get_cursor_right_location(), after=True)
+
+    def _outside_characters(self, place: Location, after: bool = False) -> Location:
+        row, column = place
+        # A new document may be shorter than the one that the selection was for.
+        line = self.document.get_line(row) if column and row < self.document.line_count else ""
+        return row, outside_characters(line, column, after)
 
     def edit(self, edit: Edit) -> EditResult:
         """Called by Textual for everything that is inserted."""
