@@ -23,7 +23,7 @@ _UNSAFE = re.compile(
     "]"
 )
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UNSTABLE_WIDTH = re.compile(
+UNSTABLE_WIDTH = re.compile(
     "["
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b\u200e\u200f\u2060-\u206f"
     "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff"  # fillers, variation selectors, direction marks
@@ -31,6 +31,7 @@ _UNSTABLE_WIDTH = re.compile(
     "]"
     "|[\u200c\u200d](?![\u0600-\u061b\u061d-\u0dff])"  # joiners, except before scripts that need them
 )
+"""Characters that terminals give different widths, or that change the width of the one before."""
 _MARK = (
     "\u0300-\u036f\u0483-\u0489\u0591-\u05bd\u064b-\u065f\u06d6-\u06ed\u0e31\u0e34-\u0e3a\u0e47-\u0e4e"
     "\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
@@ -103,7 +104,7 @@ def stable_width(text: str) -> str:
     removed, and a letter keeps at most three combining marks.
     """
     text = printable(text.replace("\u2028", "\n").replace("\u2029", "\n"))
-    return text if text.isascii() else _STACK.sub(r"\1", _UNSTABLE_WIDTH.sub("", text))
+    return text if text.isascii() else _STACK.sub(r"\1", UNSTABLE_WIDTH.sub("", text))
 
 
 def single_line(text: str) -> str:

@@ -80,6 +80,11 @@ class Terminal:
         """Background colour of a cell."""
         return str(self._screen.buffer[row][column].bg)
 
+    def columns(self, character: str) -> set[int]:
+        """The columns of the cells that show a character."""
+        rows = self._screen.buffer.values()
+        return {column for row in rows for column, cell in row.items() if cell.data == character}
+
     def foreground(self, text: str) -> str:
         """Colour of a text on the screen."""
         row, column = next(

@@ -116,6 +116,18 @@ def test_joiners_spaces_and_new_emoji_that_are_typed_are_sent(paths: Paths, llam
         terminal.until(lambda: sent(paths) == [text])
 
 
+def test_the_frame_of_the_prompt_stays_straight_beside_joined_emoji(paths: Paths, llama_folder: Path) -> None:
+    with Terminal("--model", str(llama_folder), columns=60, rows=20) as terminal:
+        terminal.sees("Ask something")
+        terminal.press(paste("👍🏽 ❤\ufe0f 👨\u200d👩\u200d👧 1\ufe0f\u20e3 a\u200bb"), " end")
+        terminal.sees("end")
+        assert terminal.columns("│") == {1, 58}
+        # The cursor on a joined emoji, and a line that gets shorter.
+        terminal.press(*["\x1b[D"] * 11, "\x7f", "!")
+        terminal.sees("!")
+        assert terminal.columns("│") == {1, 58}
+
+
 def test_a_start_folder_that_is_deleted_only_hides_its_files(
     paths: Paths, folder: Path, llama_folder: Path
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
+from rich.cells import cell_len
 from rich.color import Color as RichColor
 from rich.color import ColorSystem
 from rich.segment import Segment
@@ -11,7 +13,7 @@ from rich.style import Style
 from textual.color import BLACK, WHITE, Color
 from textual.filter import LineFilter
 
-from tqchat.text import without_controls
+from tqchat.text import UNSTABLE_WIDTH, without_controls
 from tqchat.ui.themes import contrast
 
 _VGA = (
@@ -27,6 +29,27 @@ MIN_CONTRAST = {ColorSystem.EIGHT_BIT: 4.5, ColorSystem.STANDARD: 4.0}
 _GREYS = (0, 7)
 """Black and white, of 8 colours and of their bright forms."""
 _STEPS = 10
+_SEQUENCE_OR_UNSTABLE = re.compile(
+    r"\x1b\[[0-?]*+[ -/]*+[@-~]|\x1b[\]P_^X][^\x07\x1b]*+(?:\x07|\x1b\\)|\x1b[^\[\]P_^X]"
+    # A character, those that change its width, and what is joined to it.
+    rf"|(?P<unstable>[^\x1b]?(?:(?:{UNSTABLE_WIDTH.pattern})(?:(?<=\u200d)[^\x00-\x7f])?)++\u20e3?)"
+)
+
+
+def with_fixed_columns(output: str) -> str:
+    """Output after whose characters of unstable width the cursor is where Textual takes it to be.
+
+    In a field they are drawn as they are; otherwise the rest of the line, and its frame, would be shifted.
+    """
+    return _SEQUENCE_OR_UNSTABLE.sub(_fixed, output) if UNSTABLE_WIDTH.search(output) else output
+
+
+def _fixed(found: re.Match[str]) -> str:
+    if (text := found["unstable"]) is None:
+        return found[0]
+    cells = cell_len(text)
+    # Save the place, clear the cells and return; then the same with the text, and go behind its cells.
+    return f"\x1b7{' ' * cells}\x1b8\x1b7{text}\x1b8" + (f"\x1b[{cells}C" if cells else "")
 
 
 class PrintableOnly(LineFilter):

@@ -1,4 +1,4 @@
-"""The bytes that a terminal sends become events, whatever they are and wherever reads split them."""
+"""What a terminal sends becomes events, wherever reads split it; what it is sent keeps its columns."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from textual.events import Key, Paste
 from textual.message import Message
 
 from tqchat.ui.input.terminal import TerminalInput
+from tqchat.ui.output_filter import with_fixed_columns
 
 PASTED = "log: \x1b[31mred\x1b[0m\r\n\x11\x07 \x1b[13u \x1b[<0;5;5M \x1b[200~ é 👩‍💻 \x1b"
 PASTE = b"\x1b[200~" + PASTED.encode() + b"\x1b[201~"
@@ -108,3 +109,21 @@ def test_no_input_raises_an_error() -> None:
         list(terminal.read(chosen.randbytes(3)))
     list(terminal.read(b"\x1b[201~" + b"z" * 40))
     assert shown(list(terminal.read(b"end"))) == ["e", "n", "d"]
+
+
+def test_a_character_of_unstable_width_is_drawn_and_the_cursor_put_behind_its_cells() -> None:
+    shown = with_fixed_columns("\x1b[1ma 👍🏽❤\ufe0fb\x1b[0m")
+    assert shown == "\x1b[1ma \x1b7  \x1b8\x1b7👍🏽\x1b8\x1b[2C\x1b7  \x1b8\x1b7❤\ufe0f\x1b8\x1b[2Cb\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    "text", ["│ é 漢字 🦊 🇩🇪 می\u200cخواهم", "\x1b]52;c;8J+RjQ==\x07", "\x1b[38;2;1;2;3mx\x1b[0m"]
+)
+def test_other_output_stays(text: str) -> None:
+    assert with_fixed_columns(text) == text
+
+
+def test_sequences_are_not_torn_apart() -> None:
+    sequences = ["\x1b[0m", "\x1b]0;a\u200bb\x07", "\x1b[?25l", "\x1b7", "\x1b]8;;http://x\x1b\\"]
+    shown = with_fixed_columns("\u200b".join(sequences))
+    assert all(sequence in shown for sequence in sequences)

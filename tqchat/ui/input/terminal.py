@@ -1,4 +1,4 @@
-"""Reading the terminal's input."""
+"""Reading the terminal's input, and writing to it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from textual.events import Key, Paste
 from textual.message import Message
 
 from tqchat.text import printable
+from tqchat.ui.output_filter import with_fixed_columns
 
 PASTE_START, PASTE_END = b"\x1b[200~", b"\x1b[201~"
 ALT_ENTER = "\x1b\r"
@@ -126,7 +127,11 @@ def _with_alt(found: re.Match[str]) -> str:
 
 
 class TerminalDriver(LinuxDriver):
-    """Textual's driver with ``TerminalInput``."""
+    """Textual's driver with ``TerminalInput`` and ``with_fixed_columns``."""
+
+    def write(self, data: str) -> None:
+        """Write to the terminal."""
+        super().write(with_fixed_columns(data))
 
     def run_input_thread(self) -> None:
         """Read until the driver stops."""

@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 
 from rich.cells import split_graphemes
+from rich.segment import Segment
 from textual import events
+from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input, TextArea
 from textual.widgets.input import Selection as LineSelection
@@ -102,6 +104,21 @@ class TextField(TextArea):
         # A new document may be shorter than the one that the selection was for.
         line = self.document.get_line(row) if column and row < self.document.line_count else ""
         return row, outside_characters(line, column, after)
+
+    def _render_line(self, y: int) -> Strip:
+        # Textual draws the cursor on a code point, which would tear a visible character apart.
+        strip = super()._render_line(y)
+        text, segments, position = strip.text, list[Segment](), 0
+        if text.isascii():
+            return strip
+        for part, style, _ in strip:
+            rest = outside_characters(text, position, after=True) - position
+            position += len(part)
+            if rest and segments:
+                segments[-1] = Segment(segments[-1].text + part[:rest], segments[-1].style)
+                part = part[rest:]
+            segments.append(Segment(part, style))
+        return Strip(segments).adjust_cell_length(strip.cell_length, segments[-1].style)
 
     def edit(self, edit: Edit) -> EditResult:
         """Called by Textual for everything that is inserted."""
