@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+from functools import cache
+from itertools import chain
 
 # Every repetition is possessive and ends at the introducer of another sequence, so that a text of nothing but
 # introducers is scanned once, not once for each of them.
@@ -105,6 +108,14 @@ def stable_width(text: str) -> str:
     """
     text = printable(text.replace("\u2028", "\n").replace("\u2029", "\n"))
     return text if text.isascii() else _STACK.sub(r"\1", UNSTABLE_WIDTH.sub("", text))
+
+
+@cache
+def word_character() -> str:
+    """A pattern of one character of a word: ``\\w``, a joiner, or a mark, which ``\\w`` lacks."""
+    with_marks = chain(range(0x300, 0x3100), range(0xA66F, 0xAC00), range(0xFB1E, 0xFE30))
+    marks = "".join(chr(code) for code in with_marks if unicodedata.category(chr(code)).startswith("M"))
+    return rf"[\w{marks}\u200c\u200d]"
 
 
 def single_line(text: str) -> str:

@@ -58,6 +58,13 @@ async def test_a_click_selects_a_message_and_shows_what_suits_it(open_app: OpenA
         await ui.until(lambda: log.marked is None and "F1 help" in footer(ui))
 
 
+async def test_two_clicks_select_a_word_with_its_marks(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("Tell me", "One नमस्ते two.")
+        await click(ui, "नमस्ते", times=2)
+        assert ui.app.screen.get_selected_text() == "नमस्ते"
+
+
 async def test_selected_words_are_copied_and_esc_does_not_stop_the_reply(open_app: OpenApp) -> None:
     async with open_app() as ui:
         await ui.turn("Tell me", "One sly fox.")

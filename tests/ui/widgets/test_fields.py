@@ -155,3 +155,26 @@ async def test_the_cursor_is_never_put_inside_a_character(place: int) -> None:
             one.focus()
             await pilot.press("left", "x")
         assert line.value == field.text == "x👨\u200d👩\u200d👧 and"
+
+
+WORDS = ["नमस्ते", "cafe\u0301s", "เก้าอี้", "سَلَام", "می\u200cخواهم", "and", "x_1"]
+
+
+@pytest.mark.parametrize("kind", [LineField, TextField])
+async def test_a_word_with_marks_is_one_word(kind: type[LineField] | type[TextField]) -> None:
+    async with Fields().run_test() as pilot:
+        field = pilot.app.query(kind).first()
+        field.focus()
+
+        async def edited(text: str, *keys: str) -> str:
+            if isinstance(field, LineField):
+                field.value = text
+            else:
+                field.text = text
+            await pilot.press(*keys)
+            return field.value if isinstance(field, LineField) else field.text
+
+        for word in WORDS:
+            assert await edited(f"one {word}", "end", "ctrl+w") == "one "
+            moved = await edited(f"{word} two", "home", "ctrl+right", "+")
+            assert moved in (f"{word}+ two", f"{word} +two")

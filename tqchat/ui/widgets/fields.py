@@ -17,7 +17,7 @@ from textual.widgets import Input, TextArea
 from textual.widgets.input import Selection as LineSelection
 from textual.widgets.text_area import Edit, EditResult, Location, Selection
 
-from tqchat.text import printable, single_line, with_newlines
+from tqchat.text import printable, single_line, with_newlines, word_character
 
 _FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")
 
@@ -61,6 +61,11 @@ def _characters(text: str) -> Iterator[tuple[int, int]]:
 class LineField(Input):
     """A field of one line."""
 
+    def on_mount(self) -> None:
+        """Words contain marks and joiners."""
+        word = word_character()
+        self._WORD_START = re.compile(rf"(?!\A)(?<!{word}){word}")
+
     async def _on_key(self, event: events.Key) -> None:
         await run_own_binding(self, event)
 
@@ -82,6 +87,11 @@ class LineField(Input):
 
 class TextField(TextArea):
     """A field of several lines."""
+
+    def on_mount(self) -> None:
+        """Words contain marks and joiners."""
+        word = word_character()
+        self._word_pattern = re.compile(rf"(?!\A)(?<!{word})(?={word})|(?<={word})(?!{word}|\Z)")
 
     async def _on_key(self, event: events.Key) -> None:
         await run_own_binding(self, event)

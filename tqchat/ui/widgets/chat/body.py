@@ -14,13 +14,13 @@ from textual.style import Style
 from textual.visual import Visual
 from textual.widget import Widget
 
+from tqchat.text import word_character
 from tqchat.ui.widgets.chat.blocks import Block, separated
 from tqchat.ui.widgets.chat.layout import block_rows
 from tqchat.ui.widgets.chat.rows import Row, blank, selected
 
 FOLDS = ("▸", "▾")
 """Begin the title of something that is folded, or unfolded."""
-_WORD = re.compile(r"\w+")
 
 
 class Body(Widget):
@@ -140,7 +140,7 @@ class Body(Widget):
                 self.screen.selections = {self: found}
 
     def _word_at(self, place: Offset) -> Selection:
-        for word in _WORD.finditer(self._rows[place.y].content.plain):
+        for word in re.finditer(f"{word_character()}+", self._rows[place.y].content.plain):
             if word.start() <= place.x < word.end():
                 return Selection(Offset(word.start(), place.y), Offset(word.end(), place.y))
         return Selection(place, Offset(place.x + 1, place.y))
