@@ -134,6 +134,11 @@ def test_table_cells_are_aligned() -> None:
     assert row == "1          " + "    2    " + "  " + "        3"
 
 
+def test_a_tab_in_a_cell_is_a_space() -> None:
+    table = "| a\tb | c |\n|---|---|\n| x\ty | z |\n"
+    assert [line.rstrip() for line in drawn(blocks(table))] == ["a b  c", "───  ─", "x y  z"]
+
+
 def test_the_address_of_a_link_is_shown() -> None:
     text = "[https://bank.com](https://evil.com/https://bank.com) https://plain.com"
     (said,) = lines(blocks(text), 200)

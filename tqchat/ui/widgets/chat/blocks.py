@@ -223,7 +223,8 @@ def _table(tokens: Sequence[Token]) -> Table:
             wanted = str(token.attrs.get("style", ""))
             aligns.append(">" if "right" in wanted else "^" if "center" in wanted else "<")
         elif token.type == "inline" and rows:
-            rows[-1].append(inline(token.content))
+            # A tab has no width of its own, of which columns are made.
+            rows[-1].append(inline(token.content.replace("\t", " ")))
         elif token.type == "thead_close":
             heads = len(rows)
     return Table(tuple(tuple(row) for row in rows), heads, "".join(aligns))
