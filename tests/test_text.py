@@ -6,7 +6,7 @@ import pytest
 
 from tests import hostile
 from tests.scaling import assert_linear
-from tqchat.text import PrintableStream, one_line, printable, single_line, stable_width
+from tqchat.text import PrintableStream, copyable, one_line, printable, single_line, stable_width
 
 HOSTILE = [
     ("\x1b[31mred\x1b[0m", "red"),
@@ -76,7 +76,7 @@ def at_once(text: str) -> str:
     return stream.feed(text) + stream.flush()
 
 
-@pytest.mark.parametrize("clean", [stable_width, one_line, at_once, in_pieces])
+@pytest.mark.parametrize("clean", [stable_width, copyable, one_line, at_once, in_pieces])
 @pytest.mark.parametrize("unit", hostile.UNITS)
 def test_cleaning_takes_time_in_proportion_to_the_text(clean: Callable[[str], str], unit: str) -> None:
     assert_linear(clean, unit)
@@ -84,6 +84,22 @@ def test_cleaning_takes_time_in_proportion_to_the_text(clean: Callable[[str], st
 
 @pytest.mark.parametrize("text", [*hostile.STRINGS, hostile.NAME, *hostile.UNITS])
 def test_cleaned_text_is_safe_and_does_not_change_when_cleaned_again(text: str) -> None:
-    for clean in (printable, stable_width, one_line, single_line):
+    for clean in (printable, stable_width, copyable, one_line, single_line):
         once = clean(text * 3)
         assert is_safe(once) and clean(once) == once
+
+
+@pytest.mark.parametrize(
+    "emoji",
+    [
+        "👍🏽",
+        "❤\ufe0f",
+        "👩🏽\u200d💻",
+        "👨\u200d👩\u200d👧\u200d👦",
+        "🏳\ufe0f\u200d🌈",
+        "1\ufe0f\u20e3",
+        "🇩🇪",
+    ],
+)
+def test_what_makes_an_emoji_is_copied_and_what_is_invisible_is_not(emoji: str) -> None:
+    assert copyable(f"a\u200bb {emoji} \u00adc\ufe0f\u200d\U000e0041") == f"ab {emoji} c"

@@ -40,6 +40,12 @@ _MARK = (
     "\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 )
 _STACK = re.compile(rf"([{_MARK}]{{3}})[{_MARK}]+")
+_PICTURE = "[\u203c-\u3299\U0001f000-\U0001faff](?:\ufe0f|[\U0001f3fb-\U0001f3ff])?"
+_EMOJI = re.compile(
+    rf"{_PICTURE}(?:\u200d{_PICTURE})*+"
+    r"|[#*0-9\xa9\xae]\ufe0f\u20e3?"  # keycaps
+    rf"|(?P<unstable>{UNSTABLE_WIDTH.pattern})"
+)
 _BREAKS = dict.fromkeys(map(ord, "\n\t\u2028\u2029"), " ")
 _MAX_PENDING_CHARS = 256
 _FENCE = re.compile(r" {0,3}(?:(`{3,}+)[^`]*|(~{3,}+).*)")
@@ -108,6 +114,14 @@ def stable_width(text: str) -> str:
     """
     text = printable(text.replace("\u2028", "\n").replace("\u2029", "\n"))
     return text if text.isascii() else _STACK.sub(r"\1", UNSTABLE_WIDTH.sub("", text))
+
+
+def copyable(text: str) -> str:
+    """Text for the clipboard: of stable width, but with the skin tones, variants and joiners of emoji."""
+    text = printable(text.replace("\u2028", "\n").replace("\u2029", "\n"))
+    if text.isascii():
+        return text
+    return _STACK.sub(r"\1", _EMOJI.sub(lambda found: "" if found["unstable"] else found[0], text))
 
 
 @cache

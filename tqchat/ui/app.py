@@ -26,7 +26,7 @@ from tqchat.settings import Settings
 from tqchat.store import unsaved
 from tqchat.store.database import Database, purge_due
 from tqchat.store.write_queue import WriteQueue
-from tqchat.text import stable_width
+from tqchat.text import copyable
 from tqchat.ui import themes
 from tqchat.ui.actions import conversations, messages, models, palette, prompt, settings
 from tqchat.ui.actions import screen as screen_actions
@@ -176,7 +176,7 @@ class TqchatApp(App[None]):
 
         Every way of copying ends here: actions, mouse selection, the keys of input fields.
         """
-        shown = stable_width(text)
+        shown = copyable(text)
         super().copy_to_clipboard(shown)
         self.parts.in_thread(lambda: clipboard.write(shown))
 

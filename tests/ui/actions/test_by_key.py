@@ -123,6 +123,15 @@ async def test_only_what_is_shown_is_copied(open_app: OpenApp) -> None:
         assert ui.app.clipboard == shown
 
 
+async def test_emoji_are_copied_as_they_were_written(open_app: OpenApp) -> None:
+    async with open_app() as ui:
+        await ui.turn("Show", "Fine 👍🏽 ❤\ufe0f 👩🏽\u200d💻")
+        await ui.pilot.press("f5")
+        assert ui.app.clipboard == "Fine 👍🏽 ❤\ufe0f 👩🏽\u200d💻"
+        await ui.pilot.press("ctrl+up", "p")
+        assert ui.app.clipboard == "Fine 👍🏽 ❤\ufe0f 👩🏽\u200d💻"
+
+
 async def test_selected_text_is_copied_as_it_is_shown(open_app: OpenApp) -> None:
     async with open_app() as ui:
         await ui.turn("Show", "A\x1b]0;hidden\x07 reply &#x202e;with&#x200b; references.")

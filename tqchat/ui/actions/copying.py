@@ -9,7 +9,7 @@ from functools import lru_cache
 from tqchat.files import reason_of
 from tqchat.paths import expand_user, working_folder
 from tqchat.store.database import Message
-from tqchat.text import one_line, stable_width
+from tqchat.text import copyable, one_line
 from tqchat.ui import figures
 from tqchat.ui.actions.registry import Refused
 from tqchat.ui.controller.texts.transcript import as_markdown, code_blocks, tables
@@ -161,8 +161,8 @@ def export(parts: Parts, argument: str) -> None:
 
 
 def shown(message: Message) -> str:
-    """A message as the screen shows it: without escape sequences, whose text would run where it is pasted."""
-    return stable_width(message.content)
+    """A message without what is hidden, such as escape sequences, which would act where it is pasted."""
+    return copyable(message.content)
 
 
 def plain(message: Message) -> str:
@@ -190,6 +190,6 @@ def _copy(parts: Parts, text: str, what: str) -> None:
     if not text.strip():
         parts.say("There is nothing to copy yet.")
         return
-    text = stable_width(text)
+    text = copyable(text)
     parts.copy(text)
     parts.say(f"Copied {what}, {figures.text_size(text)}.")
