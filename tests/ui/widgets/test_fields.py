@@ -178,3 +178,20 @@ async def test_a_word_with_marks_is_one_word(kind: type[LineField] | type[TextFi
             assert await edited(f"one {word}", "end", "ctrl+w") == "one "
             moved = await edited(f"{word} two", "home", "ctrl+right", "+")
             assert moved in (f"{word}+ two", f"{word} +two")
+
+
+@pytest.mark.parametrize("kind", [LineField, TextField])
+async def test_the_cursor_tears_no_character_apart(kind: type[LineField] | type[TextField]) -> None:
+    async with Fields().run_test() as pilot:
+        field = pilot.app.query(kind).first()
+        field.focus()
+        strips = []
+        for text in ("AB and", "👨\u200d👩\u200d👧 and"):
+            if isinstance(field, LineField):
+                field.value = text
+            else:
+                field.text = text
+            await pilot.press("home")
+            strips.append(field.render_line(0))
+        assert "👨\u200d👩\u200d👧" in [segment.text for segment in strips[1]]
+        assert strips[0].cell_length == strips[1].cell_length

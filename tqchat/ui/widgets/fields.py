@@ -58,6 +58,24 @@ def _characters(text: str) -> Iterator[tuple[int, int]]:
     yield from ((begin, end) for begin, end, _ in split_graphemes(text)[0])
 
 
+def _with_whole_characters(strip: Strip) -> Strip:
+    """A drawn line whose visible characters have one style each.
+
+    Textual draws the cursor on a code point, which would tear a visible character apart.
+    """
+    text, segments, position = strip.text, list[Segment](), 0
+    if text.isascii():
+        return strip
+    for part, style, _ in strip:
+        rest = outside_characters(text, position, after=True) - position
+        position += len(part)
+        if rest and segments:
+            segments[-1] = Segment(segments[-1].text + part[:rest], segments[-1].style)
+            part = part[rest:]
+        segments.append(Segment(part, style))
+    return Strip(segments).adjust_cell_length(strip.cell_length, segments[-1].style)
+
+
 class LineField(Input):
     """A field of one line."""
 
@@ -74,6 +92,10 @@ class LineField(Input):
         start, end = super().validate_selection(selection)
         after = end > self.selection.end
         return LineSelection(*(outside_characters(self.value, place, after) for place in (start, end)))
+
+    def render_line(self, y: int) -> Strip:
+        """One drawn line."""
+        return _with_whole_characters(super().render_line(y))
 
     def delete(self, start: int, end: int) -> None:
         """Delete whole visible characters."""
@@ -116,19 +138,7 @@ class TextField(TextArea):
         return row, outside_characters(line, column, after)
 
     def _render_line(self, y: int) -> Strip:
-        # Textual draws the cursor on a code point, which would tear a visible character apart.
-        strip = super()._render_line(y)
-        text, segments, position = strip.text, list[Segment](), 0
-        if text.isascii():
-            return strip
-        for part, style, _ in strip:
-            rest = outside_characters(text, position, after=True) - position
-            position += len(part)
-            if rest and segments:
-                segments[-1] = Segment(segments[-1].text + part[:rest], segments[-1].style)
-                part = part[rest:]
-            segments.append(Segment(part, style))
-        return Strip(segments).adjust_cell_length(strip.cell_length, segments[-1].style)
+        return _with_whole_characters(super()._render_line(y))
 
     def edit(self, edit: Edit) -> EditResult:
         """Called by Textual for everything that is inserted."""
