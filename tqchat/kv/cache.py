@@ -441,7 +441,7 @@ class SchemeCache:
 
     def pack_due(self) -> None:
         """Pack what has left the tail on both sides."""
-        encode_together(self.take_due())
+        encode_together([self.take_due()])
         self.submit()
 
     @property
@@ -496,7 +496,7 @@ class SchemeCache:
         return QueryStatistics(seen.mean_energy, seen.count, self.earlier_balance, self.rope, first)
 
     def _pack(self) -> None:
-        encode_together(self.take_due(self._in_prompt))
+        encode_together([self.take_due(self._in_prompt)])
 
     def take_due(self, in_prompt: bool = False) -> list[list[Encoding]]:
         """Take out what is due, from each side; see ``Side.take_due``. ``submit`` follows.
@@ -646,7 +646,7 @@ class SchemeCache:
         self._awaits_attention = False
         together = self.unsubmitted
         if self._packing_deferred and not (together is not None and self._packs_with_others):
-            encode_together(self.take_prompt())
+            encode_together([self.take_prompt()])
         if self._is_submitted:
             return
         if together is None or not self.has_placeholders:

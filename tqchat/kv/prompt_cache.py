@@ -188,9 +188,9 @@ def _pack(layers: Iterable[SchemeCache], take: Callable[[SchemeCache], list[list
         if are_few(sides):
             few.append((layer, sides))
         else:
-            encode_together(sides)
+            encode_together([sides])
             layer.submit()
-    encode_together([side for _, sides in few for side in sides])
+    encode_together([sides for _, sides in few])
     if few:
         # One call for all of them: each takes about as long as a layer's operations.
         mx.async_eval([layer.take_submitted() for layer, _ in few])  # type: ignore[no-untyped-call]

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,7 +18,8 @@ import pytest
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels import source
 from tqchat.kv.kernels.device import MIN_INPUT_SIZE, Launch
-from tqchat.kv.kernels.encode import EncodePlan, encode_inputs, encode_launch
+from tqchat.kv.kernels.encode import EncodePlan, fixed_inputs
+from tqchat.kv.kernels.in_place import InPlacePlan, PartPlan
 
 CPLUSPLUS = shutil.which("g++") or shutil.which("clang++")
 
@@ -37,7 +37,6 @@ _KINDS = {mx.float16: np.float16, mx.bfloat16: np.uint16, mx.float32: np.float32
 
 
 _ANY_STRIDES = {"queries", "sinks_of", "tail_of", "codes", "gains", "scales", "biases", "x"}
-_ANY_STRIDES |= {"stored_words", "stored_gains"}  # kernels write into them
 
 
 def write_into(array: mx.array, contents: np.ndarray) -> None:
@@ -99,13 +98,14 @@ class Emulator:
             strides = np.array(strided.strides, np.int64) // strided.itemsize
             if name == "sizes":  # read through its strides only
                 strides = np.array(memoryview(array).strides, np.int64) // array.itemsize
-            if name in _ANY_STRIDES or name.endswith("_token"):
+            in_place = spec.kernel == "encode_in_place" and name != "sizes"  # it writes into inputs
+            if in_place or name in _ANY_STRIDES or name.endswith("_token"):
                 viewed = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
                 mx.eval(viewed)
                 strided = np.asarray(memoryview(viewed))
                 strides = np.array(memoryview(viewed).strides, np.int64) // strided.itemsize
                 keep.append(viewed)
-            if name.endswith(("_codes", "_scales", "_biases", "_tail")):  # required by the kernels
+            if in_place or name.endswith(("_codes", "_scales", "_biases", "_tail")):  # required by kernels
                 assert memoryview(array).c_contiguous
             if name.endswith("_tail"):  # kernels write into it
                 tails.append((array, strided))
@@ -186,12 +186,14 @@ def assert_same_in_place(
     emulator: Emulator, plan: EncodePlan, format_: TurboFormat, x: mx.array, expected: Sequence[mx.array]
 ) -> None:
     """The kernel that writes into a store has the same codes there, and nothing else is written."""
-    in_place = replace(plan, in_place=True)
+    fixed = fixed_inputs(plan, format_)
+    part = PartPlan(plan, False, tuple((name, index) for index, name in enumerate(fixed)))
+    in_place = InPlacePlan((part,))
     batch, heads, tokens, _ = x.shape
     stored = [mx.full((batch, heads, tokens + 9, one.shape[3]), 7, one.dtype) for one in expected]
-    slots = [array[:, :, 5 : 5 + tokens] for array in stored]
-    inputs = [*encode_inputs(plan, format_, x), *slots, mx.zeros(8)]
-    emulator.run(in_place.spec, inputs, encode_launch(in_place, x.shape))
+    sizes = mx.as_strided(mx.zeros(8), [1] * 3, [tokens, (tokens + 9) | 5 << 32, tokens])
+    inputs = [mx.zeros(8), sizes, mx.contiguous(x), *stored, *fixed.values()]
+    emulator.run(in_place.spec, inputs, in_place.launch(batch * heads, [tokens]))
     for array, block in zip(stored, expected, strict=True):
         around = mx.full((batch, heads, 5, block.shape[3]), 7, block.dtype)
         whole = mx.concatenate([around, block, around[:, :, :4]], axis=2)

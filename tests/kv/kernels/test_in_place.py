@@ -15,11 +15,10 @@ from tests.kv.kernels.emulator import CPLUSPLUS, Emulator, Everything, shared_fo
 from tests.kv.test_families import short
 from tqchat.kv.attention import routing
 from tqchat.kv.cache import SchemeCache
-from tqchat.kv.kernels import decode, encode, fused, launch, workspace
+from tqchat.kv.kernels import decode, encode, fused, in_place, launch, workspace
 from tqchat.kv.kernels.device import Kernels
 from tqchat.kv.kernels.plan import have_equal_fine
 from tqchat.kv.kernels.workspace import Workspace
-from tqchat.kv.scheme import FINE
 from tqchat.kv.storage import joint_encode, side
 from tqchat.kv.storage.placeholders import PlaceholderNotAttended
 from tqchat.kv.storage.rounding_history import Rounding
@@ -38,7 +37,8 @@ class EmulatedKernels(Kernels):
 
     Attributes:
         copies: Arrays copied.
-        waiting: Launches that have not run: their outputs, what they run after, and functions that run them.
+        launched: Launches: their outputs, and what they run after.
+        waiting: Those that have not run: their outputs, and functions that run them.
     """
 
     def __init__(self, emulator, language, tensor_cores):
@@ -48,7 +48,7 @@ class EmulatedKernels(Kernels):
         self.workspace = Workspace()
         self.copies = self.in_place = 0
         self.last_output = None
-        self.waiting = []
+        self.launched, self.waiting = [], []
 
     def compiled(self, spec):
         return lambda inputs, **launch_: self._launch(spec, inputs, launch_)
@@ -80,9 +80,10 @@ class EmulatedKernels(Kernels):
         after = [
             array
             for name, array in zip(spec.inputs, inputs, strict=True)
-            if name in ("before", "last_output", "partial") or name.startswith("after")
+            if name in ("before", "partial") or name.startswith("after")
         ]
-        self.waiting.append((outputs, after, run if spec.kernel != "join" else lambda: None))
+        self.launched.append((outputs, after))
+        self.waiting.append((outputs, run if spec.kernel != "join" else lambda: None))
         if spec.kernel.startswith("attend") and self.last_output is not None:
             before = inputs[spec.inputs.index("before")]
             assert address(self.last_output) in self.needed(before), "it must not run before the last launch"
@@ -91,9 +92,9 @@ class EmulatedKernels(Kernels):
         return outputs
 
     def needed(self, output):
-        """Addresses of the outputs of launches that wait and run before this one, and of its own."""
+        """Addresses of the outputs of launches that run before this one, and of its own."""
         found = {address(output)}
-        for outputs, after, _ in reversed(self.waiting):
+        for outputs, after in reversed(self.launched):
             if found.intersection(map(address, outputs)):
                 found.update(map(address, after))
         return found
@@ -103,7 +104,7 @@ class EmulatedKernels(Kernels):
         needed = None if output is None else self.needed(output)
         due = [one for one in self.waiting if needed is None or needed.intersection(map(address, one[0]))]
         self.waiting = [one for one in self.waiting if not any(one is other for other in due)]
-        for _, _, run in due:
+        for _, run in due:
             run()
 
 
@@ -121,7 +122,7 @@ def emulator(tmp_path_factory):
 @pytest.fixture(params=["metal", "cuda"])
 def kernels(request, monkeypatch, emulator):
     emulated = EmulatedKernels(emulator, request.param, tensor_cores=request.param == "cuda")
-    for module in (fused, launch, workspace, encode, decode, joint_encode):
+    for module in (fused, launch, workspace, encode, decode, in_place, joint_encode):
         monkeypatch.setattr(module, "kernels", lambda: emulated)
     waiting = TokenStore.arrays.fget
 
@@ -223,9 +224,39 @@ def test_steps_and_packing_have_the_tokens_of_plain_operations(kernels, scheme):
     for _ in range(40):
         pair.step()
     assert pair.cache.packed_tokens >= packed + 32
-    # Two packings, each of what is due in the stores' own memory.
-    sides = [side for side in pair.cache.sides if side.spec.kind in ("turbo", "trellis")]
-    assert kernels.in_place == 2 * sum(2 if side.fine.length and side.spec != FINE else 1 for side in sides)
+    assert kernels.in_place == 2, "two packings, each by one launch in the stores' own memory"
+    pair.assert_same_tokens()
+    pair.assert_same_outputs()
+
+
+class UnlessInPlace(set):
+    """Plans of which each is trusted, except those of packing in place that are not added."""
+
+    def __contains__(self, plan):
+        return not isinstance(plan, in_place.InPlacePlan) or super().__contains__(plan)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_packing_in_place_is_verified_on_first_use(kernels, is_right):
+    kernels.trusted = UnlessInPlace()
+    verify = kernels.verify_first_use
+
+    def verify_once_run(plan, inputs, reference, candidate, error):
+        def run():
+            result = candidate()
+            kernels.finish()
+            if not is_right:
+                result[-1][1][:] = 1
+            return result
+
+        return verify(plan, inputs, reference, run, error)
+
+    kernels.verify_first_use = verify_once_run
+    pair = filled(kernels, "turbo3")
+    for _ in range(40):
+        pair.step()
+    assert bool(kernels.refused) != is_right
+    assert all(isinstance(plan, in_place.InPlacePlan) for plan in kernels.refused)
     pair.assert_same_tokens()
     pair.assert_same_outputs()
 
@@ -245,7 +276,7 @@ def test_stores_move_to_more_room_between_launches(kernels, monkeypatch):
         stores = pair.cache.key_side.stores
         moved |= {name for name, memory in memories.items() if stores[name].memory is not memory}
     assert moved == {"packed", "fine", "recent"}
-    assert kernels.in_place == 8 and kernels.copies >= 8
+    assert kernels.in_place == 2 and kernels.copies >= 8
     pair.assert_same_tokens()
     pair.assert_same_outputs()
 
@@ -273,9 +304,9 @@ def test_the_ends_of_runs_of_rounding_leave_few_vectors(kernels, monkeypatch, he
     pair = filled(kernels)
     for one in (pair.cache, pair.twin):
         one.rounding = dict.fromkeys(("key", "value"), Rounding(((135, 4, 1),)))
-    for _ in range(22):
+    for _ in range(40):
         pair.step()
-    assert kernels.in_place
+    assert kernels.in_place == 1, "the first packing has tokens of two formats"
     pair.assert_same_tokens()
     pair.assert_same_outputs()
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,10 +14,11 @@ import pytest
 
 from tests.kv.kernels.emulator import TYPES
 from tests.kv.kernels.test_emulated import METAL, filled
+from tests.kv.kernels.test_one_launch import layer
 from tqchat.kv.codec.fitting import NO_STATISTICS
 from tqchat.kv.codec.formats import make_format
 from tqchat.kv.codec.turbo import TurboFormat
-from tqchat.kv.kernels import workspace
+from tqchat.kv.kernels import in_place, workspace
 from tqchat.kv.kernels.decode import decode_inputs, decode_plan
 from tqchat.kv.kernels.device import MIN_INPUT_SIZE
 from tqchat.kv.kernels.encode import encode_inputs, encode_plan
@@ -113,6 +113,17 @@ def test_attention(scheme: str, dims: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dim", [128, 80])
+@pytest.mark.parametrize("scheme", ["turbo2", "trellis3", "trellis4v2"])
+def test_encoding_in_place(scheme: str, dim: int) -> None:
+    vectors = layer(scheme, dim, 16, 16)
+    planned = in_place._plan(vectors, False)
+    assert planned is not None
+    plan, fixed = planned
+    stored = [array for one in vectors for array in (*one.taken.memory, *one.store.memory)]
+    check(plan.spec, ["float", "float", *types(stored), *types(fixed)], ["float"])
+
+
+@pytest.mark.parametrize("dim", [128, 80])
 @pytest.mark.parametrize(
     "spec",
     [FormatSpec("turbo", 3), FormatSpec("turbo", 4), FormatSpec("turbo", 6), FormatSpec("affine", 8)]
@@ -126,8 +137,6 @@ def test_encoding_and_decoding(spec: FormatSpec, dim: int) -> None:
         assert encoding is not None
         inputs = types(encode_inputs(encoding, format_, x))
         check(encoding.spec, inputs, ["uint", "half"])
-        in_place = replace(encoding, in_place=True)
-        check(in_place.spec, [*inputs, "uint", "half", "float"], ["float"])
     packed = format_.encode(x)
     decoding = decode_plan(format_, (), packed, (), mx.float16)
     assert decoding is not None

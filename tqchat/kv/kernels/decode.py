@@ -30,7 +30,7 @@ from tqchat.kv.kernels.device import (
     unused_input,
 )
 from tqchat.kv.kernels.source import QUANTISER_KINDS, Kernel, KernelSpec, Kind
-from tqchat.kv.scheme import CENTRES
+from tqchat.kv.scheme import CENTRES, FINE_BITS
 from tqchat.kv.storage.threads import thread_key
 
 SIMDS = 8
@@ -162,6 +162,14 @@ def decode_inputs(
         levels = kernel_table(plan.bits) if plan.kind == 3 else _levels(plan.bits)
         inputs += [format_.rotation.array, levels.view(mx.uint32)]
     return tuple(inputs)
+
+
+@lru_cache(maxsize=1)
+def fine_levels() -> mx.array:
+    """Bits of the centroids of fine tokens, uint32."""
+    levels = _levels(FINE_BITS).view(mx.uint32)
+    mx.eval(levels)
+    return levels
 
 
 @lru_cache(maxsize=8)

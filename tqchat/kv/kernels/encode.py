@@ -16,7 +16,6 @@ from tqchat.kv.codec.trellis import TrellisQuantiser, kernel_table
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import (
     MAX_HEAD_DIM,
-    MIN_INPUT_SIZE,
     SIMD_WIDTH,
     VERIFIED_TOKENS,
     Kernels,
@@ -25,12 +24,10 @@ from tqchat.kv.kernels.device import (
     run,
     unused_input,
 )
-from tqchat.kv.kernels.source import IN_PLACE_INPUTS, Constants, Kernel, KernelSpec
+from tqchat.kv.kernels.source import Constants, EncodeKernel, KernelSpec
 from tqchat.kv.kernels.trellis_search import GROUP, STEPS, branch_fragments, limit
-from tqchat.kv.kernels.workspace import DONE, ThreadWorkspace
 from tqchat.kv.scheme import CENTRES, FormatSpec
 from tqchat.kv.storage.threads import thread_key
-from tqchat.kv.storage.token_store import TokenStore
 
 WARM_UP_PAIRS = 8
 """Pairs before and after the ends of a vector from which the kernel estimates the first state of its path."""
@@ -60,7 +57,6 @@ class EncodePlan:
         centres: Number of centres, 0 if the format is not fitted.
         balance: Whether vectors are balanced; likewise ``metric``.
         tensor_cores: Whether a simd group searches the paths of ``GROUP`` vectors at a time, on tensor cores.
-        in_place: Whether it writes into slices of a store, which are inputs.
     """
 
     dim: int
@@ -73,7 +69,6 @@ class EncodePlan:
     metric: bool
     dtype: mx.Dtype
     tensor_cores: bool = False
-    in_place: bool = False
 
     @property
     def shaped(self) -> bool:
@@ -95,8 +90,14 @@ class EncodePlan:
         return 4 if self.dim <= 128 else 2
 
     @property
-    def spec(self) -> KernelSpec:
-        """The kernel's source specification."""
+    def kernel(self) -> EncodeKernel:
+        """The kernel's name."""
+        if self.tensor_cores:
+            return "encode_tensor"
+        return "encode_trellis" if self.trellis else "encode_scalar"
+
+    def constants(self, simds: int) -> Constants:
+        """Compile-time constants of the kernel with so many simd groups per threadgroup."""
         constants: Constants = (
             ("DIM", self.dim),
             ("BITS", self.bits),
@@ -108,25 +109,34 @@ class EncodePlan:
             ("SHAPED", int(self.shaped)),
             ("WORDS", self.words),
             ("WARM_UP", WARM_UP_PAIRS),
-            ("SIMDS", self.simds),
+            ("SIMDS", simds),
             ("S", self.dtype),
             ("G", mx.float16),
         )
-        kernel: Kernel = "encode_trellis" if self.trellis else "encode_scalar"
-        inputs: tuple[str, ...] = "x", "centres", "centre_scales", "balance", "metric", "rotation"
-        if self.trellis:
-            inputs += ("table",)
-        threads = 0
         if self.tensor_cores:
-            kernel = "encode_tensor"
             constants += ("SEARCH_STEPS", STEPS[self.bits]), ("SEARCH_LIMIT", limit(self.bits))
-            inputs += ("fragments",)
-            threads = self.simds * SIMD_WIDTH
-        outputs: tuple[str, ...] = "words", "gains"
-        if self.in_place:
-            inputs += IN_PLACE_INPUTS
-            outputs = ("done",)
-        return KernelSpec(kernel, inputs, outputs, constants, (), threads, RESIDENT_SIMDS * SIMD_WIDTH)
+        return constants
+
+    @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """Names of the inputs that are the same for all vectors of a format."""
+        names: tuple[str, ...] = *_FITTED, "rotation"
+        if self.trellis:
+            names += ("table",)
+        return (*names, "fragments") if self.tensor_cores else names
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel's source specification."""
+        threads = self.simds * SIMD_WIDTH if self.tensor_cores else 0
+        constants = self.constants(self.simds)
+        resident = RESIDENT_SIMDS * SIMD_WIDTH
+        inputs = "x", *self.fixed_names
+        return KernelSpec(self.kernel, inputs, ("words", "gains"), constants, (), threads, resident)
+
+    def simds_for(self, heads: int, tokens: int) -> int:
+        """Simd groups that encode so many tokens of so many heads."""
+        return heads * (-(-tokens // GROUP) if self.tensor_cores else tokens)
 
 
 def encode_plan(format_: TurboFormat, x: mx.array, tensor_cores: bool = False) -> EncodePlan | None:
@@ -135,6 +145,13 @@ def encode_plan(format_: TurboFormat, x: mx.array, tensor_cores: bool = False) -
     Args:
         tensor_cores: Whether the device has tensor cores. They are used for trellis codes of enough vectors.
     """
+    return plan_for(format_, x.shape, x.dtype, tensor_cores)
+
+
+def plan_for(
+    format_: TurboFormat, shape: tuple[int, ...], dtype: mx.Dtype, tensor_cores: bool
+) -> EncodePlan | None:
+    """``encode_plan`` of vectors of this shape and dtype."""
     trellis = isinstance(format_.quantiser, TrellisQuantiser)
     if format_.rotation.head_dim > MAX_HEAD_DIM or not (
         trellis or isinstance(format_.quantiser, ScalarQuantiser)
@@ -149,37 +166,50 @@ def encode_plan(format_: TurboFormat, x: mx.array, tensor_cores: bool = False) -
         0 if format_.centres is None else CENTRES,
         format_.balance is not None,
         format_.metric is not None,
-        x.dtype,
-        tensor_cores and trellis and x.shape[0] * x.shape[1] * (x.shape[2] // GROUP) >= MIN_GROUPS,
+        dtype,
+        tensor_cores and trellis and shape[0] * shape[1] * (shape[2] // GROUP) >= MIN_GROUPS,
     )
 
 
 def encode_inputs(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> tuple[mx.array, ...]:
     """Input arrays of the encoding kernel for vectors ``x`` ``[batch, heads, tokens, head_dim]``."""
-    fitted = format_.fitted
-    names = {
-        "centres": mx.int8,
-        "centre_scales": mx.float16,
-        "balance": mx.float16,
-        "metric": mx.float16,
-    }
-    tables = [kernel_table(plan.bits).view(mx.uint32)] if plan.trellis else []
+    fixed = fixed_inputs(plan, format_)
+    return (x, *(fixed[name] if name in fixed else unused_input(_FITTED[name]) for name in plan.fixed_names))
+
+
+def fixed_inputs(plan: EncodePlan, format_: TurboFormat) -> dict[str, mx.array]:
+    """Those of ``EncodePlan.fixed_names`` that the format has, by name."""
+    inputs = {name: format_.fitted[name] for name in _FITTED if name in format_.fitted}
+    inputs["rotation"] = format_.rotation.array
+    if plan.trellis:
+        inputs["table"] = _table(plan.bits)
     if plan.tensor_cores:
-        tables.append(branch_fragments(plan.bits))
-    return (
-        x,
-        *(fitted[name] if name in fitted else unused_input(dtype) for name, dtype in names.items()),
-        format_.rotation.array,
-        *tables,
-    )
+        inputs["fragments"] = branch_fragments(plan.bits)
+    return inputs
+
+
+_FITTED = {
+    "centres": mx.int8,
+    "centre_scales": mx.float16,
+    "balance": mx.float16,
+    "metric": mx.float16,
+}
+"""Arrays that a format may be fitted with, and their dtypes."""
+
+
+@lru_cache(maxsize=3)
+def _table(bits: int) -> mx.array:
+    table = kernel_table(bits).view(mx.uint32)
+    mx.eval(table)
+    return table
 
 
 def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
     """Launch parameters for vectors of this shape, ``[batch, heads, tokens, head_dim]``, with any strides."""
     batch, heads, tokens, _ = shape
-    simds = batch * heads * (-(-tokens // GROUP) if plan.tensor_cores else tokens)
+    simds = plan.simds_for(batch * heads, tokens)
     threads = plan.simds * SIMD_WIDTH
-    launch: Launch = {
+    return {
         "grid": (-(-simds // plan.simds) * threads, 1, 1),
         "threadgroup": (threads, 1, 1),
         "output_shapes": [
@@ -188,9 +218,6 @@ def encode_launch(plan: EncodePlan, shape: tuple[int, ...]) -> Launch:
         ],
         "output_dtypes": [mx.uint32, mx.float16],
     }
-    if plan.in_place:
-        launch |= {"output_shapes": DONE["output_shapes"], "output_dtypes": DONE["output_dtypes"]}
-    return launch
 
 
 @lru_cache(maxsize=32)
@@ -211,50 +238,18 @@ def encode(format_: Format, x: mx.array) -> Block:
     return format_.encode(x) if launch is None else tuple(launch(x))
 
 
-def encode_in_place(
-    format_: Format, x: mx.array, store: TokenStore, workspace: ThreadWorkspace, after: mx.array
-) -> mx.array | None:
-    """Append ``format_.encode(x)`` to a store, in its memory.
-
-    Args:
-        after: An output of the workspace's launches, after which this one runs.
-
-    Returns:
-        The launch's output; ``None`` if it cannot be done, and nothing was.
-    """
-    batch, heads, tokens, _ = x.shape
-    if batch * heads * tokens < MIN_INPUT_SIZE:
-        return None
-    launch = _launch(format_, x, after)
-    slots = None if launch is None else store.free_slots(tokens, workspace)
-    if launch is None or slots is None:
-        return None
-    (done,) = launch(x, *slots, after)
-    store.add_written(tokens, done, workspace)
-    return done
-
-
-def _launch(
-    format_: Format, x: mx.array, after: mx.array | None = None
-) -> Callable[..., list[mx.array]] | None:
+def _launch(format_: Format, x: mx.array) -> Callable[..., list[mx.array]] | None:
     """The launch for vectors like ``x``, kept with the format; ``None`` where no kernel may be used.
 
     The first use of each kernel is verified now.
-
-    Args:
-        after: For a launch in place, what it runs after.
     """
     device_kernels = kernels()
     if device_kernels is None or not isinstance(format_, TurboFormat):
         return None
-    in_place = after is not None
-    key = thread_key(), x.shape, x.dtype, in_place
+    key = thread_key(), x.shape, x.dtype
     launch: Callable[..., list[mx.array]] | None = format_.launches.get(key)
     if launch is None:
-        if after is not None:
-            mx.eval(after)  # it may write ``x``, which the verification reads
         plan = encode_plan(format_, x, device_kernels.tensor_cores)
-        plan = None if plan is None else replace(plan, in_place=in_place)
         if plan is not None and plan.tensor_cores and not _is_trusted(device_kernels, plan, format_, x):
             plan = replace(plan, tensor_cores=False)
         if plan is not None and _is_trusted(device_kernels, plan, format_, x):
@@ -264,27 +259,10 @@ def _launch(
 
 
 def _launch_of(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Callable[..., list[mx.array]]:
-    """The launch of a plan as a function of vectors like ``x`` and of the arrays of ``IN_PLACE_INPUTS``."""
+    """The launch of a plan as a function of vectors like ``x``."""
     compiled = _compiled(thread_key(), plan, x.shape)
     _, *fixed = encode_inputs(plan, format_, x)
-    return lambda x, *more: compiled(x, *fixed, *more)
-
-
-def _candidate(plan: EncodePlan, format_: TurboFormat, x: mx.array) -> Block:
-    """The vectors as the kernel encodes them, in place in arrays of their own if that is the plan."""
-    launch = _launch_of(plan, format_, x)
-    if not plan.in_place:
-        return tuple(launch(x))
-    batch, heads, tokens, _ = x.shape
-    # Three tokens of room around them.
-    room = [
-        mx.zeros((batch, heads, tokens + 6, width), dtype)
-        for width, dtype in ((plan.words, mx.uint32), (1, mx.float16))
-    ]
-    mx.eval(room)
-    slots = tuple(array[:, :, 3 : 3 + tokens] for array in room)
-    mx.eval(launch(x, *slots, unused_input(mx.float32)))
-    return slots
+    return lambda x: compiled(x, *fixed)
 
 
 def _is_trusted(device_kernels: Kernels, plan: EncodePlan, format_: TurboFormat, x: mx.array) -> bool:
@@ -295,13 +273,13 @@ def _is_trusted(device_kernels: Kernels, plan: EncodePlan, format_: TurboFormat,
             plan,
             lambda: [first, *format_.shared.values(), *format_.fitted.values()],
             lambda: format_.encode(first),
-            lambda: _candidate(plan, format_, first),
-            lambda a, b: _error(format_, first, a, b),
+            lambda: tuple(_launch_of(plan, format_, first)(first)),
+            lambda a, b: encoding_error(format_, first, a, b),
         )
     return plan in device_kernels.trusted
 
 
-def _error(format_: TurboFormat, x: mx.array, reference: Block, candidate: Block) -> str | None:
+def encoding_error(format_: TurboFormat, x: mx.array, reference: Block, candidate: Block) -> str | None:
     """Compare reconstruction errors: codes may differ at ties and in later coordinates."""
     squared_errors: list[Any] = []
     for block in (reference, candidate):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from tqchat.kv.codec.quantiser import ScalarQuantiser
 from tqchat.kv.codec.trellis import TrellisQuantiser
 
 Language = Literal["metal", "cuda"]
+EncodeKernel = Literal["encode_scalar", "encode_trellis", "encode_tensor"]
 Kernel = Literal[
     "attend",
     "attend_merged",
@@ -24,6 +27,7 @@ Kernel = Literal[
     "encode_scalar",
     "encode_trellis",
     "encode_tensor",
+    "encode_in_place",
     "decode_affine",
     "decode_shares",
     "decode_values",
@@ -107,6 +111,22 @@ class SideArrays:
 
 
 @dataclass(frozen=True)
+class EncodePart:
+    """What a part of the threadgroups of a launch encodes in place.
+
+    Attributes:
+        kernel: Whose body they run.
+        is_fine: Whether the vectors are fine tokens of a store, which are decoded first, or raw ones.
+        inputs: Names of the input arrays, by the kernel's name for them. Those of others are not used.
+    """
+
+    kernel: EncodeKernel
+    is_fine: bool
+    constants: Constants
+    inputs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class KernelSpec:
     """All that determines a kernel's source, except the language.
 
@@ -115,6 +135,7 @@ class KernelSpec:
         outputs: Names of the output arrays, in order.
         constants: Compile-time integers and types.
         sides: Keys and values, for an attention kernel.
+        parts: What a launch encodes in place.
         threads: Threads per threadgroup if registers must be limited for them, else 0.
         resident_threads: Threads that should be resident on one CUDA multiprocessor then.
         shared_memory: Bytes of threadgroup memory that the launch reserves (CUDA), beside what the source
@@ -129,16 +150,28 @@ class KernelSpec:
     threads: int = 0
     resident_threads: int = 384
     shared_memory: int = 0
+    parts: tuple[EncodePart, ...] = ()
 
     def source(self, language: Language) -> Source:
         """The source in a language."""
-        return Source(_strip_comments(_header(self.kernel, language)), _strip_comments(self._body(language)))
+        return Source(_strip_comments(self._header(language)), _strip_comments(self._body(language)))
+
+    def _header(self, language: Language) -> str:
+        """Language definitions, codebooks and shared functions."""
+        bodies = dict.fromkeys((self.kernel, *(part.kernel for part in self.parts)))
+        levels = _codebook_switch() if "encode_scalar" in bodies else ""
+        names = dict.fromkeys(name for kernel in bodies for name in _FUNCTIONS.get(kernel, ()))
+        if any(part.is_fine for part in self.parts):
+            names |= dict.fromkeys(("values", "fine"))
+        more = "".join(_read(name) for name in names)
+        return _read(language) + levels + _read("trellis") + _read("common") + more
 
     def _body(self, language: Language) -> str:
         begin = constants(language, self.constants) + _read(f"{language}_begin")
-        if self.kernel in _ENCODE_PARTS:
-            slots = "in_place" if IN_PLACE_INPUTS[0] in self.inputs else "new"
-            return begin + "".join(_read(f"encode_{part}") for part in (slots, *_ENCODE_PARTS[self.kernel]))
+        if self.kernel in _ENCODE_BODIES:
+            return begin + _read("encode_new") + _encode_body(self.kernel, "slices")
+        if self.kernel == "encode_in_place":
+            return begin + _in_place_body(language, self.parts)
         if self.kernel == "decode_affine":
             return begin + _read("decode") + _read("decode_affine")
         if self.kernel in ("decode_shares", "decode_values"):
@@ -173,22 +206,115 @@ _FUNCTIONS: dict[Kernel, tuple[str, ...]] = {
 }
 """Further functions that a kernel needs."""
 
-IN_PLACE_INPUTS = "stored_words", "stored_gains", "last_output"
-"""Further inputs of an encoding kernel that writes into a store: slices of it, and what it runs after."""
-
-_ENCODE_PARTS: dict[Kernel, tuple[str, ...]] = {
-    "encode_scalar": ("one", "prepare", "scalar", "gain", "pack_scalar"),
-    "encode_trellis": ("one", "prepare", "trellis", "details", "gain", "pack_trellis"),
-    "encode_tensor": ("tensor", "tensor_search", "tensor_end"),
+_ENCODE_BODIES: dict[Kernel, tuple[str, tuple[str, ...]]] = {
+    "encode_scalar": ("one", ("prepare", "scalar", "gain", "pack_scalar")),
+    "encode_trellis": ("one", ("prepare", "trellis", "details", "gain", "pack_trellis")),
+    "encode_tensor": ("tensor", ("tensor_prepare", "tensor_search", "tensor_end")),
 }
-"""Parts of the bodies of encoding kernels."""
+"""Parts of the bodies of encoding kernels: before and after the one that says where the vectors are."""
+
+_ENCODE_INPUTS = {
+    "x": "S",
+    "fine_words": "uint",
+    "fine_gains": "G",
+    "levels": "uint",
+    "centres": "int8_t",
+    "centre_scales": "G",
+    "balance": "G",
+    "metric": "G",
+    "rotation": "float",
+    "table": "uint",
+    "fragments": "uint",
+}
+"""Types of the arrays that encoding kernels read."""
 
 
-def _header(kernel: Kernel, language: Language) -> str:
-    """Language definitions, codebooks and shared functions."""
-    levels = _codebook_switch() if kernel == "encode_scalar" else ""
-    more = "".join(_read(name) for name in _FUNCTIONS.get(kernel, ()))
-    return _read(language) + levels + _read("trellis") + _read("common") + more
+def _encode_body(kernel: Kernel, vectors: str) -> str:
+    """Body of an encoding kernel, behind declarations of ``tokens``, ``kv_heads`` and ``slots``.
+
+    Args:
+        vectors: The part that says where the vectors are.
+    """
+    before, after = _ENCODE_BODIES[kernel]
+    return "".join(_read(f"encode_{part}") for part in (before, vectors, *after))
+
+
+def _in_place_body(language: Language, parts: Sequence[EncodePart]) -> str:
+    """Body of a kernel whose threadgroups encode the parts one after another.
+
+    ``sizes_strides`` has two rooms for each part, where the vectors are and where their codes go, and then
+    the numbers of tokens, two in one. The codes go into memory of the stores, an input (see ``TokenStore``).
+    The parts share threadgroup memory.
+    """
+    text = "const int own_group = tq_group_x;\n"
+    text += "const int kv_heads = stored_words_0_shape[0] * stored_words_0_shape[1];\n"
+    end, branches = "0", []
+    room = max(_in_place_room(part) for part in parts)
+    for number, part in enumerate(parts):
+        simds = dict(part.constants)["SIMDS"]
+        half = "high" if number % 2 else "low"
+        tokens = f"tokens_{number}"
+        begin, end = end, f"end_{number}"
+        work = (
+            f"kv_heads * (({tokens} + 7) / 8)" if part.kernel == "encode_tensor" else f"kv_heads * {tokens}"
+        )
+        text += (
+            f"const int {tokens} = tq_{half}_half(sizes_strides[{2 * len(parts) + number // 2}]);\n"
+            f"const int {end} = {begin} + ({work} + {simds} - 1) / {simds};\n"
+        )
+        body = constants(language, part.constants) + (
+            f"const int tq_group_x = own_group - {begin};\n"
+            f"const int tokens = {tokens};\n"
+            f"const TqRoom source_room = tq_room(sizes_strides[{2 * number}]);\n"
+            f"const TqRoom target_room = tq_room(sizes_strides[{2 * number + 1}]);\n"
+            f"TQ_DEVICE uint* words = (TQ_DEVICE uint*)stored_words_{number} + target_room.start * WORDS;\n"
+            f"TQ_DEVICE ushort* gains = (TQ_DEVICE ushort*)stored_gains_{number} + target_room.start;\n"
+            "const int slots = target_room.tokens;\n"
+        )
+        names = dict(part.inputs)
+        for name, kind in _ENCODE_INPUTS.items():
+            body += f"const TQ_DEVICE {kind}* {name} = {names.get(name, 0)};\n"
+        body += _encode_body(part.kernel, "fine" if part.is_fine else "raw")
+        branches.append(f"if (own_group < {end}) {{\n{_in_room(_strip_comments(body), room)}}}")
+    # Metal declares threadgroup memory outside of blocks only.
+    text += f"TQ_SHARED TqChunk<16> room_of_parts[{room}];\n"
+    return text + " else ".join(branches) + "\n"
+
+
+_SHARED = re.compile(r"^TQ_SHARED (\S+) (\w+)\[(.+)\];$", re.MULTILINE)
+"""A declaration of threadgroup memory."""
+
+
+def _in_room(body: str, room: int) -> str:
+    """A body whose threadgroup memory is in ``room_of_parts``, of so many chunks."""
+    end = "0"
+
+    def place(declaration: re.Match[str]) -> str:
+        nonlocal end
+        kind, name, size = declaration.groups()
+        begin, end = end, f"{name}_end"
+        return (
+            f"TQ_SHARED_AT {kind}* {name} = (TQ_SHARED_AT {kind}*)(room_of_parts + {begin});\n"
+            f"constexpr int {end} = {begin} + (int(sizeof({kind})) * ({size}) + 15) / 16;"
+        )
+
+    placed = _SHARED.sub(place, body)
+    return f'{placed}static_assert({end} <= {room}, "threadgroup memory");\n'
+
+
+def _in_place_room(part: EncodePart) -> int:
+    """Chunks of 16 bytes of threadgroup memory that a part needs, as its body declares them."""
+    values = {name: value for name, value in part.constants if isinstance(value, int)}
+    simds, dim = values["SIMDS"], values["DIM"]
+    pairs = (dim + 1) // 2
+    if part.kernel == "encode_tensor":
+        pairs_of_lane = 1 if dim <= 64 else 2 if dim <= 128 else 4
+        origins = max(4 * pairs, 2 * ((dim + 15) // 16 * 16 + 8))
+        return simds * (80 + 4 * pairs + 80 * pairs_of_lane + origins + 6) + (simds + 1) // 2
+    chunks = 2 * -(-simds * dim // 4)
+    if part.kernel == "encode_trellis":
+        chunks += simds * (8 + max(pairs, 2 * min(pairs, values["WARM_UP"])))
+    return chunks
 
 
 def _attend_body(kernel: Kernel, sides: tuple[SideArrays, ...], reserved: bool) -> str:

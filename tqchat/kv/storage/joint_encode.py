@@ -11,6 +11,7 @@ from tqchat.kv.codec.centres import Centres
 from tqchat.kv.codec.turbo import TurboFormat
 from tqchat.kv.kernels.device import kernels
 from tqchat.kv.kernels.encode import encode
+from tqchat.kv.kernels.in_place import MAX_PARTS, encode_in_place
 from tqchat.kv.kernels.workspace import ThreadWorkspace
 from tqchat.kv.storage.joint_fit import stacked
 from tqchat.kv.storage.side import PACK_CHUNK_VECTORS, Encoding
@@ -21,25 +22,19 @@ MAX_VECTORS = PACK_CHUNK_VECTORS
 
 def are_few(sides: Sequence[Sequence[Encoding]]) -> bool:
     """Whether what a layer has taken out is so little that it is worth encoding with that of other layers."""
-    return all(
-        2 * _vectors(one) <= MAX_VECTORS and not one.is_long for encodings in sides for one in encodings
-    )
+    return all(2 * one.count <= MAX_VECTORS and not one.is_long for encodings in sides for one in encodings)
 
 
-def _vectors(encoding: Encoding) -> int:
-    batch, heads, tokens, _ = encoding.x.shape
-    return batch * heads * tokens
-
-
-def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
-    """Encode and append what sides have taken out.
+def encode_together(layers: Sequence[Sequence[Sequence[Encoding]]]) -> None:
+    """Encode and append what layers have taken out.
 
     Args:
-        sides: The encodings of each, which are appended in their order.
+        layers: For each its sides, and for each of those its encodings, which are appended in their order.
     """
     if kernels() is not None:
-        _encode_by_kernels(sides)
+        _encode_by_kernels(layers)
         return
+    sides = [side for layer in layers for side in layer]
     groups: dict[object, list[Encoding]] = {}
     # The first encoding of every side before the second of any.
     for number in range(max(map(len, sides), default=0)):
@@ -47,7 +42,7 @@ def encode_together(sides: Sequence[Sequence[Encoding]]) -> None:
             if number < len(encodings):
                 groups.setdefault((number, _kind(encodings[number])), []).append(encodings[number])
     for group in groups.values():
-        size = max(1, MAX_VECTORS // _vectors(group[0]))
+        size = max(1, MAX_VECTORS // group[0].count)
         for start in range(0, len(group), size):
             _encode_batch(group[start : start + size])
 
@@ -61,22 +56,39 @@ def _kind(encoding: Encoding) -> object:
     return format_.role, format_.quantiser, id(format_.rotation), fit, encoding.x.shape, encoding.x.dtype
 
 
-def _encode_by_kernels(sides: Sequence[Sequence[Encoding]]) -> None:
-    """``encode_together`` on a GPU: a launch for each encoding, in place where possible."""
+def _encode_by_kernels(layers: Sequence[Sequence[Sequence[Encoding]]]) -> None:
+    """``encode_together`` on a GPU: what a layer packs in place by one launch, the rest by one each."""
     outputs: dict[ThreadWorkspace, list[mx.array]] = {}
-    for encodings in sides:
-        done: mx.array | None = None
-        for one in encodings:
-            after = one.workspace.before if one.workspace is not None and done is None else done
-            output = None if after is None else one.encode_in_place(after)
-            if output is None:
-                one.append(encode(one.format, one.vectors(after)))
+    for sides in layers:
+        encodings = [one for side in sides for one in side]
+        joined = _joined(encodings)
+        if joined:
+            workspace, vectors = joined[0].workspace, [one.in_place for one in joined]
+            assert workspace is not None
+            done = encode_in_place(vectors, workspace, workspace.before)
+            if done is None:
+                joined = []
             else:
-                done = output
-        if done is not None and encodings[-1].workspace is not None:
-            outputs.setdefault(encodings[-1].workspace, []).append(done)
+                outputs.setdefault(workspace, []).append(done)
+        if len(joined) == len(encodings):
+            continue
+        for one in encodings:
+            if not any(one is other for other in joined):
+                after = None if one.workspace is None else one.workspace.before
+                one.append(encode(one.format, one.vectors(after)))
     for workspace, last in outputs.items():
         workspace.wait_for(last)
+
+
+def _joined(encodings: Sequence[Encoding]) -> list[Encoding]:
+    """Those that one launch can do: in the formats of their stores, so that there are few kernels to compile,
+    and each the only one that appends to its store.
+    """
+    joined = [one for one in encodings if one.can_be_in_place]
+    if len(joined) == len(encodings) and len({id(one.store) for one in joined}) == len(joined) <= MAX_PARTS:
+        return joined
+    stores = [one.store for one in encodings]
+    return [one for one in joined if sum(one.store is other for other in stores) == 1][:MAX_PARTS]
 
 
 def _encode_batch(batch: Sequence[Encoding]) -> None:

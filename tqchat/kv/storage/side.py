@@ -12,15 +12,23 @@ import mlx.core as mx
 from tqchat.kv.codec.base import Block, Format, RawFormat, concatenate
 from tqchat.kv.codec.fitting import NO_STATISTICS, QueryStatistics
 from tqchat.kv.codec.formats import make_fine_format, make_format
-from tqchat.kv.codec.turbo import Prepared
+from tqchat.kv.codec.turbo import Prepared, TurboFormat
 from tqchat.kv.kernels.decode import decode
 from tqchat.kv.kernels.device import MIN_INPUT_SIZE, kernels
-from tqchat.kv.kernels.encode import encode, encode_in_place
+from tqchat.kv.kernels.encode import encode
+from tqchat.kv.kernels.in_place import Vectors
 from tqchat.kv.kernels.workspace import ThreadWorkspace, copy_with_room
 from tqchat.kv.scheme import FINE, FINE_BITS, RAW, TILE, FormatSpec, Scheme, fitted_shapes
 from tqchat.kv.storage.rounding_history import NO_ROUNDING, Rounding
 from tqchat.kv.storage.threads import thread_key
-from tqchat.kv.storage.token_store import GROWTH_TOKENS, PACKED_GROWTH_SHARE, Tail, TokenStore
+from tqchat.kv.storage.token_store import (
+    GROWTH_TOKENS,
+    PACKED_GROWTH_SHARE,
+    Tail,
+    Taken,
+    TokenStore,
+    taken_whole,
+)
 
 PACK_CHUNK_TOKENS = 512
 """Least tokens encoded or decoded at a time, to bound the temporaries of a long prompt."""
@@ -70,6 +78,12 @@ def _tokens_per_pack(encoded: int) -> int:
     return min(most, max(fewest, 1 << (encoded // ENCODED_PER_PACKED_TOGETHER).bit_length() - 1))
 
 
+def decode_fine(format_: Format, block: Block) -> mx.array:
+    """Fine tokens as float32 vectors, in one kernel where available."""
+    decoded = decode(format_, (), block, (), mx.float32)
+    return format_.decode(block) if decoded is None else decoded
+
+
 def _more_growth() -> int:
     return 0 if kernels() is None else GPU_GROWTH_TOKENS
 
@@ -89,42 +103,58 @@ class Encoding:
     """Vectors to be encoded and appended to a store.
 
     Attributes:
-        x: ``[batch, heads, tokens, head_dim]``.
+        taken: The vectors, raw or fine.
+        decoder: The format of fine ones.
         is_long: Whether it is one of several parts, each of which is evaluated before the next.
+        is_usual: Whether its format is the store's, not another for tokens that were rounded before.
         workspace: Of the launches that may append them in the store's memory, or ``None``.
     """
 
     store: TokenStore
     format: Format
-    x: mx.array
-    is_long: bool
+    taken: Taken
+    decoder: Format | None = None
+    is_long: bool = False
+    is_usual: bool = True
     workspace: ThreadWorkspace | None = None
 
-    def encode_in_place(self, after: mx.array) -> mx.array | None:
-        """Append the vectors, encoded by one launch in the store's memory.
+    @property
+    def x(self) -> mx.array:
+        """The vectors, ``[batch, heads, tokens, head_dim]``, which no launch has to write any more."""
+        block = self.taken.view()
+        return block[0] if self.decoder is None else decode_fine(self.decoder, block)
 
-        Args:
-            after: An output of the workspace's launches, after which this one runs.
+    @property
+    def count(self) -> int:
+        """Vectors of all heads."""
+        batch, heads, *_ = self.taken.memory[0].shape
+        return batch * heads * self.taken.tokens
 
-        Returns:
-            The launch's output; ``None`` if it cannot be done, and nothing was.
-        """
-        if self.workspace is None or self.is_long:
-            return None
-        return encode_in_place(self.format, self.x, self.store, self.workspace, after)
+    @property
+    def can_be_in_place(self) -> bool:
+        """Whether a launch may append the vectors in the store's memory."""
+        is_short = self.workspace is not None and not self.is_long
+        return is_short and self.is_usual and isinstance(self.format, TurboFormat)
+
+    @property
+    def in_place(self) -> Vectors:
+        """The vectors for such a launch."""
+        decoder, encoder = self.decoder, self.format
+        assert isinstance(encoder, TurboFormat) and (decoder is None or isinstance(decoder, TurboFormat))
+        return Vectors(self.taken, decoder, encoder, self.store)
 
     def vectors(self, after: mx.array | None) -> mx.array:
         """The vectors for operations that MLX orders.
 
         Args:
-            after: As for ``encode_in_place``; launches before it may have written the vectors.
+            after: An output of a workspace's launches; those before it may have written the vectors.
         """
         if after is None:
             return self.x
-        if self.x.size < MIN_INPUT_SIZE:
+        if self.decoder is not None or self.count * self.taken.memory[0].shape[3] < MIN_INPUT_SIZE:
             mx.eval(after)
             return self.x
-        return copy_with_room(self.x, self.x.shape[2], after)
+        return copy_with_room(self.x, self.taken.tokens, after)
 
     def append(self, block: Block) -> None:
         """Append the vectors, encoded."""
@@ -383,13 +413,19 @@ class Side:
             first += packs_fine
         if count:
             if workspace is None:
-                (due,) = self.recent.take_front(count)
+                due = taken_whole(self.recent.take_front(count))
             else:
-                due = self.recent.pop_front_for(count)
+                due = self.recent.pop_front(count, workspace)
             raw = surplus - packs_fine
-            encodings += self._encodings(self.packed, self.spec, due[:, :, :raw], first, rounding, workspace)
+            if raw:
+                encodings += self._encodings(
+                    self.packed, self.spec, due.first(raw), None, first, rounding, workspace
+                )
             first += raw + self.fine.length
-            encodings += self._encodings(self.fine, FINE, due[:, :, raw:], first, rounding, workspace)
+            if raw < count:
+                encodings += self._encodings(
+                    self.fine, FINE, due.part(raw, count), None, first, rounding, workspace
+                )
         return encodings
 
     def can_pack_in_place(self, workspace: ThreadWorkspace) -> bool:
@@ -423,43 +459,53 @@ class Side:
         self, first: int, count: int, rounding: Rounding, workspace: ThreadWorkspace | None
     ) -> list[Encoding]:
         """Take out the oldest ``count`` fine tokens, of which ``first`` is the position of the first."""
-        block = self.fine.take_front(count) if workspace is None else self.fine.pop_front(count)
+        if workspace is not None and self.spec != FINE:
+            taken, decoder = self.fine.pop_front(count, workspace), self.fine_format
+            return self._encodings(self.packed, self.spec, taken, decoder, first, rounding, workspace)
+        if workspace is None:
+            block = self.fine.take_front(count)
+        else:
+            block = self.fine.view(0, count)
+            self.fine.pop_front(count, workspace)
         if self.spec == FINE:
             self.packed.append(block)
             return []
-        return self._encodings(self.packed, self.spec, self._decode_fine(block), first, rounding, workspace)
-
-    def _decode_fine(self, block: Block) -> mx.array:
-        """Fine tokens as float32 vectors, in one kernel where available."""
-        decoded = decode(self.fine_format, (), block, (), mx.float32)
-        return self.fine_format.decode(block) if decoded is None else decoded
+        taken = taken_whole((decode_fine(self.fine_format, block),))
+        return self._encodings(self.packed, self.spec, taken, None, first, rounding, None)
 
     def _encodings(
         self,
         store: TokenStore,
         spec: FormatSpec,
-        x: mx.array,
+        taken: Taken,
+        decoder: Format | None,
         first: int,
         rounding: Rounding,
         workspace: ThreadWorkspace | None,
     ) -> list[Encoding]:
-        """Encodings that bring vectors ``[batch, heads, tokens, head_dim]`` into a store.
+        """Encodings that bring vectors into a store.
 
         Args:
             spec: Of the store's format.
+            decoder: The format of fine vectors; ``None`` for raw ones.
             first: Position of the first vector.
         """
         format_ = self.format_of(store)
-        batch, heads, count, _ = x.shape
-        chunk = max(PACK_CHUNK_TOKENS, PACK_CHUNK_VECTORS // (batch * heads))
-        chunk = chunk if kernels() is None else GPU_PACK_CHUNK_TOKENS
+        count = taken.tokens
+        if kernels() is None:
+            batch, heads, *_ = taken.memory[0].shape
+            chunk = max(PACK_CHUNK_TOKENS, PACK_CHUNK_VECTORS // (batch * heads))
+        else:
+            chunk = GPU_PACK_CHUNK_TOKENS
+        if not rounding.runs and count <= chunk:
+            return [Encoding(store, format_, taken, decoder, workspace=workspace)]
         encodings = []
         for low, high, bits, _ in rounding.spans(first, first + count):
-            encoder = format_ if bits > spec.bits else format_.length_keeping
+            is_usual = bits > spec.bits
+            encoder = format_ if is_usual else format_.length_keeping
             for start in range(low, high, chunk):
-                end = min(start + chunk, high)
-                part = x[:, :, start - first : end - first]
-                encodings.append(Encoding(store, encoder, part, count > chunk, workspace))
+                part = taken.part(start - first, min(start + chunk, high) - first)
+                encodings.append(Encoding(store, encoder, part, decoder, count > chunk, is_usual, workspace))
         return encodings
 
     def format_of(self, store: TokenStore) -> Format:
@@ -572,7 +618,7 @@ class Side:
         for first in range(0, store.length, size):
             parts.append(self.format.decode(store.view(first, first + size)).astype(dtype))
         if fine.length:
-            parts.append(self._decode_fine(fine.view()).astype(dtype))
+            parts.append(decode_fine(self.fine_format, fine.view()).astype(dtype))
         decoded = concatenate(parts, axis=2)
         self._decoded = (objects, numbers, decoded) if keep_graph else None
         return decoded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import mlx.core as mx
 
@@ -66,6 +66,38 @@ class RoomyArray:
 def capacity_for(tokens: int) -> int:
     """Capacity to restore a long store with, so that the next append need not move it."""
     return (tokens // GROWTH_TOKENS + 1) * GROWTH_TOKENS
+
+
+class Taken(NamedTuple):
+    """Tokens taken out of a store, in the memory that they are in.
+
+    Attributes:
+        memory: Arrays ``[batch, heads, capacity, ...]``; launches may not have written all tokens yet.
+        start: Index of the first token.
+    """
+
+    memory: Block
+    capacity: int
+    start: int
+    tokens: int
+
+    def first(self, count: int) -> Taken:
+        """The first ``count`` tokens, or all."""
+        return self._replace(tokens=min(count, self.tokens))
+
+    def part(self, start: int, end: int) -> Taken:
+        """Tokens ``[start, end)``."""
+        return Taken(self.memory, self.capacity, self.start + start, end - start)
+
+    def view(self) -> Block:
+        """The tokens as slices."""
+        return tuple(array[:, :, self.start : self.start + self.tokens] for array in self.memory)
+
+
+def taken_whole(block: Block) -> Taken:
+    """All tokens of a block."""
+    tokens = block[0].shape[2]
+    return Taken(block, tokens, 0, tokens)
 
 
 class _Slots:
@@ -145,8 +177,13 @@ class TokenStore:
         # MLX has assigned to a copy, unless no other store had the buffer.
         self._slots = _Slots(self.start + self.length)
 
-    def free_slots(self, count: int, workspace: ThreadWorkspace) -> Block | None:
-        """Where a launch can write the next ``count`` tokens, as slices of the memory.
+    @property
+    def end(self) -> int:
+        """Index behind the last token."""
+        return self.start + self.length
+
+    def make_slots(self, count: int, workspace: ThreadWorkspace) -> bool:
+        """Make room where a launch can write the next ``count`` tokens, from ``end`` on.
 
         ``add_written`` follows.
 
@@ -154,16 +191,16 @@ class TokenStore:
             workspace: Of the launch.
 
         Returns:
-            ``None`` if the store is empty, or another one may have tokens there.
+            Whether there is: not if the store is empty, or another one may have tokens there.
         """
-        if not self.memory or self._slots.used > self.start + self.length:
-            return None
+        end = self.start + self.length
+        if not self.memory or self._slots.used > end:
+            return False
         if self._written is not None and self._written[1] is not workspace:
             mx.eval(self.arrays)
-        if self.start + self.length + count > self.capacity:
+        if end + count > self.capacity:
             self._make_room(count, workspace)
-        first = self.start + self.length
-        return tuple(array[:, :, first : first + count] for array in self.memory)
+        return True
 
     def add_written(self, count: int, output: mx.array, workspace: ThreadWorkspace) -> None:
         """Record that a launch writes the next ``count`` tokens.
@@ -249,9 +286,13 @@ class TokenStore:
         copied._slots = self._slots
         return copied
 
-    def pop_front(self, count: int) -> Block:
-        """Remove and return the first ``count`` tokens; the rest stays where it is, and others follow."""
-        front = self.view(0, count)
+    def pop_front(self, count: int, workspace: ThreadWorkspace) -> Taken:
+        """Remove and return the first ``count`` tokens; the rest stays where it is, and others follow.
+
+        Args:
+            workspace: Of the launches that read the tokens; for a tail see ``can_pop_for``.
+        """
+        front = Taken(self.launch_arrays(workspace), self.capacity, self.start, count)
         self._drop_in_place(count)
         return front
 
@@ -411,12 +452,6 @@ class Tail(TokenStore):
         capacity = self.length + self._added_capacity(1)
         (held,) = (array[:, :, self.start : self.start + self.length] for array in self.memory)
         self._move_to((self.writer.copy_of(held, capacity),), capacity)
-
-    def pop_front_for(self, count: int) -> mx.array:
-        """``pop_front`` for a launch that can read the memory (see ``can_pop_for``)."""
-        (front,) = (array[:, :, self.start : self.start + count] for array in self.memory)
-        self._drop_in_place(count)
-        return front
 
     def can_pop_for(self, workspace: ThreadWorkspace) -> bool:
         """Whether a launch of a workspace can read the tokens in the memory, all of them written."""
