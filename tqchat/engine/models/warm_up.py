@@ -26,7 +26,8 @@ SENTENCES = 16
 """Sentences of a prompt that is long enough for tokens to be encoded."""
 LONG_SENTENCES = 48
 """Sentences of a prompt that leaves packed tokens behind fine ones, which have kernels of their own."""
-REPLY_TOKENS = 3
+REPLY_TOKENS = 8
+"""Enough for a step of the model to be compiled, too (see ``compiled_step``)."""
 QUIET_POLLS = 12
 """Polls without another kernel after which compilation has ended; none takes MLX so long."""
 COMPILING = "Compiling kernels for this card, once for each kind of model and scheme:"

@@ -15,6 +15,7 @@ from statistics import median
 
 import mlx.core as mx
 
+from tqchat.engine import backend
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.events import Done, Failed
 from tqchat.engine.models import LoadedModel
@@ -134,7 +135,9 @@ def _row(
     weights = model.info.weight_bytes
     expected = weights + chat.session.memory().bytes
     memory_ratio = mx.get_active_memory() / expected
-    resident_ratio = (_resident() - before + weights) / expected
+    # On a card of its own memory the weights and the cache are no part of the process's.
+    on_card = backend.prepare().name == "cuda"
+    resident_ratio = None if on_card else (_resident() - before + weights) / expected
     messages = [*chat.messages, chat.question()]
     sessions = {"day": chat.session, "fresh": Session(model, scheme)}
     seeds = {name: iter(range(rounds + timing.WARM_UP_ROUNDS)) for name in sessions}
