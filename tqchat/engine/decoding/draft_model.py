@@ -17,6 +17,7 @@ from tqchat.engine.failures import DraftMismatch
 from tqchat.engine.models import LoadedModel
 from tqchat.engine.models.token_arrays import token_array, token_ids
 from tqchat.engine.sequences import common_prefix
+from tqchat.kv.attention.compiled_step import logits_of
 
 MAX_DRAFTED_TOKENS = 4
 """Most tokens that a draft model proposes at a time."""
@@ -68,7 +69,7 @@ class DraftModel:
         before = tokens[-PENALTY_WINDOW:]
         with mx.stream(generation_stream):
             for step in range(count):
-                logits = cache.model.model(token[None], cache=cache.cache)[:, -1]
+                logits = logits_of(cache.model.model, token[None], cache.cache)[:, -1]
                 ahead = mx.concatenate(sampled) if sampled else None
                 token = self._sampler.sample(logits, number + step, before, ahead)
                 sampled.append(token)

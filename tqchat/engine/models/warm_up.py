@@ -18,7 +18,8 @@ from tqchat.engine.backend import KERNEL_FOLDER_VARIABLE
 from tqchat.engine.commands import ChatMessage, Sampling
 from tqchat.engine.events import Failed
 from tqchat.engine.models.loading import LoadedModel
-from tqchat.kv.scheme import parse_scheme
+from tqchat.kv.scheme import TILE, parse_scheme
+from tqchat.kv.storage.side import GPU_TOKENS_PER_PACK
 
 POLL_INTERVAL_S = 0.5
 SENTENCE = "The quick brown fox jumps over the lazy dog. "
@@ -26,8 +27,8 @@ SENTENCES = 16
 """Sentences of a prompt that is long enough for tokens to be encoded."""
 LONG_SENTENCES = 48
 """Sentences of a prompt that leaves packed tokens behind fine ones, which have kernels of their own."""
-REPLY_TOKENS = 8
-"""Enough for a step of the model to be compiled, too (see ``compiled_step``)."""
+REPLY_TOKENS = GPU_TOKENS_PER_PACK[0] + TILE
+"""Enough for a reply to pack tokens of its own, and for a step of the model to be compiled."""
 QUIET_POLLS = 12
 """Polls without another kernel after which compilation has ended; none takes MLX so long."""
 COMPILING = "Compiling kernels for this card, once for each kind of model and scheme:"

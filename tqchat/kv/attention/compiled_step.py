@@ -52,16 +52,17 @@ def logits_of(model: Any, tokens: mx.array, cache: list[Any]) -> mx.array:
 
 
 def _next_tokens(cache: Sequence[Any]) -> list[NextToken] | None:
-    """The launches of the next step, if every layer has one, and all are at the same position."""
+    """The launches of the next step, if every layer has one, all at one position and in one order."""
     found: list[NextToken] = []
     for layer in cache:
         if not isinstance(layer, SchemeCache) or layer.offset != cache[0].offset:
             return None
-        if (one := layer.next_token()) is None:
+        one = layer.next_token()
+        if one is None or (found and one.launcher.workspace is not found[0].launcher.workspace):
             return None
         found.append(one)
     routes = {id(layer.route): layer for layer in cache}
-    return found if all(layer.is_routed for layer in routes.values()) else None
+    return found if found and all(layer.is_routed for layer in routes.values()) else None
 
 
 class _CompiledSteps:
