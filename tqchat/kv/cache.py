@@ -459,6 +459,7 @@ class SchemeCache:
     def free_spare_room(self) -> None:
         """Free the room that a prompt was expected to need and did not."""
         if self.packs_prompts and not self.drops_tokens:
+            self._steady = None  # it has views of the arrays
             for side in self.sides:
                 side.free_spare_room()
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import copy
+import gc
+from dataclasses import replace
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_map
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from tests.kv import families
 from tests.kv.kernels import test_in_place
 from tests.kv.kernels.emulator import CPLUSPLUS
 from tests.kv.tiny import build
 from tqchat import kv
+from tqchat.engine.decoding.step import Step
 from tqchat.kv.attention import compiled_step
 from tqchat.kv.attention.compiled_step import logits_of
 from tqchat.kv.attention.traced_layer import TracedLayer
 from tqchat.kv.cache import SchemeCache, packing_later
 from tqchat.kv.kernels import device, fused, launch, steady, workspace
 from tqchat.kv.prompt_cache import pack_together
+from tqchat.lab.bench import shapes
 
 emulator = test_in_place.emulator
 kernels = test_in_place.kernels
@@ -26,27 +34,27 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+LLAMA = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 64,
+}
+
+
 def tiny_llama():
-    return build(
-        "llama",
-        dtype=mx.float16,
-        hidden_size=128,
-        num_hidden_layers=3,
-        intermediate_size=128,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        rms_norm_eps=1e-5,
-        vocab_size=64,
-    )
+    return build("llama", dtype=mx.float16, **LLAMA)
 
 
-def cache_for(model, scheme, shared=None):
+def cache_for(model, scheme, shared):
     cache = kv.make_prompt_cache(model, scheme)
     for layer in cache:
         layer.uses_placeholders = True
-        if shared is not None:
-            layer.share(shared)
+        layer.share(shared)
     model(mx.arange(150)[None] % 64, cache=cache)
     return cache
 
@@ -124,7 +132,7 @@ def test_compiled_steps_give_the_same_logits_and_tokens(eager, compiled, scheme)
         part.share(eager.workspace)
         part.uses_placeholders = True
     chat.trim(5)
-    for _ in range(5):
+    for _ in range(12):
         chat.step()
         other.step()
     # All layers, and most steps: not the first of a kind, nor those after packing, a branch and a cut.
@@ -173,25 +181,39 @@ def test_layers_at_different_positions_and_other_caches_are_read_without(eager, 
     assert not compiled
 
 
-def test_a_step_is_traced_once_however_the_caches_grow(monkeypatch, compiled):
-    """With kernels that give back the queries, as MLX traces no emulated ones."""
-    traced = []
+class PlainKernels(device.Kernels):
+    """Kernels of MLX's operations, as MLX traces no emulated ones. Attention depends on the queries alone."""
 
-    class Kernels(device.Kernels):
-        def compiled(self, spec):
-            return lambda inputs, **launch_: [
-                mx.zeros(shape, dtype) + inputs[0].sum().astype(dtype)
-                for shape, dtype in zip(launch_["output_shapes"], launch_["output_dtypes"], strict=True)
-            ]
+    def compiled(self, spec):
+        def run(inputs, **launch_):
+            shapes = zip(launch_["output_shapes"], launch_["output_dtypes"], strict=True)
+            outputs = [mx.zeros(*pair) for pair in shapes]
+            if spec.kernel.startswith("attend"):
+                outputs[0] += inputs[0].sum(axis=-1, keepdims=True) / 8
+            return outputs
 
-        def verify_first_use(self, plan, inputs, reference, candidate, error):
-            self.trusted.add(plan)
-            return candidate()
+        return run
 
-    found = Kernels("cuda", tensor_cores=True)
+    def verify_first_use(self, plan, inputs, reference, candidate, error):
+        self.trusted.add(plan)
+        return candidate()
+
+
+@pytest.fixture
+def tracing(monkeypatch):
+    kernels = PlainKernels("cuda")
     for module in (fused, launch, workspace):
-        monkeypatch.setattr(module, "kernels", lambda: found)
+        monkeypatch.setattr(module, "kernels", lambda: kernels)
     launch._layout_factory.cache_clear()
+    mx.enable_compile()
+    yield
+    if mx.default_device() == mx.cpu:  # the engine's setting
+        mx.disable_compile()
+    launch._layout_factory.cache_clear()
+
+
+def test_a_step_is_traced_once_however_the_caches_grow(monkeypatch, tracing, compiled):
+    traced = []
     model = tiny_llama()
     call = type(model).__call__
     monkeypatch.setattr(
@@ -202,19 +224,69 @@ def test_a_step_is_traced_once_however_the_caches_grow(monkeypatch, compiled):
             call(self, *arguments, cache=cache),
         )[1],
     )
-    mx.enable_compile()
-    try:
-        cache = cache_for(model, "turbo4")
-        with packing_later(cache):
-            for _ in range(200):
-                mx.eval(logits_of(model, mx.array([[3]]), cache))
-                pack_together(cache)
-    finally:
-        if mx.default_device() == mx.cpu:
-            mx.disable_compile()
-        launch._layout_factory.cache_clear()
+    cache = cache_for(model, "turbo4", workspace.Workspace())
+    with packing_later(cache):
+        for _ in range(200):
+            mx.eval(logits_of(model, mx.array([[3]]), cache))
+            pack_together(cache)
     assert cache[0].packed_tokens > 200 and len(compiled) > 3 * 130
     assert sum(traced) <= 3, "once for each number of threadgroups, and not at another length"
+
+
+@pytest.mark.parametrize(
+    "name", ["cohere", "deepseek_v2", "gemma", "gpt2", "granitemoe", "gpt_bigcode", "phi3", "qwen3_moe"]
+)
+def test_models_of_other_kinds_give_the_same_logits_however_long_they_run(tracing, compiled, name):
+    model = families.model(name)
+    chat = Chat(model, [cache_for(model, "turbo4", workspace.Workspace()) for _ in range(2)])
+    for _ in range(40):
+        chat.step()
+    # The positions of one of them are numbers of Python, which cannot be traced.
+    assert bool(compiled) == (name != "gpt_bigcode")
+
+
+def test_a_step_is_compiled_anew_with_an_adapter(tracing, compiled):
+    loaded = shapes.build("tiny")
+    caches = [cache_for(loaded.model, "turbo4", workspace.Workspace()) for _ in range(2)]
+
+    def step():
+        token = mx.array([[7]])
+        with packing_later(caches[1]):
+            expected = loaded.model(token, cache=caches[1])[0]
+        found = Step(SimpleNamespace(model=loaded, cache=caches[0]), token[0]).result()
+        for cache in caches:
+            pack_together(cache)
+        assert mx.allclose(found, expected, atol=1e-4)
+        return expected
+
+    for _ in range(12):
+        plain = step()
+    assert compiled
+    compiled.clear()
+    linear_to_lora_layers(loaded.model, 2, {"rank": 4, "scale": 20.0, "dropout": 0.0})
+    loaded.model.update(tree_map(lambda x: x + 0.1, loaded.model.trainable_parameters()))
+    loaded = replace(loaded)  # as every change of the adapter makes another one
+    for _ in range(12):
+        adapted = step()
+    assert compiled and not mx.allclose(plain, adapted, atol=0.1)
+
+
+def test_a_model_that_is_dropped_frees_its_weights_at_once(tracing, compiled):
+    gc.collect()
+    gc.disable()
+    try:
+        before = mx.get_active_memory()
+        model = build("llama", **{**LLAMA, "hidden_size": 1024})
+        weights = mx.get_active_memory() - before
+        cache = cache_for(model, "turbo4", workspace.Workspace())
+        for _ in range(12):
+            mx.eval(logits_of(model, mx.array([[3]]), cache))
+        assert compiled
+        compiled.clear()
+        del model, cache
+        assert mx.get_active_memory() - before < weights / 4
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(device.kernels() is None, reason="no GPU")
@@ -224,5 +296,5 @@ def test_compiled_steps_of_this_device_give_the_same_logits(compiled, scheme):
     chat = Chat(model, [cache_for(model, scheme, workspace.Workspace()) for _ in range(2)])
     for _ in range(150):
         chat.step()
-    assert len(compiled) > 100 * 3 and not compiled_step._steps.get(model, lambda: None)._is_refused
+    assert len(compiled) > 100 * 3 and not compiled_step._steps.get(model, lambda: None)._refused
     chat.assert_same_tokens()

@@ -69,7 +69,7 @@ class DraftModel:
         before = tokens[-PENALTY_WINDOW:]
         with mx.stream(generation_stream):
             for step in range(count):
-                logits = logits_of(cache.model.model, token[None], cache.cache)[:, -1]
+                logits = logits_of(cache.model.model, token[None], cache.cache, cache.model)[:, -1]
                 ahead = mx.concatenate(sampled) if sampled else None
                 token = self._sampler.sample(logits, number + step, before, ahead)
                 sampled.append(token)

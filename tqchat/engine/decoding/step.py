@@ -74,7 +74,8 @@ class Step:
             self.held.drop_unfinished_step()
         if self._logits is None:
             with mx.stream(generation_stream), self.context():
-                self._logits = logits_of(self.held.model.model, self.tokens[None], self.held.cache)[0]
+                model = self.held.model
+                self._logits = logits_of(model.model, self.tokens[None], self.held.cache, model)[0]
         return self._logits
 
     @staticmethod

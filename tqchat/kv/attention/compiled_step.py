@@ -18,6 +18,7 @@ import mlx.core as mx
 from tqchat.kv.attention.per_model import PerModel
 from tqchat.kv.attention.traced_layer import CannotTrace, LaunchOrder, TracedLayer
 from tqchat.kv.cache import SchemeCache
+from tqchat.kv.kernels.device import relative_error
 from tqchat.kv.kernels.launch import Attention, NextToken
 from tqchat.kv.kernels.plan import Plan
 
@@ -28,7 +29,7 @@ H200.
 
 TOLERANCE = 0.02
 """Largest difference of the first compiled step's logits from those of the same step without compilation, as
-a share of their range.
+a share of the largest.
 """
 
 Function = Callable[
@@ -38,15 +39,18 @@ Function = Callable[
 _log = logging.getLogger(__name__)
 
 
-def logits_of(model: Any, tokens: mx.array, cache: list[Any]) -> mx.array:
+def logits_of(model: Any, tokens: mx.array, cache: list[Any], version: Any = None) -> mx.array:
     """The model's logits ``[1, count, vocabulary]``, in a compiled step where that is possible.
 
     Args:
         tokens: ``[1, count]``, which are appended to the cache.
         cache: One entry per layer of the model.
+        version: An object that stands for the model's present modules and weights, which are part of a
+            compiled step: another one once they have changed. By default the model itself.
     """
     if tokens.size == 1 and (next_tokens := _next_tokens(cache)) is not None:
-        return _steps.get(model, lambda: _CompiledSteps(model)).logits(tokens, cache, next_tokens)
+        steps = _steps.get(model if version is None else version, lambda: _CompiledSteps(model))
+        return steps.logits(tokens, cache, next_tokens)
     logits: mx.array = model(tokens, cache=cache)
     return logits
 
@@ -69,20 +73,20 @@ class _CompiledSteps:
     """The compiled steps of a model. The first one of each kind is compared with one that is not compiled.
 
     Args:
-        model: Referred to weakly: this lives as long as the model.
+        model: Referred to weakly: this lives as long as the model's version.
     """
 
     def __init__(self, model: Any) -> None:
         self._model = weakref.ref(model)
         self._functions: dict[tuple[object, ...], Function] = {}
-        self._is_refused = False
         self._trusted: set[tuple[Plan, ...]] = set()
+        self._refused: set[tuple[Plan, ...]] = set()
 
     def logits(self, tokens: mx.array, cache: list[Any], next_tokens: list[NextToken]) -> mx.array:
         """The model's logits ``[1, 1, vocabulary]`` behind a token ``[1, 1]``."""
         plans = tuple(one.launcher.plan for one in next_tokens)
         found: mx.array | None = None
-        if not self._is_refused:
+        if plans not in self._refused:
             try:
                 found, last = self._run(tokens, cache, next_tokens)
                 if plans in self._trusted:
@@ -94,18 +98,19 @@ class _CompiledSteps:
                 next_tokens[0].launcher.workspace.before = last
             except Exception as error:  # whatever a model raises when it is traced
                 found = None
-                self._refuse(str(error))
+                self._refuse(plans, str(error))
         model: Any = self._model()
         expected: mx.array = model(tokens, cache=cache)
         if found is not None:
-            if _are_close(expected, found):
+            error_found = relative_error(expected, found)
+            if error_found <= TOLERANCE:
                 self._trusted.add(plans)
             else:
-                self._refuse("the logits differ")
+                self._refuse(plans, f"the logits differ by {error_found:.2g}")
         return expected
 
-    def _refuse(self, reason: str) -> None:
-        self._is_refused = True
+    def _refuse(self, plans: tuple[Plan, ...], reason: str) -> None:
+        self._refused.add(plans)
         _log.info("The model's steps are not compiled: %s", reason)
 
     def _run(
@@ -131,6 +136,8 @@ class _CompiledSteps:
         and the sizes and arrays of the layers.
         """
 
+        reference = self._model  # not ``self``, which keeps the function and with it the weights
+
         def step(
             tokens: mx.array,
             offset: mx.array,
@@ -138,7 +145,7 @@ class _CompiledSteps:
             sizes: list[mx.array],
             arrays: list[list[mx.array]],
         ) -> tuple[mx.array, mx.array]:
-            model: Any = self._model()
+            model: Any = reference()
             order = LaunchOrder(before)
             layers = [
                 TracedLayer(*layer, offset, order) for layer in zip(attentions, sizes, arrays, strict=True)
@@ -153,8 +160,3 @@ class _CompiledSteps:
 
 
 _steps = PerModel[_CompiledSteps]()
-
-
-def _are_close(expected: mx.array, found: mx.array) -> bool:
-    a, b = expected.astype(mx.float32), found.astype(mx.float32)
-    return bool((mx.abs(a - b).max() <= TOLERANCE * (a.max() - a.min())).item())

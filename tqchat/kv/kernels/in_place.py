@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -110,12 +111,12 @@ class _Launch(NamedTuple):
 
     Attributes:
         heads: Of all rows of the batch.
-        formats: Decoder and encoder of each part.
+        formats: Decoder and encoder of each part, referred to weakly: the encoder keeps this.
         fixed: The arrays that the parts share.
     """
 
     heads: int
-    formats: tuple[tuple[TurboFormat | None, TurboFormat], ...]
+    formats: tuple[tuple[Callable[[], TurboFormat | None], Callable[[], TurboFormat | None]], ...]
     compiled: Callable[..., mx.array]
     fixed: tuple[mx.array, ...]
 
@@ -124,7 +125,7 @@ class _Launch(NamedTuple):
         if _heads(vectors) != self.heads:
             return False
         return all(
-            one.encoder is encoder and one.decoder is decoder
+            one.encoder is encoder() and one.decoder is decoder()
             for one, (decoder, encoder) in zip(vectors, self.formats, strict=True)
         )
 
@@ -219,7 +220,12 @@ def _plan(vectors: Sequence[Vectors], tensor_cores: bool) -> tuple[InPlacePlan, 
 def _launch_of(plan: InPlacePlan, fixed: tuple[mx.array, ...], vectors: Sequence[Vectors]) -> _Launch:
     heads = _heads(vectors)
     compiled = _compiled(thread_key(), plan, heads, tuple(one.taken.tokens for one in vectors))
-    return _Launch(heads, tuple((one.decoder, one.encoder) for one in vectors), compiled, fixed)
+    formats = tuple((_weakly(one.decoder), weakref.ref(one.encoder)) for one in vectors)
+    return _Launch(heads, formats, compiled, fixed)
+
+
+def _weakly(format_: TurboFormat | None) -> Callable[[], TurboFormat | None]:
+    return (lambda: None) if format_ is None else weakref.ref(format_)
 
 
 @lru_cache(maxsize=64)
