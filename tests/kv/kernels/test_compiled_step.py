@@ -21,7 +21,7 @@ from tqchat.engine.decoding.step import Step
 from tqchat.kv.attention import compiled_step
 from tqchat.kv.attention.compiled_step import logits_of
 from tqchat.kv.attention.traced_layer import TracedLayer
-from tqchat.kv.cache import SchemeCache, packing_later
+from tqchat.kv.cache import SchemeCache, packing_later, verifying
 from tqchat.kv.kernels import device, fused, launch, steady, workspace
 from tqchat.kv.prompt_cache import pack_together
 from tqchat.lab.bench import shapes
@@ -65,16 +65,24 @@ class Chat:
     def __init__(self, model, caches):
         self.model, self.caches = model, caches
 
-    def step(self):
+    def step(self, packs=True):
         token = mx.array([[self.caches[0][0].offset * 7 % 64]])
         cache, twin = self.caches
         with packing_later([*cache, *twin]):
             found, expected = logits_of(self.model, token, cache), self.model(token, cache=twin)
-        # The twin is packed at the same time, by the same kernels.
-        pack_together(cache)
-        pack_together(twin)
+        if packs:  # the twin at the same time, by the same kernels
+            pack_together(cache)
+            pack_together(twin)
         assert mx.array_equal(found, expected), self.caches[0][0].offset
         assert [layer.offset for layer in cache] == [layer.offset for layer in twin]
+
+    def draft(self, count, accepted):
+        """A step of several tokens, of which some are trimmed again."""
+        tokens = mx.arange(count)[None]
+        with verifying([layer for cache in self.caches for layer in cache]):
+            found, expected = (self.model(tokens, cache=cache) for cache in self.caches)
+        assert mx.array_equal(found, expected)
+        self.trim(count - accepted)
 
     def branch(self):
         return Chat(self.model, copy.deepcopy(self.caches))

@@ -490,7 +490,11 @@ def change(name, cache):
     ],
 )
 @pytest.mark.parametrize("scheme", ["turbo4", "turbo0v4", "trellis2"])
-def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, scheme, name, looked_up_again):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_kernels_get_the_current_sizes_after_every_change(
+    recorded_strides, scheme, name, looked_up_again, ahead
+):
+    """Also when they are asked for before the next token is there, ``ahead``."""
     fine = parse_scheme(scheme).fine
     cache, queries = filled(scheme, 1, 1, 2, 190 + fine, (64, 64), mx.float16, 1)
     for side in cache.sides:  # without sinks, as in a window
@@ -499,7 +503,10 @@ def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, sche
     launcher = launcher_for(cache, queries, CUDA, None)
     for _ in change(name, cache):
         before = launcher._layouts
-        assert serves(launcher, queries, cache.sides)
+        if ahead:
+            recorded_strides.append(memoryview(launcher.next_token(*cache.sides).sizes).strides)
+        else:
+            assert serves(launcher, queries, cache.sides)
         values = cache.value_side
         stores = [cache.key_side.packed, values.packed, cache.key_side.recent, values.recent]
         stores += [values.fine] if fine else []
@@ -509,7 +516,7 @@ def test_kernels_get_the_current_sizes_after_every_change(recorded_strides, sche
         fine_splits = strides[1] >> 32
         assert 0 < fine_splits <= MAX_FINE_SPLITS if fine else not fine_splits
         second = values.packed.length | fine_splits << 32
-        assert strides[:3] == [first, second, values.recent.length] and strides[5:] == rooms
+        assert strides[:3] == [first, second, values.recent.length + ahead] and strides[5:] == rooms
     # Layouts are looked up again only after a change of revision.
     assert (launcher._layouts is not before) == looked_up_again
 

@@ -135,6 +135,14 @@ class StepLauncher:
             and have_equal_fine(keys, values)
         )
 
+    def _is_for(self, keys: Side, values: Side) -> bool:
+        """Whether this serves the sides as they are; what depends on their revision is up to date then."""
+        if self._key_revision is not keys.revision or self._value_revision is not values.revision:
+            if not self.matches(keys, values):
+                return False
+            self._refresh(keys, values)
+        return True
+
     def _refresh(self, keys: Side, values: Side) -> None:
         """Update what depends on the revision of the sides."""
         self._key_revision, self._value_revision = keys.revision, values.revision
@@ -165,10 +173,8 @@ class StepLauncher:
         """
         if self._mask is not mask or self._sink_logits is not sink_logits or self._scale != scale:
             return None
-        if self._key_revision is not keys.revision or self._value_revision is not values.revision:
-            if not self.matches(keys, values):
-                return None
-            self._refresh(keys, values)
+        if not self._is_for(keys, values):
+            return None
         key_tail, value_tail = keys.recent, values.recent
         layout = self._layouts[(value_tail if self._packs_values else key_tail).length]
         if layout is None:
@@ -209,10 +215,12 @@ class StepLauncher:
         )
 
     def next_token(self, keys: Side, values: Side) -> NextToken | None:
-        """The launch of attention that appends a token to both sides; ``None`` if there is none.
+        """The launch of attention that appends a token to both sides, which have a slot for it.
 
-        The sides have the revisions of the last launch, and a slot for the token.
+        ``None`` if there is none.
         """
+        if not self._is_for(keys, values):
+            return None
         tails = keys.recent, values.recent
         layout = self._layouts[tails[self._packs_values].length + 1]
         if layout is None:
