@@ -142,7 +142,8 @@ def test_layers_of_a_model_have_one_kernel():
 
 def test_a_launch_serves_only_its_own_formats_and_heads():
     vectors = layer("turbo3", 32, 8, 8)
-    launch = in_place._Launch(HEADS, tuple((one.decoder, one.encoder) for one in vectors), mx.negative, ())
+    formats = tuple((in_place._weakly(one.decoder), in_place._weakly(one.encoder)) for one in vectors)
+    launch = in_place._Launch(HEADS, formats, mx.negative, ())
     assert launch.serves(vectors)
     *others, last = vectors
     assert not launch.serves([*others, last._replace(encoder=replace(last.encoder))])
