@@ -135,7 +135,6 @@ class _CompiledSteps:
         """A step with these launches, as a compiled function of the token, its position, what runs before it,
         and the sizes and arrays of the layers.
         """
-
         reference = self._model  # not ``self``, which keeps the function and with it the weights
 
         def step(

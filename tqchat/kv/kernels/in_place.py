@@ -220,7 +220,7 @@ def _plan(vectors: Sequence[Vectors], tensor_cores: bool) -> tuple[InPlacePlan, 
 def _launch_of(plan: InPlacePlan, fixed: tuple[mx.array, ...], vectors: Sequence[Vectors]) -> _Launch:
     heads = _heads(vectors)
     compiled = _compiled(thread_key(), plan, heads, tuple(one.taken.tokens for one in vectors))
-    formats = tuple((_weakly(one.decoder), weakref.ref(one.encoder)) for one in vectors)
+    formats = tuple((_weakly(one.decoder), _weakly(one.encoder)) for one in vectors)
     return _Launch(heads, formats, compiled, fixed)
 
 
